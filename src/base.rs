@@ -1,0 +1,7 @@
+//! Floor 0: small pure parts without a dependency on the rest of the crate.
+
+pub mod hash;
+pub mod headers;
+pub mod ip;
+pub mod rng;
+pub mod time;

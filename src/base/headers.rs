@@ -1,0 +1,173 @@
+//! A header map in the form in which proxy-wasm hosts hand it over, read in place.
+//!
+//! The form (proxy-wasm ABI 0.2.1, "Serialization"): the number of pairs, then for each pair the length of name and value, all as
+//! little-endian u32, then each name and value with a NUL behind it. One call gives all headers for the price of one, and nothing is
+//! copied again: values are bytes, since clients and upstreams may send anything.
+
+/// All headers of a message.
+#[derive(Clone, Debug, Default)]
+pub struct HeaderMap(Vec<u8>);
+
+impl HeaderMap {
+    /// Wraps the host's bytes. Malformed bytes are read as far as they make sense.
+    #[must_use]
+    pub const fn from_host(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    /// Serialises pairs as a host does.
+    #[must_use]
+    pub fn from_pairs<N: AsRef<[u8]>, V: AsRef<[u8]>>(pairs: &[(N, V)]) -> Self {
+        let mut bytes = Vec::new();
+        let mut number = |n: usize| bytes.extend_from_slice(&u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes());
+        number(pairs.len());
+        for (name, value) in pairs {
+            number(name.as_ref().len());
+            number(value.as_ref().len());
+        }
+        for (name, value) in pairs {
+            bytes.extend_from_slice(name.as_ref());
+            bytes.push(0);
+            bytes.extend_from_slice(value.as_ref());
+            bytes.push(0);
+        }
+        Self(bytes)
+    }
+
+    /// The serialised bytes, as a host takes them.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The first value of `name`, which must be in lower case; the map's names match in any case.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        // Length first: it tells most names apart, and costs one comparison.
+        self.iter().find(|(n, _)| n.len() == name.len() && n.eq_ignore_ascii_case(name.as_bytes())).map(|(_, v)| v)
+    }
+
+    /// All values of `name` (lower case), in order.
+    pub fn all<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
+        self.iter().filter(move |(n, _)| n.len() == name.len() && n.eq_ignore_ascii_case(name.as_bytes())).map(|(_, v)| v)
+    }
+
+    /// All pairs in order.
+    #[must_use]
+    pub fn iter(&self) -> Pairs<'_> {
+        let (count, rest) = split_number(&self.0).unwrap_or((0, &[]));
+        // A count that the bytes cannot hold is a lie: trust the bytes.
+        let (lengths, data) = rest.split_at_checked(count.saturating_mul(8)).unwrap_or((&[], &[]));
+        Pairs { lengths, data }
+    }
+}
+
+/// Iterator over the pairs of a [`HeaderMap`].
+#[derive(Clone, Debug)]
+pub struct Pairs<'a> {
+    lengths: &'a [u8],
+    data: &'a [u8],
+}
+
+impl<'a> Iterator for Pairs<'a> {
+    type Item = (&'a [u8], &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (name_len, rest) = split_number(self.lengths)?;
+        let (value_len, rest) = split_number(rest)?;
+        self.lengths = rest;
+        let (name, data) = self.data.split_at_checked(name_len)?;
+        let (value, data) = data.get(1..)?.split_at_checked(value_len)?;
+        self.data = data.get(1..)?;
+        Some((name, value))
+    }
+}
+
+impl DoubleEndedIterator for Pairs<'_> {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        let (rest, value_len) = split_number_back(self.lengths)?;
+        let (rest, name_len) = split_number_back(rest)?;
+        self.lengths = rest;
+        let value_start = self.data.len().checked_sub(value_len)?.checked_sub(1)?;
+        let (data, value) = self.data.split_at_checked(value_start)?;
+        let name_start = data.len().checked_sub(name_len)?.checked_sub(1)?;
+        let (data, name) = data.split_at_checked(name_start)?;
+        self.data = data;
+        Some((name.get(..name_len)?, value.get(..value_len)?))
+    }
+}
+
+fn split_number(bytes: &[u8]) -> Option<(usize, &[u8])> {
+    let (number, rest) = bytes.split_first_chunk::<4>()?;
+    Some((usize::try_from(u32::from_le_bytes(*number)).ok()?, rest))
+}
+
+fn split_number_back(bytes: &[u8]) -> Option<(&[u8], usize)> {
+    let (rest, number) = bytes.split_last_chunk::<4>()?;
+    Some((rest, usize::try_from(u32::from_le_bytes(*number)).ok()?))
+}
+
+/// `bytes` without leading and trailing spaces and tabs.
+#[must_use]
+pub fn trim(bytes: &[u8]) -> &[u8] {
+    bytes.trim_ascii()
+}
+
+/// A decimal number without sign, space or leading plus; `None` if it is none or does not fit.
+#[must_use]
+pub fn parse_number(bytes: &[u8]) -> Option<u64> {
+    if bytes.is_empty() {
+        return None;
+    }
+    bytes.iter().try_fold(0u64, |n, b| match b {
+        b'0'..=b'9' => n.checked_mul(10)?.checked_add(u64::from(b.wrapping_sub(b'0'))),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn names_match_in_any_case_and_values_are_bytes() {
+        let map = HeaderMap::from_pairs(&[("X-Key", &b"\xff\x00"[..]), ("x-key", b"2"), ("other", b"")]);
+        assert_eq!(map.get("x-key"), Some(&b"\xff\x00"[..]));
+        assert_eq!(map.all("x-key").collect::<Vec<_>>(), [&b"\xff\x00"[..], b"2"]);
+        assert_eq!(map.all("x-key").next_back(), Some(&b"2"[..]));
+        assert_eq!(map.get("other"), Some(&b""[..]));
+        assert_eq!(map.get("missing"), None);
+    }
+
+    #[test]
+    fn numbers_are_plain_decimals() {
+        for (text, number) in [("0", Some(0)), ("18446744073709551615", Some(u64::MAX)), ("18446744073709551616", None)] {
+            assert_eq!(parse_number(text.as_bytes()), number);
+        }
+        for bad in ["", "-1", "+1", " 1", "1.0", "0x1"] {
+            assert_eq!(parse_number(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_host_serialises_is_read_back_from_both_ends(
+            pairs in proptest::collection::vec((proptest::collection::vec(any::<u8>(), 0..9), proptest::collection::vec(any::<u8>(), 0..9)), 0..6)
+        ) {
+            let map = HeaderMap::from_pairs(&pairs);
+            let read: Vec<_> = map.iter().map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
+            prop_assert_eq!(&read, &pairs);
+            let mut back: Vec<_> = map.iter().rev().map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
+            back.reverse();
+            prop_assert_eq!(&back, &pairs);
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let map = HeaderMap::from_host(bytes);
+            prop_assert!(map.iter().count() <= 64);
+            prop_assert!(map.iter().rev().count() <= 64);
+        }
+    }
+}

@@ -1,0 +1,503 @@
+//! Floor 2: the filter's JSON as validated, typed values.
+//!
+//! What stands here is what the engine works with: every reference is an index, every default is filled in, every range is kept.
+//! It can only be had from [`parse`], which reports all errors of a document at once.
+
+mod collect;
+mod compile;
+mod error;
+mod json;
+mod raw;
+mod read;
+#[cfg(not(target_arch = "wasm32"))]
+mod reference;
+mod scalar;
+mod text;
+
+use crate::base::time::Nanos;
+
+pub use error::{ConfigError, ConfigErrors};
+use json::Json;
+use read::Read;
+#[cfg(not(target_arch = "wasm32"))]
+pub use reference::{reference, schema};
+
+/// The largest document: a configuration is written by hand, and what is larger is a mistake.
+const MAX_BYTES: usize = 1 << 20;
+
+/// Reads and validates a configuration. Nothing at all is as good as `{}`.
+///
+/// # Errors
+/// All errors of the document, each with its path, the value, and what is allowed.
+pub fn parse(document: &[u8]) -> Result<Config, ConfigErrors> {
+    let mut errors = error::Errors::default();
+    let config = match tree(document, &mut errors) {
+        Some(json) => {
+            read::refuse_duplicates(&error::Path::Root, &json, &mut errors);
+            compile::compile(raw::Document::read(&error::Path::Root, &json, &mut errors), &mut errors)
+        }
+        None => Config::default(),
+    };
+    errors.end().map(|()| config)
+}
+
+/// The document as JSON, if it is that.
+fn tree(document: &[u8], errors: &mut error::Errors) -> Option<Json> {
+    if document.len() > MAX_BYTES {
+        errors.document(format!("{} bytes are not allowed, want at most {MAX_BYTES}", document.len()));
+        return None;
+    }
+    let text = match std::str::from_utf8(document) {
+        Ok(text) => text,
+        Err(error) => {
+            let before = document.get(..error.valid_up_to()).and_then(|bytes| std::str::from_utf8(bytes).ok());
+            errors.malformed_bytes(before.unwrap_or_default());
+            return None;
+        }
+    };
+    if text.trim_ascii().is_empty() {
+        return Some(Json::Object(Vec::new()));
+    }
+    json::parse(text).map_err(|error| errors.malformed(text, error)).ok()
+}
+
+/// What a policy does with its verdict. The innermost mode that is set wins: policy, then route, then the top level.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Act on it.
+    #[default]
+    Enforce,
+    /// Decide, count and log "would have", never act.
+    Shadow,
+    /// Not even look.
+    Off,
+}
+
+/// A percentage in hundredths of a percent: 0 to 10,000. Floats stay out of decisions and shared state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Percent(pub u32);
+
+/// A whole, valid configuration.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Config {
+    /// Name in health documents; "haven" if not given.
+    pub service: String,
+    /// Mode of everything that does not set its own.
+    pub mode: Mode,
+    /// Where a client's address is taken from.
+    pub client_ip: ClientIp,
+    /// Upstreams, in the document's order.
+    pub upstreams: Vec<Upstream>,
+    /// Rate limits, in the document's order.
+    pub rate_limits: Vec<RateLimit>,
+    /// Circuit breakers, in the document's order.
+    pub circuit_breakers: Vec<CircuitBreaker>,
+    /// Fallbacks, in the document's order.
+    pub fallbacks: Vec<Fallback>,
+    /// Routes; the first that matches is taken.
+    pub routes: Vec<Route>,
+    /// The health endpoints.
+    pub health: Health,
+}
+
+/// Where a client's address is taken from, and how much of it tells clients apart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientIp {
+    /// The source.
+    pub source: IpSource,
+    /// Which entry of `X-Forwarded-For`, counted from the right, 1 to 32.
+    pub trusted_hops: u32,
+    /// Leading bits of an IPv4 address that count, 1 to 32.
+    pub ipv4_prefix: u8,
+    /// Leading bits of an IPv6 address that count, 1 to 128.
+    pub ipv6_prefix: u8,
+}
+
+impl Default for ClientIp {
+    fn default() -> Self {
+        Self { source: IpSource::Connection, trusted_hops: 1, ipv4_prefix: 32, ipv6_prefix: 64 }
+    }
+}
+
+/// Sources of a client's address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IpSource {
+    /// The connection's peer.
+    #[default]
+    Connection,
+    /// The `X-Forwarded-For` header.
+    XForwardedFor,
+    /// The `X-Real-IP` header.
+    XRealIp,
+}
+
+/// A set of interchangeable endpoints.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Upstream {
+    /// Its name.
+    pub name: String,
+    /// Its own mode.
+    pub mode: Option<Mode>,
+    /// Envoy's cluster; the upstream's name if not given.
+    pub cluster: String,
+    /// Its endpoints, distinct.
+    pub endpoints: Vec<Endpoint>,
+    /// How one is picked.
+    pub policy: BalancePolicy,
+    /// Below this share of available endpoints all are used again; 0 = never.
+    pub panic_threshold: Percent,
+    /// The upstream is UP while at least this share of its endpoints is well; `None` = at least one endpoint.
+    pub min_healthy: Option<Percent>,
+    /// The request header (lower case) that carries the picked endpoints to the proxy.
+    pub override_header: String,
+    /// Index into [`Config::circuit_breakers`]: one state per endpoint.
+    pub circuit_breaker: Option<usize>,
+}
+
+/// One instance of an upstream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Endpoint {
+    /// `ip:port` or `[ipv6]:port`, in canonical form.
+    pub address: String,
+    /// Relative capacity; 0 = drained.
+    pub weight: u32,
+}
+
+/// How an endpoint is picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BalancePolicy {
+    /// Least requests in flight for its weight.
+    LeastRequest,
+}
+
+/// A token bucket per key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RateLimit {
+    /// Its name.
+    pub name: String,
+    /// Its own mode.
+    pub mode: Option<Mode>,
+    /// The quota of a key without an override.
+    pub quota: Quota,
+    /// What tells keys apart; empty = one bucket for all.
+    pub key: Vec<KeyPart>,
+    /// What happens to a request that lacks a part.
+    pub missing_key: MissingKey,
+    /// Tokens that a request takes.
+    pub cost: Cost,
+    /// Quotas of exact keys.
+    pub overrides: Vec<(Vec<String>, Quota)>,
+    /// Client networks that are never limited.
+    pub exempt: Vec<Cidr>,
+    /// Keys tracked at once, 1 to 10,000,000.
+    pub max_keys: u32,
+    /// Which headers tell the client of its quota.
+    pub headers: QuotaHeaders,
+    /// What happens to a request whose bucket stays contended between workers.
+    pub on_contention: OnContention,
+}
+
+/// `limit` tokens per `period`, at most `burst` at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// Tokens per period, 1 to 1,000,000,000.
+    pub limit: u64,
+    /// The period, 1 ms to 366 days.
+    pub period: Nanos,
+    /// Capacity, 1 to 1,000,000,000.
+    pub burst: u64,
+}
+
+/// A part of a rate limit's key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyPart {
+    /// The client's address, cut to its prefix.
+    ClientIp,
+    /// The method.
+    Method,
+    /// The path without its query.
+    Path,
+    /// The host, lower case, without its port.
+    Host,
+    /// The route's name.
+    Route,
+    /// A header's value; the name is lower case.
+    Header(String),
+    /// A cookie's value.
+    Cookie(String),
+    /// A query parameter's value.
+    Query(String),
+    /// A segment of the path, counted from 0.
+    PathSegment(u32),
+}
+
+/// What happens to a request that lacks a part of the key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MissingKey {
+    /// The limit does not apply to it.
+    #[default]
+    Skip,
+    /// All such requests share one bucket.
+    Share,
+}
+
+/// Tokens that a request takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cost {
+    /// The same for every request; 0 only looks.
+    Fixed(u64),
+    /// Read from a request header (lower case): malformed or negative = `default`, above `max` = `max`.
+    Header {
+        /// The header's name.
+        name: String,
+        /// Cost of a request without a usable value.
+        default: u64,
+        /// Upper bound.
+        max: u64,
+    },
+}
+
+/// What happens to a request whose bucket stays contended between workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnContention {
+    /// It passes uncounted.
+    #[default]
+    Allow,
+    /// It is refused.
+    Deny,
+}
+
+/// Which headers tell the client of its quota.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum QuotaHeaders {
+    /// `RateLimit-Policy` and `RateLimit`.
+    #[default]
+    Ietf,
+    /// `X-RateLimit-Limit`, `-Remaining`, `-Reset`.
+    X,
+    /// Both families.
+    Both,
+    /// None.
+    None,
+}
+
+/// A network: an address and the number of leading bits that count. IPv4 is kept as IPv4-mapped IPv6 (prefix + 96).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidr {
+    /// The network's address with the host bits cleared.
+    pub address: u128,
+    /// Bits that count, 0 to 128.
+    pub prefix: u8,
+}
+
+/// When calls are stopped, for how long, and how they are tried again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CircuitBreaker {
+    /// Its name.
+    pub name: String,
+    /// Its own mode.
+    pub mode: Option<Mode>,
+    /// On a route: one state per route, or one for all routes of the upstream.
+    pub scope: BreakerScope,
+    /// Opens at this share of failures, or above it if `open_above`.
+    pub failure_rate_threshold: Percent,
+    /// Opens at this share of slow calls; 100 % = all of them.
+    pub slow_call_rate_threshold: Percent,
+    /// A call that takes at least this long is slow.
+    pub slow_call_duration: Nanos,
+    /// Opens after so many failures in a row; 0 = off.
+    pub consecutive_failures: u32,
+    /// No rate is judged below so many calls in the window.
+    pub minimum_calls: u32,
+    /// Length of the sliding time window.
+    pub window: Nanos,
+    /// How long it stays open the first time.
+    pub open_duration: Nanos,
+    /// Factor by which the open time grows with each failed half-open round, in hundredths (200 = doubles).
+    pub backoff_multiplier_centi: u32,
+    /// The most that the open time grows to.
+    pub max_open_duration: Nanos,
+    /// Random share by which an open time is lengthened or shortened.
+    pub jitter: Percent,
+    /// Calls let through while half-open.
+    pub half_open_calls: u32,
+    /// How long it may stay half-open before it opens again.
+    pub half_open_max_wait: Nanos,
+    /// The outcomes that count as failures.
+    pub failure_on: FailureOn,
+    /// An upstream's `Retry-After` sets the open time.
+    pub honour_retry_after: bool,
+    /// True: opens above the threshold only (Sentinel); false: at it.
+    pub open_above: bool,
+}
+
+/// Who shares a route's breaker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BreakerScope {
+    /// A state per route.
+    #[default]
+    Route,
+    /// One state for all routes of an upstream that name this breaker.
+    Upstream,
+}
+
+/// The outcomes that count as failures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailureOn {
+    /// Inclusive ranges of HTTP statuses.
+    pub status: Vec<(u16, u16)>,
+    /// gRPC statuses.
+    pub grpc_status: Vec<u8>,
+    /// Resets and refused connections.
+    pub reset: bool,
+    /// Timeouts.
+    pub timeout: bool,
+}
+
+/// What is answered instead of a refusal or a failure.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fallback {
+    /// Its name.
+    pub name: String,
+    /// Its own mode.
+    pub mode: Option<Mode>,
+    /// When it is used.
+    pub on: FallbackOn,
+    /// Tried in this order.
+    pub steps: Vec<FallbackStep>,
+}
+
+/// The causes a fallback answers for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FallbackOn {
+    /// A refusal by a rate limit.
+    pub rate_limited: bool,
+    /// A refusal by a concurrency limit.
+    pub overload: bool,
+    /// A refusal by an open breaker.
+    pub circuit_open: bool,
+    /// No endpoint is left.
+    pub no_endpoint: bool,
+    /// The deadline has passed.
+    pub deadline: bool,
+    /// The route is switched off.
+    pub switched_off: bool,
+    /// 5xx, reset, refused, cut.
+    pub upstream_error: bool,
+    /// The upstream did not answer in time.
+    pub timeout: bool,
+}
+
+/// One step of a fallback.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FallbackStep {
+    /// A fixed answer.
+    Respond(Respond),
+}
+
+/// A fixed answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Respond {
+    /// HTTP status, 200 to 599.
+    pub status: u16,
+    /// Further headers, names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// Content type of the body.
+    pub content_type: String,
+    /// The body: literal text and placeholders.
+    pub body: Vec<TemplatePart>,
+}
+
+/// A piece of a body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TemplatePart {
+    /// Itself.
+    Literal(String),
+    /// `{{request_id}}`
+    RequestId,
+    /// `{{retry_after}}`, whole seconds.
+    RetryAfter,
+    /// `{{reason}}`
+    Reason,
+    /// `{{route}}`
+    Route,
+}
+
+/// What is done with requests that match.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// Its name.
+    pub name: String,
+    /// Its own mode.
+    pub mode: Option<Mode>,
+    /// Which requests it is for.
+    pub matcher: Match,
+    /// Index into [`Config::upstreams`].
+    pub upstream: Option<usize>,
+    /// Indices into [`Config::rate_limits`].
+    pub rate_limits: Vec<usize>,
+    /// Index into [`Config::circuit_breakers`].
+    pub circuit_breaker: Option<usize>,
+    /// Index into [`Config::fallbacks`].
+    pub fallback: Option<usize>,
+}
+
+/// Which requests a route is for: all conditions must hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Match {
+    /// Condition on the path without its query.
+    pub path: PathMatch,
+    /// Methods, upper case; empty = any.
+    pub methods: Vec<String>,
+    /// Hosts, lower case, without port; empty = any.
+    pub hosts: Vec<HostMatch>,
+    /// Headers: lower-case name and the exact value, or `None` = present.
+    pub headers: Vec<(String, Option<String>)>,
+}
+
+/// Condition on a path.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PathMatch {
+    /// Any path.
+    #[default]
+    Any,
+    /// This very path.
+    Exact(String),
+    /// This path and all below it: whole segments, without a trailing slash; empty = every path.
+    Prefix(String),
+    /// Segment by segment; `None` stands for one segment of any non-empty value.
+    Pattern(Vec<Option<String>>),
+}
+
+/// Condition on a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostMatch {
+    /// This very host.
+    Exact(String),
+    /// Any host that ends in this (`*.example.com` is kept as `.example.com`).
+    Suffix(String),
+}
+
+/// Paths of the health endpoints; `None` = switched off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Liveness.
+    pub livez: Option<String>,
+    /// Readiness.
+    pub readyz: Option<String>,
+    /// Start-up.
+    pub startupz: Option<String>,
+    /// The simple health page.
+    pub health: Option<String>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            livez: Some("/livez".into()),
+            readyz: Some("/readyz".into()),
+            startupz: Some("/startupz".into()),
+            health: Some("/health".into()),
+        }
+    }
+}

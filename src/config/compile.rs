@@ -1,0 +1,525 @@
+//! From the document as written to the typed configuration: defaults that depend on other fields, references, cross checks.
+//!
+//! Every check here spans fields. It is skipped where one of them has been refused already: its complaint could only mislead.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::collect::{Either, Map, One, Or};
+use super::error::{Errors, Path};
+use super::json::show_text;
+use super::raw;
+use super::scalar::{DAY, HOUR, Int, SEC, Scalar, Span, show_span};
+use super::text::{HeaderName, HeaderValue, Host, Name};
+use super::*;
+use crate::base::ip::Ip;
+
+/// The longest an empty bucket may take to fill.
+const MAX_FILL: Nanos = Nanos(366 * DAY);
+
+/// What a message lists of the names that exist.
+const LISTED: usize = 16;
+
+/// Compiles the document; whoever finds errors in the end has no use for the result.
+pub(super) fn compile(raw: raw::Document, errors: &mut Errors) -> Config {
+    let root = Path::Root;
+    let names = Names {
+        upstreams: Index::new("upstreams", &raw.upstreams),
+        rate_limits: Index::new("rate_limits", &raw.rate_limits),
+        breakers: Index::new("circuit_breakers", &raw.circuit_breakers),
+        concurrency_limits: Index::new("concurrency_limits", &raw.concurrency_limits),
+        fallbacks: Index::new("fallbacks", &raw.fallbacks),
+        switches: Index::new("switches", &raw.switches),
+        upstream_scoped: raw.circuit_breakers.0.iter().map(|(_, it)| it.0.scope == BreakerScope::Upstream).collect(),
+    };
+    let client_ip = ClientIp {
+        source: raw.client_ip.source,
+        trusted_hops: raw.client_ip.trusted_hops.0,
+        ipv4_prefix: small(raw.client_ip.ipv4_prefix.0),
+        ipv6_prefix: small(raw.client_ip.ipv6_prefix.0),
+    };
+    for (name, it) in &raw.concurrency_limits.0 {
+        concurrency_limit(&root.key("concurrency_limits").key(&name.0), it, errors);
+    }
+    Config {
+        service: raw.service.0,
+        mode: raw.mode,
+        upstreams: named(raw.upstreams, &root.key("upstreams"), |at, name, it| upstream(at, name, it, &names, errors)),
+        rate_limits: named(raw.rate_limits, &root.key("rate_limits"), |at, name, it| {
+            rate_limit(at, name, it, &client_ip, errors)
+        }),
+        circuit_breakers: named(raw.circuit_breakers, &root.key("circuit_breakers"), |at, name, it| {
+            circuit_breaker(at, name, it, errors)
+        }),
+        fallbacks: named(raw.fallbacks, &root.key("fallbacks"), |at, name, it| fallback(at, name, it, errors)),
+        routes: routes(raw.routes.0, &names, errors),
+        health: health(raw.health, errors),
+        client_ip,
+    }
+}
+
+/// The names that a document's references may name.
+struct Names {
+    upstreams: Index,
+    rate_limits: Index,
+    breakers: Index,
+    concurrency_limits: Index,
+    fallbacks: Index,
+    switches: Index,
+    /// By breaker: whether its scope is the upstream.
+    upstream_scoped: Vec<bool>,
+}
+
+struct Index {
+    section: &'static str,
+    places: BTreeMap<String, usize>,
+    listed: String,
+}
+
+impl Index {
+    fn new<T, const MAX: usize>(section: &'static str, map: &Map<Name, T, MAX>) -> Self {
+        let places = map.0.iter().enumerate().map(|(i, (name, _))| (name.0.clone(), i)).collect();
+        let mut listed: Vec<_> = map.0.iter().take(LISTED).map(|(name, _)| show_text(&name.0)).collect();
+        if map.0.len() > LISTED {
+            listed.push("...".into());
+        }
+        let listed = if listed.is_empty() { "there are none".into() } else { listed.join(", ") };
+        Self { section, places, listed }
+    }
+
+    /// The place of the entry that the reference at `at` names.
+    fn find(&self, at: &Path<'_>, name: &Name, errors: &mut Errors) -> Option<usize> {
+        // A refused reference is its type's default.
+        if name.0.is_empty() {
+            return None;
+        }
+        let found = self.places.get(&name.0).copied();
+        if found.is_none() {
+            errors.refuse_text(at, &name.0, &["one of the ", self.section, ": ", &self.listed].concat());
+        }
+        found
+    }
+
+    fn find_maybe(&self, at: &Path<'_>, name: Option<&Name>, errors: &mut Errors) -> Option<usize> {
+        self.find(at, name?, errors)
+    }
+}
+
+fn named<T, U, const MAX: usize>(
+    map: Map<Name, T, MAX>,
+    at: &Path<'_>,
+    mut compile: impl FnMut(&Path<'_>, String, T) -> U,
+) -> Vec<U> {
+    map.0.into_iter().map(|(name, it)| compile(&at.key(&name.0.clone()), name.0, it)).collect()
+}
+
+fn upstream(at: &Path<'_>, name: String, raw: raw::Upstream, names: &Names, errors: &mut Errors) -> Upstream {
+    let mut seen = BTreeSet::new();
+    for (i, endpoint) in raw.endpoints.0.iter().enumerate() {
+        let address = &endpoint.address.0;
+        if !address.is_empty() && !seen.insert(address) {
+            errors.refuse_text(&at.key("endpoints").index(i).key("address"), address, "each address only once");
+        }
+    }
+    let breaker_at = at.key("circuit_breaker");
+    let circuit_breaker = names.breakers.find_maybe(&breaker_at, raw.circuit_breaker.as_ref(), errors);
+    if let (Some(i), Some(breaker)) = (circuit_breaker, &raw.circuit_breaker)
+        && names.upstream_scoped.get(i) == Some(&true)
+    {
+        let want = "a circuit breaker without \"scope\": \"upstream\": on an upstream it has a state per endpoint";
+        errors.refuse_text(&breaker_at, &breaker.0, want);
+    }
+    let limit_at = at.key("concurrency_limit");
+    names.concurrency_limits.find_maybe(&limit_at, raw.concurrency_limit.as_ref(), errors);
+    let header = raw.r#override.header.0;
+    if !header.is_empty() && (!header.starts_with("x-") || RESERVED.contains(&header.as_str())) {
+        let want = ["a header name that starts with \"x-\" and is none of ", &RESERVED.join(", ")].concat();
+        errors.refuse_text(&at.key("override").key("header"), &header, &want);
+    }
+    let endpoint = |it: raw::Endpoint| Endpoint { address: it.address.0, weight: it.weight.0 };
+    Upstream {
+        mode: raw.mode,
+        cluster: raw.cluster.map_or_else(|| name.clone(), |label| label.0),
+        endpoints: raw.endpoints.0.into_iter().map(endpoint).collect(),
+        // The others are not built yet, and were refused.
+        policy: BalancePolicy::LeastRequest,
+        panic_threshold: Percent(raw.load_balancer.panic_threshold.0),
+        min_healthy: raw.min_healthy.map(|share| Percent(share.0)),
+        override_header: header,
+        circuit_breaker,
+        name,
+    }
+}
+
+/// Headers that mean something else; the override header is stripped from clients and set by us.
+const RESERVED: &[&str] = &["x-forwarded-for", "x-forwarded-proto", "x-haven-cluster", "x-real-ip", "x-request-id"];
+
+fn rate_limit(
+    at: &Path<'_>,
+    name: String,
+    raw: raw::RateLimit,
+    client_ip: &ClientIp,
+    errors: &mut Errors,
+) -> RateLimit {
+    let sound = !errors.touches(at);
+    let burst_at = at.key("burst");
+    if let (Some(burst), raw::LimitAlgorithm::SlidingWindow | raw::LimitAlgorithm::FixedWindow) = (raw.burst, raw.algorithm) {
+        errors.refuse_number(&burst_at, u64::from(burst.0), "none: only token_bucket and leaky_bucket have a burst");
+    }
+    if raw.max_wait.is_some() && raw.algorithm != raw::LimitAlgorithm::LeakyBucket {
+        errors.refuse_text(&at.key("max_wait"), &show_span(raw.max_wait.unwrap_or_default().0), "none: only leaky_bucket delays");
+    }
+    let quota = quota(raw.limit, raw.period.0, raw.burst);
+    if sound {
+        check_fill(at, quota, errors);
+    }
+    let key: Vec<_> = raw.key.into_items().map(|part| key_part(&part)).collect();
+    let overrides = quota_overrides(at, &key, raw.period.0, raw.overrides.0, client_ip, errors);
+    let cost = match raw.cost {
+        Either::Plain(cost) => Cost::Fixed(u64::from(cost.0)),
+        Either::Object(it) => {
+            Cost::Header { name: it.header.0, default: u64::from(it.default.0), max: u64::from(it.max.0) }
+        }
+    };
+    match cost {
+        Cost::Fixed(cost) if sound && cost > quota.burst => {
+            let want = ["at most the burst of ", &quota.burst.to_string(), ", or no request would ever pass"].concat();
+            errors.refuse_number(&at.key("cost"), cost, &want);
+        }
+        Cost::Header { default, max, .. } if sound && default > max => {
+            let want = ["at most the max of ", &max.to_string()].concat();
+            errors.refuse_number(&at.key("cost").key("default"), default, &want);
+        }
+        _ => {}
+    }
+    RateLimit {
+        name,
+        mode: raw.mode,
+        quota,
+        key,
+        missing_key: raw.missing_key,
+        cost,
+        overrides,
+        exempt: raw.exempt.into_items().map(|net| net.0).collect(),
+        max_keys: raw.max_keys.0,
+        headers: raw.headers,
+        on_contention: raw.on_contention,
+    }
+}
+
+fn quota(limit: Int<1, 1_000_000_000>, period: Nanos, burst: Option<Int<1, 1_000_000_000>>) -> Quota {
+    Quota { limit: u64::from(limit.0), period, burst: u64::from(burst.unwrap_or(limit).0) }
+}
+
+/// A bucket that takes ages to fill would overflow its record's clock.
+fn check_fill(at: &Path<'_>, quota: Quota, errors: &mut Errors) {
+    let product = u128::from(quota.burst).saturating_mul(u128::from(quota.period.0));
+    let most = u128::from(MAX_FILL.0).saturating_mul(u128::from(quota.limit));
+    if product > most {
+        let most = most.checked_div(u128::from(quota.period.0)).unwrap_or_default();
+        let want = ["at most ", &most.to_string(), ", or the bucket would take more than 366d to fill"].concat();
+        errors.refuse_number(&at.key("burst"), quota.burst, &want);
+    }
+}
+
+fn quota_overrides(
+    at: &Path<'_>,
+    key: &[KeyPart],
+    period: Nanos,
+    raw: Vec<raw::QuotaOverride>,
+    client_ip: &ClientIp,
+    errors: &mut Errors,
+) -> Vec<(Vec<String>, Quota)> {
+    let list_at = at.key("overrides");
+    let key_sound = !errors.touches(&at.key("key"));
+    let period_sound = !errors.touches(&at.key("period"));
+    let mut seen = BTreeSet::new();
+    let mut found = Vec::new();
+    for (i, it) in raw.into_iter().enumerate() {
+        let at = list_at.index(i);
+        let sound = !errors.touches(&at);
+        let quota = quota(it.limit, it.period.map_or(period, |period| period.0), it.burst);
+        if sound && (period_sound || it.period.is_some()) {
+            check_fill(&at, quota, errors);
+        }
+        let values: Vec<_> = it.key.0.into_iter().map(|value| value.0).collect();
+        if sound && key_sound {
+            let key_at = at.key("key");
+            if values.len() != key.len() {
+                let shown = ["[", &values.iter().map(|value| show_text(value)).collect::<Vec<_>>().join(","), "]"].concat();
+                let want = ["a list of ", &key.len().to_string(), " values, one for each part of the rate limit's key"];
+                errors.refuse_shown(&key_at, &shown, &want.concat());
+                continue;
+            }
+            let mut meant = Vec::new();
+            for (j, (part, value)) in key.iter().zip(&values).enumerate() {
+                match same_value(part, value, client_ip) {
+                    Ok(value) => meant.push(value),
+                    Err(want) => errors.refuse_text(&key_at.index(j), value, &want),
+                }
+            }
+            if meant.len() == values.len() && !seen.insert(meant) {
+                errors.refuse_text(&key_at, &values.join(","), "each key only once");
+            }
+        }
+        found.push((values, quota));
+    }
+    found
+}
+
+/// A form of a key part's value that is the same for all values that mean the same; what a request can never have is refused.
+fn same_value(part: &KeyPart, value: &str, client_ip: &ClientIp) -> Result<String, String> {
+    match part {
+        KeyPart::ClientIp => match Ip::parse(value.as_bytes()) {
+            Some(ip) => Ok(ip.masked(client_ip.ipv4_prefix, client_ip.ipv6_prefix).0.to_string()),
+            None => Err("an IP address".into()),
+        },
+        KeyPart::Host => match Host::parse(&Json::String(value.into())) {
+            Some(Host(HostMatch::Exact(host))) => Ok(host),
+            _ => Err("a host without a port like \"example.com\"".into()),
+        },
+        _ => Ok(value.into()),
+    }
+}
+
+/// The typed form of a part.
+pub(super) fn key_part(raw: &raw::KeyPart) -> KeyPart {
+    match &raw.0 {
+        Either::Plain(raw::KeyWord::ClientIp) => KeyPart::ClientIp,
+        Either::Plain(raw::KeyWord::Method) => KeyPart::Method,
+        Either::Plain(raw::KeyWord::Path) => KeyPart::Path,
+        Either::Plain(raw::KeyWord::Host) => KeyPart::Host,
+        Either::Plain(raw::KeyWord::Route) => KeyPart::Route,
+        Either::Object(One(raw::KeyField { header: Some(name), .. })) => KeyPart::Header(name.0.clone()),
+        Either::Object(One(raw::KeyField { cookie: Some(name), .. })) => KeyPart::Cookie(name.0.clone()),
+        Either::Object(One(raw::KeyField { query: Some(name), .. })) => KeyPart::Query(name.0.clone()),
+        Either::Object(One(raw::KeyField { path_segment, .. })) => {
+            KeyPart::PathSegment(path_segment.unwrap_or_default().0)
+        }
+    }
+}
+
+fn circuit_breaker(at: &Path<'_>, name: String, raw: raw::CircuitBreaker, errors: &mut Errors) -> CircuitBreaker {
+    let raw = raw.0;
+    let window_at = at.key("window");
+    let size_at = window_at.key("size");
+    let mut window = Nanos(10 * SEC);
+    match (raw.window.r#type, raw.window.size) {
+        (raw::WindowType::Time, Some(Or::First(span))) => window = span.0,
+        (raw::WindowType::Count, Some(Or::Second(_))) | (_, None) => {}
+        (raw::WindowType::Time, Some(Or::Second(calls))) if !errors.touches(&window_at) => {
+            errors.refuse_number(&size_at, u64::from(calls.0), &<Span<SEC, HOUR> as Scalar>::want());
+        }
+        (raw::WindowType::Count, Some(Or::First(span))) if !errors.touches(&window_at) => {
+            errors.refuse_text(&size_at, &show_span(span.0), &<Int<1, 1_000_000> as Scalar>::want());
+        }
+        _ => {}
+    }
+    let open = raw.open_duration.0;
+    let max_open = raw.max_open_duration.map_or(Nanos(60 * SEC).max(open), |most| most.0);
+    if max_open < open && !errors.touches(at) {
+        let want = ["at least the open_duration of ", &show_span(open)].concat();
+        errors.refuse_text(&at.key("max_open_duration"), &show_span(max_open), &want);
+    }
+    CircuitBreaker {
+        name,
+        mode: raw.mode,
+        scope: raw.scope,
+        failure_rate_threshold: Percent(raw.failure_rate_threshold.0),
+        slow_call_rate_threshold: Percent(raw.slow_call_rate_threshold.0),
+        slow_call_duration: raw.slow_call_duration.0,
+        consecutive_failures: raw.consecutive_failures.0,
+        minimum_calls: raw.minimum_calls.0,
+        window,
+        open_duration: open,
+        backoff_multiplier_centi: raw.backoff_multiplier.0,
+        max_open_duration: max_open,
+        jitter: Percent(raw.jitter.0),
+        half_open_calls: raw.half_open_calls.0,
+        half_open_max_wait: raw.half_open_max_wait.0,
+        failure_on: FailureOn {
+            status: raw.failure_on.status.into_items().map(|range| (range.0, range.1)).collect(),
+            grpc_status: raw.failure_on.grpc_status.into_items().map(|status| small(status.0)).collect(),
+            reset: raw.failure_on.reset,
+            timeout: raw.failure_on.timeout,
+        },
+        honour_retry_after: raw.honour_retry_after,
+        open_above: raw.preset == Some(raw::Preset::Sentinel),
+    }
+}
+
+fn concurrency_limit(at: &Path<'_>, raw: &raw::ConcurrencyLimit, errors: &mut Errors) {
+    if errors.touches(at) {
+        return;
+    }
+    let adaptive = raw.algorithm == raw::ConcurrencyAlgorithm::Adaptive;
+    match raw.limit {
+        None if !adaptive => errors.missing(&at.key("limit"), &<Int<1, 1_000_000> as Scalar>::want()),
+        Some(limit) if adaptive => {
+            errors.refuse_number(&at.key("limit"), u64::from(limit.0), "none: adaptive finds its limit");
+        }
+        _ => {}
+    }
+    let or = |value: Option<Int<1, 1_000_000>>, usual: u32| value.map_or(usual, |it| it.0);
+    let (low, high, first) = (or(raw.min_limit, 3), or(raw.max_limit, 1000), or(raw.initial_limit, 20));
+    if low > high {
+        let want = ["at least the min_limit of ", &low.to_string()].concat();
+        errors.refuse_number(&at.key("max_limit"), u64::from(high), &want);
+    } else if raw.initial_limit.is_some() && !(low..=high).contains(&first) {
+        let want = ["an integer from the min_limit of ", &low.to_string(), " to the max_limit of ", &high.to_string()];
+        errors.refuse_number(&at.key("initial_limit"), u64::from(first), &want.concat());
+    }
+}
+
+fn fallback(at: &Path<'_>, name: String, raw: raw::Fallback, errors: &mut Errors) -> Fallback {
+    let mut on = FallbackOn {
+        rate_limited: false,
+        overload: false,
+        circuit_open: false,
+        no_endpoint: false,
+        deadline: false,
+        switched_off: false,
+        upstream_error: false,
+        timeout: false,
+    };
+    for cause in raw.on.into_items() {
+        match cause {
+            raw::Cause::RateLimited => on.rate_limited = true,
+            raw::Cause::Overload => on.overload = true,
+            raw::Cause::CircuitOpen => on.circuit_open = true,
+            raw::Cause::NoEndpoint => on.no_endpoint = true,
+            raw::Cause::Deadline => on.deadline = true,
+            raw::Cause::SwitchedOff => on.switched_off = true,
+            raw::Cause::UpstreamError => on.upstream_error = true,
+            raw::Cause::Timeout => on.timeout = true,
+        }
+    }
+    let steps_at = at.key("steps");
+    let last = raw.steps.0.len().saturating_sub(1);
+    let mut steps = Vec::new();
+    for (i, One(step)) in raw.steps.0.into_iter().enumerate() {
+        let Some(it) = step.respond else { continue };
+        let step_at = steps_at.index(i);
+        let at = step_at.key("respond");
+        if i < last {
+            let status = u64::from(it.status.0);
+            errors.refuse_number(&at.key("status"), status, "a respond step only at the end: it always answers");
+        }
+        steps.push(FallbackStep::Respond(respond(&at, it, errors)));
+    }
+    Fallback { name, mode: raw.mode, on, steps }
+}
+
+fn respond(at: &Path<'_>, raw: raw::Respond, errors: &mut Errors) -> Respond {
+    for (name, _) in &raw.headers.0 {
+        if OWN_HEADERS.contains(&name.0.as_str()) {
+            let want = ["as a name none of ", &OWN_HEADERS.join(", ")].concat();
+            errors.refuse_text(&at.key("headers"), &name.0, &want);
+        }
+    }
+    if let (204 | 205 | 304, false) = (raw.status.0, raw.body.0.is_empty()) {
+        errors.refuse_number(&at.key("status"), u64::from(raw.status.0), "a status that may have a body");
+    }
+    Respond {
+        status: u16::try_from(raw.status.0).unwrap_or(u16::MAX),
+        headers: raw.headers.0.into_iter().map(|(name, value)| (name.0, value.0)).collect(),
+        content_type: raw.content_type.0,
+        body: raw.body.0,
+    }
+}
+
+/// Headers of an answer that are not the user's to set: they frame the message, or have a field of their own.
+const OWN_HEADERS: &[&str] =
+    &["connection", "content-length", "content-type", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
+
+fn routes(raw: Vec<raw::Route>, names: &Names, errors: &mut Errors) -> Vec<Route> {
+    let list_at = Path::Root.key("routes");
+    let mut seen = BTreeSet::new();
+    let mut routes = Vec::new();
+    for (i, it) in raw.into_iter().enumerate() {
+        let at = list_at.index(i);
+        if !it.name.0.is_empty() && !seen.insert(it.name.0.clone()) {
+            errors.refuse_text(&at.key("name"), &it.name.0, "each route's name only once");
+        }
+        routes.push(route(&at, it, names, errors));
+    }
+    routes
+}
+
+fn route(at: &Path<'_>, raw: raw::Route, names: &Names, errors: &mut Errors) -> Route {
+    let upstream = names.upstreams.find_maybe(&at.key("upstream"), raw.upstream.as_ref(), errors);
+    let limits_at = at.key("rate_limits");
+    let rate_limits = raw.rate_limits.0.iter();
+    let rate_limits =
+        rate_limits.filter_map(|(i, name)| names.rate_limits.find(&limits_at.index(*i), name, errors)).collect();
+    let breaker_at = at.key("circuit_breaker");
+    let circuit_breaker = names.breakers.find_maybe(&breaker_at, raw.circuit_breaker.as_ref(), errors);
+    if let (Some(i), Some(breaker), None) = (circuit_breaker, &raw.circuit_breaker, &raw.upstream)
+        && names.upstream_scoped.get(i) == Some(&true)
+    {
+        let want = "a circuit breaker without \"scope\": \"upstream\", for the route has no upstream";
+        errors.refuse_text(&breaker_at, &breaker.0, want);
+    }
+    let limit_at = at.key("concurrency_limit");
+    names.concurrency_limits.find_maybe(&limit_at, raw.concurrency_limit.as_ref(), errors);
+    let fallback = names.fallbacks.find_maybe(&at.key("fallback"), raw.fallback.as_ref(), errors);
+    names.switches.find_maybe(&at.key("switch"), raw.switch.as_ref(), errors);
+    if let Some(canary) = &raw.canary {
+        names.upstreams.find(&at.key("canary").key("upstream"), &canary.upstream, errors);
+    }
+    Route {
+        name: raw.name.0,
+        mode: raw.mode,
+        matcher: matcher(&at.key("match"), raw.r#match, errors),
+        upstream,
+        rate_limits,
+        circuit_breaker,
+        fallback,
+    }
+}
+
+fn matcher(at: &Path<'_>, raw: raw::Match, errors: &mut Errors) -> Match {
+    let mut given: Vec<(&str, &str)> = Vec::new();
+    given.extend(raw.path.iter().map(|path| ("path", path.0.as_str())));
+    given.extend(raw.prefix.iter().map(|prefix| ("prefix", prefix.0.as_str())));
+    given.extend(raw.pattern.iter().map(|pattern| ("pattern", pattern.0.as_str())));
+    if let Some(((first, _), others)) = given.split_first() {
+        for (field, value) in others {
+            errors.refuse_text(&at.key(field), value, &["no ", field, " besides the ", first].concat());
+        }
+    }
+    let path = match (raw.path, raw.prefix, raw.pattern) {
+        (Some(path), _, _) => PathMatch::Exact(path.0),
+        // Without the slash at its end, "/" is the prefix of every path, and "/api/" the same as "/api".
+        (_, Some(prefix), _) => PathMatch::Prefix(prefix.0.trim_end_matches('/').into()),
+        (_, _, Some(pattern)) => PathMatch::Pattern(pattern.segments()),
+        (None, None, None) => PathMatch::Any,
+    };
+    let header = |(name, value): (HeaderName, HeaderValue)| (name.0, (value.0 != "*").then_some(value.0));
+    Match {
+        path,
+        methods: raw.methods.into_items().map(|method| method.0).collect(),
+        hosts: raw.hosts.into_items().map(|host| host.0).collect(),
+        headers: raw.headers.0.into_iter().map(header).collect(),
+    }
+}
+
+fn health(raw: raw::Health, errors: &mut Errors) -> Health {
+    let at = Path::Root.key("health");
+    let mut seen: Vec<&str> = Vec::new();
+    for (name, path) in
+        [("livez", &raw.livez), ("readyz", &raw.readyz), ("startupz", &raw.startupz), ("health", &raw.health)]
+    {
+        let Some(path) = path.0.as_ref().filter(|path| !path.0.is_empty()) else { continue };
+        if seen.contains(&path.0.as_str()) {
+            errors.refuse_text(&at.key(name), &path.0, "a path of its own");
+        }
+        seen.push(&path.0);
+    }
+    let path = |it: super::collect::Nullable<super::text::UrlPath>| it.0.map(|path| path.0);
+    Health { livez: path(raw.livez), readyz: path(raw.readyz), startupz: path(raw.startupz), health: path(raw.health) }
+}
+
+/// Numbers whose type bounds them to 255.
+fn small(n: u32) -> u8 {
+    u8::try_from(n).unwrap_or(u8::MAX)
+}

@@ -1,0 +1,272 @@
+//! What is wrong with a document: every error, each on one line with its path.
+
+use std::fmt;
+
+use super::json::{Json, Malformed, show_text};
+
+/// The most errors that are listed; a document that is wrong throughout is not repeated into the log.
+const LISTED: usize = 64;
+
+/// The most characters of a path that are shown; keys may be as long as the document.
+const PATH_SHOWN: usize = 256;
+
+/// One error of a document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// Where: `routes[0].match.prefix`.
+    pub path: String,
+    /// What, and what is allowed instead.
+    pub message: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.path)?;
+        f.write_str(": ")?;
+        f.write_str(&self.message)
+    }
+}
+
+/// All errors of a document, in the order of its sections; displayed as one line each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConfigErrors {
+    list: Vec<ConfigError>,
+    more: usize,
+}
+
+impl ConfigErrors {
+    /// The errors that are listed: at most 64.
+    pub fn iter(&self) -> std::slice::Iter<'_, ConfigError> {
+        self.list.iter()
+    }
+
+    /// How many errors were found, listed or not.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.list.len().saturating_add(self.more)
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, error) in self.list.iter().enumerate() {
+            if i > 0 {
+                f.write_str("\n")?;
+            }
+            error.fmt(f)?;
+        }
+        if self.more > 0 {
+            write!(f, "\nand {} more", self.more)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// The place of a value, built while the reader descends and written out only for an error.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Path<'a> {
+    Root,
+    Key(&'a Path<'a>, &'a str),
+    Index(&'a Path<'a>, usize),
+}
+
+impl Path<'_> {
+    pub(super) fn key<'a>(&'a self, key: &'a str) -> Path<'a> {
+        Path::Key(self, key)
+    }
+
+    pub(super) fn index(&self, index: usize) -> Path<'_> {
+        Path::Index(self, index)
+    }
+}
+
+impl fmt::Display for Path<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Root => Ok(()),
+            Self::Index(parent, index) => write!(f, "{parent}[{index}]"),
+            Self::Key(parent, key) => {
+                parent.fmt(f)?;
+                // A name may hold dots; unquoted they would read as a path.
+                if key.is_empty() || key.bytes().any(|byte| !byte.is_ascii_alphanumeric() && !b"_-:/".contains(&byte)) {
+                    f.write_str("[")?;
+                    f.write_str(&show_text(key))?;
+                    return f.write_str("]");
+                }
+                if !matches!(parent, Self::Root) {
+                    f.write_str(".")?;
+                }
+                f.write_str(key)
+            }
+        }
+    }
+}
+
+/// Collects errors while a document is read.
+#[derive(Default)]
+pub(super) struct Errors {
+    found: ConfigErrors,
+    /// Paths of the listed errors but those that only say "not supported yet": their values are sound.
+    unsound: Vec<String>,
+}
+
+impl Errors {
+    /// The document's errors, if it has any.
+    pub(super) fn end(self) -> Result<(), ConfigErrors> {
+        if self.found.list.is_empty() { Ok(()) } else { Err(self.found) }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.found.count()
+    }
+
+    /// `value` is not `want`.
+    pub(super) fn refuse(&mut self, at: &Path<'_>, value: &Json, want: &str) {
+        self.unsound(at, || [&value.show(), " is not allowed, want ", want].concat());
+    }
+
+    /// The string `value` is not `want`.
+    pub(super) fn refuse_text(&mut self, at: &Path<'_>, value: &str, want: &str) {
+        self.unsound(at, || [&show_text(value), " is not allowed, want ", want].concat());
+    }
+
+    /// The number `value` is not `want`.
+    pub(super) fn refuse_number(&mut self, at: &Path<'_>, value: u64, want: &str) {
+        self.unsound(at, || [&value.to_string(), " is not allowed, want ", want].concat());
+    }
+
+    /// The value that shows as `shown` is not `want`.
+    pub(super) fn refuse_shown(&mut self, at: &Path<'_>, shown: &str, want: &str) {
+        self.unsound(at, || [shown, " is not allowed, want ", want].concat());
+    }
+
+    /// A required value is not there.
+    pub(super) fn missing(&mut self, at: &Path<'_>, want: &str) {
+        self.unsound(at, || ["nothing is not allowed, want ", want, " (required)"].concat());
+    }
+
+    /// A field that does not exist, and those that do.
+    pub(super) fn unknown(&mut self, at: &Path<'_>, value: &Json, fields: &str) {
+        self.unsound(at, || ["unknown field, value ", &value.show(), " is not allowed, want ", fields].concat());
+    }
+
+    /// A valid value that the filter cannot act on yet; `hint` follows the fixed words.
+    pub(super) fn unsupported(&mut self, at: &Path<'_>, value: &Json, hint: &str) {
+        self.list(at, || [&value.show(), " is not supported yet", hint].concat());
+    }
+
+    /// The document as a whole cannot be read.
+    pub(super) fn document(&mut self, message: String) {
+        self.found.list.push(ConfigError { path: "the document".into(), message });
+    }
+
+    /// `text` is not JSON.
+    pub(super) fn malformed(&mut self, text: &str, error: Malformed) {
+        let (before, after) = text.split_at_checked(error.offset).unwrap_or((text, ""));
+        let found = after.chars().next().map_or("the end".into(), |char| show_text(char.encode_utf8(&mut [0; 4])));
+        self.malformed_after(before, &found, error.want);
+    }
+
+    /// What comes behind `before` is not text.
+    pub(super) fn malformed_bytes(&mut self, before: &str) {
+        self.malformed_after(before, "a byte outside UTF-8", "text in UTF-8");
+    }
+
+    fn malformed_after(&mut self, before: &str, found: &str, want: &str) {
+        let line = before.matches('\n').count().saturating_add(1);
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count().saturating_add(1);
+        self.found.list.push(ConfigError {
+            path: format!("line {line}, column {column}"),
+            message: [found, " is not allowed, want ", want, " (malformed JSON)"].concat(),
+        });
+    }
+
+    /// Whether anything at or below `at` has been refused: what depends on it is then not judged, it could only mislead.
+    pub(super) fn touches(&self, at: &Path<'_>) -> bool {
+        // Of errors that are not listed, the path is not known.
+        if self.unsound.is_empty() || self.found.more > 0 {
+            return self.found.more > 0;
+        }
+        let path = at.to_string();
+        let below = |error: &String| {
+            error.strip_prefix(&path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        self.unsound.iter().any(below)
+    }
+
+    fn unsound(&mut self, at: &Path<'_>, message: impl FnOnce() -> String) {
+        if let Some(path) = self.list(at, message) {
+            self.unsound.push(path);
+        }
+    }
+
+    /// Lists an error and returns its path, as long as there is room.
+    fn list(&mut self, at: &Path<'_>, message: impl FnOnce() -> String) -> Option<String> {
+        if self.found.list.len() >= LISTED {
+            self.found.more = self.found.more.saturating_add(1);
+            return None;
+        }
+        let full = at.to_string();
+        let mut path = if full.is_empty() { "the document".into() } else { full.clone() };
+        if let Some((end, _)) = path.char_indices().nth(PATH_SHOWN) {
+            path.truncate(end);
+            path.push_str("...");
+        }
+        self.found.list.push(ConfigError { path, message: message() });
+        Some(full)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_quote_what_would_be_misread() {
+        let root = Path::Root;
+        let (routes, odd) = (root.key("routes"), root.key("a.b"));
+        let route = routes.index(3);
+        assert_eq!(route.key("match").to_string(), "routes[3].match");
+        assert_eq!(odd.key("limit").to_string(), "[\"a.b\"].limit");
+        assert_eq!(routes.key("").to_string(), "routes[\"\"]");
+        assert_eq!(routes.key("per-client:v1/x").to_string(), "routes.per-client:v1/x");
+    }
+
+    #[test]
+    fn at_most_64_errors_are_listed() {
+        let mut errors = Errors::default();
+        for i in 0..70 {
+            errors.refuse(&Path::Root.index(i), &Json::Null, "a value");
+        }
+        let errors = errors.end().unwrap_err();
+        let text = errors.to_string();
+        assert_eq!(errors.count(), 70);
+        assert_eq!(errors.iter().count(), 64);
+        assert_eq!(text.lines().count(), 65);
+        assert!(text.starts_with("[0]: null is not allowed, want a value\n[1]: "));
+        assert!(text.ends_with("\nand 6 more"));
+    }
+
+    #[test]
+    fn a_part_is_touched_by_errors_at_and_below_it() {
+        let mut errors = Errors::default();
+        let root = Path::Root;
+        errors.refuse(&root.key("ab").key("c"), &Json::Null, "x");
+        errors.unsupported(&root.key("soon"), &Json::Null, "");
+        assert!(errors.touches(&root.key("ab")));
+        assert!(errors.touches(&root.key("ab").key("c")));
+        assert!(!errors.touches(&root.key("a")));
+        assert!(!errors.touches(&root.key("ab").key("d")));
+        assert!(!errors.touches(&root.key("soon")));
+    }
+
+    #[test]
+    fn malformed_json_has_a_line_and_a_column() {
+        let mut errors = Errors::default();
+        errors.malformed("{\n \"é\" 1}", Malformed { offset: 8, want: "\":\"" });
+        let errors = errors.end().unwrap_err();
+        assert_eq!(errors.to_string(), "line 2, column 6: \"1\" is not allowed, want \":\" (malformed JSON)");
+    }
+}

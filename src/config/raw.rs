@@ -1,0 +1,874 @@
+//! The document as it is written: every section of the contract, each field with its range and its default.
+//!
+//! What is marked `@soon` is validated and then refused. The doc comments are the reference: `docs/config.md` and `config.schema.json`
+//! are generated from them.
+
+// Of what is to come, only the reader looks at the values.
+#![allow(dead_code)]
+
+use super::collect::{Either, List, Map, Nullable, One, Or, Set};
+use super::error::{Errors, Path};
+use super::json::{Json, parse};
+#[cfg(not(target_arch = "wasm32"))]
+use super::read::Part;
+use super::read::Presence::{Else, Required, Usual};
+use super::read::{Read, choice, scalar_choice, section};
+use super::scalar::{Centi, DAY, HOUR, Int, MIN, MS, Pct, SEC, Size, SomePct, Span};
+use super::text::{
+    Address, HeaderName, HeaderValue, Host, Label, Method, Name, Net, Pattern, Quantile, Statuses, Template, Token,
+    UrlPath, Value,
+};
+use super::{BreakerScope, IpSource, MissingKey, Mode, OnContention, QuotaHeaders};
+
+/// The most routes, and the most policies of a kind.
+pub(super) const MAX_NAMED: usize = 1000;
+
+type Named<T> = Map<Name, T, MAX_NAMED>;
+
+section! {
+    /// The whole document.
+    Document {
+        /// The service's name in health documents.
+        service: Label = Usual("\"haven\"");
+        /// What policies do with their verdicts; each policy and route may set its own, and the inner one wins. `enforce` acts, `shadow`
+        /// decides, counts and logs what it would have done, `off` does not look.
+        mode: Mode = Usual("\"enforce\"");
+        /// Where a client's address is taken from.
+        client_ip: ClientIp = Usual("{}");
+        /// Sets of interchangeable endpoints.
+        upstreams: Named<Upstream> = Usual("{}");
+        /// Quotas.
+        rate_limits: Named<RateLimit> = Usual("{}");
+        /// When calls are stopped and tried again. Named on an upstream, a breaker has a state per endpoint; on a route, a state per
+        /// route or per upstream (see `scope`).
+        circuit_breakers: Named<CircuitBreaker> = Usual("{}");
+        /// Bounds of the requests in flight over all workers.
+        @soon concurrency_limits: Named<ConcurrencyLimit> = Usual("{}");
+        /// What is answered instead of a refusal or a failure.
+        fallbacks: Named<Fallback> = Usual("{}");
+        /// Kill switches that routes name.
+        @soon switches: Named<Switch> = Usual("{}");
+        /// What is done with which requests; the first route that matches is taken. A request that matches none only gets header hygiene.
+        routes: List<Route, 0, MAX_NAMED> = Usual("[]");
+        /// Paths of the health endpoints.
+        health: Health = Usual("{}");
+        /// The dashboard and its API.
+        @soon admin: Option<Admin> = Else("none");
+        /// Keep the `x-envoy-*` retry and timeout headers that clients send.
+        @soon trust_client_retry_headers: bool = Usual("false");
+    }
+}
+
+section! {
+    /// Where a client's address is taken from.
+    ClientIp {
+        /// The connection's peer, or a header that a trusted proxy sets.
+        source: IpSource = Usual("\"connection\"");
+        /// Which entry of `X-Forwarded-For`, counted from the right, is the client's; a missing, short or malformed header means the
+        /// connection's address.
+        trusted_hops: Int<1, 32> = Usual("1");
+        /// Leading bits of an IPv4 address that tell clients apart.
+        ipv4_prefix: Int<1, 32> = Usual("32");
+        /// Leading bits of an IPv6 address that tell clients apart.
+        ipv6_prefix: Int<1, 128> = Usual("64");
+    }
+}
+
+section! {
+    /// A set of interchangeable endpoints.
+    Upstream {
+        /// Mode of what the upstream decides: its endpoints and their breaker.
+        mode: Option<Mode> = Else("the top level's");
+        /// Envoy's cluster.
+        cluster: Option<Label> = Else("the upstream's name");
+        /// Its endpoints, each address once.
+        endpoints: List<Endpoint, 0, 1000> = Usual("[]");
+        /// How an endpoint is picked.
+        load_balancer: LoadBalancer = Usual("{}");
+        /// How the pick reaches the proxy.
+        r#override: Override = Usual("{}");
+        /// A circuit breaker, with a state per endpoint.
+        circuit_breaker: Option<Name> = Else("none");
+        /// A concurrency limit for all routes of the upstream together.
+        @soon concurrency_limit: Option<Name> = Else("none");
+        /// Active checks of the endpoints.
+        @soon health_check: Option<HealthCheck> = Else("none");
+        /// The upstream is UP while at least this percentage of its endpoints is well.
+        min_healthy: Option<Pct> = Else("one endpoint");
+        /// Heed the load that endpoints report in `endpoint-load-metrics` (ORCA).
+        @soon load_report: bool = Usual("false");
+    }
+}
+
+section! {
+    /// One instance of an upstream.
+    Endpoint {
+        /// IP address and port.
+        address: Address = Required;
+        /// Its share relative to the others; 0 = drained.
+        weight: Int<0, 1000> = Usual("1");
+        /// Endpoints of a higher number are used only when those of the lower ones are out.
+        @soon priority: Int<0, 127> = Usual("0");
+        /// Its zone.
+        @soon zone: Option<Label> = Else("none");
+    }
+}
+
+section! {
+    /// How an endpoint is picked.
+    LoadBalancer {
+        /// The algorithm; `least_request` counts requests in flight over all workers, for each endpoint's weight.
+        policy: BalancePolicy = Usual("\"least_request\"");
+        /// Time over which a new or recovered endpoint gets its full share.
+        @soon slow_start: Option<Span<MS, HOUR>> = Else("off");
+        /// Below this percentage of available endpoints all are used again; 0 = never.
+        panic_threshold: Pct = Usual("50");
+        /// What `consistent_hash` hashes: parts as in a rate limit's `key`.
+        @soon hash_key: Option<Key> = Else("none");
+        /// With `consistent_hash`: the most load of an endpoint, as a multiple of the average.
+        @soon bounded_load: Option<Centi<100, 1000>> = Else("1.25");
+    }
+}
+
+/// How an endpoint is picked.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum BalancePolicy {
+    #[default]
+    LeastRequest,
+    RoundRobin,
+    PeakEwma,
+    ConsistentHash,
+    Random,
+    First,
+}
+
+choice! { BalancePolicy {
+    "least_request" => Self::LeastRequest,
+    @soon "round_robin" => Self::RoundRobin,
+    @soon "peak_ewma" => Self::PeakEwma,
+    @soon "consistent_hash" => Self::ConsistentHash,
+    @soon "random" => Self::Random,
+    @soon "first" => Self::First,
+} }
+
+section! {
+    /// How the pick reaches the proxy.
+    Override {
+        /// Request header with the picked endpoints, in Envoy's `override_host` policy; always stripped from clients. Starts with `x-`.
+        header: HeaderName = Usual("\"x-haven-upstream\"");
+    }
+}
+
+section! {
+    /// Active checks of endpoints.
+    HealthCheck {
+        /// What is asked.
+        protocol: CheckProtocol = Usual("\"http\"");
+        /// Path of an HTTP check.
+        path: UrlPath = Usual("\"/health\"");
+        /// Service name of a gRPC check.
+        service: Option<Label> = Else("all");
+        /// Time between two checks of an endpoint.
+        interval: Span<{ 100 * MS }, HOUR> = Usual("\"5s\"");
+        /// Time an answer may take.
+        timeout: Span<MS, MIN> = Usual("\"1s\"");
+        /// Good answers in a row that make an endpoint healthy.
+        healthy_threshold: Int<1, 100> = Usual("2");
+        /// Bad answers in a row that make it unhealthy.
+        unhealthy_threshold: Int<1, 100> = Usual("3");
+        /// Statuses of good answers.
+        expected_status: Set<Statuses, 1, 32> = Usual("[\"200-299\"]");
+        /// Judge endpoints by the health document in the body.
+        report: bool = Usual("false");
+        /// Components of the health document that are judged by themselves.
+        components: Map<Name, Component, 256> = Usual("{}");
+    }
+}
+
+/// What a health check asks.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum CheckProtocol {
+    #[default]
+    Http,
+    Grpc,
+    Tcp,
+}
+
+choice! { CheckProtocol { "http" => Self::Http, "grpc" => Self::Grpc, "tcp" => Self::Tcp, } }
+
+section! {
+    /// A component of a health document.
+    Component {
+        /// Whether the whole is out of service without it.
+        critical: bool = Usual("true");
+    }
+}
+
+section! {
+    /// A quota per key.
+    RateLimit {
+        /// Its mode.
+        mode: Option<Mode> = Else("the route's, then the top level's");
+        /// The algorithm. In any interval of length t, `token_bucket` admits at most burst + limit/period × t.
+        algorithm: LimitAlgorithm = Usual("\"token_bucket\"");
+        /// Tokens per period.
+        limit: Int<1, 1_000_000_000> = Required;
+        /// The period.
+        period: Span<MS, { 366 * DAY }> = Usual("\"1s\"");
+        /// Capacity of the bucket. It may take at most 366 days to fill: burst × period / limit.
+        burst: Option<Int<1, 1_000_000_000>> = Else("`limit`");
+        /// What tells clients apart; the parts together are the key, none = one bucket for all.
+        key: Key = Usual("[]");
+        /// A request that lacks a part of the key is not limited (`skip`), or all such requests share one bucket (`share`).
+        missing_key: MissingKey = Usual("\"skip\"");
+        /// Tokens that a request takes; 0 only looks.
+        cost: Either<Int<0, 1_000_000_000>, CostHeader> = Usual("1");
+        /// Quotas of exact keys.
+        overrides: List<QuotaOverride, 0, 10_000> = Usual("[]");
+        /// Client networks that are never limited.
+        exempt: Set<Net, 0, 1000> = Usual("[]");
+        /// Keys tracked at once; memory is bounded by it and allocated as it is used.
+        max_keys: Int<1, 10_000_000> = Usual("65536");
+        /// Headers that tell the client of its quota: `RateLimit-Policy` and `RateLimit`, the `X-RateLimit-` ones, both, or none.
+        headers: QuotaHeaders = Usual("\"ietf\"");
+        /// What happens to a request whose bucket stays contended between workers.
+        on_contention: OnContention = Usual("\"allow\"");
+        /// Time over which the rate grows to its full value after a pause.
+        @soon warm_up: Option<Span<MS, HOUR>> = Else("off");
+        /// With `leaky_bucket`: the longest a request is delayed.
+        @soon max_wait: Option<Span<0, HOUR>> = Else("0s");
+        /// One quota over many proxies through Envoy's RateLimitService.
+        @soon global: Option<Global> = Else("none");
+    }
+}
+
+/// A rate limit's algorithm.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) enum LimitAlgorithm {
+    #[default]
+    TokenBucket,
+    LeakyBucket,
+    SlidingWindow,
+    FixedWindow,
+}
+
+choice! { LimitAlgorithm {
+    "token_bucket" => Self::TokenBucket,
+    @soon "leaky_bucket" => Self::LeakyBucket,
+    @soon "sliding_window" => Self::SlidingWindow,
+    @soon "fixed_window" => Self::FixedWindow,
+} }
+
+choice! { MissingKey { "skip" => Self::Skip, "share" => Self::Share, } }
+choice! { QuotaHeaders { "ietf" => Self::Ietf, "x" => Self::X, "both" => Self::Both, "none" => Self::None, } }
+choice! { OnContention { "allow" => Self::Allow, "deny" => Self::Deny, } }
+choice! { Mode { "enforce" => Self::Enforce, "shadow" => Self::Shadow, "off" => Self::Off, } }
+choice! { IpSource {
+    "connection" => Self::Connection,
+    "x-forwarded-for" => Self::XForwardedFor,
+    "x-real-ip" => Self::XRealIp,
+} }
+
+/// The parts of a key, each at most once.
+pub(super) type Key = Set<KeyPart, 0, 16>;
+
+/// A part of a key.
+#[derive(Clone, Debug, Default)]
+pub(super) struct KeyPart(pub(super) Either<KeyWord, One<KeyField>>);
+
+impl PartialEq for KeyPart {
+    fn eq(&self, other: &Self) -> bool {
+        super::compile::key_part(self) == super::compile::key_part(other)
+    }
+}
+
+impl Read for KeyPart {
+    fn want() -> String {
+        <Either<KeyWord, One<KeyField>>>::want()
+    }
+
+    fn read(at: &Path<'_>, json: &Json, errors: &mut Errors) -> Self {
+        Self(Read::read(at, json, errors))
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    fn schema() -> serde_json::Value {
+        <Either<KeyWord, One<KeyField>> as Read>::schema()
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    fn parts() -> Vec<Part> {
+        <Either<KeyWord, One<KeyField>>>::parts()
+    }
+}
+
+/// A part of a key that needs no name.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum KeyWord {
+    #[default]
+    ClientIp,
+    Method,
+    Path,
+    Host,
+    Route,
+}
+
+choice! { KeyWord {
+    "client_ip" => Self::ClientIp,
+    "method" => Self::Method,
+    "path" => Self::Path,
+    "host" => Self::Host,
+    "route" => Self::Route,
+} }
+
+scalar_choice!(KeyWord);
+
+section! {
+    /// A part of a key that has a name.
+    KeyField {
+        /// A request header.
+        header: Option<HeaderName> = Else("");
+        /// A cookie.
+        cookie: Option<Token> = Else("");
+        /// A parameter of the query.
+        query: Option<Label> = Else("");
+        /// A segment of the path, counted from 0.
+        path_segment: Option<Int<0, 255>> = Else("");
+    }
+}
+
+section! {
+    /// A cost that a request header tells.
+    CostHeader {
+        /// The header.
+        header: HeaderName = Required;
+        /// Cost of a request whose header is missing, malformed or negative.
+        default: Int<0, 1_000_000_000> = Usual("1");
+        /// What a higher cost is cut to.
+        max: Int<1, 1_000_000_000> = Usual("100");
+    }
+}
+
+section! {
+    /// The quota of an exact key.
+    QuotaOverride {
+        /// The key: a value for each of its parts.
+        key: List<Value, 1, 16> = Required;
+        /// Tokens per period.
+        limit: Int<1, 1_000_000_000> = Required;
+        /// The period.
+        period: Option<Span<MS, { 366 * DAY }>> = Else("the rate limit's");
+        /// Capacity of the bucket.
+        burst: Option<Int<1, 1_000_000_000>> = Else("`limit`");
+    }
+}
+
+section! {
+    /// One quota over many proxies.
+    Global {
+        /// Envoy's cluster of the rate limit service.
+        cluster: Label = Required;
+        /// The service's domain.
+        domain: Label = Usual("\"haven\"");
+        /// Tokens fetched at once.
+        batch: Or<Auto, Int<1, 1_000_000>> = Usual("\"auto\"");
+        /// What holds while the service does not answer.
+        on_error: OnError = Usual("\"local\"");
+    }
+}
+
+/// `"auto"`
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum Auto {
+    #[default]
+    Auto,
+}
+
+choice! { Auto { "auto" => Self::Auto, } }
+scalar_choice!(Auto);
+
+/// What a global rate limit does while its service does not answer.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum OnError {
+    #[default]
+    Local,
+    Allow,
+    Deny,
+}
+
+choice! { OnError { "local" => Self::Local, "allow" => Self::Allow, "deny" => Self::Deny, } }
+
+/// A circuit breaker with its preset filled in.
+#[derive(Clone, Debug, Default)]
+pub(super) struct CircuitBreaker(pub(super) BreakerFields);
+
+impl Read for CircuitBreaker {
+    fn want() -> String {
+        BreakerFields::want()
+    }
+
+    fn read(at: &Path<'_>, json: &Json, errors: &mut Errors) -> Self {
+        let Json::Object(entries) = json else {
+            return Self(BreakerFields::read(at, json, errors));
+        };
+        let get = |name: &str| entries.iter().find(|(key, _)| key == name).map(|(_, value)| value);
+        let Some(preset) = get("preset") else {
+            return Self(BreakerFields::read(at, json, errors));
+        };
+        let mut filled = entries.clone();
+        let known = PRESETS.iter().find(|(name, _)| matches!(preset, Json::String(text) if text == name));
+        if let Some((name, text)) = known {
+            if *name == "resilience4j" && get("window").is_none() {
+                errors.unsupported(&at.key("preset"), preset, " without a \"window\" of type \"time\"");
+            }
+            if let Ok(Json::Object(usual)) = parse(text) {
+                filled.extend(usual.into_iter().filter(|(key, _)| get(key).is_none()));
+            }
+        }
+        Self(BreakerFields::read(at, &Json::Object(filled), errors))
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    fn schema() -> serde_json::Value {
+        let mut schema = BreakerFields::schema();
+        if let Some(schema) = schema.as_object_mut() {
+            schema.insert(
+                "if".into(),
+                serde_json::json!({ "properties": { "preset": { "const": "resilience4j" } }, "required": ["preset"] }),
+            );
+            schema.insert("then".into(), serde_json::json!({ "required": ["window"] }));
+        }
+        schema
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    fn parts() -> Vec<Part> {
+        BreakerFields::parts()
+    }
+}
+
+/// What the presets set; explicit fields override it. The count window of `resilience4j` is to come, so that it needs a window of its own.
+pub(super) const PRESETS: &[(&str, &str)] = &[
+    (
+        "hystrix",
+        r#"{"failure_rate_threshold": 50, "minimum_calls": 10, "window": {"type": "time", "size": "10s"}, "open_duration": "5s",
+            "half_open_calls": 1}"#,
+    ),
+    ("goresilience", r#"{"failure_rate_threshold": 50, "minimum_calls": 10, "open_duration": "30s"}"#),
+    (
+        "resilience4j",
+        r#"{"failure_rate_threshold": 50, "minimum_calls": 100, "open_duration": "60s", "half_open_calls": 10}"#,
+    ),
+    (
+        "sentinel",
+        r#"{"failure_rate_threshold": 50, "minimum_calls": 5, "window": {"type": "time", "size": "1s"}, "half_open_calls": 1}"#,
+    ),
+];
+
+/// Another library's numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) enum Preset {
+    #[default]
+    Hystrix,
+    Goresilience,
+    Resilience4j,
+    Sentinel,
+}
+
+choice! { Preset {
+    "hystrix" => Self::Hystrix,
+    "goresilience" => Self::Goresilience,
+    "resilience4j" => Self::Resilience4j,
+    "sentinel" => Self::Sentinel,
+} }
+
+section! {
+    /// When calls are stopped, for how long, and how they are tried again.
+    BreakerFields {
+        /// Its mode.
+        mode: Option<Mode> = Else("the route's, then the top level's");
+        /// On a route: a state per route, or one for all routes of the upstream that name it.
+        scope: BreakerScope = Usual("\"route\"");
+        /// The numbers of another library; explicit fields override them. `hystrix`: 10 requests, 50 %, 10 s window, 5 s open, 1 probe.
+        /// `goresilience`: 10 requests, 50 %, 30 s open. `resilience4j`: 100 calls, 50 %, 60 s open, 10 half-open calls; not supported
+        /// yet without a `window` of type `time`, for its own counts calls. `sentinel`: 5 calls, 1 s window, 1 probe, opens above
+        /// the threshold instead of at it.
+        preset: Option<Preset> = Else("none");
+        /// Opens at this percentage of failures.
+        failure_rate_threshold: SomePct = Usual("50");
+        /// Opens at this percentage of slow calls.
+        slow_call_rate_threshold: SomePct = Usual("100");
+        /// A call that takes at least this long is slow.
+        slow_call_duration: Span<MS, HOUR> = Usual("\"60s\"");
+        /// Opens at once after so many failures in a row; 0 = off.
+        consecutive_failures: Int<0, 1_000_000> = Usual("0");
+        /// No percentage is judged below so many calls in the window.
+        minimum_calls: Int<1, 1_000_000> = Usual("20");
+        /// The calls that count.
+        window: Window = Usual(r#"{"type": "time", "size": "10s"}"#);
+        /// How long it stays open.
+        open_duration: Span<{ 100 * MS }, DAY> = Usual("\"5s\"");
+        /// Factor by which the open time grows with each failed half-open round.
+        backoff_multiplier: Centi<100, 10_000> = Usual("1");
+        /// The most that the open time grows to.
+        max_open_duration: Option<Span<{ 100 * MS }, DAY>> = Else("`60s`, or `open_duration` if that is longer");
+        /// Random percentage by which an open time is lengthened or shortened.
+        jitter: Pct = Usual("0");
+        /// At most this many calls are in flight or counted while half-open; the same thresholds over them close or open it.
+        half_open_calls: Int<1, 10_000> = Usual("5");
+        /// After this time half-open it opens again, so that it is never stuck.
+        half_open_max_wait: Span<{ 100 * MS }, DAY> = Usual("\"30s\"");
+        /// The outcomes that are failures. Client cancels and replies of the filter are neither success nor failure.
+        failure_on: FailureOn = Usual("{}");
+        /// An upstream's `Retry-After` or `grpc-retry-pushback-ms` sets the open time, at most `max_open_duration`.
+        honour_retry_after: bool = Usual("true");
+    }
+}
+
+choice! { BreakerScope { "route" => Self::Route, "upstream" => Self::Upstream, } }
+
+section! {
+    /// The calls that count.
+    Window {
+        /// The calls of a time, or a number of calls.
+        r#type: WindowType = Usual("\"time\"");
+        /// A duration for `time`, a number of calls for `count`.
+        size: Option<WindowSize> = Else("`10s` or 100");
+    }
+}
+
+/// A time window's length, or a count window's.
+pub(super) type WindowSize = Or<Span<SEC, HOUR>, Int<1, 1_000_000>>;
+
+/// What a window measures.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) enum WindowType {
+    #[default]
+    Time,
+    Count,
+}
+
+choice! { WindowType { "time" => Self::Time, @soon "count" => Self::Count, } }
+
+section! {
+    /// The outcomes that are failures.
+    FailureOn {
+        /// HTTP statuses.
+        status: Set<Statuses, 0, 32> = Usual("[\"500-599\"]");
+        /// gRPC statuses.
+        grpc_status: Set<Int<0, 16>, 0, 17> = Usual("[2, 4, 8, 13, 14, 15]");
+        /// Resets and refused connections.
+        reset: bool = Usual("true");
+        /// Timeouts.
+        timeout: bool = Usual("true");
+    }
+}
+
+section! {
+    /// A bound of the requests in flight.
+    ConcurrencyLimit {
+        /// Its mode.
+        mode: Option<Mode> = Else("the route's, then the top level's");
+        /// A bound that is given, or one that is found.
+        algorithm: ConcurrencyAlgorithm = Usual("\"adaptive\"");
+        /// The bound of `fixed`, which needs it.
+        limit: Option<Int<1, 1_000_000>> = Else("none");
+        /// The least that `adaptive` finds.
+        min_limit: Option<Int<1, 1_000_000>> = Else("3");
+        /// The most that `adaptive` finds.
+        max_limit: Option<Int<1, 1_000_000>> = Else("1000");
+        /// Where `adaptive` begins.
+        initial_limit: Option<Int<1, 1_000_000>> = Else("20");
+    }
+}
+
+/// How a concurrency limit finds its bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) enum ConcurrencyAlgorithm {
+    #[default]
+    Adaptive,
+    Fixed,
+}
+
+choice! { ConcurrencyAlgorithm { "adaptive" => Self::Adaptive, "fixed" => Self::Fixed, } }
+
+section! {
+    /// A kill switch.
+    Switch {
+        /// Whether the routes that name it are served at the start.
+        on: bool = Usual("true");
+    }
+}
+
+section! {
+    /// What is answered instead of a refusal or a failure.
+    Fallback {
+        /// Its mode.
+        mode: Option<Mode> = Else("the route's, then the top level's");
+        /// The reasons it answers for; `upstream_error` is a 5xx, a reset, a refused or a cut connection.
+        on: Set<Cause, 1, 8> = Usual(
+            r#"["overload", "circuit_open", "no_endpoint", "deadline", "switched_off", "upstream_error", "timeout"]"#
+        );
+        /// Tried in this order.
+        steps: List<One<Step>, 1, 8> = Required;
+    }
+}
+
+/// A reason for a fallback.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) enum Cause {
+    #[default]
+    RateLimited,
+    Overload,
+    CircuitOpen,
+    NoEndpoint,
+    Deadline,
+    SwitchedOff,
+    UpstreamError,
+    Timeout,
+}
+
+choice! { Cause {
+    "rate_limited" => Self::RateLimited,
+    "overload" => Self::Overload,
+    "circuit_open" => Self::CircuitOpen,
+    "no_endpoint" => Self::NoEndpoint,
+    "deadline" => Self::Deadline,
+    "switched_off" => Self::SwitchedOff,
+    "upstream_error" => Self::UpstreamError,
+    "timeout" => Self::Timeout,
+} }
+
+section! {
+    /// One step of a fallback.
+    Step {
+        /// The last good response of this route.
+        @soon stale: Option<Stale> = Else("");
+        /// A fixed answer; it always answers, so it stands last.
+        respond: Option<Respond> = Else("");
+        /// Another of Envoy's clusters.
+        @soon cluster: Option<Label> = Else("");
+    }
+}
+
+section! {
+    /// The last good response.
+    Stale {
+        /// How old it may be.
+        max_age: Span<SEC, { 7 * DAY }> = Usual("\"5m\"");
+        /// Larger bodies are not kept.
+        max_body: Size<1, 1_048_576> = Usual("\"64KiB\"");
+        /// Request headers that tell responses apart, besides those of the response's own `Vary`.
+        vary: Set<HeaderName, 0, 16> = Usual("[]");
+    }
+}
+
+section! {
+    /// A fixed answer.
+    Respond {
+        /// HTTP status.
+        status: Int<200, 599> = Usual("200");
+        /// Headers besides `content-type`.
+        headers: Map<HeaderName, HeaderValue, 64> = Usual("{}");
+        /// Type of the body.
+        content_type: HeaderValue = Usual("\"text/plain; charset=utf-8\"");
+        /// The body, with `{{request_id}}`, `{{retry_after}}`, `{{reason}}` and `{{route}}`; what does not apply is empty.
+        body: Template = Usual("\"\"");
+    }
+}
+
+section! {
+    /// What is done with the requests that match.
+    Route {
+        /// Its name, which no other route has.
+        name: Name = Required;
+        /// Mode of its policies that do not set their own.
+        mode: Option<Mode> = Else("the top level's");
+        /// The requests it is for: all conditions must hold, none = all requests.
+        r#match: Match = Usual("{}");
+        /// Where they go.
+        upstream: Option<Name> = Else("not chosen here");
+        /// Rate limits, all or nothing: a refusal by one refunds the others.
+        rate_limits: Set<Name, 0, 16> = Usual("[]");
+        /// A circuit breaker.
+        circuit_breaker: Option<Name> = Else("none");
+        /// A concurrency limit.
+        @soon concurrency_limit: Option<Name> = Else("none");
+        /// What is answered instead of a refusal or a failure.
+        fallback: Option<Name> = Else("none");
+        /// Deadlines.
+        timeout: Timeout = Usual("{}");
+        /// Retries by Envoy.
+        @soon retry: Option<Retry> = Else("none");
+        /// What is shed first under load: the least critical.
+        criticality: Criticality = Usual("\"critical\"");
+        /// A kill switch.
+        @soon switch: Option<Name> = Else("none");
+        /// A share of the requests for another upstream.
+        @soon canary: Option<Canary> = Else("none");
+        /// Components of health documents without which the route is refused.
+        @soon depends_on: Set<Name, 0, 32> = Usual("[]");
+    }
+}
+
+/// What is shed first under load.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum Criticality {
+    #[default]
+    Critical,
+    CriticalPlus,
+    SheddablePlus,
+    Sheddable,
+}
+
+choice! { Criticality {
+    "critical" => Self::Critical,
+    @soon "critical_plus" => Self::CriticalPlus,
+    @soon "sheddable_plus" => Self::SheddablePlus,
+    @soon "sheddable" => Self::Sheddable,
+} }
+
+section! {
+    /// The requests a route is for; at most one of `path`, `prefix` and `pattern`.
+    Match {
+        /// This very path, without its query.
+        path: Option<UrlPath> = Else("any");
+        /// This path and all below it: `/api` matches `/api` and `/api/users`, not `/apis`.
+        prefix: Option<UrlPath> = Else("any");
+        /// A path where `{name}` stands for any one segment: `/users/{id}/orders`.
+        pattern: Option<Pattern> = Else("any");
+        /// Methods.
+        methods: Set<Method, 0, 32> = Usual("[]");
+        /// Hosts without port; `*.example.com` is every host below it.
+        hosts: Set<Host, 0, 256> = Usual("[]");
+        /// Headers with their exact values; `*` = present.
+        headers: Map<HeaderName, HeaderValue, 32> = Usual("{}");
+    }
+}
+
+section! {
+    /// Deadlines.
+    Timeout {
+        /// Time for the whole request.
+        @soon request: Option<Either<Span<MS, HOUR>, One<Dynamic>>> = Else("Envoy's");
+        /// Time for each try.
+        @soon per_try: Option<Span<MS, HOUR>> = Else("none");
+        /// A request header with the milliseconds left.
+        @soon deadline_header: Option<HeaderName> = Else("none");
+        /// Refuse at once when less time is left; `p50` is what half of the requests take.
+        @soon reject_below: Option<Or<Span<MS, HOUR>, Quantile>> = Else("off");
+    }
+}
+
+section! {
+    /// A timeout that is found.
+    Dynamic {
+        /// From what the upstream takes.
+        dynamic: Option<DynamicTimeout> = Else("");
+    }
+}
+
+section! {
+    /// A timeout from what the upstream takes: `quantile` times `factor`.
+    DynamicTimeout {
+        /// The percentage of requests that are faster.
+        quantile: Centi<100, 9_999> = Usual("99");
+        /// What it is multiplied by.
+        factor: Centi<10, 10_000> = Usual("2");
+        /// The least.
+        min: Span<MS, HOUR> = Usual("\"50ms\"");
+        /// The most.
+        max: Span<MS, HOUR> = Usual("\"2s\"");
+    }
+}
+
+section! {
+    /// Retries by Envoy.
+    Retry {
+        /// Retries after the first try.
+        attempts: Int<0, 10> = Usual("1");
+        /// What is tried again, in Envoy's words.
+        on: Set<RetryOn, 1, 16> = Usual(r#"["connect-failure", "reset", "gateway-error"]"#);
+        /// The methods that are tried again.
+        methods: Set<Method, 1, 32> = Usual(r#"["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"]"#);
+        /// Retries as a percentage of recent requests.
+        budget: Pct = Usual("20");
+        /// Retries per second that are allowed in any case.
+        min_per_second: Int<0, 10_000> = Usual("3");
+    }
+}
+
+/// Envoy's words for what is tried again.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) enum RetryOn {
+    #[default]
+    FiveXx,
+    GatewayError,
+    Reset,
+    ResetBeforeRequest,
+    ConnectFailure,
+    EnvoyRateLimited,
+    Retriable4xx,
+    RefusedStream,
+    RetriableStatusCodes,
+    Http3PostConnectFailure,
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    ResourceExhausted,
+    Unavailable,
+}
+
+choice! { RetryOn {
+    "5xx" => Self::FiveXx,
+    "gateway-error" => Self::GatewayError,
+    "reset" => Self::Reset,
+    "reset-before-request" => Self::ResetBeforeRequest,
+    "connect-failure" => Self::ConnectFailure,
+    "envoy-ratelimited" => Self::EnvoyRateLimited,
+    "retriable-4xx" => Self::Retriable4xx,
+    "refused-stream" => Self::RefusedStream,
+    "retriable-status-codes" => Self::RetriableStatusCodes,
+    "http3-post-connect-failure" => Self::Http3PostConnectFailure,
+    "cancelled" => Self::Cancelled,
+    "deadline-exceeded" => Self::DeadlineExceeded,
+    "internal" => Self::Internal,
+    "resource-exhausted" => Self::ResourceExhausted,
+    "unavailable" => Self::Unavailable,
+} }
+
+section! {
+    /// A share of the requests for another upstream.
+    Canary {
+        /// The other upstream.
+        upstream: Name = Required;
+        /// Its share of the requests.
+        percent: Pct = Required;
+    }
+}
+
+section! {
+    /// Paths of the health endpoints; `null` switches one off.
+    Health {
+        /// Liveness.
+        livez: Nullable<UrlPath> = Usual("\"/livez\"");
+        /// Readiness: are the upstreams up?
+        readyz: Nullable<UrlPath> = Usual("\"/readyz\"");
+        /// Has the filter started?
+        startupz: Nullable<UrlPath> = Usual("\"/startupz\"");
+        /// `OK`, or with `Accept: application/json` the health document.
+        health: Nullable<UrlPath> = Usual("\"/health\"");
+    }
+}
+
+section! {
+    /// The dashboard and its API.
+    Admin {
+        /// Path below which it is served.
+        prefix: UrlPath = Usual("\"/haven\"");
+        /// The secret that callers send.
+        token: Option<Label> = Else("none");
+        /// The networks of the callers.
+        allow: Set<Net, 0, 1000> = Usual(r#"["127.0.0.1/32", "::1/128"]"#);
+    }
+}

@@ -1,0 +1,366 @@
+//! Numbers, times and sizes that carry their range in their type.
+
+use super::error::{Errors, Path};
+use super::json::{Json, scaled};
+use super::read::Read;
+use crate::base::time::Nanos;
+
+pub(super) const MS: u64 = 1_000_000;
+pub(super) const SEC: u64 = 1_000 * MS;
+pub(super) const MIN: u64 = 60 * SEC;
+pub(super) const HOUR: u64 = 60 * MIN;
+pub(super) const DAY: u64 = 24 * HOUR;
+
+/// A value that is one piece of JSON, or none.
+pub(super) trait Scalar: Default {
+    /// What is allowed.
+    fn want() -> String;
+
+    /// Reads it; `None` if it is not allowed.
+    fn parse(json: &Json) -> Option<Self>;
+
+    /// The JSON schema of what is read.
+    #[cfg(not(target_arch = "wasm32"))]
+    fn schema() -> serde_json::Value;
+}
+
+/// The methods of [`Read`] for a [`Scalar`].
+macro_rules! read_scalar {
+    () => {
+        fn want() -> String {
+            <Self as $crate::config::scalar::Scalar>::want()
+        }
+
+        fn read(
+            at: &$crate::config::error::Path<'_>,
+            json: &$crate::config::json::Json,
+            errors: &mut $crate::config::error::Errors,
+        ) -> Self {
+            $crate::config::scalar::read(at, json, errors)
+        }
+
+        #[cfg(not(target_arch = "wasm32"))]
+        fn schema() -> serde_json::Value {
+            <Self as $crate::config::scalar::Scalar>::schema()
+        }
+    };
+}
+pub(super) use read_scalar;
+
+pub(super) fn read<T: Scalar>(at: &Path<'_>, json: &Json, errors: &mut Errors) -> T {
+    match T::parse(json) {
+        Some(value) => value,
+        None => {
+            errors.refuse(at, json, &T::want());
+            T::default()
+        }
+    }
+}
+
+impl Scalar for bool {
+    fn want() -> String {
+        "true or false".into()
+    }
+
+    fn parse(json: &Json) -> Option<Self> {
+        match json {
+            Json::Bool(value) => Some(*value),
+            _ => None,
+        }
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    fn schema() -> serde_json::Value {
+        serde_json::json!({ "type": "boolean" })
+    }
+}
+
+impl Read for bool {
+    read_scalar!();
+}
+
+/// An integer from `MIN` to `MAX`; `1.0` and `1e3` are integers too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Int<const MIN: u32, const MAX: u32>(pub(super) u32);
+
+impl<const MIN: u32, const MAX: u32> Default for Int<MIN, MAX> {
+    fn default() -> Self {
+        Self(MIN)
+    }
+}
+
+impl<const MIN: u32, const MAX: u32> Scalar for Int<MIN, MAX> {
+    fn want() -> String {
+        format!("an integer from {MIN} to {MAX}")
+    }
+
+    fn parse(json: &Json) -> Option<Self> {
+        number(json, 0, MIN, MAX).map(Self)
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    fn schema() -> serde_json::Value {
+        serde_json::json!({ "type": "integer", "minimum": MIN, "maximum": MAX })
+    }
+}
+
+impl<const MIN: u32, const MAX: u32> Read for Int<MIN, MAX> {
+    read_scalar!();
+}
+
+/// A number with at most two decimals, in hundredths: `Centi<1, 250>` is 0.01 to 2.5.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Centi<const MIN: u32, const MAX: u32>(pub(super) u32);
+
+/// A percentage.
+pub(super) type Pct = Centi<0, 10_000>;
+
+/// A percentage that is not zero.
+pub(super) type SomePct = Centi<1, 10_000>;
+
+impl<const MIN: u32, const MAX: u32> Default for Centi<MIN, MAX> {
+    fn default() -> Self {
+        Self(MIN)
+    }
+}
+
+impl<const MIN: u32, const MAX: u32> Scalar for Centi<MIN, MAX> {
+    fn want() -> String {
+        ["a number from ", &hundredths(MIN), " to ", &hundredths(MAX), " with at most two decimals"].concat()
+    }
+
+    fn parse(json: &Json) -> Option<Self> {
+        number(json, 2, MIN, MAX).map(Self)
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    fn schema() -> serde_json::Value {
+        // No "multipleOf": validators that count in binary refuse 0.07 as a multiple of 0.01.
+        let bound = |hundredths: u32| {
+            if hundredths.is_multiple_of(100) {
+                serde_json::json!(hundredths / 100)
+            } else {
+                serde_json::json!(f64::from(hundredths) / 100.0)
+            }
+        };
+        serde_json::json!({ "type": "number", "minimum": bound(MIN), "maximum": bound(MAX) })
+    }
+}
+
+impl<const MIN: u32, const MAX: u32> Read for Centi<MIN, MAX> {
+    read_scalar!();
+}
+
+/// A duration from `MIN` to `MAX` nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span<const MIN: u64, const MAX: u64>(pub(super) Nanos);
+
+impl<const MIN: u64, const MAX: u64> Default for Span<MIN, MAX> {
+    fn default() -> Self {
+        Self(Nanos(MIN))
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> Scalar for Span<MIN, MAX> {
+    fn want() -> String {
+        ["a duration from ", &show_span(Nanos(MIN)), " to ", &show_span(Nanos(MAX)), " like \"250ms\" or \"10s\""].concat()
+    }
+
+    fn parse(json: &Json) -> Option<Self> {
+        match json {
+            Json::String(text) => parse_units(text, TIMES).filter(|n| (MIN..=MAX).contains(n)).map(|n| Self(Nanos(n))),
+            _ => None,
+        }
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    fn schema() -> serde_json::Value {
+        serde_json::json!({ "type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?(ns|us|ms|s|m|h|d)$" })
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> Read for Span<MIN, MAX> {
+    read_scalar!();
+}
+
+/// A size from `MIN` to `MAX` bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Size<const MIN: u32, const MAX: u32>(pub(super) u32);
+
+impl<const MIN: u32, const MAX: u32> Default for Size<MIN, MAX> {
+    fn default() -> Self {
+        Self(MIN)
+    }
+}
+
+impl<const MIN: u32, const MAX: u32> Scalar for Size<MIN, MAX> {
+    fn want() -> String {
+        let (min, max) = (show_units(u64::from(MIN), SIZES), show_units(u64::from(MAX), SIZES));
+        ["a size from ", &min, " to ", &max, " like \"64KiB\""].concat()
+    }
+
+    fn parse(json: &Json) -> Option<Self> {
+        match json {
+            Json::String(text) => {
+                let bytes = u32::try_from(parse_units(text, SIZES)?).ok()?;
+                (MIN..=MAX).contains(&bytes).then_some(Self(bytes))
+            }
+            _ => None,
+        }
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    fn schema() -> serde_json::Value {
+        serde_json::json!({ "type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?(B|KiB|MiB)$" })
+    }
+}
+
+impl<const MIN: u32, const MAX: u32> Read for Size<MIN, MAX> {
+    read_scalar!();
+}
+
+/// A duration as a user would write it.
+pub(super) fn show_span(span: Nanos) -> String {
+    show_units(span.0, TIMES)
+}
+
+/// Units, the largest first.
+type Units = &'static [(&'static str, u64)];
+
+const TIMES: Units = &[("d", DAY), ("h", HOUR), ("m", MIN), ("s", SEC), ("ms", MS), ("us", 1_000), ("ns", 1)];
+const SIZES: Units = &[("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+/// Reads an exact number of the smallest unit: "1.5s" is 1,500,000,000 ns, "0.5ns" is nothing.
+fn parse_units(text: &str, units: Units) -> Option<u64> {
+    let end = text.find(|char: char| !char.is_ascii_digit() && char != '.')?;
+    let (number, unit) = text.split_at_checked(end)?;
+    let (_, factor) = units.iter().find(|(name, _)| *name == unit)?;
+    let (whole, fraction) = match number.split_once('.') {
+        Some((_, "")) => return None,
+        Some(parts) => parts,
+        None => (number, ""),
+    };
+    let mut value = whole.parse::<u64>().ok()?.checked_mul(*factor)?;
+    let fraction = fraction.trim_end_matches('0');
+    if !fraction.is_empty() {
+        let places = u32::try_from(fraction.len()).ok()?;
+        let part = fraction.parse::<u64>().ok()?.checked_mul(*factor)?;
+        let divisor = 10_u64.checked_pow(places)?;
+        if part.checked_rem(divisor)? != 0 {
+            return None;
+        }
+        value = value.checked_add(part.checked_div(divisor)?)?;
+    }
+    Some(value)
+}
+
+fn show_units(value: u64, units: Units) -> String {
+    let unit = units.iter().find(|(_, factor)| value.checked_rem(*factor) == Some(0) && value >= *factor);
+    let (name, factor) = unit.or(units.last()).copied().unwrap_or(("", 1));
+    format!("{}{name}", value.checked_div(factor).unwrap_or_default())
+}
+
+fn number(json: &Json, places: u8, min: u32, max: u32) -> Option<u32> {
+    match json {
+        Json::Number(text) => {
+            let value = u32::try_from(scaled(text, places)?).ok()?;
+            (min..=max).contains(&value).then_some(value)
+        }
+        _ => None,
+    }
+}
+
+fn hundredths(value: u32) -> String {
+    match (value / 100, value % 100) {
+        (whole, 0) => whole.to_string(),
+        (whole, part) => format!("{whole}.{part:02}").trim_end_matches('0').into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn number_of<T: Scalar>(text: &str) -> Option<T> {
+        T::parse(&Json::Number(text.into()))
+    }
+
+    fn string_of<T: Scalar>(text: &str) -> Option<T> {
+        T::parse(&Json::String(text.into()))
+    }
+
+    #[test]
+    fn integers_have_bounds_and_no_fraction() {
+        type Port = Int<1, 65_535>;
+        for (text, want) in
+            [("0", None), ("1", Some(1)), ("65535", Some(65_535)), ("65536", None), ("-1", None), ("1.5", None), ("1e3", Some(1000))]
+        {
+            assert_eq!(number_of::<Port>(text).map(|n| n.0), want, "{text}");
+        }
+        assert_eq!(string_of::<Port>("1"), None);
+        assert_eq!(<Port as Scalar>::want(), "an integer from 1 to 65535");
+    }
+
+    #[test]
+    fn percentages_are_exact_hundredths() {
+        for (text, want) in
+            [("0", Some(0)), ("0.01", Some(1)), ("12.5", Some(1250)), ("100", Some(10_000)), ("100.01", None), ("0.001", None)]
+        {
+            assert_eq!(number_of::<Pct>(text).map(|n| n.0), want, "{text}");
+        }
+        assert_eq!(<Centi<1, 250> as Scalar>::want(), "a number from 0.01 to 2.5 with at most two decimals");
+    }
+
+    #[test]
+    fn durations_have_units() {
+        type Any = Span<0, { 366 * DAY }>;
+        for (text, want) in [
+            ("250ms", Some(250 * MS)),
+            ("10s", Some(10 * SEC)),
+            ("1.5s", Some(1500 * MS)),
+            ("5m", Some(5 * MIN)),
+            ("1h", Some(HOUR)),
+            ("366d", Some(366 * DAY)),
+            ("7ns", Some(7)),
+            ("7us", Some(7000)),
+            ("0s", Some(0)),
+            ("00.50s", Some(500 * MS)),
+            ("367d", None),
+            ("99999999999999999999s", None),
+            ("0.5ns", None),
+            ("1.s", None),
+            (".5s", None),
+            ("1.2.3s", None),
+            ("-1s", None),
+            ("+1s", None),
+            ("1e3s", None),
+            ("10", None),
+            ("s", None),
+            ("", None),
+            ("10 s", None),
+            ("10S", None),
+            ("１s", None),
+        ] {
+            assert_eq!(string_of::<Any>(text).map(|span| span.0.0), want, "{text}");
+        }
+        assert_eq!(number_of::<Any>("10"), None);
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        type Body = Size<1, { 1 << 20 }>;
+        for (text, want) in
+            [("64KiB", Some(65_536)), ("1MiB", Some(1 << 20)), ("7B", Some(7)), ("0B", None), ("2MiB", None), ("64KB", None), ("64", None)]
+        {
+            assert_eq!(string_of::<Body>(text).map(|size| size.0), want, "{text}");
+        }
+        assert_eq!(<Body as Scalar>::want(), "a size from 1B to 1MiB like \"64KiB\"");
+    }
+
+    #[test]
+    fn durations_show_as_they_are_written() {
+        for (n, want) in [(MS, "1ms"), (1500 * MS, "1500ms"), (MIN, "1m"), (366 * DAY, "366d"), (0, "0ns"), (1, "1ns")] {
+            assert_eq!(show_span(Nanos(n)), want);
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! Floor 4: the engine joins the policies.
+//!
+//! An [`Engine`] is a configuration made ready, one for each VM and configuration; [`exchange::Exchange`] takes one request through
+//! the chain, in this order: health → header hygiene → route → rate limits → breaker → endpoint. The first refusal wins.
+//!
+//! | state | kept in | written by | after a reload | after a lost VM |
+//! |---|---|---|---|---|
+//! | buckets, breakers | shared data | compare-and-swap | kept by name | kept |
+//! | requests in flight | gauges | atomic add | kept | the VM's share stays behind |
+//! | views of endpoints | the VM | itself, from shared data | read anew | read anew |
+//!
+//! Views of endpoints' breakers make the request path independent of the number of endpoints: they are read again when the upstream's
+//! change counter (a metric, so atomic over all workers and cheap to read) has moved, and once per tick in case a VM died between
+//! changing a record and counting it.
+
+pub mod endpoints;
+pub mod exchange;
+mod metrics;
+
+use crate::base::hash::Seed;
+use crate::base::rng::Rng;
+use crate::base::time::Nanos;
+use crate::config::{self, BreakerScope, Config, Mode};
+use crate::host::{Host, MetricId};
+use crate::policy::circuit_breaker::CircuitBreaker;
+use crate::policy::circuit_breaker::state::{Phase, Settings, Transition};
+use crate::policy::health::{self, Component, Status};
+use crate::policy::rate_limit::RateLimit;
+use crate::policy::{Reason, fallback};
+use crate::store::{self, Contended, Key, Kind, Step};
+use endpoints::Upstream;
+use metrics::Names;
+
+/// How often [`Engine::tick`] wants to be called.
+pub const TICK: Nanos = Nanos::from_secs(1);
+
+/// A configuration, ready for requests.
+#[derive(Debug)]
+pub struct Engine {
+    config: Config,
+    rng: Rng,
+    /// Limits by use: an enforced and a shadow use of the same limit have buckets of their own.
+    limits: Vec<Limit>,
+    breakers: Vec<Breaker>,
+    upstreams: Vec<Upstream>,
+    routes: Vec<Route>,
+    /// Request headers that only we may set, lower case.
+    reserved_headers: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Limit {
+    policy: RateLimit,
+    keys: MetricId,
+    evictions: MetricId,
+    contention: MetricId,
+}
+
+/// A breaker of one subject, with its metrics.
+#[derive(Debug)]
+struct Breaker {
+    cell: CircuitBreaker,
+    settings: Settings,
+    key: String,
+    shadow: bool,
+    state: MetricId,
+    to_open: MetricId,
+    to_half_open: MetricId,
+    to_closed: MetricId,
+    contention: MetricId,
+}
+
+/// A route's policies; what is off is not there.
+#[derive(Debug)]
+struct Route {
+    off: bool,
+    needs_client: bool,
+    needs_request_id: bool,
+    /// Enforced ones first: a shadow use may only draw for a request that passed.
+    limits: Vec<Use>,
+    breaker: Option<Use>,
+    upstream: Option<Use>,
+    fallback: Option<FallbackUse>,
+    duration: MetricId,
+    retries: MetricId,
+}
+
+/// A policy's use on a route: where it is, whether it acts, and where its refusals are counted.
+#[derive(Clone, Copy, Debug)]
+struct Use {
+    at: usize,
+    mode: Mode,
+    refusals: MetricId,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct FallbackUse {
+    at: usize,
+    mode: Mode,
+    errors: MetricId,
+    timeouts: MetricId,
+    answers: MetricId,
+}
+
+impl Engine {
+    /// Makes a configuration ready: defines its metrics, and reads what a former configuration or another worker left.
+    ///
+    /// # Errors
+    /// A message, if shared data could not be used.
+    pub fn new<H: Host>(config: Config, host: &H) -> Result<Self, String> {
+        let seed = shared_seed(host).map_err(|Contended| "shared data could not be written: all attempts were contended".to_owned())?;
+        let mut engine = Self {
+            rng: Rng::new(host.entropy()),
+            limits: Vec::new(),
+            breakers: Vec::new(),
+            upstreams: Vec::new(),
+            routes: Vec::new(),
+            reserved_headers: vec!["x-haven-cluster".to_owned()],
+            config: Config::default(),
+        };
+        for upstream in &config.upstreams {
+            let breaker = upstream.circuit_breaker.and_then(|at| config.circuit_breakers.get(at));
+            engine.upstreams.push(Upstream::new(upstream, breaker, config.mode, host));
+            if !engine.reserved_headers.contains(&upstream.override_header) {
+                engine.reserved_headers.push(upstream.override_header.clone());
+            }
+        }
+        // Uses of one limit share its buckets: (index of the limit, shadow) -> index of its instance.
+        let mut instances: Vec<((usize, bool), usize)> = Vec::new();
+        for route in &config.routes {
+            let compiled = engine.compile_route(&config, route, seed, &mut instances, host);
+            engine.routes.push(compiled);
+        }
+        engine.config = config;
+        engine.tick(host);
+        Ok(engine)
+    }
+
+    /// Looks after what no request does: views and gauges that a lost VM may have left wrong.
+    pub fn tick<H: Host>(&self, host: &H) {
+        let now = host.monotonic();
+        for upstream in &self.upstreams {
+            upstream.refresh(host, now);
+        }
+        for breaker in &self.breakers {
+            host.record(breaker.state, breaker.cell.look(host).phase_at(now).gauge());
+        }
+    }
+
+    /// The service's health document.
+    fn health_document<H: Host>(&self, host: &H, now: Nanos) -> crate::host::Reply {
+        let components: Vec<_> = self.upstreams.iter().zip(&self.config.upstreams).map(|(upstream, config)| {
+            let census = upstream.census(host, now);
+            // An endpoint that may be tried counts: were it not, a proxy taken out of traffic would never try it, and stay out.
+            let usable = census.available.saturating_add(census.trial);
+            let up = config.endpoints.is_empty() || match config.min_healthy {
+                None => usable > 0,
+                Some(least) => usable > 0 && u64::from(usable).saturating_mul(10_000) >= u64::from(census.members).saturating_mul(least.0.into()),
+            };
+            let error = (!up).then(|| [&usable.to_string(), " of ", &census.members.to_string(), " endpoints available"].concat());
+            Component { name: &config.name, status: if up { Status::Up } else { Status::Down }, error, critical: true }
+        }).collect();
+        health::document(&self.config.service, &components, host.wall())
+    }
+
+    fn compile_route<H: Host>(
+        &mut self,
+        config: &Config,
+        route: &config::Route,
+        seed: Seed,
+        instances: &mut Vec<((usize, bool), usize)>,
+        host: &H,
+    ) -> Route {
+        let names = Names(host);
+        let route_mode = route.mode.unwrap_or(config.mode);
+        let mode_of = |own: Option<Mode>| own.unwrap_or(route_mode);
+        let mut limits = Vec::new();
+        for at in &route.rate_limits {
+            let Some(limit) = config.rate_limits.get(*at) else { continue };
+            let mode = mode_of(limit.mode);
+            if mode == Mode::Off {
+                continue;
+            }
+            let id = (*at, mode == Mode::Shadow);
+            let instance = match instances.iter().find(|(known, _)| *known == id) {
+                Some((_, instance)) => *instance,
+                None => {
+                    let policy = RateLimit::new(limit.clone(), &config.client_ip, namespace(mode), seed);
+                    self.limits.push(Limit {
+                        policy,
+                        keys: names.rate_limit_keys(&limit.name),
+                        evictions: names.rate_limit_evictions(&limit.name),
+                        contention: names.contention(&limit.name),
+                    });
+                    let instance = self.limits.len().saturating_sub(1);
+                    instances.push((id, instance));
+                    instance
+                }
+            };
+            limits.push(Use { at: instance, mode, refusals: names.decisions(&route.name, &limit.name, Reason::RateLimited, mode) });
+        }
+        limits.sort_by_key(|limit| limit.mode != Mode::Enforce);
+        let breaker = route.circuit_breaker.and_then(|at| config.circuit_breakers.get(at)).and_then(|breaker| {
+            let mode = mode_of(breaker.mode);
+            if mode == Mode::Off {
+                return None;
+            }
+            let upstream = route.upstream.and_then(|at| config.upstreams.get(at));
+            let (scope, subject) = match (breaker.scope, upstream) {
+                (BreakerScope::Upstream, Some(upstream)) => ("upstream", upstream.name.as_str()),
+                _ => ("route", route.name.as_str()),
+            };
+            let at = self.breaker(breaker, &[scope, subject], subject, mode, host);
+            Some(Use { at, mode, refusals: names.decisions(&route.name, &breaker.name, Reason::CircuitOpen, mode) })
+        });
+        let upstream = route.upstream.and_then(|at| {
+            let upstream = config.upstreams.get(at)?;
+            let mode = mode_of(upstream.mode);
+            (mode != Mode::Off).then(|| Use { at, mode, refusals: names.decisions(&route.name, &upstream.name, Reason::NoEndpoint, mode) })
+        });
+        let fallback = route.fallback.and_then(|at| {
+            let fallback = config.fallbacks.get(at)?;
+            let mode = mode_of(fallback.mode);
+            (mode != Mode::Off).then(|| FallbackUse {
+                at,
+                mode,
+                errors: names.decisions(&route.name, &fallback.name, Reason::UpstreamError, mode),
+                timeouts: names.decisions(&route.name, &fallback.name, Reason::Timeout, mode),
+                answers: names.fallbacks(&route.name, fallback::RESPOND),
+            })
+        });
+        let needs_client = limits.iter().any(|l| self.limits.get(l.at).is_some_and(|l| l.policy.needs_client()));
+        let needs_request_id = fallback.and_then(|f| config.fallbacks.get(f.at)).is_some_and(fallback::needs_request_id);
+        Route {
+            off: route_mode == Mode::Off && limits.is_empty() && breaker.is_none() && upstream.is_none() && fallback.is_none(),
+            needs_client,
+            needs_request_id,
+            limits,
+            breaker,
+            upstream,
+            fallback,
+            duration: names.upstream_duration(&route.name),
+            retries: names.retries(&route.name),
+        }
+    }
+
+    /// The breaker of this subject: routes of one upstream may share one.
+    fn breaker<H: Host>(&mut self, config: &config::CircuitBreaker, subject: &[&str], key: &str, mode: Mode, host: &H) -> usize {
+        let breaker = Breaker::new(config, subject, key, mode, host);
+        match self.breakers.iter().position(|known| known.cell == breaker.cell) {
+            Some(at) => at,
+            None => {
+                self.breakers.push(breaker);
+                self.breakers.len().saturating_sub(1)
+            }
+        }
+    }
+}
+
+impl Breaker {
+    fn new<H: Host>(config: &config::CircuitBreaker, subject: &[&str], key: &str, mode: Mode, host: &H) -> Self {
+        let names = Names(host);
+        Self {
+            cell: CircuitBreaker::new(&config.name, subject, namespace(mode)),
+            key: key.to_owned(),
+            shadow: mode == Mode::Shadow,
+            state: names.breaker_state(&config.name, key),
+            to_open: names.breaker_transitions(&config.name, Phase::Open),
+            to_half_open: names.breaker_transitions(&config.name, Phase::HalfOpen),
+            to_closed: names.breaker_transitions(&config.name, Phase::Closed),
+            contention: names.contention(&config.name),
+            settings: Settings::new(config.clone()),
+        }
+    }
+
+    /// Tells the world of a change of state: gauge, counter, one log line.
+    fn announce<H: Host>(&self, host: &H, change: Transition) {
+        host.record(self.state, change.to.gauge());
+        let (counter, level) = match change.to {
+            Phase::Open => (self.to_open, log::Level::Warn),
+            Phase::HalfOpen => (self.to_half_open, log::Level::Info),
+            Phase::Closed => (self.to_closed, log::Level::Info),
+        };
+        host.add(counter, 1);
+        let shadow = if self.shadow { " (shadow)" } else { "" };
+        let lasting = if change.to == Phase::Open { [" for ", &change.open_for.as_millis().to_string(), " ms"].concat() } else { String::new() };
+        let line = [
+            "circuit breaker ", &self.settings.config().name, " of ", &self.key, shadow, ": ", change.from.word(), " -> ", change.to.word(),
+            &lasting, ": ", change.cause.word(),
+        ];
+        host.log(level, &line.concat());
+    }
+}
+
+/// Keeps the state of shadow uses apart from that of enforced ones.
+const fn namespace(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Shadow => "shadow",
+        Mode::Enforce | Mode::Off => "",
+    }
+}
+
+/// The secret of key hashes, made by the first worker and shared by all.
+fn shared_seed<H: Host>(host: &H) -> Result<Seed, Contended> {
+    let key = Key::new(Kind::Seed, 0, 0);
+    store::update(host, &key, |bytes| {
+        if let Ok(known) = <[u8; 16]>::try_from(bytes.as_slice()) {
+            return Step::Keep(u128::from_le_bytes(known));
+        }
+        let fresh = u128::from(host.entropy()) << 64 | u128::from(host.entropy());
+        bytes.clear();
+        bytes.extend_from_slice(&fresh.to_le_bytes());
+        Step::Write(fresh)
+    })
+    .map(|seed| {
+        #[allow(clippy::cast_possible_truncation, reason = "the halves of the seed")]
+        Seed((seed >> 64) as u64, seed as u64)
+    })
+}

@@ -1,0 +1,286 @@
+//! An upstream's endpoints at run time: who may be used, what is in flight where, and what their breakers say.
+
+use super::Breaker;
+use super::metrics::Names;
+use crate::base::rng::Rng;
+use crate::base::time::Nanos;
+use crate::config::{self, Mode};
+use crate::host::{Host, MetricId};
+use crate::policy::circuit_breaker::state::{Admission, Call, Phase, State};
+use crate::policy::upstream::{self, Availability, Candidate, Census, LIST, List};
+use std::cell::Cell;
+
+/// How long a worker leaves a half-open endpoint alone that has no permit left, before it asks again.
+const PERMIT_RECHECK: Nanos = Nanos::from_millis(100);
+
+/// In-flight gauges above this have wrapped below zero (a metric reset, a share lost twice): taken as none.
+const SANE_IN_FLIGHT: u64 = 1 << 40;
+
+/// An upstream.
+#[derive(Debug)]
+pub struct Upstream {
+    endpoints: Vec<Endpoint>,
+    panic_threshold: config::Percent,
+    /// Counts changes of any endpoint's breaker, over all workers.
+    changes: MetricId,
+    /// Its value when the views were read.
+    seen_changes: Cell<u64>,
+}
+
+#[derive(Debug)]
+struct Endpoint {
+    address: String,
+    weight: u32,
+    in_flight: MetricId,
+    healthy: MetricId,
+    breaker: Option<Breaker>,
+    view: Cell<View>,
+}
+
+/// What a worker knows of an endpoint's breaker without asking.
+#[derive(Clone, Copy, Debug, Default)]
+struct View {
+    availability: Availability,
+    /// When something that is out may be tried.
+    trial_at: Nanos,
+    epoch: u32,
+}
+
+impl View {
+    fn availability(self, now: Nanos) -> Availability {
+        match self.availability {
+            Availability::Out if now >= self.trial_at => Availability::Trial,
+            known => known,
+        }
+    }
+}
+
+/// A choice of endpoints, and what was taken for it. It must be ended exactly once.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pick {
+    list: List,
+    /// Epoch of each listed endpoint's breaker when it was chosen.
+    epochs: [u32; LIST],
+    /// Whether the first holds a half-open permit.
+    trial: bool,
+}
+
+/// How the endpoints of a [`Pick`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempts {
+    /// Index of the endpoint that was tried last; `None` = none of ours, or none at all.
+    pub last: Option<usize>,
+    /// How its try ended.
+    pub call: Call,
+}
+
+impl Upstream {
+    pub(super) fn new<H: Host>(config: &config::Upstream, breaker: Option<&config::CircuitBreaker>, mode: Mode, host: &H) -> Self {
+        let names = Names(host);
+        let endpoints = config.endpoints.iter().map(|endpoint| {
+            let breaker = breaker.and_then(|breaker| {
+                let mode = breaker.mode.or(config.mode).unwrap_or(mode);
+                let subject = ["endpoint", &config.name, &endpoint.address];
+                (mode != Mode::Off).then(|| Breaker::new(breaker, &subject, &endpoint.address, mode, host))
+            });
+            Endpoint {
+                address: endpoint.address.clone(),
+                weight: endpoint.weight,
+                in_flight: names.endpoint_in_flight(&config.name, &endpoint.address),
+                healthy: names.endpoint_healthy(&config.name, &endpoint.address),
+                breaker,
+                view: Cell::default(),
+            }
+        });
+        Self {
+            endpoints: endpoints.collect(),
+            panic_threshold: config.panic_threshold,
+            changes: names.endpoint_changes(&config.name),
+            seen_changes: Cell::new(0),
+        }
+    }
+
+    /// Reads all endpoints' breakers anew, and sets their gauges right.
+    pub(super) fn refresh<H: Host>(&self, host: &H, now: Nanos) {
+        // Before the records: a change that comes between is then read again, never missed.
+        self.seen_changes.set(host.value(self.changes));
+        for endpoint in &self.endpoints {
+            let mut well = endpoint.weight > 0;
+            if let Some(breaker) = &endpoint.breaker {
+                let state = breaker.cell.look(host);
+                host.record(breaker.state, state.phase_at(now).gauge());
+                let view = view_of(&state, breaker, now);
+                well &= view.availability(now) == Availability::Available;
+                endpoint.view.set(view);
+            }
+            host.record(endpoint.healthy, well.into());
+        }
+    }
+
+    /// How many endpoints there are, and may be used.
+    pub(super) fn census<H: Host>(&self, host: &H, now: Nanos) -> Census {
+        self.catch_up(host, now);
+        Census::of(self.endpoints.iter().map(|e| (e.view.get().availability(now), e.weight)))
+    }
+
+    /// Picks endpoints for a request and counts it in flight at the first; `None` if there is none to use.
+    pub(super) fn pick<H: Host>(&self, host: &H, now: Nanos, rng: &Rng) -> Option<Pick> {
+        let panic = self.census(host, now).panics(self.panic_threshold);
+        // Each round without success marks one endpoint as out, so there are at most as many rounds as trials in the sample.
+        for _ in 0..=upstream::SAMPLE {
+            let list = upstream::pick(self.endpoints.len(), |at| self.candidate(host, at, now), panic, rng);
+            let first = self.endpoints.get(list.first()?)?;
+            let mut pick = Pick { list, ..Pick::default() };
+            for (epoch, at) in pick.epochs.iter_mut().zip(list.iter()) {
+                *epoch = self.endpoints.get(at).map_or(0, |e| e.view.get().epoch);
+            }
+            if first.view.get().availability(now) == Availability::Trial {
+                match self.acquire(host, first, now) {
+                    Some(epoch) => {
+                        pick.trial = true;
+                        if let Some(e) = pick.epochs.first_mut() {
+                            *e = epoch;
+                        }
+                    }
+                    // In a panic it is used all the same; its outcome then says nothing.
+                    None if !panic => continue,
+                    None => {}
+                }
+            }
+            // Counted now, over all workers: the next choice, here or elsewhere, must see it.
+            host.add(first.in_flight, 1);
+            return Some(pick);
+        }
+        None
+    }
+
+    /// The override header's value.
+    pub(super) fn addresses(&self, pick: &Pick) -> Vec<u8> {
+        let mut value = Vec::with_capacity(64);
+        for endpoint in pick.list.iter().filter_map(|at| self.endpoints.get(at)) {
+            if !value.is_empty() {
+                value.push(b',');
+            }
+            value.extend_from_slice(endpoint.address.as_bytes());
+        }
+        value
+    }
+
+    /// Index of the endpoint with this address; those of the pick are looked at first.
+    pub(super) fn find(&self, pick: Option<&Pick>, address: &[u8]) -> Option<usize> {
+        let is = |at: &usize| self.endpoints.get(*at).is_some_and(|e| e.address.as_bytes() == address);
+        pick.and_then(|p| p.list.iter().find(is)).or_else(|| (0..self.endpoints.len()).find(is))
+    }
+
+    /// The listed endpoint that the n-th try (counted from 1) went to.
+    pub(super) fn tried(pick: &Pick, attempts: u64) -> Option<usize> {
+        pick.list.iter().take(usize::try_from(attempts).unwrap_or(usize::MAX)).last()
+    }
+
+    /// Number of retries that led to `last`: the tries before it.
+    pub(super) fn retries(pick: &Pick, last: usize) -> u64 {
+        pick.list.iter().position(|at| at == last).map_or(0, |n| n as u64)
+    }
+
+    /// Takes note of how the tries ended. Those before the last failed, or there would have been no next one.
+    pub(super) fn record<H: Host>(&self, host: &H, now: Nanos, pick: &Pick, attempts: Attempts, failed: Call, rng: &Rng) {
+        let Some(last) = attempts.last else { return self.release(host, now, pick, rng) };
+        let Some(position) = pick.list.iter().position(|at| at == last) else {
+            // The proxy went its own way: nothing is known of the listed ones, but what it found out is true.
+            self.release(host, now, pick, rng);
+            let epoch = self.endpoints.get(last).map_or(0, |e| e.view.get().epoch);
+            return self.end(host, now, last, epoch, attempts.call, rng);
+        };
+        for (at, epoch) in pick.list.iter().zip(pick.epochs).take(position) {
+            self.end(host, now, at, epoch, failed, rng);
+        }
+        let epoch = pick.epochs.get(position).copied().unwrap_or(0);
+        self.end(host, now, last, epoch, attempts.call, rng);
+    }
+
+    /// Gives back the permit of a pick whose call ended without a verdict.
+    pub(super) fn release<H: Host>(&self, host: &H, now: Nanos, pick: &Pick, rng: &Rng) {
+        if let (true, Some(at), Some(epoch)) = (pick.trial, pick.list.first(), pick.epochs.first()) {
+            self.end(host, now, at, *epoch, Call::IGNORED, rng);
+        }
+    }
+
+    /// Takes the request out of flight.
+    pub(super) fn leave<H: Host>(&self, host: &H, pick: &Pick) {
+        if let Some(first) = pick.list.first().and_then(|at| self.endpoints.get(at)) {
+            host.add(first.in_flight, -1);
+        }
+    }
+
+    fn candidate<H: Host>(&self, host: &H, at: usize, now: Nanos) -> Candidate {
+        let Some(endpoint) = self.endpoints.get(at) else {
+            return Candidate { availability: Availability::Out, weight: 0, in_flight: 0 };
+        };
+        let in_flight = host.value(endpoint.in_flight);
+        Candidate {
+            availability: endpoint.view.get().availability(now),
+            weight: endpoint.weight,
+            in_flight: if in_flight > SANE_IN_FLIGHT { 0 } else { in_flight },
+        }
+    }
+
+    /// Reads the views anew if any endpoint's breaker has changed, in whatever worker.
+    fn catch_up<H: Host>(&self, host: &H, now: Nanos) {
+        if host.value(self.changes) != self.seen_changes.get() {
+            self.refresh(host, now);
+        }
+    }
+
+    /// Asks for a half-open permit; without one the endpoint is out for a while.
+    fn acquire<H: Host>(&self, host: &H, endpoint: &Endpoint, now: Nanos) -> Option<u32> {
+        let breaker = endpoint.breaker.as_ref()?;
+        let epoch = match breaker.cell.acquire(host, &breaker.settings, now) {
+            Ok((admission, change)) => {
+                if let Some(change) = change {
+                    breaker.announce(host, change);
+                    host.add(self.changes, 1);
+                }
+                match admission {
+                    Admission::Admitted { epoch } => return Some(epoch),
+                    Admission::Refused { .. } => endpoint.view.get().epoch,
+                }
+            }
+            Err(_) => {
+                host.add(breaker.contention, 1);
+                endpoint.view.get().epoch
+            }
+        };
+        endpoint.view.set(View { availability: Availability::Out, trial_at: now.plus(PERMIT_RECHECK), epoch });
+        None
+    }
+
+    fn end<H: Host>(&self, host: &H, now: Nanos, at: usize, epoch: u32, call: Call, rng: &Rng) {
+        let Some(breaker) = self.endpoints.get(at).and_then(|e| e.breaker.as_ref()) else { return };
+        match breaker.cell.end(host, &breaker.settings, now, epoch, call, rng) {
+            Ok(Some(change)) => {
+                breaker.announce(host, change);
+                host.add(self.changes, 1);
+            }
+            Ok(None) => {}
+            Err(_) => host.add(breaker.contention, 1),
+        }
+    }
+}
+
+fn view_of(state: &State, breaker: &Breaker, now: Nanos) -> View {
+    let epoch = state.epoch;
+    let out = |trial_at| View { availability: Availability::Out, trial_at, epoch };
+    if breaker.shadow {
+        return View { availability: Availability::Available, trial_at: Nanos::ZERO, epoch };
+    }
+    if now < state.since {
+        // The clock has stepped back: asking lets the record follow it.
+        return View { availability: Availability::Trial, trial_at: now, epoch };
+    }
+    match state.phase {
+        Phase::Closed => View { availability: Availability::Available, trial_at: Nanos::ZERO, epoch },
+        Phase::Open => out(state.until),
+        Phase::HalfOpen if state.permits >= breaker.settings.config().half_open_calls => out(now.plus(PERMIT_RECHECK)),
+        Phase::HalfOpen => View { availability: Availability::Trial, trial_at: now, epoch },
+    }
+}

@@ -1,0 +1,490 @@
+//! One request on its way through the chain.
+//!
+//! What it was granted is given back exactly once: [`Exchange`] holds each grant as an `Option` and takes it out when it ends, so that a
+//! second end (on_log and on_done, or our own reply and then the end of the stream) finds nothing.
+
+use super::endpoints::{Attempts, Pick, Upstream};
+use super::metrics::mode_word;
+use super::{Breaker, Engine, Limit, Route, Use};
+use crate::base::headers::{HeaderMap, parse_number};
+use crate::base::ip::Ip;
+use crate::base::time::Nanos;
+use crate::config::{FailureOn, IpSource, Mode, OnContention, QuotaHeaders};
+use crate::host::{Host, Message, MetricId, Property, Reply, Stream};
+use crate::policy::circuit_breaker::state::{Admission, Call};
+use crate::policy::health::{self, Probe};
+use crate::policy::rate_limit::quota_headers;
+use crate::policy::rate_limit::table::Placement;
+use crate::policy::rate_limit::{Answer, KeyQuota, Taken};
+use crate::policy::reply::{Cause, Subject};
+use crate::policy::request::Request;
+use crate::policy::{Outcome, Reason, fallback, reply, route};
+use std::rc::Rc;
+
+/// What the host is to do with the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Pass it on.
+    Continue,
+    /// Nothing more: we have answered.
+    Stop,
+}
+
+/// A request, from its headers to its end.
+#[derive(Debug)]
+pub struct Exchange {
+    engine: Rc<Engine>,
+    /// Index of its route; `None`: none matched, or all is off.
+    route: Option<usize>,
+    start: Nanos,
+    grpc: bool,
+    /// We have answered: what follows in the response phase is our own.
+    replied: bool,
+    request_id: Vec<u8>,
+    /// Quotas to tell the client of, with the index of the limit.
+    quotas: Vec<(usize, KeyQuota)>,
+    /// Epoch of the route's breaker, while it waits for the outcome.
+    breaker: Option<u32>,
+    /// The endpoints picked, while in flight.
+    pick: Option<Pick>,
+    /// Whether the endpoints have been told the outcome.
+    recorded: bool,
+    /// What goes into the access log.
+    decisions: String,
+}
+
+/// How the upstream answered, or why it did not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    /// By itself.
+    Answered,
+    /// Not in time.
+    Timeout,
+    /// Reset, refused, cut, or nobody there.
+    Reset,
+    /// The proxy answered, and no upstream was to blame.
+    Local,
+}
+
+/// A refusal on its way to become a reply.
+struct Refusal<'a> {
+    reason: Reason,
+    policy: &'a str,
+    retry_after: Option<Nanos>,
+}
+
+impl Exchange {
+    /// A request that has just begun.
+    #[must_use]
+    pub fn new(engine: Rc<Engine>) -> Self {
+        Self {
+            engine,
+            route: None,
+            start: Nanos::ZERO,
+            grpc: false,
+            replied: false,
+            request_id: Vec::new(),
+            quotas: Vec::new(),
+            breaker: None,
+            pick: None,
+            recorded: false,
+            decisions: String::new(),
+        }
+    }
+
+    /// The request's headers are there: runs the chain.
+    pub fn on_request<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
+        let engine = Rc::clone(&self.engine);
+        // One call for all headers: most policies want some, and one header costs nearly as much as all.
+        let headers = stream.headers(Message::Request);
+        let mut request = Request::new(&headers);
+        if let Some(probe) = health::probe(&engine.config.health, &request) {
+            let reply = match probe {
+                Probe::Plain => health::plain(),
+                Probe::Document => engine.health_document(host, host.monotonic()),
+            };
+            return self.reply(stream, &reply);
+        }
+        for name in &engine.reserved_headers {
+            // Looked for in the copy first: the call that removes is paid only by those who try.
+            if headers.get(name).is_some() {
+                stream.remove_header(Message::Request, name);
+            }
+        }
+        let Some((at, config)) = engine.config.routes.iter().enumerate().find(|(_, r)| route::matches(&r.matcher, &request)) else {
+            return Action::Continue;
+        };
+        let Some(route) = engine.routes.get(at).filter(|r| !r.off) else { return Action::Continue };
+        self.route = Some(at);
+        self.start = host.monotonic();
+        self.grpc = request.is_grpc();
+        if route.needs_request_id {
+            self.request_id = headers.get("x-request-id").unwrap_or_default().to_vec();
+        }
+        request.route = &config.name;
+        if route.needs_client {
+            request.client = client(&engine, &headers, stream);
+        }
+        let refused = match self.rate_limits(&engine, route, &request, host) {
+            None => match self.breaker(&engine, route, host) {
+                None => self.endpoint(&engine, route, host, stream),
+                refused => refused,
+            },
+            refused => refused,
+        };
+        let Some(refusal) = refused else {
+            self.store_decisions(stream);
+            return Action::Continue;
+        };
+        self.release(&engine, host);
+        let cause = Cause { reason: refusal.reason, policy: refusal.policy, retry_after: refusal.retry_after, received_status: None };
+        let mut reply = match self.fallback(&engine, route, cause, None, host) {
+            Some(reply) => reply,
+            None => reply::refusal(&self.subject(&config.name), cause),
+        };
+        self.add_quotas(&engine, &mut reply);
+        self.store_decisions(stream);
+        self.reply(stream, &reply)
+    }
+
+    /// The response's headers are there: judges the upstream, and answers in its place if it failed.
+    pub fn on_response<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
+        if self.replied {
+            return Action::Continue;
+        }
+        let engine = Rc::clone(&self.engine);
+        let Some((route, config)) = self.route.and_then(|at| engine.routes.get(at).zip(engine.config.routes.get(at))) else {
+            return Action::Continue;
+        };
+        let watched = route.breaker.is_some() || route.upstream.is_some() || route.fallback.is_some();
+        if watched {
+            let headers = stream.headers(Message::Response);
+            let status = headers.get(":status").and_then(parse_number).and_then(|s| u16::try_from(s).ok()).unwrap_or(0);
+            let address = stream.property(Property::UpstreamAddress);
+            let class = classify(status, address.as_deref(), stream);
+            self.judge(&engine, route, class, status, &headers, address.as_deref(), host, stream);
+            let reason = match class {
+                Class::Answered if status >= 500 => Some(Reason::UpstreamError),
+                Class::Reset => Some(Reason::UpstreamError),
+                Class::Timeout => Some(Reason::Timeout),
+                Class::Answered | Class::Local => None,
+            };
+            if let (Some(reason), Some(fallback)) = (reason, route.fallback) {
+                let policy = engine.config.fallbacks.get(fallback.at).map_or("", |f| f.name.as_str());
+                let received_status = (class == Class::Answered).then_some(status);
+                let cause = Cause { reason, policy, retry_after: None, received_status };
+                let counter = if reason == Reason::Timeout { fallback.timeouts } else { fallback.errors };
+                if let Some(mut reply) = self.fallback(&engine, route, cause, Some(counter), host) {
+                    debug_assert!(!config.name.is_empty(), "routes are named");
+                    self.add_quotas(&engine, &mut reply);
+                    self.store_decisions(stream);
+                    return self.reply(stream, &reply);
+                }
+                self.store_decisions(stream);
+            }
+        }
+        for (name, value) in quota_headers::all(self.quotas_by_limit(&engine)) {
+            stream.add_header(Message::Response, name, &value);
+        }
+        Action::Continue
+    }
+
+    /// The exchange is over, however it ended. May be called again.
+    pub fn on_end<H: Host>(&mut self, host: &H) {
+        let engine = Rc::clone(&self.engine);
+        self.release(&engine, host);
+    }
+
+    /// Asks the route's limits: all admit, or none is charged.
+    fn rate_limits<'e, H: Host>(&mut self, engine: &'e Engine, route: &Route, request: &Request<'_>, host: &H) -> Option<Refusal<'e>> {
+        let mut taken: Vec<(&Limit, Taken)> = Vec::new();
+        for used in &route.limits {
+            let Some(limit) = engine.limits.get(used.at) else { continue };
+            let config = &limit.policy.config;
+            let (quota, wait) = match limit.policy.take(host, request, self.start) {
+                Answer::NotApplicable => continue,
+                Answer::Admitted { quota, taken: tokens, placement } => {
+                    match placement {
+                        Placement::Known | Placement::Reused => {}
+                        Placement::Added => host.add(limit.keys, 1),
+                        Placement::Evicted => host.add(limit.evictions, 1),
+                    }
+                    if used.mode == Mode::Enforce {
+                        taken.push((limit, tokens));
+                        self.quotas.push((used.at, quota));
+                    }
+                    continue;
+                }
+                Answer::Refused { quota, wait } => (Some(quota), wait),
+                Answer::Contended => {
+                    host.add(limit.contention, 1);
+                    if config.on_contention == OnContention::Allow {
+                        continue;
+                    }
+                    (None, Some(Nanos::ZERO))
+                }
+            };
+            self.decide(host, used, Reason::RateLimited, &config.name);
+            if used.mode == Mode::Shadow {
+                continue;
+            }
+            for (limit, tokens) in taken {
+                if limit.policy.refund(host, tokens, self.start).is_err() {
+                    host.add(limit.contention, 1);
+                }
+            }
+            // What the others said no longer holds: their tokens are back. The one that refuses is the tightest there is.
+            self.quotas.clear();
+            self.quotas.extend(quota.map(|quota| (used.at, quota)));
+            return Some(Refusal { reason: Reason::RateLimited, policy: &config.name, retry_after: wait });
+        }
+        None
+    }
+
+    fn breaker<'e, H: Host>(&mut self, engine: &'e Engine, route: &Route, host: &H) -> Option<Refusal<'e>> {
+        let used = route.breaker.as_ref()?;
+        let breaker = engine.breakers.get(used.at)?;
+        let (admission, change) = match breaker.cell.acquire(host, &breaker.settings, self.start) {
+            Ok(answer) => answer,
+            Err(_) => {
+                host.add(breaker.contention, 1);
+                return None;
+            }
+        };
+        if let Some(change) = change {
+            breaker.announce(host, change);
+        }
+        match admission {
+            Admission::Admitted { epoch } => {
+                self.breaker = Some(epoch);
+                None
+            }
+            Admission::Refused { wait } => {
+                let name = &breaker.settings.config().name;
+                self.decide(host, used, Reason::CircuitOpen, name);
+                (used.mode == Mode::Enforce).then_some(Refusal { reason: Reason::CircuitOpen, policy: name, retry_after: Some(wait) })
+            }
+        }
+    }
+
+    fn endpoint<'e, H: Host, S: Stream>(&mut self, engine: &'e Engine, route: &Route, host: &H, stream: &S) -> Option<Refusal<'e>> {
+        let used = route.upstream.as_ref()?;
+        let (upstream, config) = engine.upstreams.get(used.at).zip(engine.config.upstreams.get(used.at))?;
+        if config.endpoints.is_empty() {
+            return None;
+        }
+        if used.mode == Mode::Shadow {
+            // Only a look: no permit is taken, nothing is counted in flight, no header is written.
+            let census = upstream.census(host, self.start);
+            if census.available.saturating_add(census.trial) == 0 {
+                self.decide(host, used, Reason::NoEndpoint, &config.name);
+            }
+            return None;
+        }
+        match upstream.pick(host, self.start, &engine.rng) {
+            Some(pick) => {
+                stream.set_header(Message::Request, &config.override_header, &upstream.addresses(&pick));
+                self.pick = Some(pick);
+                None
+            }
+            None => {
+                self.decide(host, used, Reason::NoEndpoint, &config.name);
+                Some(Refusal { reason: Reason::NoEndpoint, policy: &config.name, retry_after: None })
+            }
+        }
+    }
+
+    /// Tells breakers and endpoints how the call went.
+    #[allow(clippy::too_many_arguments, reason = "the facts of a response; a struct for one caller would only rename them")]
+    fn judge<H: Host, S: Stream>(
+        &mut self,
+        engine: &Engine,
+        route: &Route,
+        class: Class,
+        status: u16,
+        headers: &HeaderMap,
+        address: Option<&[u8]>,
+        host: &H,
+        stream: &S,
+    ) {
+        let now = host.monotonic();
+        let duration = now.since(self.start);
+        if class == Class::Local {
+            return;
+        }
+        host.record(route.duration, duration.as_millis());
+        let grpc_status = if self.grpc { headers.get("grpc-status").and_then(parse_number) } else { None };
+        let retry_after = retry_after(headers);
+        let call = |failure_on: &FailureOn| {
+            let outcome = if fails(failure_on, class, status, grpc_status) { Outcome::Failure } else { Outcome::Success };
+            Call { outcome, duration, retry_after }
+        };
+        if let Some((breaker, epoch)) = route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(self.breaker.take()) {
+            let call = call(&breaker.settings.config().failure_on);
+            self.end_breaker(engine, breaker, now, epoch, call, host);
+        }
+        let Some((used, upstream)) = route.upstream.and_then(|used| Some((used, engine.upstreams.get(used.at)?))) else { return };
+        let pick = self.pick.unwrap_or_default();
+        let last = match address.and_then(|address| upstream.find(self.pick.as_ref(), address)) {
+            Some(at) => Some(at),
+            None => stream
+                .property(Property::AttemptCount)
+                .and_then(|n| Some(u64::from_le_bytes(n.try_into().ok()?)))
+                .and_then(|attempts| Upstream::tried(&pick, attempts)),
+        };
+        if let Some(last) = last {
+            let retries = Upstream::retries(&pick, last);
+            if retries > 0 {
+                host.add(route.retries, i64::try_from(retries).unwrap_or(0));
+            }
+        }
+        self.recorded = true;
+        let breaker = engine.config.upstreams.get(used.at).and_then(|u| u.circuit_breaker).and_then(|at| engine.config.circuit_breakers.get(at));
+        if let Some(breaker) = breaker {
+            let failed = Call { outcome: Outcome::Failure, duration, retry_after: None };
+            upstream.record(host, now, &pick, Attempts { last, call: call(&breaker.failure_on) }, failed, &engine.rng);
+        }
+    }
+
+    fn end_breaker<H: Host>(&self, engine: &Engine, breaker: &Breaker, now: Nanos, epoch: u32, call: Call, host: &H) {
+        match breaker.cell.end(host, &breaker.settings, now, epoch, call, &engine.rng) {
+            Ok(Some(change)) => breaker.announce(host, change),
+            Ok(None) => {}
+            Err(_) => host.add(breaker.contention, 1),
+        }
+    }
+
+    /// Gives back all that is still held, without a verdict.
+    fn release<H: Host>(&mut self, engine: &Engine, host: &H) {
+        let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else { return };
+        let (epoch, pick) = (self.breaker.take(), self.pick.take());
+        if epoch.is_none() && pick.is_none() {
+            return;
+        }
+        let now = host.monotonic();
+        if let Some((breaker, epoch)) = route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(epoch) {
+            self.end_breaker(engine, breaker, now, epoch, Call::IGNORED, host);
+        }
+        if let Some((upstream, pick)) = route.upstream.and_then(|used| engine.upstreams.get(used.at)).zip(pick) {
+            upstream.leave(host, &pick);
+            if !self.recorded {
+                upstream.release(host, now, &pick, &engine.rng);
+            }
+        }
+    }
+
+    /// The fallback's answer for this cause, if it has one. `counter` counts it as a decision of the fallback's own.
+    fn fallback<H: Host>(&mut self, engine: &Engine, route: &Route, cause: Cause<'_>, counter: Option<MetricId>, host: &H) -> Option<Reply> {
+        let used = route.fallback?;
+        let fallback = engine.config.fallbacks.get(used.at).filter(|f| fallback::answers(f, cause.reason))?;
+        if let Some(counter) = counter {
+            self.decide(host, &Use { at: used.at, mode: used.mode, refusals: counter }, cause.reason, &fallback.name);
+        }
+        if used.mode == Mode::Shadow {
+            return None;
+        }
+        let name = self.route.and_then(|at| engine.config.routes.get(at)).map_or("", |r| r.name.as_str());
+        let reply = fallback::reply(fallback, &self.subject(name), cause)?;
+        host.add(used.answers, 1);
+        Some(reply)
+    }
+
+    fn subject<'a>(&'a self, route: &'a str) -> Subject<'a> {
+        Subject { route, request_id: &self.request_id, grpc: self.grpc }
+    }
+
+    /// Counts a decision, and notes it for the access log: `<reason> <policy> <mode>`.
+    fn decide<H: Host>(&mut self, host: &H, used: &Use, reason: Reason, policy: &str) {
+        host.add(used.refusals, 1);
+        if !self.decisions.is_empty() {
+            self.decisions.push(',');
+        }
+        for piece in [reason.word(), " ", policy, " ", mode_word(used.mode)] {
+            self.decisions.push_str(piece);
+        }
+    }
+
+    fn store_decisions<S: Stream>(&self, stream: &S) {
+        if !self.decisions.is_empty() {
+            stream.set_state("haven.decision", self.decisions.as_bytes());
+        }
+    }
+
+    fn add_quotas(&self, engine: &Engine, reply: &mut Reply) {
+        reply.headers.extend(quota_headers::all(self.quotas_by_limit(engine)));
+    }
+
+    fn quotas_by_limit<'e>(&self, engine: &'e Engine) -> impl Iterator<Item = (&'e str, QuotaHeaders, KeyQuota)> {
+        self.quotas.iter().filter_map(|(at, quota)| {
+            let config = &engine.limits.get(*at)?.policy.config;
+            Some((config.name.as_str(), config.headers, *quota))
+        })
+    }
+
+    fn reply<S: Stream>(&mut self, stream: &S, reply: &Reply) -> Action {
+        self.replied = true;
+        stream.reply(reply);
+        Action::Stop
+    }
+}
+
+/// The client's address as configured, cut to its prefix. A header that is missing, short or malformed gives the connection's.
+fn client<S: Stream>(engine: &Engine, headers: &HeaderMap, stream: &S) -> Option<Ip> {
+    let config = &engine.config.client_ip;
+    let from_header = match config.source {
+        IpSource::Connection => None,
+        IpSource::XRealIp => headers.get("x-real-ip").and_then(Ip::parse),
+        IpSource::XForwardedFor => {
+            // From the right: what stands left of the trusted hops is whatever the client wrote.
+            let skip = usize::try_from(config.trusted_hops.saturating_sub(1)).unwrap_or(usize::MAX);
+            headers.all("x-forwarded-for").rev().flat_map(|value| value.rsplit(|b| *b == b',')).nth(skip).and_then(Ip::parse)
+        }
+    };
+    let ip = from_header.or_else(|| stream.property(Property::SourceAddress).as_deref().and_then(Ip::parse))?;
+    Some(ip.masked(config.ipv4_prefix, config.ipv6_prefix))
+}
+
+/// Tells an upstream's answer from what the proxy made up. Below 500 nothing is asked beyond the upstream's address: a reply without
+/// one (a redirect, a direct response) is the proxy's own.
+fn classify<S: Stream>(status: u16, address: Option<&[u8]>, stream: &S) -> Class {
+    if status < 500 {
+        return if address.is_some() { Class::Answered } else { Class::Local };
+    }
+    let Some(details) = stream.property(Property::ResponseCodeDetails) else {
+        // A host that does not say (nginx): an upstream that was reached is taken at its word.
+        return if address.is_some() { Class::Answered } else { Class::Reset };
+    };
+    let starts = |prefix: &str| details.starts_with(prefix.as_bytes());
+    let holds = |part: &str| details.windows(part.len()).any(|window| window == part.as_bytes());
+    if starts("via_upstream") {
+        Class::Answered
+    } else if holds("overflow") {
+        // Envoy's own connection or request limits: no upstream was asked.
+        Class::Local
+    } else if starts("response_timeout") || starts("upstream_per_try") || starts("upstream_response_timeout") || starts("request_overall_timeout") {
+        Class::Timeout
+    } else if starts("upstream_reset") || starts("no_healthy_upstream") || starts("cluster_not_found") || starts("upstream_") {
+        Class::Reset
+    } else {
+        Class::Local
+    }
+}
+
+fn fails(on: &FailureOn, class: Class, status: u16, grpc_status: Option<u64>) -> bool {
+    match class {
+        Class::Timeout => on.timeout,
+        Class::Reset => on.reset,
+        Class::Local => false,
+        Class::Answered => {
+            on.status.iter().any(|(from, to)| (*from..=*to).contains(&status))
+                || grpc_status.is_some_and(|status| on.grpc_status.iter().any(|s| u64::from(*s) == status))
+        }
+    }
+}
+
+/// The wait that an upstream asks for: `grpc-retry-pushback-ms`, or `Retry-After` in seconds (a date is left alone: it would need a
+/// clock that agrees with the upstream's).
+fn retry_after(headers: &HeaderMap) -> Option<Nanos> {
+    let number = |name: &str| headers.get(name).map(<[u8]>::trim_ascii).and_then(parse_number);
+    number("grpc-retry-pushback-ms").map(Nanos::from_millis).or_else(|| number("retry-after").map(Nanos::from_secs))
+}

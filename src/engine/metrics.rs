@@ -1,0 +1,80 @@
+//! Names of the metrics. Labels are part of the name, as `;label=value`, and are taken out of it by `stats_tags` in envoy.yaml; they
+//! come from the configuration only, so that their number is bounded.
+
+use crate::config::Mode;
+use crate::host::{MetricId, MetricKind, Metrics};
+use crate::policy::Reason;
+use crate::policy::circuit_breaker::state::Phase;
+
+/// Defines metrics.
+pub(super) struct Names<'h, H>(pub &'h H);
+
+impl<H: Metrics> Names<'_, H> {
+    pub(super) fn decisions(&self, route: &str, policy: &str, reason: Reason, mode: Mode) -> MetricId {
+        let labels = [("route", route), ("policy", policy), ("reason", reason.word()), ("mode", mode_word(mode))];
+        self.define(MetricKind::Counter, "haven_decisions_total", &labels)
+    }
+
+    pub(super) fn breaker_state(&self, breaker: &str, key: &str) -> MetricId {
+        self.define(MetricKind::Gauge, "haven_circuit_breaker_state", &[("circuit_breaker", breaker), ("key", key)])
+    }
+
+    pub(super) fn breaker_transitions(&self, breaker: &str, to: Phase) -> MetricId {
+        self.define(MetricKind::Counter, "haven_circuit_breaker_transitions_total", &[("circuit_breaker", breaker), ("to", to.word())])
+    }
+
+    pub(super) fn endpoint_in_flight(&self, upstream: &str, endpoint: &str) -> MetricId {
+        self.define(MetricKind::Gauge, "haven_endpoint_in_flight", &[("upstream", upstream), ("endpoint", endpoint)])
+    }
+
+    pub(super) fn endpoint_healthy(&self, upstream: &str, endpoint: &str) -> MetricId {
+        self.define(MetricKind::Gauge, "haven_endpoint_healthy", &[("upstream", upstream), ("endpoint", endpoint)])
+    }
+
+    pub(super) fn endpoint_changes(&self, upstream: &str) -> MetricId {
+        self.define(MetricKind::Counter, "haven_endpoint_changes_total", &[("upstream", upstream)])
+    }
+
+    pub(super) fn rate_limit_keys(&self, policy: &str) -> MetricId {
+        self.define(MetricKind::Gauge, "haven_rate_limit_keys", &[("policy", policy)])
+    }
+
+    pub(super) fn rate_limit_evictions(&self, policy: &str) -> MetricId {
+        self.define(MetricKind::Counter, "haven_rate_limit_evictions_total", &[("policy", policy)])
+    }
+
+    pub(super) fn contention(&self, policy: &str) -> MetricId {
+        self.define(MetricKind::Counter, "haven_store_contention_total", &[("policy", policy)])
+    }
+
+    pub(super) fn retries(&self, route: &str) -> MetricId {
+        self.define(MetricKind::Counter, "haven_retries_total", &[("route", route)])
+    }
+
+    pub(super) fn fallbacks(&self, route: &str, step: &str) -> MetricId {
+        self.define(MetricKind::Counter, "haven_fallbacks_total", &[("route", route), ("step", step)])
+    }
+
+    pub(super) fn upstream_duration(&self, route: &str) -> MetricId {
+        self.define(MetricKind::Histogram, "haven_upstream_duration_ms", &[("route", route)])
+    }
+
+    fn define(&self, kind: MetricKind, base: &str, labels: &[(&str, &str)]) -> MetricId {
+        let mut name = String::with_capacity(128);
+        name.push_str(base);
+        for (label, value) in labels {
+            for piece in [";", label, "=", value] {
+                name.push_str(piece);
+            }
+        }
+        self.0.define(kind, &name)
+    }
+}
+
+pub(super) const fn mode_word(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Enforce => "enforce",
+        Mode::Shadow => "shadow",
+        Mode::Off => "off",
+    }
+}

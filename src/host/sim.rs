@@ -1,0 +1,354 @@
+//! A simulated proxy: any number of workers over one shared-data store and one set of metrics, with a clock that the test moves.
+//!
+//! Every host call that touches what workers share is an interleaving point: [`Machine::on_call`] is called before it, and a scheduler
+//! may switch to another worker there. Faults are set on the [`Machine`]: failed compare-and-swaps, a lost shared-data service, clocks
+//! that step. Losing a VM is the scheduler's part: it drops the worker's state in the middle.
+
+use super::{Cas, CasMismatch, Clock, Log, Message, MetricId, MetricKind, Metrics, Property, Random, Reply, SharedData, Stream};
+use crate::base::headers::HeaderMap;
+use crate::base::rng::Rng;
+use crate::base::time::Nanos;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// How a host treats versions in `set`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CasRules {
+    /// Setting a missing key succeeds with any version; version 0 overwrites blindly.
+    Envoy,
+    /// Version 0 means "must not exist"; setting a missing key with any other version fails.
+    Nginx,
+}
+
+/// The proxy: what its workers share.
+pub struct Machine {
+    /// How versions are treated.
+    pub rules: CasRules,
+    data: RefCell<BTreeMap<Vec<u8>, (Vec<u8>, u32)>>,
+    next_cas: Cell<u32>,
+    metrics: RefCell<Vec<(MetricKind, String, u64)>>,
+    monotonic: Cell<Nanos>,
+    wall: Cell<Nanos>,
+    rng: Rng,
+    /// Share of compare-and-swaps that fail for no reason, in percent.
+    pub cas_failures: Cell<u64>,
+    /// Lines logged, newest last, at most 1,000.
+    logs: RefCell<Vec<(log::Level, String)>>,
+    hook: RefCell<Option<Rc<dyn Fn()>>>,
+    calls: Cell<u64>,
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Machine").field("now", &self.monotonic).field("data", &self.data).field("metrics", &self.metrics).finish_non_exhaustive()
+    }
+}
+
+impl Machine {
+    /// A proxy that has just started, one hour after its machine did.
+    #[must_use]
+    pub fn new(rules: CasRules, seed: u64) -> Rc<Self> {
+        Rc::new(Self {
+            rules,
+            data: RefCell::default(),
+            next_cas: Cell::new(1),
+            metrics: RefCell::default(),
+            monotonic: Cell::new(Nanos::from_secs(3_600)),
+            wall: Cell::new(Nanos::from_secs(1_800_000_000)),
+            rng: Rng::new(seed),
+            cas_failures: Cell::new(0),
+            logs: RefCell::default(),
+            hook: RefCell::new(None),
+            calls: Cell::new(0),
+        })
+    }
+
+    /// Calls `hook` before every host call that touches shared things.
+    pub fn on_call(&self, hook: Rc<dyn Fn()>) {
+        *self.hook.borrow_mut() = Some(hook);
+    }
+
+    /// The monotonic clock.
+    #[must_use]
+    pub fn now(&self) -> Nanos {
+        self.monotonic.get()
+    }
+
+    /// Lets time pass.
+    pub fn advance(&self, by: Nanos) {
+        self.monotonic.set(self.monotonic.get().plus(by));
+        self.wall.set(self.wall.get().plus(by));
+    }
+
+    /// Sets the monotonic clock to any value, backwards too.
+    pub fn set_clock(&self, to: Nanos) {
+        self.monotonic.set(to);
+    }
+
+    /// Value of the metric of this name; 0 if there is none.
+    #[must_use]
+    pub fn metric(&self, name: &str) -> u64 {
+        self.metrics.borrow().iter().find(|(_, n, _)| n == name).map_or(0, |(_, _, value)| *value)
+    }
+
+    /// All metrics whose name starts so, by name.
+    #[must_use]
+    pub fn metrics_of(&self, prefix: &str) -> Vec<(String, u64)> {
+        self.metrics.borrow().iter().filter(|(_, n, _)| n.starts_with(prefix)).map(|(_, n, v)| (n.clone(), *v)).collect()
+    }
+
+    /// Bytes in shared data, keys and values.
+    #[must_use]
+    pub fn shared_bytes(&self) -> usize {
+        self.data.borrow().iter().map(|(k, (v, _))| k.len().saturating_add(v.len())).sum()
+    }
+
+    /// Overwrites every record that passes `which` with `bytes`: what a broken or foreign version could leave behind.
+    pub fn corrupt(&self, which: impl Fn(&[u8]) -> bool, bytes: &[u8]) {
+        for (key, (value, cas)) in self.data.borrow_mut().iter_mut() {
+            if which(key) {
+                *value = bytes.to_vec();
+                *cas = self.fresh_cas();
+            }
+        }
+    }
+
+    /// Lines logged so far.
+    #[must_use]
+    pub fn logs(&self) -> Vec<(log::Level, String)> {
+        self.logs.borrow().clone()
+    }
+
+    /// Host calls made so far, over all workers.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.calls.get()
+    }
+
+    fn called(&self) {
+        self.calls.set(self.calls.get().saturating_add(1));
+        let hook = self.hook.borrow().clone();
+        if let Some(hook) = hook {
+            hook();
+        }
+    }
+
+    fn fresh_cas(&self) -> u32 {
+        let cas = self.next_cas.get();
+        self.next_cas.set(cas.wrapping_add(1).max(1));
+        cas
+    }
+}
+
+/// One worker of a [`Machine`].
+#[derive(Clone, Debug)]
+pub struct Worker(pub Rc<Machine>);
+
+impl Clock for Worker {
+    fn monotonic(&self) -> Nanos {
+        self.0.called();
+        self.0.monotonic.get()
+    }
+
+    fn wall(&self) -> Nanos {
+        self.0.wall.get()
+    }
+}
+
+impl SharedData for Worker {
+    fn shared(&self, key: &[u8]) -> Option<(Vec<u8>, Cas)> {
+        self.0.called();
+        self.0.data.borrow().get(key).map(|(value, cas)| (value.clone(), Cas(*cas)))
+    }
+
+    fn set_shared(&self, key: &[u8], value: &[u8], expected: Cas) -> Result<(), CasMismatch> {
+        self.0.called();
+        if self.0.rng.below(100) < self.0.cas_failures.get() {
+            return Err(CasMismatch);
+        }
+        let mut data = self.0.data.borrow_mut();
+        let allowed = match (data.get(key), self.0.rules) {
+            (Some((_, cas)), CasRules::Envoy) => expected.0 == 0 || expected.0 == *cas,
+            (Some((_, cas)), CasRules::Nginx) => expected.0 == *cas,
+            (None, CasRules::Envoy) => true,
+            (None, CasRules::Nginx) => expected.0 == 0,
+        };
+        if !allowed {
+            return Err(CasMismatch);
+        }
+        data.insert(key.to_vec(), (value.to_vec(), self.0.fresh_cas()));
+        Ok(())
+    }
+}
+
+impl Metrics for Worker {
+    fn define(&self, kind: MetricKind, name: &str) -> MetricId {
+        let mut metrics = self.0.metrics.borrow_mut();
+        let at = metrics.iter().position(|(k, n, _)| *k == kind && n == name).unwrap_or_else(|| {
+            metrics.push((kind, name.to_owned(), 0));
+            metrics.len().saturating_sub(1)
+        });
+        MetricId(u32::try_from(at).unwrap_or(u32::MAX))
+    }
+
+    fn add(&self, id: MetricId, offset: i64) {
+        self.0.called();
+        if let Some((_, _, value)) = self.0.metrics.borrow_mut().get_mut(id.0 as usize) {
+            *value = value.wrapping_add_signed(offset);
+        }
+    }
+
+    fn record(&self, id: MetricId, new: u64) {
+        self.0.called();
+        if let Some((kind, _, value)) = self.0.metrics.borrow_mut().get_mut(id.0 as usize) {
+            // A histogram's value is the number of its samples.
+            *value = if *kind == MetricKind::Histogram { value.saturating_add(1) } else { new };
+        }
+    }
+
+    fn value(&self, id: MetricId) -> u64 {
+        self.0.called();
+        self.0.metrics.borrow().get(id.0 as usize).map_or(0, |(_, _, value)| *value)
+    }
+}
+
+impl Random for Worker {
+    fn entropy(&self) -> u64 {
+        self.0.rng.bits()
+    }
+}
+
+impl Log for Worker {
+    fn log(&self, level: log::Level, message: &str) {
+        let mut logs = self.0.logs.borrow_mut();
+        if logs.len() < 1_000 {
+            logs.push((level, message.to_owned()));
+        }
+    }
+}
+
+/// A simulated HTTP exchange.
+#[derive(Debug, Default)]
+pub struct SimStream {
+    request: RefCell<Vec<(String, Vec<u8>)>>,
+    response: RefCell<Vec<(String, Vec<u8>)>>,
+    properties: RefCell<Vec<(&'static str, Vec<u8>)>>,
+    state: RefCell<Vec<(String, Vec<u8>)>>,
+    reply: RefCell<Option<Reply>>,
+}
+
+impl SimStream {
+    /// A request from 192.0.2.1.
+    #[must_use]
+    pub fn request(method: &str, path: &str, headers: &[(&str, &[u8])]) -> Self {
+        let stream = Self::default();
+        stream.set_property(Property::SourceAddress, b"192.0.2.1:40000");
+        let mut request = stream.request.borrow_mut();
+        request.push((":method".to_owned(), method.as_bytes().to_vec()));
+        request.push((":path".to_owned(), path.as_bytes().to_vec()));
+        request.push((":authority".to_owned(), b"api.example".to_vec()));
+        request.extend(headers.iter().map(|(n, v)| ((*n).to_owned(), v.to_vec())));
+        drop(request);
+        stream
+    }
+
+    /// Lets the upstream at `address` answer.
+    pub fn answer(&self, status: u16, address: Option<&str>, headers: &[(&str, &[u8])]) {
+        let mut response = self.response.borrow_mut();
+        response.clear();
+        response.push((":status".to_owned(), status.to_string().into_bytes()));
+        response.extend(headers.iter().map(|(n, v)| ((*n).to_owned(), v.to_vec())));
+        drop(response);
+        self.set_property(Property::ResponseCodeDetails, b"via_upstream");
+        if let Some(address) = address {
+            self.set_property(Property::UpstreamAddress, address.as_bytes());
+            self.set_property(Property::AttemptCount, &1u64.to_le_bytes());
+        }
+    }
+
+    /// Lets the proxy answer because the upstream failed.
+    pub fn fail(&self, status: u16, details: &str, address: Option<&str>, attempts: u64) {
+        self.answer(status, address, &[]);
+        self.set_property(Property::ResponseCodeDetails, details.as_bytes());
+        self.set_property(Property::AttemptCount, &attempts.to_le_bytes());
+    }
+
+    /// Sets a property.
+    pub fn set_property(&self, property: Property, value: &[u8]) {
+        let mut properties = self.properties.borrow_mut();
+        properties.retain(|(path, _)| *path != property.path());
+        properties.push((property.path(), value.to_vec()));
+    }
+
+    /// A request header as the upstream would see it.
+    #[must_use]
+    pub fn request_header(&self, name: &str) -> Option<String> {
+        header(&self.request.borrow(), name)
+    }
+
+    /// A response header as the client would see it.
+    #[must_use]
+    pub fn response_header(&self, name: &str) -> Option<String> {
+        match &*self.reply.borrow() {
+            Some(reply) => reply.headers.iter().find(|(n, _)| *n == name).map(|(_, v)| String::from_utf8_lossy(v).into_owned()),
+            None => header(&self.response.borrow(), name),
+        }
+    }
+
+    /// A value of the filter state.
+    #[must_use]
+    pub fn state(&self, name: &str) -> Option<String> {
+        header(&self.state.borrow(), name)
+    }
+
+    /// Our own reply, if there was one.
+    #[must_use]
+    pub fn replied(&self) -> Option<Reply> {
+        self.reply.borrow().clone()
+    }
+
+    fn pairs(&self, of: Message) -> &RefCell<Vec<(String, Vec<u8>)>> {
+        match of {
+            Message::Request => &self.request,
+            Message::Response => &self.response,
+        }
+    }
+}
+
+fn header(pairs: &[(String, Vec<u8>)], name: &str) -> Option<String> {
+    pairs.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| String::from_utf8_lossy(v).into_owned())
+}
+
+impl Stream for SimStream {
+    fn headers(&self, of: Message) -> HeaderMap {
+        HeaderMap::from_pairs(&self.pairs(of).borrow())
+    }
+
+    fn set_header(&self, of: Message, name: &str, value: &[u8]) {
+        self.remove_header(of, name);
+        self.add_header(of, name, value);
+    }
+
+    fn add_header(&self, of: Message, name: &str, value: &[u8]) {
+        self.pairs(of).borrow_mut().push((name.to_owned(), value.to_vec()));
+    }
+
+    fn remove_header(&self, of: Message, name: &str) {
+        self.pairs(of).borrow_mut().retain(|(n, _)| !n.eq_ignore_ascii_case(name));
+    }
+
+    fn property(&self, property: Property) -> Option<Vec<u8>> {
+        self.properties.borrow().iter().find(|(path, _)| *path == property.path()).map(|(_, value)| value.clone())
+    }
+
+    fn set_state(&self, name: &str, value: &[u8]) {
+        let mut state = self.state.borrow_mut();
+        state.retain(|(n, _)| n != name);
+        state.push((name.to_owned(), value.to_vec()));
+    }
+
+    fn reply(&self, reply: &Reply) {
+        *self.reply.borrow_mut() = Some(reply.clone());
+    }
+}

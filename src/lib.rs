@@ -1,0 +1,29 @@
+//! haven: high availability for any service behind Envoy (and other proxy-wasm hosts), in one WebAssembly filter.
+//!
+//! ```text
+//!            request headers                                response headers          end of stream
+//!                  │                                               │                        │
+//!  wasm ───────────┼───────────────────────────────────────────────┼────────────────────────┼──── [5] glue, wasm32 only
+//!                  ▼                                               ▼                        ▼
+//!  engine   Exchange::on_request ── the chain ─┐          Exchange::on_response   Exchange::on_end     [4]
+//!                                              ▼                   │                        │
+//!  policy   health · hygiene · route · rate_limit · circuit_breaker · upstream · fallback · reply      [3]
+//!                                              │
+//!  store    records in shared data: pure steps inside a bounded compare-and-swap loop     [2]    config [2]
+//!  host     ports: Clock, SharedData, Metrics, Random, Log, Stream        host::sim: N workers          [1]
+//!  base     time, hashing, header maps, addresses, random choice                                        [0]
+//! ```
+//!
+//! A module uses only lower floors, and policies never use each other: the engine joins them. `tests/floors.rs` keeps it so.
+//!
+//! **The one invariant**: what a request was granted (a place in flight, a half-open permit) is given back exactly once, at its end,
+//! whether it was answered, reset, cancelled or answered by us, and whatever the configuration has become in between.
+
+pub mod base;
+pub mod config;
+pub mod engine;
+pub mod host;
+pub mod policy;
+pub mod store;
+#[cfg(all(target_arch = "wasm32", not(test)))]
+mod wasm;

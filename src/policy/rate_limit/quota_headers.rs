@@ -1,0 +1,85 @@
+//! Headers that tell a client of its quota: `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-10), and the older
+//! `X-RateLimit-*`.
+
+use super::KeyQuota;
+use crate::config::QuotaHeaders;
+use std::cmp::Reverse;
+
+/// The headers for these limits. `RateLimit` lists the tightest first: the one with the least share of its burst left.
+#[must_use]
+pub fn all<'a>(limits: impl Iterator<Item = (&'a str, QuotaHeaders, KeyQuota)>) -> Vec<(&'static str, Vec<u8>)> {
+    let mut limits: Vec<_> = limits.filter(|(_, headers, _)| *headers != QuotaHeaders::None).collect();
+    if limits.is_empty() {
+        return Vec::new();
+    }
+    limits.sort_by_key(|(_, _, q)| {
+        let left = u128::from(q.remaining).saturating_mul(1 << 32).checked_div(q.burst.into()).unwrap_or(0);
+        (left, Reverse(q.reset))
+    });
+    let mut headers = Vec::with_capacity(5);
+    let ietf = |h: QuotaHeaders| matches!(h, QuotaHeaders::Ietf | QuotaHeaders::Both);
+    if limits.iter().any(|(_, h, _)| ietf(*h)) {
+        let (mut policy, mut state) = (String::new(), String::new());
+        for (name, _, quota) in limits.iter().filter(|(_, h, _)| ietf(*h)) {
+            let window = quota.period.as_secs_ceil().max(1);
+            item(&mut policy, name, &[("q", quota.burst), ("w", window)]);
+            item(&mut state, name, &[("r", quota.remaining), ("t", quota.reset.as_secs_ceil())]);
+        }
+        headers.push(("ratelimit-policy", policy.into_bytes()));
+        headers.push(("ratelimit", state.into_bytes()));
+    }
+    if let Some((_, _, quota)) = limits.iter().find(|(_, h, _)| matches!(h, QuotaHeaders::X | QuotaHeaders::Both)) {
+        let number = |n: u64| n.to_string().into_bytes();
+        headers.push(("x-ratelimit-limit", number(quota.burst)));
+        headers.push(("x-ratelimit-remaining", number(quota.remaining)));
+        headers.push(("x-ratelimit-reset", number(quota.reset.as_secs_ceil())));
+    }
+    headers
+}
+
+/// Adds an item of a structured list (RFC 9651, 3.1): a string with integer parameters. Names need no escaping.
+fn item(list: &mut String, name: &str, parameters: &[(&str, u64)]) {
+    for piece in [if list.is_empty() { "\"" } else { ", \"" }, name, "\""] {
+        list.push_str(piece);
+    }
+    for (key, value) in parameters {
+        for piece in [";", key, "=", &value.to_string()] {
+            list.push_str(piece);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::time::Nanos;
+
+    fn quota(remaining: u64, reset_ms: u64) -> KeyQuota {
+        KeyQuota { burst: 5, period: Nanos::from_secs(5), remaining, reset: Nanos::from_millis(reset_ms) }
+    }
+
+    fn text(limits: &[(&'static str, QuotaHeaders, KeyQuota)]) -> Vec<(&'static str, String)> {
+        all(limits.iter().copied()).into_iter().map(|(n, v)| (n, String::from_utf8(v).unwrap())).collect()
+    }
+
+    #[test]
+    fn both_families() {
+        let expected = [
+            ("ratelimit-policy", "\"p\";q=5;w=5"),
+            ("ratelimit", "\"p\";r=2;t=4"),
+            ("x-ratelimit-limit", "5"),
+            ("x-ratelimit-remaining", "2"),
+            ("x-ratelimit-reset", "4"),
+        ];
+        let given = text(&[("p", QuotaHeaders::Both, quota(2, 3_900))]);
+        assert_eq!(given, expected.map(|(n, v)| (n, v.to_owned())));
+    }
+
+    #[test]
+    fn the_tightest_comes_first() {
+        let given = text(&[("wide", QuotaHeaders::Ietf, quota(4, 1_000)), ("tight", QuotaHeaders::Ietf, quota(1, 4_000)), ("quiet", QuotaHeaders::None, quota(0, 1))]);
+        assert_eq!(given[1].1, "\"tight\";r=1;t=4, \"wide\";r=4;t=1");
+        assert_eq!(given.len(), 2);
+        assert!(text(&[("quiet", QuotaHeaders::None, quota(0, 1))]).is_empty());
+    }
+}

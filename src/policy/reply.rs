@@ -1,0 +1,149 @@
+//! The replies that haven gives itself: problem documents (RFC 9457) with a `Proxy-Status` (RFC 9209).
+//!
+//! Names of policies and routes are restricted by the configuration to characters that need no escaping in JSON, in a quoted string
+//! or in a metric's name, so that nothing here escapes; nothing that a client sent is ever put in.
+
+use super::Reason;
+use super::fallback::retry_after_seconds;
+use crate::base::time::Nanos;
+use crate::host::Reply;
+
+/// The request that is replied to.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// Name of its route.
+    pub route: &'a str,
+    /// Its `x-request-id`, as sent.
+    pub request_id: &'a [u8],
+    /// Whether it is a gRPC call.
+    pub grpc: bool,
+}
+
+/// Why we reply.
+#[derive(Clone, Copy, Debug)]
+pub struct Cause<'a> {
+    /// The reason.
+    pub reason: Reason,
+    /// Name of the policy that decided.
+    pub policy: &'a str,
+    /// When it is worth trying again.
+    pub retry_after: Option<Nanos>,
+    /// Status of the upstream's answer that is replaced.
+    pub received_status: Option<u16>,
+}
+
+impl Cause<'_> {
+    /// The `Proxy-Status` header's value.
+    #[must_use]
+    pub fn proxy_status(&self) -> Vec<u8> {
+        let mut value = ["haven; error=", self.reason.proxy_error()].concat();
+        if let Some(status) = self.received_status {
+            value.push_str("; received-status=");
+            value.push_str(&status.to_string());
+        }
+        for piece in ["; details=\"", self.reason.word(), " ", self.policy, "\""] {
+            value.push_str(piece);
+        }
+        value.into_bytes()
+    }
+}
+
+/// The refusal itself, where no fallback answers.
+#[must_use]
+pub fn refusal(subject: &Subject<'_>, cause: Cause<'_>) -> Reply {
+    let mut reply = Reply { status: cause.reason.status(), headers: vec![("proxy-status", cause.proxy_status())], ..Reply::default() };
+    if let Some(wait) = cause.retry_after {
+        reply.headers.push(("retry-after", retry_after_seconds(wait).to_string().into_bytes()));
+    }
+    let detail = detail(cause.reason);
+    if subject.grpc {
+        reply.grpc_status = Some(cause.reason.grpc_status());
+        reply.body = [detail, " (", cause.reason.word(), " ", cause.policy, ")"].concat().into_bytes();
+        return reply;
+    }
+    reply.headers.push(("content-type", b"application/problem+json".to_vec()));
+    let (kind, title) = problem_type(cause.reason);
+    let status = cause.reason.status().to_string();
+    let mut body = String::with_capacity(384);
+    for piece in [
+        "{\"type\":\"", kind, "\",\"title\":\"", title, "\",\"status\":", &status, ",\"detail\":\"", detail,
+        "\",\"reason\":\"", cause.reason.word(), "\",\"policy\":\"", cause.policy, "\"",
+    ] {
+        body.push_str(piece);
+    }
+    if cause.reason == Reason::RateLimited {
+        for piece in [",\"violated-policies\":[\"", cause.policy, "\"]"] {
+            body.push_str(piece);
+        }
+    }
+    body.push_str("}\n");
+    reply.body = body.into_bytes();
+    reply
+}
+
+/// Type and title. The first two types are those of draft-ietf-httpapi-ratelimit-headers; `about:blank` stands for the status itself
+/// (RFC 9457, 4.2.1).
+const fn problem_type(reason: Reason) -> (&'static str, &'static str) {
+    match reason {
+        Reason::RateLimited => (
+            "https://iana.org/assignments/http-problem-types#quota-exceeded",
+            "Request cannot be satisfied as assigned quota has been exceeded",
+        ),
+        Reason::CircuitOpen => (
+            "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity",
+            "Request cannot be satisfied due to temporary server capacity constraints",
+        ),
+        Reason::NoEndpoint | Reason::UpstreamError => ("about:blank", "Service Unavailable"),
+        Reason::Timeout => ("about:blank", "Gateway Timeout"),
+    }
+}
+
+const fn detail(reason: Reason) -> &'static str {
+    match reason {
+        Reason::RateLimited => "The rate limit is exhausted; try again after the time that Retry-After says.",
+        Reason::CircuitOpen => "The upstream fails at present and is given time to recover.",
+        Reason::NoEndpoint => "No endpoint of the upstream is available.",
+        Reason::UpstreamError => "The upstream failed.",
+        Reason::Timeout => "The upstream did not answer in time.",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CAUSE: Cause<'_> = Cause { reason: Reason::RateLimited, policy: "per-client", retry_after: Some(Nanos(1)), received_status: None };
+
+    fn header<'a>(reply: &'a Reply, name: &str) -> Option<&'a str> {
+        reply.headers.iter().find(|(n, _)| *n == name).map(|(_, v)| std::str::from_utf8(v).unwrap())
+    }
+
+    #[test]
+    fn a_refusal_is_a_problem_document() {
+        let reply = refusal(&Subject { route: "users", request_id: b"", grpc: false }, CAUSE);
+        let body: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
+        assert_eq!(body["type"], "https://iana.org/assignments/http-problem-types#quota-exceeded");
+        assert_eq!((&body["status"], &body["reason"], &body["policy"]), (&429.into(), &"rate_limited".into(), &"per-client".into()));
+        assert_eq!(body["violated-policies"], serde_json::json!(["per-client"]));
+        assert_eq!(header(&reply, "retry-after"), Some("1"), "never 0");
+        assert_eq!(header(&reply, "proxy-status"), Some("haven; error=http_request_denied; details=\"rate_limited per-client\""));
+    }
+
+    #[test]
+    fn every_reason_makes_a_whole_document() {
+        for reason in [Reason::RateLimited, Reason::CircuitOpen, Reason::NoEndpoint, Reason::UpstreamError, Reason::Timeout] {
+            let reply = refusal(&Subject { route: "r", request_id: b"", grpc: false }, Cause { reason, ..CAUSE });
+            let body: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
+            for field in ["type", "title", "status", "detail", "reason", "policy"] {
+                assert!(!body[field].is_null(), "{reason:?} {field}");
+            }
+        }
+    }
+
+    #[test]
+    fn grpc_gets_a_status_and_a_message() {
+        let reply = refusal(&Subject { route: "users", request_id: b"", grpc: true }, CAUSE);
+        assert_eq!(reply.grpc_status, Some(8));
+        assert!(String::from_utf8(reply.body).unwrap().ends_with("(rate_limited per-client)"));
+    }
+}

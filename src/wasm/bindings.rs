@@ -1,0 +1,220 @@
+//! The calls of the proxy-wasm ABI 0.2.1 that haven makes, each a thin wrapper that never panics.
+//!
+//! What a call refuses is taken as absent: there is nobody to report to on the request path, and every absence has a safe meaning.
+
+use crate::base::headers::HeaderMap;
+use crate::base::time::Nanos;
+use crate::host::{
+    Cas, CasMismatch, Clock, Log, Message, MetricId, MetricKind, Metrics, Property, Random, Reply, SharedData, Stream,
+};
+use std::ptr::{null, null_mut};
+
+/// The host, and the stream whose callback is running.
+pub struct Proxy;
+
+const OK: u32 = 0;
+const PLUGIN_CONFIGURATION: u32 = 7;
+const REQUEST_HEADERS: u32 = 0;
+const RESPONSE_HEADERS: u32 = 2;
+const WASI_MONOTONIC: u32 = 1;
+const WASI_OK: u16 = 0;
+
+#[link(wasm_import_module = "env")]
+unsafe extern "C" {
+    fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32;
+    fn proxy_set_tick_period_milliseconds(period: u32) -> u32;
+    fn proxy_get_buffer_bytes(buffer: u32, start: usize, max: usize, data: *mut *mut u8, size: *mut usize) -> u32;
+    fn proxy_get_header_map_pairs(map: u32, data: *mut *mut u8, size: *mut usize) -> u32;
+    fn proxy_add_header_map_value(map: u32, name: *const u8, name_size: usize, value: *const u8, value_size: usize) -> u32;
+    fn proxy_replace_header_map_value(map: u32, name: *const u8, name_size: usize, value: *const u8, value_size: usize) -> u32;
+    fn proxy_remove_header_map_value(map: u32, name: *const u8, name_size: usize) -> u32;
+    fn proxy_get_property(path: *const u8, path_size: usize, data: *mut *mut u8, size: *mut usize) -> u32;
+    fn proxy_set_property(path: *const u8, path_size: usize, value: *const u8, value_size: usize) -> u32;
+    fn proxy_get_shared_data(key: *const u8, key_size: usize, data: *mut *mut u8, size: *mut usize, cas: *mut u32) -> u32;
+    fn proxy_set_shared_data(key: *const u8, key_size: usize, value: *const u8, value_size: usize, cas: u32) -> u32;
+    fn proxy_define_metric(kind: u32, name: *const u8, name_size: usize, id: *mut u32) -> u32;
+    fn proxy_increment_metric(id: u32, offset: i64) -> u32;
+    fn proxy_record_metric(id: u32, value: u64) -> u32;
+    fn proxy_get_metric(id: u32, value: *mut u64) -> u32;
+    #[allow(clippy::too_many_arguments, reason = "the ABI's")]
+    fn proxy_send_local_response(
+        status: u32,
+        details: *const u8,
+        details_size: usize,
+        body: *const u8,
+        body_size: usize,
+        headers: *const u8,
+        headers_size: usize,
+        grpc_status: i32,
+    ) -> u32;
+}
+
+#[link(wasm_import_module = "wasi_snapshot_preview1")]
+unsafe extern "C" {
+    fn clock_time_get(clock: u32, precision: u64, time: *mut u64) -> u16;
+}
+
+/// The plugin's configuration.
+pub fn plugin_configuration(size: usize) -> Vec<u8> {
+    // SAFETY: the out pointers live through the call.
+    owned(|data, length| unsafe { proxy_get_buffer_bytes(PLUGIN_CONFIGURATION, 0, size, data, length) }).unwrap_or_default()
+}
+
+/// Asks for a tick every so often.
+pub fn set_tick_period(period: Nanos) {
+    // SAFETY: takes a number.
+    unsafe { proxy_set_tick_period_milliseconds(u32::try_from(period.as_millis()).unwrap_or(u32::MAX)) };
+}
+
+impl Clock for Proxy {
+    fn monotonic(&self) -> Nanos {
+        let mut time = 0;
+        // SAFETY: the out pointer lives through the call.
+        if unsafe { clock_time_get(WASI_MONOTONIC, 0, &raw mut time) } == WASI_OK { Nanos(time) } else { self.wall() }
+    }
+
+    fn wall(&self) -> Nanos {
+        let mut time = 0;
+        // SAFETY: the out pointer lives through the call.
+        unsafe { proxy_get_current_time_nanoseconds(&raw mut time) };
+        Nanos(time)
+    }
+}
+
+impl SharedData for Proxy {
+    fn shared(&self, key: &[u8]) -> Option<(Vec<u8>, Cas)> {
+        let mut cas = 0;
+        // SAFETY: key and out pointers live through the call.
+        let value = owned(|data, size| unsafe { proxy_get_shared_data(key.as_ptr(), key.len(), data, size, &raw mut cas) })?;
+        Some((value, Cas(cas)))
+    }
+
+    fn set_shared(&self, key: &[u8], value: &[u8], expected: Cas) -> Result<(), CasMismatch> {
+        // SAFETY: key and value live through the call.
+        let status = unsafe { proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), expected.0) };
+        if status == OK { Ok(()) } else { Err(CasMismatch) }
+    }
+}
+
+impl Metrics for Proxy {
+    fn define(&self, kind: MetricKind, name: &str) -> MetricId {
+        let kind = match kind {
+            MetricKind::Counter => 0,
+            MetricKind::Gauge => 1,
+            MetricKind::Histogram => 2,
+        };
+        let mut id = 0;
+        // SAFETY: name and out pointer live through the call.
+        if unsafe { proxy_define_metric(kind, name.as_ptr(), name.len(), &raw mut id) } == OK { MetricId(id) } else { MetricId::NONE }
+    }
+
+    fn add(&self, id: MetricId, offset: i64) {
+        if id != MetricId::NONE {
+            // SAFETY: takes numbers.
+            unsafe { proxy_increment_metric(id.0, offset) };
+        }
+    }
+
+    fn record(&self, id: MetricId, value: u64) {
+        if id != MetricId::NONE {
+            // SAFETY: takes numbers.
+            unsafe { proxy_record_metric(id.0, value) };
+        }
+    }
+
+    fn value(&self, id: MetricId) -> u64 {
+        let mut value = 0;
+        if id != MetricId::NONE {
+            // SAFETY: the out pointer lives through the call.
+            unsafe { proxy_get_metric(id.0, &raw mut value) };
+        }
+        value
+    }
+}
+
+impl Random for Proxy {
+    fn entropy(&self) -> u64 {
+        // Without entropy the clock has to do: hashing stays correct, and can be guessed.
+        getrandom::u64().unwrap_or_else(|_| self.wall().0.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+}
+
+impl Log for Proxy {
+    fn log(&self, level: log::Level, message: &str) {
+        log::log!(level, "{message}");
+    }
+}
+
+impl Stream for Proxy {
+    fn headers(&self, of: Message) -> HeaderMap {
+        // SAFETY: the out pointers live through the call.
+        HeaderMap::from_host(owned(|data, size| unsafe { proxy_get_header_map_pairs(map(of), data, size) }).unwrap_or_default())
+    }
+
+    fn set_header(&self, of: Message, name: &str, value: &[u8]) {
+        // SAFETY: name and value live through the call.
+        unsafe { proxy_replace_header_map_value(map(of), name.as_ptr(), name.len(), value.as_ptr(), value.len()) };
+    }
+
+    fn add_header(&self, of: Message, name: &str, value: &[u8]) {
+        // SAFETY: name and value live through the call.
+        unsafe { proxy_add_header_map_value(map(of), name.as_ptr(), name.len(), value.as_ptr(), value.len()) };
+    }
+
+    fn remove_header(&self, of: Message, name: &str) {
+        // SAFETY: the name lives through the call.
+        unsafe { proxy_remove_header_map_value(map(of), name.as_ptr(), name.len()) };
+    }
+
+    fn property(&self, property: Property) -> Option<Vec<u8>> {
+        let path = property.path();
+        // SAFETY: path and out pointers live through the call.
+        owned(|data, size| unsafe { proxy_get_property(path.as_ptr(), path.len(), data, size) })
+    }
+
+    fn set_state(&self, name: &str, value: &[u8]) {
+        // SAFETY: path and value live through the call.
+        unsafe { proxy_set_property(name.as_ptr(), name.len(), value.as_ptr(), value.len()) };
+    }
+
+    fn reply(&self, reply: &Reply) {
+        let mut pairs: Vec<(&str, &[u8])> = reply.headers.iter().map(|(name, value)| (*name, value.as_slice())).collect();
+        pairs.extend(reply.configured_headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())));
+        let headers = HeaderMap::from_pairs(&pairs);
+        let headers = headers.as_bytes();
+        // SAFETY: body and headers live through the call.
+        unsafe {
+            proxy_send_local_response(
+                reply.status.into(),
+                null(),
+                0,
+                reply.body.as_ptr(),
+                reply.body.len(),
+                headers.as_ptr(),
+                headers.len(),
+                reply.grpc_status.map_or(-1, i32::from),
+            );
+        }
+    }
+}
+
+const fn map(of: Message) -> u32 {
+    match of {
+        Message::Request => REQUEST_HEADERS,
+        Message::Response => RESPONSE_HEADERS,
+    }
+}
+
+/// Runs a call that returns data: the host asks our allocator for memory, copies, and hands it over. A status that is not OK, or no
+/// data, is `None`; data of length zero is empty.
+fn owned(call: impl FnOnce(*mut *mut u8, *mut usize) -> u32) -> Option<Vec<u8>> {
+    let (mut data, mut size) = (null_mut(), 0);
+    if call(&raw mut data, &raw mut size) != OK {
+        return None;
+    }
+    if data.is_null() {
+        return Some(Vec::new());
+    }
+    // SAFETY: the SDK's `malloc` export allocated exactly `size` bytes as a boxed slice, and the host gave it up to us.
+    Some(unsafe { Vec::from_raw_parts(data, size, size) })
+}
