@@ -61,7 +61,7 @@ pub fn place(hash: u64, n: u32) -> u32 {
 mod tests {
     use super::*;
 
-    const NAMES_HASH: u64 = 0;
+    const NAMES_HASH: u64 = 5_780_167_904_523_750_881;
 
     fn hash(parts: &[&str]) -> u64 {
         let mut hasher = KeyHasher::new(Seed(1, 2));

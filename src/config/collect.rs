@@ -173,7 +173,7 @@ impl<K: Key + Clone, T: Read, const MAX: usize> Read for Map<K, T, MAX> {
         for (name, value) in entries {
             let read = T::read(&at.key(name), value, errors);
             match K::key(name) {
-                None => errors.refuse_text(at, name, &["as a name ", &K::want()].concat()),
+                None => errors.refuse_text(at, name, &K::want()),
                 Some(key) => {
                     if seen.insert(key.clone()) {
                         found.push((key, read));

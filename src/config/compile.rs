@@ -29,6 +29,7 @@ pub(super) fn compile(raw: raw::Document, errors: &mut Errors) -> Config {
         concurrency_limits: Index::new("concurrency_limits", &raw.concurrency_limits),
         fallbacks: Index::new("fallbacks", &raw.fallbacks),
         switches: Index::new("switches", &raw.switches),
+        components: components(&raw.upstreams),
         upstream_scoped: raw.circuit_breakers.0.iter().map(|(_, it)| it.0.scope == BreakerScope::Upstream).collect(),
     };
     let client_ip = ClientIp {
@@ -65,8 +66,15 @@ struct Names {
     concurrency_limits: Index,
     fallbacks: Index,
     switches: Index,
+    /// The components that health checks look for.
+    components: BTreeSet<String>,
     /// By breaker: whether its scope is the upstream.
     upstream_scoped: Vec<bool>,
+}
+
+fn components<const MAX: usize>(upstreams: &Map<Name, raw::Upstream, MAX>) -> BTreeSet<String> {
+    let checks = upstreams.0.iter().filter_map(|(_, it)| it.health_check.as_ref());
+    checks.flat_map(|it| it.components.0.iter().map(|(name, _)| name.0.clone())).collect()
 }
 
 struct Index {
@@ -162,11 +170,17 @@ fn rate_limit(
 ) -> RateLimit {
     let sound = !errors.touches(at);
     let burst_at = at.key("burst");
-    if let (Some(burst), raw::LimitAlgorithm::SlidingWindow | raw::LimitAlgorithm::FixedWindow) = (raw.burst, raw.algorithm) {
+    if let (Some(burst), raw::LimitAlgorithm::SlidingWindow | raw::LimitAlgorithm::FixedWindow) =
+        (raw.burst, raw.algorithm)
+    {
         errors.refuse_number(&burst_at, u64::from(burst.0), "none: only token_bucket and leaky_bucket have a burst");
     }
     if raw.max_wait.is_some() && raw.algorithm != raw::LimitAlgorithm::LeakyBucket {
-        errors.refuse_text(&at.key("max_wait"), &show_span(raw.max_wait.unwrap_or_default().0), "none: only leaky_bucket delays");
+        errors.refuse_text(
+            &at.key("max_wait"),
+            &show_span(raw.max_wait.unwrap_or_default().0),
+            "none: only leaky_bucket delays",
+        );
     }
     let quota = quota(raw.limit, raw.period.0, raw.burst);
     if sound {
@@ -245,7 +259,8 @@ fn quota_overrides(
         if sound && key_sound {
             let key_at = at.key("key");
             if values.len() != key.len() {
-                let shown = ["[", &values.iter().map(|value| show_text(value)).collect::<Vec<_>>().join(","), "]"].concat();
+                let shown =
+                    ["[", &values.iter().map(|value| show_text(value)).collect::<Vec<_>>().join(","), "]"].concat();
                 let want = ["a list of ", &key.len().to_string(), " values, one for each part of the rate limit's key"];
                 errors.refuse_shown(&key_at, &shown, &want.concat());
                 continue;
@@ -412,7 +427,7 @@ fn fallback(at: &Path<'_>, name: String, raw: raw::Fallback, errors: &mut Errors
 fn respond(at: &Path<'_>, raw: raw::Respond, errors: &mut Errors) -> Respond {
     for (name, _) in &raw.headers.0 {
         if OWN_HEADERS.contains(&name.0.as_str()) {
-            let want = ["as a name none of ", &OWN_HEADERS.join(", ")].concat();
+            let want = ["a header name that is none of ", &OWN_HEADERS.join(", ")].concat();
             errors.refuse_text(&at.key("headers"), &name.0, &want);
         }
     }
@@ -463,6 +478,12 @@ fn route(at: &Path<'_>, raw: raw::Route, names: &Names, errors: &mut Errors) -> 
     names.concurrency_limits.find_maybe(&limit_at, raw.concurrency_limit.as_ref(), errors);
     let fallback = names.fallbacks.find_maybe(&at.key("fallback"), raw.fallback.as_ref(), errors);
     names.switches.find_maybe(&at.key("switch"), raw.switch.as_ref(), errors);
+    let depends_at = at.key("depends_on");
+    for (i, name) in &raw.depends_on.0 {
+        if !names.components.contains(&name.0) {
+            errors.refuse_text(&depends_at.index(*i), &name.0, "one of the components of the health checks");
+        }
+    }
     if let Some(canary) = &raw.canary {
         names.upstreams.find(&at.key("canary").key("upstream"), &canary.upstream, errors);
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::json::{Json, Malformed, show_text};
+use super::json::{HIDDEN, Json, Malformed, SECRET, show_text};
 
 /// The most errors that are listed; a document that is wrong throughout is not repeated into the log.
 const LISTED: usize = 64;
@@ -124,7 +124,7 @@ impl Errors {
 
     /// `value` is not `want`.
     pub(super) fn refuse(&mut self, at: &Path<'_>, value: &Json, want: &str) {
-        self.unsound(at, || [&value.show(), " is not allowed, want ", want].concat());
+        self.unsound(at, || [&shown(at, value), " is not allowed, want ", want].concat());
     }
 
     /// The string `value` is not `want`.
@@ -149,12 +149,12 @@ impl Errors {
 
     /// A field that does not exist, and those that do.
     pub(super) fn unknown(&mut self, at: &Path<'_>, value: &Json, fields: &str) {
-        self.unsound(at, || ["unknown field, value ", &value.show(), " is not allowed, want ", fields].concat());
+        self.unsound(at, || ["unknown field, value ", &shown(at, value), " is not allowed, want ", fields].concat());
     }
 
     /// A valid value that the filter cannot act on yet; `hint` follows the fixed words.
     pub(super) fn unsupported(&mut self, at: &Path<'_>, value: &Json, hint: &str) {
-        self.list(at, || [&value.show(), " is not supported yet", hint].concat());
+        self.list(at, || [&shown(at, value), " is not supported yet", hint].concat());
     }
 
     /// The document as a whole cannot be read.
@@ -217,6 +217,11 @@ impl Errors {
         self.found.list.push(ConfigError { path, message: message() });
         Some(full)
     }
+}
+
+/// The value at `at`, unless it is a secret: errors end up in logs.
+fn shown(at: &Path<'_>, value: &Json) -> String {
+    if matches!(at, Path::Key(_, key) if *key == SECRET) { HIDDEN.into() } else { value.show() }
 }
 
 #[cfg(test)]

@@ -11,6 +11,10 @@ const MAX_DEPTH: u32 = 128;
 /// The most characters of a value that a message shows.
 const SHOWN: usize = 64;
 
+/// The key of secrets, and what is shown in their place.
+pub(super) const SECRET: &str = "token";
+pub(super) const HIDDEN: &str = "\"***\"";
+
 /// A JSON value.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Json {
@@ -328,7 +332,11 @@ impl Shown {
                     self.plain(if i == 0 { "" } else { "," });
                     self.string(key);
                     self.plain(":");
-                    self.value(value);
+                    if key == SECRET {
+                        self.plain(HIDDEN);
+                    } else {
+                        self.value(value);
+                    }
                 }
                 self.plain("}");
             }
@@ -479,6 +487,7 @@ mod tests {
         let long = show(&format!("\"{}\"", "é".repeat(100)));
         assert_eq!(long.chars().count(), 64);
         assert!(long.ends_with("é..."));
+        assert_eq!(show(r#"{"token": "geheim"}"#), r#"{"token":"***"}"#);
         let exact = show(&format!("\"{}\"", "x".repeat(62)));
         assert_eq!(exact.len(), 64);
         assert!(exact.ends_with("x\""));
@@ -489,15 +498,16 @@ mod tests {
         match (ours, theirs) {
             (Json::Null, Value::Null) => true,
             (Json::Bool(a), Value::Bool(b)) => a == b,
-            (Json::Number(a), Value::Number(b)) => {
-                scaled(a, 0).map_or_else(|| a.parse::<f64>().ok() == b.as_f64(), |a| b.as_i64() == Some(a) || b.as_f64() == Some(a as f64))
-            }
+            (Json::Number(a), Value::Number(b)) => scaled(a, 0).map_or_else(
+                || a.parse::<f64>().ok() == b.as_f64(),
+                |a| b.as_i64() == Some(a) || b.as_f64() == Some(a as f64),
+            ),
             (Json::String(a), Value::String(b)) => a == b,
             (Json::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
             // Of duplicates, serde_json keeps the last.
-            (Json::Object(a), Value::Object(b)) => b.iter().all(|(key, b)| {
-                a.iter().rev().find(|(name, _)| name == key).is_some_and(|(_, a)| same(a, b))
-            }),
+            (Json::Object(a), Value::Object(b)) => {
+                b.iter().all(|(key, b)| a.iter().rev().find(|(name, _)| name == key).is_some_and(|(_, a)| same(a, b)))
+            }
             _ => false,
         }
     }

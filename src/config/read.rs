@@ -45,7 +45,7 @@ pub(super) enum Presence {
     /// This JSON is read in its place.
     Usual(&'static str),
     /// The type's default; what that means is said here, for the reference only.
-    Else(&'static str),
+    Else(#[cfg_attr(target_arch = "wasm32", allow(dead_code))] &'static str),
 }
 
 /// A field of a section.

@@ -163,7 +163,8 @@ impl<const MIN: u64, const MAX: u64> Default for Span<MIN, MAX> {
 
 impl<const MIN: u64, const MAX: u64> Scalar for Span<MIN, MAX> {
     fn want() -> String {
-        ["a duration from ", &show_span(Nanos(MIN)), " to ", &show_span(Nanos(MAX)), " like \"250ms\" or \"10s\""].concat()
+        ["a duration from ", &show_span(Nanos(MIN)), " to ", &show_span(Nanos(MAX)), " like \"250ms\" or \"10s\""]
+            .concat()
     }
 
     fn parse(json: &Json) -> Option<Self> {
@@ -292,9 +293,15 @@ mod tests {
     #[test]
     fn integers_have_bounds_and_no_fraction() {
         type Port = Int<1, 65_535>;
-        for (text, want) in
-            [("0", None), ("1", Some(1)), ("65535", Some(65_535)), ("65536", None), ("-1", None), ("1.5", None), ("1e3", Some(1000))]
-        {
+        for (text, want) in [
+            ("0", None),
+            ("1", Some(1)),
+            ("65535", Some(65_535)),
+            ("65536", None),
+            ("-1", None),
+            ("1.5", None),
+            ("1e3", Some(1000)),
+        ] {
             assert_eq!(number_of::<Port>(text).map(|n| n.0), want, "{text}");
         }
         assert_eq!(string_of::<Port>("1"), None);
@@ -303,9 +310,14 @@ mod tests {
 
     #[test]
     fn percentages_are_exact_hundredths() {
-        for (text, want) in
-            [("0", Some(0)), ("0.01", Some(1)), ("12.5", Some(1250)), ("100", Some(10_000)), ("100.01", None), ("0.001", None)]
-        {
+        for (text, want) in [
+            ("0", Some(0)),
+            ("0.01", Some(1)),
+            ("12.5", Some(1250)),
+            ("100", Some(10_000)),
+            ("100.01", None),
+            ("0.001", None),
+        ] {
             assert_eq!(number_of::<Pct>(text).map(|n| n.0), want, "{text}");
         }
         assert_eq!(<Centi<1, 250> as Scalar>::want(), "a number from 0.01 to 2.5 with at most two decimals");
@@ -349,9 +361,15 @@ mod tests {
     #[test]
     fn sizes_have_units() {
         type Body = Size<1, { 1 << 20 }>;
-        for (text, want) in
-            [("64KiB", Some(65_536)), ("1MiB", Some(1 << 20)), ("7B", Some(7)), ("0B", None), ("2MiB", None), ("64KB", None), ("64", None)]
-        {
+        for (text, want) in [
+            ("64KiB", Some(65_536)),
+            ("1MiB", Some(1 << 20)),
+            ("7B", Some(7)),
+            ("0B", None),
+            ("2MiB", None),
+            ("64KB", None),
+            ("64", None),
+        ] {
             assert_eq!(string_of::<Body>(text).map(|size| size.0), want, "{text}");
         }
         assert_eq!(<Body as Scalar>::want(), "a size from 1B to 1MiB like \"64KiB\"");
@@ -359,7 +377,8 @@ mod tests {
 
     #[test]
     fn durations_show_as_they_are_written() {
-        for (n, want) in [(MS, "1ms"), (1500 * MS, "1500ms"), (MIN, "1m"), (366 * DAY, "366d"), (0, "0ns"), (1, "1ns")] {
+        for (n, want) in [(MS, "1ms"), (1500 * MS, "1500ms"), (MIN, "1m"), (366 * DAY, "366d"), (0, "0ns"), (1, "1ns")]
+        {
             assert_eq!(show_span(Nanos(n)), want);
         }
     }

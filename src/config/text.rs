@@ -47,9 +47,7 @@ macro_rules! read_text {
     )* };
 }
 
-read_text!(
-    Name, Label, Value, HeaderName, HeaderValue, Token, Method, Host, UrlPath, Pattern, Address, Net, Quantile
-);
+read_text!(Name, Label, Value, HeaderName, HeaderValue, Token, Method, Host, UrlPath, Pattern, Address, Net, Quantile);
 
 macro_rules! string_type {
     ($($(#[doc = $doc:literal])* $type:ident;)*) => { $(
@@ -355,16 +353,16 @@ impl Read for Template {
         };
         let mut parts = Vec::new();
         while let Some((literal, tail)) = rest.split_once("{{") {
-            let (name, tail) = tail.split_once("}}").unwrap_or((tail, ""));
-            let part = match name.trim() {
-                "request_id" => TemplatePart::RequestId,
-                "retry_after" => TemplatePart::RetryAfter,
-                "reason" => TemplatePart::Reason,
-                "route" => TemplatePart::Route,
+            let (name, tail) = tail.split_once("}}").map_or((None, ""), |(name, tail)| (Some(name.trim()), tail));
+            let part = match name {
+                Some("request_id") => TemplatePart::RequestId,
+                Some("retry_after") => TemplatePart::RetryAfter,
+                Some("reason") => TemplatePart::Reason,
+                Some("route") => TemplatePart::Route,
                 _ => {
                     let shown = rest.get(literal.len()..rest.len().saturating_sub(tail.len())).unwrap_or_default();
-                    let want = "{{request_id}}, {{retry_after}}, {{reason}} or {{route}}";
-                    errors.refuse_text(at, shown, &["as a placeholder ", want].concat());
+                    let want = "{{request_id}}, {{retry_after}}, {{reason}}, {{route}}";
+                    errors.refuse_text(at, shown, &["one of the placeholders ", want].concat());
                     TemplatePart::Literal(String::new())
                 }
             };

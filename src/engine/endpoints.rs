@@ -273,7 +273,7 @@ fn view_of(state: &State, breaker: &Breaker, now: Nanos) -> View {
     if breaker.shadow {
         return View { availability: Availability::Available, trial_at: Nanos::ZERO, epoch };
     }
-    if now < state.since {
+    if state.is_from_the_future(now) {
         // The clock has stepped back: asking lets the record follow it.
         return View { availability: Availability::Trial, trial_at: now, epoch };
     }

@@ -164,10 +164,11 @@ impl SharedData for Worker {
 
     fn set_shared(&self, key: &[u8], value: &[u8], expected: Cas) -> Result<(), CasMismatch> {
         self.0.called();
-        if self.0.rng.below(100) < self.0.cas_failures.get() {
+        let mut data = self.0.data.borrow_mut();
+        // Only on a record that exists: no host refuses to insert for no reason, and haven tells the hosts apart by such refusals.
+        if data.contains_key(key) && self.0.rng.below(100) < self.0.cas_failures.get() {
             return Err(CasMismatch);
         }
-        let mut data = self.0.data.borrow_mut();
         let allowed = match (data.get(key), self.0.rules) {
             (Some((_, cas)), CasRules::Envoy) => expected.0 == 0 || expected.0 == *cas,
             (Some((_, cas)), CasRules::Nginx) => expected.0 == *cas,

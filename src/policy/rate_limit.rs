@@ -79,7 +79,7 @@ pub struct KeyQuota {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
     hash: u64,
-    tokens: table::Take,
+    tokens: gcra::Take,
 }
 
 impl RateLimit {

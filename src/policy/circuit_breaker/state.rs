@@ -10,7 +10,8 @@
 //! **Stragglers:** each change of state begins a new epoch, and the outcome of a call admitted in an older one is ignored. (Bug
 //! avoided: a slow failure from before the outage's end would open a breaker that has just closed.)
 //!
-//! **Clock:** a step back moves the record's times back with it.
+//! **Clock:** a step back by more than a second moves the record's times back with it. Less is no step: workers read the clock at the
+//! start of a callback, and may come to write in another order.
 //!
 //! States and thresholds are those of resilience4j's CircuitBreaker and Hystrix; the window is Hystrix's ring of buckets.
 
@@ -20,6 +21,9 @@ use crate::policy::Outcome;
 
 /// Buckets of the window's ring: the window is up to a tenth shorter than asked for.
 pub const BUCKETS: usize = 10;
+
+/// How far a record may be ahead of a worker's reading of the clock.
+const CLOCK_SLACK: Nanos = Nanos::from_secs(1);
 
 /// The breaker's parameters, ready for use.
 #[derive(Clone, Debug, PartialEq)]
@@ -336,9 +340,15 @@ impl State {
         };
     }
 
-    /// A clock behind the record's beginning has stepped back: the record's times follow it, lengths stay.
+    /// Whether the clock has stepped back since the record was written.
+    #[must_use]
+    pub fn is_from_the_future(&self, now: Nanos) -> bool {
+        now.plus(CLOCK_SLACK) < self.since
+    }
+
+    /// The record's times follow a clock that has stepped back; lengths stay.
     fn follow_clock(&mut self, now: Nanos) {
-        if now < self.since {
+        if self.is_from_the_future(now) {
             self.until = now.plus(self.until.since(self.since));
             self.since = now;
         }

@@ -12,7 +12,7 @@
 //!
 //! Record: version, 7 bytes of zero, then per slot the tag and the arrival time, little-endian u64 each.
 
-use super::gcra::{self, Arrival, Gcra, Verdict};
+use super::gcra::{self, Arrival, Gcra, Take, Verdict};
 use crate::base::hash::{of_names, place};
 use crate::base::time::Nanos;
 use crate::host::{Clock, SharedData};
@@ -31,13 +31,6 @@ pub struct Table {
     owner: u64,
     sets: u32,
     ways: u32,
-}
-
-/// What [`Table::take`] did, so that it can be undone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Take {
-    before: Arrival,
-    after: Arrival,
 }
 
 /// What a new key did to the table.
@@ -78,12 +71,11 @@ impl Table {
         store::update(host, &self.record(hash), |bytes| {
             let mut set = Set::of(bytes);
             let before = set.arrival(hash).unwrap_or(0);
-            let (verdict, after) = bucket.take(before, now, cost);
-            let take = Take { before, after };
-            if before == after {
+            let (verdict, take) = bucket.take(before, now, cost);
+            if take.spent == 0 {
                 return Step::Keep((verdict, take, Placement::Known));
             }
-            let placement = set.put(hash, after, self.ways, now);
+            let placement = set.put(hash, take.after, self.ways, now);
             Step::Write((verdict, take, placement))
         })
     }
@@ -94,7 +86,7 @@ impl Table {
     /// # Errors
     /// [`Contended`]: the tokens stay taken.
     pub fn refund<H: SharedData + Clock>(&self, host: &H, hash: u64, take: Take, then: Nanos) -> Result<(), Contended> {
-        if take.before == take.after {
+        if take.spent == 0 {
             return Ok(());
         }
         store::update(host, &self.record(hash), |bytes| {
@@ -103,7 +95,7 @@ impl Table {
             let elapsed = host.monotonic().since(then);
             match set.arrival(hash) {
                 Some(current) => {
-                    set.put(hash, gcra::refunded(current, take.before, take.after, elapsed), self.ways, then);
+                    set.put(hash, take.refunded(current, elapsed), self.ways, then);
                     Step::Write(())
                 }
                 // Evicted meanwhile: its debt is forgotten, and with it ours.

@@ -1,1 +1,330 @@
 use super::*;
+use crate::config::{BreakerScope, FailureOn};
+use proptest::prelude::*;
+
+const SECOND: Nanos = Nanos::from_secs(1);
+const START: Nanos = Nanos::from_secs(1_000);
+
+fn config() -> config::CircuitBreaker {
+    config::CircuitBreaker {
+        name: "cb".into(),
+        mode: None,
+        scope: BreakerScope::Route,
+        failure_rate_threshold: Percent(5_000),
+        slow_call_rate_threshold: Percent(10_000),
+        slow_call_duration: Nanos::from_secs(60),
+        consecutive_failures: 0,
+        minimum_calls: 5,
+        window: Nanos::from_secs(20),
+        open_duration: Nanos::from_secs(5),
+        backoff_multiplier_centi: 100,
+        max_open_duration: Nanos::from_secs(60),
+        jitter: Percent(0),
+        half_open_calls: 4,
+        half_open_max_wait: Nanos::from_secs(30),
+        failure_on: FailureOn { status: vec![(500, 599)], grpc_status: vec![14], reset: true, timeout: true },
+        honour_retry_after: true,
+        open_above: false,
+    }
+}
+
+/// A breaker with a clock of its own.
+struct Bench {
+    settings: Settings,
+    state: State,
+    now: Nanos,
+}
+
+impl Bench {
+    fn new(config: config::CircuitBreaker) -> Self {
+        Self { settings: Settings::new(config), state: State::default(), now: START }
+    }
+
+    fn acquire(&mut self) -> Result<u32, Nanos> {
+        match self.state.acquire(&self.settings, self.now).0 {
+            Admission::Admitted { epoch } => Ok(epoch),
+            Admission::Refused { wait } => Err(wait),
+        }
+    }
+
+    fn end(&mut self, epoch: u32, outcome: Outcome, duration: Nanos) -> Option<Transition> {
+        self.state.end(&self.settings, self.now, epoch, Call { outcome, duration, retry_after: None }, 0)
+    }
+
+    /// One whole call.
+    fn call(&mut self, outcome: Outcome) -> Option<Transition> {
+        let epoch = self.acquire().expect("admitted");
+        self.end(epoch, outcome, Nanos::ZERO)
+    }
+
+    fn calls(&mut self, outcomes: &str) {
+        for outcome in outcomes.chars() {
+            self.call(match outcome {
+                'f' => Outcome::Failure,
+                's' => Outcome::Success,
+                _ => Outcome::Ignore,
+            });
+        }
+    }
+
+    fn trip(&mut self) {
+        self.calls("fffff");
+        assert_eq!(self.state.phase, Phase::Open);
+    }
+
+    fn half_open(&mut self) {
+        self.trip();
+        self.now = self.state.until;
+    }
+}
+
+#[test]
+fn cold_start_holds_until_minimum_calls() {
+    let mut bench = Bench::new(config());
+    bench.calls("ffff");
+    assert_eq!(bench.state.phase, Phase::Closed);
+    let change = bench.call(Outcome::Success).unwrap();
+    assert_eq!((change.to, change.cause, change.open_for), (Phase::Open, Cause::FailureRate, Nanos::from_secs(5)));
+    assert_eq!(bench.acquire(), Err(Nanos::from_secs(5)));
+}
+
+#[test]
+fn it_opens_at_the_threshold_exactly_or_only_above_it() {
+    for (open_above, phase) in [(false, Phase::Open), (true, Phase::Closed)] {
+        let mut bench = Bench::new(config::CircuitBreaker { open_above, ..config() });
+        bench.calls("sssfff");
+        assert_eq!(bench.state.phase, phase);
+    }
+}
+
+#[test]
+fn failures_older_than_the_window_are_forgotten() {
+    let mut bench = Bench::new(config());
+    bench.calls("ffff");
+    bench.now = bench.now.plus(Nanos::from_secs(21));
+    bench.calls("sssss");
+    assert_eq!(bench.state.window(), Counts { calls: 5, failures: 0, slow: 0 });
+}
+
+#[test]
+fn failures_in_a_row_open_at_once_and_a_success_ends_the_row() {
+    let mut bench = Bench::new(config::CircuitBreaker { consecutive_failures: 3, minimum_calls: 100, ..config() });
+    bench.calls("ffsff");
+    assert_eq!(bench.state.phase, Phase::Closed);
+    assert_eq!(bench.call(Outcome::Failure).unwrap().cause, Cause::ConsecutiveFailures);
+}
+
+#[test]
+fn slow_calls_open_it_though_they_succeed() {
+    let mut bench = Bench::new(config::CircuitBreaker { slow_call_rate_threshold: Percent(5_000), slow_call_duration: SECOND, ..config() });
+    for duration in [1_000, 999, 1_000, 999] {
+        assert_eq!(bench.end(0, Outcome::Success, Nanos::from_millis(duration)), None);
+    }
+    assert_eq!(bench.end(0, Outcome::Success, SECOND).unwrap().cause, Cause::SlowCallRate);
+}
+
+#[test]
+fn half_open_permits_are_bounded_and_given_back() {
+    let mut bench = Bench::new(config());
+    bench.half_open();
+    let epochs: Vec<_> = (0..4).map(|_| bench.acquire().unwrap()).collect();
+    assert_eq!(bench.acquire(), Err(Nanos::ZERO));
+    assert_eq!(bench.end(epochs[0], Outcome::Ignore, Nanos::ZERO), None);
+    assert!(bench.acquire().is_ok());
+    assert!(bench.acquire().is_err());
+}
+
+#[test]
+fn a_trial_that_goes_well_closes_it_and_forgets_all() {
+    let mut bench = Bench::new(config());
+    bench.half_open();
+    bench.calls("fsss");
+    assert_eq!(bench.state.phase, Phase::Closed);
+    assert_eq!((bench.state.window(), bench.state.rounds), (Counts::default(), 0));
+}
+
+#[test]
+fn a_trial_that_fails_opens_it_for_longer_each_time_up_to_the_cap() {
+    let mut bench = Bench::new(config::CircuitBreaker { backoff_multiplier_centi: 200, max_open_duration: Nanos::from_secs(15), ..config() });
+    bench.half_open();
+    let mut open_for = Vec::new();
+    for _ in 0..4 {
+        bench.calls("fff");
+        open_for.push(bench.call(Outcome::Success).unwrap().open_for.0 / 1_000_000_000);
+        bench.now = bench.state.until;
+    }
+    assert_eq!(open_for, [10, 15, 15, 15]);
+    bench.calls("ssss");
+    bench.trip();
+    assert_eq!(bench.state.until.since(bench.now), Nanos::from_secs(5), "after a good round it starts over");
+}
+
+#[test]
+fn jitter_stays_within_its_share() {
+    let settings = Settings::new(config::CircuitBreaker { jitter: Percent(2_000), ..config() });
+    for (random, millis) in [(0, 4_500), (u64::MAX / 2, 5_000), (u64::MAX, 5_500)] {
+        assert_eq!(settings.open_time(0, None, random).as_millis(), millis);
+    }
+}
+
+#[test]
+fn an_upstreams_retry_after_sets_the_open_time_within_bounds() {
+    for (asked, honoured, open_for) in [(7, true, 7), (3_600, true, 60), (7, false, 5)] {
+        let mut bench = Bench::new(config::CircuitBreaker { honour_retry_after: honoured, consecutive_failures: 1, ..config() });
+        let call = Call { outcome: Outcome::Failure, duration: Nanos::ZERO, retry_after: Some(Nanos::from_secs(asked)) };
+        let change = bench.state.end(&bench.settings, bench.now, 0, call, 0).unwrap();
+        assert_eq!(change.open_for, Nanos::from_secs(open_for));
+    }
+}
+
+#[test]
+fn stragglers_of_an_older_epoch_are_ignored() {
+    let mut bench = Bench::new(config());
+    let old = bench.acquire().unwrap();
+    bench.half_open();
+    let new = bench.acquire().unwrap();
+    assert_ne!(old, new);
+    for _ in 0..10 {
+        assert_eq!(bench.end(old, Outcome::Failure, Nanos::ZERO), None);
+        assert_eq!(bench.end(old, Outcome::Ignore, Nanos::ZERO), None);
+    }
+    assert_eq!((bench.state.permits, bench.state.trial), (1, Counts::default()));
+}
+
+#[test]
+fn permits_lost_with_their_vm_do_not_keep_it_half_open() {
+    let mut bench = Bench::new(config());
+    bench.half_open();
+    for _ in 0..4 {
+        bench.acquire().unwrap();
+    }
+    bench.now = bench.now.plus(Nanos::from_secs(30));
+    let (admission, change) = bench.state.acquire(&bench.settings, bench.now);
+    assert!(matches!(admission, Admission::Refused { .. }));
+    assert_eq!(change.unwrap().cause, Cause::TrialTimedOut);
+    bench.now = bench.state.until;
+    assert!(bench.acquire().is_ok());
+}
+
+#[test]
+fn a_clock_that_steps_back_does_not_keep_it_open() {
+    let mut bench = Bench::new(config());
+    bench.trip();
+    bench.now = SECOND;
+    assert_eq!(bench.acquire(), Err(Nanos::from_secs(5)), "the length stays");
+    bench.now = Nanos::from_secs(6);
+    assert!(bench.acquire().is_ok());
+}
+
+/// resilience4j's CircuitBreakerStateMachineTest (Apache-2.0), as facts: `tests/vectors/04_cb_resilience4j.json`.
+#[test]
+fn it_agrees_with_resilience4js_own_cases() {
+    let document: serde_json::Value = serde_json::from_str(include_str!("../../../../tests/vectors/04_cb_resilience4j.json")).unwrap();
+    let mut run = Vec::new();
+    for case in document["cases"].as_array().unwrap() {
+        let name = case["name"].as_str().unwrap();
+        // Not of this issue: forced and disabled states; a jump to a state that no calls led to; a lazy Half-Open that ends unasked.
+        let steps = case["steps"].as_array().unwrap();
+        let forced = steps.iter().any(|s| matches!(s[0].as_str(), Some("force" | "force_error")) && !matches!(s[1].as_str(), Some("OPEN" | "HALF_OPEN")));
+        if forced || name.starts_with("max wait") || name.starts_with("CLOSED->HALF_OPEN") || name.starts_with("exponential") {
+            continue;
+        }
+        run.push(name);
+        let mut bench = Bench::new(config::CircuitBreaker {
+            slow_call_duration: Nanos::from_secs(4),
+            slow_call_rate_threshold: Percent(5_000),
+            half_open_max_wait: SECOND,
+            ..config()
+        });
+        let mut admitted: Vec<u32> = Vec::new();
+        for step in steps {
+            match step[0].as_str() {
+                Some("force") if step[1] == "OPEN" => {
+                    bench.state.open(&bench.settings, bench.now, Cause::FailureRate, None, 0);
+                }
+                Some("force") => bench.state.enter(Phase::HalfOpen, bench.now, SECOND),
+                Some("adv") => bench.now = bench.now.plus(Nanos::from_millis(step[1].as_u64().unwrap())),
+                Some("acq") => {
+                    let answer = bench.acquire();
+                    assert_eq!(answer.is_ok(), step[1].as_bool().unwrap(), "{name} {step}");
+                    admitted.extend(answer.ok());
+                }
+                Some(word @ ("ok" | "err" | "ignored" | "release")) => {
+                    let outcome = match word {
+                        "ok" => Outcome::Success,
+                        "err" => Outcome::Failure,
+                        _ => Outcome::Ignore,
+                    };
+                    let epoch = admitted.pop().unwrap_or(bench.state.epoch);
+                    bench.end(epoch, outcome, Nanos::from_millis(step[1].as_u64().unwrap_or(0)));
+                }
+                _ => {
+                    if let Some(state) = step["state"].as_str() {
+                        assert_eq!(bench.state.phase.word().to_uppercase(), state, "{name} {step}");
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(run.len(), 9, "{run:?}");
+}
+
+/// A breaker told by the whole history instead of a ring.
+#[derive(Default)]
+struct Reference {
+    history: Vec<(Nanos, bool)>,
+}
+
+proptest! {
+    #[test]
+    fn a_closed_breaker_opens_when_the_window_says_so(
+        steps in proptest::collection::vec((0u64..4_000, any::<bool>()), 1..120)
+    ) {
+        let mut bench = Bench::new(config());
+        let mut reference = Reference::default();
+        for (pause, failed) in steps {
+            bench.now = bench.now.plus(Nanos::from_millis(pause));
+            reference.history.push((bench.now, failed));
+            bench.call(if failed { Outcome::Failure } else { Outcome::Success });
+            // The ring holds the newest bucket and nine whole ones before it.
+            let bucket = Nanos::from_secs(2).0;
+            let oldest = (bench.now.0 / bucket).saturating_sub(9);
+            let inside: Vec<_> = reference.history.iter().filter(|(at, _)| at.0 / bucket >= oldest).collect();
+            let failures = inside.iter().filter(|(_, failed)| *failed).count();
+            let opens = inside.len() >= 5 && failures * 2 >= inside.len();
+            prop_assert_eq!(bench.state.phase == Phase::Open, opens);
+            if opens { break; }
+        }
+    }
+
+    #[test]
+    fn records_are_read_back_and_any_bytes_are_safe(bytes in proptest::collection::vec(any::<u8>(), 0..260), now: u64, epoch: u32) {
+        let mut state = State::decode(&bytes);
+        let settings = Settings::new(config());
+        let _ = state.acquire(&settings, Nanos(now));
+        let _ = state.end(&settings, Nanos(now), epoch, Call { outcome: Outcome::Failure, duration: Nanos(now), retry_after: Some(Nanos(now)) }, now);
+        let mut written = Vec::new();
+        state.encode(&mut written);
+        prop_assert_eq!(written.len(), codec::LENGTH);
+        prop_assert_eq!(State::decode(&written), state);
+    }
+
+    #[test]
+    fn it_is_never_stuck(steps in proptest::collection::vec((0u64..3, 0u64..8_000), 1..60)) {
+        let mut bench = Bench::new(config());
+        bench.trip();
+        for (what, pause) in steps {
+            bench.now = bench.now.plus(Nanos::from_millis(pause));
+            if let Ok(epoch) = bench.acquire() {
+                // Some calls never report: their VM is lost.
+                match what { 0 => {}, 1 => { bench.end(epoch, Outcome::Failure, Nanos::ZERO); }, _ => { bench.end(epoch, Outcome::Ignore, Nanos::ZERO); } }
+            }
+        }
+        // Two maximal waits later it lets a call through, whatever happened.
+        let admitted = (0..3).any(|_| {
+            bench.now = bench.now.plus(Nanos::from_secs(61));
+            bench.acquire().is_ok()
+        });
+        prop_assert!(admitted);
+    }
+}
