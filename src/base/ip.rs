@@ -43,10 +43,11 @@ impl Ip {
         Self(self.0 & mask(bits))
     }
 
-    /// Whether the address lies in the network of `prefix` bits at `network`.
+    /// Whether the address lies in the network of `prefix` bits at `network`. An IPv6 network wider than the IPv4-mapped one holds no
+    /// IPv4 address: `::/0` is all of IPv6, and nobody who writes it means IPv4.
     #[must_use]
     pub fn is_in(self, network: u128, prefix: u8) -> bool {
-        (self.0 ^ network) & mask(prefix) == 0
+        (self.0 ^ network) & mask(prefix) == 0 && (prefix >= 96 || !self.is_v4())
     }
 
     fn from_v4(v4: Ipv4Addr) -> Self {
@@ -100,6 +101,7 @@ mod tests {
         assert_eq!(ip("2001:db8::1").masked(32, 0), Ip(0));
         assert!(ip("10.1.2.3").is_in(ip("10.0.0.0").0, 104));
         assert!(!ip("11.1.2.3").is_in(ip("10.0.0.0").0, 104));
-        assert!(ip("::1").is_in(0, 0) && ip("1.1.1.1").is_in(0, 0));
+        assert!(ip("2001:db8::1").is_in(0, 0) && !ip("1.1.1.1").is_in(0, 0), "::/0 is IPv6 only");
+        assert!(ip("1.1.1.1").is_in(ip("0.0.0.0").0, 96) && !ip("::1").is_in(ip("0.0.0.0").0, 96), "0.0.0.0/0 is IPv4 only");
     }
 }

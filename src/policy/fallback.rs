@@ -1,8 +1,7 @@
 //! What is answered in place of a refusal or a failure.
 
 use super::Reason;
-use super::reply::{Cause, Subject};
-use crate::base::time::Nanos;
+use super::reply::{Cause, Subject, retry_after_seconds};
 use crate::config::{Fallback, FallbackStep, Respond, TemplatePart};
 use crate::host::Reply;
 
@@ -60,12 +59,6 @@ fn respond_reply(respond: &Respond, subject: &Subject<'_>, cause: Cause<'_>) -> 
     reply
 }
 
-/// Whole seconds of a wait, rounded up, at least 1.
-#[must_use]
-pub fn retry_after_seconds(wait: Nanos) -> u64 {
-    wait.as_secs_ceil().max(1)
-}
-
 /// A request id that can stand in any body. A client may send anything as its id: what could break out of a JSON string or of
 /// markup is left out as a whole.
 fn safe_id(id: &[u8]) -> &[u8] {
@@ -76,6 +69,7 @@ fn safe_id(id: &[u8]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::time::Nanos;
     use crate::config::FallbackOn;
 
     fn fallback(body: Vec<TemplatePart>) -> Fallback {

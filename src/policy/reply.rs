@@ -4,7 +4,6 @@
 //! or in a metric's name, so that nothing here escapes; nothing that a client sent is ever put in.
 
 use super::Reason;
-use super::fallback::retry_after_seconds;
 use crate::base::time::Nanos;
 use crate::host::Reply;
 
@@ -46,6 +45,12 @@ impl Cause<'_> {
         }
         value.into_bytes()
     }
+}
+
+/// Whole seconds of a wait, rounded up, at least 1: what `Retry-After` says.
+#[must_use]
+pub fn retry_after_seconds(wait: Nanos) -> u64 {
+    wait.as_secs_ceil().max(1)
 }
 
 /// The refusal itself, where no fallback answers.

@@ -1,0 +1,484 @@
+//! The chain on the simulated host: what a request meets, in which order, and what its client sees.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "tests")]
+
+use haven::base::time::Nanos;
+use haven::engine::Engine;
+use haven::engine::exchange::{Action, Exchange};
+use haven::host::sim::{CasRules, Machine, SimStream, Worker};
+use haven::host::Property;
+use serde_json::{Value, json};
+use std::rc::Rc;
+
+/// A proxy with one worker.
+struct Proxy {
+    machine: Rc<Machine>,
+    worker: Worker,
+    engine: Rc<Engine>,
+}
+
+impl Proxy {
+    fn new(config: &Value) -> Self {
+        let machine = Machine::new(CasRules::Envoy, 7);
+        let worker = Worker(Rc::clone(&machine));
+        let engine = Self::engine(&worker, config);
+        Self { machine, worker, engine }
+    }
+
+    fn engine(worker: &Worker, config: &Value) -> Rc<Engine> {
+        let config = haven::config::parse(config.to_string().as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
+        Rc::new(Engine::new(config, worker).unwrap())
+    }
+
+    fn reload(&mut self, config: &Value) {
+        self.engine = Self::engine(&self.worker, config);
+    }
+
+    /// Sends a request as far as the router.
+    fn begin(&self, stream: &SimStream) -> Exchange {
+        let mut exchange = Exchange::new(Rc::clone(&self.engine));
+        let action = exchange.on_request(&self.worker, stream);
+        assert_eq!(action == Action::Stop, stream.replied().is_some());
+        exchange
+    }
+
+    /// A whole request; an upstream that is reached answers with `status`.
+    fn request(&self, path: &str, headers: &[(&str, &[u8])], status: u16) -> SimStream {
+        let stream = SimStream::request("GET", path, headers);
+        let mut exchange = self.begin(&stream);
+        if stream.replied().is_none() {
+            let first = stream.request_header("x-haven-upstream").map(|list| list.split(',').next().unwrap().to_owned());
+            stream.answer(status, Some(first.as_deref().unwrap_or("10.0.0.9:80")), &[("x-secret", b"upstream's own")]);
+            exchange.on_response(&self.worker, &stream);
+        }
+        exchange.on_end(&self.worker);
+        stream
+    }
+
+    fn status(&self, path: &str, headers: &[(&str, &[u8])]) -> u16 {
+        let stream = self.request(path, headers, 200);
+        stream.replied().map_or(200, |reply| reply.status)
+    }
+}
+
+fn limited(limit: &Value) -> Value {
+    json!({"rate_limits": {"l": limit}, "routes": [{"name": "r", "match": {"prefix": "/api"}, "rate_limits": ["l"]}]})
+}
+
+fn upstream(extra: &Value) -> Value {
+    let mut config = json!({
+        "upstreams": {"u": {"endpoints": [{"address": "10.0.0.1:80"}, {"address": "10.0.0.2:80"}], "circuit_breaker": "ep"}},
+        "circuit_breakers": {
+            "ep": {"consecutive_failures": 2, "open_duration": "1s", "half_open_calls": 1},
+            "r": {"minimum_calls": 3, "open_duration": "5s", "half_open_calls": 1}},
+        "fallbacks": {"f": {"steps": [{"respond": {"status": 200, "content_type": "text/plain", "body": "{{reason}} {{route}}"}}]}},
+        "routes": [{"name": "r", "match": {"prefix": "/api"}, "upstream": "u", "circuit_breaker": "r"}]});
+    merge(&mut config, extra);
+    config
+}
+
+fn merge(into: &mut Value, from: &Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => from.iter().for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value)),
+        (into, from) => *into = from.clone(),
+    }
+}
+
+#[test]
+fn a_request_that_matches_no_route_only_loses_reserved_headers() {
+    let proxy = Proxy::new(&upstream(&json!({})));
+    let stream = proxy.request("/other", &[("X-Haven-Upstream", b"6.6.6.6:1"), ("x-haven-cluster", b"evil"), ("x-mine", b"1")], 200);
+    assert_eq!(stream.request_header("x-haven-upstream"), None);
+    assert_eq!(stream.request_header("x-haven-cluster"), None);
+    assert_eq!(stream.request_header("x-mine").as_deref(), Some("1"));
+    assert_eq!(stream.state("haven.decision"), None);
+}
+
+#[test]
+fn an_empty_configuration_answers_health_only() {
+    let proxy = Proxy::new(&json!({}));
+    for path in ["/livez", "/readyz", "/startupz", "/health"] {
+        assert_eq!(proxy.request(path, &[], 500).replied().unwrap().status, 200, "{path}");
+    }
+    assert!(proxy.request("/api", &[], 500).replied().is_none());
+}
+
+#[test]
+fn a_refusal_tells_all_that_a_client_and_an_operator_need() {
+    let proxy = Proxy::new(&limited(&json!({"limit": 2, "period": "10s"})));
+    let first = proxy.request("/api", &[], 200);
+    assert_eq!(first.response_header("ratelimit-policy").as_deref(), Some("\"l\";q=2;w=10"));
+    assert_eq!(first.response_header("ratelimit").as_deref(), Some("\"l\";r=1;t=5"));
+    proxy.request("/api", &[], 200);
+    let refused = proxy.request("/api", &[], 200);
+    let reply = refused.replied().unwrap();
+    assert_eq!((reply.status, reply.grpc_status), (429, None));
+    assert_eq!(refused.response_header("retry-after").as_deref(), Some("5"));
+    assert_eq!(refused.response_header("ratelimit").as_deref(), Some("\"l\";r=0;t=10"));
+    assert_eq!(refused.response_header("content-type").as_deref(), Some("application/problem+json"));
+    assert_eq!(refused.state("haven.decision").as_deref(), Some("rate_limited l enforce"));
+    assert_eq!(proxy.machine.metric("haven_decisions_total;route=r;policy=l;reason=rate_limited;mode=enforce"), 1);
+    proxy.machine.advance(Nanos(5_000_000_000 - 1));
+    assert_eq!(proxy.status("/api", &[]), 429, "the promised wait is exact");
+    proxy.machine.advance(Nanos(1));
+    assert_eq!(proxy.status("/api", &[]), 200);
+}
+
+#[test]
+fn keys_are_told_apart_by_their_parts() {
+    type Headers<'a> = &'a [(&'a str, &'a [u8])];
+    let cases: &[(Value, &str, Headers<'_>, &str, Headers<'_>, bool)] = &[
+        (json!([{"header": "X-Key"}]), "/api", &[("x-key", b"a")], "/api", &[("x-key", b"b")], false),
+        (json!([{"header": "x-key"}]), "/api", &[("x-key", b"a")], "/api/other", &[("x-key", b"a")], true),
+        (json!([{"header": "x-key"}]), "/api", &[("x-key", b"\xff")], "/api", &[("x-key", b"\xfe")], false),
+        (json!([{"header": "a"}, {"header": "b"}]), "/api", &[("a", b"ab"), ("b", b"c")], "/api", &[("a", b"a"), ("b", b"bc")], false),
+        (json!([{"cookie": "sid"}]), "/api", &[("cookie", b"x=1; sid=7")], "/api", &[("cookie", b"sid=7; y=2")], true),
+        (json!([{"query": "user"}]), "/api?user=1", &[], "/api?a=b&user=1", &[], true),
+        (json!([{"query": "user"}]), "/api?user=1", &[], "/api?user=2", &[], false),
+        (json!(["path"]), "/api/a?x", &[], "/api/a?y", &[], true),
+        (json!(["path"]), "/api/a", &[], "/api/b", &[], false),
+        (json!([{"path_segment": 1}]), "/api/7/a", &[], "/api/7/b", &[], true),
+        (json!(["host"]), "/api", &[(":authority", b"ignored")], "/api", &[], true),
+        (json!(["method", "route"]), "/api", &[], "/api/x", &[], true),
+    ];
+    for (key, path, headers, other_path, other, same) in cases {
+        let proxy = Proxy::new(&limited(&json!({"limit": 1, "period": "1h", "key": key})));
+        assert_eq!(proxy.status(path, headers), 200);
+        assert_eq!(proxy.status(path, headers), 429, "{key}: the same request");
+        assert_eq!(proxy.status(other_path, other) == 429, *same, "{key} {path} {other_path}");
+    }
+}
+
+#[test]
+fn a_missing_part_skips_the_limit_or_shares_one_bucket() {
+    for (missing, expected) in [("skip", 200), ("share", 429)] {
+        let proxy = Proxy::new(&limited(&json!({"limit": 1, "period": "1h", "key": [{"header": "x-key"}], "missing_key": missing})));
+        proxy.status("/api", &[]);
+        assert_eq!(proxy.status("/api", &[]), expected, "{missing}");
+        assert_eq!(proxy.status("/api", &[("x-key", b"")]), 200, "an empty value is a value");
+    }
+}
+
+#[test]
+fn clients_are_known_by_the_trusted_entry() {
+    let with = |client_ip: Value| {
+        let mut config = limited(&json!({"limit": 1, "period": "1h", "key": ["client_ip"]}));
+        config["client_ip"] = client_ip;
+        Proxy::new(&config)
+    };
+    // The connection (192.0.2.1) stands in where the header is missing, short or malformed.
+    let xff = |hops: u32, headers: &[(&str, &[u8])], again: &[(&str, &[u8])]| {
+        let proxy = with(json!({"source": "x-forwarded-for", "trusted_hops": hops}));
+        proxy.status("/api", headers);
+        proxy.status("/api", again) == 429
+    };
+    assert!(xff(1, &[("x-forwarded-for", b"1.1.1.1, 2.2.2.2")], &[("x-forwarded-for", b"9.9.9.9,2.2.2.2:80")]));
+    assert!(!xff(1, &[("x-forwarded-for", b"1.1.1.1, 2.2.2.2")], &[("x-forwarded-for", b"1.1.1.1, 3.3.3.3")]));
+    assert!(xff(2, &[("x-forwarded-for", b"1.1.1.1, 2.2.2.2")], &[("x-forwarded-for", b"1.1.1.1, 3.3.3.3")]));
+    assert!(xff(2, &[("x-forwarded-for", b"1.1.1.1"), ("x-forwarded-for", b"2.2.2.2")], &[("x-forwarded-for", b"1.1.1.1, 3.3.3.3")]), "lines are one list");
+    for broken in [&b""[..], b"unknown", b"\xff", b"2.2.2.2,", b",,,,"] {
+        assert!(xff(1, &[("x-forwarded-for", broken)], &[]), "{broken:?}");
+    }
+    assert!(xff(3, &[("x-forwarded-for", b"1.1.1.1, 2.2.2.2")], &[]), "too short");
+    assert!(xff(1, &[("x-forwarded-for", b"2001:DB8::1")], &[("x-forwarded-for", b"[2001:db8:0:0::2]:443")]), "one /64 is one client");
+    let proxy = with(json!({"source": "x-real-ip", "ipv4_prefix": 24}));
+    proxy.status("/api", &[("x-real-ip", b"7.7.7.1")]);
+    assert_eq!(proxy.status("/api", &[("x-real-ip", b"7.7.7.200")]), 429);
+    assert_eq!(proxy.status("/api", &[("x-real-ip", b"7.7.8.1")]), 200);
+    let proxy = with(json!({"source": "connection"}));
+    proxy.status("/api", &[("x-forwarded-for", b"1.1.1.1")]);
+    assert_eq!(proxy.status("/api", &[("x-forwarded-for", b"2.2.2.2")]), 429);
+}
+
+#[test]
+fn costs_overrides_and_exemptions() {
+    let proxy = Proxy::new(&limited(&json!({
+        "limit": 10, "period": "1h", "key": [{"header": "x-key"}], "cost": {"header": "x-cost", "default": 1, "max": 6},
+        "overrides": [{"key": ["vip"], "limit": 100, "period": "1h"}]})));
+    let cost = |key: &[u8], cost: &[u8]| proxy.request("/api", &[("x-key", key), ("x-cost", cost)], 200);
+    let remaining = |stream: &SimStream| stream.response_header("ratelimit").unwrap().split(';').nth(1).unwrap().to_owned();
+    assert_eq!(remaining(&cost(b"a", b"0")), "r=10", "0 looks");
+    assert_eq!(remaining(&cost(b"a", b"3")), "r=7");
+    assert_eq!(remaining(&cost(b"a", b"-5")), "r=6", "negative: the default");
+    assert_eq!(remaining(&cost(b"a", b"\xff")), "r=5", "malformed: the default");
+    assert!(cost(b"a", b"99999999999999999999999").replied().is_some(), "capped at 6, and 5 are left");
+    assert_eq!(remaining(&cost(b"vip", b"1")), "r=99");
+    let mut config = limited(&json!({"limit": 1, "period": "1h", "exempt": ["192.0.2.0/24"]}));
+    let proxy = Proxy::new(&config);
+    assert!((0..5).all(|_| proxy.status("/api", &[]) == 200));
+    config["rate_limits"]["l"]["exempt"] = json!(["198.51.100.0/24", "::/0"]);
+    let proxy = Proxy::new(&config);
+    proxy.status("/api", &[]);
+    assert_eq!(proxy.status("/api", &[]), 429, "an IPv4 client is neither in the other network nor in ::/0");
+}
+
+#[test]
+fn a_cost_above_the_burst_is_refused_without_a_promise() {
+    let proxy = Proxy::new(&limited(&json!({"limit": 2, "period": "1s", "cost": {"header": "x-cost", "max": 50}})));
+    let stream = proxy.request("/api", &[("x-cost", b"3")], 200);
+    assert_eq!((stream.replied().unwrap().status, stream.response_header("retry-after")), (429, None));
+}
+
+#[test]
+fn several_limits_are_all_or_nothing() {
+    let proxy = Proxy::new(&json!({
+        "rate_limits": {"wide": {"limit": 10, "period": "1h"}, "narrow": {"limit": 1, "period": "1h", "key": [{"header": "x-key"}]}},
+        "routes": [{"name": "r", "rate_limits": ["wide", "narrow"]}]}));
+    proxy.status("/", &[("x-key", b"a")]);
+    for _ in 0..20 {
+        let refused = proxy.request("/", &[("x-key", b"a")], 200);
+        assert_eq!(refused.response_header("ratelimit").as_deref(), Some("\"narrow\";r=0;t=3600"));
+    }
+    let other = proxy.request("/", &[("x-key", b"b")], 200);
+    assert_eq!(other.response_header("ratelimit").as_deref(), Some("\"narrow\";r=0;t=3600, \"wide\";r=8;t=720"), "refusals cost the wide limit nothing");
+}
+
+#[test]
+fn shadow_counts_and_never_acts_nor_spends() {
+    let config = json!({
+        "rate_limits": {"l": {"limit": 1, "period": "1h"}},
+        "routes": [{"name": "try", "match": {"prefix": "/try"}, "rate_limits": ["l"], "mode": "shadow"}, {"name": "real", "rate_limits": ["l"]}]});
+    let proxy = Proxy::new(&config);
+    let streams: Vec<_> = (0..3).map(|_| proxy.request("/try", &[], 200)).collect();
+    assert!(streams.iter().all(|s| s.replied().is_none()));
+    assert_eq!(streams[2].state("haven.decision").as_deref(), Some("rate_limited l shadow"));
+    assert_eq!(proxy.machine.metric("haven_decisions_total;route=try;policy=l;reason=rate_limited;mode=shadow"), 2);
+    assert_eq!(proxy.status("/", &[]), 200, "the enforced bucket is untouched");
+    assert_eq!(proxy.status("/", &[]), 429);
+}
+
+#[test]
+fn the_innermost_mode_wins() {
+    for (top, route, policy, refused) in [
+        (None, None, None, true),
+        (Some("off"), None, None, false),
+        (Some("off"), Some("enforce"), None, true),
+        (Some("enforce"), Some("shadow"), None, false),
+        (Some("shadow"), Some("off"), Some("enforce"), true),
+        (None, None, Some("off"), false),
+    ] {
+        let mut config = limited(&json!({"limit": 1, "period": "1h"}));
+        let mut set = |at: &str, mode: Option<&str>| {
+            if let Some(mode) = mode {
+                *config.pointer_mut(at).unwrap() = merged(config.pointer(at).unwrap(), mode);
+            }
+        };
+        set("", top);
+        set("/routes/0", route);
+        set("/rate_limits/l", policy);
+        let proxy = Proxy::new(&config);
+        proxy.status("/api", &[]);
+        assert_eq!(proxy.status("/api", &[]) == 429, refused, "{top:?} {route:?} {policy:?}");
+    }
+}
+
+fn merged(value: &Value, mode: &str) -> Value {
+    let mut value = value.clone();
+    value["mode"] = mode.into();
+    value
+}
+
+#[test]
+fn buckets_and_breakers_survive_a_reload() {
+    let mut config = upstream(&json!({"rate_limits": {"l": {"limit": 10, "period": "1h"}}, "routes": [{
+        "name": "r", "match": {"prefix": "/api"}, "upstream": "u", "circuit_breaker": "r", "rate_limits": ["l"]}]}));
+    let mut proxy = Proxy::new(&config);
+    for _ in 0..3 {
+        proxy.request("/api", &[], 500);
+    }
+    assert_eq!(proxy.status("/api", &[]), 503, "the breaker is open");
+    config["service"] = "renamed".into();
+    proxy.reload(&config);
+    let stream = proxy.request("/api", &[], 200);
+    assert_eq!(stream.replied().unwrap().status, 503, "still open");
+    assert_eq!(stream.response_header("ratelimit").as_deref().map(|h| h.split(';').nth(1).unwrap().to_owned()).as_deref(), Some("r=5"));
+}
+
+#[test]
+fn an_open_breaker_says_how_long_and_recovers_by_one_trial() {
+    let proxy = Proxy::new(&upstream(&json!({})));
+    for _ in 0..3 {
+        proxy.request("/api", &[], 500);
+    }
+    proxy.machine.advance(Nanos::from_millis(1_500));
+    let refused = proxy.request("/api", &[], 200);
+    assert_eq!(refused.response_header("retry-after").as_deref(), Some("4"), "3.5 s are left");
+    assert_eq!(refused.response_header("proxy-status").as_deref(), Some("haven; error=destination_unavailable; details=\"circuit_open r\""));
+    assert_eq!(proxy.machine.metric("haven_circuit_breaker_state;circuit_breaker=r;key=r"), 1);
+    proxy.machine.advance(Nanos::from_millis(3_500));
+    // One trial in flight: everybody else is still refused.
+    let trial = SimStream::request("GET", "/api", &[]);
+    let mut exchange = proxy.begin(&trial);
+    assert_eq!(proxy.status("/api", &[]), 503);
+    // The client of the trial goes away: the permit is given back.
+    exchange.on_end(&proxy.worker);
+    assert_eq!(proxy.request("/api", &[], 200).replied(), None);
+    assert_eq!(proxy.machine.metric("haven_circuit_breaker_state;circuit_breaker=r;key=r"), 0);
+    let lines = proxy.machine.logs().into_iter().filter(|(_, line)| line.contains("circuit breaker r of r")).count();
+    assert_eq!(lines, 3, "one line for each change: {:?}", proxy.machine.logs());
+}
+
+#[test]
+fn a_failed_response_is_replaced_and_nothing_of_it_leaks() {
+    let fallback = json!({"routes": [{"name": "r", "match": {"prefix": "/api"}, "upstream": "u", "fallback": "f"}]});
+    let proxy = Proxy::new(&upstream(&fallback));
+    let stream = proxy.request("/api", &[], 500);
+    let reply = stream.replied().unwrap();
+    assert_eq!((reply.status, reply.body.as_slice()), (200, &b"upstream_error r"[..]));
+    assert_eq!(stream.response_header("x-secret"), None);
+    assert_eq!(
+        stream.response_header("proxy-status").as_deref(),
+        Some("haven; error=http_response_incomplete; received-status=500; details=\"upstream_error f\"")
+    );
+    assert_eq!(stream.state("haven.decision").as_deref(), Some("upstream_error f enforce"));
+    assert_eq!(proxy.machine.metric("haven_fallbacks_total;route=r;step=respond"), 1);
+    // What is no failure passes untouched.
+    for status in [200, 302, 404, 429] {
+        assert!(proxy.request("/api", &[], status).replied().is_none(), "{status}");
+    }
+}
+
+#[test]
+fn timeouts_and_resets_are_told_apart_from_answers() {
+    let fallback = json!({"routes": [{"name": "r", "match": {"prefix": "/api"}, "upstream": "u", "fallback": "f"}]});
+    let proxy = Proxy::new(&upstream(&fallback));
+    for (status, details, body) in [
+        (504, "response_timeout", Some("timeout r")),
+        (504, "upstream_per_try_timeout", Some("timeout r")),
+        (503, "upstream_reset_before_response_started{connection_failure}", Some("upstream_error r")),
+        (503, "no_healthy_upstream", Some("upstream_error r")),
+        (503, "cluster_not_found", Some("upstream_error r")),
+        (503, "upstream_reset_before_response_started{overflow}", None),
+        (500, "ext_authz_error", None),
+        (503, "direct_response", None),
+    ] {
+        let stream = SimStream::request("GET", "/api", &[]);
+        let mut exchange = proxy.begin(&stream);
+        stream.fail(status, details, Some("10.0.0.1:80"), 1);
+        exchange.on_response(&proxy.worker, &stream);
+        exchange.on_end(&proxy.worker);
+        assert_eq!(stream.replied().map(|r| String::from_utf8(r.body).unwrap()).as_deref(), body, "{details}");
+    }
+}
+
+#[test]
+fn fallbacks_answer_refusals_only_for_their_causes() {
+    let mut config = upstream(&json!({"rate_limits": {"l": {"limit": 4, "period": "1h"}}}));
+    config["routes"] = json!([{"name": "r", "match": {"prefix": "/api"}, "upstream": "u", "circuit_breaker": "r", "rate_limits": ["l"], "fallback": "f"}]);
+    let proxy = Proxy::new(&config);
+    for _ in 0..3 {
+        proxy.request("/api", &[], 500);
+    }
+    assert_eq!(proxy.request("/api", &[], 200).replied().unwrap().body, b"circuit_open r");
+    assert_eq!(proxy.request("/api", &[], 200).replied().unwrap().status, 429, "rate_limited is not answered unless asked for");
+    config["fallbacks"]["f"]["on"] = json!(["rate_limited"]);
+    let proxy = Proxy::new(&config);
+    for _ in 0..4 {
+        assert!(proxy.request("/api", &[], 200).replied().is_none());
+    }
+    assert_eq!(proxy.request("/api", &[], 200).replied().unwrap().body, b"rate_limited r");
+}
+
+#[test]
+fn grpc_gets_its_statuses() {
+    let proxy = Proxy::new(&limited(&json!({"limit": 1, "period": "1h"})));
+    let grpc: &[(&str, &[u8])] = &[("content-type", b"application/grpc+proto")];
+    proxy.status("/api", grpc);
+    assert_eq!(proxy.request("/api", grpc, 200).replied().unwrap().grpc_status, Some(8));
+}
+
+#[test]
+fn a_dead_endpoint_is_left_alone_and_tried_again_later() {
+    let proxy = Proxy::new(&upstream(&json!({"upstreams": {"u": {"endpoints": [{"address": "10.0.0.1:80"}, {"address": "10.0.0.2:80"}, {"address": "10.0.0.3:80"}]}}})));
+    let lists = |n: usize, dead: Option<&str>| -> Vec<String> {
+        (0..n)
+            .map(|_| {
+                let stream = SimStream::request("GET", "/api", &[]);
+                let mut exchange = proxy.begin(&stream);
+                let list = stream.request_header("x-haven-upstream").expect("not refused");
+                // The proxy tries in order: a dead first entry costs a retry.
+                let answering = list.split(',').find(|a| Some(*a) != dead).unwrap();
+                stream.answer(200, Some(answering), &[]);
+                exchange.on_response(&proxy.worker, &stream);
+                exchange.on_end(&proxy.worker);
+                list
+            })
+            .collect()
+    };
+    assert!(lists(60, None).iter().all(|l| l.split(',').count() == 3), "all are well: three are listed");
+    let dead = "10.0.0.2:80";
+    lists(60, Some(dead));
+    assert_eq!(proxy.machine.metric("haven_endpoint_healthy;upstream=u;endpoint=10.0.0.2:80"), 0);
+    assert!(lists(60, Some(dead)).iter().all(|l| !l.contains(dead)), "left alone");
+    assert!(proxy.machine.metric("haven_retries_total;route=r") >= 2);
+    proxy.machine.advance(Nanos::from_millis(1_001));
+    let trial = lists(60, Some(dead));
+    assert_eq!(trial.iter().filter(|l| l.contains(dead)).count(), 1, "one trial, first on its list: {trial:?}");
+    assert!(trial.iter().all(|l| !l.contains(dead) || l.starts_with(dead)));
+    proxy.machine.advance(Nanos::from_millis(1_001));
+    lists(60, None);
+    assert!(lists(60, None).iter().any(|l| l.starts_with(dead)), "and back in use");
+}
+
+#[test]
+fn a_panic_uses_all_and_never_panicking_refuses() {
+    let mut config = upstream(&json!({}));
+    config["routes"][0].as_object_mut().unwrap().remove("circuit_breaker");
+    let outage = |proxy: &Proxy| {
+        for _ in 0..10 {
+            let stream = SimStream::request("GET", "/api", &[]);
+            let mut exchange = proxy.begin(&stream);
+            if let Some(list) = stream.request_header("x-haven-upstream") {
+                stream.fail(503, "upstream_reset_before_response_started{connection_failure}", list.rsplit(',').next(), list.split(',').count() as u64);
+                exchange.on_response(&proxy.worker, &stream);
+            }
+            exchange.on_end(&proxy.worker);
+        }
+    };
+    let proxy = Proxy::new(&config);
+    outage(&proxy);
+    assert!(proxy.request("/api", &[], 200).request_header("x-haven-upstream").is_some(), "in a panic the list is still written");
+    let ready = proxy.request("/readyz", &[], 200).replied().unwrap();
+    assert_eq!(ready.status, 503);
+    let body: Value = serde_json::from_slice(&ready.body).unwrap();
+    assert_eq!((&body["status"], &body["details"]["u"]["status"]), (&"OUT_OF_SERVICE".into(), &"DOWN".into()));
+    config["upstreams"]["u"]["load_balancer"] = json!({"panic_threshold": 0});
+    let proxy = Proxy::new(&config);
+    outage(&proxy);
+    let refused = proxy.request("/api", &[], 200);
+    assert_eq!(refused.state("haven.decision").as_deref(), Some("no_endpoint u enforce"));
+    // The outage ends: what may be tried makes ready again, or nothing would ever come to try it.
+    proxy.machine.advance(Nanos::from_millis(1_001));
+    assert_eq!(proxy.request("/readyz", &[], 200).replied().unwrap().status, 200);
+}
+
+#[test]
+fn health_is_answered_while_everything_else_is_refused() {
+    let mut config = limited(&json!({"limit": 1, "period": "1h"}));
+    config["routes"][0]["match"] = json!({});
+    let proxy = Proxy::new(&config);
+    proxy.status("/x", &[]);
+    assert_eq!(proxy.status("/x", &[]), 429);
+    assert!((0..50).all(|_| proxy.status("/health", &[]) == 200 && proxy.status("/readyz", &[]) == 200));
+}
+
+#[test]
+fn an_unknown_client_is_not_everybody() {
+    let proxy = Proxy::new(&limited(&json!({"limit": 1, "period": "1h", "key": ["client_ip"]})));
+    for _ in 0..3 {
+        let stream = SimStream::request("GET", "/api", &[]);
+        stream.set_property(Property::SourceAddress, b"pipe:/tmp/socket");
+        proxy.begin(&stream).on_end(&proxy.worker);
+        assert!(stream.replied().is_none(), "without an address the key is missing, and the limit is skipped");
+    }
+}
+
+#[test]
+fn unbounded_contention_has_the_configured_answer() {
+    for (on_contention, status) in [("allow", 200), ("deny", 429)] {
+        let proxy = Proxy::new(&limited(&json!({"limit": 5, "period": "1h", "on_contention": on_contention})));
+        proxy.status("/api", &[]);
+        proxy.machine.cas_failures.set(100);
+        assert_eq!(proxy.status("/api", &[]), status);
+        assert_eq!(proxy.machine.metric("haven_store_contention_total;policy=l"), 1);
+    }
+}
