@@ -3,22 +3,22 @@
 //! What stands here is what the engine works with: every reference is an index, every default is filled in, every range is kept.
 //! It can only be had from [`parse`], which reports all errors of a document at once.
 
-mod collect;
 mod compile;
 mod error;
 mod json;
+mod kind;
 mod raw;
-mod read;
 #[cfg(not(target_arch = "wasm32"))]
 mod reference;
 mod scalar;
+mod take;
 mod text;
 
 use crate::base::time::Nanos;
 
 pub use error::{ConfigError, ConfigErrors};
 use json::Json;
-use read::Read;
+use take::Take;
 #[cfg(not(target_arch = "wasm32"))]
 pub use reference::{reference, schema};
 
@@ -33,12 +33,26 @@ pub fn parse(document: &[u8]) -> Result<Config, ConfigErrors> {
     let mut errors = error::Errors::default();
     let config = match tree(document, &mut errors) {
         Some(json) => {
-            read::refuse_duplicates(&error::Path::Root, &json, &mut errors);
-            compile::compile(raw::Document::read(&error::Path::Root, &json, &mut errors), &mut errors)
+            check(&json, &mut errors);
+            compile::compile(raw::Document::take(&json), &mut errors)
         }
         None => Config::default(),
     };
     errors.end().map(|()| config)
+}
+
+/// Reports what each value by itself has wrong.
+fn check(json: &Json, errors: &mut error::Errors) {
+    let mut checker = kind::Checker::new(errors);
+    for section in text::SECTIONS {
+        checker.add_names(section, json.get(section));
+    }
+    if let Some(Json::Object(upstreams)) = json.get("upstreams") {
+        let checks = upstreams.iter().filter_map(|(_, upstream)| upstream.get("health_check"));
+        checks.for_each(|check| checker.add_names("components", check.get("components")));
+    }
+    checker.check_duplicates(&error::Path::Root, json);
+    checker.check(raw::Document::KIND, &error::Path::Root, json);
 }
 
 /// The document as JSON, if it is that.

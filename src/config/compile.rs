@@ -4,33 +4,32 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::collect::{Either, Map, One, Or};
 use super::error::{Errors, Path};
-use super::json::show_text;
+use super::json::{Json, show_text};
 use super::raw;
-use super::scalar::{DAY, HOUR, Int, SEC, Scalar, Span, show_span};
-use super::text::{HeaderName, HeaderValue, Host, Name};
+use super::scalar::{DAY, HOUR, Int, SEC, Span, show_span};
+use super::take::{Either, List, Map, Nullable, One, Or, Take};
+use super::text::{HeaderName, HeaderValue, Name, UrlPath, exact_host};
 use super::*;
 use crate::base::ip::Ip;
 
 /// The longest an empty bucket may take to fill.
 const MAX_FILL: Nanos = Nanos(366 * DAY);
 
-/// What a message lists of the names that exist.
-const LISTED: usize = 16;
-
 /// Compiles the document; whoever finds errors in the end has no use for the result.
 pub(super) fn compile(raw: raw::Document, errors: &mut Errors) -> Config {
     let root = Path::Root;
     let names = Names {
-        upstreams: Index::new("upstreams", &raw.upstreams),
-        rate_limits: Index::new("rate_limits", &raw.rate_limits),
-        breakers: Index::new("circuit_breakers", &raw.circuit_breakers),
-        concurrency_limits: Index::new("concurrency_limits", &raw.concurrency_limits),
-        fallbacks: Index::new("fallbacks", &raw.fallbacks),
-        switches: Index::new("switches", &raw.switches),
-        components: components(&raw.upstreams),
-        upstream_scoped: raw.circuit_breakers.0.iter().map(|(_, it)| it.0.scope == BreakerScope::Upstream).collect(),
+        upstreams: Index::new(&raw.upstreams),
+        rate_limits: Index::new(&raw.rate_limits),
+        breakers: Index::new(&raw.circuit_breakers),
+        fallbacks: Index::new(&raw.fallbacks),
+        upstream_scoped: raw
+            .circuit_breakers
+            .0
+            .iter()
+            .map(|(_, it)| it.fields.scope == BreakerScope::Upstream)
+            .collect(),
     };
     let client_ip = ClientIp {
         source: raw.client_ip.source,
@@ -38,9 +37,6 @@ pub(super) fn compile(raw: raw::Document, errors: &mut Errors) -> Config {
         ipv4_prefix: small(raw.client_ip.ipv4_prefix.0),
         ipv6_prefix: small(raw.client_ip.ipv6_prefix.0),
     };
-    for (name, it) in &raw.concurrency_limits.0 {
-        concurrency_limit(&root.key("concurrency_limits").key(&name.0), it, errors);
-    }
     Config {
         service: raw.service.0,
         mode: raw.mode,
@@ -52,67 +48,45 @@ pub(super) fn compile(raw: raw::Document, errors: &mut Errors) -> Config {
             circuit_breaker(at, name, it, errors)
         }),
         fallbacks: named(raw.fallbacks, &root.key("fallbacks"), |at, name, it| fallback(at, name, it, errors)),
-        routes: routes(raw.routes.0, &names, errors),
+        routes: routes(raw.routes, &names, errors),
         health: health(raw.health, errors),
         client_ip,
     }
 }
 
-/// The names that a document's references may name.
+/// Where what references name stands. That it stands there, the checker has seen to.
 struct Names {
     upstreams: Index,
     rate_limits: Index,
     breakers: Index,
-    concurrency_limits: Index,
     fallbacks: Index,
-    switches: Index,
-    /// The components that health checks look for.
-    components: BTreeSet<String>,
     /// By breaker: whether its scope is the upstream.
     upstream_scoped: Vec<bool>,
 }
 
-fn components<const MAX: usize>(upstreams: &Map<Name, raw::Upstream, MAX>) -> BTreeSet<String> {
-    let checks = upstreams.0.iter().filter_map(|(_, it)| it.health_check.as_ref());
-    checks.flat_map(|it| it.components.0.iter().map(|(name, _)| name.0.clone())).collect()
-}
-
-struct Index {
-    section: &'static str,
-    places: BTreeMap<String, usize>,
-    listed: String,
-}
+struct Index(BTreeMap<String, usize>);
 
 impl Index {
-    fn new<T, const MAX: usize>(section: &'static str, map: &Map<Name, T, MAX>) -> Self {
-        let places = map.0.iter().enumerate().map(|(i, (name, _))| (name.0.clone(), i)).collect();
-        let mut listed: Vec<_> = map.0.iter().take(LISTED).map(|(name, _)| show_text(&name.0)).collect();
-        if map.0.len() > LISTED {
-            listed.push("...".into());
+    fn new<T, const MAX: u32>(map: &Map<Name, T, MAX>) -> Self {
+        let mut index = Self(BTreeMap::new());
+        for (i, (name, _)) in map.0.iter().enumerate() {
+            index.add(i, &name.0);
         }
-        let listed = if listed.is_empty() { "there are none".into() } else { listed.join(", ") };
-        Self { section, places, listed }
+        index
     }
 
-    /// The place of the entry that the reference at `at` names.
-    fn find(&self, at: &Path<'_>, name: &Name, errors: &mut Errors) -> Option<usize> {
-        // A refused reference is its type's default.
-        if name.0.is_empty() {
-            return None;
-        }
-        let found = self.places.get(&name.0).copied();
-        if found.is_none() {
-            errors.refuse_text(at, &name.0, &["one of the ", self.section, ": ", &self.listed].concat());
-        }
-        found
+    #[inline(never)]
+    fn add(&mut self, place: usize, name: &str) {
+        self.0.insert(name.into(), place);
     }
 
-    fn find_maybe(&self, at: &Path<'_>, name: Option<&Name>, errors: &mut Errors) -> Option<usize> {
-        self.find(at, name?, errors)
+    #[inline(never)]
+    fn find(&self, name: &str) -> Option<usize> {
+        self.0.get(name).copied()
     }
 }
 
-fn named<T, U, const MAX: usize>(
+fn named<T, U, const MAX: u32>(
     map: Map<Name, T, MAX>,
     at: &Path<'_>,
     mut compile: impl FnMut(&Path<'_>, String, T) -> U,
@@ -128,16 +102,13 @@ fn upstream(at: &Path<'_>, name: String, raw: raw::Upstream, names: &Names, erro
             errors.refuse_text(&at.key("endpoints").index(i).key("address"), address, "each address only once");
         }
     }
-    let breaker_at = at.key("circuit_breaker");
-    let circuit_breaker = names.breakers.find_maybe(&breaker_at, raw.circuit_breaker.as_ref(), errors);
+    let circuit_breaker = raw.circuit_breaker.as_ref().and_then(|name| names.breakers.find(&name.0));
     if let (Some(i), Some(breaker)) = (circuit_breaker, &raw.circuit_breaker)
         && names.upstream_scoped.get(i) == Some(&true)
     {
         let want = "a circuit breaker without \"scope\": \"upstream\": on an upstream it has a state per endpoint";
-        errors.refuse_text(&breaker_at, &breaker.0, want);
+        errors.refuse_text(&at.key("circuit_breaker"), &breaker.0, want);
     }
-    let limit_at = at.key("concurrency_limit");
-    names.concurrency_limits.find_maybe(&limit_at, raw.concurrency_limit.as_ref(), errors);
     let header = raw.r#override.header.0;
     if !header.is_empty() && (!header.starts_with("x-") || RESERVED.contains(&header.as_str())) {
         let want = ["a header name that starts with \"x-\" and is none of ", &RESERVED.join(", ")].concat();
@@ -175,18 +146,11 @@ fn rate_limit(
     {
         errors.refuse_number(&burst_at, u64::from(burst.0), "none: only token_bucket and leaky_bucket have a burst");
     }
-    if raw.max_wait.is_some() && raw.algorithm != raw::LimitAlgorithm::LeakyBucket {
-        errors.refuse_text(
-            &at.key("max_wait"),
-            &show_span(raw.max_wait.unwrap_or_default().0),
-            "none: only leaky_bucket delays",
-        );
-    }
     let quota = quota(raw.limit, raw.period.0, raw.burst);
     if sound {
         check_fill(at, quota, errors);
     }
-    let key: Vec<_> = raw.key.into_items().map(|part| key_part(&part)).collect();
+    let key: Vec<_> = raw.key.0.into_iter().map(key_part).collect();
     let overrides = quota_overrides(at, &key, raw.period.0, raw.overrides.0, client_ip, errors);
     let cost = match raw.cost {
         Either::Plain(cost) => Cost::Fixed(u64::from(cost.0)),
@@ -213,7 +177,7 @@ fn rate_limit(
         missing_key: raw.missing_key,
         cost,
         overrides,
-        exempt: raw.exempt.into_items().map(|net| net.0).collect(),
+        exempt: raw.exempt.0.into_iter().map(|net| net.0).collect(),
         max_keys: raw.max_keys.0,
         headers: raw.headers,
         on_contention: raw.on_contention,
@@ -269,7 +233,7 @@ fn quota_overrides(
             for (j, (part, value)) in key.iter().zip(&values).enumerate() {
                 match same_value(part, value, client_ip) {
                     Ok(value) => meant.push(value),
-                    Err(want) => errors.refuse_text(&key_at.index(j), value, &want),
+                    Err(want) => errors.refuse_text(&key_at.index(j), value, want),
                 }
             }
             if meant.len() == values.len() && !seen.insert(meant) {
@@ -282,31 +246,27 @@ fn quota_overrides(
 }
 
 /// A form of a key part's value that is the same for all values that mean the same; what a request can never have is refused.
-fn same_value(part: &KeyPart, value: &str, client_ip: &ClientIp) -> Result<String, String> {
+fn same_value(part: &KeyPart, value: &str, client_ip: &ClientIp) -> Result<String, &'static str> {
     match part {
         KeyPart::ClientIp => match Ip::parse(value.as_bytes()) {
             Some(ip) => Ok(ip.masked(client_ip.ipv4_prefix, client_ip.ipv6_prefix).0.to_string()),
-            None => Err("an IP address".into()),
+            None => Err("an IP address"),
         },
-        KeyPart::Host => match Host::parse(&Json::String(value.into())) {
-            Some(Host(HostMatch::Exact(host))) => Ok(host),
-            _ => Err("a host without a port like \"example.com\"".into()),
-        },
+        KeyPart::Host => exact_host(value).ok_or("a host without a port like \"example.com\""),
         _ => Ok(value.into()),
     }
 }
 
-/// The typed form of a part.
-pub(super) fn key_part(raw: &raw::KeyPart) -> KeyPart {
-    match &raw.0 {
+fn key_part(raw: raw::KeyPart) -> KeyPart {
+    match raw {
         Either::Plain(raw::KeyWord::ClientIp) => KeyPart::ClientIp,
         Either::Plain(raw::KeyWord::Method) => KeyPart::Method,
         Either::Plain(raw::KeyWord::Path) => KeyPart::Path,
         Either::Plain(raw::KeyWord::Host) => KeyPart::Host,
         Either::Plain(raw::KeyWord::Route) => KeyPart::Route,
-        Either::Object(One(raw::KeyField { header: Some(name), .. })) => KeyPart::Header(name.0.clone()),
-        Either::Object(One(raw::KeyField { cookie: Some(name), .. })) => KeyPart::Cookie(name.0.clone()),
-        Either::Object(One(raw::KeyField { query: Some(name), .. })) => KeyPart::Query(name.0.clone()),
+        Either::Object(One(raw::KeyField { header: Some(name), .. })) => KeyPart::Header(name.0),
+        Either::Object(One(raw::KeyField { cookie: Some(name), .. })) => KeyPart::Cookie(name.0),
+        Either::Object(One(raw::KeyField { query: Some(name), .. })) => KeyPart::Query(name.0),
         Either::Object(One(raw::KeyField { path_segment, .. })) => {
             KeyPart::PathSegment(path_segment.unwrap_or_default().0)
         }
@@ -314,7 +274,11 @@ pub(super) fn key_part(raw: &raw::KeyPart) -> KeyPart {
 }
 
 fn circuit_breaker(at: &Path<'_>, name: String, raw: raw::CircuitBreaker, errors: &mut Errors) -> CircuitBreaker {
-    let raw = raw.0;
+    if raw.no_window {
+        let hint = " without a \"window\" of type \"time\"";
+        errors.unsupported(&at.key("preset"), &Json::String("resilience4j".into()), hint);
+    }
+    let raw = raw.fields;
     let window_at = at.key("window");
     let size_at = window_at.key("size");
     let mut window = Nanos(10 * SEC);
@@ -322,10 +286,10 @@ fn circuit_breaker(at: &Path<'_>, name: String, raw: raw::CircuitBreaker, errors
         (raw::WindowType::Time, Some(Or::First(span))) => window = span.0,
         (raw::WindowType::Count, Some(Or::Second(_))) | (_, None) => {}
         (raw::WindowType::Time, Some(Or::Second(calls))) if !errors.touches(&window_at) => {
-            errors.refuse_number(&size_at, u64::from(calls.0), &<Span<SEC, HOUR> as Scalar>::want());
+            errors.refuse_number(&size_at, u64::from(calls.0), &<Span<SEC, HOUR>>::KIND.want());
         }
         (raw::WindowType::Count, Some(Or::First(span))) if !errors.touches(&window_at) => {
-            errors.refuse_text(&size_at, &show_span(span.0), &<Int<1, 1_000_000> as Scalar>::want());
+            errors.refuse_text(&size_at, &show_span(span.0), &<Int<1, 1_000_000>>::KIND.want());
         }
         _ => {}
     }
@@ -352,8 +316,8 @@ fn circuit_breaker(at: &Path<'_>, name: String, raw: raw::CircuitBreaker, errors
         half_open_calls: raw.half_open_calls.0,
         half_open_max_wait: raw.half_open_max_wait.0,
         failure_on: FailureOn {
-            status: raw.failure_on.status.into_items().map(|range| (range.0, range.1)).collect(),
-            grpc_status: raw.failure_on.grpc_status.into_items().map(|status| small(status.0)).collect(),
+            status: raw.failure_on.status.0.into_iter().map(|range| (range.0, range.1)).collect(),
+            grpc_status: raw.failure_on.grpc_status.0.into_iter().map(|status| small(status.0)).collect(),
             reset: raw.failure_on.reset,
             timeout: raw.failure_on.timeout,
         },
@@ -362,13 +326,12 @@ fn circuit_breaker(at: &Path<'_>, name: String, raw: raw::CircuitBreaker, errors
     }
 }
 
-fn concurrency_limit(at: &Path<'_>, raw: &raw::ConcurrencyLimit, errors: &mut Errors) {
-    if errors.touches(at) {
-        return;
-    }
+/// Checks what spans the fields of a concurrency limit.
+pub(super) fn check_concurrency_limit(at: &Path<'_>, json: &Json, errors: &mut Errors) {
+    let raw = raw::ConcurrencyLimit::take(json);
     let adaptive = raw.algorithm == raw::ConcurrencyAlgorithm::Adaptive;
     match raw.limit {
-        None if !adaptive => errors.missing(&at.key("limit"), &<Int<1, 1_000_000> as Scalar>::want()),
+        None if !adaptive => errors.missing(&at.key("limit"), &<Int<1, 1_000_000>>::KIND.want()),
         Some(limit) if adaptive => {
             errors.refuse_number(&at.key("limit"), u64::from(limit.0), "none: adaptive finds its limit");
         }
@@ -396,7 +359,7 @@ fn fallback(at: &Path<'_>, name: String, raw: raw::Fallback, errors: &mut Errors
         upstream_error: false,
         timeout: false,
     };
-    for cause in raw.on.into_items() {
+    for cause in raw.on.0.into_iter() {
         match cause {
             raw::Cause::RateLimited => on.rate_limited = true,
             raw::Cause::Overload => on.overload = true,
@@ -446,11 +409,11 @@ fn respond(at: &Path<'_>, raw: raw::Respond, errors: &mut Errors) -> Respond {
 const OWN_HEADERS: &[&str] =
     &["connection", "content-length", "content-type", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
 
-fn routes(raw: Vec<raw::Route>, names: &Names, errors: &mut Errors) -> Vec<Route> {
+fn routes<const MAX: u32>(raw: List<raw::Route, 0, MAX>, names: &Names, errors: &mut Errors) -> Vec<Route> {
     let list_at = Path::Root.key("routes");
     let mut seen = BTreeSet::new();
     let mut routes = Vec::new();
-    for (i, it) in raw.into_iter().enumerate() {
+    for (i, it) in raw.0.into_iter().enumerate() {
         let at = list_at.index(i);
         if !it.name.0.is_empty() && !seen.insert(it.name.0.clone()) {
             errors.refuse_text(&at.key("name"), &it.name.0, "each route's name only once");
@@ -461,31 +424,15 @@ fn routes(raw: Vec<raw::Route>, names: &Names, errors: &mut Errors) -> Vec<Route
 }
 
 fn route(at: &Path<'_>, raw: raw::Route, names: &Names, errors: &mut Errors) -> Route {
-    let upstream = names.upstreams.find_maybe(&at.key("upstream"), raw.upstream.as_ref(), errors);
-    let limits_at = at.key("rate_limits");
-    let rate_limits = raw.rate_limits.0.iter();
-    let rate_limits =
-        rate_limits.filter_map(|(i, name)| names.rate_limits.find(&limits_at.index(*i), name, errors)).collect();
-    let breaker_at = at.key("circuit_breaker");
-    let circuit_breaker = names.breakers.find_maybe(&breaker_at, raw.circuit_breaker.as_ref(), errors);
+    let upstream = raw.upstream.as_ref().and_then(|name| names.upstreams.find(&name.0));
+    let rate_limits = raw.rate_limits.0.iter().filter_map(|name| names.rate_limits.find(&name.0)).collect();
+    let circuit_breaker = raw.circuit_breaker.as_ref().and_then(|name| names.breakers.find(&name.0));
+    let fallback = raw.fallback.as_ref().and_then(|name| names.fallbacks.find(&name.0));
     if let (Some(i), Some(breaker), None) = (circuit_breaker, &raw.circuit_breaker, &raw.upstream)
         && names.upstream_scoped.get(i) == Some(&true)
     {
         let want = "a circuit breaker without \"scope\": \"upstream\", for the route has no upstream";
-        errors.refuse_text(&breaker_at, &breaker.0, want);
-    }
-    let limit_at = at.key("concurrency_limit");
-    names.concurrency_limits.find_maybe(&limit_at, raw.concurrency_limit.as_ref(), errors);
-    let fallback = names.fallbacks.find_maybe(&at.key("fallback"), raw.fallback.as_ref(), errors);
-    names.switches.find_maybe(&at.key("switch"), raw.switch.as_ref(), errors);
-    let depends_at = at.key("depends_on");
-    for (i, name) in &raw.depends_on.0 {
-        if !names.components.contains(&name.0) {
-            errors.refuse_text(&depends_at.index(*i), &name.0, "one of the components of the health checks");
-        }
-    }
-    if let Some(canary) = &raw.canary {
-        names.upstreams.find(&at.key("canary").key("upstream"), &canary.upstream, errors);
+        errors.refuse_text(&at.key("circuit_breaker"), &breaker.0, want);
     }
     Route {
         name: raw.name.0,
@@ -518,8 +465,8 @@ fn matcher(at: &Path<'_>, raw: raw::Match, errors: &mut Errors) -> Match {
     let header = |(name, value): (HeaderName, HeaderValue)| (name.0, (value.0 != "*").then_some(value.0));
     Match {
         path,
-        methods: raw.methods.into_items().map(|method| method.0).collect(),
-        hosts: raw.hosts.into_items().map(|host| host.0).collect(),
+        methods: raw.methods.0.into_iter().map(|method| method.0).collect(),
+        hosts: raw.hosts.0.into_iter().map(|host| host.0).collect(),
         headers: raw.headers.0.into_iter().map(header).collect(),
     }
 }
@@ -536,7 +483,7 @@ fn health(raw: raw::Health, errors: &mut Errors) -> Health {
         }
         seen.push(&path.0);
     }
-    let path = |it: super::collect::Nullable<super::text::UrlPath>| it.0.map(|path| path.0);
+    let path = |it: Nullable<UrlPath>| it.0.map(|path| path.0);
     Health { livez: path(raw.livez), readyz: path(raw.readyz), startupz: path(raw.startupz), health: path(raw.health) }
 }
 

@@ -122,34 +122,39 @@ impl Errors {
         self.found.count()
     }
 
+    /// How many values have been refused, not counting those that are only not supported yet.
+    pub(super) fn unsound(&self) -> usize {
+        self.unsound.len().saturating_add(self.found.more)
+    }
+
     /// `value` is not `want`.
     pub(super) fn refuse(&mut self, at: &Path<'_>, value: &Json, want: &str) {
-        self.unsound(at, || [&shown(at, value), " is not allowed, want ", want].concat());
+        self.refused(at, || [&shown(at, value), " is not allowed, want ", want].concat());
     }
 
     /// The string `value` is not `want`.
     pub(super) fn refuse_text(&mut self, at: &Path<'_>, value: &str, want: &str) {
-        self.unsound(at, || [&show_text(value), " is not allowed, want ", want].concat());
+        self.refused(at, || [&show_text(value), " is not allowed, want ", want].concat());
     }
 
     /// The number `value` is not `want`.
     pub(super) fn refuse_number(&mut self, at: &Path<'_>, value: u64, want: &str) {
-        self.unsound(at, || [&value.to_string(), " is not allowed, want ", want].concat());
+        self.refused(at, || [&value.to_string(), " is not allowed, want ", want].concat());
     }
 
     /// The value that shows as `shown` is not `want`.
     pub(super) fn refuse_shown(&mut self, at: &Path<'_>, shown: &str, want: &str) {
-        self.unsound(at, || [shown, " is not allowed, want ", want].concat());
+        self.refused(at, || [shown, " is not allowed, want ", want].concat());
     }
 
     /// A required value is not there.
     pub(super) fn missing(&mut self, at: &Path<'_>, want: &str) {
-        self.unsound(at, || ["nothing is not allowed, want ", want, " (required)"].concat());
+        self.refused(at, || ["nothing is not allowed, want ", want, " (required)"].concat());
     }
 
     /// A field that does not exist, and those that do.
     pub(super) fn unknown(&mut self, at: &Path<'_>, value: &Json, fields: &str) {
-        self.unsound(at, || ["unknown field, value ", &shown(at, value), " is not allowed, want ", fields].concat());
+        self.refused(at, || ["unknown field, value ", &shown(at, value), " is not allowed, want ", fields].concat());
     }
 
     /// A valid value that the filter cannot act on yet; `hint` follows the fixed words.
@@ -196,7 +201,7 @@ impl Errors {
         self.unsound.iter().any(below)
     }
 
-    fn unsound(&mut self, at: &Path<'_>, message: impl FnOnce() -> String) {
+    fn refused(&mut self, at: &Path<'_>, message: impl FnOnce() -> String) {
         if let Some(path) = self.list(at, message) {
             self.unsound.push(path);
         }

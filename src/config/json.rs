@@ -29,6 +29,14 @@ pub(crate) enum Json {
 }
 
 impl Json {
+    /// The value of a key, if this is an object that has it.
+    pub(crate) fn get(&self, key: &str) -> Option<&Self> {
+        match self {
+            Self::Object(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, value)| value),
+            _ => None,
+        }
+    }
+
     /// The value as a message shows it: JSON on one line, shortened.
     pub(crate) fn show(&self) -> String {
         let mut out = Shown { text: String::new(), chars: 0 };

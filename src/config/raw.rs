@@ -6,22 +6,20 @@
 // Of what is to come, only the reader looks at the values.
 #![allow(dead_code)]
 
-use super::collect::{Either, List, Map, Nullable, One, Or, Set};
-use super::error::{Errors, Path};
+use super::compile::check_concurrency_limit;
 use super::json::{Json, parse};
-#[cfg(not(target_arch = "wasm32"))]
-use super::read::Part;
-use super::read::Presence::{Else, Required, Usual};
-use super::read::{Read, choice, scalar_choice, section};
+use super::kind::Kind;
+use super::kind::Presence::{Else, Required, Usual};
 use super::scalar::{Centi, DAY, HOUR, Int, MIN, MS, Pct, SEC, Size, SomePct, Span};
+use super::take::{Either, List, Map, Nullable, One, Or, Set, Take, choice, section};
 use super::text::{
-    Address, HeaderName, HeaderValue, Host, Label, Method, Name, Net, Pattern, Quantile, Statuses, Template, Token,
-    UrlPath, Value,
+    Address, BREAKER, COMPONENT, CONCURRENCY_LIMIT, FALLBACK, HeaderName, HeaderValue, Host, Label, Method, Name, Net,
+    Pattern, Quantile, RATE_LIMIT, Reference, SWITCH, Statuses, Template, Token, UPSTREAM, UrlPath, Value,
 };
 use super::{BreakerScope, IpSource, MissingKey, Mode, OnContention, QuotaHeaders};
 
 /// The most routes, and the most policies of a kind.
-pub(super) const MAX_NAMED: usize = 1000;
+pub(super) const MAX_NAMED: u32 = 1000;
 
 type Named<T> = Map<Name, T, MAX_NAMED>;
 
@@ -88,9 +86,9 @@ section! {
         /// How the pick reaches the proxy.
         r#override: Override = Usual("{}");
         /// A circuit breaker, with a state per endpoint.
-        circuit_breaker: Option<Name> = Else("none");
+        circuit_breaker: Option<Reference<BREAKER>> = Else("none");
         /// A concurrency limit for all routes of the upstream together.
-        @soon concurrency_limit: Option<Name> = Else("none");
+        @soon concurrency_limit: Option<Reference<CONCURRENCY_LIMIT>> = Else("none");
         /// Active checks of the endpoints.
         @soon health_check: Option<HealthCheck> = Else("none");
         /// The upstream is UP while at least this percentage of its endpoints is well.
@@ -273,34 +271,7 @@ choice! { IpSource {
 pub(super) type Key = Set<KeyPart, 0, 16>;
 
 /// A part of a key.
-#[derive(Clone, Debug, Default)]
-pub(super) struct KeyPart(pub(super) Either<KeyWord, One<KeyField>>);
-
-impl PartialEq for KeyPart {
-    fn eq(&self, other: &Self) -> bool {
-        super::compile::key_part(self) == super::compile::key_part(other)
-    }
-}
-
-impl Read for KeyPart {
-    fn want() -> String {
-        <Either<KeyWord, One<KeyField>>>::want()
-    }
-
-    fn read(at: &Path<'_>, json: &Json, errors: &mut Errors) -> Self {
-        Self(Read::read(at, json, errors))
-    }
-
-    #[cfg(not(target_arch = "wasm32"))]
-    fn schema() -> serde_json::Value {
-        <Either<KeyWord, One<KeyField>> as Read>::schema()
-    }
-
-    #[cfg(not(target_arch = "wasm32"))]
-    fn parts() -> Vec<Part> {
-        <Either<KeyWord, One<KeyField>>>::parts()
-    }
-}
+pub(super) type KeyPart = Either<KeyWord, One<KeyField>>;
 
 /// A part of a key that needs no name.
 #[derive(Clone, Copy, Debug, Default)]
@@ -320,8 +291,6 @@ choice! { KeyWord {
     "host" => Self::Host,
     "route" => Self::Route,
 } }
-
-scalar_choice!(KeyWord);
 
 section! {
     /// A part of a key that has a name.
@@ -385,7 +354,6 @@ pub(super) enum Auto {
 }
 
 choice! { Auto { "auto" => Self::Auto, } }
-scalar_choice!(Auto);
 
 /// What a global rate limit does while its service does not answer.
 #[derive(Clone, Copy, Debug, Default)]
@@ -400,50 +368,26 @@ choice! { OnError { "local" => Self::Local, "allow" => Self::Allow, "deny" => Se
 
 /// A circuit breaker with its preset filled in.
 #[derive(Clone, Debug, Default)]
-pub(super) struct CircuitBreaker(pub(super) BreakerFields);
+pub(super) struct CircuitBreaker {
+    pub(super) fields: BreakerFields,
+    /// The window is the preset's own, and it has none that is built.
+    pub(super) no_window: bool,
+}
 
-impl Read for CircuitBreaker {
-    fn want() -> String {
-        BreakerFields::want()
-    }
+impl Take for CircuitBreaker {
+    const KIND: &'static Kind = BreakerFields::KIND;
 
-    fn read(at: &Path<'_>, json: &Json, errors: &mut Errors) -> Self {
-        let Json::Object(entries) = json else {
-            return Self(BreakerFields::read(at, json, errors));
-        };
-        let get = |name: &str| entries.iter().find(|(key, _)| key == name).map(|(_, value)| value);
-        let Some(preset) = get("preset") else {
-            return Self(BreakerFields::read(at, json, errors));
+    fn take(json: &Json) -> Self {
+        let (Json::Object(entries), Some(Json::String(preset))) = (json, json.get("preset")) else {
+            return Self { fields: Take::take(json), no_window: false };
         };
         let mut filled = entries.clone();
-        let known = PRESETS.iter().find(|(name, _)| matches!(preset, Json::String(text) if text == name));
-        if let Some((name, text)) = known {
-            if *name == "resilience4j" && get("window").is_none() {
-                errors.unsupported(&at.key("preset"), preset, " without a \"window\" of type \"time\"");
-            }
-            if let Ok(Json::Object(usual)) = parse(text) {
-                filled.extend(usual.into_iter().filter(|(key, _)| get(key).is_none()));
-            }
+        let known = PRESETS.iter().find(|(name, _)| name == preset);
+        if let Some(Ok(Json::Object(usual))) = known.map(|(_, text)| parse(text)) {
+            filled.extend(usual.into_iter().filter(|(key, _)| json.get(key).is_none()));
         }
-        Self(BreakerFields::read(at, &Json::Object(filled), errors))
-    }
-
-    #[cfg(not(target_arch = "wasm32"))]
-    fn schema() -> serde_json::Value {
-        let mut schema = BreakerFields::schema();
-        if let Some(schema) = schema.as_object_mut() {
-            schema.insert(
-                "if".into(),
-                serde_json::json!({ "properties": { "preset": { "const": "resilience4j" } }, "required": ["preset"] }),
-            );
-            schema.insert("then".into(), serde_json::json!({ "required": ["window"] }));
-        }
-        schema
-    }
-
-    #[cfg(not(target_arch = "wasm32"))]
-    fn parts() -> Vec<Part> {
-        BreakerFields::parts()
+        let no_window = preset == "resilience4j" && json.get("window").is_none();
+        Self { fields: Take::take(&Json::Object(filled)), no_window }
     }
 }
 
@@ -566,7 +510,7 @@ section! {
 
 section! {
     /// A bound of the requests in flight.
-    ConcurrencyLimit {
+    ConcurrencyLimit / check_concurrency_limit {
         /// Its mode.
         mode: Option<Mode> = Else("the route's, then the top level's");
         /// A bound that is given, or one that is found.
@@ -687,15 +631,15 @@ section! {
         /// The requests it is for: all conditions must hold, none = all requests.
         r#match: Match = Usual("{}");
         /// Where they go.
-        upstream: Option<Name> = Else("not chosen here");
+        upstream: Option<Reference<UPSTREAM>> = Else("not chosen here");
         /// Rate limits, all or nothing: a refusal by one refunds the others.
-        rate_limits: Set<Name, 0, 16> = Usual("[]");
+        rate_limits: Set<Reference<RATE_LIMIT>, 0, 16> = Usual("[]");
         /// A circuit breaker.
-        circuit_breaker: Option<Name> = Else("none");
+        circuit_breaker: Option<Reference<BREAKER>> = Else("none");
         /// A concurrency limit.
-        @soon concurrency_limit: Option<Name> = Else("none");
+        @soon concurrency_limit: Option<Reference<CONCURRENCY_LIMIT>> = Else("none");
         /// What is answered instead of a refusal or a failure.
-        fallback: Option<Name> = Else("none");
+        fallback: Option<Reference<FALLBACK>> = Else("none");
         /// Deadlines.
         timeout: Timeout = Usual("{}");
         /// Retries by Envoy.
@@ -703,11 +647,11 @@ section! {
         /// What is shed first under load: the least critical.
         criticality: Criticality = Usual("\"critical\"");
         /// A kill switch.
-        @soon switch: Option<Name> = Else("none");
+        @soon switch: Option<Reference<SWITCH>> = Else("none");
         /// A share of the requests for another upstream.
         @soon canary: Option<Canary> = Else("none");
         /// Components of health documents without which the route is refused.
-        @soon depends_on: Set<Name, 0, 32> = Usual("[]");
+        @soon depends_on: Set<Reference<COMPONENT>, 0, 32> = Usual("[]");
     }
 }
 
@@ -841,7 +785,7 @@ section! {
     /// A share of the requests for another upstream.
     Canary {
         /// The other upstream.
-        upstream: Name = Required;
+        upstream: Reference<UPSTREAM> = Required;
         /// Its share of the requests.
         percent: Pct = Required;
     }

@@ -1,8 +1,8 @@
 //! Numbers, times and sizes that carry their range in their type.
 
-use super::error::{Errors, Path};
 use super::json::{Json, scaled};
-use super::read::Read;
+use super::kind::Kind;
+use super::take::Take;
 use crate::base::time::Nanos;
 
 pub(super) const MS: u64 = 1_000_000;
@@ -11,105 +11,28 @@ pub(super) const MIN: u64 = 60 * SEC;
 pub(super) const HOUR: u64 = 60 * MIN;
 pub(super) const DAY: u64 = 24 * HOUR;
 
-/// A value that is one piece of JSON, or none.
-pub(super) trait Scalar: Default {
-    /// What is allowed.
-    fn want() -> String;
+impl Take for bool {
+    const KIND: &'static Kind = &Kind::Bool;
 
-    /// Reads it; `None` if it is not allowed.
-    fn parse(json: &Json) -> Option<Self>;
-
-    /// The JSON schema of what is read.
-    #[cfg(not(target_arch = "wasm32"))]
-    fn schema() -> serde_json::Value;
-}
-
-/// The methods of [`Read`] for a [`Scalar`].
-macro_rules! read_scalar {
-    () => {
-        fn want() -> String {
-            <Self as $crate::config::scalar::Scalar>::want()
-        }
-
-        fn read(
-            at: &$crate::config::error::Path<'_>,
-            json: &$crate::config::json::Json,
-            errors: &mut $crate::config::error::Errors,
-        ) -> Self {
-            $crate::config::scalar::read(at, json, errors)
-        }
-
-        #[cfg(not(target_arch = "wasm32"))]
-        fn schema() -> serde_json::Value {
-            <Self as $crate::config::scalar::Scalar>::schema()
-        }
-    };
-}
-pub(super) use read_scalar;
-
-pub(super) fn read<T: Scalar>(at: &Path<'_>, json: &Json, errors: &mut Errors) -> T {
-    match T::parse(json) {
-        Some(value) => value,
-        None => {
-            errors.refuse(at, json, &T::want());
-            T::default()
-        }
+    fn take(json: &Json) -> Self {
+        *json == Json::Bool(true)
     }
 }
 
-impl Scalar for bool {
-    fn want() -> String {
-        "true or false".into()
-    }
-
-    fn parse(json: &Json) -> Option<Self> {
-        match json {
-            Json::Bool(value) => Some(*value),
-            _ => None,
-        }
-    }
-
-    #[cfg(not(target_arch = "wasm32"))]
-    fn schema() -> serde_json::Value {
-        serde_json::json!({ "type": "boolean" })
-    }
-}
-
-impl Read for bool {
-    read_scalar!();
-}
-
-/// An integer from `MIN` to `MAX`; `1.0` and `1e3` are integers too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// An integer from `MIN` to `MAX`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Int<const MIN: u32, const MAX: u32>(pub(super) u32);
 
-impl<const MIN: u32, const MAX: u32> Default for Int<MIN, MAX> {
-    fn default() -> Self {
-        Self(MIN)
-    }
-}
+impl<const MIN: u32, const MAX: u32> Take for Int<MIN, MAX> {
+    const KIND: &'static Kind = &Kind::Int { min: MIN, max: MAX };
 
-impl<const MIN: u32, const MAX: u32> Scalar for Int<MIN, MAX> {
-    fn want() -> String {
-        format!("an integer from {MIN} to {MAX}")
+    fn take(json: &Json) -> Self {
+        Self(number(json, 0))
     }
-
-    fn parse(json: &Json) -> Option<Self> {
-        number(json, 0, MIN, MAX).map(Self)
-    }
-
-    #[cfg(not(target_arch = "wasm32"))]
-    fn schema() -> serde_json::Value {
-        serde_json::json!({ "type": "integer", "minimum": MIN, "maximum": MAX })
-    }
-}
-
-impl<const MIN: u32, const MAX: u32> Read for Int<MIN, MAX> {
-    read_scalar!();
 }
 
 /// A number with at most two decimals, in hundredths: `Centi<1, 250>` is 0.01 to 2.5.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Centi<const MIN: u32, const MAX: u32>(pub(super) u32);
 
 /// A percentage.
@@ -118,106 +41,50 @@ pub(super) type Pct = Centi<0, 10_000>;
 /// A percentage that is not zero.
 pub(super) type SomePct = Centi<1, 10_000>;
 
-impl<const MIN: u32, const MAX: u32> Default for Centi<MIN, MAX> {
-    fn default() -> Self {
-        Self(MIN)
-    }
-}
+impl<const MIN: u32, const MAX: u32> Take for Centi<MIN, MAX> {
+    const KIND: &'static Kind = &Kind::Centi { min: MIN, max: MAX };
 
-impl<const MIN: u32, const MAX: u32> Scalar for Centi<MIN, MAX> {
-    fn want() -> String {
-        ["a number from ", &hundredths(MIN), " to ", &hundredths(MAX), " with at most two decimals"].concat()
+    fn take(json: &Json) -> Self {
+        Self(number(json, 2))
     }
-
-    fn parse(json: &Json) -> Option<Self> {
-        number(json, 2, MIN, MAX).map(Self)
-    }
-
-    #[cfg(not(target_arch = "wasm32"))]
-    fn schema() -> serde_json::Value {
-        // No "multipleOf": validators that count in binary refuse 0.07 as a multiple of 0.01.
-        let bound = |hundredths: u32| {
-            if hundredths.is_multiple_of(100) {
-                serde_json::json!(hundredths / 100)
-            } else {
-                serde_json::json!(f64::from(hundredths) / 100.0)
-            }
-        };
-        serde_json::json!({ "type": "number", "minimum": bound(MIN), "maximum": bound(MAX) })
-    }
-}
-
-impl<const MIN: u32, const MAX: u32> Read for Centi<MIN, MAX> {
-    read_scalar!();
 }
 
 /// A duration from `MIN` to `MAX` nanoseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Span<const MIN: u64, const MAX: u64>(pub(super) Nanos);
 
-impl<const MIN: u64, const MAX: u64> Default for Span<MIN, MAX> {
-    fn default() -> Self {
-        Self(Nanos(MIN))
-    }
-}
+impl<const MIN: u64, const MAX: u64> Take for Span<MIN, MAX> {
+    const KIND: &'static Kind = &Kind::Span { min: MIN, max: MAX };
 
-impl<const MIN: u64, const MAX: u64> Scalar for Span<MIN, MAX> {
-    fn want() -> String {
-        ["a duration from ", &show_span(Nanos(MIN)), " to ", &show_span(Nanos(MAX)), " like \"250ms\" or \"10s\""]
-            .concat()
+    fn take(json: &Json) -> Self {
+        Self(Nanos(amount(json, TIMES)))
     }
-
-    fn parse(json: &Json) -> Option<Self> {
-        match json {
-            Json::String(text) => parse_units(text, TIMES).filter(|n| (MIN..=MAX).contains(n)).map(|n| Self(Nanos(n))),
-            _ => None,
-        }
-    }
-
-    #[cfg(not(target_arch = "wasm32"))]
-    fn schema() -> serde_json::Value {
-        serde_json::json!({ "type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?(ns|us|ms|s|m|h|d)$" })
-    }
-}
-
-impl<const MIN: u64, const MAX: u64> Read for Span<MIN, MAX> {
-    read_scalar!();
 }
 
 /// A size from `MIN` to `MAX` bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Size<const MIN: u32, const MAX: u32>(pub(super) u32);
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Size<const MIN: u32, const MAX: u32>(pub(super) u64);
 
-impl<const MIN: u32, const MAX: u32> Default for Size<MIN, MAX> {
-    fn default() -> Self {
-        Self(MIN)
+impl<const MIN: u32, const MAX: u32> Take for Size<MIN, MAX> {
+    const KIND: &'static Kind = &Kind::Size { min: MIN, max: MAX };
+
+    fn take(json: &Json) -> Self {
+        Self(amount(json, SIZES))
     }
 }
 
-impl<const MIN: u32, const MAX: u32> Scalar for Size<MIN, MAX> {
-    fn want() -> String {
-        let (min, max) = (show_units(u64::from(MIN), SIZES), show_units(u64::from(MAX), SIZES));
-        ["a size from ", &min, " to ", &max, " like \"64KiB\""].concat()
-    }
-
-    fn parse(json: &Json) -> Option<Self> {
-        match json {
-            Json::String(text) => {
-                let bytes = u32::try_from(parse_units(text, SIZES)?).ok()?;
-                (MIN..=MAX).contains(&bytes).then_some(Self(bytes))
-            }
-            _ => None,
-        }
-    }
-
-    #[cfg(not(target_arch = "wasm32"))]
-    fn schema() -> serde_json::Value {
-        serde_json::json!({ "type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?(B|KiB|MiB)$" })
+fn number(json: &Json, places: u8) -> u32 {
+    match json {
+        Json::Number(text) => scaled(text, places).and_then(|n| u32::try_from(n).ok()).unwrap_or_default(),
+        _ => 0,
     }
 }
 
-impl<const MIN: u32, const MAX: u32> Read for Size<MIN, MAX> {
-    read_scalar!();
+fn amount(json: &Json, units: Units) -> u64 {
+    match json {
+        Json::String(text) => parse_units(text, units).unwrap_or_default(),
+        _ => 0,
+    }
 }
 
 /// A duration as a user would write it.
@@ -226,13 +93,14 @@ pub(super) fn show_span(span: Nanos) -> String {
 }
 
 /// Units, the largest first.
-type Units = &'static [(&'static str, u64)];
+pub(super) type Units = &'static [(&'static str, u64)];
 
-const TIMES: Units = &[("d", DAY), ("h", HOUR), ("m", MIN), ("s", SEC), ("ms", MS), ("us", 1_000), ("ns", 1)];
-const SIZES: Units = &[("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+pub(super) const TIMES: Units =
+    &[("d", DAY), ("h", HOUR), ("m", MIN), ("s", SEC), ("ms", MS), ("us", 1_000), ("ns", 1)];
+pub(super) const SIZES: Units = &[("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 /// Reads an exact number of the smallest unit: "1.5s" is 1,500,000,000 ns, "0.5ns" is nothing.
-fn parse_units(text: &str, units: Units) -> Option<u64> {
+pub(super) fn parse_units(text: &str, units: Units) -> Option<u64> {
     let end = text.find(|char: char| !char.is_ascii_digit() && char != '.')?;
     let (number, unit) = text.split_at_checked(end)?;
     let (_, factor) = units.iter().find(|(name, _)| *name == unit)?;
@@ -254,24 +122,15 @@ fn parse_units(text: &str, units: Units) -> Option<u64> {
     }
     Some(value)
 }
-
-fn show_units(value: u64, units: Units) -> String {
+/// In the largest unit of which it is a whole number.
+pub(super) fn show_units(value: u64, units: Units) -> String {
     let unit = units.iter().find(|(_, factor)| value.checked_rem(*factor) == Some(0) && value >= *factor);
     let (name, factor) = unit.or(units.last()).copied().unwrap_or(("", 1));
     format!("{}{name}", value.checked_div(factor).unwrap_or_default())
 }
 
-fn number(json: &Json, places: u8, min: u32, max: u32) -> Option<u32> {
-    match json {
-        Json::Number(text) => {
-            let value = u32::try_from(scaled(text, places)?).ok()?;
-            (min..=max).contains(&value).then_some(value)
-        }
-        _ => None,
-    }
-}
-
-fn hundredths(value: u32) -> String {
+/// A number of hundredths as a decimal.
+pub(super) fn hundredths(value: u32) -> String {
     match (value / 100, value % 100) {
         (whole, 0) => whole.to_string(),
         (whole, part) => format!("{whole}.{part:02}").trim_end_matches('0').into(),
@@ -282,12 +141,16 @@ fn hundredths(value: u32) -> String {
 mod tests {
     use super::*;
 
-    fn number_of<T: Scalar>(text: &str) -> Option<T> {
-        T::parse(&Json::Number(text.into()))
+    fn taken<T: Take>(json: &Json) -> Option<T> {
+        T::KIND.canon(json).map(|_| T::take(json))
     }
 
-    fn string_of<T: Scalar>(text: &str) -> Option<T> {
-        T::parse(&Json::String(text.into()))
+    fn number_of<T: Take>(text: &str) -> Option<T> {
+        taken(&Json::Number(text.into()))
+    }
+
+    fn string_of<T: Take>(text: &str) -> Option<T> {
+        taken(&Json::String(text.into()))
     }
 
     #[test]
@@ -305,7 +168,7 @@ mod tests {
             assert_eq!(number_of::<Port>(text).map(|n| n.0), want, "{text}");
         }
         assert_eq!(string_of::<Port>("1"), None);
-        assert_eq!(<Port as Scalar>::want(), "an integer from 1 to 65535");
+        assert_eq!(Port::KIND.want(), "an integer from 1 to 65535");
     }
 
     #[test]
@@ -320,7 +183,7 @@ mod tests {
         ] {
             assert_eq!(number_of::<Pct>(text).map(|n| n.0), want, "{text}");
         }
-        assert_eq!(<Centi<1, 250> as Scalar>::want(), "a number from 0.01 to 2.5 with at most two decimals");
+        assert_eq!(<Centi<1, 250>>::KIND.want(), "a number from 0.01 to 2.5 with at most two decimals");
     }
 
     #[test]
@@ -372,7 +235,7 @@ mod tests {
         ] {
             assert_eq!(string_of::<Body>(text).map(|size| size.0), want, "{text}");
         }
-        assert_eq!(<Body as Scalar>::want(), "a size from 1B to 1MiB like \"64KiB\"");
+        assert_eq!(Body::KIND.want(), "a size from 1B to 1MiB like \"64KiB\"");
     }
 
     #[test]

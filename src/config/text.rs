@@ -2,233 +2,162 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::collect::Key;
 use super::error::{Errors, Path};
 use super::json::{Json, scaled};
-use super::read::Read;
-use super::scalar::{Scalar, read_scalar};
+use super::kind::{Kind, Scalar, Text};
+use super::take::{Key, Take};
 use super::{Cidr, HostMatch, TemplatePart};
 
-/// A string with a grammar.
-trait Text: Default {
-    const WANT: &'static str;
-
-    fn text(text: &str) -> Option<Self>;
-
-    #[cfg(not(target_arch = "wasm32"))]
-    fn pattern() -> serde_json::Value {
-        serde_json::json!({ "type": "string" })
-    }
-}
-
-macro_rules! read_text {
-    ($($type:ty),*) => { $(
-        impl Scalar for $type {
-            fn want() -> String {
-                <Self as Text>::WANT.into()
-            }
-
-            fn parse(json: &Json) -> Option<Self> {
-                match json {
-                    Json::String(text) => Self::text(text),
-                    _ => None,
-                }
-            }
-
-            #[cfg(not(target_arch = "wasm32"))]
-            fn schema() -> serde_json::Value {
-                Self::pattern()
-            }
-        }
-
-        impl Read for $type {
-            read_scalar!();
-        }
-    )* };
-}
-
-read_text!(Name, Label, Value, HeaderName, HeaderValue, Token, Method, Host, UrlPath, Pattern, Address, Net, Quantile);
-
+/// Defines strings that are kept in their canonical form: what is allowed, the form, and the JSON schema.
 macro_rules! string_type {
-    ($($(#[doc = $doc:literal])* $type:ident;)*) => { $(
+    ($( $(#[doc = $doc:literal])* $type:ident($const:ident, $want:expr, $canon:expr, $schema:expr); )*) => { $(
         $(#[doc = $doc])*
         #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
         pub(super) struct $type(pub(super) String);
+
+        pub(super) const $const: &Text = &Text {
+            want: $want,
+            canon: $canon,
+            #[cfg(not(target_arch = "wasm32"))]
+            schema: $schema,
+        };
+
+        impl Take for $type {
+            const KIND: &'static Kind = &Kind::Text($const);
+
+            fn take(json: &Json) -> Self {
+                Self(canon($const, json))
+            }
+        }
     )* };
+}
+
+fn canon(text: &Text, json: &Json) -> String {
+    match json {
+        Json::String(string) => (text.canon)(string).unwrap_or_default(),
+        _ => String::new(),
+    }
 }
 
 string_type! {
     /// The name of a policy, an upstream or a route.
-    Name;
+    Name(NAME, "a name: 1 to 64 of A-Z a-z 0-9 . _ : / -", |text| {
+        let ok = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/-".contains(&byte);
+        keep(text, (1..=64).contains(&text.len()) && text.bytes().all(ok))
+    }, r#"{"type": "string", "pattern": "^[A-Za-z0-9._:/-]{1,64}$"}"#);
+
     /// Text on one line for people.
-    Label;
+    Label(LABEL, "a text of 1 to 255 bytes without control characters", |text| {
+        keep(text, (1..=255).contains(&text.len()) && !text.chars().any(char::is_control))
+    }, r#"{"type": "string", "minLength": 1, "maxLength": 255}"#);
+
     /// A piece of a request to compare with: any text.
-    Value;
+    Value(VALUE, "a text of at most 1024 bytes", |text| keep(text, text.len() <= 1024), r#"{"type": "string", "maxLength": 1024}"#);
+
     /// A header's name, in lower case.
-    HeaderName;
-    /// A header's value.
-    HeaderValue;
+    HeaderName(HEADER_NAME, "a header name", |text| {
+        is_token(text, 128).then(|| text.to_ascii_lowercase())
+    }, r#"{"type": "string", "pattern": "^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}$"}"#);
+
+    /// A header's value. CR and LF would end the header and begin another.
+    HeaderValue(HEADER_VALUE, "a header value: at most 4096 bytes without control characters", |text| {
+        keep(text, text.len() <= 4096 && text.chars().all(|char| !char.is_control() || char == '\t'))
+    }, r#"{"type": "string", "maxLength": 4096}"#);
+
     /// A token of HTTP, in its own case: a cookie's name.
-    Token;
+    Token(TOKEN, "a token of HTTP", |text| {
+        keep(text, is_token(text, 128))
+    }, r#"{"type": "string", "pattern": "^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}$"}"#);
+
     /// A method, in upper case.
-    Method;
+    Method(METHOD, "an HTTP method", |text| {
+        is_token(text, 32).then(|| text.to_ascii_uppercase())
+    }, r#"{"type": "string", "pattern": "^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}$"}"#);
+
     /// A path without a query.
-    UrlPath;
+    UrlPath(URL_PATH, "a path that starts with \"/\", percent-encoded, without \"?\" and \"#\"", |text| {
+        keep(text, is_path(text))
+    }, r#"{"type": "string", "pattern": "^/[!\"$->@-~]*$", "maxLength": 1024}"#);
+
     /// A path in which `{name}` stands for any one segment.
-    Pattern;
+    Pattern(
+        PATTERN,
+        "a path that starts with \"/\" like \"/users/{id}\", where each placeholder is a whole segment with a name of its own",
+        |text| keep(text, is_path(text) && is_pattern(text)),
+        r#"{"type": "string", "pattern": "^/[!\"$->@-~]*$", "maxLength": 1024}"#
+    );
+
     /// `ip:port`, in canonical form.
-    Address;
+    Address(ADDRESS, "an address like \"192.168.1.10:8080\" or \"[::1]:8080\"", |text| {
+        let address = text.parse::<SocketAddr>().ok()?;
+        let scoped = matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
+        (address.port() != 0 && !scoped).then(|| address.to_string())
+    }, r#"{"type": "string"}"#);
+
+    /// `p50`: a quantile of what was observed.
+    Quantile(QUANTILE, "a quantile from \"p1\" to \"p99\"", |text| {
+        let digits = text.strip_prefix('p').filter(|digits| !digits.starts_with(['0', '+']))?;
+        let n = digits.parse::<u8>().ok()?;
+        keep(text, n <= 99)
+    }, r#"{"type": "string", "pattern": "^p[1-9][0-9]?$"}"#);
 }
 
-impl Text for Name {
-    const WANT: &'static str = "a name: 1 to 64 of A-Z a-z 0-9 . _ : / -";
+/// The name of an entry of section `SECTION` (see [`SECTIONS`]).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Reference<const SECTION: usize>(pub(super) String);
 
-    fn text(text: &str) -> Option<Self> {
-        let ok = (1..=64).contains(&text.len())
-            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._:/-".contains(&byte));
-        ok.then(|| Self(text.into()))
-    }
+/// What references may name.
+pub(super) const SECTIONS: [&str; 7] =
+    ["upstreams", "rate_limits", "circuit_breakers", "concurrency_limits", "fallbacks", "switches", "components"];
+pub(super) const UPSTREAM: usize = 0;
+pub(super) const RATE_LIMIT: usize = 1;
+pub(super) const BREAKER: usize = 2;
+pub(super) const CONCURRENCY_LIMIT: usize = 3;
+pub(super) const FALLBACK: usize = 4;
+pub(super) const SWITCH: usize = 5;
+pub(super) const COMPONENT: usize = 6;
 
-    #[cfg(not(target_arch = "wasm32"))]
-    fn pattern() -> serde_json::Value {
-        serde_json::json!({ "type": "string", "pattern": "^[A-Za-z0-9._:/-]{1,64}$" })
+impl<const SECTION: usize> Take for Reference<SECTION> {
+    const KIND: &'static Kind = {
+        // In a constant the index is checked at compile time.
+        #[allow(clippy::indexing_slicing)]
+        &Kind::Reference(SECTIONS[SECTION])
+    };
+
+    fn take(json: &Json) -> Self {
+        Self(canon(NAME, json))
     }
 }
 
 impl Key for Name {
-    fn key(text: &str) -> Option<Self> {
-        Self::text(text)
-    }
-
-    fn want() -> String {
-        Self::WANT.into()
-    }
-
-    #[cfg(not(target_arch = "wasm32"))]
+    const TEXT: &'static Text = NAME;
     const PLACEHOLDER: &'static str = "NAME";
 
-    #[cfg(not(target_arch = "wasm32"))]
-    fn schema() -> serde_json::Value {
-        Self::pattern()
-    }
-}
-
-impl Text for Label {
-    const WANT: &'static str = "a text of 1 to 255 bytes without control characters";
-
-    fn text(text: &str) -> Option<Self> {
-        let ok = (1..=255).contains(&text.len()) && !text.chars().any(char::is_control);
-        ok.then(|| Self(text.into()))
-    }
-
-    #[cfg(not(target_arch = "wasm32"))]
-    fn pattern() -> serde_json::Value {
-        serde_json::json!({ "type": "string", "minLength": 1, "maxLength": 255 })
-    }
-}
-
-impl Text for Value {
-    const WANT: &'static str = "a text of at most 1024 bytes";
-
-    fn text(text: &str) -> Option<Self> {
-        (text.len() <= 1024).then(|| Self(text.into()))
-    }
-
-    #[cfg(not(target_arch = "wasm32"))]
-    fn pattern() -> serde_json::Value {
-        serde_json::json!({ "type": "string", "maxLength": 1024 })
-    }
-}
-
-impl Text for HeaderName {
-    const WANT: &'static str = "a header name";
-
-    fn text(text: &str) -> Option<Self> {
-        is_token(text, 128).then(|| Self(text.to_ascii_lowercase()))
-    }
-
-    #[cfg(not(target_arch = "wasm32"))]
-    fn pattern() -> serde_json::Value {
-        serde_json::json!({ "type": "string", "pattern": "^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}$" })
+    fn new(canon: String) -> Self {
+        Self(canon)
     }
 }
 
 impl Key for HeaderName {
-    fn key(text: &str) -> Option<Self> {
-        Self::text(text)
-    }
-
-    fn want() -> String {
-        Self::WANT.into()
-    }
-
-    #[cfg(not(target_arch = "wasm32"))]
+    const TEXT: &'static Text = HEADER_NAME;
     const PLACEHOLDER: &'static str = "HEADER";
 
-    #[cfg(not(target_arch = "wasm32"))]
-    fn schema() -> serde_json::Value {
-        Self::pattern()
+    fn new(canon: String) -> Self {
+        Self(canon)
     }
 }
 
-impl Text for HeaderValue {
-    const WANT: &'static str = "a header value: at most 4096 bytes without control characters";
-
-    fn text(text: &str) -> Option<Self> {
-        // CR and LF would end the header and begin another.
-        let ok = text.len() <= 4096 && text.chars().all(|char| !char.is_control() || char == '\t');
-        ok.then(|| Self(text.into()))
-    }
-}
-
-impl Text for Token {
-    const WANT: &'static str = "a token of HTTP";
-
-    fn text(text: &str) -> Option<Self> {
-        is_token(text, 128).then(|| Self(text.into()))
-    }
-}
-
-impl Text for Method {
-    const WANT: &'static str = "an HTTP method";
-
-    fn text(text: &str) -> Option<Self> {
-        is_token(text, 32).then(|| Self(text.to_ascii_uppercase()))
-    }
-}
-
-impl Text for UrlPath {
-    const WANT: &'static str = "a path that starts with \"/\", percent-encoded, without \"?\" and \"#\"";
-
-    fn text(text: &str) -> Option<Self> {
-        is_path(text).then(|| Self(text.into()))
-    }
-
-    #[cfg(not(target_arch = "wasm32"))]
-    fn pattern() -> serde_json::Value {
-        serde_json::json!({ "type": "string", "pattern": "^/[!\"$->@-~]*$", "maxLength": 1024 })
-    }
-}
-
-impl Text for Pattern {
-    const WANT: &'static str = "a path that starts with \"/\" like \"/users/{id}\", where each placeholder is a whole segment with a name \
-                                of its own";
-
-    fn text(text: &str) -> Option<Self> {
-        if !is_path(text) {
-            return None;
+fn is_pattern(text: &str) -> bool {
+    let mut names = Vec::new();
+    for segment in text.split('/') {
+        match placeholder(segment) {
+            Some(name) if name.is_empty() || name.contains(['{', '}']) || names.contains(&name) => return false,
+            Some(name) => names.push(name),
+            None if segment.contains(['{', '}']) => return false,
+            None => {}
         }
-        let mut names = Vec::new();
-        for segment in text.split('/') {
-            match placeholder(segment) {
-                Some(name) if name.is_empty() || name.contains(['{', '}']) || names.contains(&name) => return None,
-                Some(name) => names.push(name),
-                None if segment.contains(['{', '}']) => return None,
-                None => {}
-            }
-        }
-        Some(Self(text.into()))
     }
+    true
 }
 
 impl Pattern {
@@ -243,18 +172,8 @@ fn placeholder(segment: &str) -> Option<&str> {
     segment.strip_prefix('{')?.strip_suffix('}')
 }
 
-impl Text for Address {
-    const WANT: &'static str = "an address like \"192.168.1.10:8080\" or \"[::1]:8080\"";
-
-    fn text(text: &str) -> Option<Self> {
-        let address = text.parse::<SocketAddr>().ok()?;
-        let scoped = matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
-        (address.port() != 0 && !scoped).then(|| Self(address.to_string()))
-    }
-}
-
 /// A network; its address alone is a network of one.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Net(pub(super) Cidr);
 
 impl Default for Net {
@@ -263,33 +182,45 @@ impl Default for Net {
     }
 }
 
-impl Text for Net {
-    const WANT: &'static str = "a network like \"10.0.0.0/8\" or \"2001:db8::/32\"";
+impl Take for Net {
+    const KIND: &'static Kind = &Kind::Text(&Text {
+        want: "a network like \"10.0.0.0/8\" or \"2001:db8::/32\"",
+        canon: |text| net(text).map(|net| [&net.address.to_string(), "/", &net.prefix.to_string()].concat()),
+        #[cfg(not(target_arch = "wasm32"))]
+        schema: r#"{"type": "string"}"#,
+    });
 
-    fn text(text: &str) -> Option<Self> {
-        let (address, prefix) = match text.split_once('/') {
-            Some((address, prefix)) if prefix.bytes().all(|byte| byte.is_ascii_digit()) => {
-                (address, Some(prefix.parse::<u8>().ok()?))
-            }
-            Some(_) => return None,
-            None => (text, None),
-        };
-        let (address, bits, offset) = match address.parse::<IpAddr>().ok()? {
-            IpAddr::V4(v4) => (v4.to_ipv6_mapped(), 32, 96_u8),
-            IpAddr::V6(v6) => (v6, 128, 0),
-        };
-        let prefix = prefix.unwrap_or(bits);
-        if prefix > bits {
-            return None;
+    fn take(json: &Json) -> Self {
+        match json {
+            Json::String(text) => net(text).map(Self).unwrap_or_default(),
+            _ => Self::default(),
         }
-        let prefix = prefix.saturating_add(offset);
-        let host = u128::MAX.checked_shr(u32::from(prefix)).unwrap_or(0);
-        Some(Self(Cidr { address: u128::from(address) & !host, prefix }))
     }
 }
 
+fn net(text: &str) -> Option<Cidr> {
+    let (address, prefix) = match text.split_once('/') {
+        Some((address, prefix)) if prefix.bytes().all(|byte| byte.is_ascii_digit()) => {
+            (address, Some(prefix.parse::<u8>().ok()?))
+        }
+        Some(_) => return None,
+        None => (text, None),
+    };
+    let (address, bits, offset) = match address.parse::<IpAddr>().ok()? {
+        IpAddr::V4(v4) => (v4.to_ipv6_mapped(), 32, 96_u8),
+        IpAddr::V6(v6) => (v6, 128, 0),
+    };
+    let prefix = prefix.unwrap_or(bits);
+    if prefix > bits {
+        return None;
+    }
+    let prefix = prefix.saturating_add(offset);
+    let host = u128::MAX.checked_shr(u32::from(prefix)).unwrap_or(0);
+    Some(Cidr { address: u128::from(address) & !host, prefix })
+}
+
 /// A host, or all hosts below a domain.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(super) struct Host(pub(super) HostMatch);
 
 impl Default for Host {
@@ -298,128 +229,132 @@ impl Default for Host {
     }
 }
 
-impl Text for Host {
-    const WANT: &'static str = "a host without a port like \"example.com\", \"*.example.com\" or \"*\"";
+impl Take for Host {
+    const KIND: &'static Kind = &Kind::Text(&Text {
+        want: "a host without a port like \"example.com\", \"*.example.com\" or \"*\"",
+        canon: host,
+        #[cfg(not(target_arch = "wasm32"))]
+        schema: r#"{"type": "string"}"#,
+    });
 
-    fn text(text: &str) -> Option<Self> {
-        let lower = text.to_ascii_lowercase();
-        if let Some(suffix) = lower.strip_prefix('*') {
-            let ok = suffix.is_empty() || suffix.strip_prefix('.').is_some_and(is_host);
-            return ok.then(|| Self(HostMatch::Suffix(suffix.into())));
-        }
-        let literal = lower.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-        let ok = match literal {
-            Some(literal) => literal.parse::<std::net::Ipv6Addr>().is_ok(),
-            None => is_host(&lower),
-        };
-        ok.then_some(Self(HostMatch::Exact(lower)))
+    fn take(json: &Json) -> Self {
+        let Json::String(text) = json else { return Self::default() };
+        let host = host(text).unwrap_or_default();
+        Self(match host.strip_prefix('*') {
+            Some(suffix) => HostMatch::Suffix(suffix.into()),
+            None => HostMatch::Exact(host),
+        })
     }
 }
 
-/// `p50`: a quantile of what was observed.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Quantile(pub(super) u8);
+fn host(text: &str) -> Option<String> {
+    let lower = text.to_ascii_lowercase();
+    let ok = if let Some(suffix) = lower.strip_prefix('*') {
+        suffix.is_empty() || suffix.strip_prefix('.').is_some_and(is_host)
+    } else if let Some(literal) = lower.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        literal.parse::<std::net::Ipv6Addr>().is_ok()
+    } else {
+        is_host(&lower)
+    };
+    ok.then_some(lower)
+}
 
-impl Text for Quantile {
-    const WANT: &'static str = "a quantile from \"p1\" to \"p99\"";
-
-    fn text(text: &str) -> Option<Self> {
-        let digits = text.strip_prefix('p').filter(|rest| !rest.starts_with(['0', '+']))?;
-        digits.parse().ok().filter(|n| (1..=99).contains(n)).map(Self)
-    }
-
-    #[cfg(not(target_arch = "wasm32"))]
-    fn pattern() -> serde_json::Value {
-        serde_json::json!({ "type": "string", "pattern": "^p[1-9][0-9]?$" })
-    }
+/// A host without a star, in lower case.
+pub(super) fn exact_host(text: &str) -> Option<String> {
+    host(text).filter(|host| !host.starts_with('*'))
 }
 
 /// A body of at most 64 KiB with placeholders.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Template(pub(super) Vec<TemplatePart>);
 
-impl Read for Template {
-    fn want() -> String {
-        "a text of at most 65536 bytes".into()
-    }
+impl Take for Template {
+    const KIND: &'static Kind = &Kind::Template;
 
-    fn read(at: &Path<'_>, json: &Json, errors: &mut Errors) -> Self {
-        let mut rest = match json {
-            Json::String(text) if text.len() <= 65_536 => text.as_str(),
-            _ => {
-                errors.refuse(at, json, &Self::want());
-                return Self::default();
-            }
-        };
+    fn take(json: &Json) -> Self {
         let mut parts = Vec::new();
-        while let Some((literal, tail)) = rest.split_once("{{") {
-            let (name, tail) = tail.split_once("}}").map_or((None, ""), |(name, tail)| (Some(name.trim()), tail));
-            let part = match name {
-                Some("request_id") => TemplatePart::RequestId,
-                Some("retry_after") => TemplatePart::RetryAfter,
-                Some("reason") => TemplatePart::Reason,
-                Some("route") => TemplatePart::Route,
-                _ => {
-                    let shown = rest.get(literal.len()..rest.len().saturating_sub(tail.len())).unwrap_or_default();
-                    let want = "{{request_id}}, {{retry_after}}, {{reason}}, {{route}}";
-                    errors.refuse_text(at, shown, &["one of the placeholders ", want].concat());
-                    TemplatePart::Literal(String::new())
-                }
-            };
-            if !literal.is_empty() {
-                parts.push(TemplatePart::Literal(literal.into()));
-            }
-            parts.push(part);
-            rest = tail;
-        }
-        if !rest.is_empty() {
-            parts.push(TemplatePart::Literal(rest.into()));
+        if let Json::String(text) = json {
+            split(text, |piece| match piece {
+                Piece::Literal("") => {}
+                Piece::Literal(text) => parts.push(TemplatePart::Literal(text.into())),
+                Piece::Placeholder(part, _) => parts.extend(part),
+            });
         }
         Self(parts)
     }
+}
 
-    #[cfg(not(target_arch = "wasm32"))]
-    fn schema() -> serde_json::Value {
-        serde_json::json!({ "type": "string", "maxLength": 65_536 })
+/// Reports the placeholders of `text` that do not exist.
+pub(super) fn placeholders(at: &Path<'_>, text: &str, errors: &mut Errors) {
+    split(text, |piece| {
+        if let Piece::Placeholder(None, text) = piece {
+            let want = "one of the placeholders {{request_id}}, {{retry_after}}, {{reason}}, {{route}}";
+            errors.refuse_text(at, text, want);
+        }
+    });
+}
+
+enum Piece<'a> {
+    Literal(&'a str),
+    Placeholder(Option<TemplatePart>, &'a str),
+}
+
+fn split<'a>(mut text: &'a str, mut found: impl FnMut(Piece<'a>)) {
+    while let Some((literal, tail)) = text.split_once("{{") {
+        let (name, tail) = tail.split_once("}}").map_or((None, ""), |(name, tail)| (Some(name.trim()), tail));
+        let part = match name {
+            Some("request_id") => Some(TemplatePart::RequestId),
+            Some("retry_after") => Some(TemplatePart::RetryAfter),
+            Some("reason") => Some(TemplatePart::Reason),
+            Some("route") => Some(TemplatePart::Route),
+            _ => None,
+        };
+        found(Piece::Literal(literal));
+        let end = text.len().saturating_sub(tail.len());
+        found(Piece::Placeholder(part, text.get(literal.len()..end).unwrap_or_default()));
+        text = tail;
     }
+    found(Piece::Literal(text));
 }
 
 /// HTTP statuses: `"500-599"`, `"503"` or `503`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Statuses(pub(super) u16, pub(super) u16);
 
-impl Scalar for Statuses {
-    fn want() -> String {
-        "a status or range from 100 to 599 like \"500-599\" or 503".into()
-    }
+impl Take for Statuses {
+    const KIND: &'static Kind = &Kind::Scalar(&Scalar {
+        want: "a status or range from 100 to 599 like \"500-599\" or 503",
+        canon: |json| statuses(json).map(|range| [&range.0.to_string(), "-", &range.1.to_string()].concat()),
+        #[cfg(not(target_arch = "wasm32"))]
+        schema: r#"{"anyOf": [
+            {"type": "string", "pattern": "^[1-5][0-9]{2}(-[1-5][0-9]{2})?$"},
+            {"type": "integer", "minimum": 100, "maximum": 599}
+        ]}"#,
+    });
 
-    fn parse(json: &Json) -> Option<Self> {
-        let status = |text: &str| text.parse().ok().filter(|n| text.len() == 3 && (100..=599).contains(n));
-        let (low, high) = match json {
-            Json::String(text) => match text.split_once('-') {
-                Some((low, high)) => (status(low)?, status(high)?),
-                None => (status(text)?, status(text)?),
-            },
-            Json::Number(text) => {
-                let one = u16::try_from(scaled(text, 0)?).ok().filter(|n| (100..=599).contains(n))?;
-                (one, one)
-            }
-            _ => return None,
-        };
-        (low <= high).then_some(Self(low, high))
-    }
-
-    #[cfg(not(target_arch = "wasm32"))]
-    fn schema() -> serde_json::Value {
-        serde_json::json!({ "anyOf": [
-            { "type": "string", "pattern": "^[1-5][0-9]{2}(-[1-5][0-9]{2})?$" },
-            { "type": "integer", "minimum": 100, "maximum": 599 }
-        ] })
+    fn take(json: &Json) -> Self {
+        statuses(json).unwrap_or_default()
     }
 }
 
-impl Read for Statuses {
-    read_scalar!();
+fn statuses(json: &Json) -> Option<Statuses> {
+    let status = |text: &str| if text.len() == 3 { text.parse::<u16>().ok() } else { None };
+    let (low, high) = match json {
+        Json::String(text) => match text.split_once('-') {
+            Some((low, high)) => (status(low)?, status(high)?),
+            None => (status(text)?, status(text)?),
+        },
+        Json::Number(text) => {
+            let one = u16::try_from(scaled(text, 0)?).ok()?;
+            (one, one)
+        }
+        _ => return None,
+    };
+    (100 <= low && low <= high && high <= 599).then_some(Statuses(low, high))
+}
+
+fn keep(text: &str, ok: bool) -> Option<String> {
+    ok.then(|| text.into())
 }
 
 fn is_token(text: &str, max: usize) -> bool {

@@ -1,0 +1,48 @@
+# Every command works from a fresh clone with rustup, python3, git and a C compiler; tools land in .tools/.
+.DEFAULT_GOAL := help
+.PHONY: help wasm envoy demo test test-native test-sim test-wasm test-envoy compose-test bench check-config lint clean
+
+export ENVOY KEEP SCHEDULES STAND_INS
+
+help: ## show this list
+	@echo "make COMMAND [ENVOY=/path/to/envoy]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
+
+wasm: ## build dist/haven.wasm and its sha256
+	@scripts/wasm.sh
+
+envoy: ## print the path of a real Envoy binary, fetched if missing
+	@scripts/envoy.sh
+
+demo: wasm ## tell the story with a real Envoy; KEEP=1 leaves it running
+	@scripts/demo.sh
+
+test: ## every test: native, simulated workers, in wasm, real Envoy
+	@scripts/test.sh native sim wasm envoy
+
+test-native: ## unit tests, properties and documentation examples
+	@scripts/test.sh native
+
+test-sim: ## workers on the simulated host; SCHEDULES=n tries n times as many orders
+	@scripts/test.sh sim
+
+test-wasm: ## the library's tests compiled to wasm32, under node
+	@scripts/test.sh wasm
+
+test-envoy: ## the filter in a real Envoy
+	@scripts/test.sh envoy
+
+compose-test: ## docker-compose.yml on a real engine; STAND_INS=1 where no image can be pulled
+	@python3 scripts/compose_test.py
+
+bench: wasm ## Envoy instructions per request: no filter, the native stack, haven
+	@HAVEN_ENVOY="$$(scripts/envoy.sh)" python3 scripts/bench.py $(ARGS)
+
+check-config: ## validate a filter config offline: FILE=config.json
+	@scripts/check_config.sh "$(FILE)"
+
+lint: ## formatting, clippy on both targets, cargo deny
+	@scripts/lint.sh
+
+clean: ## remove what was built (keeps .tools)
+	rm -rf dist target

