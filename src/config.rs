@@ -33,26 +33,13 @@ pub fn parse(document: &[u8]) -> Result<Config, ConfigErrors> {
     let mut errors = error::Errors::default();
     let config = match tree(document, &mut errors) {
         Some(json) => {
-            check(&json, &mut errors);
-            compile::compile(raw::Document::take(&json), &mut errors)
+            let names = kind::Names::of(&json);
+            kind::check(raw::Document::KIND, &json, &names, &mut errors);
+            compile::compile(raw::Document::take(&json), &names, &mut errors)
         }
         None => Config::default(),
     };
     errors.end().map(|()| config)
-}
-
-/// Reports what each value by itself has wrong.
-fn check(json: &Json, errors: &mut error::Errors) {
-    let mut checker = kind::Checker::new(errors);
-    for section in text::SECTIONS {
-        checker.add_names(section, json.get(section));
-    }
-    if let Some(Json::Object(upstreams)) = json.get("upstreams") {
-        let checks = upstreams.iter().filter_map(|(_, upstream)| upstream.get("health_check"));
-        checks.for_each(|check| checker.add_names("components", check.get("components")));
-    }
-    checker.check_duplicates(&error::Path::Root, json);
-    checker.check(raw::Document::KIND, &error::Path::Root, json);
 }
 
 /// The document as JSON, if it is that.
@@ -296,7 +283,7 @@ pub enum QuotaHeaders {
 }
 
 /// A network: an address and the number of leading bits that count. IPv4 is kept as IPv4-mapped IPv6 (prefix + 96).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cidr {
     /// The network's address with the host bits cleared.
     pub address: u128,

@@ -555,7 +555,7 @@ fn circuit_breakers_are_checked() {
             ),
             (
                 r#"{"window": {"size": "999ms"}}"#,
-                "circuit_breakers.b.window.size: \"999ms\" is not allowed, want a duration from 1s to 1h like \"250ms\" or \"10s\", or an \
+                "circuit_breakers.b.window.size: \"999ms\" is not allowed, want a duration from 1s to 1h like \"250ms\" or \"10s\" or an \
              integer from 1 to 1000000",
             ),
             (

@@ -55,13 +55,6 @@ impl Sample {
     pub fn latency(&self) -> Duration {
         self.done.duration_since(self.sent)
     }
-
-    pub const fn served_by(&self) -> Option<usize> {
-        match self.outcome {
-            Outcome::Real(upstream) => Some(upstream),
-            _ => None,
-        }
-    }
 }
 
 /// All requests of all acts.

@@ -103,7 +103,9 @@ impl Page {
         let keys = metrics.matching(STATE, &[]).filter_map(|series| series.labels.get("key"));
         let named = keys.filter(|key| *key != "users-write").map(|key| {
             let at = self.addresses.iter().position(|address| address == key);
-            let name = at.and_then(|at| NAMES.get(at)).map_or_else(|| format!("route {key}"), |name| format!("upstream {name}"));
+            let name = at
+                .and_then(|at| NAMES.get(at))
+                .map_or_else(|| format!("route {key}"), |name| format!("upstream {name}"));
             (name, state(metrics, key))
         });
         named.collect()

@@ -2,14 +2,15 @@
 //!
 //! Every check here spans fields. It is skipped where one of them has been refused already: its complaint could only mislead.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::error::{Errors, Path};
 use super::json::{Json, show_text};
+use super::kind::Names;
 use super::raw;
 use super::scalar::{DAY, HOUR, Int, SEC, Span, show_span};
-use super::take::{Either, List, Map, Nullable, One, Or, Take};
-use super::text::{HeaderName, HeaderValue, Name, UrlPath, exact_host};
+use super::take::{Either, Take};
+use super::text::{BREAKER, FALLBACK, RATE_LIMIT, SECTIONS, UPSTREAM, exact_host, segments};
 use super::*;
 use crate::base::ip::Ip;
 
@@ -17,30 +18,24 @@ use crate::base::ip::Ip;
 const MAX_FILL: Nanos = Nanos(366 * DAY);
 
 /// Compiles the document; whoever finds errors in the end has no use for the result.
-pub(super) fn compile(raw: raw::Document, errors: &mut Errors) -> Config {
+pub(super) fn compile(raw: raw::Document, names: &Names, errors: &mut Errors) -> Config {
     let root = Path::Root;
-    let names = Names {
-        upstreams: Index::new(&raw.upstreams),
-        rate_limits: Index::new(&raw.rate_limits),
-        breakers: Index::new(&raw.circuit_breakers),
-        fallbacks: Index::new(&raw.fallbacks),
-        upstream_scoped: raw
-            .circuit_breakers
-            .0
-            .iter()
-            .map(|(_, it)| it.fields.scope == BreakerScope::Upstream)
-            .collect(),
+    let references = References {
+        names,
+        upstream_scoped: raw.circuit_breakers.iter().map(|(_, it)| it.fields.scope == BreakerScope::Upstream).collect(),
     };
     let client_ip = ClientIp {
         source: raw.client_ip.source,
-        trusted_hops: raw.client_ip.trusted_hops.0,
-        ipv4_prefix: small(raw.client_ip.ipv4_prefix.0),
-        ipv6_prefix: small(raw.client_ip.ipv6_prefix.0),
+        trusted_hops: raw.client_ip.trusted_hops,
+        ipv4_prefix: small(raw.client_ip.ipv4_prefix),
+        ipv6_prefix: small(raw.client_ip.ipv6_prefix),
     };
     Config {
-        service: raw.service.0,
+        service: raw.service,
         mode: raw.mode,
-        upstreams: named(raw.upstreams, &root.key("upstreams"), |at, name, it| upstream(at, name, it, &names, errors)),
+        upstreams: named(raw.upstreams, &root.key("upstreams"), |at, name, it| {
+            upstream(at, name, it, &references, errors)
+        }),
         rate_limits: named(raw.rate_limits, &root.key("rate_limits"), |at, name, it| {
             rate_limit(at, name, it, &client_ip, errors)
         }),
@@ -48,81 +43,64 @@ pub(super) fn compile(raw: raw::Document, errors: &mut Errors) -> Config {
             circuit_breaker(at, name, it, errors)
         }),
         fallbacks: named(raw.fallbacks, &root.key("fallbacks"), |at, name, it| fallback(at, name, it, errors)),
-        routes: routes(raw.routes, &names, errors),
+        routes: routes(raw.routes, &references, errors),
         health: health(raw.health, errors),
         client_ip,
     }
 }
 
-/// Where what references name stands. That it stands there, the checker has seen to.
-struct Names {
-    upstreams: Index,
-    rate_limits: Index,
-    breakers: Index,
-    fallbacks: Index,
+/// What references refer to. That it is there, the checker has seen to.
+struct References<'a> {
+    names: &'a Names,
     /// By breaker: whether its scope is the upstream.
     upstream_scoped: Vec<bool>,
 }
 
-struct Index(BTreeMap<String, usize>);
-
-impl Index {
-    fn new<T, const MAX: u32>(map: &Map<Name, T, MAX>) -> Self {
-        let mut index = Self(BTreeMap::new());
-        for (i, (name, _)) in map.0.iter().enumerate() {
-            index.add(i, &name.0);
-        }
-        index
-    }
-
-    #[inline(never)]
-    fn add(&mut self, place: usize, name: &str) {
-        self.0.insert(name.into(), place);
-    }
-
-    #[inline(never)]
-    fn find(&self, name: &str) -> Option<usize> {
-        self.0.get(name).copied()
+impl References<'_> {
+    fn find(&self, section: usize, name: Option<&String>) -> Option<usize> {
+        self.names.find(SECTIONS.get(section)?, name?)
     }
 }
 
-fn named<T, U, const MAX: u32>(
-    map: Map<Name, T, MAX>,
+fn named<T, U>(map: Vec<(String, T)>, at: &Path<'_>, mut compile: impl FnMut(&Path<'_>, String, T) -> U) -> Vec<U> {
+    map.into_iter().map(|(name, it)| compile(&at.key(&name.clone()), name, it)).collect()
+}
+
+fn upstream(
     at: &Path<'_>,
-    mut compile: impl FnMut(&Path<'_>, String, T) -> U,
-) -> Vec<U> {
-    map.0.into_iter().map(|(name, it)| compile(&at.key(&name.0.clone()), name.0, it)).collect()
-}
-
-fn upstream(at: &Path<'_>, name: String, raw: raw::Upstream, names: &Names, errors: &mut Errors) -> Upstream {
+    name: String,
+    raw: raw::Upstream,
+    references: &References<'_>,
+    errors: &mut Errors,
+) -> Upstream {
     let mut seen = BTreeSet::new();
-    for (i, endpoint) in raw.endpoints.0.iter().enumerate() {
-        let address = &endpoint.address.0;
+    for (i, endpoint) in raw.endpoints.iter().enumerate() {
+        let address = &endpoint.address;
         if !address.is_empty() && !seen.insert(address) {
             errors.refuse_text(&at.key("endpoints").index(i).key("address"), address, "each address only once");
         }
     }
-    let circuit_breaker = raw.circuit_breaker.as_ref().and_then(|name| names.breakers.find(&name.0));
+    let circuit_breaker = references.find(BREAKER, raw.circuit_breaker.as_ref());
     if let (Some(i), Some(breaker)) = (circuit_breaker, &raw.circuit_breaker)
-        && names.upstream_scoped.get(i) == Some(&true)
+        && references.upstream_scoped.get(i) == Some(&true)
     {
         let want = "a circuit breaker without \"scope\": \"upstream\": on an upstream it has a state per endpoint";
-        errors.refuse_text(&at.key("circuit_breaker"), &breaker.0, want);
+        errors.refuse_text(&at.key("circuit_breaker"), breaker, want);
     }
-    let header = raw.r#override.header.0;
+    let header = raw.r#override.header;
     if !header.is_empty() && (!header.starts_with("x-") || RESERVED.contains(&header.as_str())) {
         let want = ["a header name that starts with \"x-\" and is none of ", &RESERVED.join(", ")].concat();
         errors.refuse_text(&at.key("override").key("header"), &header, &want);
     }
-    let endpoint = |it: raw::Endpoint| Endpoint { address: it.address.0, weight: it.weight.0 };
+    let endpoint = |it: raw::Endpoint| Endpoint { address: it.address, weight: it.weight };
     Upstream {
         mode: raw.mode,
-        cluster: raw.cluster.map_or_else(|| name.clone(), |label| label.0),
-        endpoints: raw.endpoints.0.into_iter().map(endpoint).collect(),
+        cluster: raw.cluster.unwrap_or_else(|| name.clone()),
+        endpoints: raw.endpoints.into_iter().map(endpoint).collect(),
         // The others are not built yet, and were refused.
         policy: BalancePolicy::LeastRequest,
-        panic_threshold: Percent(raw.load_balancer.panic_threshold.0),
-        min_healthy: raw.min_healthy.map(|share| Percent(share.0)),
+        panic_threshold: raw.load_balancer.panic_threshold,
+        min_healthy: raw.min_healthy,
         override_header: header,
         circuit_breaker,
         name,
@@ -144,19 +122,17 @@ fn rate_limit(
     if let (Some(burst), raw::LimitAlgorithm::SlidingWindow | raw::LimitAlgorithm::FixedWindow) =
         (raw.burst, raw.algorithm)
     {
-        errors.refuse_number(&burst_at, u64::from(burst.0), "none: only token_bucket and leaky_bucket have a burst");
+        errors.refuse_number(&burst_at, u64::from(burst), "none: only token_bucket and leaky_bucket have a burst");
     }
-    let quota = quota(raw.limit, raw.period.0, raw.burst);
+    let quota = quota(raw.limit, raw.period, raw.burst);
     if sound {
         check_fill(at, quota, errors);
     }
-    let key: Vec<_> = raw.key.0.into_iter().map(key_part).collect();
-    let overrides = quota_overrides(at, &key, raw.period.0, raw.overrides.0, client_ip, errors);
+    let key: Vec<_> = raw.key.into_iter().map(key_part).collect();
+    let overrides = quota_overrides(at, &key, raw.period, raw.overrides, client_ip, errors);
     let cost = match raw.cost {
-        Either::Plain(cost) => Cost::Fixed(u64::from(cost.0)),
-        Either::Object(it) => {
-            Cost::Header { name: it.header.0, default: u64::from(it.default.0), max: u64::from(it.max.0) }
-        }
+        Either::First(cost) => Cost::Fixed(u64::from(cost)),
+        Either::Second(it) => Cost::Header { name: it.header, default: u64::from(it.default), max: u64::from(it.max) },
     };
     match cost {
         Cost::Fixed(cost) if sound && cost > quota.burst => {
@@ -177,15 +153,15 @@ fn rate_limit(
         missing_key: raw.missing_key,
         cost,
         overrides,
-        exempt: raw.exempt.0.into_iter().map(|net| net.0).collect(),
-        max_keys: raw.max_keys.0,
+        exempt: raw.exempt,
+        max_keys: raw.max_keys,
         headers: raw.headers,
         on_contention: raw.on_contention,
     }
 }
 
-fn quota(limit: Int<1, 1_000_000_000>, period: Nanos, burst: Option<Int<1, 1_000_000_000>>) -> Quota {
-    Quota { limit: u64::from(limit.0), period, burst: u64::from(burst.unwrap_or(limit).0) }
+fn quota(limit: u32, period: Nanos, burst: Option<u32>) -> Quota {
+    Quota { limit: u64::from(limit), period, burst: u64::from(burst.unwrap_or(limit)) }
 }
 
 /// A bucket that takes ages to fill would overflow its record's clock.
@@ -215,11 +191,11 @@ fn quota_overrides(
     for (i, it) in raw.into_iter().enumerate() {
         let at = list_at.index(i);
         let sound = !errors.touches(&at);
-        let quota = quota(it.limit, it.period.map_or(period, |period| period.0), it.burst);
+        let quota = quota(it.limit, it.period.unwrap_or(period), it.burst);
         if sound && (period_sound || it.period.is_some()) {
             check_fill(&at, quota, errors);
         }
-        let values: Vec<_> = it.key.0.into_iter().map(|value| value.0).collect();
+        let values = it.key;
         if sound && key_sound {
             let key_at = at.key("key");
             if values.len() != key.len() {
@@ -257,19 +233,17 @@ fn same_value(part: &KeyPart, value: &str, client_ip: &ClientIp) -> Result<Strin
     }
 }
 
-fn key_part(raw: raw::KeyPart) -> KeyPart {
+fn key_part(raw: Either<raw::KeyWord, raw::KeyField>) -> KeyPart {
     match raw {
-        Either::Plain(raw::KeyWord::ClientIp) => KeyPart::ClientIp,
-        Either::Plain(raw::KeyWord::Method) => KeyPart::Method,
-        Either::Plain(raw::KeyWord::Path) => KeyPart::Path,
-        Either::Plain(raw::KeyWord::Host) => KeyPart::Host,
-        Either::Plain(raw::KeyWord::Route) => KeyPart::Route,
-        Either::Object(One(raw::KeyField { header: Some(name), .. })) => KeyPart::Header(name.0),
-        Either::Object(One(raw::KeyField { cookie: Some(name), .. })) => KeyPart::Cookie(name.0),
-        Either::Object(One(raw::KeyField { query: Some(name), .. })) => KeyPart::Query(name.0),
-        Either::Object(One(raw::KeyField { path_segment, .. })) => {
-            KeyPart::PathSegment(path_segment.unwrap_or_default().0)
-        }
+        Either::First(raw::KeyWord::ClientIp) => KeyPart::ClientIp,
+        Either::First(raw::KeyWord::Method) => KeyPart::Method,
+        Either::First(raw::KeyWord::Path) => KeyPart::Path,
+        Either::First(raw::KeyWord::Host) => KeyPart::Host,
+        Either::First(raw::KeyWord::Route) => KeyPart::Route,
+        Either::Second(raw::KeyField { header: Some(name), .. }) => KeyPart::Header(name),
+        Either::Second(raw::KeyField { cookie: Some(name), .. }) => KeyPart::Cookie(name),
+        Either::Second(raw::KeyField { query: Some(name), .. }) => KeyPart::Query(name),
+        Either::Second(raw::KeyField { path_segment, .. }) => KeyPart::PathSegment(path_segment.unwrap_or_default()),
     }
 }
 
@@ -283,18 +257,18 @@ fn circuit_breaker(at: &Path<'_>, name: String, raw: raw::CircuitBreaker, errors
     let size_at = window_at.key("size");
     let mut window = Nanos(10 * SEC);
     match (raw.window.r#type, raw.window.size) {
-        (raw::WindowType::Time, Some(Or::First(span))) => window = span.0,
-        (raw::WindowType::Count, Some(Or::Second(_))) | (_, None) => {}
-        (raw::WindowType::Time, Some(Or::Second(calls))) if !errors.touches(&window_at) => {
-            errors.refuse_number(&size_at, u64::from(calls.0), &<Span<SEC, HOUR>>::KIND.want());
+        (raw::WindowType::Time, Some(Either::First(span))) => window = span,
+        (raw::WindowType::Count, Some(Either::Second(_))) | (_, None) => {}
+        (raw::WindowType::Time, Some(Either::Second(calls))) if !errors.touches(&window_at) => {
+            errors.refuse_number(&size_at, u64::from(calls), &<Span<SEC, HOUR>>::KIND.want());
         }
-        (raw::WindowType::Count, Some(Or::First(span))) if !errors.touches(&window_at) => {
-            errors.refuse_text(&size_at, &show_span(span.0), &<Int<1, 1_000_000>>::KIND.want());
+        (raw::WindowType::Count, Some(Either::First(span))) if !errors.touches(&window_at) => {
+            errors.refuse_text(&size_at, &show_span(span), &<Int<1, 1_000_000>>::KIND.want());
         }
         _ => {}
     }
-    let open = raw.open_duration.0;
-    let max_open = raw.max_open_duration.map_or(Nanos(60 * SEC).max(open), |most| most.0);
+    let open = raw.open_duration;
+    let max_open = raw.max_open_duration.unwrap_or(Nanos(60 * SEC).max(open));
     if max_open < open && !errors.touches(at) {
         let want = ["at least the open_duration of ", &show_span(open)].concat();
         errors.refuse_text(&at.key("max_open_duration"), &show_span(max_open), &want);
@@ -303,21 +277,21 @@ fn circuit_breaker(at: &Path<'_>, name: String, raw: raw::CircuitBreaker, errors
         name,
         mode: raw.mode,
         scope: raw.scope,
-        failure_rate_threshold: Percent(raw.failure_rate_threshold.0),
-        slow_call_rate_threshold: Percent(raw.slow_call_rate_threshold.0),
-        slow_call_duration: raw.slow_call_duration.0,
-        consecutive_failures: raw.consecutive_failures.0,
-        minimum_calls: raw.minimum_calls.0,
+        failure_rate_threshold: raw.failure_rate_threshold,
+        slow_call_rate_threshold: raw.slow_call_rate_threshold,
+        slow_call_duration: raw.slow_call_duration,
+        consecutive_failures: raw.consecutive_failures,
+        minimum_calls: raw.minimum_calls,
         window,
         open_duration: open,
         backoff_multiplier_centi: raw.backoff_multiplier.0,
         max_open_duration: max_open,
-        jitter: Percent(raw.jitter.0),
-        half_open_calls: raw.half_open_calls.0,
-        half_open_max_wait: raw.half_open_max_wait.0,
+        jitter: raw.jitter,
+        half_open_calls: raw.half_open_calls,
+        half_open_max_wait: raw.half_open_max_wait,
         failure_on: FailureOn {
-            status: raw.failure_on.status.0.into_iter().map(|range| (range.0, range.1)).collect(),
-            grpc_status: raw.failure_on.grpc_status.0.into_iter().map(|status| small(status.0)).collect(),
+            status: raw.failure_on.status,
+            grpc_status: raw.failure_on.grpc_status.into_iter().map(small).collect(),
             reset: raw.failure_on.reset,
             timeout: raw.failure_on.timeout,
         },
@@ -333,12 +307,12 @@ pub(super) fn check_concurrency_limit(at: &Path<'_>, json: &Json, errors: &mut E
     match raw.limit {
         None if !adaptive => errors.missing(&at.key("limit"), &<Int<1, 1_000_000>>::KIND.want()),
         Some(limit) if adaptive => {
-            errors.refuse_number(&at.key("limit"), u64::from(limit.0), "none: adaptive finds its limit");
+            errors.refuse_number(&at.key("limit"), u64::from(limit), "none: adaptive finds its limit");
         }
         _ => {}
     }
-    let or = |value: Option<Int<1, 1_000_000>>, usual: u32| value.map_or(usual, |it| it.0);
-    let (low, high, first) = (or(raw.min_limit, 3), or(raw.max_limit, 1000), or(raw.initial_limit, 20));
+    let (low, high, first) =
+        (raw.min_limit.unwrap_or(3), raw.max_limit.unwrap_or(1000), raw.initial_limit.unwrap_or(20));
     if low > high {
         let want = ["at least the min_limit of ", &low.to_string()].concat();
         errors.refuse_number(&at.key("max_limit"), u64::from(high), &want);
@@ -359,7 +333,7 @@ fn fallback(at: &Path<'_>, name: String, raw: raw::Fallback, errors: &mut Errors
         upstream_error: false,
         timeout: false,
     };
-    for cause in raw.on.0.into_iter() {
+    for cause in raw.on {
         match cause {
             raw::Cause::RateLimited => on.rate_limited = true,
             raw::Cause::Overload => on.overload = true,
@@ -372,14 +346,14 @@ fn fallback(at: &Path<'_>, name: String, raw: raw::Fallback, errors: &mut Errors
         }
     }
     let steps_at = at.key("steps");
-    let last = raw.steps.0.len().saturating_sub(1);
+    let last = raw.steps.len().saturating_sub(1);
     let mut steps = Vec::new();
-    for (i, One(step)) in raw.steps.0.into_iter().enumerate() {
+    for (i, step) in raw.steps.into_iter().enumerate() {
         let Some(it) = step.respond else { continue };
         let step_at = steps_at.index(i);
         let at = step_at.key("respond");
         if i < last {
-            let status = u64::from(it.status.0);
+            let status = u64::from(it.status);
             errors.refuse_number(&at.key("status"), status, "a respond step only at the end: it always answers");
         }
         steps.push(FallbackStep::Respond(respond(&at, it, errors)));
@@ -388,20 +362,20 @@ fn fallback(at: &Path<'_>, name: String, raw: raw::Fallback, errors: &mut Errors
 }
 
 fn respond(at: &Path<'_>, raw: raw::Respond, errors: &mut Errors) -> Respond {
-    for (name, _) in &raw.headers.0 {
-        if OWN_HEADERS.contains(&name.0.as_str()) {
+    for (name, _) in &raw.headers {
+        if OWN_HEADERS.contains(&name.as_str()) {
             let want = ["a header name that is none of ", &OWN_HEADERS.join(", ")].concat();
-            errors.refuse_text(&at.key("headers"), &name.0, &want);
+            errors.refuse_text(&at.key("headers"), name, &want);
         }
     }
-    if let (204 | 205 | 304, false) = (raw.status.0, raw.body.0.is_empty()) {
-        errors.refuse_number(&at.key("status"), u64::from(raw.status.0), "a status that may have a body");
+    if let (204 | 205 | 304, false) = (raw.status, raw.body.is_empty()) {
+        errors.refuse_number(&at.key("status"), u64::from(raw.status), "a status that may have a body");
     }
     Respond {
-        status: u16::try_from(raw.status.0).unwrap_or(u16::MAX),
-        headers: raw.headers.0.into_iter().map(|(name, value)| (name.0, value.0)).collect(),
-        content_type: raw.content_type.0,
-        body: raw.body.0,
+        status: u16::try_from(raw.status).unwrap_or(u16::MAX),
+        headers: raw.headers,
+        content_type: raw.content_type,
+        body: raw.body,
     }
 }
 
@@ -409,33 +383,33 @@ fn respond(at: &Path<'_>, raw: raw::Respond, errors: &mut Errors) -> Respond {
 const OWN_HEADERS: &[&str] =
     &["connection", "content-length", "content-type", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
 
-fn routes<const MAX: u32>(raw: List<raw::Route, 0, MAX>, names: &Names, errors: &mut Errors) -> Vec<Route> {
+fn routes(raw: Vec<raw::Route>, references: &References<'_>, errors: &mut Errors) -> Vec<Route> {
     let list_at = Path::Root.key("routes");
     let mut seen = BTreeSet::new();
     let mut routes = Vec::new();
-    for (i, it) in raw.0.into_iter().enumerate() {
+    for (i, it) in raw.into_iter().enumerate() {
         let at = list_at.index(i);
-        if !it.name.0.is_empty() && !seen.insert(it.name.0.clone()) {
-            errors.refuse_text(&at.key("name"), &it.name.0, "each route's name only once");
+        if !it.name.is_empty() && !seen.insert(it.name.clone()) {
+            errors.refuse_text(&at.key("name"), &it.name, "each route's name only once");
         }
-        routes.push(route(&at, it, names, errors));
+        routes.push(route(&at, it, references, errors));
     }
     routes
 }
 
-fn route(at: &Path<'_>, raw: raw::Route, names: &Names, errors: &mut Errors) -> Route {
-    let upstream = raw.upstream.as_ref().and_then(|name| names.upstreams.find(&name.0));
-    let rate_limits = raw.rate_limits.0.iter().filter_map(|name| names.rate_limits.find(&name.0)).collect();
-    let circuit_breaker = raw.circuit_breaker.as_ref().and_then(|name| names.breakers.find(&name.0));
-    let fallback = raw.fallback.as_ref().and_then(|name| names.fallbacks.find(&name.0));
+fn route(at: &Path<'_>, raw: raw::Route, references: &References<'_>, errors: &mut Errors) -> Route {
+    let upstream = references.find(UPSTREAM, raw.upstream.as_ref());
+    let rate_limits = raw.rate_limits.iter().filter_map(|name| references.find(RATE_LIMIT, Some(name))).collect();
+    let circuit_breaker = references.find(BREAKER, raw.circuit_breaker.as_ref());
+    let fallback = references.find(FALLBACK, raw.fallback.as_ref());
     if let (Some(i), Some(breaker), None) = (circuit_breaker, &raw.circuit_breaker, &raw.upstream)
-        && names.upstream_scoped.get(i) == Some(&true)
+        && references.upstream_scoped.get(i) == Some(&true)
     {
         let want = "a circuit breaker without \"scope\": \"upstream\", for the route has no upstream";
-        errors.refuse_text(&at.key("circuit_breaker"), &breaker.0, want);
+        errors.refuse_text(&at.key("circuit_breaker"), breaker, want);
     }
     Route {
-        name: raw.name.0,
+        name: raw.name,
         mode: raw.mode,
         matcher: matcher(&at.key("match"), raw.r#match, errors),
         upstream,
@@ -447,28 +421,23 @@ fn route(at: &Path<'_>, raw: raw::Route, names: &Names, errors: &mut Errors) -> 
 
 fn matcher(at: &Path<'_>, raw: raw::Match, errors: &mut Errors) -> Match {
     let mut given: Vec<(&str, &str)> = Vec::new();
-    given.extend(raw.path.iter().map(|path| ("path", path.0.as_str())));
-    given.extend(raw.prefix.iter().map(|prefix| ("prefix", prefix.0.as_str())));
-    given.extend(raw.pattern.iter().map(|pattern| ("pattern", pattern.0.as_str())));
+    given.extend(raw.path.iter().map(|path| ("path", path.as_str())));
+    given.extend(raw.prefix.iter().map(|prefix| ("prefix", prefix.as_str())));
+    given.extend(raw.pattern.iter().map(|pattern| ("pattern", pattern.as_str())));
     if let Some(((first, _), others)) = given.split_first() {
         for (field, value) in others {
             errors.refuse_text(&at.key(field), value, &["no ", field, " besides the ", first].concat());
         }
     }
     let path = match (raw.path, raw.prefix, raw.pattern) {
-        (Some(path), _, _) => PathMatch::Exact(path.0),
+        (Some(path), _, _) => PathMatch::Exact(path),
         // Without the slash at its end, "/" is the prefix of every path, and "/api/" the same as "/api".
-        (_, Some(prefix), _) => PathMatch::Prefix(prefix.0.trim_end_matches('/').into()),
-        (_, _, Some(pattern)) => PathMatch::Pattern(pattern.segments()),
+        (_, Some(prefix), _) => PathMatch::Prefix(prefix.trim_end_matches('/').into()),
+        (_, _, Some(pattern)) => PathMatch::Pattern(segments(&pattern)),
         (None, None, None) => PathMatch::Any,
     };
-    let header = |(name, value): (HeaderName, HeaderValue)| (name.0, (value.0 != "*").then_some(value.0));
-    Match {
-        path,
-        methods: raw.methods.0.into_iter().map(|method| method.0).collect(),
-        hosts: raw.hosts.0.into_iter().map(|host| host.0).collect(),
-        headers: raw.headers.0.into_iter().map(header).collect(),
-    }
+    let header = |(name, value): (String, String)| (name, (value != "*").then_some(value));
+    Match { path, methods: raw.methods, hosts: raw.hosts, headers: raw.headers.into_iter().map(header).collect() }
 }
 
 fn health(raw: raw::Health, errors: &mut Errors) -> Health {
@@ -477,14 +446,13 @@ fn health(raw: raw::Health, errors: &mut Errors) -> Health {
     for (name, path) in
         [("livez", &raw.livez), ("readyz", &raw.readyz), ("startupz", &raw.startupz), ("health", &raw.health)]
     {
-        let Some(path) = path.0.as_ref().filter(|path| !path.0.is_empty()) else { continue };
-        if seen.contains(&path.0.as_str()) {
-            errors.refuse_text(&at.key(name), &path.0, "a path of its own");
+        let Some(path) = path.as_ref().filter(|path| !path.is_empty()) else { continue };
+        if seen.contains(&path.as_str()) {
+            errors.refuse_text(&at.key(name), path, "a path of its own");
         }
-        seen.push(&path.0);
+        seen.push(path);
     }
-    let path = |it: Nullable<UrlPath>| it.0.map(|path| path.0);
-    Health { livez: path(raw.livez), readyz: path(raw.readyz), startupz: path(raw.startupz), health: path(raw.health) }
+    Health { livez: raw.livez, readyz: raw.readyz, startupz: raw.startupz, health: raw.health }
 }
 
 /// Numbers whose type bounds them to 255.

@@ -129,37 +129,37 @@ impl Errors {
 
     /// `value` is not `want`.
     pub(super) fn refuse(&mut self, at: &Path<'_>, value: &Json, want: &str) {
-        self.refused(at, || [&shown(at, value), " is not allowed, want ", want].concat());
+        self.refuse_shown(at, &shown(at, value), want);
     }
 
     /// The string `value` is not `want`.
     pub(super) fn refuse_text(&mut self, at: &Path<'_>, value: &str, want: &str) {
-        self.refused(at, || [&show_text(value), " is not allowed, want ", want].concat());
+        self.refuse_shown(at, &show_text(value), want);
     }
 
     /// The number `value` is not `want`.
     pub(super) fn refuse_number(&mut self, at: &Path<'_>, value: u64, want: &str) {
-        self.refused(at, || [&value.to_string(), " is not allowed, want ", want].concat());
+        self.refuse_shown(at, &value.to_string(), want);
     }
 
     /// The value that shows as `shown` is not `want`.
     pub(super) fn refuse_shown(&mut self, at: &Path<'_>, shown: &str, want: &str) {
-        self.refused(at, || [shown, " is not allowed, want ", want].concat());
+        self.list(at, true, &[shown, " is not allowed, want ", want]);
     }
 
     /// A required value is not there.
     pub(super) fn missing(&mut self, at: &Path<'_>, want: &str) {
-        self.refused(at, || ["nothing is not allowed, want ", want, " (required)"].concat());
+        self.list(at, true, &["nothing is not allowed, want ", want, " (required)"]);
     }
 
     /// A field that does not exist, and those that do.
     pub(super) fn unknown(&mut self, at: &Path<'_>, value: &Json, fields: &str) {
-        self.refused(at, || ["unknown field, value ", &shown(at, value), " is not allowed, want ", fields].concat());
+        self.list(at, true, &["unknown field, value ", &shown(at, value), " is not allowed, want ", fields]);
     }
 
     /// A valid value that the filter cannot act on yet; `hint` follows the fixed words.
     pub(super) fn unsupported(&mut self, at: &Path<'_>, value: &Json, hint: &str) {
-        self.list(at, || [&shown(at, value), " is not supported yet", hint].concat());
+        self.list(at, false, &[&shown(at, value), " is not supported yet", hint]);
     }
 
     /// The document as a whole cannot be read.
@@ -201,26 +201,24 @@ impl Errors {
         self.unsound.iter().any(below)
     }
 
-    fn refused(&mut self, at: &Path<'_>, message: impl FnOnce() -> String) {
-        if let Some(path) = self.list(at, message) {
-            self.unsound.push(path);
-        }
-    }
-
-    /// Lists an error and returns its path, as long as there is room.
-    fn list(&mut self, at: &Path<'_>, message: impl FnOnce() -> String) -> Option<String> {
+    /// Lists an error as long as there is room; `unsound`: the value cannot be relied on.
+    fn list(&mut self, at: &Path<'_>, unsound: bool, message: &[&str]) {
         if self.found.list.len() >= LISTED {
             self.found.more = self.found.more.saturating_add(1);
-            return None;
+            return;
         }
-        let full = at.to_string();
-        let mut path = if full.is_empty() { "the document".into() } else { full.clone() };
+        let mut path = at.to_string();
+        if unsound {
+            self.unsound.push(path.clone());
+        }
+        if path.is_empty() {
+            path.push_str("the document");
+        }
         if let Some((end, _)) = path.char_indices().nth(PATH_SHOWN) {
             path.truncate(end);
             path.push_str("...");
         }
-        self.found.list.push(ConfigError { path, message: message() });
-        Some(full)
+        self.found.list.push(ConfigError { path, message: message.concat() });
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a value may be, as data, and the one checker that holds a document against it.
 //!
-//! Every type of the raw document has a [`Kind`]. Code that is generated per type would check just as well, but weighs four times as much
+//! Every type of the raw document has a [`Kind`]. Code that is generated per type would check just as well, but weighs twice as much
 //! in the wasm; and from the same data come the JSON schema and the reference (`reference.rs`), so that they cannot part.
 //!
 //! All errors of a document come at once: what is refused is reported, and the checker goes on.
@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::error::{Errors, Path};
 use super::json::{self, Json, scaled, show_text};
 use super::scalar::{SIZES, TIMES, hundredths, parse_units, show_units};
-use super::text::{NAME, placeholders};
+use super::text::{NAME, SECTIONS, placeholders};
 
 /// What a value may be.
 #[derive(Debug)]
@@ -37,9 +37,7 @@ pub(super) enum Kind {
     Reference(&'static str),
     /// That, or `null`.
     Nullable(&'static Kind),
-    /// The first scalar or the second.
-    Or(&'static Kind, &'static Kind),
-    /// An object of the second kind; the first kind for everything else.
+    /// Of the first kind, a scalar, or of the second.
     Either(&'static Kind, &'static Kind),
     /// Items; `unique`: no two that mean the same.
     List { item: &'static Kind, min: u32, max: u32, unique: bool },
@@ -147,8 +145,7 @@ impl Kind {
             Self::Template => "a text of at most 65536 bytes".into(),
             Self::Reference(section) => ["the name of one of the ", section].concat(),
             Self::Nullable(kind) => [&kind.want(), ", or null"].concat(),
-            Self::Or(first, second) => [&first.want(), ", or ", &second.want()].concat(),
-            Self::Either(plain, object) => [&plain.want(), " or ", &object.want()].concat(),
+            Self::Either(first, second) => [&first.want(), " or ", &second.want()].concat(),
             Self::List { item, min, max, .. } => list(*min, *max, &item.want()),
             Self::Map { max, .. } => ["an object with at most ", &max.to_string(), " entries"].concat(),
             Self::Object(_) => "an object".into(),
@@ -174,9 +171,7 @@ impl Kind {
                 return words.iter().any(|word| word.word == text).then(|| text.clone());
             }
             (Self::Reference(_), Json::String(text)) => return (NAME.canon)(text),
-            (Self::Or(first, second), _) => return first.canon(json).or_else(|| second.canon(json)),
-            (Self::Either(_, object), Json::Object(_)) => return object.canon(json),
-            (Self::Either(plain, _), _) => return plain.canon(json),
+            (Self::Either(first, second), _) => return first.canon(json).or_else(|| second.canon(json)),
             (Self::One(object), Json::Object(entries)) => {
                 let (key, value) = entries.first()?;
                 let field = object.fields.iter().find(|field| field.name == key)?;
@@ -188,31 +183,72 @@ impl Kind {
     }
 }
 
-/// Holds documents against kinds.
-pub(super) struct Checker<'a> {
-    pub(super) errors: &'a mut Errors,
-    /// By section, the names that references may name, in the document's order.
-    names: BTreeMap<&'static str, Vec<&'a str>>,
-    known: BTreeSet<(&'static str, &'a str)>,
-}
+/// The names that references may name, and where in their section they stand.
+pub(super) struct Names(BTreeMap<String, usize>);
 
-impl<'a> Checker<'a> {
-    pub(super) fn new(errors: &'a mut Errors) -> Self {
-        Self { errors, names: BTreeMap::new(), known: BTreeSet::new() }
+impl Names {
+    /// The names in a document.
+    pub(super) fn of(document: &Json) -> Self {
+        let mut names = Self(BTreeMap::new());
+        for section in SECTIONS {
+            names.add(section, document.get(section));
+        }
+        if let Some(Json::Object(upstreams)) = document.get("upstreams") {
+            let checks = upstreams.iter().filter_map(|(_, upstream)| upstream.get("health_check"));
+            checks.for_each(|check| names.add("components", check.get("components")));
+        }
+        names
     }
 
-    /// Makes the keys of `map` names of `section`.
-    pub(super) fn add_names(&mut self, section: &'static str, map: Option<&'a Json>) {
+    /// The place of the entry of `section` with this name.
+    pub(super) fn find(&self, section: &str, name: &str) -> Option<usize> {
+        self.0.get(&[section, " ", name].concat()).copied()
+    }
+
+    fn add(&mut self, section: &str, map: Option<&Json>) {
         let Some(Json::Object(entries)) = map else { return };
-        for (name, _) in entries {
-            if (NAME.canon)(name).is_some() && self.known.insert((section, name)) {
-                self.names.entry(section).or_default().push(name);
+        for (place, (name, _)) in entries.iter().enumerate() {
+            if (NAME.canon)(name).is_some() {
+                self.0.insert([section, " ", name].concat(), place);
             }
         }
     }
 
+    /// The names of a section, as a message lists them.
+    fn listed(&self, section: &str) -> String {
+        let prefix = [section, " "].concat();
+        let mut names: Vec<_> = self
+            .0
+            .range(prefix.clone()..)
+            .map_while(|(name, _)| name.strip_prefix(&prefix))
+            .take(17)
+            .map(show_text)
+            .collect();
+        if names.is_empty() {
+            return "there are none".into();
+        }
+        if let Some(last) = names.get_mut(16) {
+            *last = "...".into();
+        }
+        names.join(", ")
+    }
+}
+
+/// Reports everything in `document` that is not of the kind.
+pub(super) fn check(kind: &Kind, document: &Json, names: &Names, errors: &mut Errors) {
+    let mut checker = Checker { names, errors };
+    checker.check_duplicates(&Path::Root, document);
+    checker.check(kind, &Path::Root, document);
+}
+
+struct Checker<'a> {
+    names: &'a Names,
+    errors: &'a mut Errors,
+}
+
+impl Checker<'_> {
     /// Reports everything in `json` that is not of the kind.
-    pub(super) fn check(&mut self, kind: &Kind, at: &Path<'_>, json: &Json) {
+    fn check(&mut self, kind: &Kind, at: &Path<'_>, json: &Json) {
         match (kind, json) {
             (Kind::Nullable(_), Json::Null) => {}
             (Kind::Nullable(inner), _) if !matches!(inner, Kind::Text(_)) => self.check(inner, at, json),
@@ -226,8 +262,8 @@ impl<'a> Checker<'a> {
                 }
             }
             (Kind::Reference(section), Json::String(name)) if (NAME.canon)(name).is_some() => {
-                if !self.known.contains(&(*section, name.as_str())) {
-                    let want = ["one of the ", section, ": ", &self.listed(section)].concat();
+                if self.names.find(section, name).is_none() {
+                    let want = ["one of the ", section, ": ", &self.names.listed(section)].concat();
                     self.errors.refuse(at, json, &want);
                 }
             }
@@ -271,14 +307,14 @@ impl<'a> Checker<'a> {
     }
 
     fn entries(&mut self, key: &Text, item: &Kind, at: &Path<'_>, entries: &[(String, Json)]) {
-        let mut seen = BTreeMap::new();
+        // The very same key twice is reported for the whole document: here come those that only mean the same.
+        let (mut seen, mut written) = (BTreeSet::new(), BTreeSet::new());
         for (name, value) in entries {
             self.check(item, &at.key(name), value);
             match (key.canon)(name) {
                 None => self.errors.refuse_text(at, name, key.want),
                 Some(canon) => {
-                    // The very same key twice is reported for the whole document: here come those that only mean the same.
-                    if *seen.entry(canon).or_insert(name) != name {
+                    if written.insert(name.clone()) && !seen.insert(canon) {
                         self.errors.refuse(&at.key(name), value, "this name only once, whatever its case");
                     }
                 }
@@ -311,18 +347,8 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Names of a section, as a message lists them.
-    fn listed(&self, section: &'static str) -> String {
-        let Some(names) = self.names.get(section) else { return "there are none".into() };
-        let mut listed: Vec<_> = names.iter().take(16).map(|name| show_text(name)).collect();
-        if names.len() > listed.len() {
-            listed.push("...".into());
-        }
-        listed.join(", ")
-    }
-
     /// Reports every key that an object anywhere in the document has twice.
-    pub(super) fn check_duplicates(&mut self, at: &Path<'_>, json: &Json) {
+    fn check_duplicates(&mut self, at: &Path<'_>, json: &Json) {
         match json {
             Json::Array(items) => {
                 for (i, item) in items.iter().enumerate() {
@@ -333,7 +359,7 @@ impl<'a> Checker<'a> {
                 let mut seen = BTreeSet::new();
                 for (key, value) in entries {
                     let at = at.key(key);
-                    if !seen.insert(key.as_str()) {
+                    if !seen.insert(key.clone()) {
                         self.errors.refuse(&at, value, "this key only once");
                     }
                     self.check_duplicates(&at, value);

@@ -3,7 +3,7 @@
 //! What is marked `@soon` is validated and then refused. The doc comments are the reference: `docs/config.md` and `config.schema.json`
 //! are generated from them.
 
-// Of what is to come, only the reader looks at the values.
+// Of what is to come, only the checker looks at the values.
 #![allow(dead_code)]
 
 use super::compile::check_concurrency_limit;
@@ -11,7 +11,7 @@ use super::json::{Json, parse};
 use super::kind::Kind;
 use super::kind::Presence::{Else, Required, Usual};
 use super::scalar::{Centi, DAY, HOUR, Int, MIN, MS, Pct, SEC, Size, SomePct, Span};
-use super::take::{Either, List, Map, Nullable, One, Or, Set, Take, choice, section};
+use super::take::{Either, List, Map, Nullable, One, Set, Take, choice, section};
 use super::text::{
     Address, BREAKER, COMPONENT, CONCURRENCY_LIMIT, FALLBACK, HeaderName, HeaderValue, Host, Label, Method, Name, Net,
     Pattern, Quantile, RATE_LIMIT, Reference, SWITCH, Statuses, Template, Token, UPSTREAM, UrlPath, Value,
@@ -124,7 +124,7 @@ section! {
         /// What `consistent_hash` hashes: parts as in a rate limit's `key`.
         @soon hash_key: Option<Key> = Else("none");
         /// With `consistent_hash`: the most load of an endpoint, as a multiple of the average.
-        @soon bounded_load: Option<Centi<100, 1000>> = Else("1.25");
+        @soon bounded_load: Option<Centi<100, 1_000>> = Else("1.25");
     }
 }
 
@@ -340,7 +340,7 @@ section! {
         /// The service's domain.
         domain: Label = Usual("\"haven\"");
         /// Tokens fetched at once.
-        batch: Or<Auto, Int<1, 1_000_000>> = Usual("\"auto\"");
+        batch: Either<Auto, Int<1, 1_000_000>> = Usual("\"auto\"");
         /// What holds while the service does not answer.
         on_error: OnError = Usual("\"local\"");
     }
@@ -377,9 +377,11 @@ pub(super) struct CircuitBreaker {
 impl Take for CircuitBreaker {
     const KIND: &'static Kind = BreakerFields::KIND;
 
+    type Value = Self;
+
     fn take(json: &Json) -> Self {
         let (Json::Object(entries), Some(Json::String(preset))) = (json, json.get("preset")) else {
-            return Self { fields: Take::take(json), no_window: false };
+            return Self { fields: BreakerFields::take(json), no_window: false };
         };
         let mut filled = entries.clone();
         let known = PRESETS.iter().find(|(name, _)| name == preset);
@@ -387,7 +389,7 @@ impl Take for CircuitBreaker {
             filled.extend(usual.into_iter().filter(|(key, _)| json.get(key).is_none()));
         }
         let no_window = preset == "resilience4j" && json.get("window").is_none();
-        Self { fields: Take::take(&Json::Object(filled)), no_window }
+        Self { fields: BreakerFields::take(&Json::Object(filled)), no_window }
     }
 }
 
@@ -482,7 +484,7 @@ section! {
 }
 
 /// A time window's length, or a count window's.
-pub(super) type WindowSize = Or<Span<SEC, HOUR>, Int<1, 1_000_000>>;
+pub(super) type WindowSize = Either<Span<SEC, HOUR>, Int<1, 1_000_000>>;
 
 /// What a window measures.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -700,7 +702,7 @@ section! {
         /// A request header with the milliseconds left.
         @soon deadline_header: Option<HeaderName> = Else("none");
         /// Refuse at once when less time is left; `p50` is what half of the requests take.
-        @soon reject_below: Option<Or<Span<MS, HOUR>, Quantile>> = Else("off");
+        @soon reject_below: Option<Either<Span<MS, HOUR>, Quantile>> = Else("off");
     }
 }
 

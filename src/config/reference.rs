@@ -53,8 +53,7 @@ fn of(kind: &Kind) -> Value {
         Kind::Template => json!({ "type": "string", "maxLength": 65_536 }),
         Kind::Reference(_) => literal(super::text::NAME.schema),
         Kind::Nullable(kind) => json!({ "anyOf": [of(kind), { "type": "null" }] }),
-        Kind::Or(first, second) => json!({ "anyOf": [of(first), of(second)] }),
-        Kind::Either(plain, object) => json!({ "anyOf": [of(plain), of(object)] }),
+        Kind::Either(first, second) => json!({ "anyOf": [of(first), of(second)] }),
         Kind::List { item, min, max, unique } => {
             let mut schema = json!({ "type": "array", "items": of(item), "minItems": min, "maxItems": max });
             if *unique {

@@ -1,5 +1,6 @@
 //! Numbers, times and sizes that carry their range in their type.
 
+use super::Percent;
 use super::json::{Json, scaled};
 use super::kind::Kind;
 use super::take::Take;
@@ -14,26 +15,28 @@ pub(super) const DAY: u64 = 24 * HOUR;
 impl Take for bool {
     const KIND: &'static Kind = &Kind::Bool;
 
+    type Value = Self;
+
     fn take(json: &Json) -> Self {
         *json == Json::Bool(true)
     }
 }
 
 /// An integer from `MIN` to `MAX`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Int<const MIN: u32, const MAX: u32>(pub(super) u32);
+pub(super) struct Int<const MIN: u32, const MAX: u32>;
 
 impl<const MIN: u32, const MAX: u32> Take for Int<MIN, MAX> {
     const KIND: &'static Kind = &Kind::Int { min: MIN, max: MAX };
 
-    fn take(json: &Json) -> Self {
-        Self(number(json, 0))
+    type Value = u32;
+
+    fn take(json: &Json) -> Self::Value {
+        number(json, 0)
     }
 }
 
-/// A number with at most two decimals, in hundredths: `Centi<1, 250>` is 0.01 to 2.5.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Centi<const MIN: u32, const MAX: u32>(pub(super) u32);
+/// A number with at most two decimals, in hundredths as a percentage is: `Centi<1, 250>` is 0.01 to 2.5.
+pub(super) struct Centi<const MIN: u32, const MAX: u32>;
 
 /// A percentage.
 pub(super) type Pct = Centi<0, 10_000>;
@@ -44,32 +47,36 @@ pub(super) type SomePct = Centi<1, 10_000>;
 impl<const MIN: u32, const MAX: u32> Take for Centi<MIN, MAX> {
     const KIND: &'static Kind = &Kind::Centi { min: MIN, max: MAX };
 
-    fn take(json: &Json) -> Self {
-        Self(number(json, 2))
+    type Value = Percent;
+
+    fn take(json: &Json) -> Self::Value {
+        Percent(number(json, 2))
     }
 }
 
 /// A duration from `MIN` to `MAX` nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Span<const MIN: u64, const MAX: u64>(pub(super) Nanos);
+pub(super) struct Span<const MIN: u64, const MAX: u64>;
 
 impl<const MIN: u64, const MAX: u64> Take for Span<MIN, MAX> {
     const KIND: &'static Kind = &Kind::Span { min: MIN, max: MAX };
 
-    fn take(json: &Json) -> Self {
-        Self(Nanos(amount(json, TIMES)))
+    type Value = Nanos;
+
+    fn take(json: &Json) -> Self::Value {
+        Nanos(amount(json, TIMES))
     }
 }
 
 /// A size from `MIN` to `MAX` bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Size<const MIN: u32, const MAX: u32>(pub(super) u64);
+pub(super) struct Size<const MIN: u32, const MAX: u32>;
 
 impl<const MIN: u32, const MAX: u32> Take for Size<MIN, MAX> {
     const KIND: &'static Kind = &Kind::Size { min: MIN, max: MAX };
 
-    fn take(json: &Json) -> Self {
-        Self(amount(json, SIZES))
+    type Value = u64;
+
+    fn take(json: &Json) -> Self::Value {
+        amount(json, SIZES)
     }
 }
 
@@ -141,16 +148,16 @@ pub(super) fn hundredths(value: u32) -> String {
 mod tests {
     use super::*;
 
-    fn taken<T: Take>(json: &Json) -> Option<T> {
+    fn taken<T: Take>(json: &Json) -> Option<T::Value> {
         T::KIND.canon(json).map(|_| T::take(json))
     }
 
-    fn number_of<T: Take>(text: &str) -> Option<T> {
-        taken(&Json::Number(text.into()))
+    fn number_of<T: Take>(text: &str) -> Option<T::Value> {
+        taken::<T>(&Json::Number(text.into()))
     }
 
-    fn string_of<T: Take>(text: &str) -> Option<T> {
-        taken(&Json::String(text.into()))
+    fn string_of<T: Take>(text: &str) -> Option<T::Value> {
+        taken::<T>(&Json::String(text.into()))
     }
 
     #[test]
@@ -165,7 +172,7 @@ mod tests {
             ("1.5", None),
             ("1e3", Some(1000)),
         ] {
-            assert_eq!(number_of::<Port>(text).map(|n| n.0), want, "{text}");
+            assert_eq!(number_of::<Port>(text), want, "{text}");
         }
         assert_eq!(string_of::<Port>("1"), None);
         assert_eq!(Port::KIND.want(), "an integer from 1 to 65535");
@@ -216,7 +223,7 @@ mod tests {
             ("10S", None),
             ("１s", None),
         ] {
-            assert_eq!(string_of::<Any>(text).map(|span| span.0.0), want, "{text}");
+            assert_eq!(string_of::<Any>(text).map(|span| span.0), want, "{text}");
         }
         assert_eq!(number_of::<Any>("10"), None);
     }
@@ -233,7 +240,7 @@ mod tests {
             ("64KB", None),
             ("64", None),
         ] {
-            assert_eq!(string_of::<Body>(text).map(|size| size.0), want, "{text}");
+            assert_eq!(string_of::<Body>(text), want, "{text}");
         }
         assert_eq!(Body::KIND.want(), "a size from 1B to 1MiB like \"64KiB\"");
     }

@@ -4,17 +4,21 @@
 //! that throws it away with the document.
 
 use std::borrow::Cow;
+use std::marker::PhantomData;
 
 use super::json::{self, Json};
 use super::kind::{Field, Kind, Object, Presence, Text};
 
-/// A type of the document: what it may be, and how it is taken from that.
-pub(super) trait Take: Default {
+/// A type of the document: what it may be, and what is taken from that.
+pub(super) trait Take {
     /// What it may be.
     const KIND: &'static Kind;
 
+    /// The value, without its range: `u32`, not "1 to 10".
+    type Value;
+
     /// The value.
-    fn take(json: &Json) -> Self;
+    fn take(json: &Json) -> Self::Value;
 }
 
 /// An object with known fields; see [`section!`].
@@ -37,7 +41,7 @@ macro_rules! section {
         $(#[doc = $about])*
         #[derive(Clone, Debug, Default)]
         pub(in crate::config) struct $section {
-            $( $(#[doc = $doc])* pub(in crate::config) $field: $crate::config::take::section!(@stored $($soon)? $type), )*
+            $( $(#[doc = $doc])* pub(in crate::config) $field: $crate::config::take::section!(@value $($soon)? $type), )*
         }
 
         impl $crate::config::take::Section for $section {
@@ -59,15 +63,19 @@ macro_rules! section {
         impl $crate::config::take::Take for $section {
             const KIND: &'static $crate::config::kind::Kind = &$crate::config::kind::Kind::Object(<Self as $crate::config::take::Section>::OBJECT);
 
+            type Value = Self;
+
             fn take(json: &$crate::config::json::Json) -> Self {
                 let mut fields = $crate::config::take::Fields::new(json, <Self as $crate::config::take::Section>::OBJECT.fields);
-                // A struct literal evaluates its fields in the order they are written: that of FIELDS.
-                Self { $( $field: fields.next(), )* }
+                // A struct literal evaluates its fields in the order they are written: that of OBJECT.
+                Self { $( $field: fields.next::<$crate::config::take::section!(@stored $($soon)? $type)>(), )* }
             }
         }
     };
     (@stored soon $type:ty) => { $crate::config::take::Unbuilt };
     (@stored $type:ty) => { $type };
+    (@value soon $type:ty) => { () };
+    (@value $type:ty) => { <$type as $crate::config::take::Take>::Value };
     (@flag soon) => { true };
     (@flag) => { false };
     (@check $check:path) => { Some($check) };
@@ -82,6 +90,8 @@ macro_rules! choice {
             const KIND: &'static $crate::config::kind::Kind = &$crate::config::kind::Kind::Words(&[
                 $( $crate::config::kind::Word { word: $word, soon: $crate::config::take::section!(@flag $($soon)?) }, )*
             ]);
+
+            type Value = Self;
 
             fn take(json: &$crate::config::json::Json) -> Self {
                 let values: &'static [Self] = &[$( $value ),*];
@@ -111,16 +121,15 @@ pub(super) const fn plain(name: &'static str) -> &'static str {
     }
 }
 
-/// Stands for the value of a field that is not built yet.
-#[derive(Clone, Copy, Debug, Default)]
+/// Stands for the type of a field that is not built yet.
 pub(super) struct Unbuilt;
 
 impl Take for Unbuilt {
     const KIND: &'static Kind = &Kind::Bool;
 
-    fn take(_: &Json) -> Self {
-        Self
-    }
+    type Value = ();
+
+    fn take(_: &Json) {}
 }
 
 /// An object on its way into the fields of a section.
@@ -135,8 +144,8 @@ impl<'a> Fields<'a> {
     }
 
     /// Takes the next field, or its default.
-    pub(super) fn next<T: Take>(&mut self) -> T {
-        self.value().map_or_else(T::default, |json| T::take(&json))
+    pub(super) fn next<T: Take<Value: Default>>(&mut self) -> T::Value {
+        self.value().map_or_else(T::Value::default, |json| T::take(&json))
     }
 
     fn value(&mut self) -> Option<Cow<'a, Json>> {
@@ -152,68 +161,57 @@ impl<'a> Fields<'a> {
 impl<T: Take> Take for Option<T> {
     const KIND: &'static Kind = T::KIND;
 
-    fn take(json: &Json) -> Self {
+    type Value = Option<T::Value>;
+
+    fn take(json: &Json) -> Self::Value {
         Some(T::take(json))
     }
 }
 
 /// A value, or `null` for "none".
-#[derive(Clone, Debug)]
-pub(super) struct Nullable<T>(pub(super) Option<T>);
-
-impl<T> Default for Nullable<T> {
-    fn default() -> Self {
-        Self(None)
-    }
-}
+pub(super) struct Nullable<T>(PhantomData<T>);
 
 impl<T: Take> Take for Nullable<T> {
     const KIND: &'static Kind = &Kind::Nullable(T::KIND);
 
-    fn take(json: &Json) -> Self {
-        Self((*json != Json::Null).then(|| T::take(json)))
+    type Value = Option<T::Value>;
+
+    fn take(json: &Json) -> Self::Value {
+        (*json != Json::Null).then(|| T::take(json))
     }
 }
 
 /// `MIN` to `MAX` items, in order.
-#[derive(Clone, Debug)]
-pub(super) struct List<T, const MIN: u32, const MAX: u32>(pub(super) Vec<T>);
-
-impl<T, const MIN: u32, const MAX: u32> Default for List<T, MIN, MAX> {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
+pub(super) struct List<T, const MIN: u32, const MAX: u32>(PhantomData<T>);
 
 impl<T: Take, const MIN: u32, const MAX: u32> Take for List<T, MIN, MAX> {
     const KIND: &'static Kind = &Kind::List { item: T::KIND, min: MIN, max: MAX, unique: false };
 
-    fn take(json: &Json) -> Self {
-        Self(items(json))
+    type Value = Vec<T::Value>;
+
+    fn take(json: &Json) -> Self::Value {
+        items(json, T::take)
     }
 }
 
 /// `MIN` to `MAX` items, no two that mean the same.
-#[derive(Clone, Debug)]
-pub(super) struct Set<T, const MIN: u32, const MAX: u32>(pub(super) Vec<T>);
-
-impl<T, const MIN: u32, const MAX: u32> Default for Set<T, MIN, MAX> {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
+pub(super) struct Set<T, const MIN: u32, const MAX: u32>(PhantomData<T>);
 
 impl<T: Take, const MIN: u32, const MAX: u32> Take for Set<T, MIN, MAX> {
     const KIND: &'static Kind = &Kind::List { item: T::KIND, min: MIN, max: MAX, unique: true };
 
-    fn take(json: &Json) -> Self {
-        Self(items(json))
+    type Value = Vec<T::Value>;
+
+    fn take(json: &Json) -> Self::Value {
+        items(json, T::take)
     }
 }
 
-fn items<T: Take>(json: &Json) -> Vec<T> {
+/// The items of an array. Generic over the value alone, so that many kinds share it.
+#[inline(never)]
+fn items<V>(json: &Json, take: fn(&Json) -> V) -> Vec<V> {
     match json {
-        Json::Array(items) => items.iter().map(T::take).collect(),
+        Json::Array(items) => items.iter().map(take).collect(),
         _ => Vec::new(),
     }
 }
@@ -224,89 +222,66 @@ pub(super) trait Key {
     const TEXT: &'static Text;
     /// How the reference writes it.
     const PLACEHOLDER: &'static str;
-
-    /// The name of that canonical form.
-    fn new(canon: String) -> Self;
 }
 
 /// At most `MAX` named entries, in the document's order.
-#[derive(Clone, Debug)]
-pub(super) struct Map<K, T, const MAX: u32>(pub(super) Vec<(K, T)>);
-
-impl<K, T, const MAX: u32> Default for Map<K, T, MAX> {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
+pub(super) struct Map<K, T, const MAX: u32>(PhantomData<(K, T)>);
 
 impl<K: Key, T: Take, const MAX: u32> Take for Map<K, T, MAX> {
     const KIND: &'static Kind = &Kind::Map { key: K::TEXT, item: T::KIND, max: MAX, placeholder: K::PLACEHOLDER };
 
-    fn take(json: &Json) -> Self {
-        let Json::Object(entries) = json else { return Self::default() };
-        // A name that is refused is an empty one.
-        let name = |name: &str| K::new((K::TEXT.canon)(name).unwrap_or_default());
-        Self(entries.iter().map(|(key, value)| (name(key), T::take(value))).collect())
+    type Value = Vec<(String, T::Value)>;
+
+    fn take(json: &Json) -> Self::Value {
+        entries(json, K::TEXT, T::take)
     }
 }
 
-/// Something short, or an object.
-#[derive(Clone, Debug)]
+#[inline(never)]
+fn entries<V>(json: &Json, key: &Text, take: fn(&Json) -> V) -> Vec<(String, V)> {
+    match json {
+        // A name that is refused is an empty one.
+        Json::Object(entries) => {
+            entries.iter().map(|(name, value)| ((key.canon)(name).unwrap_or_default(), take(value))).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Something short, or an object; and of two scalars, the first or the second.
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Either<A, B> {
-    /// Anything but an object.
-    Plain(A),
-    /// An object.
-    Object(B),
+    /// The first.
+    First(A),
+    /// The second.
+    Second(B),
 }
 
 impl<A: Default, B> Default for Either<A, B> {
     fn default() -> Self {
-        Self::Plain(A::default())
+        Self::First(A::default())
     }
 }
 
 impl<A: Take, B: Take> Take for Either<A, B> {
     const KIND: &'static Kind = &Kind::Either(A::KIND, B::KIND);
 
-    fn take(json: &Json) -> Self {
-        match json {
-            Json::Object(_) => Self::Object(B::take(json)),
-            _ => Self::Plain(A::take(json)),
-        }
+    type Value = Either<A::Value, B::Value>;
+
+    fn take(json: &Json) -> Self::Value {
+        if A::KIND.canon(json).is_some() { Either::First(A::take(json)) } else { Either::Second(B::take(json)) }
     }
 }
 
 /// A section of which exactly one field is set.
-#[derive(Clone, Debug, Default)]
-pub(super) struct One<T>(pub(super) T);
+pub(super) struct One<T>(PhantomData<T>);
 
 impl<T: Section> Take for One<T> {
     const KIND: &'static Kind = &Kind::One(T::OBJECT);
 
-    fn take(json: &Json) -> Self {
-        Self(T::take(json))
-    }
-}
+    type Value = T::Value;
 
-/// One of two kinds of scalars.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Or<A, B> {
-    /// The first kind.
-    First(A),
-    /// The second kind.
-    Second(B),
-}
-
-impl<A: Default, B> Default for Or<A, B> {
-    fn default() -> Self {
-        Self::First(A::default())
-    }
-}
-
-impl<A: Take, B: Take> Take for Or<A, B> {
-    const KIND: &'static Kind = &Kind::Or(A::KIND, B::KIND);
-
-    fn take(json: &Json) -> Self {
-        if A::KIND.canon(json).is_some() { Self::First(A::take(json)) } else { Self::Second(B::take(json)) }
+    fn take(json: &Json) -> Self::Value {
+        T::take(json)
     }
 }

@@ -12,8 +12,7 @@ use super::{Cidr, HostMatch, TemplatePart};
 macro_rules! string_type {
     ($( $(#[doc = $doc:literal])* $type:ident($const:ident, $want:expr, $canon:expr, $schema:expr); )*) => { $(
         $(#[doc = $doc])*
-        #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-        pub(super) struct $type(pub(super) String);
+        pub(super) struct $type;
 
         pub(super) const $const: &Text = &Text {
             want: $want,
@@ -25,8 +24,10 @@ macro_rules! string_type {
         impl Take for $type {
             const KIND: &'static Kind = &Kind::Text($const);
 
-            fn take(json: &Json) -> Self {
-                Self(canon($const, json))
+            type Value = String;
+
+            fn take(json: &Json) -> String {
+                canon($const, json)
             }
         }
     )* };
@@ -103,8 +104,7 @@ string_type! {
 }
 
 /// The name of an entry of section `SECTION` (see [`SECTIONS`]).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Reference<const SECTION: usize>(pub(super) String);
+pub(super) struct Reference<const SECTION: usize>;
 
 /// What references may name.
 pub(super) const SECTIONS: [&str; 7] =
@@ -124,27 +124,21 @@ impl<const SECTION: usize> Take for Reference<SECTION> {
         &Kind::Reference(SECTIONS[SECTION])
     };
 
-    fn take(json: &Json) -> Self {
-        Self(canon(NAME, json))
+    type Value = String;
+
+    fn take(json: &Json) -> String {
+        canon(NAME, json)
     }
 }
 
 impl Key for Name {
     const TEXT: &'static Text = NAME;
     const PLACEHOLDER: &'static str = "NAME";
-
-    fn new(canon: String) -> Self {
-        Self(canon)
-    }
 }
 
 impl Key for HeaderName {
     const TEXT: &'static Text = HEADER_NAME;
     const PLACEHOLDER: &'static str = "HEADER";
-
-    fn new(canon: String) -> Self {
-        Self(canon)
-    }
 }
 
 fn is_pattern(text: &str) -> bool {
@@ -160,12 +154,10 @@ fn is_pattern(text: &str) -> bool {
     true
 }
 
-impl Pattern {
-    /// Its segments; `None` stands for a placeholder.
-    pub(super) fn segments(&self) -> Vec<Option<String>> {
-        let literal = |segment: &str| placeholder(segment).is_none().then(|| segment.into());
-        self.0.split('/').skip(1).map(literal).collect()
-    }
+/// The segments of a pattern; `None` stands for a placeholder.
+pub(super) fn segments(pattern: &str) -> Vec<Option<String>> {
+    let literal = |segment: &str| placeholder(segment).is_none().then(|| segment.into());
+    pattern.split('/').skip(1).map(literal).collect()
 }
 
 fn placeholder(segment: &str) -> Option<&str> {
@@ -173,14 +165,7 @@ fn placeholder(segment: &str) -> Option<&str> {
 }
 
 /// A network; its address alone is a network of one.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Net(pub(super) Cidr);
-
-impl Default for Net {
-    fn default() -> Self {
-        Self(Cidr { address: 0, prefix: 128 })
-    }
-}
+pub(super) struct Net;
 
 impl Take for Net {
     const KIND: &'static Kind = &Kind::Text(&Text {
@@ -190,10 +175,12 @@ impl Take for Net {
         schema: r#"{"type": "string"}"#,
     });
 
-    fn take(json: &Json) -> Self {
+    type Value = Cidr;
+
+    fn take(json: &Json) -> Cidr {
         match json {
-            Json::String(text) => net(text).map(Self).unwrap_or_default(),
-            _ => Self::default(),
+            Json::String(text) => net(text).unwrap_or_default(),
+            _ => Cidr::default(),
         }
     }
 }
@@ -220,14 +207,7 @@ fn net(text: &str) -> Option<Cidr> {
 }
 
 /// A host, or all hosts below a domain.
-#[derive(Clone, Debug)]
-pub(super) struct Host(pub(super) HostMatch);
-
-impl Default for Host {
-    fn default() -> Self {
-        Self(HostMatch::Exact(String::new()))
-    }
-}
+pub(super) struct Host;
 
 impl Take for Host {
     const KIND: &'static Kind = &Kind::Text(&Text {
@@ -237,13 +217,17 @@ impl Take for Host {
         schema: r#"{"type": "string"}"#,
     });
 
-    fn take(json: &Json) -> Self {
-        let Json::String(text) = json else { return Self::default() };
-        let host = host(text).unwrap_or_default();
-        Self(match host.strip_prefix('*') {
+    type Value = HostMatch;
+
+    fn take(json: &Json) -> HostMatch {
+        let host = match json {
+            Json::String(text) => host(text).unwrap_or_default(),
+            _ => String::new(),
+        };
+        match host.strip_prefix('*') {
             Some(suffix) => HostMatch::Suffix(suffix.into()),
             None => HostMatch::Exact(host),
-        })
+        }
     }
 }
 
@@ -265,13 +249,14 @@ pub(super) fn exact_host(text: &str) -> Option<String> {
 }
 
 /// A body of at most 64 KiB with placeholders.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Template(pub(super) Vec<TemplatePart>);
+pub(super) struct Template;
 
 impl Take for Template {
     const KIND: &'static Kind = &Kind::Template;
 
-    fn take(json: &Json) -> Self {
+    type Value = Vec<TemplatePart>;
+
+    fn take(json: &Json) -> Self::Value {
         let mut parts = Vec::new();
         if let Json::String(text) = json {
             split(text, |piece| match piece {
@@ -280,7 +265,7 @@ impl Take for Template {
                 Piece::Placeholder(part, _) => parts.extend(part),
             });
         }
-        Self(parts)
+        parts
     }
 }
 
@@ -318,8 +303,7 @@ fn split<'a>(mut text: &'a str, mut found: impl FnMut(Piece<'a>)) {
 }
 
 /// HTTP statuses: `"500-599"`, `"503"` or `503`.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Statuses(pub(super) u16, pub(super) u16);
+pub(super) struct Statuses;
 
 impl Take for Statuses {
     const KIND: &'static Kind = &Kind::Scalar(&Scalar {
@@ -332,12 +316,15 @@ impl Take for Statuses {
         ]}"#,
     });
 
-    fn take(json: &Json) -> Self {
+    /// The first and the last.
+    type Value = (u16, u16);
+
+    fn take(json: &Json) -> Self::Value {
         statuses(json).unwrap_or_default()
     }
 }
 
-fn statuses(json: &Json) -> Option<Statuses> {
+fn statuses(json: &Json) -> Option<(u16, u16)> {
     let status = |text: &str| if text.len() == 3 { text.parse::<u16>().ok() } else { None };
     let (low, high) = match json {
         Json::String(text) => match text.split_once('-') {
@@ -350,7 +337,7 @@ fn statuses(json: &Json) -> Option<Statuses> {
         }
         _ => return None,
     };
-    (100 <= low && low <= high && high <= 599).then_some(Statuses(low, high))
+    (100 <= low && low <= high && high <= 599).then_some((low, high))
 }
 
 fn keep(text: &str, ok: bool) -> Option<String> {

@@ -10,6 +10,13 @@ use crate::policy::circuit_breaker::state::{Admission, Call, Phase, State};
 use crate::policy::upstream::{self, Availability, Candidate, Census, LIST, List};
 use std::cell::Cell;
 
+/// Up to so many endpoints a change is seen by the very next request; beyond, reading all of them again and again while many change at
+/// once would take the worker.
+const SMALL: usize = 32;
+
+/// How long a worker with more endpoints waits between two readings, for each endpoint: 1 % of its time, 10 ms for 1,000.
+const REFRESH_PAUSE: Nanos = Nanos(10_000);
+
 /// How long a worker leaves a half-open endpoint alone that has no permit left, before it asks again.
 const PERMIT_RECHECK: Nanos = Nanos::from_millis(100);
 
@@ -25,6 +32,8 @@ pub struct Upstream {
     changes: MetricId,
     /// Its value when the views were read.
     seen_changes: Cell<u64>,
+    /// When they were.
+    refreshed: Cell<Nanos>,
 }
 
 #[derive(Debug)]
@@ -97,13 +106,20 @@ impl Upstream {
             panic_threshold: config.panic_threshold,
             changes: names.endpoint_changes(&config.name),
             seen_changes: Cell::new(0),
+            refreshed: Cell::new(Nanos::ZERO),
         }
+    }
+
+    /// Number of endpoints.
+    pub(super) const fn len(&self) -> usize {
+        self.endpoints.len()
     }
 
     /// Reads all endpoints' breakers anew, and sets their gauges right.
     pub(super) fn refresh<H: Host>(&self, host: &H, now: Nanos) {
         // Before the records: a change that comes between is then read again, never missed.
         self.seen_changes.set(host.value(self.changes));
+        self.refreshed.set(now);
         for endpoint in &self.endpoints {
             let mut well = endpoint.weight > 0;
             if let Some(breaker) = &endpoint.breaker {
@@ -226,7 +242,11 @@ impl Upstream {
 
     /// Reads the views anew if any endpoint's breaker has changed, in whatever worker.
     fn catch_up<H: Host>(&self, host: &H, now: Nanos) {
-        if host.value(self.changes) != self.seen_changes.get() {
+        if host.value(self.changes) == self.seen_changes.get() {
+            return;
+        }
+        let pause = if self.len() <= SMALL { Nanos::ZERO } else { REFRESH_PAUSE.times(self.len() as u64) };
+        if now.since(self.refreshed.get()) >= pause || now < self.refreshed.get() {
             self.refresh(host, now);
         }
     }

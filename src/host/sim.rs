@@ -21,11 +21,14 @@ pub enum CasRules {
     Nginx,
 }
 
+/// A value and its version.
+type Record = (Vec<u8>, u32);
+
 /// The proxy: what its workers share.
 pub struct Machine {
     /// How versions are treated.
     pub rules: CasRules,
-    data: RefCell<BTreeMap<Vec<u8>, (Vec<u8>, u32)>>,
+    data: RefCell<BTreeMap<Vec<u8>, Record>>,
     next_cas: Cell<u32>,
     metrics: RefCell<Vec<(MetricKind, String, u64)>>,
     monotonic: Cell<Nanos>,

@@ -380,9 +380,8 @@ impl Counts {
     }
 }
 
-#[allow(clippy::cast_possible_truncation, reason = "a remainder of ten fits")]
-const fn slot(number: u64) -> usize {
-    (number % BUCKETS as u64) as usize
+fn slot(number: u64) -> usize {
+    number.checked_rem(BUCKETS as u64).and_then(|rest| usize::try_from(rest).ok()).unwrap_or(0)
 }
 
 /// The record: version, phase, two bytes of zero, then the fields as little-endian numbers.
