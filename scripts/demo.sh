@@ -6,6 +6,7 @@ need_rust
 HAVEN_ENVOY=$(scripts/envoy.sh)
 export HAVEN_ENVOY HAVEN_WASM=$PWD/dist/haven.wasm
 say "building the demo"
-cargo build --quiet --examples || die "the demo does not compile" "what went wrong stands above"
+cargo build --quiet --example demo || die "the demo does not compile" "what went wrong stands above"
 say "running the demo"
-cargo run --quiet --example demo
+# In place of this shell: a signal to it is then the demo's, which stops what it has started.
+exec cargo run --quiet --example demo

@@ -4,4 +4,5 @@ pub mod hash;
 pub mod headers;
 pub mod ip;
 pub mod rng;
+pub mod text;
 pub mod time;

@@ -18,9 +18,9 @@ use crate::base::time::Nanos;
 
 pub use error::{ConfigError, ConfigErrors};
 use json::Json;
-use take::Take;
 #[cfg(not(target_arch = "wasm32"))]
 pub use reference::{reference, schema};
+use take::Take;
 
 /// The largest document: a configuration is written by hand, and what is larger is a mistake.
 const MAX_BYTES: usize = 1 << 20;

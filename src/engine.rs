@@ -19,6 +19,7 @@ mod metrics;
 
 use crate::base::hash::Seed;
 use crate::base::rng::Rng;
+use crate::base::text::number;
 use crate::base::time::Nanos;
 use crate::config::{self, BreakerScope, Config, Mode};
 use crate::host::{Host, MetricId};
@@ -115,7 +116,8 @@ impl Engine {
     /// # Errors
     /// A message, if shared data could not be used.
     pub fn new<H: Host>(config: Config, host: &H) -> Result<Self, String> {
-        let seed = shared_seed(host).map_err(|Contended| "shared data could not be written: all attempts were contended".to_owned())?;
+        let seed = shared_seed(host)
+            .map_err(|Contended| "shared data could not be written: all attempts were contended".to_owned())?;
         let mut engine = Self {
             rng: Rng::new(host.entropy()),
             limits: Vec::new(),
@@ -173,17 +175,34 @@ impl Engine {
 
     /// The service's health document.
     fn health_document<H: Host>(&self, host: &H, now: Nanos) -> crate::host::Reply {
-        let components: Vec<_> = self.upstreams.iter().zip(&self.config.upstreams).map(|(upstream, config)| {
-            let census = upstream.census(host, now);
-            // An endpoint that may be tried counts: were it not, a proxy taken out of traffic would never try it, and stay out.
-            let usable = census.available.saturating_add(census.trial);
-            let up = config.endpoints.is_empty() || match config.min_healthy {
-                None => usable > 0,
-                Some(least) => usable > 0 && u64::from(usable).saturating_mul(10_000) >= u64::from(census.members).saturating_mul(least.0.into()),
-            };
-            let error = (!up).then(|| [&usable.to_string(), " of ", &census.members.to_string(), " endpoints available"].concat());
-            Component { name: &config.name, status: if up { Status::Up } else { Status::Down }, error, critical: true }
-        }).collect();
+        let components: Vec<_> = self
+            .upstreams
+            .iter()
+            .zip(&self.config.upstreams)
+            .map(|(upstream, config)| {
+                let census = upstream.census(host, now);
+                // An endpoint that may be tried counts: were it not, a proxy taken out of traffic would never try it, and stay out.
+                let usable = census.available.saturating_add(census.trial);
+                let up = config.endpoints.is_empty()
+                    || match config.min_healthy {
+                        None => usable > 0,
+                        Some(least) => {
+                            usable > 0
+                                && u64::from(usable).saturating_mul(10_000)
+                                    >= u64::from(census.members).saturating_mul(least.0.into())
+                        }
+                    };
+                let error = (!up).then(|| {
+                    [&number(usable.into()), " of ", &number(census.members.into()), " endpoints available"].concat()
+                });
+                Component {
+                    name: &config.name,
+                    status: if up { Status::Up } else { Status::Down },
+                    error,
+                    critical: true,
+                }
+            })
+            .collect();
         health::document(&self.config.service, &components, host.wall())
     }
 
@@ -221,7 +240,11 @@ impl Engine {
                     instance
                 }
             };
-            limits.push(Use { at: instance, mode, refusals: names.decisions(&route.name, &limit.name, Reason::RateLimited, mode) });
+            limits.push(Use {
+                at: instance,
+                mode,
+                refusals: names.decisions(&route.name, &limit.name, Reason::RateLimited, mode),
+            });
         }
         limits.sort_by_key(|limit| limit.mode != Mode::Enforce);
         let breaker = route.circuit_breaker.and_then(|at| config.circuit_breakers.get(at)).and_then(|breaker| {
@@ -240,7 +263,11 @@ impl Engine {
         let upstream = route.upstream.and_then(|at| {
             let upstream = config.upstreams.get(at)?;
             let mode = mode_of(upstream.mode);
-            (mode != Mode::Off).then(|| Use { at, mode, refusals: names.decisions(&route.name, &upstream.name, Reason::NoEndpoint, mode) })
+            (mode != Mode::Off).then(|| Use {
+                at,
+                mode,
+                refusals: names.decisions(&route.name, &upstream.name, Reason::NoEndpoint, mode),
+            })
         });
         let fallback = route.fallback.and_then(|at| {
             let fallback = config.fallbacks.get(at)?;
@@ -254,9 +281,14 @@ impl Engine {
             })
         });
         let needs_client = limits.iter().any(|l| self.limits.get(l.at).is_some_and(|l| l.policy.needs_client()));
-        let needs_request_id = fallback.and_then(|f| config.fallbacks.get(f.at)).is_some_and(fallback::needs_request_id);
+        let needs_request_id =
+            fallback.and_then(|f| config.fallbacks.get(f.at)).is_some_and(fallback::needs_request_id);
         Route {
-            off: route_mode == Mode::Off && limits.is_empty() && breaker.is_none() && upstream.is_none() && fallback.is_none(),
+            off: route_mode == Mode::Off
+                && limits.is_empty()
+                && breaker.is_none()
+                && upstream.is_none()
+                && fallback.is_none(),
             needs_client,
             needs_request_id,
             limits,
@@ -269,7 +301,14 @@ impl Engine {
     }
 
     /// The breaker of this subject: routes of one upstream may share one.
-    fn breaker<H: Host>(&mut self, config: &config::CircuitBreaker, subject: &[&str], key: &str, mode: Mode, host: &H) -> usize {
+    fn breaker<H: Host>(
+        &mut self,
+        config: &config::CircuitBreaker,
+        subject: &[&str],
+        key: &str,
+        mode: Mode,
+        host: &H,
+    ) -> usize {
         let breaker = Breaker::new(config, subject, key, mode, host);
         match self.breakers.iter().position(|known| known.cell == breaker.cell) {
             Some(at) => at,
@@ -307,10 +346,24 @@ impl Breaker {
         };
         host.add(counter, 1);
         let shadow = if self.shadow { " (shadow)" } else { "" };
-        let lasting = if change.to == Phase::Open { [" for ", &change.open_for.as_millis().to_string(), " ms"].concat() } else { String::new() };
+        let lasting = if change.to == Phase::Open {
+            [" for ", &number(change.open_for.as_millis()), " ms"].concat()
+        } else {
+            String::new()
+        };
         let line = [
-            "circuit breaker ", &self.settings.config().name, " of ", &self.key, shadow, ": ", change.from.word(), " -> ", change.to.word(),
-            &lasting, ": ", change.cause.word(),
+            "circuit breaker ",
+            &self.settings.config().name,
+            " of ",
+            &self.key,
+            shadow,
+            ": ",
+            change.from.word(),
+            " -> ",
+            change.to.word(),
+            &lasting,
+            ": ",
+            change.cause.word(),
         ];
         host.log(level, &line.concat());
     }

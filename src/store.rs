@@ -68,7 +68,11 @@ pub enum Kind {
 ///
 /// # Errors
 /// [`Contended`] after [`ATTEMPTS`] lost races.
-pub fn update<H: SharedData, A>(host: &H, key: &Key, mut step: impl FnMut(&mut Vec<u8>) -> Step<A>) -> Result<A, Contended> {
+pub fn update<H: SharedData, A>(
+    host: &H,
+    key: &Key,
+    mut step: impl FnMut(&mut Vec<u8>) -> Step<A>,
+) -> Result<A, Contended> {
     for _ in 0..ATTEMPTS {
         let (mut bytes, version) = match host.shared(key.as_bytes()) {
             Some((bytes, cas)) => (bytes, Some(cas)),

@@ -31,7 +31,8 @@ impl Context for Root {}
 impl RootContext for Root {
     fn on_configure(&mut self, size: usize) -> bool {
         let json = bindings::plugin_configuration(size);
-        let engine = config::parse(&json).map_err(|errors| errors.to_string()).and_then(|config| Engine::new(config, &Proxy));
+        let engine =
+            config::parse(&json).map_err(|errors| errors.to_string()).and_then(|config| Engine::new(config, &Proxy));
         match engine {
             Ok(engine) => {
                 self.engine = Some(Rc::new(engine));

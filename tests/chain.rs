@@ -1,11 +1,18 @@
 //! The chain on the simulated host: what a request meets, in which order, and what its client sees.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "tests"
+)]
 
 use haven::base::time::Nanos;
 use haven::engine::Engine;
 use haven::engine::exchange::{Action, Exchange};
-use haven::host::sim::{CasRules, Machine, SimStream, Worker};
 use haven::host::Property;
+use haven::host::sim::{CasRules, Machine, SimStream, Worker};
 use serde_json::{Value, json};
 use std::rc::Rc;
 
@@ -46,7 +53,8 @@ impl Proxy {
         let stream = SimStream::request("GET", path, headers);
         let mut exchange = self.begin(&stream);
         if stream.replied().is_none() {
-            let first = stream.request_header("x-haven-upstream").map(|list| list.split(',').next().unwrap().to_owned());
+            let first =
+                stream.request_header("x-haven-upstream").map(|list| list.split(',').next().unwrap().to_owned());
             stream.answer(status, Some(first.as_deref().unwrap_or("10.0.0.9:80")), &[("x-secret", b"upstream's own")]);
             exchange.on_response(&self.worker, &stream);
         }
@@ -78,7 +86,9 @@ fn upstream(extra: &Value) -> Value {
 
 fn merge(into: &mut Value, from: &Value) {
     match (into, from) {
-        (Value::Object(into), Value::Object(from)) => from.iter().for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value)),
+        (Value::Object(into), Value::Object(from)) => {
+            from.iter().for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value))
+        }
         (into, from) => *into = from.clone(),
     }
 }
@@ -86,7 +96,11 @@ fn merge(into: &mut Value, from: &Value) {
 #[test]
 fn a_request_that_matches_no_route_only_loses_reserved_headers() {
     let proxy = Proxy::new(&upstream(&json!({})));
-    let stream = proxy.request("/other", &[("X-Haven-Upstream", b"6.6.6.6:1"), ("x-haven-cluster", b"evil"), ("x-mine", b"1")], 200);
+    let stream = proxy.request(
+        "/other",
+        &[("X-Haven-Upstream", b"6.6.6.6:1"), ("x-haven-cluster", b"evil"), ("x-mine", b"1")],
+        200,
+    );
     assert_eq!(stream.request_header("x-haven-upstream"), None);
     assert_eq!(stream.request_header("x-haven-cluster"), None);
     assert_eq!(stream.request_header("x-mine").as_deref(), Some("1"));
@@ -130,7 +144,14 @@ fn keys_are_told_apart_by_their_parts() {
         (json!([{"header": "X-Key"}]), "/api", &[("x-key", b"a")], "/api", &[("x-key", b"b")], false),
         (json!([{"header": "x-key"}]), "/api", &[("x-key", b"a")], "/api/other", &[("x-key", b"a")], true),
         (json!([{"header": "x-key"}]), "/api", &[("x-key", b"\xff")], "/api", &[("x-key", b"\xfe")], false),
-        (json!([{"header": "a"}, {"header": "b"}]), "/api", &[("a", b"ab"), ("b", b"c")], "/api", &[("a", b"a"), ("b", b"bc")], false),
+        (
+            json!([{"header": "a"}, {"header": "b"}]),
+            "/api",
+            &[("a", b"ab"), ("b", b"c")],
+            "/api",
+            &[("a", b"a"), ("b", b"bc")],
+            false,
+        ),
         (json!([{"cookie": "sid"}]), "/api", &[("cookie", b"x=1; sid=7")], "/api", &[("cookie", b"sid=7; y=2")], true),
         (json!([{"query": "user"}]), "/api?user=1", &[], "/api?a=b&user=1", &[], true),
         (json!([{"query": "user"}]), "/api?user=1", &[], "/api?user=2", &[], false),
@@ -151,7 +172,9 @@ fn keys_are_told_apart_by_their_parts() {
 #[test]
 fn a_missing_part_skips_the_limit_or_shares_one_bucket() {
     for (missing, expected) in [("skip", 200), ("share", 429)] {
-        let proxy = Proxy::new(&limited(&json!({"limit": 1, "period": "1h", "key": [{"header": "x-key"}], "missing_key": missing})));
+        let proxy = Proxy::new(&limited(
+            &json!({"limit": 1, "period": "1h", "key": [{"header": "x-key"}], "missing_key": missing}),
+        ));
         proxy.status("/api", &[]);
         assert_eq!(proxy.status("/api", &[]), expected, "{missing}");
         assert_eq!(proxy.status("/api", &[("x-key", b"")]), 200, "an empty value is a value");
@@ -174,12 +197,22 @@ fn clients_are_known_by_the_trusted_entry() {
     assert!(xff(1, &[("x-forwarded-for", b"1.1.1.1, 2.2.2.2")], &[("x-forwarded-for", b"9.9.9.9,2.2.2.2:80")]));
     assert!(!xff(1, &[("x-forwarded-for", b"1.1.1.1, 2.2.2.2")], &[("x-forwarded-for", b"1.1.1.1, 3.3.3.3")]));
     assert!(xff(2, &[("x-forwarded-for", b"1.1.1.1, 2.2.2.2")], &[("x-forwarded-for", b"1.1.1.1, 3.3.3.3")]));
-    assert!(xff(2, &[("x-forwarded-for", b"1.1.1.1"), ("x-forwarded-for", b"2.2.2.2")], &[("x-forwarded-for", b"1.1.1.1, 3.3.3.3")]), "lines are one list");
+    assert!(
+        xff(
+            2,
+            &[("x-forwarded-for", b"1.1.1.1"), ("x-forwarded-for", b"2.2.2.2")],
+            &[("x-forwarded-for", b"1.1.1.1, 3.3.3.3")]
+        ),
+        "lines are one list"
+    );
     for broken in [&b""[..], b"unknown", b"\xff", b"2.2.2.2,", b",,,,"] {
         assert!(xff(1, &[("x-forwarded-for", broken)], &[]), "{broken:?}");
     }
     assert!(xff(3, &[("x-forwarded-for", b"1.1.1.1, 2.2.2.2")], &[]), "too short");
-    assert!(xff(1, &[("x-forwarded-for", b"2001:DB8::1")], &[("x-forwarded-for", b"[2001:db8:0:0::2]:443")]), "one /64 is one client");
+    assert!(
+        xff(1, &[("x-forwarded-for", b"2001:DB8::1")], &[("x-forwarded-for", b"[2001:db8:0:0::2]:443")]),
+        "one /64 is one client"
+    );
     let proxy = with(json!({"source": "x-real-ip", "ipv4_prefix": 24}));
     proxy.status("/api", &[("x-real-ip", b"7.7.7.1")]);
     assert_eq!(proxy.status("/api", &[("x-real-ip", b"7.7.7.200")]), 429);
@@ -195,7 +228,8 @@ fn costs_overrides_and_exemptions() {
         "limit": 10, "period": "1h", "key": [{"header": "x-key"}], "cost": {"header": "x-cost", "default": 1, "max": 6},
         "overrides": [{"key": ["vip"], "limit": 100, "period": "1h"}]})));
     let cost = |key: &[u8], cost: &[u8]| proxy.request("/api", &[("x-key", key), ("x-cost", cost)], 200);
-    let remaining = |stream: &SimStream| stream.response_header("ratelimit").unwrap().split(';').nth(1).unwrap().to_owned();
+    let remaining =
+        |stream: &SimStream| stream.response_header("ratelimit").unwrap().split(';').nth(1).unwrap().to_owned();
     assert_eq!(remaining(&cost(b"a", b"0")), "r=10", "0 looks");
     assert_eq!(remaining(&cost(b"a", b"3")), "r=7");
     assert_eq!(remaining(&cost(b"a", b"-5")), "r=6", "negative: the default");
@@ -229,7 +263,11 @@ fn several_limits_are_all_or_nothing() {
         assert_eq!(refused.response_header("ratelimit").as_deref(), Some("\"narrow\";r=0;t=3600"));
     }
     let other = proxy.request("/", &[("x-key", b"b")], 200);
-    assert_eq!(other.response_header("ratelimit").as_deref(), Some("\"narrow\";r=0;t=3600, \"wide\";r=8;t=720"), "refusals cost the wide limit nothing");
+    assert_eq!(
+        other.response_header("ratelimit").as_deref(),
+        Some("\"narrow\";r=0;t=3600, \"wide\";r=8;t=720"),
+        "refusals cost the wide limit nothing"
+    );
 }
 
 #[test]
@@ -290,7 +328,10 @@ fn buckets_and_breakers_survive_a_reload() {
     proxy.reload(&config);
     let stream = proxy.request("/api", &[], 200);
     assert_eq!(stream.replied().unwrap().status, 503, "still open");
-    assert_eq!(stream.response_header("ratelimit").as_deref().map(|h| h.split(';').nth(1).unwrap().to_owned()).as_deref(), Some("r=5"));
+    assert_eq!(
+        stream.response_header("ratelimit").as_deref().map(|h| h.split(';').nth(1).unwrap().to_owned()).as_deref(),
+        Some("r=5")
+    );
 }
 
 #[test]
@@ -302,7 +343,10 @@ fn an_open_breaker_says_how_long_and_recovers_by_one_trial() {
     proxy.machine.advance(Nanos::from_millis(1_500));
     let refused = proxy.request("/api", &[], 200);
     assert_eq!(refused.response_header("retry-after").as_deref(), Some("4"), "3.5 s are left");
-    assert_eq!(refused.response_header("proxy-status").as_deref(), Some("haven; error=destination_unavailable; details=\"circuit_open r\""));
+    assert_eq!(
+        refused.response_header("proxy-status").as_deref(),
+        Some("haven; error=destination_unavailable; details=\"circuit_open r\"")
+    );
     assert_eq!(proxy.machine.metric("haven_circuit_breaker_state;circuit_breaker=r;key=r"), 1);
     proxy.machine.advance(Nanos::from_millis(3_500));
     // One trial in flight: everybody else is still refused.
@@ -369,7 +413,11 @@ fn fallbacks_answer_refusals_only_for_their_causes() {
         proxy.request("/api", &[], 500);
     }
     assert_eq!(proxy.request("/api", &[], 200).replied().unwrap().body, b"circuit_open r");
-    assert_eq!(proxy.request("/api", &[], 200).replied().unwrap().status, 429, "rate_limited is not answered unless asked for");
+    assert_eq!(
+        proxy.request("/api", &[], 200).replied().unwrap().status,
+        429,
+        "rate_limited is not answered unless asked for"
+    );
     config["fallbacks"]["f"]["on"] = json!(["rate_limited"]);
     let proxy = Proxy::new(&config);
     for _ in 0..4 {
@@ -388,7 +436,9 @@ fn grpc_gets_its_statuses() {
 
 #[test]
 fn a_dead_endpoint_is_left_alone_and_tried_again_later() {
-    let proxy = Proxy::new(&upstream(&json!({"upstreams": {"u": {"endpoints": [{"address": "10.0.0.1:80"}, {"address": "10.0.0.2:80"}, {"address": "10.0.0.3:80"}]}}})));
+    let proxy = Proxy::new(&upstream(
+        &json!({"upstreams": {"u": {"endpoints": [{"address": "10.0.0.1:80"}, {"address": "10.0.0.2:80"}, {"address": "10.0.0.3:80"}]}}}),
+    ));
     let lists = |n: usize, dead: Option<&str>| -> Vec<String> {
         (0..n)
             .map(|_| {
@@ -428,7 +478,12 @@ fn a_panic_uses_all_and_never_panicking_refuses() {
             let stream = SimStream::request("GET", "/api", &[]);
             let mut exchange = proxy.begin(&stream);
             if let Some(list) = stream.request_header("x-haven-upstream") {
-                stream.fail(503, "upstream_reset_before_response_started{connection_failure}", list.rsplit(',').next(), list.split(',').count() as u64);
+                stream.fail(
+                    503,
+                    "upstream_reset_before_response_started{connection_failure}",
+                    list.rsplit(',').next(),
+                    list.split(',').count() as u64,
+                );
                 exchange.on_response(&proxy.worker, &stream);
             }
             exchange.on_end(&proxy.worker);
@@ -436,7 +491,10 @@ fn a_panic_uses_all_and_never_panicking_refuses() {
     };
     let proxy = Proxy::new(&config);
     outage(&proxy);
-    assert!(proxy.request("/api", &[], 200).request_header("x-haven-upstream").is_some(), "in a panic the list is still written");
+    assert!(
+        proxy.request("/api", &[], 200).request_header("x-haven-upstream").is_some(),
+        "in a panic the list is still written"
+    );
     let ready = proxy.request("/readyz", &[], 200).replied().unwrap();
     assert_eq!(ready.status, 503);
     let body: Value = serde_json::from_slice(&ready.body).unwrap();

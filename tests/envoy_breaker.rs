@@ -220,7 +220,8 @@ fn a_trial_that_fails_opens_again_for_longer() {
             transitions(&envoy, "users", "open").await >= 4
         })
         .await;
-        let opened: Vec<String> = logged_changes(&envoy).into_iter().filter(|change| change.contains("-> open")).collect();
+        let opened: Vec<String> =
+            logged_changes(&envoy).into_iter().filter(|change| change.contains("-> open")).collect();
         let want = [
             "closed -> open for 200 ms",
             "half_open -> open for 600 ms",
@@ -232,64 +233,94 @@ fn a_trial_that_fails_opens_again_for_longer() {
     });
 }
 
-#[test]
-fn resets_timeouts_refused_connections_and_grpc_statuses_are_failures() {
-    run(async {
-        let upstream = Upstream::start("a").await;
-        let (dead, _reserved) = dead_addr();
-        let breaker = json!({"consecutive_failures": 3, "open_duration": "10m"});
-        let names = ["reset", "timeout", "refused", "grpc", "trailers", "gone"];
-        let breakers: serde_json::Map<String, Value> =
-            names.iter().map(|name| ((*name).to_owned(), breaker.clone())).collect();
-        let routes: Vec<Value> = names
-            .iter()
-            .map(|name| json!({"name": name, "match": {"prefix": format!("/{name}")}, "circuit_breaker": name}))
-            .collect();
-        let mut config = EnvoyConfig::empty()
-            .cluster(Cluster::new("users", [upstream.addr()]))
-            .cluster(Cluster::new("h2", [upstream.addr()]).http2())
-            .cluster(Cluster::new("dead", [dead]))
-            .cluster(Cluster::new("empty", []));
-        for (name, cluster) in [("refused", "dead"), ("gone", "empty"), ("grpc", "h2"), ("trailers", "h2"), ("", "users")] {
-            config = config.route(Route::to(&format!("/{name}"), cluster).timeout(Duration::from_millis(300)));
-        }
-        let mut envoy = Envoy::start(config.haven(&json!({"circuit_breakers": breakers, "routes": routes}))).await;
-        let client = envoy.h2();
-        for name in names {
-            upstream.reset().await;
-            upstream
-                .set(|faults| match name {
-                    "reset" => faults.reset = true,
-                    "timeout" => faults.hang = true,
-                    "grpc" => {
-                        faults.body = Some(String::new());
-                        faults.headers.insert("content-type".into(), "application/grpc".into());
-                        faults.headers.insert("grpc-status".into(), "14".into());
-                    }
-                    "trailers" => {
-                        faults.headers.insert("content-type".into(), "application/grpc".into());
-                        faults.trailers.insert("grpc-status".into(), "14".into());
-                    }
-                    _ => {}
-                })
-                .await;
-            let mut failed = 0;
-            loop {
-                let (status, reply) = if ["grpc", "trailers"].contains(&name) {
-                    grpc(&client, envoy.addr(), &format!("/{name}")).await
-                } else {
-                    (None, client.get(&format!("/{name}")).await.unwrap())
-                };
-                if reply.header("proxy-status").is_some() {
-                    break;
+/// What an upstream does to a call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Failure {
+    Reset,
+    Hang,
+    Refuse,
+    NobodyThere,
+    GrpcStatus,
+    GrpcTrailer,
+}
+
+/// Lets calls fail in this way until the breaker, which wants three failures in a row, refuses one; how many it let through.
+async fn failures_until_open(failure: Failure, is_grpc: bool) -> u64 {
+    let upstream = Upstream::start("a").await;
+    let (dead, _reserved) = dead_addr();
+    upstream
+        .set(|faults| {
+            let grpc = || ("content-type".into(), "application/grpc".into());
+            match failure {
+                Failure::Reset => faults.reset = true,
+                Failure::Hang => faults.hang = true,
+                Failure::GrpcStatus => {
+                    faults.body = Some(String::new());
+                    faults.headers = [grpc(), ("grpc-status".into(), "14".into())].into();
                 }
-                assert!(reply.status >= 500 || status.as_deref() == Some("14"), "{name}: {reply:?}");
-                failed += 1;
-                assert!(failed < 10, "{name} does not open it: {reply:?}");
+                Failure::GrpcTrailer => {
+                    faults.headers = [grpc()].into();
+                    faults.trailers.insert("grpc-status".into(), "14".into());
+                }
+                Failure::Refuse | Failure::NobodyThere => {}
             }
-            assert_eq!(failed, 3, "{name}");
+        })
+        .await;
+    let addrs = match failure {
+        Failure::Refuse => vec![dead],
+        Failure::NobodyThere => vec![],
+        _ => vec![upstream.addr()],
+    };
+    let cluster = Cluster::new("users", addrs);
+    let cluster = if is_grpc { cluster.http2() } else { cluster };
+    let config = EnvoyConfig::empty()
+        .cluster(cluster)
+        .route(Route::to("/", "users").timeout(Duration::from_millis(200)))
+        .haven(&one_breaker(&json!({"consecutive_failures": 3, "open_duration": "10m"})));
+    let mut envoy = Envoy::start(config).await;
+    let client = envoy.h2();
+    for failed in 0..10 {
+        let (status, reply) =
+            if is_grpc { grpc(&client, envoy.addr(), "/").await } else { (None, client.get("/").await.unwrap()) };
+        if reply.header("proxy-status").is_some() {
+            assert_sound(&mut envoy).await;
+            return failed;
         }
-        assert_sound(&mut envoy).await;
+        let status = status.and_then(|status| status.parse().ok()).unwrap_or(0);
+        assert!(reply.status >= 500 || [4, 14].contains(&status), "{failure:?}: {reply:?}");
+    }
+    panic!("ten calls of {failure:?} (gRPC: {is_grpc}) do not open the breaker");
+}
+
+#[test]
+fn resets_timeouts_and_refused_connections_are_failures() {
+    run(async {
+        for failure in [Failure::Reset, Failure::Hang, Failure::Refuse, Failure::NobodyThere] {
+            assert_eq!(failures_until_open(failure, false).await, 3, "{failure:?}");
+        }
+    });
+}
+
+#[test]
+fn resets_timeouts_and_refused_connections_of_grpc_calls_are_failures() {
+    run(async {
+        for failure in [Failure::Reset, Failure::Hang, Failure::Refuse, Failure::NobodyThere] {
+            assert_eq!(failures_until_open(failure, true).await, 3, "{failure:?}");
+        }
+    });
+}
+
+#[test]
+fn a_grpc_status_in_the_headers_is_a_failure() {
+    run(async {
+        assert_eq!(failures_until_open(Failure::GrpcStatus, true).await, 3);
+    });
+}
+
+#[test]
+fn a_grpc_status_in_the_trailers_is_a_failure() {
+    run(async {
+        assert_eq!(failures_until_open(Failure::GrpcTrailer, true).await, 3);
     });
 }
 
@@ -313,7 +344,8 @@ fn a_shadow_breaker_stops_nobody() {
 
 // --- Fallbacks
 
-const BODY: &str = r#"{"users":[],"why":"{{reason}}","route":"{{route}}","wait":"{{retry_after}}","id":"{{request_id}}"}"#;
+const BODY: &str =
+    r#"{"users":[],"why":"{{reason}}","route":"{{route}}","wait":"{{retry_after}}","id":"{{request_id}}"}"#;
 
 /// What must not be seen of a failed response.
 const SECRETS: [(&str, &str); 9] = [
@@ -490,33 +522,51 @@ fn a_fallback_to_head_has_the_length_and_no_body() {
     });
 }
 
+/// Makes a gRPC call that is to fall back; the status it got.
+async fn calm_grpc(envoy: &Envoy, client: &Client, path: &str) -> String {
+    let (status, reply) = grpc(client, envoy.addr(), path).await;
+    assert_eq!((reply.status, reply.body.len()), (200, 0), "{path}: {reply:?}");
+    assert_eq!(reply.header("content-type").as_deref(), Some("application/grpc"), "{path}: {reply:?}");
+    assert_eq!((reply.header("x-secret"), reply.header("set-cookie"), reply.header("etag")), (None, None, None));
+    assert!(reply.header("proxy-status").is_some(), "{path}: {reply:?}");
+    status.unwrap()
+}
+
 #[test]
 fn a_fallback_to_grpc_is_a_status() {
     run(async {
         let upstream = Upstream::start("a").await;
         let (dead, _reserved) = dead_addr();
         let mut envoy = with_fallbacks(&upstream, dead).await;
-        let client = envoy.h2();
-        let ask = async |path: &str| {
-            let (status, reply) = grpc(&client, envoy.addr(), path).await;
-            assert_eq!((reply.status, reply.body.len()), (200, 0), "{path}: {reply:?}");
-            assert_eq!(reply.header("content-type").as_deref(), Some("application/grpc"), "{reply:?}");
-            assert_eq!((reply.header("x-secret"), reply.header("set-cookie")), (None, None));
-            assert!(reply.header("proxy-status").is_some(), "{reply:?}");
-            status.unwrap()
-        };
         upstream
             .set(|faults| {
                 faults.status = Some(500);
                 faults.headers = SECRETS.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
             })
             .await;
-        for path in ["/x", "/refused", "/none", "/none", "/open", "/open", "/open"] {
-            assert_eq!(ask(path).await, "14", "{path}");
+        let client = envoy.h2();
+        // Known from here on to have nobody there.
+        assert_eq!(client.get("/none").await.unwrap().status, 203);
+        for path in ["/x", "/none", "/none", "/open", "/open", "/open"] {
+            assert_eq!(calm_grpc(&envoy, &client, path).await, "14", "{path}");
         }
+        assert_sound(&mut envoy).await;
+    });
+}
+
+#[test]
+fn a_fallback_to_grpc_answers_what_never_reached_the_upstream_or_hangs_there() {
+    run(async {
+        let upstream = Upstream::start("a").await;
+        let (dead, _reserved) = dead_addr();
+        let mut envoy = with_fallbacks(&upstream, dead).await;
+        let client = envoy.h2();
+        assert_eq!(calm_grpc(&envoy, &client, "/refused").await, "14");
+        upstream.set(|faults| faults.reset = true).await;
+        assert_eq!(calm_grpc(&envoy, &client, "/x").await, "14");
         upstream.heal().await;
         upstream.set(|faults| faults.hang = true).await;
-        assert_eq!(ask("/x").await, "4");
+        assert_eq!(calm_grpc(&envoy, &client, "/x").await, "4");
         assert_sound(&mut envoy).await;
     });
 }

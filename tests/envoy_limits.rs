@@ -227,7 +227,9 @@ fn behind_a_trusted_proxy_the_client_is_the_entry_that_the_proxy_wrote() {
         let ask = async |client: &Client, entry: &str| passing(client, 1, "/", &[("x-forwarded-for", entry)]).await;
         // One client in many spellings, with whatever it wrote itself to the left.
         let mut passed = 0;
-        for entry in ["203.0.113.7", "1.2.3.4, 203.0.113.7", "203.0.113.7:4711", "5.6.7.8,\t203.0.113.7:1", "x,203.0.113.7 "] {
+        for entry in
+            ["203.0.113.7", "1.2.3.4, 203.0.113.7", "203.0.113.7:4711", "5.6.7.8,\t203.0.113.7:1", "x,203.0.113.7 "]
+        {
             passed += ask(&proxy, entry).await;
         }
         assert_eq!(passed, 2);
@@ -296,7 +298,11 @@ fn what_is_off_does_nothing() {
                 assert_eq!((reply.status, reply.header("ratelimit")), (200, None), "{path}");
             }
         }
-        assert_eq!(passing(&client, 5, "/on", &[]).await, 1, "the same limit elsewhere is in force, and was not drawn from");
+        assert_eq!(
+            passing(&client, 5, "/on", &[]).await,
+            1,
+            "the same limit elsewhere is in force, and was not drawn from"
+        );
         assert_eq!(counted(&envoy, &[]).await, 4);
         assert_eq!(decisions(&envoy.access_log_of(15).await)[..15], ["-"; 15]);
     });
@@ -323,7 +329,8 @@ fn a_grpc_call_is_refused_in_its_own_words() {
 #[test]
 fn the_limits_of_a_route_charge_all_or_nothing() {
     run(async {
-        let limit = |burst: u64, header: &str| json!({"limit": burst, "period": NO_REFILL, "key": [{"header": header}]});
+        let limit =
+            |burst: u64, header: &str| json!({"limit": burst, "period": NO_REFILL, "key": [{"header": header}]});
         let filter = json!({
             "rate_limits": {"wide": limit(10, "x-wide"), "narrow": limit(2, "x-narrow")},
             "routes": [{"name": "all", "rate_limits": ["wide", "narrow"]}],
@@ -342,7 +349,10 @@ fn the_limits_of_a_route_charge_all_or_nothing() {
         // The wide one is spent; its refusals cost nothing in the narrow one either.
         assert_eq!(passing(&fresh, 5, "/", &[("x-wide", "a"), ("x-narrow", "7")]).await, 0);
         assert_eq!(passing(&fresh, 5, "/", &[("x-wide", "b"), ("x-narrow", "7")]).await, 2);
-        assert_eq!(counted(&envoy, &[("policy", "wide")]).await + counted(&envoy, &[("policy", "narrow")]).await, 38 + 42 + 5 + 3);
+        assert_eq!(
+            counted(&envoy, &[("policy", "wide")]).await + counted(&envoy, &[("policy", "narrow")]).await,
+            38 + 42 + 5 + 3
+        );
     });
 }
 
@@ -380,12 +390,18 @@ fn each_part_of_a_key_tells_requests_apart() {
 
         assert_eq!(passes("/cookie", &[("cookie", "a=b; sid=1")]).await, 2);
         assert_eq!(passes("/cookie", &[("cookie", "sid=1; sid=2")]).await, 0);
-        assert_eq!((passes("/cookie", &[("cookie", "sid=2")]).await, passes("/cookie", &[("cookie", "xsid=2")]).await), (2, 3));
+        assert_eq!(
+            (passes("/cookie", &[("cookie", "sid=2")]).await, passes("/cookie", &[("cookie", "xsid=2")]).await),
+            (2, 3)
+        );
 
         assert_eq!((passes("/segment/a", &[]).await, passes("/segment/a/x?y", &[]).await), (2, 0));
         assert_eq!((passes("/segment/b", &[]).await, passes("/segment", &[]).await), (2, 3));
 
-        assert_eq!((passes("/path/a", &[]).await, passes("/path/a?x=1", &[]).await, passes("/path/a/", &[]).await), (2, 0, 2));
+        assert_eq!(
+            (passes("/path/a", &[]).await, passes("/path/a?x=1", &[]).await, passes("/path/a/", &[]).await),
+            (2, 0, 2)
+        );
 
         assert_eq!(passes("/method", &[]).await, 2);
         assert_eq!(client.request("POST", "/method", &[], "").await.unwrap().status, 200);

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the crate's top level, from the ground up.
-const FLOORS: &[(&str, u32)] = &[("base", 0), ("host", 1), ("config", 2), ("store", 2), ("policy", 3), ("engine", 4), ("wasm", 5)];
+const FLOORS: &[(&str, u32)] =
+    &[("base", 0), ("host", 1), ("config", 2), ("store", 2), ("policy", 3), ("engine", 4), ("wasm", 5)];
 
 /// What policies share: these are not policies.
 const SHARED_BY_POLICIES: &[&str] = &["request", "reply", "Reason", "Outcome"];
@@ -47,7 +48,8 @@ fn floor(top: &str) -> Option<u32> {
 
 /// First segments of all `crate::…` paths, `{a, b}` groups included.
 fn uses(code: &str, prefix: &str) -> Vec<String> {
-    let word = |text: &str| text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let word =
+        |text: &str| text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     code.match_indices(prefix)
         .flat_map(|(at, _)| {
             let rest = &code[at + prefix.len()..];
@@ -82,8 +84,13 @@ fn a_module_uses_only_lower_floors() {
 fn policies_do_not_use_each_other() {
     for (name, code) in modules() {
         let Some(policy) = name.strip_prefix("policy/").and_then(|n| n.split(['/', '.']).next()) else { continue };
-        for used in uses(&code, "crate::policy::").into_iter().chain(uses(&code, "super::").into_iter().filter(|_| name.matches('/').count() == 1)) {
-            let allowed = used == policy || SHARED_BY_POLICIES.contains(&used.as_str()) || !Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/policy/{used}.rs")).exists();
+        for used in uses(&code, "crate::policy::")
+            .into_iter()
+            .chain(uses(&code, "super::").into_iter().filter(|_| name.matches('/').count() == 1))
+        {
+            let allowed = used == policy
+                || SHARED_BY_POLICIES.contains(&used.as_str())
+                || !Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/policy/{used}.rs")).exists();
             assert!(allowed, "src/{name} uses the policy {used}");
         }
     }

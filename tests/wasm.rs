@@ -64,7 +64,9 @@ fn configurations_are_read_and_refused() {
     assert!(config::parse(b"").is_ok());
     let good = br#"{"rate_limits": {"l": {"limit": 5}}, "routes": [{"name": "r", "rate_limits": ["l"]}]}"#;
     assert_eq!(config::parse(good).unwrap().rate_limits[0].quota.burst, 5);
-    let bad = config::parse(br#"{"rate_limits": {"l": {"limit": 0, "period": "18446744073709551615h"}}}"#).unwrap_err().to_string();
+    let bad = config::parse(br#"{"rate_limits": {"l": {"limit": 0, "period": "18446744073709551615h"}}}"#)
+        .unwrap_err()
+        .to_string();
     assert!(bad.contains("rate_limits.l.limit: 0 is not allowed, want an integer from 1 to 1000000000"), "{bad}");
     assert!(bad.contains("rate_limits.l.period"), "{bad}");
     // Deeper than any stack should be asked to go.

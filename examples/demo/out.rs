@@ -59,6 +59,20 @@ impl Out {
         self.line(Look::Bold, &format!("── {title} {rule}"));
     }
 
+    /// Text of any length, broken after a comma or a space if there is one, each line after `indent` columns.
+    pub fn wrapped(&self, indent: usize, text: &str) {
+        let width = WIDTH.saturating_sub(indent);
+        let mut line = String::new();
+        for piece in text.trim().split_inclusive([',', ' ']) {
+            if !line.is_empty() && line.chars().count() + piece.chars().count() > width {
+                self.plain(&format!("{:indent$}{line}", ""));
+                line.clear();
+            }
+            line.push_str(piece);
+        }
+        self.plain(&format!("{:indent$}{line}", ""));
+    }
+
     /// Something that happened, with the act's time.
     pub fn event(&self, text: &str) {
         let seconds = self.act_began.lock().unwrap_or_else(PoisonError::into_inner).elapsed().as_secs_f64();

@@ -50,10 +50,6 @@ impl Counts {
         self.latencies.get(rank.saturating_sub(1)).copied()
     }
 
-    pub fn slower_than(&self, bound: Duration) -> usize {
-        self.latencies.iter().filter(|latency| **latency > bound).count()
-    }
-
     /// An upstream's share of the real answers, in percent.
     pub fn share(&self, upstream: usize) -> f64 {
         let served = self.by_upstream.get(upstream).copied().unwrap_or(0);

@@ -24,6 +24,19 @@ pub const CROWD: (u8, u32) = (5, 28);
 /// What the steady client asks for per second.
 pub const STEADY: u32 = 10;
 
+/// Last numbers of the clients' addresses in 127.0.0.0/24: the first of the ordinary ones, the steady and the noisy one.
+pub const FIRST: u8 = 11;
+pub const CALM: u8 = 31;
+pub const LOUD: u8 = 66;
+
+fn clients() -> impl Iterator<Item = u8> {
+    (FIRST..FIRST + CROWD.0).chain([CALM, LOUD])
+}
+
+const fn loopback(host: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(127, 0, 0, host))
+}
+
 /// Everything that runs.
 #[derive(Debug)]
 pub struct Stage {
@@ -85,6 +98,10 @@ impl Stage {
     pub async fn set(out: Arc<Out>) -> Result<Self, String> {
         envoy_binary()?;
         haven_wasm()?;
+        for host in clients() {
+            std::net::TcpListener::bind((loopback(host), 0))
+                .map_err(|error| format!("clients need addresses of their own, but {}: {error}", loopback(host)))?;
+        }
         let mut upstreams = Vec::new();
         for (name, (service_time_ms, capacity)) in NAMES.iter().zip(SPEEDS) {
             let options = Options { name: (*name).to_owned(), ..Options::default() };
@@ -102,6 +119,7 @@ impl Stage {
         let watch = Watch::start(envoy.admin_addr(), &addresses, out.clone()).await?;
         let client = Client::h1(envoy.addr());
         let ledger = Arc::new(Ledger::default());
+        ledger.next_act();
         Ok(Self {
             out,
             envoy,
@@ -118,9 +136,9 @@ impl Stage {
     /// The traffic that goes on through all acts.
     pub fn start_traffic(&mut self) {
         for number in 0..CROWD.0 {
-            self.streams.push(self.stream(Who::Crowd, 11 + number, CROWD.1));
+            self.streams.push(self.stream(Who::Crowd, FIRST + number, CROWD.1));
         }
-        self.streams.push(self.stream(Who::Steady, 31, STEADY));
+        self.streams.push(self.stream(Who::Steady, CALM, STEADY));
     }
 
     pub fn stop_traffic(&mut self) {
@@ -129,12 +147,12 @@ impl Stage {
 
     /// Traffic from `127.0.0.host`.
     pub fn stream(&self, who: Who, host: u8, rate: u32) -> Stream {
-        Stream::start(&self.ledger, who, self.envoy.addr(), IpAddr::V4(Ipv4Addr::new(127, 0, 0, host)), rate)
+        Stream::start(&self.ledger, who, self.envoy.addr(), loopback(host), rate)
     }
 
     /// Begins an act.
     pub async fn begin(&self, title: &'static str, lead: &[&str]) -> Act {
-        let number = self.ledger.next_act();
+        let number = self.ledger.act();
         let before = self.watch.now().await;
         self.out.act(&format!("{number} · {title}"));
         for line in lead {
@@ -156,8 +174,9 @@ impl Stage {
 
     /// Ends an act: what is on its way comes in, and is counted. Requests sent from now on are the next act's.
     pub async fn end(&self, act: &Act) -> Ended {
-        act.progress.abort();
+        self.ledger.next_act();
         self.ledger.settle(act.number).await;
+        act.progress.abort();
         let samples = self.ledger.of_act(act.number);
         let mut counts = Counts::of(&samples);
         let lost = self.ledger.lost(act.number);
@@ -195,7 +214,7 @@ impl Stage {
             self.out.verdict(*met, text);
         }
         let met = act.expectations.iter().all(|(met, _)| *met);
-        self.summary.push((met, format!("{} · {:<24} {conclusion}", act.number, act.title)));
+        self.summary.push((met, format!("{} · {:<20} {conclusion}", act.number, act.title)));
     }
 
     /// Changes an upstream's faults.

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 use crate::NAMES;
 use crate::out::Look;
 use crate::report::{Counts, milliseconds, seconds};
-use crate::stage::{Act, CROWD, Ended, SPEEDS, STEADY, Stage};
+use crate::stage::{Act, CROWD, Ended, LOUD, SPEEDS, STEADY, Stage};
 use crate::support::{Reply, holds_within};
 use crate::traffic::{Outcome, Who};
 use crate::watch::state;
@@ -21,13 +21,10 @@ const BURST: u64 = 50;
 const SCENE: Duration = Duration::from_secs(5);
 
 /// How long a dead or hung upstream may go unnoticed.
-const NOTICE: Duration = Duration::from_secs(3);
+const NOTICE: Duration = Duration::from_secs(5);
 
 /// Longer than any open time in `envoy.yaml`.
 const PATIENCE: Duration = Duration::from_secs(25);
-
-/// `per_try_timeout` in `envoy.yaml`, nearly: what took longer has waited for an upstream that hangs.
-const HUNG: Duration = Duration::from_millis(590);
 
 /// Tells the story; says whether it went as it should.
 pub async fn tell(stage: &mut Stage) -> bool {
@@ -79,7 +76,7 @@ async fn noisy(stage: &mut Stage, before: &Counts) {
     let lead =
         format!("One client more asks for {NOISY}/s. envoy.yaml gives each client {LIMIT}/s and {BURST} at once.");
     let mut act = stage.begin("a noisy client", &[&lead]).await;
-    let noise = stage.stream(Who::Noisy, 66, NOISY);
+    let noise = stage.stream(Who::Noisy, LOUD, NOISY);
     sleep(SCENE).await;
     drop(noise);
     let ended = stage.end(&act).await;
@@ -102,17 +99,16 @@ async fn noisy(stage: &mut Stage, before: &Counts) {
         format!("each of {} refusals says when to come again", noisy.limited),
     );
     let counted = ended.grew("haven_decisions_total", &[("reason", "rate_limited")]);
-    act.expect(
-        counted == noisy.limited,
-        format!("haven_decisions_total{{reason=\"rate_limited\"}} says so too: {counted}"),
-    );
+    act.expect(counted == noisy.limited, format!("haven_decisions_total{{reason=\"rate_limited\"}} grew by {counted}"));
     let p99 = |counts: &Counts| milliseconds(counts.percentile(99));
     stage.judge(
         act,
         &format!(
-            "{} of {} refused, others 100 % served, p99 {} (before: {})",
+            "{} of {} refused; {} of {} of the others served, p99 {} (before: {})",
             noisy.limited,
             noisy.requests,
+            others.real,
+            others.requests,
             p99(&others),
             p99(before)
         ),
@@ -128,15 +124,15 @@ fn admissible(ended: &Ended) -> (u64, u64) {
     let allowed = |span: Duration| BURST + (LIMIT as f64 * span.as_secs_f64()) as u64;
     let least = allowed(span(noisy().map(|sample| sample.sent).max()));
     // What the generator sent late, it sent late: some tokens may have run over before the burst was used up.
-    (least * 97 / 100, allowed(span(noisy().map(|sample| sample.done).max())) + 1)
+    (least * 95 / 100, allowed(span(noisy().map(|sample| sample.done).max())) + 1)
 }
 
 async fn killed(stage: &mut Stage) {
     let lead = [
-        "Upstream a, which served most, is gone: its port refuses. It is restarted after 4 s. Nobody tells haven:",
-        "it finds out by requests, which go to the next upstream, and tries a again when the open time is over.",
+        "a, which served most, is gone: its port refuses. After 4 s it is restarted. Nobody tells haven: it",
+        "finds out by requests, which go to the next upstream, and tries a again when the open time is over.",
     ];
-    let mut act = stage.begin("one upstream is killed", &lead).await;
+    let mut act = stage.begin("upstream a is killed", &lead).await;
     let killed = Instant::now();
     stage.fault(0, "upstream a is killed", |faults| faults.close = true).await;
     let opened = stage.watch.until(NOTICE, |metrics| stage.watch.of_endpoint(metrics, 0) == 1).await;
@@ -164,36 +160,33 @@ async fn killed(stage: &mut Stage) {
 
 async fn hung(stage: &mut Stage) {
     let lead = [
-        "Worse than dead: a accepts requests and never answers. A try ends after 0.6 s (per_try_timeout), and the",
-        "request goes to the next upstream. Only those caught before the circuit opens wait.",
+        "Worse than dead: a accepts requests and never answers. A try ends after 0.6 s (per_try_timeout),",
+        "and the request goes to the next upstream. Only those caught before the circuit opens wait.",
     ];
-    let mut act = stage.begin("it hangs", &lead).await;
-    let before = Instant::now();
+    let mut act = stage.begin("upstream a hangs", &lead).await;
+    let (before, caught) = (Instant::now(), received(stage, 0));
     stage.fault(0, "upstream a hangs", |faults| faults.hang = true).await;
     let opened = stage.watch.until(NOTICE, |metrics| stage.watch.of_endpoint(metrics, 0) == 1).await;
     let noticed = before.elapsed();
     // Those that had been sent to a are on their way to the others by then.
     sleep(Duration::from_secs(1)).await;
-    let clear = Instant::now();
+    let (clear, alone) = (Instant::now(), received(stage, 0));
     sleep(Duration::from_secs(3)).await;
+    let (caught, alone) = (alone - caught, received(stage, 0) - alone);
     let ended = stage.end(&act).await;
     all_real(&mut act, &ended.counts);
     act.expect(opened, format!("a's circuit opened {} after it began to hang", seconds(noticed)));
-    let waited = ended.counts.slower_than(HUNG);
     let requests = ended.counts.requests;
-    act.expect(
-        waited * 20 < ended.samples.len(),
-        format!("{waited} of {requests} requests had to wait for 0.6 s or more"),
-    );
+    act.expect(caught * 20 < requests, format!("a caught {caught} of {requests} requests before that"));
     let later = Counts::of(ended.samples.iter().filter(|sample| sample.sent > clear));
-    let (late, p99) = (later.slower_than(HUNG), milliseconds(later.percentile(99)));
-    act.expect(late == 0, format!("none of the {} requests of the last 3 s did: p99 {p99}", later.requests));
-    stage.judge(act, &format!("{}, {waited} of {requests} waited 0.6 s, then none", failures(&ended.counts)));
+    let p99 = milliseconds(later.percentile(99));
+    act.expect(alone == 0, format!("{alone} of the {} requests of the last 3 s went to a: p99 {p99}", later.requests));
+    stage.judge(act, &format!("{}, {caught} waited 0.6 s longer, then p99 {p99}", failures(&ended.counts)));
 }
 
 async fn recovered(stage: &mut Stage, steady: &Counts) {
     let lead = ["a answers again. When its open time is over, haven lets five requests try it, then trusts it."];
-    let mut act = stage.begin("it recovers", &lead).await;
+    let mut act = stage.begin("upstream a recovers", &lead).await;
     let healed = Instant::now();
     stage.heal(0, "upstream a answers again").await;
     let back = first_real(stage, 0, healed).await;
@@ -226,15 +219,16 @@ async fn all_fail(stage: &mut Stage) {
     stage.fault(2, "upstream c answers 503", |faults| faults.status = Some(503)).await;
     let unready = until_ready(stage, 503).await;
     if unready {
-        stage.out.event(&format!("/readyz: 503 {}", stage.readyz().await.1));
+        stage.out.event("/readyz: 503");
+        stage.out.wrapped(12, &stage.readyz().await.1);
     }
     let opened = stage.watch.until(PATIENCE, |metrics| state(metrics, "users") == 1).await;
     let open_after = failed.elapsed();
     // Tries that were on their way end within the per-try timeout.
     sleep(Duration::from_millis(700)).await;
-    let (quiet, asked) = (Instant::now(), requests_received(stage));
+    let (quiet, asked) = (Instant::now(), all_received(stage));
     sleep(Duration::from_millis(1800)).await;
-    let asked = requests_received(stage) - asked;
+    let asked = all_received(stage) - asked;
     let ready = stage.readyz().await.0;
     let ended = stage.end(&act).await;
     if let Some(reply) = stage.ledger.a_fallback() {
@@ -243,10 +237,10 @@ async fn all_fail(stage: &mut Stage) {
     let counts = &ended.counts;
     act.expect(
         counts.failed + counts.errors == 0 && counts.fallback > 0 && counts.real + counts.fallback == counts.requests,
-        format!("clients saw no error: {} of {} answers were the fallback", counts.fallback, counts.requests),
+        format!("clients saw no error; {} of {} answers were the fallback", counts.fallback, counts.requests),
     );
     let told = ended.grew("haven_fallbacks_total", &[]);
-    act.expect(told > 0, format!("haven_fallbacks_total says so too: {told}"));
+    act.expect(told > 0, format!("haven_fallbacks_total grew by {told}"));
     act.expect(unready && ready == 503, "/readyz: 503, so that a load balancer looks elsewhere");
     act.expect(opened, format!("the route's circuit opened after {}", seconds(open_after)));
     let at_once = Counts::of(ended.samples.iter().filter(|sample| sample.sent > quiet));
@@ -323,10 +317,13 @@ fn epilogue(stage: &Stage) -> bool {
     }
     out.plain("");
     if !met {
-        out.line(
-            Look::Bad,
-            "  The story did not go as it should: see ✗ above. That is a bug of haven or of this demo.",
-        );
+        out.line(Look::Bad, "  The story did not go as it should: see ✗ above. A bug, or a machine that is very busy.");
+        let log = stage.envoy.logs();
+        let lines: Vec<&str> = log.lines().collect();
+        out.plain("  The end of Envoy's log:");
+        for line in lines.iter().skip(lines.len().saturating_sub(20)) {
+            out.wrapped(4, line);
+        }
         return false;
     }
     for line in [
@@ -370,8 +367,13 @@ async fn until_ready(stage: &Stage, status: u16) -> bool {
     holds_within(PATIENCE, async || stage.readyz().await.0 == status).await
 }
 
-fn requests_received(stage: &Stage) -> u64 {
-    stage.upstreams.iter().map(|upstream| upstream.counters().requests).sum()
+/// Requests that have reached an upstream so far.
+fn received(stage: &Stage, upstream: usize) -> u64 {
+    stage.upstreams.get(upstream).map_or(0, |upstream| upstream.counters().requests)
+}
+
+fn all_received(stage: &Stage) -> u64 {
+    (0..NAMES.len()).map(|upstream| received(stage, upstream)).sum()
 }
 
 /// An answer as the client saw it.
@@ -379,9 +381,8 @@ fn show(stage: &Stage, what: &str, reply: &Reply, headers: &[&str]) {
     stage.out.plain(&format!("  {what:<15} status {}", reply.status));
     for name in headers {
         if let Some(value) = reply.header(name) {
-            stage.out.plain(&format!("                  {name}: {value}"));
+            stage.out.wrapped(18, &format!("{name}: {value}"));
         }
     }
-    let body: String = reply.text().chars().take(200).collect();
-    stage.out.plain(&format!("                  {body}"));
+    stage.out.wrapped(18, &reply.text());
 }

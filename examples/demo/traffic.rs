@@ -77,11 +77,14 @@ struct Book {
 }
 
 impl Ledger {
-    /// What is sent from here on belongs to the next act; its number.
-    pub fn next_act(&self) -> usize {
-        let mut book = self.book();
-        book.act += 1;
-        book.act
+    /// What is sent from here on belongs to the next act.
+    pub fn next_act(&self) {
+        self.book().act += 1;
+    }
+
+    /// The number of the act that is on; the first is 1.
+    pub fn act(&self) -> usize {
+        self.book().act
     }
 
     /// Waits until all answers of an act are in. What is missing then is counted as an error.
@@ -184,7 +187,7 @@ fn judge(answer: &Result<Reply, String>) -> (Outcome, Option<String>) {
         200 if by_haven => (Outcome::Fallback, None),
         200 => {
             let body: serde_json::Value = serde_json::from_slice(&reply.body).unwrap_or_default();
-            match NAMES.iter().position(|name| body["served_by"] == *name) {
+            match NAMES.iter().position(|name| body.get("served_by").is_some_and(|served_by| served_by == name)) {
                 Some(upstream) => (Outcome::Real(upstream), None),
                 None => (Outcome::Error, Some(format!("a 200 that nobody sent: {}", reply.text()))),
             }

@@ -49,7 +49,9 @@ impl HeaderMap {
 
     /// All values of `name` (lower case), in order.
     pub fn all<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
-        self.iter().filter(move |(n, _)| n.len() == name.len() && n.eq_ignore_ascii_case(name.as_bytes())).map(|(_, v)| v)
+        self.iter()
+            .filter(move |(n, _)| n.len() == name.len() && n.eq_ignore_ascii_case(name.as_bytes()))
+            .map(|(_, v)| v)
     }
 
     /// All pairs in order.
@@ -142,7 +144,8 @@ mod tests {
 
     #[test]
     fn numbers_are_plain_decimals() {
-        for (text, number) in [("0", Some(0)), ("18446744073709551615", Some(u64::MAX)), ("18446744073709551616", None)] {
+        for (text, number) in [("0", Some(0)), ("18446744073709551615", Some(u64::MAX)), ("18446744073709551616", None)]
+        {
             assert_eq!(parse_number(text.as_bytes()), number);
         }
         for bad in ["", "-1", "+1", " 1", "1.0", "0x1"] {

@@ -273,7 +273,7 @@ impl Checker<'_> {
                     self.errors.refuse(at, json, &kind.want());
                 }
                 let mut seen = BTreeSet::new();
-                for (i, value) in items.iter().enumerate() {
+                for (i, value) in items.iter().take(size(*max)).enumerate() {
                     let at = at.index(i);
                     let before = self.errors.count();
                     self.check(item, &at, value);
@@ -287,7 +287,7 @@ impl Checker<'_> {
                 if entries.len() > size(*max) {
                     self.errors.refuse(at, json, &kind.want());
                 }
-                self.entries(key, item, at, entries);
+                self.entries(key, item, at, entries.get(..size(*max)).unwrap_or(entries));
             }
             (Kind::Object(object), Json::Object(entries)) => self.object(object, at, json, entries),
             (Kind::One(object), Json::Object(entries)) => {

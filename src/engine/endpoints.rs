@@ -84,7 +84,12 @@ pub struct Attempts {
 }
 
 impl Upstream {
-    pub(super) fn new<H: Host>(config: &config::Upstream, breaker: Option<&config::CircuitBreaker>, mode: Mode, host: &H) -> Self {
+    pub(super) fn new<H: Host>(
+        config: &config::Upstream,
+        breaker: Option<&config::CircuitBreaker>,
+        mode: Mode,
+        host: &H,
+    ) -> Self {
         let names = Names(host);
         let endpoints = config.endpoints.iter().map(|endpoint| {
             let breaker = breaker.and_then(|breaker| {
@@ -199,7 +204,15 @@ impl Upstream {
     }
 
     /// Takes note of how the tries ended. Those before the last failed, or there would have been no next one.
-    pub(super) fn record<H: Host>(&self, host: &H, now: Nanos, pick: &Pick, attempts: Attempts, failed: Call, rng: &Rng) {
+    pub(super) fn record<H: Host>(
+        &self,
+        host: &H,
+        now: Nanos,
+        pick: &Pick,
+        attempts: Attempts,
+        failed: Call,
+        rng: &Rng,
+    ) {
         let Some(last) = attempts.last else { return self.release(host, now, pick, rng) };
         let Some(position) = pick.list.iter().position(|at| at == last) else {
             // The proxy went its own way: nothing is known of the listed ones, but what it found out is true.

@@ -8,6 +8,7 @@ use super::metrics::mode_word;
 use super::{Breaker, Engine, Limit, Route, Use};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::ip::Ip;
+use crate::base::text::push_all;
 use crate::base::time::Nanos;
 use crate::config::{FailureOn, IpSource, Mode, OnContention, QuotaHeaders};
 use crate::host::{Host, Message, MetricId, Property, Reply, Stream};
@@ -111,7 +112,9 @@ impl Exchange {
                 stream.remove_header(Message::Request, name);
             }
         }
-        let Some((at, config)) = engine.config.routes.iter().enumerate().find(|(_, r)| route::matches(&r.matcher, &request)) else {
+        let Some((at, config)) =
+            engine.config.routes.iter().enumerate().find(|(_, r)| route::matches(&r.matcher, &request))
+        else {
             return Action::Continue;
         };
         let Some(route) = engine.routes.get(at).filter(|r| !r.off) else { return Action::Continue };
@@ -137,7 +140,12 @@ impl Exchange {
             return Action::Continue;
         };
         self.release(&engine, host);
-        let cause = Cause { reason: refusal.reason, policy: refusal.policy, retry_after: refusal.retry_after, received_status: None };
+        let cause = Cause {
+            reason: refusal.reason,
+            policy: refusal.policy,
+            retry_after: refusal.retry_after,
+            received_status: None,
+        };
         let mut reply = match self.fallback(&engine, route, cause, None, host) {
             Some(reply) => reply,
             None => reply::refusal(&self.subject(&config.name), cause),
@@ -153,15 +161,15 @@ impl Exchange {
             return Action::Continue;
         }
         let engine = Rc::clone(&self.engine);
-        let Some((route, config)) = self.route.and_then(|at| engine.routes.get(at).zip(engine.config.routes.get(at))) else {
-            return Action::Continue;
-        };
+        let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else { return Action::Continue };
         let watched = route.breaker.is_some() || route.upstream.is_some() || route.fallback.is_some();
         if watched {
             let headers = stream.headers(Message::Response);
             let status = headers.get(":status").and_then(parse_number).and_then(|s| u16::try_from(s).ok()).unwrap_or(0);
-            let address = stream.property(Property::UpstreamAddress);
-            let class = classify(status, address.as_deref(), stream);
+            // Who answered matters only where endpoints are ours. That somebody did, Envoy's own header tells for nothing.
+            let known = route.upstream.is_none() && headers.get("x-envoy-upstream-service-time").is_some();
+            let address = if known { None } else { stream.property(Property::UpstreamAddress) };
+            let class = classify(status, known || address.is_some(), stream);
             self.judge(&engine, route, class, status, &headers, address.as_deref(), host, stream);
             let reason = match class {
                 Class::Answered if status >= 500 => Some(Reason::UpstreamError),
@@ -175,7 +183,6 @@ impl Exchange {
                 let cause = Cause { reason, policy, retry_after: None, received_status };
                 let counter = if reason == Reason::Timeout { fallback.timeouts } else { fallback.errors };
                 if let Some(mut reply) = self.fallback(&engine, route, cause, Some(counter), host) {
-                    debug_assert!(!config.name.is_empty(), "routes are named");
                     self.add_quotas(&engine, &mut reply);
                     self.store_decisions(stream);
                     return self.reply(stream, &reply);
@@ -196,7 +203,13 @@ impl Exchange {
     }
 
     /// Asks the route's limits: all admit, or none is charged.
-    fn rate_limits<'e, H: Host>(&mut self, engine: &'e Engine, route: &Route, request: &Request<'_>, host: &H) -> Option<Refusal<'e>> {
+    fn rate_limits<'e, H: Host>(
+        &mut self,
+        engine: &'e Engine,
+        route: &Route,
+        request: &Request<'_>,
+        host: &H,
+    ) -> Option<Refusal<'e>> {
         let mut taken: Vec<(&Limit, Taken)> = Vec::new();
         for used in &route.limits {
             let Some(limit) = engine.limits.get(used.at) else { continue };
@@ -262,12 +275,22 @@ impl Exchange {
             Admission::Refused { wait } => {
                 let name = &breaker.settings.config().name;
                 self.decide(host, used, Reason::CircuitOpen, name);
-                (used.mode == Mode::Enforce).then_some(Refusal { reason: Reason::CircuitOpen, policy: name, retry_after: Some(wait) })
+                (used.mode == Mode::Enforce).then_some(Refusal {
+                    reason: Reason::CircuitOpen,
+                    policy: name,
+                    retry_after: Some(wait),
+                })
             }
         }
     }
 
-    fn endpoint<'e, H: Host, S: Stream>(&mut self, engine: &'e Engine, route: &Route, host: &H, stream: &S) -> Option<Refusal<'e>> {
+    fn endpoint<'e, H: Host, S: Stream>(
+        &mut self,
+        engine: &'e Engine,
+        route: &Route,
+        host: &H,
+        stream: &S,
+    ) -> Option<Refusal<'e>> {
         let used = route.upstream.as_ref()?;
         let (upstream, config) = engine.upstreams.get(used.at).zip(engine.config.upstreams.get(used.at))?;
         if config.endpoints.is_empty() {
@@ -295,7 +318,10 @@ impl Exchange {
     }
 
     /// Tells breakers and endpoints how the call went.
-    #[allow(clippy::too_many_arguments, reason = "the facts of a response; a struct for one caller would only rename them")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the facts of a response; a struct for one caller would only rename them"
+    )]
     fn judge<H: Host, S: Stream>(
         &mut self,
         engine: &Engine,
@@ -316,14 +342,20 @@ impl Exchange {
         let grpc_status = if self.grpc { headers.get("grpc-status").and_then(parse_number) } else { None };
         let retry_after = retry_after(headers);
         let call = |failure_on: &FailureOn| {
-            let outcome = if fails(failure_on, class, status, grpc_status) { Outcome::Failure } else { Outcome::Success };
+            let outcome =
+                if fails(failure_on, class, status, grpc_status) { Outcome::Failure } else { Outcome::Success };
             Call { outcome, duration, retry_after }
         };
-        if let Some((breaker, epoch)) = route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(self.breaker.take()) {
+        if let Some((breaker, epoch)) =
+            route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(self.breaker.take())
+        {
             let call = call(&breaker.settings.config().failure_on);
             self.end_breaker(engine, breaker, now, epoch, call, host);
         }
-        let Some((used, upstream)) = route.upstream.and_then(|used| Some((used, engine.upstreams.get(used.at)?))) else { return };
+        let Some((used, upstream)) = route.upstream.and_then(|used| Some((used, engine.upstreams.get(used.at)?)))
+        else {
+            return;
+        };
         let pick = self.pick.unwrap_or_default();
         let last = match address.and_then(|address| upstream.find(self.pick.as_ref(), address)) {
             Some(at) => Some(at),
@@ -339,7 +371,12 @@ impl Exchange {
             }
         }
         self.recorded = true;
-        let breaker = engine.config.upstreams.get(used.at).and_then(|u| u.circuit_breaker).and_then(|at| engine.config.circuit_breakers.get(at));
+        let breaker = engine
+            .config
+            .upstreams
+            .get(used.at)
+            .and_then(|u| u.circuit_breaker)
+            .and_then(|at| engine.config.circuit_breakers.get(at));
         if let Some(breaker) = breaker {
             let failed = Call { outcome: Outcome::Failure, duration, retry_after: None };
             upstream.record(host, now, &pick, Attempts { last, call: call(&breaker.failure_on) }, failed, &engine.rng);
@@ -374,7 +411,14 @@ impl Exchange {
     }
 
     /// The fallback's answer for this cause, if it has one. `counter` counts it as a decision of the fallback's own.
-    fn fallback<H: Host>(&mut self, engine: &Engine, route: &Route, cause: Cause<'_>, counter: Option<MetricId>, host: &H) -> Option<Reply> {
+    fn fallback<H: Host>(
+        &mut self,
+        engine: &Engine,
+        route: &Route,
+        cause: Cause<'_>,
+        counter: Option<MetricId>,
+        host: &H,
+    ) -> Option<Reply> {
         let used = route.fallback?;
         let fallback = engine.config.fallbacks.get(used.at).filter(|f| fallback::answers(f, cause.reason))?;
         if let Some(counter) = counter {
@@ -399,9 +443,7 @@ impl Exchange {
         if !self.decisions.is_empty() {
             self.decisions.push(',');
         }
-        for piece in [reason.word(), " ", policy, " ", mode_word(used.mode)] {
-            self.decisions.push_str(piece);
-        }
+        push_all(&mut self.decisions, &[reason.word(), " ", policy, " ", mode_word(used.mode)]);
     }
 
     fn store_decisions<S: Stream>(&self, stream: &S) {
@@ -437,22 +479,27 @@ fn client<S: Stream>(engine: &Engine, headers: &HeaderMap, stream: &S) -> Option
         IpSource::XForwardedFor => {
             // From the right: what stands left of the trusted hops is whatever the client wrote.
             let skip = usize::try_from(config.trusted_hops.saturating_sub(1)).unwrap_or(usize::MAX);
-            headers.all("x-forwarded-for").rev().flat_map(|value| value.rsplit(|b| *b == b',')).nth(skip).and_then(Ip::parse)
+            headers
+                .all("x-forwarded-for")
+                .rev()
+                .flat_map(|value| value.rsplit(|b| *b == b','))
+                .nth(skip)
+                .and_then(Ip::parse)
         }
     };
     let ip = from_header.or_else(|| stream.property(Property::SourceAddress).as_deref().and_then(Ip::parse))?;
     Some(ip.masked(config.ipv4_prefix, config.ipv6_prefix))
 }
 
-/// Tells an upstream's answer from what the proxy made up. Below 500 nothing is asked beyond the upstream's address: a reply without
-/// one (a redirect, a direct response) is the proxy's own.
-fn classify<S: Stream>(status: u16, address: Option<&[u8]>, stream: &S) -> Class {
+/// Tells an upstream's answer from what the proxy made up. Below 500 nothing is asked beyond whether an upstream was reached: a reply
+/// without one (a redirect, a direct response) is the proxy's own.
+fn classify<S: Stream>(status: u16, reached: bool, stream: &S) -> Class {
     if status < 500 {
-        return if address.is_some() { Class::Answered } else { Class::Local };
+        return if reached { Class::Answered } else { Class::Local };
     }
     let Some(details) = stream.property(Property::ResponseCodeDetails) else {
         // A host that does not say (nginx): an upstream that was reached is taken at its word.
-        return if address.is_some() { Class::Answered } else { Class::Reset };
+        return if reached { Class::Answered } else { Class::Reset };
     };
     let starts = |prefix: &str| details.starts_with(prefix.as_bytes());
     let holds = |part: &str| details.windows(part.len()).any(|window| window == part.as_bytes());
@@ -461,9 +508,17 @@ fn classify<S: Stream>(status: u16, address: Option<&[u8]>, stream: &S) -> Class
     } else if holds("overflow") {
         // Envoy's own connection or request limits: no upstream was asked.
         Class::Local
-    } else if starts("response_timeout") || starts("upstream_per_try") || starts("upstream_response_timeout") || starts("request_overall_timeout") {
+    } else if starts("response_timeout")
+        || starts("upstream_per_try")
+        || starts("upstream_response_timeout")
+        || starts("request_overall_timeout")
+    {
         Class::Timeout
-    } else if starts("upstream_reset") || starts("no_healthy_upstream") || starts("cluster_not_found") || starts("upstream_") {
+    } else if starts("upstream_reset")
+        || starts("no_healthy_upstream")
+        || starts("cluster_not_found")
+        || starts("upstream_")
+    {
         Class::Reset
     } else {
         Class::Local

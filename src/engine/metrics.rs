@@ -1,6 +1,7 @@
 //! Names of the metrics. Labels are part of the name, as `;label=value`, and are taken out of it by `stats_tags` in envoy.yaml; they
 //! come from the configuration only, so that their number is bounded.
 
+use crate::base::text::push_all;
 use crate::config::Mode;
 use crate::host::{MetricId, MetricKind, Metrics};
 use crate::policy::Reason;
@@ -20,7 +21,11 @@ impl<H: Metrics> Names<'_, H> {
     }
 
     pub(super) fn breaker_transitions(&self, breaker: &str, to: Phase) -> MetricId {
-        self.define(MetricKind::Counter, "haven_circuit_breaker_transitions_total", &[("circuit_breaker", breaker), ("to", to.word())])
+        self.define(
+            MetricKind::Counter,
+            "haven_circuit_breaker_transitions_total",
+            &[("circuit_breaker", breaker), ("to", to.word())],
+        )
     }
 
     pub(super) fn endpoint_in_flight(&self, upstream: &str, endpoint: &str) -> MetricId {
@@ -63,9 +68,7 @@ impl<H: Metrics> Names<'_, H> {
         let mut name = String::with_capacity(128);
         name.push_str(base);
         for (label, value) in labels {
-            for piece in [";", label, "=", value] {
-                name.push_str(piece);
-            }
+            push_all(&mut name, &[";", label, "=", value]);
         }
         self.0.define(kind, &name)
     }

@@ -4,7 +4,9 @@
 //! may switch to another worker there. Faults are set on the [`Machine`]: failed compare-and-swaps, a lost shared-data service, clocks
 //! that step. Losing a VM is the scheduler's part: it drops the worker's state in the middle.
 
-use super::{Cas, CasMismatch, Clock, Log, Message, MetricId, MetricKind, Metrics, Property, Random, Reply, SharedData, Stream};
+use super::{
+    Cas, CasMismatch, Clock, Log, Message, MetricId, MetricKind, Metrics, Property, Random, Reply, SharedData, Stream,
+};
 use crate::base::headers::HeaderMap;
 use crate::base::rng::Rng;
 use crate::base::time::Nanos;
@@ -44,7 +46,11 @@ pub struct Machine {
 
 impl std::fmt::Debug for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Machine").field("now", &self.monotonic).field("data", &self.data).field("metrics", &self.metrics).finish_non_exhaustive()
+        f.debug_struct("Machine")
+            .field("now", &self.monotonic)
+            .field("data", &self.data)
+            .field("metrics", &self.metrics)
+            .finish_non_exhaustive()
     }
 }
 
@@ -98,7 +104,12 @@ impl Machine {
     /// All metrics whose name starts so, by name.
     #[must_use]
     pub fn metrics_of(&self, prefix: &str) -> Vec<(String, u64)> {
-        self.metrics.borrow().iter().filter(|(_, n, _)| n.starts_with(prefix)).map(|(_, n, v)| (n.clone(), *v)).collect()
+        self.metrics
+            .borrow()
+            .iter()
+            .filter(|(_, n, _)| n.starts_with(prefix))
+            .map(|(_, n, v)| (n.clone(), *v))
+            .collect()
     }
 
     /// Bytes in shared data, keys and values.
@@ -295,7 +306,9 @@ impl SimStream {
     #[must_use]
     pub fn response_header(&self, name: &str) -> Option<String> {
         match &*self.reply.borrow() {
-            Some(reply) => reply.headers.iter().find(|(n, _)| *n == name).map(|(_, v)| String::from_utf8_lossy(v).into_owned()),
+            Some(reply) => {
+                reply.headers.iter().find(|(n, _)| *n == name).map(|(_, v)| String::from_utf8_lossy(v).into_owned())
+            }
             None => header(&self.response.borrow(), name),
         }
     }

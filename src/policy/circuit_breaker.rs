@@ -37,7 +37,12 @@ impl CircuitBreaker {
     ///
     /// # Errors
     /// [`Contended`]: nothing was decided.
-    pub fn acquire<H: SharedData>(&self, host: &H, settings: &Settings, now: Nanos) -> Result<(Admission, Change), Contended> {
+    pub fn acquire<H: SharedData>(
+        &self,
+        host: &H,
+        settings: &Settings,
+        now: Nanos,
+    ) -> Result<(Admission, Change), Contended> {
         self.step(host, |state| state.acquire(settings, now))
     }
 
@@ -45,7 +50,15 @@ impl CircuitBreaker {
     ///
     /// # Errors
     /// [`Contended`]: the outcome is lost.
-    pub fn end<H: SharedData>(&self, host: &H, settings: &Settings, now: Nanos, epoch: u32, call: Call, rng: &Rng) -> Result<Change, Contended> {
+    pub fn end<H: SharedData>(
+        &self,
+        host: &H,
+        settings: &Settings,
+        now: Nanos,
+        epoch: u32,
+        call: Call,
+        rng: &Rng,
+    ) -> Result<Change, Contended> {
         let random = rng.bits();
         self.step(host, |state| ((), state.end(settings, now, epoch, call, random))).map(|((), change)| change)
     }
@@ -55,7 +68,11 @@ impl CircuitBreaker {
         store::read(host, &self.key).map_or_else(State::default, |bytes| State::decode(&bytes))
     }
 
-    fn step<H: SharedData, A>(&self, host: &H, mut step: impl FnMut(&mut State) -> (A, Change)) -> Result<(A, Change), Contended> {
+    fn step<H: SharedData, A>(
+        &self,
+        host: &H,
+        mut step: impl FnMut(&mut State) -> (A, Change),
+    ) -> Result<(A, Change), Contended> {
         store::update(host, &self.key, |bytes| {
             let before = State::decode(bytes);
             let mut after = before;

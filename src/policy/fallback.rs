@@ -2,6 +2,7 @@
 
 use super::Reason;
 use super::reply::{Cause, Subject, retry_after_seconds};
+use crate::base::text::number;
 use crate::config::{Fallback, FallbackStep, Respond, TemplatePart};
 use crate::host::Reply;
 
@@ -34,7 +35,8 @@ pub fn reply(fallback: &Fallback, subject: &Subject<'_>, cause: Cause<'_>) -> Op
 }
 
 fn respond_reply(respond: &Respond, subject: &Subject<'_>, cause: Cause<'_>) -> Reply {
-    let mut reply = Reply { status: respond.status, headers: vec![("proxy-status", cause.proxy_status())], ..Reply::default() };
+    let mut reply =
+        Reply { status: respond.status, headers: vec![("proxy-status", cause.proxy_status())], ..Reply::default() };
     if subject.grpc {
         // A gRPC client reads the status alone; a JSON body would only break its framing.
         reply.grpc_status = Some(cause.reason.grpc_status());
@@ -49,7 +51,7 @@ fn respond_reply(respond: &Respond, subject: &Subject<'_>, cause: Cause<'_>) -> 
             TemplatePart::RequestId => reply.body.extend_from_slice(safe_id(subject.request_id)),
             TemplatePart::RetryAfter => {
                 if let Some(wait) = cause.retry_after {
-                    reply.body.extend_from_slice(retry_after_seconds(wait).to_string().as_bytes());
+                    reply.body.extend_from_slice(number(retry_after_seconds(wait)).as_bytes());
                 }
             }
             TemplatePart::Reason => reply.body.extend_from_slice(cause.reason.word().as_bytes()),
@@ -62,7 +64,8 @@ fn respond_reply(respond: &Respond, subject: &Subject<'_>, cause: Cause<'_>) -> 
 /// A request id that can stand in any body. A client may send anything as its id: what could break out of a JSON string or of
 /// markup is left out as a whole.
 fn safe_id(id: &[u8]) -> &[u8] {
-    let safe = id.len() <= 128 && id.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':' | b'/' | b'=' | b'+'));
+    let safe = id.len() <= 128
+        && id.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':' | b'/' | b'=' | b'+'));
     if safe { id } else { &[] }
 }
 
@@ -83,7 +86,8 @@ mod tests {
             upstream_error: true,
             timeout: true,
         };
-        let respond = Respond { status: 203, headers: vec![("x-a".into(), "b".into())], content_type: "text/plain".into(), body };
+        let respond =
+            Respond { status: 203, headers: vec![("x-a".into(), "b".into())], content_type: "text/plain".into(), body };
         Fallback { name: "f".into(), mode: None, on, steps: vec![FallbackStep::Respond(respond)] }
     }
 
@@ -91,13 +95,26 @@ mod tests {
         Subject { route: "users", request_id, grpc }
     }
 
-    const CAUSE: Cause<'_> =
-        Cause { reason: Reason::CircuitOpen, policy: "cb", retry_after: Some(Nanos(1_000_000_001)), received_status: None };
+    const CAUSE: Cause<'_> = Cause {
+        reason: Reason::CircuitOpen,
+        policy: "cb",
+        retry_after: Some(Nanos(1_000_000_001)),
+        received_status: None,
+    };
 
     #[test]
     fn placeholders_are_filled_in() {
         use TemplatePart::{Literal, Reason, RequestId, RetryAfter, Route};
-        let body = vec![Literal("系统繁忙 ".into()), Reason, Literal("/".into()), Route, Literal("/".into()), RetryAfter, Literal("/".into()), RequestId];
+        let body = vec![
+            Literal("系统繁忙 ".into()),
+            Reason,
+            Literal("/".into()),
+            Route,
+            Literal("/".into()),
+            RetryAfter,
+            Literal("/".into()),
+            RequestId,
+        ];
         let reply = super::reply(&fallback(body), &subject(b"id-1", false), CAUSE).unwrap();
         assert_eq!(String::from_utf8(reply.body).unwrap(), "系统繁忙 circuit_open/users/2/id-1");
         assert_eq!((reply.status, reply.grpc_status), (203, None));

@@ -7,8 +7,8 @@ use super::request::Request;
 use crate::base::time::Nanos;
 use crate::config;
 use crate::host::Reply;
-use serde::ser::{SerializeMap, Serializer};
 use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -121,9 +121,10 @@ impl RateLimit {
                 taken: Taken { hash, tokens },
                 placement,
             },
-            Ok((Verdict::Refused { remaining, reset, wait }, _, _)) => {
-                Answer::Refused { quota: KeyQuota { burst: bucket.burst(), period: self.period_of(bucket), remaining, reset }, wait }
-            }
+            Ok((Verdict::Refused { remaining, reset, wait }, _, _)) => Answer::Refused {
+                quota: KeyQuota { burst: bucket.burst(), period: self.period_of(bucket), remaining, reset },
+                wait,
+            },
         }
     }
 

@@ -4,6 +4,7 @@
 //! or in a metric's name, so that nothing here escapes; nothing that a client sent is ever put in.
 
 use super::Reason;
+use crate::base::text::{number, push_all, push_number};
 use crate::base::time::Nanos;
 use crate::host::Reply;
 
@@ -35,14 +36,13 @@ impl Cause<'_> {
     /// The `Proxy-Status` header's value.
     #[must_use]
     pub fn proxy_status(&self) -> Vec<u8> {
-        let mut value = ["haven; error=", self.reason.proxy_error()].concat();
+        let mut value = String::with_capacity(128);
+        push_all(&mut value, &["haven; error=", self.reason.proxy_error()]);
         if let Some(status) = self.received_status {
             value.push_str("; received-status=");
-            value.push_str(&status.to_string());
+            push_number(&mut value, status.into());
         }
-        for piece in ["; details=\"", self.reason.word(), " ", self.policy, "\""] {
-            value.push_str(piece);
-        }
+        push_all(&mut value, &["; details=\"", self.reason.word(), " ", self.policy, "\""]);
         value.into_bytes()
     }
 }
@@ -56,9 +56,13 @@ pub fn retry_after_seconds(wait: Nanos) -> u64 {
 /// The refusal itself, where no fallback answers.
 #[must_use]
 pub fn refusal(subject: &Subject<'_>, cause: Cause<'_>) -> Reply {
-    let mut reply = Reply { status: cause.reason.status(), headers: vec![("proxy-status", cause.proxy_status())], ..Reply::default() };
+    let mut reply = Reply {
+        status: cause.reason.status(),
+        headers: vec![("proxy-status", cause.proxy_status())],
+        ..Reply::default()
+    };
     if let Some(wait) = cause.retry_after {
-        reply.headers.push(("retry-after", retry_after_seconds(wait).to_string().into_bytes()));
+        reply.headers.push(("retry-after", number(retry_after_seconds(wait)).into_bytes()));
     }
     let detail = detail(cause.reason);
     if subject.grpc {
@@ -68,18 +72,15 @@ pub fn refusal(subject: &Subject<'_>, cause: Cause<'_>) -> Reply {
     }
     reply.headers.push(("content-type", b"application/problem+json".to_vec()));
     let (kind, title) = problem_type(cause.reason);
-    let status = cause.reason.status().to_string();
-    let mut body = String::with_capacity(384);
-    for piece in [
-        "{\"type\":\"", kind, "\",\"title\":\"", title, "\",\"status\":", &status, ",\"detail\":\"", detail,
-        "\",\"reason\":\"", cause.reason.word(), "\",\"policy\":\"", cause.policy, "\"",
-    ] {
-        body.push_str(piece);
-    }
+    let mut body = String::with_capacity(448);
+    push_all(&mut body, &["{\"type\":\"", kind, "\",\"title\":\"", title, "\",\"status\":"]);
+    push_number(&mut body, cause.reason.status().into());
+    push_all(
+        &mut body,
+        &[",\"detail\":\"", detail, "\",\"reason\":\"", cause.reason.word(), "\",\"policy\":\"", cause.policy, "\""],
+    );
     if cause.reason == Reason::RateLimited {
-        for piece in [",\"violated-policies\":[\"", cause.policy, "\"]"] {
-            body.push_str(piece);
-        }
+        push_all(&mut body, &[",\"violated-policies\":[\"", cause.policy, "\"]"]);
     }
     body.push_str("}\n");
     reply.body = body.into_bytes();
@@ -117,7 +118,8 @@ const fn detail(reason: Reason) -> &'static str {
 mod tests {
     use super::*;
 
-    const CAUSE: Cause<'_> = Cause { reason: Reason::RateLimited, policy: "per-client", retry_after: Some(Nanos(1)), received_status: None };
+    const CAUSE: Cause<'_> =
+        Cause { reason: Reason::RateLimited, policy: "per-client", retry_after: Some(Nanos(1)), received_status: None };
 
     fn header<'a>(reply: &'a Reply, name: &str) -> Option<&'a str> {
         reply.headers.iter().find(|(n, _)| *n == name).map(|(_, v)| std::str::from_utf8(v).unwrap())
@@ -128,15 +130,23 @@ mod tests {
         let reply = refusal(&Subject { route: "users", request_id: b"", grpc: false }, CAUSE);
         let body: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
         assert_eq!(body["type"], "https://iana.org/assignments/http-problem-types#quota-exceeded");
-        assert_eq!((&body["status"], &body["reason"], &body["policy"]), (&429.into(), &"rate_limited".into(), &"per-client".into()));
+        assert_eq!(
+            (&body["status"], &body["reason"], &body["policy"]),
+            (&429.into(), &"rate_limited".into(), &"per-client".into())
+        );
         assert_eq!(body["violated-policies"], serde_json::json!(["per-client"]));
         assert_eq!(header(&reply, "retry-after"), Some("1"), "never 0");
-        assert_eq!(header(&reply, "proxy-status"), Some("haven; error=http_request_denied; details=\"rate_limited per-client\""));
+        assert_eq!(
+            header(&reply, "proxy-status"),
+            Some("haven; error=http_request_denied; details=\"rate_limited per-client\"")
+        );
     }
 
     #[test]
     fn every_reason_makes_a_whole_document() {
-        for reason in [Reason::RateLimited, Reason::CircuitOpen, Reason::NoEndpoint, Reason::UpstreamError, Reason::Timeout] {
+        for reason in
+            [Reason::RateLimited, Reason::CircuitOpen, Reason::NoEndpoint, Reason::UpstreamError, Reason::Timeout]
+        {
             let reply = refusal(&Subject { route: "r", request_id: b"", grpc: false }, Cause { reason, ..CAUSE });
             let body: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
             for field in ["type", "title", "status", "detail", "reason", "policy"] {

@@ -127,7 +127,13 @@ mod tests {
 
     #[test]
     fn hosts_lose_their_port_only() {
-        for (authority, host) in [("a.example:80", "a.example"), ("a.example", "a.example"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("", "")] {
+        for (authority, host) in [
+            ("a.example:80", "a.example"),
+            ("a.example", "a.example"),
+            ("[::1]:80", "[::1]"),
+            ("[::1]", "[::1]"),
+            ("", ""),
+        ] {
             let headers = map(&[(":authority", authority)]);
             assert_eq!(Request::new(&headers).host(), Some(host.as_bytes()), "{authority}");
         }

@@ -8,7 +8,8 @@ use crate::config::{HostMatch, Match, PathMatch};
 pub fn matches(matcher: &Match, request: &Request<'_>) -> bool {
     path_matches(&matcher.path, request)
         && (matcher.methods.is_empty() || matcher.methods.iter().any(|m| m.as_bytes() == request.method))
-        && (matcher.hosts.is_empty() || request.host().is_some_and(|host| matcher.hosts.iter().any(|m| host_matches(m, host))))
+        && (matcher.hosts.is_empty()
+            || request.host().is_some_and(|host| matcher.hosts.iter().any(|m| host_matches(m, host))))
         && matcher.headers.iter().all(|(name, wanted)| match wanted {
             None => request.headers.get(name).is_some(),
             Some(wanted) => request.headers.all(name).any(|value| value == wanted.as_bytes()),
@@ -67,7 +68,15 @@ mod tests {
     #[test]
     fn prefixes_end_at_a_segment() {
         let users = path(PathMatch::Prefix("/api/users".into()));
-        for (given, expected) in [("/api/users", true), ("/api/users/", true), ("/api/users/7?x=1", true), ("/api/users?x", true), ("/api/users2", false), ("/api", false), ("", false)] {
+        for (given, expected) in [
+            ("/api/users", true),
+            ("/api/users/", true),
+            ("/api/users/7?x=1", true),
+            ("/api/users?x", true),
+            ("/api/users2", false),
+            ("/api", false),
+            ("", false),
+        ] {
             assert_eq!(hit(&users, "GET", given, &[]), expected, "{given}");
         }
         assert!(hit(&path(PathMatch::Prefix(String::new())), "GET", "/anything", &[]));
@@ -76,7 +85,14 @@ mod tests {
     #[test]
     fn patterns_match_segment_by_segment() {
         let orders = path(PathMatch::Pattern(vec![Some("users".into()), None, Some("orders".into())]));
-        for (given, expected) in [("/users/7/orders", true), ("/users/7/orders?p=1", true), ("/users//orders", false), ("/users/7/orders/1", false), ("/users/7", false), ("/users/7/orders/", false)] {
+        for (given, expected) in [
+            ("/users/7/orders", true),
+            ("/users/7/orders?p=1", true),
+            ("/users//orders", false),
+            ("/users/7/orders/1", false),
+            ("/users/7", false),
+            ("/users/7/orders/", false),
+        ] {
             assert_eq!(hit(&orders, "GET", given, &[]), expected, "{given}");
         }
     }

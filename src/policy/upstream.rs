@@ -111,16 +111,17 @@ pub fn pick(count: usize, candidate: impl Fn(usize) -> Candidate, panic: bool, r
         let mut best: Option<usize> = None;
         let mut drawn_from = 0u64;
         for (at, (_, c)) in sample.iter().enumerate().take(filled) {
-            let usable = c.weight > 0 && (panic || c.availability == Availability::Available || (c.availability == Availability::Trial && place == 0));
+            let usable = c.weight > 0
+                && (panic
+                    || c.availability == Availability::Available
+                    || (c.availability == Availability::Trial && place == 0));
             if !usable {
                 continue;
             }
             let weight = u64::from(c.weight);
             let order = match best.and_then(|b| sample.get(b)) {
                 None => std::cmp::Ordering::Less,
-                Some((_, b)) => {
-                    c.in_flight.saturating_mul(b.weight.into()).cmp(&b.in_flight.saturating_mul(weight))
-                }
+                Some((_, b)) => c.in_flight.saturating_mul(b.weight.into()).cmp(&b.in_flight.saturating_mul(weight)),
             };
             match order {
                 std::cmp::Ordering::Greater => {}
@@ -142,7 +143,13 @@ pub fn pick(count: usize, candidate: impl Fn(usize) -> Candidate, panic: bool, r
 }
 
 /// Fills the sample: with all endpoints if they fit, else with distinct random ones, drawing on while too few of them are usable.
-fn fill(sample: &mut [(usize, Candidate); SAMPLE], count: usize, candidate: &impl Fn(usize) -> Candidate, panic: bool, rng: &Rng) -> usize {
+fn fill(
+    sample: &mut [(usize, Candidate); SAMPLE],
+    count: usize,
+    candidate: &impl Fn(usize) -> Candidate,
+    panic: bool,
+    rng: &Rng,
+) -> usize {
     if count <= SAMPLE {
         for (index, entry) in sample.iter_mut().enumerate().take(count) {
             *entry = (index, candidate(index));
@@ -239,7 +246,12 @@ mod tests {
 
     #[test]
     fn the_census_leaves_out_the_drained() {
-        let all = [(Availability::Available, 1), (Availability::Trial, 2), (Availability::Out, 1), (Availability::Available, 0)];
+        let all = [
+            (Availability::Available, 1),
+            (Availability::Trial, 2),
+            (Availability::Out, 1),
+            (Availability::Available, 0),
+        ];
         assert_eq!(Census::of(all.into_iter()), Census { members: 3, available: 1, trial: 1 });
     }
 

@@ -25,12 +25,30 @@ unsafe extern "C" {
     fn proxy_set_tick_period_milliseconds(period: u32) -> u32;
     fn proxy_get_buffer_bytes(buffer: u32, start: usize, max: usize, data: *mut *mut u8, size: *mut usize) -> u32;
     fn proxy_get_header_map_pairs(map: u32, data: *mut *mut u8, size: *mut usize) -> u32;
-    fn proxy_add_header_map_value(map: u32, name: *const u8, name_size: usize, value: *const u8, value_size: usize) -> u32;
-    fn proxy_replace_header_map_value(map: u32, name: *const u8, name_size: usize, value: *const u8, value_size: usize) -> u32;
+    fn proxy_add_header_map_value(
+        map: u32,
+        name: *const u8,
+        name_size: usize,
+        value: *const u8,
+        value_size: usize,
+    ) -> u32;
+    fn proxy_replace_header_map_value(
+        map: u32,
+        name: *const u8,
+        name_size: usize,
+        value: *const u8,
+        value_size: usize,
+    ) -> u32;
     fn proxy_remove_header_map_value(map: u32, name: *const u8, name_size: usize) -> u32;
     fn proxy_get_property(path: *const u8, path_size: usize, data: *mut *mut u8, size: *mut usize) -> u32;
     fn proxy_set_property(path: *const u8, path_size: usize, value: *const u8, value_size: usize) -> u32;
-    fn proxy_get_shared_data(key: *const u8, key_size: usize, data: *mut *mut u8, size: *mut usize, cas: *mut u32) -> u32;
+    fn proxy_get_shared_data(
+        key: *const u8,
+        key_size: usize,
+        data: *mut *mut u8,
+        size: *mut usize,
+        cas: *mut u32,
+    ) -> u32;
     fn proxy_set_shared_data(key: *const u8, key_size: usize, value: *const u8, value_size: usize, cas: u32) -> u32;
     fn proxy_define_metric(kind: u32, name: *const u8, name_size: usize, id: *mut u32) -> u32;
     fn proxy_increment_metric(id: u32, offset: i64) -> u32;
@@ -57,7 +75,8 @@ unsafe extern "C" {
 /// The plugin's configuration.
 pub fn plugin_configuration(size: usize) -> Vec<u8> {
     // SAFETY: the out pointers live through the call.
-    owned(|data, length| unsafe { proxy_get_buffer_bytes(PLUGIN_CONFIGURATION, 0, size, data, length) }).unwrap_or_default()
+    owned(|data, length| unsafe { proxy_get_buffer_bytes(PLUGIN_CONFIGURATION, 0, size, data, length) })
+        .unwrap_or_default()
 }
 
 /// Asks for a tick every so often.
@@ -85,7 +104,8 @@ impl SharedData for Proxy {
     fn shared(&self, key: &[u8]) -> Option<(Vec<u8>, Cas)> {
         let mut cas = 0;
         // SAFETY: key and out pointers live through the call.
-        let value = owned(|data, size| unsafe { proxy_get_shared_data(key.as_ptr(), key.len(), data, size, &raw mut cas) })?;
+        let value =
+            owned(|data, size| unsafe { proxy_get_shared_data(key.as_ptr(), key.len(), data, size, &raw mut cas) })?;
         Some((value, Cas(cas)))
     }
 
@@ -105,7 +125,11 @@ impl Metrics for Proxy {
         };
         let mut id = 0;
         // SAFETY: name and out pointer live through the call.
-        if unsafe { proxy_define_metric(kind, name.as_ptr(), name.len(), &raw mut id) } == OK { MetricId(id) } else { MetricId::NONE }
+        if unsafe { proxy_define_metric(kind, name.as_ptr(), name.len(), &raw mut id) } == OK {
+            MetricId(id)
+        } else {
+            MetricId::NONE
+        }
     }
 
     fn add(&self, id: MetricId, offset: i64) {
@@ -148,7 +172,9 @@ impl Log for Proxy {
 impl Stream for Proxy {
     fn headers(&self, of: Message) -> HeaderMap {
         // SAFETY: the out pointers live through the call.
-        HeaderMap::from_host(owned(|data, size| unsafe { proxy_get_header_map_pairs(map(of), data, size) }).unwrap_or_default())
+        HeaderMap::from_host(
+            owned(|data, size| unsafe { proxy_get_header_map_pairs(map(of), data, size) }).unwrap_or_default(),
+        )
     }
 
     fn set_header(&self, of: Message, name: &str, value: &[u8]) {
@@ -178,7 +204,8 @@ impl Stream for Proxy {
     }
 
     fn reply(&self, reply: &Reply) {
-        let mut pairs: Vec<(&str, &[u8])> = reply.headers.iter().map(|(name, value)| (*name, value.as_slice())).collect();
+        let mut pairs: Vec<(&str, &[u8])> =
+            reply.headers.iter().map(|(name, value)| (*name, value.as_slice())).collect();
         pairs.extend(reply.configured_headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())));
         let headers = HeaderMap::from_pairs(&pairs);
         let headers = headers.as_bytes();

@@ -165,7 +165,9 @@ fn clocks_that_step_do_not_stick_it() {
             Box::new(move || {
                 let (breaker, settings) = (CircuitBreaker::new("b", &["route", "r"], ""), settings());
                 for _ in 0..4 {
-                    if let Ok((Admission::Admitted { epoch }, _)) = breaker.acquire(&worker, &settings, worker.monotonic()) {
+                    if let Ok((Admission::Admitted { epoch }, _)) =
+                        breaker.acquire(&worker, &settings, worker.monotonic())
+                    {
                         let call = Call { outcome: Outcome::Failure, duration: Nanos::ZERO, retry_after: None };
                         let _ = breaker.end(&worker, &settings, worker.monotonic(), epoch, call, &rng);
                     }

@@ -30,7 +30,11 @@ fn request(engine: &Rc<Engine>, worker: &Worker, rng: &Rng) {
     let key = rng.below(6).to_string();
     let path = if rng.below(5) == 0 { "/shadow/x" } else { "/api/users" };
     let odd: &[u8] = &[0xff, 0, b','];
-    let stream = SimStream::request("GET", path, &[("x-key", key.as_bytes()), ("x-odd", odd), ("x-haven-upstream", b"6.6.6.6:1")]);
+    let stream = SimStream::request(
+        "GET",
+        path,
+        &[("x-key", key.as_bytes()), ("x-odd", odd), ("x-haven-upstream", b"6.6.6.6:1")],
+    );
     let mut exchange = Exchange::new(Rc::clone(engine));
     if exchange.on_request(worker, &stream) == Action::Continue {
         let list = stream.request_header("x-haven-upstream").unwrap_or_default();

@@ -1,8 +1,8 @@
 //! Buckets over all workers: never over the bound, and not a token lost without a fault.
 
 use crate::scheduler::{Faults, for_each_seed, run};
-use haven::base::headers::HeaderMap;
 use haven::base::hash::Seed;
+use haven::base::headers::HeaderMap;
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
 use haven::config::{ClientIp, Config, Quota, RateLimit as Limit};
@@ -49,7 +49,8 @@ fn check_bound(quota: Quota, events: &[Event]) {
         for last in events[i..].iter().take_while(|e| e.key == first.key) {
             sum += u128::from(last.cost);
             // cost ≤ burst + limit · t / period, without division
-            let allowed = u128::from(quota.burst) * u128::from(quota.period.0) + u128::from(quota.limit) * u128::from(last.at.0 - first.at.0);
+            let allowed = u128::from(quota.burst) * u128::from(quota.period.0)
+                + u128::from(quota.limit) * u128::from(last.at.0 - first.at.0);
             assert!(sum * u128::from(quota.period.0) <= allowed, "{quota:?}: {sum} tokens from {first:?} to {last:?}");
         }
     }
@@ -132,7 +133,10 @@ fn a_refund_restores_the_bucket() {
         run(&machine, &rng, Faults::default(), tasks.collect());
         let worker = Worker(Rc::clone(&machine));
         let policy = RateLimit::new(limit(quota, 1_000), &ClientIp::default(), "", Seed(1, 2));
-        assert!(matches!(take(&policy, &worker, 7, quota.burst, worker.monotonic()), Answer::Admitted { .. }), "{quota:?}");
+        assert!(
+            matches!(take(&policy, &worker, 7, quota.burst, worker.monotonic()), Answer::Admitted { .. }),
+            "{quota:?}"
+        );
     });
 }
 
@@ -143,7 +147,10 @@ fn contention_without_end_is_an_answer() {
     let worker = Worker(Rc::clone(&machine));
     let quota = Quota { limit: 5, period: Nanos::from_secs(1), burst: 5 };
     let policy = RateLimit::new(limit(quota, 10), &ClientIp::default(), "", Seed(1, 2));
-    assert!(matches!(take(&policy, &worker, 7, 1, worker.monotonic()), Answer::Admitted { .. }), "the record does not exist yet");
+    assert!(
+        matches!(take(&policy, &worker, 7, 1, worker.monotonic()), Answer::Admitted { .. }),
+        "the record does not exist yet"
+    );
     assert_eq!(take(&policy, &worker, 7, 1, worker.monotonic()), Answer::Contended);
     assert!(machine.calls() < 100, "bounded: {} calls", machine.calls());
 }
@@ -178,7 +185,9 @@ fn below_max_keys_hardly_a_debtor_is_forgotten() {
     for key in 0..u64::from(max_keys) {
         take(&policy, &worker, key, 1, now);
     }
-    let forgotten = (0..u64::from(max_keys)).filter(|key| !matches!(take(&policy, &worker, *key, 1, now), Answer::Refused { .. })).count();
+    let forgotten = (0..u64::from(max_keys))
+        .filter(|key| !matches!(take(&policy, &worker, *key, 1, now), Answer::Refused { .. }))
+        .count();
     assert!(forgotten * 50 < max_keys as usize, "{forgotten} of {max_keys}");
 }
 

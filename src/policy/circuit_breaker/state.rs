@@ -200,7 +200,8 @@ impl Settings {
             return None;
         }
         let reached = |part: u32, threshold: Percent| {
-            let (part, whole) = (u64::from(part).saturating_mul(10_000), u64::from(counts.calls).saturating_mul(threshold.0.into()));
+            let (part, whole) =
+                (u64::from(part).saturating_mul(10_000), u64::from(counts.calls).saturating_mul(threshold.0.into()));
             part > whole || (part == whole && !self.config.open_above)
         };
         if reached(counts.failures, self.config.failure_rate_threshold) {
@@ -226,7 +227,8 @@ impl Settings {
         }
         // Half of the jitter below, half above: the mean stays what was asked for.
         let spread = u64::try_from(u128::from(time.0).saturating_mul(config.jitter.0.into()) / 10_000).unwrap_or(0);
-        let drawn = u64::try_from(u128::from(random).saturating_mul(u128::from(spread).saturating_add(1)) >> 64).unwrap_or(0);
+        let drawn =
+            u64::try_from(u128::from(random).saturating_mul(u128::from(spread).saturating_add(1)) >> 64).unwrap_or(0);
         Nanos(time.0.saturating_sub(spread / 2).saturating_add(drawn))
     }
 }
@@ -241,7 +243,12 @@ impl State {
             Phase::Open if now < self.until => return (Admission::Refused { wait: self.until.since(now) }, None),
             Phase::Open => {
                 self.enter(Phase::HalfOpen, now, settings.config.half_open_max_wait);
-                change = Some(Transition { from: Phase::Open, to: Phase::HalfOpen, cause: Cause::OpenTimeOver, open_for: Nanos::ZERO });
+                change = Some(Transition {
+                    from: Phase::Open,
+                    to: Phase::HalfOpen,
+                    cause: Cause::OpenTimeOver,
+                    open_for: Nanos::ZERO,
+                });
             }
             Phase::HalfOpen if now >= self.until => {
                 // No jitter here: the random number belongs to outcomes, and a lost round is rare.
@@ -296,7 +303,12 @@ impl State {
         if half_open && self.trial.calls >= minimum {
             self.rounds = 0;
             self.enter(Phase::Closed, now, Nanos::ZERO);
-            return Some(Transition { from: Phase::HalfOpen, to: Phase::Closed, cause: Cause::TrialPassed, open_for: Nanos::ZERO });
+            return Some(Transition {
+                from: Phase::HalfOpen,
+                to: Phase::Closed,
+                cause: Cause::TrialPassed,
+                open_for: Nanos::ZERO,
+            });
         }
         None
     }
@@ -455,7 +467,9 @@ mod codec {
             bytes.extend_from_slice(&self.epoch.to_le_bytes());
             bytes.extend_from_slice(&self.since.0.to_le_bytes());
             bytes.extend_from_slice(&self.until.0.to_le_bytes());
-            for n in [self.rounds, self.permits, self.consecutive, self.trial.calls, self.trial.failures, self.trial.slow] {
+            for n in
+                [self.rounds, self.permits, self.consecutive, self.trial.calls, self.trial.failures, self.trial.slow]
+            {
                 bytes.extend_from_slice(&n.to_le_bytes());
             }
             bytes.extend_from_slice(&self.head.to_le_bytes());

@@ -52,7 +52,8 @@ impl Gcra {
     /// Compiles a quota. Its limit must not be 0 (the configuration sees to it; 0 is taken as 1).
     #[must_use]
     pub fn new(quota: &Quota) -> Self {
-        let per_token = u128::from(quota.period.0).saturating_mul(u128::from(SCALE)).div_ceil(u128::from(quota.limit.max(1)));
+        let per_token =
+            u128::from(quota.period.0).saturating_mul(u128::from(SCALE)).div_ceil(u128::from(quota.limit.max(1)));
         let token = u64::try_from(per_token).unwrap_or(u64::MAX).max(1);
         Self { quota: *quota, token, capacity: token.saturating_mul(quota.burst) }
     }

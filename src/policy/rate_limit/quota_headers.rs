@@ -2,6 +2,7 @@
 //! `X-RateLimit-*`.
 
 use super::KeyQuota;
+use crate::base::text::{number, push_all, push_number};
 use crate::config::QuotaHeaders;
 use std::cmp::Reverse;
 
@@ -29,7 +30,7 @@ pub fn all<'a>(limits: impl Iterator<Item = (&'a str, QuotaHeaders, KeyQuota)>) 
         headers.push(("ratelimit", state.into_bytes()));
     }
     if let Some((_, _, quota)) = limits.iter().find(|(_, h, _)| matches!(h, QuotaHeaders::X | QuotaHeaders::Both)) {
-        let number = |n: u64| n.to_string().into_bytes();
+        let number = |n: u64| number(n).into_bytes();
         headers.push(("x-ratelimit-limit", number(quota.burst)));
         headers.push(("x-ratelimit-remaining", number(quota.remaining)));
         headers.push(("x-ratelimit-reset", number(quota.reset.as_secs_ceil())));
@@ -39,13 +40,10 @@ pub fn all<'a>(limits: impl Iterator<Item = (&'a str, QuotaHeaders, KeyQuota)>) 
 
 /// Adds an item of a structured list (RFC 9651, 3.1): a string with integer parameters. Names need no escaping.
 fn item(list: &mut String, name: &str, parameters: &[(&str, u64)]) {
-    for piece in [if list.is_empty() { "\"" } else { ", \"" }, name, "\""] {
-        list.push_str(piece);
-    }
+    push_all(list, &[if list.is_empty() { "\"" } else { ", \"" }, name, "\""]);
     for (key, value) in parameters {
-        for piece in [";", key, "=", &value.to_string()] {
-            list.push_str(piece);
-        }
+        push_all(list, &[";", key, "="]);
+        push_number(list, *value);
     }
 }
 
@@ -77,7 +75,11 @@ mod tests {
 
     #[test]
     fn the_tightest_comes_first() {
-        let given = text(&[("wide", QuotaHeaders::Ietf, quota(4, 1_000)), ("tight", QuotaHeaders::Ietf, quota(1, 4_000)), ("quiet", QuotaHeaders::None, quota(0, 1))]);
+        let given = text(&[
+            ("wide", QuotaHeaders::Ietf, quota(4, 1_000)),
+            ("tight", QuotaHeaders::Ietf, quota(1, 4_000)),
+            ("quiet", QuotaHeaders::None, quota(0, 1)),
+        ]);
         assert_eq!(given[1].1, "\"tight\";r=1;t=4, \"wide\";r=4;t=1");
         assert_eq!(given.len(), 2);
         assert!(text(&[("quiet", QuotaHeaders::None, quota(0, 1))]).is_empty());

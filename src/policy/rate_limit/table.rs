@@ -67,7 +67,14 @@ impl Table {
     ///
     /// # Errors
     /// [`Contended`]: nothing was taken.
-    pub fn take<H: SharedData>(&self, host: &H, hash: u64, bucket: &Gcra, now: Nanos, cost: u64) -> Result<(Verdict, Take, Placement), Contended> {
+    pub fn take<H: SharedData>(
+        &self,
+        host: &H,
+        hash: u64,
+        bucket: &Gcra,
+        now: Nanos,
+        cost: u64,
+    ) -> Result<(Verdict, Take, Placement), Contended> {
         store::update(host, &self.record(hash), |bytes| {
             let mut set = Set::of(bytes);
             let before = set.arrival(hash).unwrap_or(0);
