@@ -48,18 +48,10 @@ fn tree(document: &[u8], errors: &mut error::Errors) -> Option<Json> {
         errors.document(format!("{} bytes are not allowed, want at most {MAX_BYTES}", document.len()));
         return None;
     }
-    let text = match std::str::from_utf8(document) {
-        Ok(text) => text,
-        Err(error) => {
-            let before = document.get(..error.valid_up_to()).and_then(|bytes| std::str::from_utf8(bytes).ok());
-            errors.malformed_bytes(before.unwrap_or_default());
-            return None;
-        }
-    };
-    if text.trim_ascii().is_empty() {
+    if document.trim_ascii().is_empty() {
         return Some(Json::Object(Vec::new()));
     }
-    json::parse(text).map_err(|error| errors.malformed(text, error)).ok()
+    json::parse(document).map_err(|error| errors.malformed(document, &error)).ok()
 }
 
 /// What a policy does with its verdict. The innermost mode that is set wins: policy, then route, then the top level.

@@ -111,13 +111,15 @@ pub trait Stream {
     fn reply(&self, reply: &Reply);
 }
 
-/// The two messages of an exchange.
+/// The header maps of an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
     /// From the client.
     Request,
     /// To the client.
     Response,
+    /// What follows the response's body.
+    ResponseTrailers,
 }
 
 /// What a stream can be asked beside its headers. Each costs about as much as a whole header map.

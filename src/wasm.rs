@@ -85,6 +85,13 @@ impl HttpContext for Http {
         answer(self.exchange.as_mut().map(|exchange| exchange.on_response(&Proxy, &Proxy)))
     }
 
+    fn on_http_response_trailers(&mut self, _: usize) -> types::Action {
+        if let Some(exchange) = &mut self.exchange {
+            exchange.on_response_trailers(&Proxy, &Proxy);
+        }
+        types::Action::Continue
+    }
+
     fn on_log(&mut self) {
         self.end();
     }

@@ -435,6 +435,54 @@ fn grpc_gets_its_statuses() {
 }
 
 #[test]
+fn a_grpc_call_is_judged_by_its_status_wherever_it_stands() {
+    let grpc: &[(&str, &[u8])] = &[("content-type", b"application/grpc")];
+    let call = |proxy: &Proxy, answer: &dyn Fn(&SimStream), trailers: Option<&[u8]>| {
+        let stream = SimStream::request("POST", "/api", grpc);
+        let mut exchange = proxy.begin(&stream);
+        if stream.replied().is_none() {
+            answer(&stream);
+            exchange.on_response(&proxy.worker, &stream);
+            if let Some(status) = trailers {
+                stream.trail(&[("grpc-status", status)]);
+                exchange.on_response_trailers(&proxy.worker, &stream);
+            }
+        }
+        exchange.on_end(&proxy.worker);
+        stream
+    };
+    let answered = |stream: &SimStream| stream.answer(200, Some("10.0.0.1:80"), &[]);
+    let alone = |stream: &SimStream| stream.answer(200, Some("10.0.0.1:80"), &[("grpc-status", b"14")]);
+    // What Envoy makes of a refused connection for a gRPC client.
+    let local = |stream: &SimStream| {
+        stream.answer(200, Some("10.0.0.1:80"), &[("grpc-status", b"14")]);
+        stream
+            .set_property(Property::ResponseCodeDetails, b"upstream_reset_before_response_started{connection_failure}");
+    };
+    for (answer, trailers, opens) in [
+        (&answered as &dyn Fn(&SimStream), Some(&b"0"[..]), false),
+        (&answered, Some(b"5"), false),
+        (&answered, Some(b"14"), true),
+        (&answered, Some(b"\xff"), false),
+        (&answered, None, false),
+        (&alone, None, true),
+        (&local, None, true),
+    ] {
+        let proxy = Proxy::new(&upstream(&json!({})));
+        for _ in 0..3 {
+            call(&proxy, answer, trailers);
+        }
+        let refused = call(&proxy, &answered, None).replied().is_some();
+        assert_eq!(refused, opens, "{trailers:?}");
+        assert!(proxy.machine.metrics_of("haven_endpoint_in_flight").iter().all(|(_, n)| *n == 0));
+    }
+    let fallback = json!({"routes": [{"name": "r", "match": {"prefix": "/api"}, "upstream": "u", "fallback": "f"}]});
+    let proxy = Proxy::new(&upstream(&fallback));
+    assert_eq!(call(&proxy, &local, None).replied().map(|r| (r.grpc_status, r.body)), Some((Some(14), Vec::new())));
+    assert_eq!(call(&proxy, &alone, None).replied(), None, "an upstream's own gRPC status is its answer");
+}
+
+#[test]
 fn a_dead_endpoint_is_left_alone_and_tried_again_later() {
     let proxy = Proxy::new(&upstream(
         &json!({"upstreams": {"u": {"endpoints": [{"address": "10.0.0.1:80"}, {"address": "10.0.0.2:80"}, {"address": "10.0.0.3:80"}]}}}),
@@ -467,6 +515,48 @@ fn a_dead_endpoint_is_left_alone_and_tried_again_later() {
     proxy.machine.advance(Nanos::from_millis(1_001));
     lists(60, None);
     assert!(lists(60, None).iter().any(|l| l.starts_with(dead)), "and back in use");
+}
+
+#[test]
+fn each_endpoint_that_was_asked_in_vain_is_told() {
+    let three = json!([{"address": "10.0.0.1:80"}, {"address": "10.0.0.2:80"}, {"address": "10.0.0.3:80"}, {"address": "10.0.0.4:80"}]);
+    let once =
+        json!({"upstreams": {"u": {"endpoints": three}}, "circuit_breakers": {"ep": {"consecutive_failures": 1}}});
+    // Who answered, after how many tries, and how many of the listed are then out.
+    for (answering, attempts, out) in [(0, 1, 0), (1, 2, 1), (2, 3, 2), (3, 4, 3), (3, 1, 0)] {
+        let proxy = Proxy::new(&upstream(&once));
+        let stream = SimStream::request("GET", "/api", &[]);
+        let mut exchange = proxy.begin(&stream);
+        let list = stream.request_header("x-haven-upstream").unwrap();
+        let unlisted = (1..=4).map(|n| format!("10.0.0.{n}:80")).find(|a| !list.contains(a)).unwrap();
+        let order: Vec<_> = list.split(',').chain([unlisted.as_str()]).collect();
+        stream.answer(200, Some(order[answering]), &[]);
+        stream.set_property(Property::AttemptCount, &u64::to_le_bytes(attempts));
+        exchange.on_response(&proxy.worker, &stream);
+        exchange.on_end(&proxy.worker);
+        let healthy: u64 = proxy
+            .machine
+            .metrics_of("haven_circuit_breaker_state;circuit_breaker=ep")
+            .iter()
+            .map(|(_, state)| *state)
+            .sum();
+        assert_eq!(healthy, out, "{answering} {attempts}");
+        assert_eq!(proxy.machine.metric("haven_retries_total;route=r"), attempts - 1);
+    }
+    // Nobody answered: the number of tries tells.
+    let proxy = Proxy::new(&upstream(&once));
+    let stream = SimStream::request("GET", "/api", &[]);
+    let mut exchange = proxy.begin(&stream);
+    stream.fail(503, "upstream_reset_before_response_started{connection_failure}", None, 2);
+    exchange.on_response(&proxy.worker, &stream);
+    exchange.on_end(&proxy.worker);
+    let out: u64 = proxy
+        .machine
+        .metrics_of("haven_circuit_breaker_state;circuit_breaker=ep")
+        .iter()
+        .map(|(_, state)| *state)
+        .sum();
+    assert_eq!(out, 2);
 }
 
 #[test]

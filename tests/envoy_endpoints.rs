@@ -349,6 +349,44 @@ fn what_is_in_flight_comes_back_to_nothing_however_it_ends() {
 }
 
 #[test]
+fn a_client_that_leaves_gives_back_the_trial_of_an_endpoint() {
+    run(async {
+        let upstream = Upstream::start("a").await;
+        let all = [upstream.addr()];
+        let breaker = json!({
+            "consecutive_failures": 1, "open_duration": "200ms", "half_open_calls": 1, "half_open_max_wait": "10m",
+        });
+        let mut filter = filter(&endpoints(&all), &breaker);
+        filter["upstreams"]["users"]["load_balancer"] = json!({"panic_threshold": 0});
+        let mut envoy = Envoy::start(EnvoyConfig::proxy(all).haven(&filter)).await;
+        let fresh = Client::h1_fresh(envoy.addr());
+        upstream.set(|faults| faults.status = Some(500)).await;
+        assert_eq!(fresh.get("/").await.unwrap().status, 500);
+        upstream.heal().await;
+        upstream.set(|faults| faults.hang = true).await;
+        for _ in 0..4 {
+            let mut clients = Vec::new();
+            wait_for("a trial hangs", async || {
+                let client = fresh.clone();
+                if clients.len() < 500 {
+                    clients.push(hanging(async move { client.get("/").await }));
+                }
+                upstream.counters().in_flight == 1
+            })
+            .await;
+            assert_eq!(fresh.get("/").await.unwrap().status, 503, "one at a time");
+            drop(clients);
+            wait_for("the upstream is rid of it", async || upstream.counters().in_flight == 0).await;
+        }
+        upstream.heal().await;
+        wait_for("it is used again", async || fresh.get("/").await.unwrap().status == 200).await;
+        assert_eq!(load(&fresh, 20, 4, "/", &[]).await.count(200), 20);
+        nothing_in_flight(&envoy).await;
+        assert_sound(&mut envoy).await;
+    });
+}
+
+#[test]
 fn readiness_follows_the_endpoints_and_liveness_does_not() {
     run(async {
         let upstreams = Upstream::start_many(2).await;

@@ -69,6 +69,7 @@ const EXPORTS: &[&str] = &[
     "proxy_on_log",
     "proxy_on_request_headers",
     "proxy_on_response_headers",
+    "proxy_on_response_trailers",
     "proxy_on_tick",
     "proxy_on_vm_start",
 ];

@@ -65,12 +65,12 @@ impl Out {
         let mut line = String::new();
         for piece in text.trim().split_inclusive([',', ' ']) {
             if !line.is_empty() && line.chars().count() + piece.chars().count() > width {
-                self.plain(&format!("{:indent$}{line}", ""));
+                self.plain(format!("{:indent$}{line}", "").trim_end());
                 line.clear();
             }
             line.push_str(piece);
         }
-        self.plain(&format!("{:indent$}{line}", ""));
+        self.plain(format!("{:indent$}{line}", "").trim_end());
     }
 
     /// Something that happened, with the act's time.

@@ -214,7 +214,7 @@ impl Stage {
             self.out.verdict(*met, text);
         }
         let met = act.expectations.iter().all(|(met, _)| *met);
-        self.summary.push((met, format!("{} · {:<20} {conclusion}", act.number, act.title)));
+        self.summary.push((met, format!("{} · {:<22} {conclusion}", act.number, act.title)));
     }
 
     /// Changes an upstream's faults.

@@ -104,7 +104,7 @@ async fn noisy(stage: &mut Stage, before: &Counts) {
     stage.judge(
         act,
         &format!(
-            "{} of {} refused; {} of {} of the others served, p99 {} (before: {})",
+            "{} of {} refused; others {} of {} served, p99 {} (was {})",
             noisy.limited,
             noisy.requests,
             others.real,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::json::{HIDDEN, Json, Malformed, SECRET, show_text};
+use super::json::{HIDDEN, Json, SECRET, show_text};
 
 /// The most errors that are listed; a document that is wrong throughout is not repeated into the log.
 const LISTED: usize = 64;
@@ -167,24 +167,16 @@ impl Errors {
         self.found.list.push(ConfigError { path: "the document".into(), message });
     }
 
-    /// `text` is not JSON.
-    pub(super) fn malformed(&mut self, text: &str, error: Malformed) {
-        let (before, after) = text.split_at_checked(error.offset).unwrap_or((text, ""));
-        let found = after.chars().next().map_or("the end".into(), |char| show_text(char.encode_utf8(&mut [0; 4])));
-        self.malformed_after(before, &found, error.want);
-    }
-
-    /// What comes behind `before` is not text.
-    pub(super) fn malformed_bytes(&mut self, before: &str) {
-        self.malformed_after(before, "a byte outside UTF-8", "text in UTF-8");
-    }
-
-    fn malformed_after(&mut self, before: &str, found: &str, want: &str) {
-        let line = before.matches('\n').count().saturating_add(1);
-        let column = before.rsplit('\n').next().unwrap_or_default().chars().count().saturating_add(1);
+    /// `document` is not JSON.
+    pub(super) fn malformed(&mut self, document: &[u8], error: &serde_json::Error) {
+        let text = error.to_string();
+        let what = text.rsplit_once(" at line ").map_or(&*text, |(what, _)| what);
+        // The reader counts bytes; editors count characters.
+        let line = document.split(|byte| *byte == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
+        let column = line.iter().take(error.column()).filter(|byte| **byte & 0xC0 != 0x80).count().max(1);
         self.found.list.push(ConfigError {
-            path: format!("line {line}, column {column}"),
-            message: [found, " is not allowed, want ", want, " (malformed JSON)"].concat(),
+            path: format!("line {}, column {column}", error.line()),
+            message: ["the document is not JSON: ", what].concat(),
         });
     }
 
@@ -272,9 +264,10 @@ mod tests {
 
     #[test]
     fn malformed_json_has_a_line_and_a_column() {
+        let document = "{\n \"é\" 1}".as_bytes();
         let mut errors = Errors::default();
-        errors.malformed("{\n \"é\" 1}", Malformed { offset: 8, want: "\":\"" });
+        errors.malformed(document, &super::super::json::parse(document).unwrap_err());
         let errors = errors.end().unwrap_err();
-        assert_eq!(errors.to_string(), "line 2, column 6: \"1\" is not allowed, want \":\" (malformed JSON)");
+        assert_eq!(errors.to_string(), "line 2, column 6: the document is not JSON: expected `:`");
     }
 }

@@ -119,7 +119,7 @@ pub(super) enum Presence {
 impl Presence {
     /// Whether `value` is what holds anyway.
     fn is(self, value: &Json) -> bool {
-        matches!(self, Self::Usual(text) if json::parse(text).as_ref() == Ok(value))
+        matches!(self, Self::Usual(text) if json::parse(text.as_bytes()).is_ok_and(|usual| usual == *value))
     }
 }
 
@@ -157,8 +157,8 @@ impl Kind {
     pub(super) fn canon(&self, json: &Json) -> Option<String> {
         let n = match (self, json) {
             (Self::Bool, Json::Bool(_)) => return Some(json.show()),
-            (Self::Int { min, max }, Json::Number(text)) => within(scaled(text, 0)?, *min, *max)?,
-            (Self::Centi { min, max }, Json::Number(text)) => within(scaled(text, 2)?, *min, *max)?,
+            (Self::Int { min, max }, Json::Number(number)) => within(scaled(number, 1)?, *min, *max)?,
+            (Self::Centi { min, max }, Json::Number(number)) => within(scaled(number, 100)?, *min, *max)?,
             (Self::Span { min, max }, Json::String(text)) => {
                 parse_units(text, TIMES).filter(|n| (*min..=*max).contains(n))?
             }
@@ -391,8 +391,8 @@ pub(super) fn list(min: u32, max: u32, item: &str) -> String {
     ["a list of ", &min, &max, " items, each ", item].concat()
 }
 
-fn within(n: i64, min: u32, max: u32) -> Option<u64> {
-    (i64::from(min)..=i64::from(max)).contains(&n).then(|| u64::try_from(n).ok())?
+fn within(n: u32, min: u32, max: u32) -> Option<u64> {
+    (min..=max).contains(&n).then(|| n.into())
 }
 
 fn size(n: u32) -> usize {

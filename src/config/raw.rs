@@ -385,7 +385,7 @@ impl Take for CircuitBreaker {
         };
         let mut filled = entries.clone();
         let known = PRESETS.iter().find(|(name, _)| name == preset);
-        if let Some(Ok(Json::Object(usual))) = known.map(|(_, text)| parse(text)) {
+        if let Some(Ok(Json::Object(usual))) = known.map(|(_, text)| parse(text.as_bytes())) {
             filled.extend(usual.into_iter().filter(|(key, _)| json.get(key).is_none()));
         }
         let no_window = preset == "resilience4j" && json.get("window").is_none();

@@ -31,7 +31,7 @@ impl<const MIN: u32, const MAX: u32> Take for Int<MIN, MAX> {
     type Value = u32;
 
     fn take(json: &Json) -> Self::Value {
-        number(json, 0)
+        number(json, 1)
     }
 }
 
@@ -50,7 +50,7 @@ impl<const MIN: u32, const MAX: u32> Take for Centi<MIN, MAX> {
     type Value = Percent;
 
     fn take(json: &Json) -> Self::Value {
-        Percent(number(json, 2))
+        Percent(number(json, 100))
     }
 }
 
@@ -80,9 +80,9 @@ impl<const MIN: u32, const MAX: u32> Take for Size<MIN, MAX> {
     }
 }
 
-fn number(json: &Json, places: u8) -> u32 {
+fn number(json: &Json, factor: u32) -> u32 {
     match json {
-        Json::Number(text) => scaled(text, places).and_then(|n| u32::try_from(n).ok()).unwrap_or_default(),
+        Json::Number(number) => scaled(number, factor).unwrap_or_default(),
         _ => 0,
     }
 }
@@ -153,7 +153,7 @@ mod tests {
     }
 
     fn number_of<T: Take>(text: &str) -> Option<T::Value> {
-        taken::<T>(&Json::Number(text.into()))
+        taken::<T>(&Json::Number(serde_json::from_str(text).unwrap()))
     }
 
     fn string_of<T: Take>(text: &str) -> Option<T::Value> {

@@ -152,7 +152,7 @@ impl<'a> Fields<'a> {
         let field = self.fields.next()?;
         match (self.object.get(field.name), field.presence) {
             (Some(value), _) => Some(Cow::Borrowed(value)),
-            (None, Presence::Usual(text)) => json::parse(text).ok().map(Cow::Owned),
+            (None, Presence::Usual(text)) => json::parse(text.as_bytes()).ok().map(Cow::Owned),
             (None, _) => None,
         }
     }

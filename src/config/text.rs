@@ -331,8 +331,8 @@ fn statuses(json: &Json) -> Option<(u16, u16)> {
             Some((low, high)) => (status(low)?, status(high)?),
             None => (status(text)?, status(text)?),
         },
-        Json::Number(text) => {
-            let one = u16::try_from(scaled(text, 0)?).ok()?;
+        Json::Number(number) => {
+            let one = u16::try_from(scaled(number, 1)?).ok()?;
             (one, one)
         }
         _ => return None,

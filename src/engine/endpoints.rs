@@ -6,6 +6,7 @@ use crate::base::rng::Rng;
 use crate::base::time::Nanos;
 use crate::config::{self, Mode};
 use crate::host::{Host, MetricId};
+use crate::policy::Outcome;
 use crate::policy::circuit_breaker::state::{Admission, Call, Phase, State};
 use crate::policy::upstream::{self, Availability, Candidate, Census, LIST, List};
 use std::cell::Cell;
@@ -74,13 +75,13 @@ pub struct Pick {
     trial: bool,
 }
 
-/// How the endpoints of a [`Pick`] did.
+/// Who was asked for a [`Pick`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attempts {
-    /// Index of the endpoint that was tried last; `None` = none of ours, or none at all.
-    pub last: Option<usize>,
-    /// How its try ended.
-    pub call: Call,
+pub struct Tries {
+    /// Index of the endpoint that was asked last.
+    pub last: usize,
+    /// How many tries there were before. They failed, or there would have been no next one.
+    pub before: u64,
 }
 
 impl Upstream {
@@ -187,44 +188,57 @@ impl Upstream {
         value
     }
 
-    /// Index of the endpoint with this address; those of the pick are looked at first.
-    pub(super) fn find(&self, pick: Option<&Pick>, address: &[u8]) -> Option<usize> {
-        let is = |at: &usize| self.endpoints.get(*at).is_some_and(|e| e.address.as_bytes() == address);
-        pick.and_then(|p| p.list.iter().find(is)).or_else(|| (0..self.endpoints.len()).find(is))
+    /// Who was asked, by the address of the last one, or else by the number of tries, which costs a host call: it is asked for only
+    /// where the address does not tell.
+    pub(super) fn tries(
+        &self,
+        pick: &Pick,
+        address: Option<&[u8]>,
+        attempts: impl FnOnce() -> Option<u64>,
+    ) -> Option<Tries> {
+        let is = |at: &usize| self.endpoints.get(*at).is_some_and(|e| Some(e.address.as_bytes()) == address);
+        if let Some((before, last)) = pick.list.iter().enumerate().find(|(_, at)| is(at)) {
+            return Some(Tries { last, before: before as u64 });
+        }
+        let attempts = attempts();
+        let before = attempts.unwrap_or(0).saturating_sub(1);
+        if let Some(last) = (0..self.endpoints.len()).find(is) {
+            // The proxy left the list: at its end, or because it does not follow it (a shadow).
+            return Some(Tries { last, before });
+        }
+        // Nobody answered: the last try was the last of the list that there was.
+        let last = pick.list.iter().take(usize::try_from(attempts?).unwrap_or(usize::MAX)).last()?;
+        Some(Tries { last, before })
     }
 
-    /// The listed endpoint that the n-th try (counted from 1) went to.
-    pub(super) fn tried(pick: &Pick, attempts: u64) -> Option<usize> {
-        pick.list.iter().take(usize::try_from(attempts).unwrap_or(usize::MAX)).last()
-    }
-
-    /// Number of retries that led to `last`: the tries before it.
-    pub(super) fn retries(pick: &Pick, last: usize) -> u64 {
-        pick.list.iter().position(|at| at == last).map_or(0, |n| n as u64)
-    }
-
-    /// Takes note of how the tries ended. Those before the last failed, or there would have been no next one.
+    /// Takes note of how the tries ended.
     pub(super) fn record<H: Host>(
         &self,
         host: &H,
         now: Nanos,
         pick: &Pick,
-        attempts: Attempts,
-        failed: Call,
+        tries: Option<Tries>,
+        call: Call,
         rng: &Rng,
     ) {
-        let Some(last) = attempts.last else { return self.release(host, now, pick, rng) };
-        let Some(position) = pick.list.iter().position(|at| at == last) else {
-            // The proxy went its own way: nothing is known of the listed ones, but what it found out is true.
-            self.release(host, now, pick, rng);
-            let epoch = self.endpoints.get(last).map_or(0, |e| e.view.get().epoch);
-            return self.end(host, now, last, epoch, attempts.call, rng);
-        };
-        for (at, epoch) in pick.list.iter().zip(pick.epochs).take(position) {
-            self.end(host, now, at, epoch, failed, rng);
+        let Some(Tries { last, before }) = tries else { return self.release(host, now, pick, rng) };
+        let failed = Call { outcome: Outcome::Failure, retry_after: None, ..call };
+        let before = usize::try_from(before).unwrap_or(usize::MAX);
+        let mut told = false;
+        let mut own_epoch = None;
+        for (place, (at, epoch)) in pick.list.iter().zip(pick.epochs).enumerate() {
+            if at == last {
+                own_epoch = Some(epoch);
+            } else if place < before {
+                self.end(host, now, at, epoch, failed, rng);
+                told |= place == 0;
+            }
         }
-        let epoch = pick.epochs.get(position).copied().unwrap_or(0);
-        self.end(host, now, last, epoch, attempts.call, rng);
+        if !told && pick.list.first() != Some(last) {
+            self.release(host, now, pick, rng);
+        }
+        let epoch = own_epoch.unwrap_or_else(|| self.endpoints.get(last).map_or(0, |e| e.view.get().epoch));
+        self.end(host, now, last, epoch, call, rng);
     }
 
     /// Gives back the permit of a pick whose call ended without a verdict.

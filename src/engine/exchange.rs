@@ -3,7 +3,7 @@
 //! What it was granted is given back exactly once: [`Exchange`] holds each grant as an `Option` and takes it out when it ends, so that a
 //! second end (on_log and on_done, or our own reply and then the end of the stream) finds nothing.
 
-use super::endpoints::{Attempts, Pick, Upstream};
+use super::endpoints::{Pick, Tries};
 use super::metrics::mode_word;
 use super::{Breaker, Engine, Limit, Route, Use};
 use crate::base::headers::{HeaderMap, parse_number};
@@ -50,6 +50,8 @@ pub struct Exchange {
     pick: Option<Pick>,
     /// Whether the endpoints have been told the outcome.
     recorded: bool,
+    /// A gRPC answer whose status is still to come, in its trailers.
+    unsettled: Option<Settlement>,
     /// What goes into the access log.
     decisions: String,
 }
@@ -65,6 +67,17 @@ enum Class {
     Reset,
     /// The proxy answered, and no upstream was to blame.
     Local,
+}
+
+/// What is known of an answer when its headers are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Settlement {
+    class: Class,
+    status: u16,
+    /// Who was asked; `None`: none of ours.
+    tries: Option<Tries>,
+    duration: Nanos,
+    retry_after: Option<Nanos>,
 }
 
 /// A refusal on its way to become a reply.
@@ -89,6 +102,7 @@ impl Exchange {
             breaker: None,
             pick: None,
             recorded: false,
+            unsettled: None,
             decisions: String::new(),
         }
     }
@@ -162,38 +176,25 @@ impl Exchange {
         }
         let engine = Rc::clone(&self.engine);
         let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else { return Action::Continue };
-        let watched = route.breaker.is_some() || route.upstream.is_some() || route.fallback.is_some();
-        if watched {
-            let headers = stream.headers(Message::Response);
-            let status = headers.get(":status").and_then(parse_number).and_then(|s| u16::try_from(s).ok()).unwrap_or(0);
-            // Who answered matters only where endpoints are ours. That somebody did, Envoy's own header tells for nothing.
-            let known = route.upstream.is_none() && headers.get("x-envoy-upstream-service-time").is_some();
-            let address = if known { None } else { stream.property(Property::UpstreamAddress) };
-            let class = classify(status, known || address.is_some(), stream);
-            self.judge(&engine, route, class, status, &headers, address.as_deref(), host, stream);
-            let reason = match class {
-                Class::Answered if status >= 500 => Some(Reason::UpstreamError),
-                Class::Reset => Some(Reason::UpstreamError),
-                Class::Timeout => Some(Reason::Timeout),
-                Class::Answered | Class::Local => None,
-            };
-            if let (Some(reason), Some(fallback)) = (reason, route.fallback) {
-                let policy = engine.config.fallbacks.get(fallback.at).map_or("", |f| f.name.as_str());
-                let received_status = (class == Class::Answered).then_some(status);
-                let cause = Cause { reason, policy, retry_after: None, received_status };
-                let counter = if reason == Reason::Timeout { fallback.timeouts } else { fallback.errors };
-                if let Some(mut reply) = self.fallback(&engine, route, cause, Some(counter), host) {
-                    self.add_quotas(&engine, &mut reply);
-                    self.store_decisions(stream);
-                    return self.reply(stream, &reply);
-                }
-                self.store_decisions(stream);
-            }
+        if (route.breaker.is_some() || route.upstream.is_some() || route.fallback.is_some())
+            && let Some(reply) = self.judge(&engine, route, host, stream)
+        {
+            return self.reply(stream, &reply);
         }
         for (name, value) in quota_headers::all(self.quotas_by_limit(&engine)) {
             stream.add_header(Message::Response, name, &value);
         }
         Action::Continue
+    }
+
+    /// The response's trailers are there: a gRPC call tells its status in them.
+    pub fn on_response_trailers<H: Host, S: Stream>(&mut self, host: &H, stream: &S) {
+        let Some(settlement) = self.unsettled.take() else { return };
+        let engine = Rc::clone(&self.engine);
+        if let Some(route) = self.route.and_then(|at| engine.routes.get(at)) {
+            let status = stream.headers(Message::ResponseTrailers).get("grpc-status").and_then(parse_number);
+            self.settle(&engine, route, settlement, status, host);
+        }
     }
 
     /// The exchange is over, however it ended. May be called again.
@@ -317,30 +318,76 @@ impl Exchange {
         }
     }
 
-    /// Tells breakers and endpoints how the call went.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "the facts of a response; a struct for one caller would only rename them"
-    )]
-    fn judge<H: Host, S: Stream>(
-        &mut self,
+    /// Judges the upstream by the response's headers; the reply that takes the place of a failure, if the route has one.
+    fn judge<H: Host, S: Stream>(&mut self, engine: &Engine, route: &Route, host: &H, stream: &S) -> Option<Reply> {
+        let headers = stream.headers(Message::Response);
+        let status = headers.get(":status").and_then(parse_number).and_then(|s| u16::try_from(s).ok()).unwrap_or(0);
+        let grpc_status = if self.grpc { headers.get("grpc-status").and_then(parse_number) } else { None };
+        // Who answered matters only where endpoints are ours. That somebody did, Envoy's own header tells for nothing.
+        let known = route.upstream.is_none() && headers.get("x-envoy-upstream-service-time").is_some();
+        let address = if known { None } else { stream.property(Property::UpstreamAddress) };
+        // On gRPC the proxy's own errors have status 200 too.
+        let suspect = status >= 500 || grpc_status.is_some_and(|s| s != 0);
+        let class = classify(suspect, known || address.is_some(), stream);
+        if class == Class::Local {
+            return None;
+        }
+        let duration = host.monotonic().since(self.start);
+        host.record(route.duration, duration.as_millis());
+        let tries = self.tries(engine, route, address.as_deref(), host, stream);
+        let settlement = Settlement { class, status, tries, duration, retry_after: retry_after(&headers) };
+        if self.grpc && class == Class::Answered && status == 200 && grpc_status.is_none() {
+            self.unsettled = Some(settlement);
+        } else {
+            self.settle(engine, route, settlement, grpc_status, host);
+        }
+        let reason = match class {
+            Class::Answered if status < 500 => return None,
+            Class::Answered | Class::Reset => Reason::UpstreamError,
+            Class::Timeout => Reason::Timeout,
+            Class::Local => return None,
+        };
+        let used = route.fallback?;
+        let policy = engine.config.fallbacks.get(used.at).map_or("", |f| f.name.as_str());
+        let received_status = (class == Class::Answered).then_some(status);
+        let cause = Cause { reason, policy, retry_after: None, received_status };
+        let counter = if reason == Reason::Timeout { used.timeouts } else { used.errors };
+        let reply = self.fallback(engine, route, cause, Some(counter), host);
+        self.store_decisions(stream);
+        let mut reply = reply?;
+        self.add_quotas(engine, &mut reply);
+        Some(reply)
+    }
+
+    /// Who was asked; counts the tries beyond the first.
+    fn tries<H: Host, S: Stream>(
+        &self,
         engine: &Engine,
         route: &Route,
-        class: Class,
-        status: u16,
-        headers: &HeaderMap,
         address: Option<&[u8]>,
         host: &H,
         stream: &S,
-    ) {
-        let now = host.monotonic();
-        let duration = now.since(self.start);
-        if class == Class::Local {
-            return;
+    ) -> Option<Tries> {
+        let upstream = route.upstream.and_then(|used| engine.upstreams.get(used.at))?;
+        let attempts = || Some(u64::from_le_bytes(stream.property(Property::AttemptCount)?.try_into().ok()?));
+        let tries = upstream.tries(&self.pick.unwrap_or_default(), address, attempts)?;
+        if tries.before > 0 {
+            host.add(route.retries, i64::try_from(tries.before).unwrap_or(0));
         }
-        host.record(route.duration, duration.as_millis());
-        let grpc_status = if self.grpc { headers.get("grpc-status").and_then(parse_number) } else { None };
-        let retry_after = retry_after(headers);
+        Some(tries)
+    }
+
+    /// Tells breaker and endpoints how the call went.
+    fn settle<H: Host>(
+        &mut self,
+        engine: &Engine,
+        route: &Route,
+        settlement: Settlement,
+        grpc_status: Option<u64>,
+        host: &H,
+    ) {
+        let Settlement { class, status, tries, duration, retry_after } = settlement;
+        let now = host.monotonic();
         let call = |failure_on: &FailureOn| {
             let outcome =
                 if fails(failure_on, class, status, grpc_status) { Outcome::Failure } else { Outcome::Success };
@@ -352,25 +399,11 @@ impl Exchange {
             let call = call(&breaker.settings.config().failure_on);
             self.end_breaker(engine, breaker, now, epoch, call, host);
         }
+        self.recorded = true;
         let Some((used, upstream)) = route.upstream.and_then(|used| Some((used, engine.upstreams.get(used.at)?)))
         else {
             return;
         };
-        let pick = self.pick.unwrap_or_default();
-        let last = match address.and_then(|address| upstream.find(self.pick.as_ref(), address)) {
-            Some(at) => Some(at),
-            None => stream
-                .property(Property::AttemptCount)
-                .and_then(|n| Some(u64::from_le_bytes(n.try_into().ok()?)))
-                .and_then(|attempts| Upstream::tried(&pick, attempts)),
-        };
-        if let Some(last) = last {
-            let retries = Upstream::retries(&pick, last);
-            if retries > 0 {
-                host.add(route.retries, i64::try_from(retries).unwrap_or(0));
-            }
-        }
-        self.recorded = true;
         let breaker = engine
             .config
             .upstreams
@@ -378,8 +411,8 @@ impl Exchange {
             .and_then(|u| u.circuit_breaker)
             .and_then(|at| engine.config.circuit_breakers.get(at));
         if let Some(breaker) = breaker {
-            let failed = Call { outcome: Outcome::Failure, duration, retry_after: None };
-            upstream.record(host, now, &pick, Attempts { last, call: call(&breaker.failure_on) }, failed, &engine.rng);
+            let call = call(&breaker.failure_on);
+            upstream.record(host, now, &self.pick.unwrap_or_default(), tries, call, &engine.rng);
         }
     }
 
@@ -491,10 +524,10 @@ fn client<S: Stream>(engine: &Engine, headers: &HeaderMap, stream: &S) -> Option
     Some(ip.masked(config.ipv4_prefix, config.ipv6_prefix))
 }
 
-/// Tells an upstream's answer from what the proxy made up. Below 500 nothing is asked beyond whether an upstream was reached: a reply
+/// Tells an upstream's answer from what the proxy made up. Of an answer that is not suspect nothing is asked beyond whether an upstream was reached: a reply
 /// without one (a redirect, a direct response) is the proxy's own.
-fn classify<S: Stream>(status: u16, reached: bool, stream: &S) -> Class {
-    if status < 500 {
+fn classify<S: Stream>(suspect: bool, reached: bool, stream: &S) -> Class {
+    if !suspect {
         return if reached { Class::Answered } else { Class::Local };
     }
     let Some(details) = stream.property(Property::ResponseCodeDetails) else {

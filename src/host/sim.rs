@@ -248,6 +248,7 @@ impl Log for Worker {
 pub struct SimStream {
     request: RefCell<Vec<(String, Vec<u8>)>>,
     response: RefCell<Vec<(String, Vec<u8>)>>,
+    trailers: RefCell<Vec<(String, Vec<u8>)>>,
     properties: RefCell<Vec<(&'static str, Vec<u8>)>>,
     state: RefCell<Vec<(String, Vec<u8>)>>,
     reply: RefCell<Option<Reply>>,
@@ -280,6 +281,11 @@ impl SimStream {
             self.set_property(Property::UpstreamAddress, address.as_bytes());
             self.set_property(Property::AttemptCount, &1u64.to_le_bytes());
         }
+    }
+
+    /// Ends the answer with trailers.
+    pub fn trail(&self, trailers: &[(&str, &[u8])]) {
+        *self.trailers.borrow_mut() = trailers.iter().map(|(n, v)| ((*n).to_owned(), v.to_vec())).collect();
     }
 
     /// Lets the proxy answer because the upstream failed.
@@ -329,6 +335,7 @@ impl SimStream {
         match of {
             Message::Request => &self.request,
             Message::Response => &self.response,
+            Message::ResponseTrailers => &self.trailers,
         }
     }
 }

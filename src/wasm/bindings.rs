@@ -16,6 +16,7 @@ const OK: u32 = 0;
 const PLUGIN_CONFIGURATION: u32 = 7;
 const REQUEST_HEADERS: u32 = 0;
 const RESPONSE_HEADERS: u32 = 2;
+const RESPONSE_TRAILERS: u32 = 3;
 const WASI_MONOTONIC: u32 = 1;
 const WASI_OK: u16 = 0;
 
@@ -229,6 +230,7 @@ const fn map(of: Message) -> u32 {
     match of {
         Message::Request => REQUEST_HEADERS,
         Message::Response => RESPONSE_HEADERS,
+        Message::ResponseTrailers => RESPONSE_TRAILERS,
     }
 }
 
