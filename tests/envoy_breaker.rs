@@ -170,7 +170,7 @@ fn a_half_open_breaker_lets_so_many_through_at_once_and_clients_that_leave_take_
             let before = upstream.counters().requests;
             wait_for("three calls hang in the upstream", async || {
                 if clients.len() < 100 {
-                    let client = if clients.len() % 2 == 0 { Client::h1_fresh(addr) } else { h2.clone() };
+                    let client = if clients.len().is_multiple_of(2) { Client::h1_fresh(addr) } else { h2.clone() };
                     clients.push(hanging(async move { client.get("/").await }));
                 }
                 upstream.counters().in_flight == 3
