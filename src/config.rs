@@ -91,6 +91,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// The health endpoints.
     pub health: Health,
+    /// Whether clients may steer the proxy's retries and timeouts by `x-envoy-*` headers.
+    pub trust_client_retry_headers: bool,
 }
 
 /// Where a client's address is taken from, and how much of it tells clients apart.

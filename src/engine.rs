@@ -124,7 +124,7 @@ impl Engine {
             breakers: Vec::new(),
             upstreams: Vec::new(),
             routes: Vec::new(),
-            reserved_headers: vec!["x-haven-cluster".to_owned()],
+            reserved_headers: reserved_headers(config.trust_client_retry_headers),
             tick_at: Cell::new(0),
             config: Config::default(),
         };
@@ -367,6 +367,26 @@ impl Breaker {
         ];
         host.log(level, &line.concat());
     }
+}
+
+/// Headers by which Envoy's router is steered. It drops a client's own only if it takes the client for external, which one on the
+/// proxy's own machine is not.
+const STEERING: &[&str] = &[
+    "x-envoy-hedge-on-per-try-timeout",
+    "x-envoy-max-retries",
+    "x-envoy-retriable-header-names",
+    "x-envoy-retriable-status-codes",
+    "x-envoy-retry-grpc-on",
+    "x-envoy-retry-on",
+    "x-envoy-upstream-rq-per-try-timeout-ms",
+    "x-envoy-upstream-rq-timeout-alt-response",
+    "x-envoy-upstream-rq-timeout-ms",
+    "x-envoy-upstream-stream-duration-ms",
+];
+
+fn reserved_headers(trust_client_retry_headers: bool) -> Vec<String> {
+    let steering = if trust_client_retry_headers { &[] } else { STEERING };
+    ["x-haven-cluster"].iter().chain(steering).map(|name| (*name).to_owned()).collect()
 }
 
 /// Keeps the state of shadow uses apart from that of enforced ones.

@@ -108,6 +108,28 @@ fn a_request_that_matches_no_route_only_loses_reserved_headers() {
 }
 
 #[test]
+fn clients_do_not_steer_the_proxys_retries_and_timeouts_unless_trusted() {
+    let steering: &[(&str, &[u8])] = &[
+        ("X-Envoy-Max-Retries", b"50"),
+        ("x-envoy-retry-on", b"5xx"),
+        ("x-envoy-retry-grpc-on", b"cancelled"),
+        ("x-envoy-upstream-rq-timeout-ms", b"1"),
+        ("x-envoy-upstream-rq-per-try-timeout-ms", b"1"),
+        ("x-envoy-upstream-rq-per-try-timeout-ms", b"2"),
+    ];
+    for trusted in [false, true] {
+        let proxy = Proxy::new(&upstream(&json!({"trust_client_retry_headers": trusted})));
+        for path in ["/api", "/other"] {
+            let stream = proxy.request(path, steering, 200);
+            assert!(
+                steering.iter().all(|(name, _)| stream.request_header(name).is_some() == trusted),
+                "{path} {trusted}"
+            );
+        }
+    }
+}
+
+#[test]
 fn an_empty_configuration_answers_health_only() {
     let proxy = Proxy::new(&json!({}));
     for path in ["/livez", "/readyz", "/startupz", "/health"] {

@@ -774,7 +774,6 @@ fn what_is_not_built_is_refused_unless_it_is_the_default() {
         "{@}",
         &[
             (r#""admin": {}"#, "admin: {} is not supported yet"),
-            (r#""trust_client_retry_headers": true"#, "trust_client_retry_headers: true is not supported yet"),
             (r#""switches": {"s": {}}"#, "switches: {\"s\":{}} is not supported yet"),
             (
                 r#""concurrency_limits": {"c": {"algorithm": "fixed", "limit": 5}}"#,

@@ -33,6 +33,7 @@ pub(super) fn compile(raw: raw::Document, names: &Names, errors: &mut Errors) ->
     Config {
         service: raw.service,
         mode: raw.mode,
+        trust_client_retry_headers: raw.trust_client_retry_headers,
         upstreams: named(raw.upstreams, &root.key("upstreams"), |at, name, it| {
             upstream(at, name, it, &references, errors)
         }),

@@ -53,7 +53,7 @@ section! {
         /// The dashboard and its API.
         @soon admin: Option<Admin> = Else("none");
         /// Keep the `x-envoy-*` retry and timeout headers that clients send.
-        @soon trust_client_retry_headers: bool = Usual("false");
+        trust_client_retry_headers: bool = Usual("false");
     }
 }
 
