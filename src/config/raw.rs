@@ -60,7 +60,7 @@ section! {
 section! {
     /// Where a client's address is taken from.
     ClientIp {
-        /// The connection's peer, or a header that a trusted proxy sets.
+        /// The connection's peer, or a header that a trusted proxy sets. `connection` is the peer as Envoy sees it: with its `use_remote_address: false`, or trusted hops, Envoy takes it from `X-Forwarded-For`, where clients can write.
         source: IpSource = Usual("\"connection\"");
         /// Which entry of `X-Forwarded-For`, counted from the right, is the client's; a missing, short or malformed header means the
         /// connection's address.
