@@ -160,6 +160,16 @@ fn a_refusal_tells_all_that_a_client_and_an_operator_need() {
 }
 
 #[test]
+fn debts_from_before_a_reload_are_at_most_those_of_an_empty_bucket() {
+    let mut proxy = Proxy::new(&limited(&json!({"limit": 1, "period": "1h", "burst": 2})));
+    assert_eq!([(); 3].map(|()| proxy.status("/api", &[])), [200, 200, 429]);
+    proxy.reload(&limited(&json!({"limit": 10, "period": "1s", "burst": 5})));
+    assert_eq!(proxy.status("/api", &[]), 429, "two hours of debt are an empty bucket");
+    proxy.machine.advance(Nanos::from_millis(100));
+    assert_eq!([(); 2].map(|()| proxy.status("/api", &[])), [200, 429], "which fills at the new rate");
+}
+
+#[test]
 fn keys_are_told_apart_by_their_parts() {
     type Headers<'a> = &'a [(&'a str, &'a [u8])];
     let cases: &[(Value, &str, Headers<'_>, &str, Headers<'_>, bool)] = &[

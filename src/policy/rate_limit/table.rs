@@ -79,7 +79,7 @@ impl Table {
             let mut set = Set::of(bytes);
             let before = set.arrival(hash).unwrap_or(0);
             let (verdict, take) = bucket.take(before, now, cost);
-            if take.spent == 0 {
+            if take.after == before {
                 return Step::Keep((verdict, take, Placement::Known));
             }
             let placement = set.put(hash, take.after, self.ways, now);
