@@ -170,6 +170,32 @@ fn debts_from_before_a_reload_are_at_most_those_of_an_empty_bucket() {
 }
 
 #[test]
+fn a_reload_that_shortens_the_open_time_counts_for_an_open_breaker() {
+    for (on, status) in [("route", 503), ("endpoint", 503)] {
+        let config = |open: &str| {
+            let breaker = json!({"consecutive_failures": 1, "open_duration": open, "max_open_duration": open});
+            let mut config = json!({"circuit_breakers": {"b": breaker}, "routes": [{"name": "r"}]});
+            if on == "route" {
+                config["routes"][0]["circuit_breaker"] = json!("b");
+            } else {
+                config["routes"][0]["upstream"] = json!("u");
+                config["upstreams"]["u"] = json!({"endpoints": [{"address": "10.0.0.9:80"}], "circuit_breaker": "b",
+                    "load_balancer": {"panic_threshold": 0}});
+            }
+            config
+        };
+        let mut proxy = Proxy::new(&config("1d"));
+        proxy.request("/api", &[], 500);
+        proxy.machine.advance(Nanos::from_secs(1));
+        assert_eq!(proxy.status("/api", &[]), status, "{on}: open");
+        proxy.reload(&config("3s"));
+        assert_eq!(proxy.status("/api", &[]), status, "{on}: still open");
+        proxy.machine.advance(Nanos::from_secs(2));
+        assert_eq!(proxy.status("/api", &[]), 200, "{on}: three seconds after it opened it is tried");
+    }
+}
+
+#[test]
 fn keys_are_told_apart_by_their_parts() {
     type Headers<'a> = &'a [(&'a str, &'a [u8])];
     let cases: &[(Value, &str, Headers<'_>, &str, Headers<'_>, bool)] = &[
