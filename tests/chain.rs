@@ -196,6 +196,30 @@ fn a_reload_that_shortens_the_open_time_counts_for_an_open_breaker() {
 }
 
 #[test]
+fn a_round_whose_trial_call_was_lost_ends_however_often_the_records_are_read() {
+    let proxy = Proxy::new(&json!({
+        "circuit_breakers": {"b": {"consecutive_failures": 1, "open_duration": "1s", "half_open_calls": 1, "half_open_max_wait": "5s"}},
+        "upstreams": {"u": {"endpoints": [{"address": "10.0.0.9:80"}], "circuit_breaker": "b", "load_balancer": {"panic_threshold": 0}}},
+        "routes": [{"name": "r", "upstream": "u"}]}));
+    // Each change of any endpoint makes a worker read them all, as a tick does.
+    let pause = |seconds| {
+        proxy.machine.advance(Nanos::from_secs(seconds));
+        proxy.engine.tick(&proxy.worker);
+    };
+    proxy.request("/api", &[], 500);
+    pause(1);
+    let lost = SimStream::request("GET", "/api", &[]);
+    drop(proxy.begin(&lost));
+    assert!(lost.replied().is_none(), "the trial call, lost with its VM");
+    pause(4);
+    assert_eq!(proxy.status("/api", &[]), 503, "its permit is missed");
+    pause(1);
+    assert_eq!(proxy.status("/api", &[]), 503, "until the round times out, and it opens again");
+    pause(1);
+    assert_eq!(proxy.status("/api", &[]), 200);
+}
+
+#[test]
 fn keys_are_told_apart_by_their_parts() {
     type Headers<'a> = &'a [(&'a str, &'a [u8])];
     let cases: &[(Value, &str, Headers<'_>, &str, Headers<'_>, bool)] = &[

@@ -327,7 +327,10 @@ fn view_of(state: &State, breaker: &Breaker, now: Nanos) -> View {
     match state.phase {
         Phase::Closed => View { availability: Availability::Available, trial_at: Nanos::ZERO, epoch },
         Phase::Open => out(state.until),
-        Phase::HalfOpen if state.permits >= breaker.settings.config().half_open_calls => out(now.plus(PERMIT_RECHECK)),
+        // At the round's end it is asked, or a permit lost with its VM would keep it out for as long as views are read anew all the time.
+        Phase::HalfOpen if state.permits >= breaker.settings.config().half_open_calls => {
+            out(state.until.min(now.plus(PERMIT_RECHECK)))
+        }
         Phase::HalfOpen => View { availability: Availability::Trial, trial_at: now, epoch },
     }
 }
