@@ -1,6 +1,6 @@
 # Every command works from a fresh clone with rustup, python3, git and a C compiler; tools land in .tools/.
 .DEFAULT_GOAL := help
-.PHONY: help wasm envoy demo test test-native test-sim test-wasm test-envoy compose-test bench check-config lint clean
+.PHONY: help wasm envoy demo test test-native test-sim test-wasm test-envoy compose-test bench fuzz check-config lint clean
 
 export ENVOY KEEP SCHEDULES STAND_INS
 
@@ -37,6 +37,9 @@ compose-test: ## docker-compose.yml on a real engine; STAND_INS=1 where no image
 
 bench: wasm ## Envoy instructions per request: no filter, the native stack, haven
 	@HAVEN_ENVOY="$$(scripts/envoy.sh)" python3 scripts/bench.py $(ARGS)
+
+fuzz: ## fuzz one target of fuzz/ with nightly Rust: TARGET=cost SECONDS=300
+	@scripts/fuzz.sh "$(TARGET)" "$(or $(SECONDS),60)"
 
 check-config: ## validate a filter config offline: FILE=config.json
 	@scripts/check_config.sh "$(FILE)"

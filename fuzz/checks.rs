@@ -1,0 +1,763 @@
+//! What must hold of any input, one check for each fuzz target. A check panics if it does not hold.
+//!
+//! Two programs run them: the targets beside this file, for as long as one likes, and `tests/replay.rs` in every `make test`, over the
+//! kept corpus and some mutations of it. They go through whole engines on the simulated host wherever they can, so that they speak of
+//! what a client gets and not of how it is done.
+
+use haven::base::hash::{KeyHasher, Seed};
+use haven::base::headers::HeaderMap;
+use haven::base::ip::Ip;
+use haven::base::time::Nanos;
+use haven::config::{self, ClientIp, Config, KeyPart, MissingKey};
+use haven::engine::Engine;
+use haven::engine::exchange::{Action, Exchange};
+use haven::host::sim::{CasRules, Machine, SimStream, Worker};
+use haven::host::{Property, SharedData};
+use haven::policy::circuit_breaker::CircuitBreaker;
+use haven::policy::circuit_breaker::state::Phase;
+use haven::policy::rate_limit::key;
+use haven::policy::request::Request;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::LazyLock;
+
+/// A proxy with one worker.
+struct Proxy {
+    machine: Rc<Machine>,
+    worker: Worker,
+    engine: Rc<Engine>,
+}
+
+impl Proxy {
+    fn new(config: &Config, rules: CasRules) -> Self {
+        let machine = Machine::new(rules, 7);
+        let worker = Worker(Rc::clone(&machine));
+        let engine = Rc::new(Engine::new(config.clone(), &worker).expect("a valid configuration becomes an engine"));
+        Self { machine, worker, engine }
+    }
+
+    /// Sends a request as far as the router.
+    fn begin(&self, stream: &SimStream) -> Exchange {
+        let mut exchange = Exchange::new(Rc::clone(&self.engine));
+        let action = exchange.on_request(&self.worker, stream);
+        assert_eq!(action == Action::Stop, stream.replied().is_some(), "what is stopped is answered, and nothing else");
+        exchange
+    }
+
+    /// A whole request that its upstream answers with 200. The status is that which the client sees.
+    fn status(&self, headers: &[(&str, &[u8])]) -> u16 {
+        self.ask(headers, 200).1
+    }
+
+    fn ask(&self, headers: &[(&str, &[u8])], answer: u16) -> (SimStream, u16) {
+        let stream = SimStream::request("GET", "/", headers);
+        let mut exchange = self.begin(&stream);
+        if stream.replied().is_none() {
+            stream.answer(answer, Some(ENDPOINT), &[]);
+            exchange.on_response(&self.worker, &stream);
+        }
+        exchange.on_end(&self.worker);
+        let status = stream.replied().map_or(answer, |reply| reply.status);
+        (stream, status)
+    }
+
+    /// No request is in flight.
+    fn assert_idle(&self) {
+        for (name, value) in self.machine.metrics_of("haven_endpoint_in_flight") {
+            assert_eq!(value, 0, "{name}: given back not at all, or twice");
+        }
+    }
+}
+
+const ENDPOINT: &str = "10.0.0.1:80";
+
+fn parsed(json: &str) -> Config {
+    config::parse(json.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+/// A document is refused with a reason, or becomes an engine that serves requests; the same each time, on a reload as well.
+pub fn check_config(data: &[u8]) {
+    let config = match config::parse(data) {
+        Ok(config) => config,
+        Err(errors) => {
+            assert!(!errors.to_string().is_empty(), "a refusal says why");
+            return;
+        }
+    };
+    assert_eq!(config::parse(data).as_ref().ok(), Some(&config), "the same bytes mean the same");
+    let mut proxy = Proxy::new(&config, CasRules::Envoy);
+    for _ in 0..2 {
+        for (method, target) in [("GET", "/"), ("POST", "/users/7/orders?q=1"), ("GET", "/health"), ("GET", "/readyz")]
+        {
+            let stream = SimStream::request(
+                method,
+                target,
+                &[("x-key", b"k"), ("x-forwarded-for", b"10.1.2.3"), ("x-request-id", b"\"<>"), ("cookie", b"sid=1")],
+            );
+            let mut exchange = proxy.begin(&stream);
+            if stream.replied().is_none() {
+                stream.answer(503, Some(ENDPOINT), &[("retry-after", b"1")]);
+                exchange.on_response(&proxy.worker, &stream);
+            }
+            exchange.on_end(&proxy.worker);
+            assert_sound(&stream);
+        }
+        proxy.machine.advance(Nanos::from_secs(1));
+        proxy.engine.tick(&proxy.worker);
+        proxy.assert_idle();
+        let engine =
+            Engine::new(config.clone(), &proxy.worker).expect("what was accepted once is accepted on a reload");
+        proxy.engine = Rc::new(engine);
+    }
+}
+
+/// The parts of a request, its key and its hash are those of a plain model; the same parts have the same hash, however the header map
+/// is written, and an override finds the key that it spells out.
+///
+/// The bytes are taken as a host's header map, and once more as lines of `name: value`.
+pub fn check_request_key(data: &[u8]) {
+    check_map(&HeaderMap::from_host(data.to_vec()));
+    check_map(&HeaderMap::from_pairs(&lines(data)));
+}
+
+/// Name and value.
+type Pair = (Vec<u8>, Vec<u8>);
+
+fn lines(data: &[u8]) -> Vec<Pair> {
+    let pair = |line: &[u8]| {
+        // A colon at the start belongs to the name.
+        let at = line.iter().skip(1).position(|b| *b == b':').map_or(line.len(), |at| at + 1);
+        (line[..at].to_vec(), line.get(at + 1..).unwrap_or(&[]).trim_ascii_start().to_vec())
+    };
+    data.split(|b| *b == b'\n').map(pair).collect()
+}
+
+const SEED: Seed = Seed(3, 5);
+
+fn parts() -> Vec<KeyPart> {
+    let mut parts = vec![KeyPart::ClientIp, KeyPart::Method, KeyPart::Path, KeyPart::Host, KeyPart::Route];
+    parts.extend([KeyPart::Header("x-key".into()), KeyPart::Cookie("sid".into()), KeyPart::Query("q".into())]);
+    parts.extend([0, 1, 255].map(KeyPart::PathSegment));
+    parts
+}
+
+/// The hash of each part alone, and of all together; `None` where a part is missing.
+fn hashes(headers: &HeaderMap) -> Vec<Option<u64>> {
+    let request = request(headers);
+    let parts = parts();
+    let hash = |parts: &[KeyPart]| {
+        let mut hasher = KeyHasher::new(SEED);
+        key::hash(parts, MissingKey::Skip, &request, &mut hasher).then(|| hasher.finish())
+    };
+    let mut all: Vec<_> = parts.iter().map(|part| hash(std::slice::from_ref(part))).collect();
+    all.push(hash(&parts));
+    let mut shared = KeyHasher::new(SEED);
+    assert!(
+        key::hash(&parts, MissingKey::Share, &request, &mut shared),
+        "where missing keys share, there is always one"
+    );
+    all.push(Some(shared.finish()));
+    all
+}
+
+fn request(headers: &HeaderMap) -> Request<'_> {
+    let prefixes = ClientIp::default();
+    let client = headers.get("x-ip").and_then(Ip::parse);
+    Request {
+        client: client.map(|ip| ip.masked(prefixes.ipv4_prefix, prefixes.ipv6_prefix)),
+        route: "r",
+        ..Request::new(headers)
+    }
+}
+
+fn check_map(headers: &HeaderMap) {
+    let pairs: Vec<Pair> = headers.iter().map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
+    // From the end malformed bytes may read otherwise; they must not panic.
+    let _ = headers.iter().rev().count();
+    let found = hashes(headers);
+    let same = |changed: &[Pair], why: &str| {
+        assert_eq!(hashes(&HeaderMap::from_pairs(changed)), found, "{why}");
+    };
+    same(&pairs, "what was read, written anew");
+    let change = |with: &dyn Fn(&[u8], &[u8]) -> Pair| -> Vec<Pair> { pairs.iter().map(|(n, v)| with(n, v)).collect() };
+    let is_host = |n: &[u8]| n.eq_ignore_ascii_case(b":authority") || n.eq_ignore_ascii_case(b"host");
+    // Names of pseudo-headers come from the proxy, always in lower case.
+    let upper =
+        |n: &[u8], v: &[u8]| (if n.starts_with(b":") { n.to_vec() } else { n.to_ascii_uppercase() }, v.to_vec());
+    same(&change(&upper), "the case of names means nothing");
+    let loud = |n: &[u8], v: &[u8]| (n.to_vec(), if is_host(n) { v.to_ascii_uppercase() } else { v.to_vec() });
+    same(&change(&loud), "nor does that of hosts");
+    let ported = |n: &[u8], v: &[u8]| {
+        let bare = is_host(n) && (!v.contains(&b':') || v.ends_with(b"]"));
+        (n.to_vec(), if bare { [v, b":8443"].concat() } else { v.to_vec() })
+    };
+    same(&change(&ported), "nor does the port");
+    let mut more = pairs.clone();
+    more.insert(0, (b"zz-other".to_vec(), b"1".to_vec()));
+    more.push((b"x-key2".to_vec(), b"2".to_vec()));
+    same(&more, "nor do other headers");
+
+    let request = request(headers);
+    let Some(values) = model(&pairs, &request) else { return };
+    let parts = parts();
+    for ((part, value), hash) in parts.iter().zip(&values).zip(&found) {
+        let expected = value.as_ref().map(|value| {
+            let mut hasher = KeyHasher::new(SEED);
+            hasher.part(value);
+            hasher.finish()
+        });
+        assert_eq!(*hash, expected, "{part:?}: {}", value.as_deref().unwrap_or(b"missing").escape_ascii());
+    }
+    let texts: Option<Vec<String>> = parts
+        .iter()
+        .zip(&values)
+        .map(|(part, value)| match part {
+            KeyPart::ClientIp => request.client.map(|ip| Ipv6Addr::from_bits(ip.0).to_string()),
+            _ => String::from_utf8(value.clone()?).ok(),
+        })
+        .collect();
+    if let Some(texts) = texts {
+        let spelt = key::of_override(&parts, &texts, &ClientIp::default(), SEED);
+        assert_eq!(Some(spelt), found[parts.len()], "an override finds its key: {texts:?}");
+    }
+}
+
+/// The values of [`parts`], found the slow way; `None` for a map that no proxy makes.
+fn model(pairs: &[Pair], request: &Request<'_>) -> Option<Vec<Option<Vec<u8>>>> {
+    let all = |name: &str| -> Vec<&Vec<u8>> {
+        pairs.iter().filter(|(n, _)| n.to_ascii_lowercase() == name.as_bytes()).map(|(_, v)| v).collect()
+    };
+    let first = |name: &str| all(name).first().map(|value| value.to_vec());
+    let before = |bytes: &[u8], end: u8| bytes.split(|b| *b == end).next().unwrap_or_default().to_vec();
+    let (methods, paths) = (all(":method"), all(":path"));
+    if methods.len() > 1
+        || paths.len() > 1
+        || pairs.iter().any(|(n, _)| n.starts_with(b":") && *n != n.to_ascii_lowercase())
+    {
+        return None;
+    }
+    let target = before(&first(":path").unwrap_or_default(), b'#');
+    let path = before(&target, b'?');
+    let query = target.get(path.len() + 1..).unwrap_or_default().to_vec();
+    let host = first(":authority").or_else(|| first("host")).map(|mut host| {
+        if let Some(colon) = host.iter().rposition(|b| *b == b':')
+            && !host[colon..].contains(&b']')
+        {
+            host.truncate(colon);
+        }
+        host.to_ascii_lowercase()
+    });
+    let cookie = all("cookie").iter().flat_map(|line| line.split(|b| *b == b';')).find_map(|pair| {
+        let pair = pair.trim_ascii();
+        pair.strip_prefix(b"sid=").map(<[u8]>::to_vec)
+    });
+    let parameter = query.split(|b| *b == b'&').find_map(|pair| match pair {
+        b"q" => Some(Vec::new()),
+        _ => pair.strip_prefix(b"q=").map(<[u8]>::to_vec),
+    });
+    let mut segments: Vec<Vec<u8>> = path.split(|b| *b == b'/').map(<[u8]>::to_vec).collect();
+    if segments.len() > 1 && segments[0].is_empty() {
+        segments.remove(0);
+    }
+    let segment = |at: usize| segments.get(at).filter(|segment| !segment.is_empty()).cloned();
+    let client = request.client.map(|ip| ip.0.to_be_bytes().to_vec());
+    let mut values =
+        vec![client, Some(first(":method").unwrap_or_default()), Some(path.clone()), host, Some(b"r".to_vec())];
+    values.extend([first("x-key"), cookie, parameter, segment(0), segment(1), segment(255)]);
+    Some(values)
+}
+
+/// Whose bucket a request draws from is decided by the trusted entry alone: what a client writes left of it changes nothing, all
+/// spellings of an address are one client, and without an address there it is the connection's.
+///
+/// The first byte says what is trusted: `1`, `2` or `3` hops of `X-Forwarded-For`, anything else for `X-Real-IP`. Each line that follows
+/// is the value of one header.
+pub fn check_client_ip(data: &[u8]) {
+    static CONFIGS: LazyLock<Vec<Config>> = LazyLock::new(|| {
+        let sources = [("x-forwarded-for", 1), ("x-forwarded-for", 2), ("x-forwarded-for", 3), ("x-real-ip", 1)];
+        let config = |(source, hops)| {
+            parsed(&format!(
+                r#"{{"client_ip": {{"source": "{source}", "trusted_hops": {hops}}},
+                    "rate_limits": {{"l": {{"limit": 1, "period": "1h", "key": ["client_ip"], "headers": "none"}}}},
+                    "routes": [{{"name": "r", "rate_limits": ["l"]}}]}}"#
+            ))
+        };
+        sources.map(config).into()
+    });
+    let Some((first, rest)) = data.split_first() else { return };
+    let hops = match first {
+        b'1'..=b'3' => usize::from(first - b'0'),
+        _ => 0,
+    };
+    let config = &CONFIGS[hops.checked_sub(1).unwrap_or(3)];
+    let name = if hops == 0 { "x-real-ip" } else { "x-forwarded-for" };
+    let values: Vec<&[u8]> = rest.split(|b| *b == b'\n').collect();
+    let proxy = Proxy::new(config, CasRules::Envoy);
+    let ask = |values: &[&[u8]]| {
+        let headers: Vec<(&str, &[u8])> = values.iter().map(|value| (name, *value)).collect();
+        proxy.status(&headers)
+    };
+    assert_eq!(ask(&values), 200, "every client has a bucket of its own, and this is the first to come");
+
+    let joined = values.join(&b',');
+    let entries: Vec<&[u8]> = joined.split(|b| *b == b',').collect();
+    let trusted = match hops {
+        0 => values.first().copied(),
+        _ => entries.len().checked_sub(hops).map(|at| entries[at]),
+    };
+    if let Some(at) = entries.len().checked_sub(hops).filter(|_| hops > 0) {
+        let kept = entries[at..].join(&b',');
+        let forged = [b"6.6.6.6, unknown,,[::1]:9,\xff," as &[u8], &kept].concat();
+        for values in [&[kept.as_slice()][..], &[forged.as_slice()], &[b"8.8.8.8", b"", &kept]] {
+            assert_eq!(ask(values), 429, "the client is the same, whatever stands left of the trusted entry");
+        }
+    } else if hops == 0 {
+        assert_eq!(ask(&[values[0], b"6.6.6.6"]), 429, "one value is meant, and it is the first");
+    }
+
+    let parsed = trusted.and_then(Ip::parse);
+    if let Some(text) = trusted.and_then(|bytes| std::str::from_utf8(bytes.trim_ascii()).ok()) {
+        assert_parses_as_in_std(text);
+    }
+    let client = parsed.unwrap_or(Ip(Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped().to_bits())).masked(32, 64);
+    let repeated = |text: &str| vec![text; hops.max(1)].join(",");
+    for spelling in spellings(client) {
+        assert_eq!(ask(&[repeated(&spelling).as_bytes()]), 429, "{spelling} is the same client");
+    }
+    let neighbour = Ip(client.0 ^ if client.is_v4() { 1 } else { 1 << 64 });
+    for (spelling, status) in spellings(neighbour).iter().zip([200, 429]) {
+        assert_eq!(ask(&[repeated(spelling).as_bytes()]), status, "{spelling} is another client, and only one");
+    }
+}
+
+/// What the standard library takes for an address is that address.
+fn assert_parses_as_in_std(text: &str) {
+    let known = text.parse::<IpAddr>().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|socket| socket.ip()));
+    // A zone names an interface of another machine: not an address to us.
+    if let Some(ip) = known.filter(|_| !text.contains('%')) {
+        let bits = match ip {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+            IpAddr::V6(v6) => v6.to_bits(),
+        };
+        assert_eq!(Ip::parse(text.as_bytes()), Some(Ip(bits)), "{text}");
+    }
+}
+
+fn spellings(ip: Ip) -> Vec<String> {
+    let v6 = Ipv6Addr::from_bits(ip.0);
+    let groups = v6.segments().map(|group| format!("{group:04X}")).join(":");
+    let mut all = vec![groups.clone(), v6.to_string(), format!("[{v6}]"), format!(" [{groups}]:65536\t")];
+    match v6.to_ipv4_mapped() {
+        Some(v4) => all.extend([v4.to_string(), format!("{v4}:0")]),
+        // The interface's half does not tell clients apart.
+        None => all.push(Ipv6Addr::from_bits(ip.0 | 0xffff).to_string()),
+    }
+    all
+}
+
+/// A request costs what its header says, cut to `max`, or else the default: digits alone say anything, however many. A cost above the
+/// burst is refused without a promise, and costs nothing.
+///
+/// The first byte chooses one of four limits, the rest is the header's value.
+pub fn check_cost(data: &[u8]) {
+    /// Default, max and burst.
+    const CASES: [(u64, u64, u64); 4] = [(1, 100, 1_000), (5, 1_000_000_000, 1_000_000), (0, 1, 10), (7, 7, 7)];
+    static CONFIGS: LazyLock<Vec<Config>> = LazyLock::new(|| {
+        let config = |(default, max, burst)| {
+            parsed(&format!(
+                r#"{{"rate_limits": {{"l": {{"limit": {burst}, "cost": {{"header": "x-cost", "default": {default}, "max": {max}}}}}}},
+                    "routes": [{{"name": "r", "rate_limits": ["l"]}}]}}"#
+            ))
+        };
+        CASES.map(config).into()
+    });
+    let Some((first, value)) = data.split_first() else { return };
+    let case = usize::from(first % 4);
+    let (default, max, burst) = CASES[case];
+    let digits = value.trim_ascii();
+    let cost = if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        default
+    } else {
+        digits.iter().fold(0, |n: u64, digit| n.saturating_mul(10).saturating_add(u64::from(digit - b'0')).min(max))
+    };
+    assert!(cost <= max);
+    let proxy = Proxy::new(&CONFIGS[case], CasRules::Envoy);
+    let (stream, status) = proxy.ask(&[("x-cost", value), ("x-cost", b"3")], 200);
+    let left = stream.response_header("ratelimit").and_then(|state| {
+        let (_, rest) = state.split_once(";r=")?;
+        rest.split(';').next()?.parse::<u64>().ok()
+    });
+    let value = value.escape_ascii();
+    if cost > burst {
+        assert_eq!((status, left), (429, Some(burst)), "{value}: refused for ever, and nothing spent");
+        assert_eq!(stream.response_header("retry-after"), None, "{value}: no time makes it pass");
+    } else {
+        assert_eq!((status, left), (200, Some(burst - cost)), "{value}");
+    }
+}
+
+/// Shared records may hold anything: another version, half a write, noise. Nothing panics, no bucket admits more than its burst at once,
+/// no breaker more than its trial calls; and after one request and the time that a full bucket, or an open breaker, takes at most, all
+/// is as ever.
+///
+/// The first byte chooses limit and breaker, the second the clock and the host; the third is the place of the remaining bytes in the
+/// record that was there, or 255: they replace it.
+pub fn check_records(data: &[u8]) {
+    let [which, how, place, bytes @ ..] = data else { return };
+    check_bucket_record(*which, *how, *place, bytes);
+    check_breaker_record(*which, *how, *place, bytes);
+}
+
+/// A proxy whose records of this kind were overwritten after `first` was asked for, and whose clock may have moved since.
+fn corrupted(config: &Config, how: u8, place: u8, bytes: &[u8], kind: u8, first: impl Fn(&Proxy)) -> Proxy {
+    let proxy = Proxy::new(config, if how & 1 == 0 { CasRules::Envoy } else { CasRules::Nginx });
+    first(&proxy);
+    let keys = std::cell::RefCell::new(Vec::new());
+    let is_kind = |key: &[u8]| key.get(2) == Some(&kind);
+    proxy.machine.corrupt(
+        |key| {
+            keys.borrow_mut().extend(is_kind(key).then(|| key.to_vec()));
+            false
+        },
+        b"",
+    );
+    let keys = keys.into_inner();
+    assert!(!keys.is_empty(), "the records were found");
+    for key in keys {
+        let mut record = proxy.worker.shared(&key).map_or_else(Vec::new, |(bytes, _)| bytes);
+        match place {
+            255 => record = bytes.to_vec(),
+            _ => {
+                let end = usize::from(place) + bytes.len();
+                record.resize(record.len().max(end), 0);
+                record[usize::from(place)..end].copy_from_slice(bytes);
+            }
+        }
+        proxy.machine.corrupt(|other| other == key, &record);
+    }
+    match how >> 1 & 3 {
+        1 => proxy.machine.set_clock(Nanos::from_secs(1)),
+        2 => proxy.machine.advance(Nanos::from_secs(30 * 86_400)),
+        3 => proxy.machine.set_clock(Nanos(proxy.machine.now().0 - 500_000_000)),
+        _ => {}
+    }
+    // Workers look at endpoints' records once a second.
+    proxy.engine.tick(&proxy.worker);
+    proxy
+}
+
+/// Versions count up from 1, and will not get that far.
+fn is_of_no_version(record: &[u8]) -> bool {
+    matches!(record.first(), None | Some(0 | 0xf0..))
+}
+
+fn check_bucket_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
+    /// Burst, time to fill, and the limit.
+    const LIMITS: [(usize, Nanos, &str); 4] = [
+        (5, Nanos(1_666_666_667), r#"{"limit": 3, "burst": 5}"#),
+        (1, Nanos::from_secs(366 * 86_400), r#"{"limit": 1, "period": "366d"}"#),
+        (
+            4,
+            Nanos::from_secs(40),
+            r#"{"limit": 1, "period": "10s", "burst": 4, "key": [{"header": "x-key"}], "max_keys": 40}"#,
+        ),
+        (8, Nanos(8), r#"{"limit": 1000000, "period": "1ms", "burst": 8, "key": ["client_ip"], "max_keys": 2}"#),
+    ];
+    static CONFIGS: LazyLock<Vec<Config>> = LazyLock::new(|| {
+        let config = |(_, _, limit)| {
+            parsed(&format!(
+                r#"{{"rate_limits": {{"l": {limit}}}, "routes": [{{"name": "r", "rate_limits": ["l"]}}]}}"#
+            ))
+        };
+        LIMITS.map(config).into()
+    });
+    let at = usize::from(which % 4);
+    let (burst, fill, _) = LIMITS[at];
+    let ask = |proxy: &Proxy| proxy.status(&[("x-key", b"k")]);
+    let first = |proxy: &Proxy| assert_eq!(ask(proxy), 200);
+    let proxy = corrupted(&CONFIGS[at], how, place, bytes, b'r', first);
+    let admitted = || (0..burst + 2).filter(|_| ask(&proxy) == 200).count();
+    let at_once = admitted();
+    assert!(at_once <= burst, "never more than the burst");
+    if place == 255 && is_of_no_version(bytes) {
+        assert_eq!(at_once, burst, "what cannot be read is an unused bucket");
+    }
+    // A token's time is rounded up, by less than a nanosecond.
+    proxy.machine.advance(fill.plus(Nanos(burst as u64)));
+    assert_eq!(admitted(), burst, "a bucket that has had the time is full");
+    proxy.machine.advance(fill.plus(Nanos(burst as u64)));
+    assert_eq!(admitted(), burst, "and is again");
+}
+
+fn check_breaker_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
+    /// Trial calls, the longest that it stays open or undecided, and the breaker.
+    const BREAKERS: [(usize, Nanos, &str); 2] = [
+        (
+            2,
+            Nanos::from_secs(2),
+            r#""minimum_calls": 3, "open_duration": "100ms", "max_open_duration": "1s", "backoff_multiplier": 2,
+               "half_open_calls": 2, "half_open_max_wait": "1s""#,
+        ),
+        (
+            1,
+            Nanos::from_secs(2 * 86_400),
+            r#""open_duration": "1d", "jitter": 100, "backoff_multiplier": 100, "half_open_calls": 1, "half_open_max_wait": "1d""#,
+        ),
+    ];
+    /// On a route, and on an endpoint.
+    const USES: [&str; 2] = [
+        r#""routes": [{"name": "r", "circuit_breaker": "b"}]"#,
+        r#""routes": [{"name": "r", "upstream": "u"}],
+           "upstreams": {"u": {"endpoints": [{"address": "10.0.0.1:80"}], "circuit_breaker": "b", "load_balancer": {"panic_threshold": 0}}}"#,
+    ];
+    static CONFIGS: LazyLock<Vec<Config>> = LazyLock::new(|| {
+        let config = |(i, used)| {
+            let (_, _, breaker) = BREAKERS[i];
+            parsed(&format!(r#"{{"circuit_breakers": {{"b": {{"consecutive_failures": 1, {breaker}}}}}, {used}}}"#))
+        };
+        [(0, USES[0]), (1, USES[0]), (0, USES[1]), (1, USES[1])].map(config).into()
+    });
+    let at = usize::from(which >> 2 & 3);
+    let (trials, longest, _) = BREAKERS[at % 2];
+    // An outcome has to be there before there is a record.
+    let first = |proxy: &Proxy| assert_eq!(proxy.status(&[]), 200);
+    let proxy = corrupted(&CONFIGS[at], how, place, bytes, b'c', first);
+    let pause = |proxy: &Proxy| {
+        proxy.machine.advance(longest.plus(Nanos::from_secs(2)));
+        proxy.engine.tick(&proxy.worker);
+    };
+    if place == 255 && is_of_no_version(bytes) {
+        assert_eq!(proxy.status(&[]), 200, "what cannot be read is a closed breaker");
+    }
+    // At worst: half-open, undecided; opens again; half-open.
+    let passed = (0..4).any(|_| {
+        let passed = proxy.ask(&[], 500).1 == 500;
+        if !passed {
+            pause(&proxy);
+        }
+        passed
+    });
+    assert!(passed, "no breaker is stuck");
+    assert_eq!(proxy.status(&[]), 503, "one failure opened it");
+    pause(&proxy);
+    let calls: Vec<_> = (0..trials + 3)
+        .map(|_| {
+            let stream = SimStream::request("GET", "/", &[]);
+            let exchange = proxy.begin(&stream);
+            (stream, exchange)
+        })
+        .filter(|(stream, _)| stream.replied().is_none())
+        .collect();
+    assert_eq!(calls.len(), trials, "half-open, as many as it allows");
+    for (stream, mut exchange) in calls {
+        stream.answer(200, Some(ENDPOINT), &[]);
+        exchange.on_response(&proxy.worker, &stream);
+        exchange.on_end(&proxy.worker);
+    }
+    assert!((0..10).all(|_| proxy.status(&[]) == 200), "and closed again");
+    proxy.assert_idle();
+}
+
+/// Any sequence of requests, answers, failures, ends, pauses, clock steps, ticks and reloads over an engine with all its parts. Nothing
+/// panics, what a client sees is well formed, what it wrote into headers of ours does not reach the upstream, and when all requests
+/// have ended nothing stays granted: none is in flight, and no permit is held.
+///
+/// A script of lines. `> METHOD TARGET` begins a request; `< STATUS [ENDPOINT]` answers it, `! STATUS DETAILS` lets the proxy answer,
+/// `=` brings trailers, each with the lines of `name: value` that follow it as headers; `.` ends the newest request, `,` the oldest
+/// (answers go to the newest too, `/` makes the oldest the newest); `+ MS` and `- MS` move the clock; `*` ticks; `~` reloads; `@ N` is
+/// the number of tries, `% ADDRESS` the connection's peer for what follows.
+pub fn check_exchange(data: &[u8]) {
+    static CONFIGS: LazyLock<[Config; 2]> = LazyLock::new(|| {
+        let second = EVERYTHING
+            .replace(r#""half_open_calls": 2"#, r#""half_open_calls": 1"#)
+            .replace(r#", {"address": "10.0.0.3:80"}"#, "");
+        [parsed(EVERYTHING), parsed(&second)]
+    });
+    let mut script = Script {
+        proxy: Proxy::new(&CONFIGS[0], CasRules::Envoy),
+        open: Vec::new(),
+        peer: b"192.0.2.1:40000".to_vec(),
+        attempts: 1,
+        reloads: 0,
+    };
+    let text = String::from_utf8_lossy(data);
+    let mut steps: Vec<Step<'_>> = Vec::new();
+    for line in text.lines() {
+        let mut chars = line.chars();
+        match (chars.next(), steps.last_mut()) {
+            (Some(op), _) if "><!=.,/+-*~@%".contains(op) => steps.push((op, chars.as_str().trim_start(), Vec::new())),
+            (Some(_), Some((_, _, headers))) if headers.len() < 32 => {
+                let (name, value) = line.split_once(':').unwrap_or((line, ""));
+                headers.push((name, value.trim_start().as_bytes()));
+            }
+            _ => {}
+        }
+    }
+    for (op, argument, headers) in steps.iter().take(128) {
+        match op {
+            '~' => {
+                script.reloads += 1;
+                let engine = Engine::new(CONFIGS[script.reloads % 2].clone(), &script.proxy.worker);
+                script.proxy.engine = Rc::new(engine.expect("a valid configuration becomes an engine"));
+            }
+            _ => script.step(*op, argument, headers),
+        }
+    }
+    for (stream, mut exchange) in script.open.drain(..) {
+        exchange.on_end(&script.proxy.worker);
+        assert_sound_json(&stream);
+    }
+    script.assert_nothing_granted();
+}
+
+const EVERYTHING: &str = r#"{
+    "client_ip": {"source": "x-forwarded-for", "trusted_hops": 2},
+    "upstreams": {
+        "u": {"endpoints": [{"address": "10.0.0.1:80"}, {"address": "10.0.0.2:80"}, {"address": "10.0.0.3:80"}],
+              "circuit_breaker": "e", "load_balancer": {"panic_threshold": 0}, "min_healthy": 50},
+        "p": {"endpoints": [{"address": "10.0.1.1:80"}, {"address": "[2001:db8::1]:80", "weight": 3}], "circuit_breaker": "e",
+              "override": {"header": "x-pick"}}},
+    "rate_limits": {
+        "client": {"limit": 10, "burst": 20, "key": ["client_ip"], "exempt": ["10.9.0.0/16"], "headers": "both", "max_keys": 3},
+        "cost": {"limit": 50, "key": [{"header": "x-key"}], "cost": {"header": "x-cost", "max": 100}, "missing_key": "share",
+                 "overrides": [{"key": ["vip"], "limit": 500}]},
+        "parts": {"limit": 5, "key": ["method", "path", "host", "route", {"cookie": "sid"}, {"query": "q"}, {"path_segment": 1}]}},
+    "circuit_breakers": {
+        "e": {"consecutive_failures": 1, "open_duration": "1s", "half_open_calls": 2, "half_open_max_wait": "5s"},
+        "r": {"minimum_calls": 3, "open_duration": "1s", "half_open_calls": 2, "slow_call_duration": "1s", "jitter": 50},
+        "s": {"consecutive_failures": 2, "scope": "upstream", "half_open_calls": 2}},
+    "fallbacks": {
+        "f": {"on": ["rate_limited", "circuit_open", "no_endpoint", "upstream_error", "timeout"],
+              "steps": [{"respond": {"status": 203, "content_type": "application/json", "headers": {"x-f": "1"},
+                "body": "{\"id\": \"{{request_id}}\", \"wait\": \"{{retry_after}}\", \"why\": \"{{reason}} {{route}}\"}"}}]},
+        "quiet": {"mode": "shadow", "steps": [{"respond": {}}]}},
+    "routes": [
+        {"name": "a", "match": {"prefix": "/a"}, "upstream": "u", "rate_limits": ["client", "cost"], "circuit_breaker": "r", "fallback": "f"},
+        {"name": "b", "match": {"prefix": "/b"}, "upstream": "p", "rate_limits": ["parts"], "circuit_breaker": "s"},
+        {"name": "c", "match": {"prefix": "/c", "methods": ["POST"], "headers": {"x-a": "1", "x-b": "*"}}, "upstream": "p", "fallback": "f",
+         "circuit_breaker": "s"},
+        {"name": "shadow", "mode": "shadow", "match": {"pattern": "/s/{id}"}, "upstream": "u", "rate_limits": ["client", "parts"],
+         "circuit_breaker": "r", "fallback": "f"},
+        {"name": "off", "mode": "off", "match": {"prefix": "/off"}, "rate_limits": ["client"]},
+        {"name": "plain", "match": {"hosts": ["api.example", "*.example"]}, "circuit_breaker": "r", "fallback": "quiet"}]
+}"#;
+
+/// The endpoints of [`EVERYTHING`], by upstream.
+const ENDPOINTS: [(&str, &str); 5] =
+    [("u", "10.0.0.1:80"), ("u", "10.0.0.2:80"), ("u", "10.0.0.3:80"), ("p", "10.0.1.1:80"), ("p", "[2001:db8::1]:80")];
+
+/// A letter, what follows it, and headers.
+type Step<'a> = (char, &'a str, Vec<(&'a str, &'a [u8])>);
+
+/// A run of [`check_exchange`].
+struct Script {
+    proxy: Proxy,
+    open: Vec<(SimStream, Exchange)>,
+    peer: Vec<u8>,
+    attempts: u64,
+    reloads: usize,
+}
+
+impl Script {
+    fn step(&mut self, op: char, argument: &str, headers: &[(&str, &[u8])]) {
+        let (first, second) = argument.split_once(' ').unwrap_or((argument, ""));
+        let number = |text: &str| text.trim().parse::<u64>().unwrap_or(0);
+        let time = Nanos::from_millis(number(argument).min(1_000_000_000));
+        let machine = Rc::clone(&self.proxy.machine);
+        match op {
+            '>' => self.begin(first, second, headers),
+            '<' | '!' | '=' => {
+                let Some((stream, exchange)) = self.open.last_mut() else { return };
+                let status = u16::try_from(number(first)).unwrap_or(0);
+                match op {
+                    '=' => {
+                        stream.trail(headers);
+                        exchange.on_response_trailers(&self.proxy.worker, stream);
+                        return;
+                    }
+                    '<' => {
+                        stream.answer(status, Some(second).filter(|address| !address.is_empty()), headers);
+                        stream.set_property(Property::AttemptCount, &self.attempts.to_le_bytes());
+                    }
+                    _ => stream.fail(status, second, None, self.attempts),
+                }
+                let action = exchange.on_response(&self.proxy.worker, stream);
+                assert!(action == Action::Continue || stream.replied().is_some(), "what is stopped is answered");
+                assert_sound_json(stream);
+            }
+            '.' => self.end(self.open.len().wrapping_sub(1)),
+            ',' => self.end(0),
+            '/' if !self.open.is_empty() => self.open.rotate_left(1),
+            '+' => machine.advance(time),
+            '-' => machine.set_clock(machine.now().since(time)),
+            '*' => self.proxy.engine.tick(&self.proxy.worker),
+            '@' => self.attempts = number(argument),
+            '%' => self.peer = argument.as_bytes().to_vec(),
+            _ => {}
+        }
+    }
+
+    fn begin(&mut self, method: &str, target: &str, headers: &[(&str, &[u8])]) {
+        let stream = SimStream::request(method, target, headers);
+        stream.set_property(Property::SourceAddress, &self.peer);
+        let exchange = self.proxy.begin(&stream);
+        if stream.replied().is_none() {
+            assert_eq!(stream.request_header("x-haven-cluster"), None, "clients do not choose clusters");
+            assert_eq!(stream.request_header("x-envoy-retry-on"), None, "nor steer retries");
+            for name in ["x-haven-upstream", "x-pick"] {
+                let list = stream.request_header(name).unwrap_or_default();
+                let ours = |address: &str| ENDPOINTS.iter().any(|(_, endpoint)| *endpoint == address);
+                assert!(list.is_empty() || list.split(',').all(ours), "nor endpoints: {list}");
+            }
+        }
+        assert_sound_json(&stream);
+        self.open.push((stream, exchange));
+    }
+
+    /// Ends a request, and once more: hosts do.
+    fn end(&mut self, at: usize) {
+        if at < self.open.len() {
+            let (stream, mut exchange) = self.open.remove(at);
+            exchange.on_end(&self.proxy.worker);
+            exchange.on_end(&self.proxy.worker);
+            assert_sound_json(&stream);
+        }
+    }
+
+    fn assert_nothing_granted(&self) {
+        self.proxy.assert_idle();
+        let mut breakers: Vec<_> =
+            ENDPOINTS.iter().map(|(upstream, endpoint)| ("e", vec!["endpoint", *upstream, *endpoint])).collect();
+        breakers.extend(["a", "shadow", "plain"].map(|route| ("r", vec!["route", route])));
+        breakers.push(("s", vec!["upstream", "p"]));
+        for (name, subject) in breakers {
+            for namespace in ["", "shadow"] {
+                let state = CircuitBreaker::new(name, &subject, namespace).look(&self.proxy.worker);
+                // A permit of a call that was judged stays with its verdict until the round is over.
+                let held =
+                    if state.phase == Phase::HalfOpen { state.permits.saturating_sub(state.trial.calls) } else { 0 };
+                assert_eq!(held, 0, "{name} of {subject:?}: a permit was not given back");
+            }
+        }
+    }
+}
+
+/// An answer of ours is well formed whatever a client sent: a status, and headers that are one line each.
+fn assert_sound(stream: &SimStream) {
+    let Some(reply) = stream.replied() else { return };
+    assert!((200..=599).contains(&reply.status), "{reply:?}");
+    let one_line = |value: &[u8]| !value.iter().any(|b| matches!(b, b'\r' | b'\n' | 0));
+    assert!(reply.headers.iter().all(|(_, value)| one_line(value)), "{reply:?}");
+    assert!(reply.configured_headers.iter().all(|(_, value)| one_line(value.as_bytes())), "{reply:?}");
+}
+
+/// And JSON where it says so; only of a configuration that says so rightly.
+fn assert_sound_json(stream: &SimStream) {
+    assert_sound(stream);
+    let Some(reply) = stream.replied() else { return };
+    let says_json = |(name, value): &(&str, Vec<u8>)| *name == "content-type" && value.ends_with(b"json");
+    if reply.headers.iter().any(says_json) {
+        let json: Result<serde_json::Value, _> = serde_json::from_slice(&reply.body);
+        assert!(json.is_ok(), "{}", reply.body.escape_ascii());
+    }
+}
