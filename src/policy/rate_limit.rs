@@ -11,6 +11,7 @@
 
 pub mod gcra;
 pub mod key;
+pub mod lease;
 pub mod quota_headers;
 pub mod table;
 
@@ -22,8 +23,9 @@ use crate::config;
 use crate::host::Host;
 use crate::policy::request::Request;
 use crate::store::Contended;
-use gcra::{Gcra, Verdict};
-use table::{Placement, Table};
+use gcra::{Gcra, Take, Verdict};
+use lease::{Leases, Undo};
+use table::{Placement, Table, Taking};
 
 /// A rate limit, ready to be asked.
 #[derive(Debug)]
@@ -32,6 +34,7 @@ pub struct RateLimit {
     pub config: config::RateLimit,
     seed: Seed,
     table: Table,
+    leases: Leases,
     bucket: Gcra,
     /// Buckets of exact keys, sorted by the key's hash.
     overrides: Vec<(u64, Gcra)>,
@@ -79,14 +82,30 @@ pub struct KeyQuota {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
     hash: u64,
-    tokens: gcra::Take,
+    tokens: Tokens,
+}
+
+/// Where tokens came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tokens {
+    Shared(Take),
+    Leased(Undo),
 }
 
 impl RateLimit {
-    /// Compiles a limit. `namespace` keeps the buckets of shadow uses apart from those of enforced ones.
+    /// Compiles a limit. `namespace` keeps the buckets of shadow uses apart from those of enforced ones; `alone` says that no route asks
+    /// another limit beside it, so that nothing is ever refunded.
     #[must_use]
-    pub fn new(config: config::RateLimit, prefixes: &config::ClientIp, namespace: &str, seed: Seed) -> Self {
-        let table = Table::new(&config.name, namespace, if config.key.is_empty() { 1 } else { config.max_keys });
+    pub fn new(
+        config: config::RateLimit,
+        prefixes: &config::ClientIp,
+        namespace: &str,
+        alone: bool,
+        seed: Seed,
+    ) -> Self {
+        let max_keys = if config.key.is_empty() { 1 } else { config.max_keys };
+        let table = Table::new(&config.name, namespace, max_keys);
+        let leases = Leases::new(max_keys, alone);
         let mut overrides: Vec<_> = config
             .overrides
             .iter()
@@ -94,7 +113,7 @@ impl RateLimit {
             .collect();
         overrides.sort_by_key(|(hash, _)| *hash);
         let bucket = Gcra::new(&config.quota);
-        Self { seed, table, bucket, overrides, config }
+        Self { seed, table, leases, bucket, overrides, config }
     }
 
     /// Whether a request's client address must be known.
@@ -113,27 +132,50 @@ impl RateLimit {
             return Answer::NotApplicable;
         }
         let hash = hasher.finish();
-        let bucket = self.bucket_of(hash);
-        match self.table.take(host, hash, bucket, now, self.cost(request)) {
-            Err(Contended) => Answer::Contended,
-            Ok((Verdict::Admitted { remaining, reset }, tokens, placement)) => Answer::Admitted {
-                quota: KeyQuota { burst: bucket.burst(), period: self.period_of(bucket), remaining, reset },
-                taken: Taken { hash, tokens },
-                placement,
-            },
-            Ok((Verdict::Refused { remaining, reset, wait }, _, _)) => Answer::Refused {
-                quota: KeyQuota { burst: bucket.burst(), period: self.period_of(bucket), remaining, reset },
-                wait,
-            },
+        let (bucket, cost) = (self.bucket_of(hash), self.cost(request));
+        let quota = |remaining, reset| KeyQuota { burst: bucket.burst(), period: bucket.period(), remaining, reset };
+        let (verdict, tokens, placement) = match self.leases.known(hash, bucket, now, cost) {
+            Some((verdict, undo)) => (verdict, Tokens::Leased(undo), Placement::Known),
+            None => {
+                let wanted = self.leases.wanted(hash, bucket, now);
+                let Ok(Taking { verdict, take, extra, placement }) =
+                    self.table.take(host, hash, bucket, now, cost, wanted)
+                else {
+                    return Answer::Contended;
+                };
+                let undo = match verdict {
+                    Verdict::Admitted { .. } if cost > 0 => {
+                        self.leases.grant(hash, bucket, now, cost, extra, take.after)
+                    }
+                    Verdict::Admitted { .. } => None,
+                    Verdict::Refused { .. } => {
+                        self.leases.refuse(hash, now, cost, verdict);
+                        None
+                    }
+                };
+                (verdict, undo.map_or(Tokens::Shared(take), Tokens::Leased), placement)
+            }
+        };
+        match verdict {
+            Verdict::Admitted { remaining, reset } => {
+                Answer::Admitted { quota: quota(remaining, reset), taken: Taken { hash, tokens }, placement }
+            }
+            Verdict::Refused { remaining, reset, wait } => Answer::Refused { quota: quota(remaining, reset), wait },
         }
     }
 
-    /// Gives back what [`RateLimit::take`] took at `then`. Never gives more than that: see [`Table::refund`].
+    /// Gives back what [`RateLimit::take`] took at `then`, in the same callback. Never gives more than that: see [`Table::refund`].
     ///
     /// # Errors
     /// [`Contended`]: the tokens stay spent, which errs on the side of the limit.
     pub fn refund<H: Host>(&self, host: &H, taken: Taken, then: Nanos) -> Result<(), Contended> {
-        self.table.refund(host, taken.hash, taken.tokens, then)
+        match taken.tokens {
+            Tokens::Shared(take) => self.table.refund(host, taken.hash, take, then),
+            Tokens::Leased(undo) => {
+                self.leases.undo(taken.hash, undo);
+                Ok(())
+            }
+        }
     }
 
     fn is_exempt(&self, client: Option<Ip>) -> bool {
@@ -145,10 +187,6 @@ impl RateLimit {
             Ok(at) => self.overrides.get(at).map_or(&self.bucket, |(_, bucket)| bucket),
             Err(_) => &self.bucket,
         }
-    }
-
-    fn period_of(&self, bucket: &Gcra) -> Nanos {
-        bucket.period()
     }
 
     fn cost(&self, request: &Request<'_>) -> u64 {

@@ -14,6 +14,9 @@ use crate::config::Quota;
 /// Units per nanosecond.
 const SCALE: u64 = 64;
 
+/// Tokens that take longer to be refilled are never leased: 2,000 per second.
+const LARGEST_LEASED_TOKEN: Nanos = Nanos(500_000);
+
 /// A moment at which a bucket is full again, in 1/64 ns of the monotonic clock. 0 = a bucket never used.
 pub type Arrival = u64;
 
@@ -93,6 +96,52 @@ impl Gcra {
         let remaining = full_ahead.saturating_sub(new).checked_div(self.token).unwrap_or(0);
         let verdict = Verdict::Admitted { remaining, reset: nanos_ceil(new.saturating_sub(now)) };
         (verdict, if cost == 0 { nothing } else { Take { before: arrival, after: new, spent } })
+    }
+}
+
+impl Gcra {
+    /// Takes `cost` tokens and `extra` ones beyond, or `cost` alone if that would leave less than 15/16 of the burst: the verdict on
+    /// `cost`, what was taken, and how many extra ones it holds. They are the interval of arrival times that ends at [`Take::after`];
+    /// see [`super::lease`].
+    #[must_use]
+    pub fn take_with(&self, arrival: Arrival, now: Nanos, cost: u64, extra: u64) -> (Verdict, Take, u64) {
+        if extra > 0
+            && let (Verdict::Admitted { remaining, reset }, take) = self.take(arrival, now, cost.saturating_add(extra))
+            && remaining >= self.quota.burst.saturating_sub(self.quota.burst / 16)
+        {
+            return (Verdict::Admitted { remaining: remaining.saturating_add(extra), reset }, take, extra);
+        }
+        let (verdict, take) = self.take(arrival, now, cost);
+        (verdict, take, 0)
+    }
+
+    /// Takes `cost` tokens from the leased interval, if so many of it still lie ahead of now: the verdict, and where the rest begins.
+    #[must_use]
+    pub fn take_leased(&self, from: Arrival, to: Arrival, now: Nanos, cost: u64) -> Option<(Verdict, Arrival)> {
+        let now = now.0.saturating_mul(SCALE);
+        let rest = from.max(now).saturating_add(self.token.saturating_mul(cost));
+        if rest > to {
+            return None;
+        }
+        // What others have drawn since is not known here: an estimate, and never less than this worker can still admit.
+        let remaining = now.saturating_add(self.capacity).saturating_sub(rest).checked_div(self.token).unwrap_or(0);
+        Some((Verdict::Admitted { remaining, reset: nanos_ceil(to.saturating_sub(now)) }, rest))
+    }
+
+    /// Where the interval of `tokens` tokens that ends at `to` begins.
+    #[must_use]
+    pub fn begin_of(&self, to: Arrival, tokens: u64) -> Arrival {
+        to.saturating_sub(self.token.saturating_mul(tokens))
+    }
+
+    /// Tokens that a lease of this length holds; none of a limit below 2,000 per second.
+    #[must_use]
+    pub fn leasable(&self, length: Nanos) -> u64 {
+        if self.token > LARGEST_LEASED_TOKEN.0.saturating_mul(SCALE) {
+            return 0;
+        }
+        let tokens = length.0.saturating_mul(SCALE).checked_div(self.token).unwrap_or(0);
+        tokens.min(self.quota.burst / 16)
     }
 }
 

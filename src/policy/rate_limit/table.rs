@@ -33,6 +33,19 @@ pub struct Table {
     ways: u32,
 }
 
+/// A request to a bucket, and what became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taking {
+    /// The verdict on the cost.
+    pub verdict: Verdict,
+    /// What was taken, the extra tokens included.
+    pub take: Take,
+    /// Tokens taken beyond the cost.
+    pub extra: u64,
+    /// What the key did to the table.
+    pub placement: Placement,
+}
+
 /// What a new key did to the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
@@ -63,7 +76,7 @@ impl Table {
         self.sets.saturating_mul(self.ways)
     }
 
-    /// Takes `cost` tokens from the bucket of the key with this hash.
+    /// Takes `cost` tokens, and `extra` ones beyond if there are as many, from the bucket of the key with this hash.
     ///
     /// # Errors
     /// [`Contended`]: nothing was taken.
@@ -74,16 +87,17 @@ impl Table {
         bucket: &Gcra,
         now: Nanos,
         cost: u64,
-    ) -> Result<(Verdict, Take, Placement), Contended> {
+        extra: u64,
+    ) -> Result<Taking, Contended> {
         store::update(host, &self.record(hash), |bytes| {
             let mut set = Set::of(bytes);
             let before = set.arrival(hash).unwrap_or(0);
-            let (verdict, take) = bucket.take(before, now, cost);
+            let (verdict, take, extra) = bucket.take_with(before, now, cost, extra);
             if take.spent == 0 {
-                return Step::Keep((verdict, take, Placement::Known));
+                return Step::Keep(Taking { verdict, take, extra, placement: Placement::Known });
             }
             let placement = set.put(hash, take.after, self.ways, now);
-            Step::Write((verdict, take, placement))
+            Step::Write(Taking { verdict, take, extra, placement })
         })
     }
 
