@@ -162,7 +162,8 @@ impl Engine {
                 upstream.refresh(host, now);
                 work = work.saturating_add(upstream.len());
             } else if let Some(breaker) = self.breakers.get(at.saturating_sub(self.upstreams.len())) {
-                host.record(breaker.state, breaker.cell.look(host).phase_at(now).gauge());
+                let state = breaker.cell.look(host).bounded(&breaker.settings);
+                host.record(breaker.state, state.phase_at(now).gauge());
                 work = work.saturating_add(1);
             }
             let next = at.saturating_add(1);

@@ -160,6 +160,66 @@ fn a_refusal_tells_all_that_a_client_and_an_operator_need() {
 }
 
 #[test]
+fn debts_from_before_a_reload_are_at_most_those_of_an_empty_bucket() {
+    let mut proxy = Proxy::new(&limited(&json!({"limit": 1, "period": "1h", "burst": 2})));
+    assert_eq!([(); 3].map(|()| proxy.status("/api", &[])), [200, 200, 429]);
+    proxy.reload(&limited(&json!({"limit": 10, "period": "1s", "burst": 5})));
+    assert_eq!(proxy.status("/api", &[]), 429, "two hours of debt are an empty bucket");
+    proxy.machine.advance(Nanos::from_millis(100));
+    assert_eq!([(); 2].map(|()| proxy.status("/api", &[])), [200, 429], "which fills at the new rate");
+}
+
+#[test]
+fn a_reload_that_shortens_the_open_time_counts_for_an_open_breaker() {
+    for (on, status) in [("route", 503), ("endpoint", 503)] {
+        let config = |open: &str| {
+            let breaker = json!({"consecutive_failures": 1, "open_duration": open, "max_open_duration": open});
+            let mut config = json!({"circuit_breakers": {"b": breaker}, "routes": [{"name": "r"}]});
+            if on == "route" {
+                config["routes"][0]["circuit_breaker"] = json!("b");
+            } else {
+                config["routes"][0]["upstream"] = json!("u");
+                config["upstreams"]["u"] = json!({"endpoints": [{"address": "10.0.0.9:80"}], "circuit_breaker": "b",
+                    "load_balancer": {"panic_threshold": 0}});
+            }
+            config
+        };
+        let mut proxy = Proxy::new(&config("1d"));
+        proxy.request("/api", &[], 500);
+        proxy.machine.advance(Nanos::from_secs(1));
+        assert_eq!(proxy.status("/api", &[]), status, "{on}: open");
+        proxy.reload(&config("3s"));
+        assert_eq!(proxy.status("/api", &[]), status, "{on}: still open");
+        proxy.machine.advance(Nanos::from_secs(2));
+        assert_eq!(proxy.status("/api", &[]), 200, "{on}: three seconds after it opened it is tried");
+    }
+}
+
+#[test]
+fn a_round_whose_trial_call_was_lost_ends_however_often_the_records_are_read() {
+    let proxy = Proxy::new(&json!({
+        "circuit_breakers": {"b": {"consecutive_failures": 1, "open_duration": "1s", "half_open_calls": 1, "half_open_max_wait": "5s"}},
+        "upstreams": {"u": {"endpoints": [{"address": "10.0.0.9:80"}], "circuit_breaker": "b", "load_balancer": {"panic_threshold": 0}}},
+        "routes": [{"name": "r", "upstream": "u"}]}));
+    // Each change of any endpoint makes a worker read them all, as a tick does.
+    let pause = |seconds| {
+        proxy.machine.advance(Nanos::from_secs(seconds));
+        proxy.engine.tick(&proxy.worker);
+    };
+    proxy.request("/api", &[], 500);
+    pause(1);
+    let lost = SimStream::request("GET", "/api", &[]);
+    drop(proxy.begin(&lost));
+    assert!(lost.replied().is_none(), "the trial call, lost with its VM");
+    pause(4);
+    assert_eq!(proxy.status("/api", &[]), 503, "its permit is missed");
+    pause(1);
+    assert_eq!(proxy.status("/api", &[]), 503, "until the round times out, and it opens again");
+    pause(1);
+    assert_eq!(proxy.status("/api", &[]), 200);
+}
+
+#[test]
 fn keys_are_told_apart_by_their_parts() {
     type Headers<'a> = &'a [(&'a str, &'a [u8])];
     let cases: &[(Value, &str, Headers<'_>, &str, Headers<'_>, bool)] = &[

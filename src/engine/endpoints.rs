@@ -129,7 +129,7 @@ impl Upstream {
         for endpoint in &self.endpoints {
             let mut well = endpoint.weight > 0;
             if let Some(breaker) = &endpoint.breaker {
-                let state = breaker.cell.look(host);
+                let state = breaker.cell.look(host).bounded(&breaker.settings);
                 host.record(breaker.state, state.phase_at(now).gauge());
                 let view = view_of(&state, breaker, now);
                 well &= view.availability(now) == Availability::Available;
@@ -327,7 +327,10 @@ fn view_of(state: &State, breaker: &Breaker, now: Nanos) -> View {
     match state.phase {
         Phase::Closed => View { availability: Availability::Available, trial_at: Nanos::ZERO, epoch },
         Phase::Open => out(state.until),
-        Phase::HalfOpen if state.permits >= breaker.settings.config().half_open_calls => out(now.plus(PERMIT_RECHECK)),
+        // At the round's end it is asked, or a permit lost with its VM would keep it out for as long as views are read anew all the time.
+        Phase::HalfOpen if state.permits >= breaker.settings.config().half_open_calls => {
+            out(state.until.min(now.plus(PERMIT_RECHECK)))
+        }
         Phase::HalfOpen => View { availability: Availability::Trial, trial_at: now, epoch },
     }
 }

@@ -43,7 +43,7 @@ impl CircuitBreaker {
         settings: &Settings,
         now: Nanos,
     ) -> Result<(Admission, Change), Contended> {
-        self.step(host, |state| state.acquire(settings, now))
+        self.step(host, settings, |state| state.acquire(settings, now))
     }
 
     /// Reports how an admitted call ended.
@@ -60,7 +60,8 @@ impl CircuitBreaker {
         rng: &Rng,
     ) -> Result<Change, Contended> {
         let random = rng.bits();
-        self.step(host, |state| ((), state.end(settings, now, epoch, call, random))).map(|((), change)| change)
+        self.step(host, settings, |state| ((), state.end(settings, now, epoch, call, random)))
+            .map(|((), change)| change)
     }
 
     /// Looks without asking.
@@ -71,10 +72,11 @@ impl CircuitBreaker {
     fn step<H: SharedData, A>(
         &self,
         host: &H,
+        settings: &Settings,
         mut step: impl FnMut(&mut State) -> (A, Change),
     ) -> Result<(A, Change), Contended> {
         store::update(host, &self.key, |bytes| {
-            let before = State::decode(bytes);
+            let before = State::decode(bytes).bounded(settings);
             let mut after = before;
             let answer = step(&mut after);
             if after == before {

@@ -210,10 +210,26 @@ impl Settings {
         reached(counts.slow, self.config.slow_call_rate_threshold).then_some(Cause::SlowCallRate)
     }
 
+    fn longest_plain_open_time(&self) -> Nanos {
+        self.config.max_open_duration.max(self.config.open_duration)
+    }
+
+    /// With all its jitter.
+    fn longest_open_time(&self) -> Nanos {
+        let plain = self.longest_plain_open_time();
+        let spread = self.spread(plain);
+        plain.plus(Nanos(spread.saturating_sub(spread / 2)))
+    }
+
+    /// The jitter of an open time: from its least to its most.
+    fn spread(&self, time: Nanos) -> u64 {
+        u64::try_from(u128::from(time.0).saturating_mul(self.config.jitter.0.into()) / 10_000).unwrap_or(0)
+    }
+
     /// The open time of the opening after `rounds` failed rounds.
     fn open_time(&self, rounds: u32, asked: Option<Nanos>, random: u64) -> Nanos {
         let config = &self.config;
-        let longest = config.max_open_duration.max(config.open_duration);
+        let longest = self.longest_plain_open_time();
         if let Some(asked) = asked.filter(|_| config.honour_retry_after) {
             return asked.clamp(Nanos::from_millis(100), longest);
         }
@@ -226,7 +242,7 @@ impl Settings {
             time = Nanos(u64::try_from(grown).unwrap_or(u64::MAX)).min(longest);
         }
         // Half of the jitter below, half above: the mean stays what was asked for.
-        let spread = u64::try_from(u128::from(time.0).saturating_mul(config.jitter.0.into()) / 10_000).unwrap_or(0);
+        let spread = self.spread(time);
         let drawn =
             u64::try_from(u128::from(random).saturating_mul(u128::from(spread).saturating_add(1)) >> 64).unwrap_or(0);
         Nanos(time.0.saturating_sub(spread / 2).saturating_add(drawn))
@@ -234,6 +250,18 @@ impl Settings {
 }
 
 impl State {
+    /// The state with no end that these settings could not have set. (Bugs avoided: a reload that cuts an open time of a day would not
+    /// count until the next day, and a broken record could keep a breaker open for ever.)
+    #[must_use]
+    pub fn bounded(self, settings: &Settings) -> Self {
+        let longest = match self.phase {
+            Phase::Closed => return self,
+            Phase::Open => settings.longest_open_time(),
+            Phase::HalfOpen => settings.config.half_open_max_wait,
+        };
+        Self { until: self.until.min(self.since.plus(longest)), ..self }
+    }
+
     /// Asks for admission at `now`.
     pub fn acquire(&mut self, settings: &Settings, now: Nanos) -> (Admission, Option<Transition>) {
         self.follow_clock(now);

@@ -14,6 +14,10 @@ use crate::config::Quota;
 /// Units per nanosecond.
 const SCALE: u64 = 64;
 
+/// How far an arrival time may lie beyond that of an empty bucket before it is taken for an error: a minute. No reading of the clock is as
+/// old when it is used, so that no worker ever gives back what another has taken.
+const FARTHEST_DEBT: u64 = 60 * 1_000_000_000 * SCALE;
+
 /// Tokens that take longer to be refilled are never leased: 2,000 per second.
 const LARGEST_LEASED_TOKEN: Nanos = Nanos(500_000);
 
@@ -74,13 +78,18 @@ impl Gcra {
     }
 
     /// Takes `cost` tokens at `now`. Nothing is spent if the verdict is a refusal, or if `cost` is 0.
+    ///
+    /// Debt that lies a minute beyond an empty bucket is forgotten even then. (Bug avoided: a quota of 1 per hour, emptied and by a
+    /// reload turned into 10 per second, would promise a wait of 100 ms again and again for hours.)
     #[must_use]
     pub fn take(&self, arrival: Arrival, now: Nanos, cost: u64) -> (Verdict, Take) {
-        let nothing = Take { before: arrival, after: arrival, spent: 0 };
         let now = now.0.saturating_mul(SCALE);
         let full_ahead = now.saturating_add(self.capacity);
-        // Further ahead than an empty bucket: the clock stepped back, or the quota was cut by a reload. It is an empty bucket.
-        let arrival_now = arrival.clamp(now, full_ahead);
+        // A little further ahead than an empty bucket is no error: another worker's reading of the clock was fresher, or a reload has
+        // cut the quota. Far ahead, the clock has stepped back or the record is broken: then it is an empty bucket.
+        let known = if arrival > full_ahead.saturating_add(FARTHEST_DEBT) { full_ahead } else { arrival };
+        let nothing = Take { before: arrival, after: known, spent: 0 };
+        let arrival_now = known.max(now);
         let refused = |wait| {
             let remaining = full_ahead.saturating_sub(arrival_now).checked_div(self.token).unwrap_or(0);
             (Verdict::Refused { remaining, reset: nanos_ceil(arrival_now.saturating_sub(now)), wait }, nothing)
@@ -305,6 +314,16 @@ mod tests {
             for _ in 0..takes { arrival = bucket.take(arrival, Nanos(now), 1).1.after; }
             if let (Verdict::Refused { wait: Some(wait), .. }, _) = bucket.take(arrival, Nanos(now), cost) {
                 let at = |t: u64| matches!(bucket.take(arrival, Nanos(t), cost).0, Verdict::Admitted { .. });
+                prop_assert!(at(now + wait.0));
+                prop_assert!(!at(now + wait.0 - 1));
+            }
+        }
+
+        #[test]
+        fn the_promised_wait_is_exact_whatever_the_record_says(quota in quotas(), arrival: u64, now in 0u64..u64::MAX / 256) {
+            let bucket = Gcra::new(&quota);
+            if let (Verdict::Refused { wait: Some(wait), .. }, take) = bucket.take(arrival, Nanos(now), 1) {
+                let at = |t: u64| matches!(bucket.take(take.after, Nanos(t), 1).0, Verdict::Admitted { .. });
                 prop_assert!(at(now + wait.0));
                 prop_assert!(!at(now + wait.0 - 1));
             }

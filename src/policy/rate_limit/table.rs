@@ -93,7 +93,7 @@ impl Table {
             let mut set = Set::of(bytes);
             let before = set.arrival(hash).unwrap_or(0);
             let (verdict, take, extra) = bucket.take_with(before, now, cost, extra);
-            if take.spent == 0 {
+            if take.after == before {
                 return Step::Keep(Taking { verdict, take, extra, placement: Placement::Known });
             }
             let placement = set.put(hash, take.after, self.ways, now);
