@@ -11,8 +11,10 @@
 use crate::base::time::Nanos;
 use crate::config::Quota;
 
+pub use super::algorithm::Verdict;
+
 /// Units per nanosecond.
-const SCALE: u64 = 64;
+pub const SCALE: u64 = 64;
 
 /// How far an arrival time may lie beyond that of an empty bucket before it is taken for an error: a minute. No reading of the clock is as
 /// old when it is used, so that no worker ever gives back what another has taken.
@@ -34,27 +36,6 @@ pub struct Gcra {
     capacity: u64,
 }
 
-/// The answer to one request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It may pass.
-    Admitted {
-        /// Whole tokens left.
-        remaining: u64,
-        /// Time until the bucket is full.
-        reset: Nanos,
-    },
-    /// It may not.
-    Refused {
-        /// Whole tokens left.
-        remaining: u64,
-        /// Time until the bucket is full.
-        reset: Nanos,
-        /// When it would be admitted, to the nanosecond; `None` = never.
-        wait: Option<Nanos>,
-    },
-}
-
 impl Gcra {
     /// Compiles a quota. Its limit must not be 0 (the configuration sees to it; 0 is taken as 1).
     #[must_use]
@@ -65,16 +46,16 @@ impl Gcra {
         Self { quota: *quota, token, capacity: token.saturating_mul(quota.burst) }
     }
 
-    /// Tokens in a full bucket.
+    /// Its quota.
     #[must_use]
-    pub const fn burst(&self) -> u64 {
-        self.quota.burst
+    pub const fn quota(&self) -> &Quota {
+        &self.quota
     }
 
-    /// The quota's period.
+    /// Time of one token, in 1/64 ns.
     #[must_use]
-    pub const fn period(&self) -> Nanos {
-        self.quota.period
+    pub const fn token(&self) -> u64 {
+        self.token
     }
 
     /// Takes `cost` tokens at `now`. Nothing is spent if the verdict is a refusal, or if `cost` is 0.
@@ -185,7 +166,9 @@ impl Take {
     }
 }
 
-const fn nanos_ceil(units: u64) -> Nanos {
+/// Whole nanoseconds of a time in 1/64 ns, rounded up.
+#[must_use]
+pub const fn nanos_ceil(units: u64) -> Nanos {
     Nanos(units.div_ceil(SCALE))
 }
 
@@ -296,6 +279,7 @@ mod tests {
                 let (verdict, take) = bucket.take(arrival, Nanos(now), cost);
                 match verdict {
                     Verdict::Admitted { .. } => prop_assert!(naive.take(now, cost), "the naive bucket refuses"),
+                    Verdict::Delayed { .. } => prop_assert!(false),
                     Verdict::Refused { wait, .. } => {
                         prop_assert_eq!(take.after, arrival, "a refusal writes nothing");
                         // A token's time is rounded up by less than 1/64 ns, and at most 2,000 tokens were taken since the bucket was full.

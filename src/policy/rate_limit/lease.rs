@@ -18,7 +18,8 @@
 //!
 //! The memory is a table of [`SLOTS`] keys a limit and worker, by hash; a key that meets another in its slot takes it over.
 
-use super::gcra::{Gcra, Verdict};
+use super::algorithm::Verdict;
+use super::gcra::Gcra;
 use crate::base::time::Nanos;
 use std::cell::Cell;
 
@@ -72,10 +73,11 @@ impl Leases {
     }
 
     /// The answer for this key if it is known without asking.
-    pub fn known(&self, hash: u64, bucket: &Gcra, now: Nanos, cost: u64) -> Option<(Verdict, Undo)> {
+    pub fn known(&self, hash: u64, bucket: Option<&Gcra>, now: Nanos, cost: u64) -> Option<(Verdict, Undo)> {
         let cell = self.cell(hash)?;
         let mut slot = cell.get();
-        if slot.hash != hash || cost == 0 {
+        // Of a later time: the clock has stepped back.
+        if slot.hash != hash || cost == 0 || now < slot.at {
             return None;
         }
         // Of another cost the wait would be another.
@@ -86,7 +88,7 @@ impl Leases {
                 Undo(slot.from),
             ));
         }
-        let (verdict, from) = bucket.take_leased(slot.from, slot.to, now, cost)?;
+        let (verdict, from) = bucket?.take_leased(slot.from, slot.to, now, cost)?;
         let undo = Undo(slot.from);
         slot.from = from;
         slot.at = now;
@@ -121,6 +123,7 @@ impl Leases {
         };
         cell.set(Slot {
             hash,
+            at: now,
             refused_until: now.plus(wait),
             refused_cost: cost,
             refused_remaining: remaining,
@@ -172,7 +175,7 @@ mod tests {
         }
 
         fn admits(&mut self, now: Nanos) -> bool {
-            let verdict = match self.leases.known(7, &self.bucket, now, 1) {
+            let verdict = match self.leases.known(7, Some(&self.bucket), now, 1) {
                 Some((verdict, _)) => verdict,
                 None => {
                     self.asked += 1;
@@ -181,7 +184,7 @@ mod tests {
                     self.arrival = take.after;
                     match verdict {
                         Verdict::Admitted { .. } => drop(self.leases.grant(7, &self.bucket, now, 1, extra, take.after)),
-                        Verdict::Refused { .. } => self.leases.refuse(7, now, 1, verdict),
+                        _ => self.leases.refuse(7, now, 1, verdict),
                     }
                     verdict
                 }
@@ -253,8 +256,8 @@ mod tests {
         let (bucket, leases) = (bucket(20_000, 20_000), Leases::new(1, true));
         let (_, take, extra) = bucket.take_with(0, START, 1, 10);
         assert!(leases.grant(1, &bucket, START, 1, extra, take.after).is_some());
-        assert!(leases.known(2, &bucket, START, 1).is_none());
-        assert!(leases.known(1, &bucket, START, 1).is_some());
+        assert!(leases.known(2, Some(&bucket), START, 1).is_none());
+        assert!(leases.known(1, Some(&bucket), START, 1).is_some());
     }
 
     #[test]
@@ -263,7 +266,7 @@ mod tests {
         let (_, take, extra) = bucket.take_with(0, START, 1, 4);
         let whole = leases.grant(1, &bucket, START, 1, extra, take.after).unwrap();
         leases.undo(1, whole);
-        let admitted = (0..10).filter(|_| leases.known(1, &bucket, START, 1).is_some()).count();
+        let admitted = (0..10).filter(|_| leases.known(1, Some(&bucket), START, 1).is_some()).count();
         assert_eq!(admitted, 5);
     }
 }
