@@ -23,6 +23,7 @@ CALLBACKS = {
     "proxy_on_response_headers": ["on_http_response_headers"],
     "proxy_on_response_body": ["on_http_response_body"],
     "proxy_on_response_trailers": ["on_http_response_trailers"],
+    "proxy_on_done": ["on_done"],
     "proxy_on_log": ["on_log"],
     "proxy_on_tick": ["on_tick"],
     "proxy_on_queue_ready": ["on_queue_ready"],

@@ -165,13 +165,15 @@ pub enum BalancePolicy {
     LeastRequest,
 }
 
-/// A token bucket per key.
+/// A quota per key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RateLimit {
     /// Its name.
     pub name: String,
     /// Its own mode.
     pub mode: Option<Mode>,
+    /// How requests are counted.
+    pub algorithm: Algorithm,
     /// The quota of a key without an override.
     pub quota: Quota,
     /// What tells keys apart; empty = one bucket for all.
@@ -192,6 +194,25 @@ pub struct RateLimit {
     pub on_contention: OnContention,
 }
 
+/// How a rate limit counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Algorithm {
+    /// Refills evenly, lets bursts pass.
+    TokenBucket {
+        /// Time over which the rate grows to its full value after a pause, 1 ms to 1 h.
+        warm_up: Option<Nanos>,
+    },
+    /// Spaces requests evenly.
+    LeakyBucket {
+        /// The longest a request waits, up to 1 h.
+        max_wait: Nanos,
+    },
+    /// Counts over the last period, estimated from two windows.
+    SlidingWindow,
+    /// Counts from zero in each period.
+    FixedWindow,
+}
+
 /// `limit` tokens per `period`, at most `burst` at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
@@ -199,7 +220,7 @@ pub struct Quota {
     pub limit: u64,
     /// The period, 1 ms to 366 days.
     pub period: Nanos,
-    /// Capacity, 1 to 1,000,000,000.
+    /// Capacity, 1 to 1,000,000,000; of a leaky bucket the most that may wait, of a window the limit.
     pub burst: u64,
 }
 

@@ -229,7 +229,9 @@ impl Engine {
             let instance = match instances.iter().find(|(known, _)| *known == id) {
                 Some((_, instance)) => *instance,
                 None => {
-                    let policy = RateLimit::new(limit.clone(), &config.client_ip, namespace(mode), seed);
+                    let alone =
+                        config.routes.iter().filter(|r| r.rate_limits.contains(at)).all(|r| r.rate_limits.len() == 1);
+                    let policy = RateLimit::new(limit.clone(), &config.client_ip, namespace(mode), alone, seed);
                     self.limits.push(Limit {
                         policy,
                         keys: names.rate_limit_keys(&limit.name),

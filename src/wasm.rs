@@ -69,10 +69,15 @@ struct Http {
     exchange: Option<Exchange>,
 }
 
-impl Context for Http {
-    fn on_done(&mut self) -> bool {
-        self.end();
-        true
+impl Context for Http {}
+
+/// The end of a stream, however it came about: the host deletes its context, and the SDK drops it. `on_log` and `on_done` would tell the
+/// same a little earlier, each for the price of another trip into the VM.
+impl Drop for Http {
+    fn drop(&mut self) {
+        if let Some(exchange) = &mut self.exchange {
+            exchange.on_end(&Proxy);
+        }
     }
 }
 
@@ -90,18 +95,6 @@ impl HttpContext for Http {
             exchange.on_response_trailers(&Proxy, &Proxy);
         }
         types::Action::Continue
-    }
-
-    fn on_log(&mut self) {
-        self.end();
-    }
-}
-
-impl Http {
-    fn end(&mut self) {
-        if let Some(exchange) = &mut self.exchange {
-            exchange.on_end(&Proxy);
-        }
     }
 }
 

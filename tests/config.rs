@@ -8,8 +8,8 @@ use std::path::Path;
 
 use haven::base::time::Nanos;
 use haven::config::{
-    BreakerScope, Cidr, Config, Cost, Endpoint, FallbackStep, HostMatch, IpSource, KeyPart, MissingKey, Mode,
-    OnContention, PathMatch, Percent, Quota, QuotaHeaders, TemplatePart, parse, reference, schema,
+    Algorithm, BreakerScope, Cidr, Config, Cost, Endpoint, FallbackStep, HostMatch, IpSource, KeyPart, MissingKey,
+    Mode, OnContention, PathMatch, Percent, Quota, QuotaHeaders, TemplatePart, parse, reference, schema,
 };
 use proptest::prelude::*;
 
@@ -461,6 +461,30 @@ fn rate_limits_are_checked() {
                 "rate_limits.a.cost: 2 is not allowed, want at most the burst of 1, or no request would ever pass",
             ),
             (
+                r#"{"limit": 1, "algorithm": "sliding_window", "burst": 5}"#,
+                "rate_limits.a.burst: 5 is not allowed, want none: only token_bucket and leaky_bucket have a burst",
+            ),
+            (
+                r#"{"limit": 1, "algorithm": "fixed_window", "key": ["path"], "overrides": [{"key": ["/"], "limit": 2, "burst": 2}]}"#,
+                "rate_limits.a.overrides[0].burst: 2 is not allowed, want none: only token_bucket and leaky_bucket have a burst",
+            ),
+            (
+                r#"{"limit": 1, "algorithm": "fixed_window", "cost": 2}"#,
+                "rate_limits.a.cost: 2 is not allowed, want at most the limit of 1, or no request would ever pass",
+            ),
+            (
+                r#"{"limit": 1, "algorithm": "leaky_bucket", "warm_up": "1m"}"#,
+                "rate_limits.a.warm_up: \"1m\" is not allowed, want none: only token_bucket warms up",
+            ),
+            (
+                r#"{"limit": 1, "max_wait": "0s"}"#,
+                "rate_limits.a.max_wait: \"0ns\" is not allowed, want none: only leaky_bucket has requests wait",
+            ),
+            (
+                r#"{"limit": 1, "algorithm": "leaky_bucket", "max_wait": "61m"}"#,
+                "rate_limits.a.max_wait: \"61m\" is not allowed, want a duration from 0ns to 1h like \"250ms\" or \"10s\"",
+            ),
+            (
                 r#"{"limit": 1, "period": "999us"}"#,
                 "rate_limits.a.period: \"999us\" is not allowed, want a duration from 1ms to 366d like \"250ms\" or \"10s\"",
             ),
@@ -798,14 +822,6 @@ fn what_is_not_built_is_refused_unless_it_is_the_default() {
                 "upstreams.u.endpoints[0].priority: 1 is not supported yet",
             ),
             (
-                r#""rate_limits": {"l": {"limit": 1, "algorithm": "leaky_bucket"}}"#,
-                "rate_limits.l.algorithm: \"leaky_bucket\" is not supported yet",
-            ),
-            (
-                r#""rate_limits": {"l": {"limit": 1, "warm_up": "1m"}}"#,
-                "rate_limits.l.warm_up: \"1m\" is not supported yet",
-            ),
-            (
                 r#""rate_limits": {"l": {"limit": 1, "global": {"cluster": "c"}}}"#,
                 "rate_limits.l.global: {\"cluster\":\"c\"} is not supported yet",
             ),
@@ -914,6 +930,23 @@ fn fits(schema: &serde_json::Value, value: &serde_json::Value) -> bool {
 }
 
 #[test]
+fn each_algorithm_has_its_own_parameters() {
+    let of = |fields: &str| {
+        let document = format!(r#"{{"rate_limits": {{"a": {{"limit": 7, {fields}}}}}}}"#);
+        let limit = good(&document).rate_limits[0].clone();
+        (limit.algorithm, limit.quota.burst)
+    };
+    let ms = Nanos::from_millis;
+    assert_eq!(of(r#""burst": 9"#), (Algorithm::TokenBucket { warm_up: None }, 9));
+    assert_eq!(of(r#""warm_up": "1m""#), (Algorithm::TokenBucket { warm_up: Some(ms(60_000)) }, 7));
+    assert_eq!(of(r#""algorithm": "leaky_bucket""#), (Algorithm::LeakyBucket { max_wait: ms(1_000) }, 7));
+    let leaky = of(r#""algorithm": "leaky_bucket", "max_wait": "0s", "burst": 2"#);
+    assert_eq!(leaky, (Algorithm::LeakyBucket { max_wait: ms(0) }, 2));
+    assert_eq!(of(r#""algorithm": "sliding_window""#), (Algorithm::SlidingWindow, 7));
+    assert_eq!(of(r#""algorithm": "fixed_window""#), (Algorithm::FixedWindow, 7));
+}
+
+#[test]
 fn the_schema_says_what_parse_says() {
     let schema = schema();
     let fits = |document: &str| fits(&schema, &serde_json::from_str(document).unwrap());
@@ -927,7 +960,8 @@ fn the_schema_says_what_parse_says() {
         r#"{"rate_limits": {"a": {"limit": 0}}}"#,
         r#"{"rate_limits": {"a": {"limit": 1.5}}}"#,
         r#"{"rate_limits": {"a": {"limit": 1, "key": [{}]}}}"#,
-        r#"{"rate_limits": {"a": {"limit": 1, "algorithm": "leaky_bucket"}}}"#,
+        r#"{"rate_limits": {"a": {"limit": 1, "algorithm": "leaky"}}}"#,
+        r#"{"rate_limits": {"a": {"limit": 1, "global": {"cluster": "c"}}}}"#,
         r#"{"circuit_breakers": {"b": {"preset": "resilience4j"}}}"#,
         r#"{"circuit_breakers": {"b": {"failure_rate_threshold": 0}}}"#,
         r#"{"fallbacks": {"f": {"steps": []}}}"#,

@@ -65,8 +65,6 @@ const EXPORTS: &[&str] = &[
     "proxy_on_configure",
     "proxy_on_context_create",
     "proxy_on_delete",
-    "proxy_on_done",
-    "proxy_on_log",
     "proxy_on_request_headers",
     "proxy_on_response_headers",
     "proxy_on_response_trailers",

@@ -119,17 +119,21 @@ fn rate_limit(
     errors: &mut Errors,
 ) -> RateLimit {
     let sound = !errors.touches(at);
-    let burst_at = at.key("burst");
-    if let (Some(burst), raw::LimitAlgorithm::SlidingWindow | raw::LimitAlgorithm::FixedWindow) =
-        (raw.burst, raw.algorithm)
-    {
-        errors.refuse_number(&burst_at, u64::from(burst), "none: only token_bucket and leaky_bucket have a burst");
+    let algorithm = algorithm(at, &raw, errors);
+    let windows = matches!(algorithm, Algorithm::SlidingWindow | Algorithm::FixedWindow);
+    if let (Some(burst), true) = (raw.burst, windows) {
+        errors.refuse_number(&at.key("burst"), u64::from(burst), NO_BURST);
     }
     let quota = quota(raw.limit, raw.period, raw.burst);
     if sound {
         check_fill(at, quota, errors);
     }
     let key: Vec<_> = raw.key.into_iter().map(key_part).collect();
+    for (i, it) in raw.overrides.iter().enumerate() {
+        if let (Some(burst), true) = (it.burst, windows) {
+            errors.refuse_number(&at.key("overrides").index(i).key("burst"), u64::from(burst), NO_BURST);
+        }
+    }
     let overrides = quota_overrides(at, &key, raw.period, raw.overrides, client_ip, errors);
     let cost = match raw.cost {
         Either::First(cost) => Cost::Fixed(u64::from(cost)),
@@ -137,7 +141,14 @@ fn rate_limit(
     };
     match cost {
         Cost::Fixed(cost) if sound && cost > quota.burst => {
-            let want = ["at most the burst of ", &quota.burst.to_string(), ", or no request would ever pass"].concat();
+            let want = [
+                "at most the ",
+                if windows { "limit" } else { "burst" },
+                " of ",
+                &quota.burst.to_string(),
+                ", or no request would ever pass",
+            ]
+            .concat();
             errors.refuse_number(&at.key("cost"), cost, &want);
         }
         Cost::Header { default, max, .. } if sound && default > max => {
@@ -149,6 +160,7 @@ fn rate_limit(
     RateLimit {
         name,
         mode: raw.mode,
+        algorithm,
         quota,
         key,
         missing_key: raw.missing_key,
@@ -158,6 +170,26 @@ fn rate_limit(
         max_keys: raw.max_keys,
         headers: raw.headers,
         on_contention: raw.on_contention,
+    }
+}
+
+const NO_BURST: &str = "none: only token_bucket and leaky_bucket have a burst";
+
+/// How long a request waits at a leaky bucket if `max_wait` is not given: a client that waits longer is likely to have gone.
+const USUAL_WAIT: Nanos = Nanos(SEC);
+
+fn algorithm(at: &Path<'_>, raw: &raw::RateLimit, errors: &mut Errors) -> Algorithm {
+    if let (Some(span), true) = (raw.warm_up, raw.algorithm != raw::LimitAlgorithm::TokenBucket) {
+        errors.refuse_text(&at.key("warm_up"), &show_span(span), "none: only token_bucket warms up");
+    }
+    if let (Some(span), true) = (raw.max_wait, raw.algorithm != raw::LimitAlgorithm::LeakyBucket) {
+        errors.refuse_text(&at.key("max_wait"), &show_span(span), "none: only leaky_bucket has requests wait");
+    }
+    match raw.algorithm {
+        raw::LimitAlgorithm::TokenBucket => Algorithm::TokenBucket { warm_up: raw.warm_up },
+        raw::LimitAlgorithm::LeakyBucket => Algorithm::LeakyBucket { max_wait: raw.max_wait.unwrap_or(USUAL_WAIT) },
+        raw::LimitAlgorithm::SlidingWindow => Algorithm::SlidingWindow,
+        raw::LimitAlgorithm::FixedWindow => Algorithm::FixedWindow,
     }
 }
 

@@ -207,13 +207,18 @@ section! {
     RateLimit {
         /// Its mode.
         mode: Option<Mode> = Else("the route's, then the top level's");
-        /// The algorithm. In any interval of length t, `token_bucket` admits at most burst + limit/period × t.
+        /// The algorithm. In any interval of length t, `token_bucket` admits at most burst + limit/period × t, `sliding_window` (two
+        /// counters, weighted) at most limit + limit/period × t, `fixed_window` at most 2 × limit + limit/period × t: twice the limit over
+        /// the boundary of two windows. `leaky_bucket` spaces requests evenly: each but the first goes period/limit after the one before,
+        /// and waits until then. Windows begin at multiples of the period since the machine's start. A reload that changes the algorithm
+        /// starts afresh, one that changes other fields keeps what was counted.
         algorithm: LimitAlgorithm = Usual("\"token_bucket\"");
         /// Tokens per period.
         limit: Int<1, 1_000_000_000> = Required;
         /// The period.
         period: Span<MS, { 366 * DAY }> = Usual("\"1s\"");
-        /// Capacity of the bucket. It may take at most 366 days to fill: burst × period / limit.
+        /// `token_bucket`: capacity of the bucket. It may take at most 366 days to fill: burst × period / limit. `leaky_bucket`: the most
+        /// requests that may wait. Not for windows.
         burst: Option<Int<1, 1_000_000_000>> = Else("`limit`");
         /// What tells clients apart; the parts together are the key, none = one bucket for all.
         key: Key = Usual("[]");
@@ -231,10 +236,13 @@ section! {
         headers: QuotaHeaders = Usual("\"ietf\"");
         /// What happens to a request whose bucket stays contended between workers.
         on_contention: OnContention = Usual("\"allow\"");
-        /// Time over which the rate grows to its full value after a pause.
-        @soon warm_up: Option<Span<MS, HOUR>> = Else("off");
-        /// With `leaky_bucket`: the longest a request is delayed.
-        @soon max_wait: Option<Span<0, HOUR>> = Else("0s");
+        /// With `token_bucket`: time over which the rate grows from a third of `limit` to all of it after a pause. A key is cold at
+        /// first, warms up while its bucket is not full, and cools down while it is, as fast. A cold request is charged three tokens,
+        /// a warm one its own.
+        warm_up: Option<Span<MS, HOUR>> = Else("off");
+        /// With `leaky_bucket`: the longest that a request waits; one that would wait longer is refused. Waiting is as exact as
+        /// the proxy's timers, about 1 ms. At most 1024 requests wait in each worker.
+        max_wait: Option<Span<0, HOUR>> = Else("1s");
         /// One quota over many proxies through Envoy's RateLimitService.
         @soon global: Option<Global> = Else("none");
     }
@@ -252,9 +260,9 @@ pub(super) enum LimitAlgorithm {
 
 choice! { LimitAlgorithm {
     "token_bucket" => Self::TokenBucket,
-    @soon "leaky_bucket" => Self::LeakyBucket,
-    @soon "sliding_window" => Self::SlidingWindow,
-    @soon "fixed_window" => Self::FixedWindow,
+    "leaky_bucket" => Self::LeakyBucket,
+    "sliding_window" => Self::SlidingWindow,
+    "fixed_window" => Self::FixedWindow,
 } }
 
 choice! { MissingKey { "skip" => Self::Skip, "share" => Self::Share, } }

@@ -219,7 +219,7 @@ impl Exchange {
             let config = &limit.policy.config;
             let (quota, wait) = match limit.policy.take(host, request, self.start) {
                 Answer::NotApplicable => continue,
-                Answer::Admitted { quota, taken: tokens, placement } => {
+                Answer::Admitted { quota, taken: tokens, placement, .. } => {
                     match placement {
                         Placement::Known | Placement::Reused => {}
                         Placement::Added => host.add(limit.keys, 1),

@@ -1,18 +1,28 @@
-//! Rate limits: a token bucket per key, exact over all workers.
+//! Rate limits: a quota per key, exact over all workers.
 //!
-//! Parts: [`gcra`] is the algorithm, [`key`] finds out whose bucket a request draws from, [`table`] keeps the buckets of all keys in
-//! shared data of bounded size. [`RateLimit`] joins them.
+//! Parts: [`algorithm`] joins the algorithms ([`gcra`], [`warm_up`], [`leaky_bucket`], [`sliding_window`], [`fixed_window`]), [`key`]
+//! finds out whose quota a request draws from, [`table`] keeps the states of all keys in shared data of bounded size. [`RateLimit`]
+//! joins them.
 //!
-//! A bucket admits at most burst + rate·t requests in any interval of length t, over all workers, at every instant: each take is one
-//! compare-and-swap on the set of slots that holds the key. A refusal writes nothing and costs nothing.
+//! Each algorithm keeps its bound (see [`algorithm`]) over all workers, at every instant: each take is one compare-and-swap on the set
+//! of slots that holds the key. A refusal writes nothing and costs nothing.
+//!
+//! A reload keeps the state of a limit whose parameters change: it is found by the limit's name, `max_keys` and algorithm. Another
+//! algorithm starts afresh, and so does a token bucket whose `warm_up` is switched on or off.
 //!
 //! When the compare-and-swap loses [`crate::store::ATTEMPTS`] times in a row, `on_contention` decides: `allow` (the default) admits
 //! the request uncounted, `deny` refuses it. Both count in `haven_store_contention_total`.
 
+pub mod algorithm;
+pub mod fixed_window;
 pub mod gcra;
 pub mod key;
+pub mod leaky_bucket;
+pub mod lease;
 pub mod quota_headers;
+pub mod sliding_window;
 pub mod table;
+pub mod warm_up;
 
 use crate::base::hash::{KeyHasher, Seed};
 use crate::base::headers::parse_number;
@@ -22,8 +32,9 @@ use crate::config;
 use crate::host::Host;
 use crate::policy::request::Request;
 use crate::store::Contended;
-use gcra::{Gcra, Verdict};
-use table::{Placement, Table};
+use algorithm::{Algorithm, Take, Verdict};
+use lease::{Leases, Undo};
+use table::{Placement, Table, Taking};
 
 /// A rate limit, ready to be asked.
 #[derive(Debug)]
@@ -32,9 +43,10 @@ pub struct RateLimit {
     pub config: config::RateLimit,
     seed: Seed,
     table: Table,
-    bucket: Gcra,
-    /// Buckets of exact keys, sorted by the key's hash.
-    overrides: Vec<(u64, Gcra)>,
+    leases: Leases,
+    algorithm: Algorithm,
+    /// Quotas of exact keys, sorted by the key's hash.
+    overrides: Vec<(u64, Algorithm)>,
 }
 
 /// What a limit says of a request.
@@ -50,6 +62,8 @@ pub enum Answer {
         taken: Taken,
         /// Whether the key is new to the table, or pushed a debtor out of it.
         placement: Placement,
+        /// How long the request is to wait before it goes on; only a leaky bucket has it wait.
+        delay: Nanos,
     },
     /// Refused.
     Refused {
@@ -65,36 +79,54 @@ pub enum Answer {
 /// State of a key's quota, for headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyQuota {
-    /// Capacity in tokens.
+    /// Capacity in tokens: the burst, or a window's limit.
     pub burst: u64,
     /// The quota's period.
     pub period: Nanos,
     /// Whole tokens left.
     pub remaining: u64,
-    /// Time until the bucket is full again.
+    /// Time until nothing is owed any more.
     pub reset: Nanos,
 }
 
-/// Tokens taken from a bucket.
+/// Tokens taken from a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
     hash: u64,
-    tokens: gcra::Take,
+    tokens: Tokens,
+}
+
+/// Where tokens came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tokens {
+    Shared(Take),
+    Leased(Undo),
 }
 
 impl RateLimit {
-    /// Compiles a limit. `namespace` keeps the buckets of shadow uses apart from those of enforced ones.
+    /// Compiles a limit. `namespace` keeps the buckets of shadow uses apart from those of enforced ones; `alone` says that no route asks
+    /// another limit beside it, so that nothing is ever refunded.
     #[must_use]
-    pub fn new(config: config::RateLimit, prefixes: &config::ClientIp, namespace: &str, seed: Seed) -> Self {
-        let table = Table::new(&config.name, namespace, if config.key.is_empty() { 1 } else { config.max_keys });
+    pub fn new(
+        config: config::RateLimit,
+        prefixes: &config::ClientIp,
+        namespace: &str,
+        alone: bool,
+        seed: Seed,
+    ) -> Self {
+        let algorithm = Algorithm::new(config.algorithm, &config.quota);
+        let max_keys = if config.key.is_empty() { 1 } else { config.max_keys };
+        let table = Table::new(&config.name, namespace, &algorithm, max_keys);
+        let leases = Leases::new(max_keys, alone);
         let mut overrides: Vec<_> = config
             .overrides
             .iter()
-            .map(|(values, quota)| (key::of_override(&config.key, values, prefixes, seed), Gcra::new(quota)))
+            .map(|(values, quota)| {
+                (key::of_override(&config.key, values, prefixes, seed), Algorithm::new(config.algorithm, quota))
+            })
             .collect();
         overrides.sort_by_key(|(hash, _)| *hash);
-        let bucket = Gcra::new(&config.quota);
-        Self { seed, table, bucket, overrides, config }
+        Self { seed, table, leases, algorithm, overrides, config }
     }
 
     /// Whether a request's client address must be known.
@@ -103,7 +135,13 @@ impl RateLimit {
         self.config.key.contains(&config::KeyPart::ClientIp) || !self.config.exempt.is_empty()
     }
 
-    /// Takes the request's cost from its key's bucket, or refuses and takes nothing.
+    /// Whether requests may be told to wait.
+    #[must_use]
+    pub const fn delays(&self) -> bool {
+        matches!(self.algorithm, Algorithm::LeakyBucket(_))
+    }
+
+    /// Takes the request's cost from its key's quota, or refuses and takes nothing.
     pub fn take<H: Host>(&self, host: &H, request: &Request<'_>, now: Nanos) -> Answer {
         if self.is_exempt(request.client) {
             return Answer::NotApplicable;
@@ -113,42 +151,63 @@ impl RateLimit {
             return Answer::NotApplicable;
         }
         let hash = hasher.finish();
-        let bucket = self.bucket_of(hash);
-        match self.table.take(host, hash, bucket, now, self.cost(request)) {
-            Err(Contended) => Answer::Contended,
-            Ok((Verdict::Admitted { remaining, reset }, tokens, placement)) => Answer::Admitted {
-                quota: KeyQuota { burst: bucket.burst(), period: self.period_of(bucket), remaining, reset },
-                taken: Taken { hash, tokens },
-                placement,
-            },
-            Ok((Verdict::Refused { remaining, reset, wait }, _, _)) => Answer::Refused {
-                quota: KeyQuota { burst: bucket.burst(), period: self.period_of(bucket), remaining, reset },
-                wait,
-            },
+        let (algorithm, cost) = (self.algorithm_of(hash), self.cost(request));
+        let (verdict, tokens, placement) = match self.leases.known(hash, algorithm.bucket(), now, cost) {
+            Some((verdict, undo)) => (verdict, Tokens::Leased(undo), Placement::Known),
+            None => {
+                let wanted = algorithm.bucket().map_or(0, |bucket| self.leases.wanted(hash, bucket, now));
+                let Ok(Taking { verdict, take, extra, placement }) =
+                    self.table.take(host, hash, algorithm, now, cost, wanted)
+                else {
+                    return Answer::Contended;
+                };
+                let undo = match (verdict, algorithm.bucket()) {
+                    (Verdict::Admitted { .. }, Some(bucket)) if cost > 0 => {
+                        self.leases.grant(hash, bucket, now, cost, extra, take.after.until)
+                    }
+                    // A client that goes away while it waits may give its place back: nothing is known for long there.
+                    (Verdict::Refused { .. }, _) if !self.delays() => {
+                        self.leases.refuse(hash, now, cost, verdict);
+                        None
+                    }
+                    _ => None,
+                };
+                (verdict, undo.map_or(Tokens::Shared(take), Tokens::Leased), placement)
+            }
+        };
+        let (burst, period) = (algorithm.quota().burst, algorithm.quota().period);
+        let quota = |remaining, reset| KeyQuota { burst, period, remaining, reset };
+        let admitted = |quota, delay| Answer::Admitted { quota, taken: Taken { hash, tokens }, placement, delay };
+        match verdict {
+            Verdict::Admitted { remaining, reset } => admitted(quota(remaining, reset), Nanos::ZERO),
+            Verdict::Delayed { remaining, reset, delay } => admitted(quota(remaining, reset), delay),
+            Verdict::Refused { remaining, reset, wait } => Answer::Refused { quota: quota(remaining, reset), wait },
         }
     }
 
-    /// Gives back what [`RateLimit::take`] took at `then`. Never gives more than that: see [`Table::refund`].
+    /// Gives back what [`RateLimit::take`] took at `then`, in the same callback. Never gives more than that: see [`Table::refund`].
     ///
     /// # Errors
     /// [`Contended`]: the tokens stay spent, which errs on the side of the limit.
     pub fn refund<H: Host>(&self, host: &H, taken: Taken, then: Nanos) -> Result<(), Contended> {
-        self.table.refund(host, taken.hash, taken.tokens, then)
+        match taken.tokens {
+            Tokens::Shared(take) => self.table.refund(host, taken.hash, self.algorithm_of(taken.hash), take, then),
+            Tokens::Leased(undo) => {
+                self.leases.undo(taken.hash, undo);
+                Ok(())
+            }
+        }
     }
 
     fn is_exempt(&self, client: Option<Ip>) -> bool {
         client.is_some_and(|ip| self.config.exempt.iter().any(|network| ip.is_in(network.address, network.prefix)))
     }
 
-    fn bucket_of(&self, hash: u64) -> &Gcra {
+    fn algorithm_of(&self, hash: u64) -> &Algorithm {
         match self.overrides.binary_search_by_key(&hash, |(h, _)| *h) {
-            Ok(at) => self.overrides.get(at).map_or(&self.bucket, |(_, bucket)| bucket),
-            Err(_) => &self.bucket,
+            Ok(at) => self.overrides.get(at).map_or(&self.algorithm, |(_, algorithm)| algorithm),
+            Err(_) => &self.algorithm,
         }
-    }
-
-    fn period_of(&self, bucket: &Gcra) -> Nanos {
-        bucket.period()
     }
 
     fn cost(&self, request: &Request<'_>) -> u64 {

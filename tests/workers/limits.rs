@@ -66,7 +66,7 @@ fn never_over_the_bound() {
         let events = Rc::new(RefCell::new(Vec::new()));
         let tasks = (0..2 + rng.below(7)).map(|_| {
             let (worker, events, rng) = (Worker(Rc::clone(&machine)), Rc::clone(&events), Rc::clone(&rng));
-            let policy = RateLimit::new(limit(quota, 1_000), &ClientIp::default(), "", Seed(1, 2));
+            let policy = RateLimit::new(limit(quota, 1_000), &ClientIp::default(), "", true, Seed(1, 2));
             Box::new(move || {
                 for _ in 0..1 + rng.below(4) {
                     let (key, cost, now) = (rng.below(2), 1 + rng.below(3), worker.monotonic());
@@ -88,6 +88,50 @@ fn never_over_the_bound() {
 }
 
 #[test]
+fn leases_never_go_over_the_bound_and_strand_little() {
+    for_each_seed("leases_never_go_over_the_bound_and_strand_little", 4_000, |seed| {
+        let rng = Rc::new(Rng::new(seed));
+        let machine = Machine::new(rules_of(seed), seed);
+        machine.cas_failures.set([0, 20][rng.below(2) as usize]);
+        // High enough to be leased: 2,000 to 100,000 per second.
+        let quota = Quota { limit: 2 + rng.below(99), period: Nanos::from_millis(1), burst: 32 + rng.below(200) };
+        let events = Rc::new(RefCell::new(Vec::new()));
+        let workers = 2 + rng.below(4);
+        let tasks = (0..workers).map(|n| {
+            let (worker, events, rng) = (Worker(Rc::clone(&machine)), Rc::clone(&events), Rc::clone(&rng));
+            let policy = RateLimit::new(limit(quota, 1_000), &ClientIp::default(), "", true, Seed(1, 2));
+            // Skewed: the first has most of the traffic.
+            let requests = if n == 0 { 150 } else { 10 + rng.below(60) };
+            Box::new(move || {
+                for _ in 0..requests {
+                    let (cost, now) = (1 + rng.below(2), worker.monotonic());
+                    if let Answer::Admitted { taken, .. } = take(&policy, &worker, 7, cost, now) {
+                        if rng.below(8) == 0 {
+                            let _ = policy.refund(&worker, taken, now);
+                        } else {
+                            events.borrow_mut().push(Event { key: 7, at: now, cost });
+                        }
+                    }
+                }
+            }) as Box<dyn FnOnce()>
+        });
+        let faults = Faults { pause: 100, longest: Nanos(300_000), lost_vm: 2, step_back: 0 };
+        run(&machine, &rng, faults, tasks.collect());
+        check_bound(quota, &events.borrow());
+        // What is stranded in leases lapses: after the time of a whole bucket everything is there again.
+        machine.advance(Nanos(quota.burst * quota.period.0 / quota.limit + 1_000));
+        let worker = Worker(Rc::clone(&machine));
+        machine.cas_failures.set(0);
+        let policy = RateLimit::new(limit(quota, 1_000), &ClientIp::default(), "", true, Seed(1, 2));
+        let now = worker.monotonic();
+        let admitted = (0..quota.burst * 2)
+            .filter(|_| matches!(take(&policy, &worker, 7, 1, now), Answer::Admitted { .. }))
+            .count();
+        assert_eq!(admitted as u64, quota.burst, "{quota:?}");
+    });
+}
+
+#[test]
 fn without_faults_not_a_token_is_lost() {
     for_each_seed("without_faults_not_a_token_is_lost", 20_000, |seed| {
         let rng = Rc::new(Rng::new(seed));
@@ -97,7 +141,7 @@ fn without_faults_not_a_token_is_lost() {
         let (workers, each) = (2 + rng.below(3), 1 + rng.below(4));
         let tasks = (0..workers).map(|_| {
             let (worker, admitted) = (Worker(Rc::clone(&machine)), Rc::clone(&admitted));
-            let policy = RateLimit::new(limit(quota, 1_000), &ClientIp::default(), "", Seed(1, 2));
+            let policy = RateLimit::new(limit(quota, 1_000), &ClientIp::default(), "", true, Seed(1, 2));
             Box::new(move || {
                 let now = worker.monotonic();
                 for _ in 0..each {
@@ -122,7 +166,7 @@ fn a_refund_restores_the_bucket() {
         let quota = Quota { limit: 1, period: Nanos::from_secs(3_600), burst: 1 + rng.below(5) };
         let tasks = (0..2 + rng.below(4)).map(|_| {
             let worker = Worker(Rc::clone(&machine));
-            let policy = RateLimit::new(limit(quota, 1_000), &ClientIp::default(), "", Seed(1, 2));
+            let policy = RateLimit::new(limit(quota, 1_000), &ClientIp::default(), "", true, Seed(1, 2));
             Box::new(move || {
                 let now = worker.monotonic();
                 if let Answer::Admitted { taken, .. } = take(&policy, &worker, 7, 1, now) {
@@ -132,7 +176,7 @@ fn a_refund_restores_the_bucket() {
         });
         run(&machine, &rng, Faults::default(), tasks.collect());
         let worker = Worker(Rc::clone(&machine));
-        let policy = RateLimit::new(limit(quota, 1_000), &ClientIp::default(), "", Seed(1, 2));
+        let policy = RateLimit::new(limit(quota, 1_000), &ClientIp::default(), "", true, Seed(1, 2));
         assert!(
             matches!(take(&policy, &worker, 7, quota.burst, worker.monotonic()), Answer::Admitted { .. }),
             "{quota:?}"
@@ -146,7 +190,7 @@ fn contention_without_end_is_an_answer() {
     machine.cas_failures.set(100);
     let worker = Worker(Rc::clone(&machine));
     let quota = Quota { limit: 5, period: Nanos::from_secs(1), burst: 5 };
-    let policy = RateLimit::new(limit(quota, 10), &ClientIp::default(), "", Seed(1, 2));
+    let policy = RateLimit::new(limit(quota, 10), &ClientIp::default(), "", true, Seed(1, 2));
     assert!(
         matches!(take(&policy, &worker, 7, 1, worker.monotonic()), Answer::Admitted { .. }),
         "the record does not exist yet"
@@ -161,7 +205,7 @@ fn memory_is_bounded_by_max_keys_and_follows_use() {
         let machine = Machine::new(CasRules::Envoy, 1);
         let worker = Worker(Rc::clone(&machine));
         let quota = Quota { limit: 1, period: Nanos::from_secs(3_600), burst: 5 };
-        let policy = RateLimit::new(limit(quota, max_keys), &ClientIp::default(), "", Seed(1, 2));
+        let policy = RateLimit::new(limit(quota, max_keys), &ClientIp::default(), "", true, Seed(1, 2));
         let now = worker.monotonic();
         take(&policy, &worker, 0, 1, now);
         assert!(machine.shared_bytes() < 64, "one key takes one slot: {}", machine.shared_bytes());
@@ -180,7 +224,7 @@ fn below_max_keys_hardly_a_debtor_is_forgotten() {
     let worker = Worker(Rc::clone(&machine));
     let quota = Quota { limit: 1, period: Nanos::from_secs(3_600), burst: 1 };
     let max_keys = 16_384;
-    let policy = RateLimit::new(limit(quota, max_keys), &ClientIp::default(), "", Seed(1, 2));
+    let policy = RateLimit::new(limit(quota, max_keys), &ClientIp::default(), "", true, Seed(1, 2));
     let now = worker.monotonic();
     for key in 0..u64::from(max_keys) {
         take(&policy, &worker, key, 1, now);
@@ -196,7 +240,7 @@ fn a_key_that_owes_nothing_makes_room_before_one_that_owes() {
     let machine = Machine::new(CasRules::Envoy, 1);
     let worker = Worker(Rc::clone(&machine));
     let quota = Quota { limit: 1, period: Nanos::from_secs(10), burst: 1 };
-    let policy = RateLimit::new(limit(quota, 2), &ClientIp::default(), "", Seed(1, 2));
+    let policy = RateLimit::new(limit(quota, 2), &ClientIp::default(), "", true, Seed(1, 2));
     let at = |key: u64| take(&policy, &worker, key, 1, machine.now());
     let placed = |answer: Answer| match answer {
         Answer::Admitted { placement, .. } => placement,
@@ -217,7 +261,7 @@ fn a_broken_record_is_an_empty_one() {
         let machine = Machine::new(CasRules::Envoy, 1);
         let worker = Worker(Rc::clone(&machine));
         let quota = Quota { limit: 1, period: Nanos::from_secs(10), burst: 1 };
-        let policy = RateLimit::new(limit(quota, 2), &ClientIp::default(), "", Seed(1, 2));
+        let policy = RateLimit::new(limit(quota, 2), &ClientIp::default(), "", true, Seed(1, 2));
         take(&policy, &worker, 1, 1, machine.now());
         machine.corrupt(|_| true, bytes);
         assert!(matches!(take(&policy, &worker, 1, 1, machine.now()), Answer::Admitted { .. }), "{bytes:?}");

@@ -11,8 +11,17 @@
 use crate::base::time::Nanos;
 use crate::config::Quota;
 
+pub use super::algorithm::Verdict;
+
 /// Units per nanosecond.
-const SCALE: u64 = 64;
+pub const SCALE: u64 = 64;
+
+/// How far an arrival time may lie beyond that of an empty bucket before it is taken for an error: a minute. No reading of the clock is as
+/// old when it is used, so that no worker ever gives back what another has taken.
+const FARTHEST_DEBT: u64 = 60 * 1_000_000_000 * SCALE;
+
+/// Tokens that take longer to be refilled are never leased: 2,000 per second.
+const LARGEST_LEASED_TOKEN: Nanos = Nanos(500_000);
 
 /// A moment at which a bucket is full again, in 1/64 ns of the monotonic clock. 0 = a bucket never used.
 pub type Arrival = u64;
@@ -27,27 +36,6 @@ pub struct Gcra {
     capacity: u64,
 }
 
-/// The answer to one request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It may pass.
-    Admitted {
-        /// Whole tokens left.
-        remaining: u64,
-        /// Time until the bucket is full.
-        reset: Nanos,
-    },
-    /// It may not.
-    Refused {
-        /// Whole tokens left.
-        remaining: u64,
-        /// Time until the bucket is full.
-        reset: Nanos,
-        /// When it would be admitted, to the nanosecond; `None` = never.
-        wait: Option<Nanos>,
-    },
-}
-
 impl Gcra {
     /// Compiles a quota. Its limit must not be 0 (the configuration sees to it; 0 is taken as 1).
     #[must_use]
@@ -58,29 +46,31 @@ impl Gcra {
         Self { quota: *quota, token, capacity: token.saturating_mul(quota.burst) }
     }
 
-    /// Tokens in a full bucket.
+    /// Its quota.
     #[must_use]
-    pub const fn burst(&self) -> u64 {
-        self.quota.burst
+    pub const fn quota(&self) -> &Quota {
+        &self.quota
     }
 
-    /// The quota's period.
+    /// Time of one token, in 1/64 ns.
     #[must_use]
-    pub const fn period(&self) -> Nanos {
-        self.quota.period
+    pub const fn token(&self) -> u64 {
+        self.token
     }
 
     /// Takes `cost` tokens at `now`. Nothing is spent if the verdict is a refusal, or if `cost` is 0.
     ///
-    /// What an arrival time is further ahead than an empty bucket's is forgotten even then. (Bug avoided: a quota of 1 per hour, emptied
-    /// and by a reload turned into 10 per second, would promise a wait of 100 ms again and again for hours.)
+    /// Debt that lies a minute beyond an empty bucket is forgotten even then. (Bug avoided: a quota of 1 per hour, emptied and by a
+    /// reload turned into 10 per second, would promise a wait of 100 ms again and again for hours.)
     #[must_use]
     pub fn take(&self, arrival: Arrival, now: Nanos, cost: u64) -> (Verdict, Take) {
         let now = now.0.saturating_mul(SCALE);
         let full_ahead = now.saturating_add(self.capacity);
-        let nothing = Take { before: arrival, after: arrival.min(full_ahead), spent: 0 };
-        // Further ahead than an empty bucket: the clock stepped back, or the quota was cut by a reload. It is an empty bucket.
-        let arrival_now = arrival.clamp(now, full_ahead);
+        // A little further ahead than an empty bucket is no error: another worker's reading of the clock was fresher, or a reload has
+        // cut the quota. Far ahead, the clock has stepped back or the record is broken: then it is an empty bucket.
+        let known = if arrival > full_ahead.saturating_add(FARTHEST_DEBT) { full_ahead } else { arrival };
+        let nothing = Take { before: arrival, after: known, spent: 0 };
+        let arrival_now = known.max(now);
         let refused = |wait| {
             let remaining = full_ahead.saturating_sub(arrival_now).checked_div(self.token).unwrap_or(0);
             (Verdict::Refused { remaining, reset: nanos_ceil(arrival_now.saturating_sub(now)), wait }, nothing)
@@ -96,6 +86,52 @@ impl Gcra {
         let remaining = full_ahead.saturating_sub(new).checked_div(self.token).unwrap_or(0);
         let verdict = Verdict::Admitted { remaining, reset: nanos_ceil(new.saturating_sub(now)) };
         (verdict, if cost == 0 { nothing } else { Take { before: arrival, after: new, spent } })
+    }
+}
+
+impl Gcra {
+    /// Takes `cost` tokens and `extra` ones beyond, or `cost` alone if that would leave less than 15/16 of the burst: the verdict on
+    /// `cost`, what was taken, and how many extra ones it holds. They are the interval of arrival times that ends at [`Take::after`];
+    /// see [`super::lease`].
+    #[must_use]
+    pub fn take_with(&self, arrival: Arrival, now: Nanos, cost: u64, extra: u64) -> (Verdict, Take, u64) {
+        if extra > 0
+            && let (Verdict::Admitted { remaining, reset }, take) = self.take(arrival, now, cost.saturating_add(extra))
+            && remaining >= self.quota.burst.saturating_sub(self.quota.burst / 16)
+        {
+            return (Verdict::Admitted { remaining: remaining.saturating_add(extra), reset }, take, extra);
+        }
+        let (verdict, take) = self.take(arrival, now, cost);
+        (verdict, take, 0)
+    }
+
+    /// Takes `cost` tokens from the leased interval, if so many of it still lie ahead of now: the verdict, and where the rest begins.
+    #[must_use]
+    pub fn take_leased(&self, from: Arrival, to: Arrival, now: Nanos, cost: u64) -> Option<(Verdict, Arrival)> {
+        let now = now.0.saturating_mul(SCALE);
+        let rest = from.max(now).saturating_add(self.token.saturating_mul(cost));
+        if rest > to {
+            return None;
+        }
+        // What others have drawn since is not known here: an estimate, and never less than this worker can still admit.
+        let remaining = now.saturating_add(self.capacity).saturating_sub(rest).checked_div(self.token).unwrap_or(0);
+        Some((Verdict::Admitted { remaining, reset: nanos_ceil(to.saturating_sub(now)) }, rest))
+    }
+
+    /// Where the interval of `tokens` tokens that ends at `to` begins.
+    #[must_use]
+    pub fn begin_of(&self, to: Arrival, tokens: u64) -> Arrival {
+        to.saturating_sub(self.token.saturating_mul(tokens))
+    }
+
+    /// Tokens that a lease of this length holds; none of a limit below 2,000 per second.
+    #[must_use]
+    pub fn leasable(&self, length: Nanos) -> u64 {
+        if self.token > LARGEST_LEASED_TOKEN.0.saturating_mul(SCALE) {
+            return 0;
+        }
+        let tokens = length.0.saturating_mul(SCALE).checked_div(self.token).unwrap_or(0);
+        tokens.min(self.quota.burst / 16)
     }
 }
 
@@ -130,7 +166,9 @@ impl Take {
     }
 }
 
-const fn nanos_ceil(units: u64) -> Nanos {
+/// Whole nanoseconds of a time in 1/64 ns, rounded up.
+#[must_use]
+pub const fn nanos_ceil(units: u64) -> Nanos {
     Nanos(units.div_ceil(SCALE))
 }
 
@@ -241,6 +279,7 @@ mod tests {
                 let (verdict, take) = bucket.take(arrival, Nanos(now), cost);
                 match verdict {
                     Verdict::Admitted { .. } => prop_assert!(naive.take(now, cost), "the naive bucket refuses"),
+                    Verdict::Delayed { .. } => prop_assert!(false),
                     Verdict::Refused { wait, .. } => {
                         prop_assert_eq!(take.after, arrival, "a refusal writes nothing");
                         // A token's time is rounded up by less than 1/64 ns, and at most 2,000 tokens were taken since the bucket was full.

@@ -3,16 +3,18 @@
 //! A key's hash names a set of at most [`WAYS`] slots, which is one record; the whole hash is kept in the slot as its tag. A record
 //! starts with one slot and grows by use, so that memory follows the keys that are there, up to the bound.
 //!
-//! A key without a slot has a full bucket. When it needs a slot and its set has none left, it replaces the slot whose bucket will be
-//! full soonest: mostly one that is full already, which is forgotten for free. If it still owed tokens, its debt is lost, and the
-//! caller counts that.
+//! A key without a slot owes nothing. When it needs a slot and its set has none left, it replaces the one that will owe nothing soonest:
+//! mostly one that owes nothing already, which is forgotten for free. Of several that end at the same time, as windows do, it takes the
+//! one with the least count. If it still owed something, its debt is lost, and the caller counts that.
 //!
 //! The table has room for half as many keys again as asked for, so that sets seldom fill before the table does: with `max_keys` keys
 //! in debt at once, under 1 % of them find their set full.
 //!
-//! Record: version, 7 bytes of zero, then per slot the tag and the arrival time, little-endian u64 each.
+//! Record: version, 7 bytes of zero, then per slot the tag and the state, little-endian u64 each. Version 1 has states of one number
+//! (slots of 16 bytes), version 2 states of two (24 bytes). The algorithm is part of the record's name, so that a limit whose algorithm
+//! changes in a reload starts afresh, and one whose parameters change goes on.
 
-use super::gcra::{self, Arrival, Gcra, Take, Verdict};
+use super::algorithm::{Algorithm, State, Take, Verdict};
 use crate::base::hash::{of_names, place};
 use crate::base::time::Nanos;
 use crate::host::{Clock, SharedData};
@@ -21,9 +23,11 @@ use crate::store::{self, Contended, Key, Kind, Step};
 /// Slots of a set: a scan of 16 costs little beside the host call that fetches them.
 pub const WAYS: u32 = 16;
 
-const VERSION: u8 = 1;
+const NARROW: u8 = 1;
+const WIDE: u8 = 2;
 const HEADER: usize = 8;
-const SLOT: usize = 16;
+const NARROW_SLOT: usize = 16;
+const WIDE_SLOT: usize = 24;
 
 /// Where the buckets of a limit are.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +35,20 @@ pub struct Table {
     owner: u64,
     sets: u32,
     ways: u32,
+    wide: bool,
+}
+
+/// A request to a bucket, and what became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taking {
+    /// The verdict on the cost.
+    pub verdict: Verdict,
+    /// What was taken, the extra tokens included.
+    pub take: Take,
+    /// Tokens taken beyond the cost.
+    pub extra: u64,
+    /// What the key did to the table.
+    pub placement: Placement,
 }
 
 /// What a new key did to the table.
@@ -40,21 +58,22 @@ pub enum Placement {
     Known,
     /// A slot was added.
     Added,
-    /// A slot whose bucket was full was reused.
+    /// A slot that owed nothing was reused.
     Reused,
-    /// A key that still owed tokens was forgotten.
+    /// A key that still owed something was forgotten.
     Evicted,
 }
 
 impl Table {
     /// The table of the limit `name`, for `max_keys` keys.
     #[must_use]
-    pub fn new(name: &str, namespace: &str, max_keys: u32) -> Self {
+    pub fn new(name: &str, namespace: &str, algorithm: &Algorithm, max_keys: u32) -> Self {
         let max_keys = max_keys.max(1);
         let slots = if max_keys <= WAYS { max_keys } else { max_keys.saturating_add(max_keys.div_ceil(2)) };
         // The size is part of the name: a table of another size files its keys elsewhere.
-        let owner = of_names(&[name, namespace]) ^ u64::from(max_keys).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Self { owner, sets: slots.div_ceil(WAYS), ways: slots.min(WAYS) }
+        let owner =
+            of_names(&[name, namespace, algorithm.word()]) ^ u64::from(max_keys).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Self { owner, sets: slots.div_ceil(WAYS), ways: slots.min(WAYS), wide: algorithm.is_wide() }
     }
 
     /// The most keys that it can hold.
@@ -63,7 +82,7 @@ impl Table {
         self.sets.saturating_mul(self.ways)
     }
 
-    /// Takes `cost` tokens from the bucket of the key with this hash.
+    /// Takes `cost` tokens, and `extra` ones beyond if there are enough, from the key with this hash.
     ///
     /// # Errors
     /// [`Contended`]: nothing was taken.
@@ -71,43 +90,50 @@ impl Table {
         &self,
         host: &H,
         hash: u64,
-        bucket: &Gcra,
+        algorithm: &Algorithm,
         now: Nanos,
         cost: u64,
-    ) -> Result<(Verdict, Take, Placement), Contended> {
+        extra: u64,
+    ) -> Result<Taking, Contended> {
         store::update(host, &self.record(hash), |bytes| {
-            let mut set = Set::of(bytes);
-            let before = set.arrival(hash).unwrap_or(0);
-            let (verdict, take) = bucket.take(before, now, cost);
+            let mut set = Set::of(bytes, self.wide);
+            let before = set.state(hash).unwrap_or_default();
+            let (verdict, take, extra) = algorithm.take_with(before, now, cost, extra);
             if take.after == before {
-                return Step::Keep((verdict, take, Placement::Known));
+                return Step::Keep(Taking { verdict, take, extra, placement: Placement::Known });
             }
-            let placement = set.put(hash, take.after, self.ways, now);
-            Step::Write((verdict, take, placement))
+            let placement = set.put(hash, take.after, self.ways, |state| algorithm.owes_nothing(state, now));
+            Step::Write(Taking { verdict, take, extra, placement })
         })
     }
 
-    /// Undoes a take made at `then`. The bound of the bucket holds throughout: what others drew meanwhile may make the refund smaller
-    /// by the tokens that would have flowed over.
+    /// Undoes a take made at `then`. The bound of the algorithm holds throughout: what others drew meanwhile may make the refund smaller.
     ///
     /// # Errors
     /// [`Contended`]: the tokens stay taken.
-    pub fn refund<H: SharedData + Clock>(&self, host: &H, hash: u64, take: Take, then: Nanos) -> Result<(), Contended> {
+    pub fn refund<H: SharedData + Clock>(
+        &self,
+        host: &H,
+        hash: u64,
+        algorithm: &Algorithm,
+        take: Take,
+        then: Nanos,
+    ) -> Result<(), Contended> {
         if take.spent == 0 {
             return Ok(());
         }
         store::update(host, &self.record(hash), |bytes| {
-            let mut set = Set::of(bytes);
+            let mut set = Set::of(bytes, self.wide);
             // The clock is read here, in the loop: what counts is how late the refund is really written.
             let elapsed = host.monotonic().since(then);
-            match set.arrival(hash) {
-                Some(current) => {
-                    set.put(hash, take.refunded(current, elapsed), self.ways, then);
-                    Step::Write(())
-                }
-                // Evicted meanwhile: its debt is forgotten, and with it ours.
-                None => Step::Keep(()),
+            // Evicted meanwhile: its debt is forgotten, and with it ours.
+            let Some(current) = set.state(hash) else { return Step::Keep(()) };
+            let refunded = algorithm.refunded(take, current, elapsed);
+            if refunded == current {
+                return Step::Keep(());
             }
+            set.put(hash, refunded, self.ways, |_| false);
+            Step::Write(())
         })
     }
 
@@ -117,60 +143,74 @@ impl Table {
 }
 
 /// A set of slots, over the record's bytes.
-struct Set<'a>(&'a mut Vec<u8>);
+struct Set<'a> {
+    bytes: &'a mut Vec<u8>,
+    wide: bool,
+}
 
 impl<'a> Set<'a> {
     /// Anything but a whole record of this version is an empty set.
-    fn of(bytes: &'a mut Vec<u8>) -> Self {
-        let whole = bytes.len().checked_sub(HEADER).is_some_and(|n| n.is_multiple_of(SLOT));
-        if !whole || bytes.first() != Some(&VERSION) {
+    fn of(bytes: &'a mut Vec<u8>, wide: bool) -> Self {
+        let (version, slot) = if wide { (WIDE, WIDE_SLOT) } else { (NARROW, NARROW_SLOT) };
+        let whole = bytes.len().checked_sub(HEADER).is_some_and(|n| n.is_multiple_of(slot));
+        if !whole || bytes.first() != Some(&version) {
             bytes.clear();
-            bytes.extend_from_slice(&[VERSION, 0, 0, 0, 0, 0, 0, 0]);
+            bytes.extend_from_slice(&[version, 0, 0, 0, 0, 0, 0, 0]);
         }
-        Self(bytes)
+        Self { bytes, wide }
     }
 
-    fn slots(&self) -> impl Iterator<Item = (u64, Arrival)> {
-        let (slots, _) = self.0.get(HEADER..).unwrap_or(&[]).as_chunks::<SLOT>();
-        slots.iter().map(|slot| {
-            let both = u128::from_le_bytes(*slot);
-            #[allow(clippy::cast_possible_truncation, reason = "the halves of the slot")]
-            (both as u64, (both >> 64) as u64)
+    const fn slot_size(&self) -> usize {
+        if self.wide { WIDE_SLOT } else { NARROW_SLOT }
+    }
+
+    /// The tags and states of all slots.
+    fn slots(&self) -> impl Iterator<Item = (u64, State)> {
+        let slots = self.bytes.get(HEADER..).unwrap_or(&[]).chunks_exact(self.slot_size());
+        slots.map(|slot| {
+            let (numbers, _) = slot.as_chunks::<8>();
+            let mut numbers = numbers.iter().map(|bytes| u64::from_le_bytes(*bytes));
+            let mut next = || numbers.next().unwrap_or(0);
+            (next(), State { until: next(), rest: next() })
         })
     }
 
-    fn arrival(&self, tag: u64) -> Option<Arrival> {
-        self.slots().find(|(t, _)| *t == tag).map(|(_, arrival)| arrival)
+    fn state(&self, tag: u64) -> Option<State> {
+        self.slots().find(|(t, _)| *t == tag).map(|(_, state)| state)
     }
 
-    fn put(&mut self, tag: u64, arrival: Arrival, ways: u32, now: Nanos) -> Placement {
-        let mut victim: Option<(usize, Arrival)> = None;
+    fn put(&mut self, tag: u64, state: State, ways: u32, owes_nothing: impl Fn(State) -> bool) -> Placement {
+        let mut victim: Option<(usize, State)> = None;
         let mut count = 0u32;
         let mut own = None;
-        for (at, (t, a)) in self.slots().enumerate() {
+        for (at, (t, s)) in self.slots().enumerate() {
             if t == tag {
                 own = Some(at);
                 break;
             }
-            if victim.is_none_or(|(_, least)| a < least) {
-                victim = Some((at, a));
+            if victim.is_none_or(|(_, least)| s < least) {
+                victim = Some((at, s));
             }
             count = count.saturating_add(1);
         }
-        let bytes = u128::to_le_bytes(u128::from(arrival) << 64 | u128::from(tag));
+        let mut bytes = [0; WIDE_SLOT];
+        let numbers = [tag, state.until, state.rest].into_iter().flat_map(u64::to_le_bytes);
+        bytes.iter_mut().zip(numbers).for_each(|(to, from)| *to = from);
+        let size = self.slot_size();
+        let bytes = bytes.get(..size).unwrap_or(&[]);
         let (at, placement) = match (own, victim) {
             (Some(at), _) => (at, Placement::Known),
             (None, Some((at, owed))) if count >= ways => {
-                (at, if gcra::is_full(owed, now) { Placement::Reused } else { Placement::Evicted })
+                (at, if owes_nothing(owed) { Placement::Reused } else { Placement::Evicted })
             }
             _ => {
-                self.0.extend_from_slice(&bytes);
+                self.bytes.extend_from_slice(bytes);
                 return Placement::Added;
             }
         };
-        let (slots, _) = self.0.get_mut(HEADER..).unwrap_or(&mut []).as_chunks_mut::<SLOT>();
-        if let Some(slot) = slots.get_mut(at) {
-            *slot = bytes;
+        let slots = self.bytes.get_mut(HEADER..).unwrap_or(&mut []);
+        if let Some(slot) = slots.chunks_exact_mut(size).nth(at) {
+            slot.copy_from_slice(bytes);
         }
         placement
     }

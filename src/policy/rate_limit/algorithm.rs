@@ -1,0 +1,194 @@
+//! The algorithms behind one face: a state of at most 16 bytes for each key, a pure step, and a refund.
+//!
+//! | algorithm | state | bytes of a slot | in any interval of length t it admits at most |
+//! |---|---|---|---|
+//! | [`Gcra`] (`token_bucket`) | when the bucket is full again | 16 | burst + rate·t |
+//! | [`WarmUp`] (`token_bucket` with `warm_up`) | the same, and when it is warm | 24 | burst + rate·t |
+//! | [`LeakyBucket`] | when the next may go | 16 | its greatest cost + rate·t, evenly spaced |
+//! | [`SlidingWindow`] | end, current, previous | 24 | limit + rate·t |
+//! | [`FixedWindow`] | end, current | 24 | 2·limit + rate·t |
+
+use super::fixed_window::FixedWindow;
+use super::gcra::{self, Gcra};
+use super::leaky_bucket::LeakyBucket;
+use super::sliding_window::SlidingWindow;
+use super::warm_up::WarmUp;
+use crate::base::time::Nanos;
+use crate::config::{self, Quota};
+
+/// What is kept of a key. A key that was never seen has the default.
+///
+/// Two states of one algorithm compare by what they owe: the lesser is the smaller loss if it must be forgotten.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct State {
+    /// The moment from which nothing is owed any more, in the algorithm's unit: a slot in this state may be forgotten then.
+    pub until: u64,
+    /// The algorithm's own, 0 for those of one number.
+    pub rest: u64,
+}
+
+/// The answer to one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may pass.
+    Admitted {
+        /// Whole tokens left.
+        remaining: u64,
+        /// Time until nothing is owed.
+        reset: Nanos,
+    },
+    /// It may pass after a wait: its place is reserved.
+    Delayed {
+        /// Whole tokens left.
+        remaining: u64,
+        /// Time until nothing is owed.
+        reset: Nanos,
+        /// How long it is to wait, more than 0.
+        delay: Nanos,
+    },
+    /// It may not.
+    Refused {
+        /// Whole tokens left.
+        remaining: u64,
+        /// Time until nothing is owed.
+        reset: Nanos,
+        /// When it would be admitted, to the nanosecond; `None` = never.
+        wait: Option<Nanos>,
+    },
+}
+
+/// Tokens that were taken, so that they can be given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Take {
+    /// The state before.
+    pub before: State,
+    /// The state after.
+    pub after: State,
+    /// What was spent, in the algorithm's unit; 0: nothing is to be written, nor given back.
+    pub spent: u64,
+}
+
+impl Take {
+    /// Nothing was taken from a key in this state.
+    #[must_use]
+    pub const fn nothing(state: State) -> Self {
+        Self { before: state, after: state, spent: 0 }
+    }
+}
+
+/// An algorithm with its parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Algorithm {
+    /// Refills evenly, lets bursts pass.
+    TokenBucket(Gcra),
+    /// A token bucket that starts at a third of its rate after a pause.
+    WarmUp(WarmUp),
+    /// Spaces requests evenly, delays what comes too early.
+    LeakyBucket(LeakyBucket),
+    /// Counts over the last period, by two windows.
+    SlidingWindow(SlidingWindow),
+    /// Counts from zero in each period.
+    FixedWindow(FixedWindow),
+}
+
+impl Algorithm {
+    /// Compiles a quota.
+    #[must_use]
+    pub fn new(algorithm: config::Algorithm, quota: &Quota) -> Self {
+        match algorithm {
+            config::Algorithm::TokenBucket { warm_up: None } => Self::TokenBucket(Gcra::new(quota)),
+            config::Algorithm::TokenBucket { warm_up: Some(time) } => Self::WarmUp(WarmUp::new(quota, time)),
+            config::Algorithm::LeakyBucket { max_wait } => Self::LeakyBucket(LeakyBucket::new(quota, max_wait)),
+            config::Algorithm::SlidingWindow => Self::SlidingWindow(SlidingWindow::new(quota)),
+            config::Algorithm::FixedWindow => Self::FixedWindow(FixedWindow::new(quota)),
+        }
+    }
+
+    /// Its name, part of the name of its records: the state of one algorithm means nothing to another.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::TokenBucket(_) => "token_bucket",
+            Self::WarmUp(_) => "warm_up",
+            Self::LeakyBucket(_) => "leaky_bucket",
+            Self::SlidingWindow(_) => "sliding_window",
+            Self::FixedWindow(_) => "fixed_window",
+        }
+    }
+
+    /// Whether a state needs both of its numbers.
+    #[must_use]
+    pub const fn is_wide(&self) -> bool {
+        !matches!(self, Self::TokenBucket(_) | Self::LeakyBucket(_))
+    }
+
+    /// Its quota.
+    #[must_use]
+    pub const fn quota(&self) -> &Quota {
+        match self {
+            Self::TokenBucket(it) => it.quota(),
+            Self::WarmUp(it) => it.quota(),
+            Self::LeakyBucket(it) => it.quota(),
+            Self::SlidingWindow(it) => it.quota(),
+            Self::FixedWindow(it) => it.quota(),
+        }
+    }
+
+    /// The plain token bucket, if it is one: only that can be leased.
+    #[must_use]
+    pub const fn bucket(&self) -> Option<&Gcra> {
+        match self {
+            Self::TokenBucket(it) => Some(it),
+            _ => None,
+        }
+    }
+
+    /// Takes `cost` tokens at `now`, and from a plain token bucket `extra` ones beyond if it has enough: how many it was is the last
+    /// of the answer. Nothing is spent if the verdict is a refusal, or if `cost` is 0.
+    #[must_use]
+    pub fn take_with(&self, state: State, now: Nanos, cost: u64, extra: u64) -> (Verdict, Take, u64) {
+        let (verdict, take) = match self {
+            Self::TokenBucket(it) => {
+                let (verdict, take, extra) = it.take_with(state.until, now, cost, extra);
+                let narrow = |until| State { until, rest: 0 };
+                return (
+                    verdict,
+                    Take { before: narrow(take.before), after: narrow(take.after), spent: take.spent },
+                    extra,
+                );
+            }
+            Self::WarmUp(it) => it.take(state, now, cost),
+            Self::LeakyBucket(it) => it.take(state, now, cost),
+            Self::SlidingWindow(it) => it.take(state, now, cost),
+            Self::FixedWindow(it) => it.take(state, now, cost),
+        };
+        (verdict, take, 0)
+    }
+
+    /// The state after a refund, when the key is now in state `current` and `elapsed` has passed since the take. Never more is given
+    /// than was taken, and never so much that what others were admitted since would break the algorithm's bound.
+    #[must_use]
+    pub fn refunded(&self, take: Take, current: State, elapsed: Nanos) -> State {
+        match self {
+            Self::TokenBucket(_) | Self::WarmUp(_) => {
+                if current == take.after {
+                    return take.before;
+                }
+                let take = gcra::Take { before: take.before.until, after: take.after.until, spent: take.spent };
+                State { until: take.refunded(current.until, elapsed), rest: current.rest }
+            }
+            Self::LeakyBucket(_) => LeakyBucket::refunded(take, current),
+            Self::SlidingWindow(it) => it.refunded(take, current),
+            Self::FixedWindow(_) => FixedWindow::refunded(take, current),
+        }
+    }
+
+    /// Whether forgetting a key in this state changes nothing.
+    #[must_use]
+    pub fn owes_nothing(&self, state: State, now: Nanos) -> bool {
+        match self {
+            Self::TokenBucket(_) | Self::WarmUp(_) | Self::LeakyBucket(_) => gcra::is_full(state.until, now),
+            Self::SlidingWindow(_) | Self::FixedWindow(_) => state.until <= now.0,
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Leases: what makes high rates cheap without making them inexact.
+//!
+//! A compare-and-swap for each request costs more than all the rest of a rate limit. So a worker that draws from a bucket again and
+//! again takes some tokens more than it needs, and serves the next requests of that key from these, in its own memory.
+//!
+//! **Why the bound holds at every instant.** On the axis of arrival times (see [`super::gcra`]) each token is an interval: a take moves
+//! the arrival time from a to b, and owns what lies between. A bucket lets nobody own more than `burst` ahead of now. A leased
+//! interval counts as long as it lies ahead of now; what time has passed over is gone, just as a full bucket does not fill further. So at
+//! every instant the tokens still in the bucket and those in all leases together are at most `burst`.
+//!
+//! **Where the line runs.** Leases come from the top sixteenth of a bucket only: all of them together hold at most 1/16 of the burst, and where the
+//! limit is what decides, below that, every request is a compare-and-swap of its own, exact over all workers. Limits below 2,000 per
+//! second are never leased at all. A lease is meant for the next 16 requests at the pace of the last two, and at most 20 ms long: what is
+//! not used lapses after that, as the tokens of a bucket that is full would.
+//!
+//! **Refusals are remembered too**: a key that was refused until a certain time is refused until then without asking, since nobody can add
+//! tokens to a bucket. (Only a refund can, where a route has several limits: there it is not done.) A flood costs least of all requests.
+//!
+//! The memory is a table of [`SLOTS`] keys a limit and worker, by hash; a key that meets another in its slot takes it over.
+
+use super::algorithm::Verdict;
+use super::gcra::Gcra;
+use crate::base::time::Nanos;
+use std::cell::Cell;
+
+/// Keys remembered for each limit in each worker, 64 bytes each.
+pub const SLOTS: usize = 256;
+
+/// The longest lease, in time of the bucket's rate. A worker that comes back later starts over with a single take.
+const LONGEST: Nanos = Nanos::from_millis(20);
+
+/// The shortest that is worth taking: workers under load come back within microseconds.
+const SHORTEST: Nanos = Nanos(100_000);
+
+/// A lease is meant to serve so many requests.
+const SERVES: u64 = 16;
+
+/// What a worker remembers of keys.
+#[derive(Debug)]
+pub struct Leases {
+    slots: Vec<Cell<Slot>>,
+    /// Whether refusals may be remembered.
+    remember_refusals: bool,
+}
+
+/// One key's memory.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    hash: u64,
+    /// The leased interval of arrival times that is not used yet.
+    from: u64,
+    to: u64,
+    /// When the bucket was last asked, or the lease last drawn on.
+    at: Nanos,
+    /// Requests that cost `refused_cost` are refused until then.
+    refused_until: Nanos,
+    refused_cost: u64,
+    refused_remaining: u64,
+    /// When the bucket is full, as of the refusal.
+    full_at: Nanos,
+}
+
+/// A take from a lease, so that it can be undone within the same callback: where the lease began before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Undo(u64);
+
+impl Leases {
+    /// Memory for a limit with so many keys.
+    #[must_use]
+    pub fn new(max_keys: u32, remember_refusals: bool) -> Self {
+        let slots = usize::try_from(max_keys).unwrap_or(SLOTS).clamp(1, SLOTS).next_power_of_two();
+        Self { slots: vec![Cell::default(); slots], remember_refusals }
+    }
+
+    /// The answer for this key if it is known without asking.
+    pub fn known(&self, hash: u64, bucket: Option<&Gcra>, now: Nanos, cost: u64) -> Option<(Verdict, Undo)> {
+        let cell = self.cell(hash)?;
+        let mut slot = cell.get();
+        // Of a later time: the clock has stepped back.
+        if slot.hash != hash || cost == 0 || now < slot.at {
+            return None;
+        }
+        // Of another cost the wait would be another.
+        if now < slot.refused_until && cost == slot.refused_cost {
+            let wait = Some(slot.refused_until.since(now));
+            return Some((
+                Verdict::Refused { remaining: slot.refused_remaining, reset: slot.full_at.since(now), wait },
+                Undo(slot.from),
+            ));
+        }
+        let (verdict, from) = bucket?.take_leased(slot.from, slot.to, now, cost)?;
+        let undo = Undo(slot.from);
+        slot.from = from;
+        slot.at = now;
+        cell.set(slot);
+        Some((verdict, undo))
+    }
+
+    /// How many tokens to ask for beyond the cost.
+    pub fn wanted(&self, hash: u64, bucket: &Gcra, now: Nanos) -> u64 {
+        let Some(slot) = self.cell(hash).map(Cell::get) else { return 0 };
+        let pause = now.since(slot.at);
+        if slot.hash != hash || pause > LONGEST {
+            return 0;
+        }
+        bucket.leasable(pause.times(SERVES).clamp(SHORTEST, LONGEST))
+    }
+
+    /// Remembers a take of `cost` tokens and `extra` ones beyond that ended at `to`. With extra ones the take is undone here, and not in
+    /// the bucket.
+    pub fn grant(&self, hash: u64, bucket: &Gcra, now: Nanos, cost: u64, extra: u64, to: u64) -> Option<Undo> {
+        let cell = self.cell(hash)?;
+        cell.set(Slot { hash, from: bucket.begin_of(to, extra), to, at: now, ..Slot::default() });
+        (extra > 0).then(|| Undo(bucket.begin_of(to, extra.saturating_add(cost))))
+    }
+
+    /// Remembers a refusal.
+    pub fn refuse(&self, hash: u64, now: Nanos, cost: u64, verdict: Verdict) {
+        let (Verdict::Refused { remaining, reset, wait: Some(wait) }, true, Some(cell)) =
+            (verdict, self.remember_refusals, self.cell(hash))
+        else {
+            return;
+        };
+        cell.set(Slot {
+            hash,
+            at: now,
+            refused_until: now.plus(wait),
+            refused_cost: cost,
+            refused_remaining: remaining,
+            full_at: now.plus(reset),
+            ..Slot::default()
+        });
+    }
+
+    /// Gives back a take from a lease. Nothing may have come between.
+    pub fn undo(&self, hash: u64, undo: Undo) {
+        if let Some(cell) = self.cell(hash) {
+            let mut slot = cell.get();
+            if slot.hash == hash {
+                slot.from = undo.0;
+                cell.set(slot);
+            }
+        }
+    }
+
+    fn cell(&self, hash: u64) -> Option<&Cell<Slot>> {
+        // Other bits than those that choose the set, lest all keys of a set meet here.
+        let at = usize::try_from(hash & 0xffff_ffff).unwrap_or(0) & self.slots.len().saturating_sub(1);
+        self.slots.get(at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Quota;
+
+    const START: Nanos = Nanos::from_secs(1_000);
+
+    fn bucket(limit: u64, burst: u64) -> Gcra {
+        Gcra::new(&Quota { limit, period: Nanos::from_secs(1), burst })
+    }
+
+    /// One worker over a bucket of its own: the number admitted, and how often the bucket was asked.
+    struct Worker {
+        bucket: Gcra,
+        leases: Leases,
+        arrival: u64,
+        asked: u64,
+    }
+
+    impl Worker {
+        fn new(bucket: Gcra) -> Self {
+            Self { bucket, leases: Leases::new(1, true), arrival: 0, asked: 0 }
+        }
+
+        fn admits(&mut self, now: Nanos) -> bool {
+            let verdict = match self.leases.known(7, Some(&self.bucket), now, 1) {
+                Some((verdict, _)) => verdict,
+                None => {
+                    self.asked += 1;
+                    let wanted = self.leases.wanted(7, &self.bucket, now);
+                    let (verdict, take, extra) = self.bucket.take_with(self.arrival, now, 1, wanted);
+                    self.arrival = take.after;
+                    match verdict {
+                        Verdict::Admitted { .. } => drop(self.leases.grant(7, &self.bucket, now, 1, extra, take.after)),
+                        _ => self.leases.refuse(7, now, 1, verdict),
+                    }
+                    verdict
+                }
+            };
+            matches!(verdict, Verdict::Admitted { .. })
+        }
+    }
+
+    #[test]
+    fn low_rates_are_never_leased() {
+        let millisecond = Nanos::from_millis(1);
+        assert_eq!(bucket(100, 1_000_000).leasable(millisecond), 0);
+        assert_eq!(bucket(1_999, 1_000_000).leasable(LONGEST), 0);
+        assert_eq!(bucket(2_000, 1_000_000).leasable(millisecond), 2);
+        assert_eq!(bucket(20_000, 20_000).leasable(millisecond), 20);
+        assert_eq!(bucket(1_000_000, 64).leasable(millisecond), 4, "a small burst bounds it too");
+    }
+
+    #[test]
+    fn a_busy_worker_seldom_asks_while_the_limit_does_not_decide() {
+        let mut worker = Worker::new(bucket(1_000_000, 1_000_000));
+        let admitted = (0..50_000u64).filter(|i| worker.admits(START.plus(Nanos(i * 10_000)))).count();
+        assert_eq!(admitted, 50_000);
+        assert!(worker.asked < 50_000 / 12, "asked {} times", worker.asked);
+    }
+
+    #[test]
+    fn where_the_limit_decides_it_is_exact() {
+        let mut worker = Worker::new(bucket(20_000, 20_000));
+        assert_eq!((0..40_000).filter(|_| worker.admits(START)).count(), 20_000);
+        let later = START.plus(Nanos::from_millis(100));
+        assert_eq!((0..40_000).filter(|_| worker.admits(later)).count(), 2_000);
+        // The last 15 sixteenths were taken one by one.
+        assert!(worker.asked > 18_000, "asked {} times", worker.asked);
+    }
+
+    #[test]
+    fn what_time_has_passed_over_is_gone() {
+        let mut worker = Worker::new(bucket(20_000, 20_000));
+        for _ in 0..50 {
+            worker.admits(START);
+        }
+        // The bucket is full again, and so the lease is worth nothing: together they hold the burst, not more.
+        let later = START.plus(Nanos::from_secs(10));
+        assert_eq!((0..60_000).filter(|_| worker.admits(later)).count(), 20_000);
+    }
+
+    #[test]
+    fn a_worker_with_little_traffic_takes_single_tokens() {
+        let mut worker = Worker::new(bucket(20_000, 20_000));
+        for n in 0..50 {
+            assert!(worker.admits(START.plus(Nanos::from_millis(n * 21))));
+        }
+        assert_eq!(worker.asked, 50);
+    }
+
+    #[test]
+    fn a_refused_key_is_refused_without_asking_until_its_time() {
+        let mut worker = Worker::new(bucket(5, 5));
+        let admitted = (0..1_000).filter(|_| worker.admits(START)).count();
+        assert_eq!((admitted, worker.asked), (5, 6));
+        assert!(!worker.admits(START.plus(Nanos(199_999_999))));
+        assert_eq!(worker.asked, 6);
+        assert!(worker.admits(START.plus(Nanos(200_000_000))));
+    }
+
+    #[test]
+    fn keys_that_share_a_slot_do_not_share_tokens() {
+        let (bucket, leases) = (bucket(20_000, 20_000), Leases::new(1, true));
+        let (_, take, extra) = bucket.take_with(0, START, 1, 10);
+        assert!(leases.grant(1, &bucket, START, 1, extra, take.after).is_some());
+        assert!(leases.known(2, Some(&bucket), START, 1).is_none());
+        assert!(leases.known(1, Some(&bucket), START, 1).is_some());
+    }
+
+    #[test]
+    fn an_undone_take_can_be_taken_again() {
+        let (bucket, leases) = (bucket(20_000, 20_000), Leases::new(1, true));
+        let (_, take, extra) = bucket.take_with(0, START, 1, 4);
+        let whole = leases.grant(1, &bucket, START, 1, extra, take.after).unwrap();
+        leases.undo(1, whole);
+        let admitted = (0..10).filter(|_| leases.known(1, Some(&bucket), START, 1).is_some()).count();
+        assert_eq!(admitted, 5);
+    }
+}
