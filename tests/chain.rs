@@ -220,6 +220,16 @@ fn a_round_whose_trial_call_was_lost_ends_however_often_the_records_are_read() {
 }
 
 #[test]
+fn debts_of_a_warming_bucket_from_before_a_reload_are_forgotten_too() {
+    let mut proxy = Proxy::new(&limited(&json!({"limit": 1, "period": "1h", "burst": 2, "warm_up": "1s"})));
+    assert_eq!([(); 2].map(|()| proxy.status("/api", &[])), [200, 429], "cold, one request is three hours of debt");
+    proxy.reload(&limited(&json!({"limit": 10, "period": "1s", "burst": 5, "warm_up": "1s"})));
+    assert_eq!(proxy.status("/api", &[]), 429);
+    proxy.machine.advance(Nanos::from_secs(2));
+    assert_eq!(proxy.status("/api", &[]), 200, "the deepest debt of the new bucket is 1.5 s");
+}
+
+#[test]
 fn keys_are_told_apart_by_their_parts() {
     type Headers<'a> = &'a [(&'a str, &'a [u8])];
     let cases: &[(Value, &str, Headers<'_>, &str, Headers<'_>, bool)] = &[

@@ -18,7 +18,7 @@ pub const SCALE: u64 = 64;
 
 /// How far an arrival time may lie beyond that of an empty bucket before it is taken for an error: a minute. No reading of the clock is as
 /// old when it is used, so that no worker ever gives back what another has taken.
-const FARTHEST_DEBT: u64 = 60 * 1_000_000_000 * SCALE;
+pub(super) const FARTHEST_DEBT: u64 = 60 * 1_000_000_000 * SCALE;
 
 /// Tokens that take longer to be refilled are never leased: 2,000 per second.
 const LARGEST_LEASED_TOKEN: Nanos = Nanos(500_000);

@@ -18,7 +18,7 @@
 //! to full warmth is kept.
 
 use super::algorithm::{State, Take, Verdict};
-use super::gcra::{Gcra, SCALE, nanos_ceil};
+use super::gcra::{FARTHEST_DEBT, Gcra, SCALE, nanos_ceil};
 use crate::base::time::Nanos;
 use crate::config::Quota;
 
@@ -54,12 +54,15 @@ impl WarmUp {
     /// See [`super::algorithm::Algorithm::take`].
     #[must_use]
     pub fn take(&self, state: State, now: Nanos, cost: u64) -> (Verdict, Take) {
-        let nothing = Take::nothing(state);
         let warmth = self.warmth(state, now);
         let charge = self.charge(warmth);
         let at = now.0.saturating_mul(SCALE);
-        // Further ahead than a bucket in the deepest debt: the clock stepped back, or the quota was cut by a reload.
+        // Further ahead than a bucket in the deepest debt: the clock stepped back, or the quota was cut by a reload. As in the plain
+        // bucket it is forgotten for good, or the key would be refused until the old debt is over.
         let deepest = at.saturating_add(self.capacity.saturating_mul(COLD));
+        let is_error = state.until > deepest.saturating_add(FARTHEST_DEBT);
+        let kept = if is_error { State { until: deepest, ..state } } else { state };
+        let nothing = Take { before: state, after: kept, spent: 0 };
         let arrival = state.until.clamp(at, deepest);
         let (full_ahead, ahead) = (at.saturating_add(self.capacity), arrival.saturating_sub(at));
         let remaining = |arrival: u64| {
