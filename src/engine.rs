@@ -1,7 +1,8 @@
 //! Floor 4: the engine joins the policies.
 //!
 //! An [`Engine`] is a configuration made ready, one for each VM and configuration; [`exchange::Exchange`] takes one request through
-//! the chain, in this order: health → header hygiene → route → rate limits → breaker → endpoint. The first refusal wins.
+//! the chain, in this order: health → header hygiene → route → rate limits → breaker → endpoint. The first refusal wins. A limit may
+//! have a request wait before it goes on: [`waiting`].
 //!
 //! | state | kept in | written by | after a reload | after a lost VM |
 //! |---|---|---|---|---|
@@ -16,6 +17,7 @@
 pub mod endpoints;
 pub mod exchange;
 mod metrics;
+pub mod waiting;
 
 use crate::base::hash::Seed;
 use crate::base::rng::Rng;

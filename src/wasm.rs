@@ -5,25 +5,33 @@
 
 mod bindings;
 mod random;
+mod waiting;
 
+use crate::base::time::Nanos;
 use crate::config;
 use crate::engine::exchange::{Action, Exchange};
 use crate::engine::{Engine, TICK};
-use crate::host::Log;
+use crate::host::{Clock, Log};
 use bindings::Proxy;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{self, ContextType, LogLevel};
+use std::cell::RefCell;
 use std::rc::Rc;
+use waiting::{Shared, Ticks};
 
 proxy_wasm::main! {{
     // The host has the last word on levels; below its own level a call costs next to nothing.
     proxy_wasm::set_log_level(LogLevel::Info);
-    proxy_wasm::set_root_context(|_| Box::new(Root { engine: None }));
+    proxy_wasm::set_root_context(|id| Box::new(Root { id, engine: None, ticks: Rc::default(), next_look: Nanos::ZERO }));
 }}
 
 /// One per configuration in each VM. A reload makes a new one beside the old, which keeps its engine until its requests are done.
 struct Root {
+    id: u32,
     engine: Option<Rc<Engine>>,
+    ticks: Rc<Ticks>,
+    /// When the engine's own tick is due: the host's may come more often, for requests that wait.
+    next_look: Nanos,
 }
 
 impl Context for Root {}
@@ -36,7 +44,7 @@ impl RootContext for Root {
         match engine {
             Ok(engine) => {
                 self.engine = Some(Rc::new(engine));
-                bindings::set_tick_period(TICK);
+                self.ticks.set(Proxy.monotonic());
                 true
             }
             // False: at start the proxy exits, on an update it keeps the configuration that it has.
@@ -50,13 +58,18 @@ impl RootContext for Root {
     }
 
     fn on_tick(&mut self) {
-        if let Some(engine) = &self.engine {
+        let now = Proxy.monotonic();
+        waiting::resume(self.id, now);
+        if let Some(engine) = self.engine.as_ref().filter(|_| now >= self.next_look) {
+            self.next_look = now.plus(TICK);
             engine.tick(&Proxy);
         }
+        self.ticks.set(Proxy.monotonic());
     }
 
-    fn create_http_context(&self, _: u32) -> Option<Box<dyn HttpContext>> {
-        Some(Box::new(Http { exchange: self.engine.as_ref().map(|engine| Exchange::new(Rc::clone(engine))) }))
+    fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
+        let exchange = self.engine.as_ref().map(|engine| Exchange::new(Rc::clone(engine)));
+        Some(Box::new(Http { id, exchange, waited: None, ticks: Rc::clone(&self.ticks) }))
     }
 
     fn get_type(&self) -> Option<ContextType> {
@@ -66,7 +79,11 @@ impl RootContext for Root {
 
 /// One per request. Without an engine (a host that goes on after a refused configuration) everything passes.
 struct Http {
+    id: u32,
     exchange: Option<Exchange>,
+    /// The exchange of a request that waits, or has waited.
+    waited: Option<Shared>,
+    ticks: Rc<Ticks>,
 }
 
 impl Context for Http {}
@@ -75,32 +92,67 @@ impl Context for Http {}
 /// same a little earlier, each for the price of another trip into the VM.
 impl Drop for Http {
     fn drop(&mut self) {
-        if let Some(exchange) = &mut self.exchange {
-            exchange.on_end(&Proxy);
+        if self.waited.is_some() {
+            waiting::forget(self.id);
         }
+        self.with(|exchange| exchange.on_end(&Proxy));
     }
 }
 
 impl HttpContext for Http {
     fn on_http_request_headers(&mut self, _: usize, _: bool) -> types::Action {
-        answer(self.exchange.as_mut().map(|exchange| exchange.on_request(&Proxy, &Proxy)))
+        let action = self.with(|exchange| exchange.on_request(&Proxy, &Proxy));
+        let action = if let Some(Action::Wait { until }) = action { self.hold(until) } else { action };
+        answer(action)
+    }
+
+    // Where the plugin's `allow_on_headers_stop_iteration` is set, pausing at the headers does not keep a body or trailers from pushing
+    // the request on. A client must not get past its wait by sending one.
+    fn on_http_request_body(&mut self, _: usize, _: bool) -> types::Action {
+        self.while_waiting()
+    }
+
+    fn on_http_request_trailers(&mut self, _: usize) -> types::Action {
+        self.while_waiting()
     }
 
     fn on_http_response_headers(&mut self, _: usize, _: bool) -> types::Action {
-        answer(self.exchange.as_mut().map(|exchange| exchange.on_response(&Proxy, &Proxy)))
+        answer(self.with(|exchange| exchange.on_response(&Proxy, &Proxy)))
     }
 
     fn on_http_response_trailers(&mut self, _: usize) -> types::Action {
-        if let Some(exchange) = &mut self.exchange {
-            exchange.on_response_trailers(&Proxy, &Proxy);
-        }
+        self.with(|exchange| exchange.on_response_trailers(&Proxy, &Proxy));
         types::Action::Continue
+    }
+}
+
+impl Http {
+    fn with<R>(&mut self, run: impl FnOnce(&mut Exchange) -> R) -> Option<R> {
+        match (&mut self.exchange, &self.waited) {
+            (Some(exchange), _) => Some(run(exchange)),
+            (None, Some(waited)) => waited.try_borrow_mut().ok().map(|mut exchange| run(&mut exchange)),
+            (None, None) => None,
+        }
+    }
+
+    /// Lets the request wait, or answers if there is no room.
+    fn hold(&mut self, until: Nanos) -> Option<Action> {
+        let shared = Rc::new(RefCell::new(self.exchange.take()?));
+        let held = waiting::hold(until, self.id, &shared, &self.ticks);
+        self.waited = Some(shared);
+        if held { Some(Action::Stop) } else { self.with(|exchange| exchange.on_no_room(&Proxy, &Proxy)) }
+    }
+
+    fn while_waiting(&self) -> types::Action {
+        let waits =
+            self.waited.as_ref().and_then(|waited| waited.try_borrow().ok().map(|exchange| exchange.is_waiting()));
+        if waits == Some(true) { types::Action::Pause } else { types::Action::Continue }
     }
 }
 
 fn answer(action: Option<Action>) -> types::Action {
     match action {
-        Some(Action::Stop) => types::Action::Pause,
+        Some(Action::Stop | Action::Wait { .. }) => types::Action::Pause,
         Some(Action::Continue) | None => types::Action::Continue,
     }
 }

@@ -25,11 +25,13 @@ const IMPORTS: &[&str] = &[
     "env.proxy_set_shared_data",
     // The request and its answer.
     "env.proxy_add_header_map_value",
+    "env.proxy_continue_stream",
     "env.proxy_get_header_map_pairs",
     "env.proxy_get_property",
     "env.proxy_remove_header_map_value",
     "env.proxy_replace_header_map_value",
     "env.proxy_send_local_response",
+    "env.proxy_set_effective_context",
     "env.proxy_set_property",
 ];
 
@@ -38,7 +40,6 @@ const IMPORTS: &[&str] = &[
 const IMPORTS_OF_THE_SDK: &[&str] = &[
     "env.proxy_call_foreign_function",
     "env.proxy_close_stream",
-    "env.proxy_continue_stream",
     "env.proxy_dequeue_shared_queue",
     "env.proxy_done",
     "env.proxy_enqueue_shared_queue",
@@ -53,7 +54,6 @@ const IMPORTS_OF_THE_SDK: &[&str] = &[
     "env.proxy_register_shared_queue",
     "env.proxy_resolve_shared_queue",
     "env.proxy_set_buffer_bytes",
-    "env.proxy_set_effective_context",
     "env.proxy_set_header_map_pairs",
 ];
 
@@ -65,7 +65,9 @@ const EXPORTS: &[&str] = &[
     "proxy_on_configure",
     "proxy_on_context_create",
     "proxy_on_delete",
+    "proxy_on_request_body",
     "proxy_on_request_headers",
+    "proxy_on_request_trailers",
     "proxy_on_response_headers",
     "proxy_on_response_trailers",
     "proxy_on_tick",

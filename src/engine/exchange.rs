@@ -3,23 +3,25 @@
 //! What it was granted is given back exactly once: [`Exchange`] holds each grant as an `Option` and takes it out when it ends, so that a
 //! second end (on_log and on_done, or our own reply and then the end of the stream) finds nothing.
 
+mod limits;
+
 use super::endpoints::{Pick, Tries};
 use super::metrics::mode_word;
-use super::{Breaker, Engine, Limit, Route, Use};
+use super::{Breaker, Engine, Route, Use};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::ip::Ip;
 use crate::base::text::push_all;
 use crate::base::time::Nanos;
-use crate::config::{FailureOn, IpSource, Mode, OnContention, QuotaHeaders};
+use crate::config::{self, FailureOn, IpSource, Mode, QuotaHeaders};
 use crate::host::{Host, Message, MetricId, Property, Reply, Stream};
 use crate::policy::circuit_breaker::state::{Admission, Call};
 use crate::policy::health::{self, Probe};
+use crate::policy::rate_limit::KeyQuota;
 use crate::policy::rate_limit::quota_headers;
-use crate::policy::rate_limit::table::Placement;
-use crate::policy::rate_limit::{Answer, KeyQuota, Taken};
 use crate::policy::reply::{Cause, Subject};
 use crate::policy::request::Request;
 use crate::policy::{Outcome, Reason, fallback, reply, route};
+use limits::Pause;
 use std::rc::Rc;
 
 /// What the host is to do with the message.
@@ -29,6 +31,12 @@ pub enum Action {
     Continue,
     /// Nothing more: we have answered.
     Stop,
+    /// Keep the request until this moment of the monotonic clock and call [`Exchange::on_resume`] then, or, if there is no room for it,
+    /// [`Exchange::on_no_room`] now.
+    Wait {
+        /// The moment.
+        until: Nanos,
+    },
 }
 
 /// A request, from its headers to its end.
@@ -37,7 +45,12 @@ pub struct Exchange {
     engine: Rc<Engine>,
     /// Index of its route; `None`: none matched, or all is off.
     route: Option<usize>,
+    /// When it came, or went on after a wait: what the upstream has to do with begins here.
     start: Nanos,
+    /// How long it waited before `start`.
+    waited: Nanos,
+    /// What it waits for, while it does.
+    pause: Option<Pause>,
     grpc: bool,
     /// We have answered: what follows in the response phase is our own.
     replied: bool,
@@ -95,6 +108,8 @@ impl Exchange {
             engine,
             route: None,
             start: Nanos::ZERO,
+            waited: Nanos::ZERO,
+            pause: None,
             grpc: false,
             replied: false,
             request_id: Vec::new(),
@@ -144,29 +159,95 @@ impl Exchange {
         if route.needs_client {
             request.client = client(&engine, &headers, stream);
         }
-        let refused = match self.rate_limits(&engine, route, &request, host) {
-            None => match self.breaker(&engine, route, host) {
-                None => self.endpoint(&engine, route, host, stream),
-                refused => refused,
-            },
+        if let Some(refusal) = self.rate_limits(&engine, route, &request, host) {
+            return self.refuse(&engine, route, &config.name, &refusal, host, stream);
+        }
+        match &self.pause {
+            Some(pause) => Action::Wait { until: pause.until() },
+            None => self.proceed(&engine, route, &config.name, host, stream),
+        }
+    }
+
+    /// The moment that [`Action::Wait`] named has come: the chain goes on.
+    pub fn on_resume<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
+        let engine = Rc::clone(&self.engine);
+        // Nothing waits: somebody else has answered meanwhile.
+        let Some((route, config)) = self.pause.take().and_then(|_| self.route_of(&engine)) else { return Action::Stop };
+        let now = host.monotonic();
+        self.waited = now.since(self.start);
+        self.start = now;
+        for (_, quota) in &mut self.quotas {
+            quota.reset = quota.reset.since(self.waited);
+        }
+        self.proceed(&engine, route, &config.name, host, stream)
+    }
+
+    /// There was no room for the request to wait: it is refused, and costs nothing.
+    pub fn on_no_room<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
+        let engine = Rc::clone(&self.engine);
+        let Some((pause, (route, config))) = self.pause.take().zip(self.route_of(&engine)) else { return Action::Stop };
+        let refusal = self.no_room(&engine, pause, host);
+        self.refuse(&engine, route, &config.name, &refusal, host, stream)
+    }
+
+    /// Whether [`Exchange::on_resume`] is still to come.
+    #[must_use]
+    pub const fn is_waiting(&self) -> bool {
+        self.pause.is_some()
+    }
+
+    /// How long the request has waited at its limits; a deadline counts it.
+    #[must_use]
+    pub const fn waited(&self) -> Nanos {
+        self.waited
+    }
+
+    fn route_of<'e>(&self, engine: &'e Engine) -> Option<(&'e Route, &'e config::Route)> {
+        self.route.and_then(|at| engine.routes.get(at).zip(engine.config.routes.get(at)))
+    }
+
+    /// The part of the chain that follows the limits.
+    fn proceed<H: Host, S: Stream>(
+        &mut self,
+        engine: &Engine,
+        route: &Route,
+        name: &str,
+        host: &H,
+        stream: &S,
+    ) -> Action {
+        let refused = match self.breaker(engine, route, host) {
+            None => self.endpoint(engine, route, host, stream),
             refused => refused,
         };
-        let Some(refusal) = refused else {
-            self.store_decisions(stream);
-            return Action::Continue;
-        };
-        self.release(&engine, host);
+        if let Some(refusal) = refused {
+            return self.refuse(engine, route, name, &refusal, host, stream);
+        }
+        self.store_decisions(stream);
+        Action::Continue
+    }
+
+    /// Answers in the upstream's place.
+    fn refuse<H: Host, S: Stream>(
+        &mut self,
+        engine: &Engine,
+        route: &Route,
+        name: &str,
+        refusal: &Refusal<'_>,
+        host: &H,
+        stream: &S,
+    ) -> Action {
+        self.release(engine, host);
         let cause = Cause {
             reason: refusal.reason,
             policy: refusal.policy,
             retry_after: refusal.retry_after,
             received_status: None,
         };
-        let mut reply = match self.fallback(&engine, route, cause, None, host) {
+        let mut reply = match self.fallback(engine, route, cause, None, host) {
             Some(reply) => reply,
-            None => reply::refusal(&self.subject(&config.name), cause),
+            None => reply::refusal(&self.subject(name), cause),
         };
-        self.add_quotas(&engine, &mut reply);
+        self.add_quotas(engine, &mut reply);
         self.store_decisions(stream);
         self.reply(stream, &reply)
     }
@@ -177,6 +258,8 @@ impl Exchange {
             return Action::Continue;
         }
         let engine = Rc::clone(&self.engine);
+        // The proxy has answered a request that still waits: it goes nowhere any more.
+        self.give_up(&engine, host);
         let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else { return Action::Continue };
         if (route.breaker.is_some() || route.upstream.is_some() || route.fallback.is_some())
             && let Some(reply) = self.judge(&engine, route, host, stream)
@@ -203,58 +286,6 @@ impl Exchange {
     pub fn on_end<H: Host>(&mut self, host: &H) {
         let engine = Rc::clone(&self.engine);
         self.release(&engine, host);
-    }
-
-    /// Asks the route's limits: all admit, or none is charged.
-    fn rate_limits<'e, H: Host>(
-        &mut self,
-        engine: &'e Engine,
-        route: &Route,
-        request: &Request<'_>,
-        host: &H,
-    ) -> Option<Refusal<'e>> {
-        let mut taken: Vec<(&Limit, Taken)> = Vec::new();
-        for used in &route.limits {
-            let Some(limit) = engine.limits.get(used.at) else { continue };
-            let config = &limit.policy.config;
-            let (quota, wait) = match limit.policy.take(host, request, self.start) {
-                Answer::NotApplicable => continue,
-                Answer::Admitted { quota, taken: tokens, placement, .. } => {
-                    match placement {
-                        Placement::Known | Placement::Reused => {}
-                        Placement::Added => host.add(limit.keys, 1),
-                        Placement::Evicted => host.add(limit.evictions, 1),
-                    }
-                    if used.mode == Mode::Enforce {
-                        taken.push((limit, tokens));
-                        self.quotas.push((used.at, quota));
-                    }
-                    continue;
-                }
-                Answer::Refused { quota, wait } => (Some(quota), wait),
-                Answer::Contended => {
-                    host.add(limit.contention, 1);
-                    if config.on_contention == OnContention::Allow {
-                        continue;
-                    }
-                    (None, Some(Nanos::ZERO))
-                }
-            };
-            self.decide(host, used, Reason::RateLimited, &config.name);
-            if used.mode == Mode::Shadow {
-                continue;
-            }
-            for (limit, tokens) in taken {
-                if limit.policy.refund(host, tokens, self.start).is_err() {
-                    host.add(limit.contention, 1);
-                }
-            }
-            // What the others said no longer holds: their tokens are back. The one that refuses is the tightest there is.
-            self.quotas.clear();
-            self.quotas.extend(quota.map(|quota| (used.at, quota)));
-            return Some(Refusal { reason: Reason::RateLimited, policy: &config.name, retry_after: wait });
-        }
-        None
     }
 
     fn breaker<'e, H: Host>(&mut self, engine: &'e Engine, route: &Route, host: &H) -> Option<Refusal<'e>> {
@@ -428,6 +459,7 @@ impl Exchange {
 
     /// Gives back all that is still held, without a verdict.
     fn release<H: Host>(&mut self, engine: &Engine, host: &H) {
+        self.give_up(engine, host);
         let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else { return };
         let (epoch, pick) = (self.breaker.take(), self.pick.take());
         if epoch.is_none() && pick.is_none() {

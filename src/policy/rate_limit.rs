@@ -47,6 +47,7 @@ pub struct RateLimit {
     algorithm: Algorithm,
     /// Quotas of exact keys, sorted by the key's hash.
     overrides: Vec<(u64, Algorithm)>,
+    shows_partition: bool,
 }
 
 /// What a limit says of a request.
@@ -87,6 +88,8 @@ pub struct KeyQuota {
     pub remaining: u64,
     /// Time until nothing is owed any more.
     pub reset: Nanos,
+    /// Tells the key from others without giving it away; `None`: all share one quota, or no header would show it.
+    pub partition: Option<u64>,
 }
 
 /// Tokens taken from a quota.
@@ -126,7 +129,9 @@ impl RateLimit {
             })
             .collect();
         overrides.sort_by_key(|(hash, _)| *hash);
-        Self { seed, table, leases, algorithm, overrides, config }
+        let ietf = matches!(config.headers, config::QuotaHeaders::Ietf | config::QuotaHeaders::Both);
+        let shows_partition = ietf && !config.key.is_empty();
+        Self { seed, table, leases, algorithm, overrides, shows_partition, config }
     }
 
     /// Whether a request's client address must be known.
@@ -176,7 +181,8 @@ impl RateLimit {
             }
         };
         let (burst, period) = (algorithm.quota().burst, algorithm.quota().period);
-        let quota = |remaining, reset| KeyQuota { burst, period, remaining, reset };
+        let partition = self.shows_partition.then(|| self.partition(hash));
+        let quota = |remaining, reset| KeyQuota { burst, period, remaining, reset, partition };
         let admitted = |quota, delay| Answer::Admitted { quota, taken: Taken { hash, tokens }, placement, delay };
         match verdict {
             Verdict::Admitted { remaining, reset } => admitted(quota(remaining, reset), Nanos::ZERO),
@@ -201,6 +207,15 @@ impl RateLimit {
 
     fn is_exempt(&self, client: Option<Ip>) -> bool {
         client.is_some_and(|ip| self.config.exempt.iter().any(|network| ip.is_in(network.address, network.prefix)))
+    }
+
+    /// What clients are told of a key. Hashed once more under the secret, for the hash itself says where the key's slot is: who knows it
+    /// could look for keys that push another out.
+    fn partition(&self, hash: u64) -> u64 {
+        let mut hasher = KeyHasher::new(self.seed);
+        hasher.part(b"partition");
+        hasher.part(&hash.to_le_bytes());
+        hasher.finish()
     }
 
     fn algorithm_of(&self, hash: u64) -> &Algorithm {

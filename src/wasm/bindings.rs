@@ -13,6 +13,7 @@ use std::ptr::{null, null_mut};
 pub struct Proxy;
 
 const OK: u32 = 0;
+const REQUEST_STREAM: u32 = 0;
 const PLUGIN_CONFIGURATION: u32 = 7;
 const REQUEST_HEADERS: u32 = 0;
 const RESPONSE_HEADERS: u32 = 2;
@@ -24,6 +25,8 @@ const WASI_OK: u16 = 0;
 unsafe extern "C" {
     fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32;
     fn proxy_set_tick_period_milliseconds(period: u32) -> u32;
+    fn proxy_set_effective_context(context: u32) -> u32;
+    fn proxy_continue_stream(stream: u32) -> u32;
     fn proxy_get_buffer_bytes(buffer: u32, start: usize, max: usize, data: *mut *mut u8, size: *mut usize) -> u32;
     fn proxy_get_header_map_pairs(map: u32, data: *mut *mut u8, size: *mut usize) -> u32;
     fn proxy_add_header_map_value(
@@ -84,6 +87,18 @@ pub fn plugin_configuration(size: usize) -> Vec<u8> {
 pub fn set_tick_period(period: Nanos) {
     // SAFETY: takes a number.
     unsafe { proxy_set_tick_period_milliseconds(u32::try_from(period.as_millis()).unwrap_or(u32::MAX)) };
+}
+
+/// Makes the calls that follow in this callback those of another context. `false`: there is none of this number.
+pub fn set_effective_context(context: u32) -> bool {
+    // SAFETY: takes a number.
+    unsafe { proxy_set_effective_context(context) == OK }
+}
+
+/// Lets the paused request of the effective context go on. `false`: the host refused.
+pub fn continue_request() -> bool {
+    // SAFETY: takes a number.
+    unsafe { proxy_continue_stream(REQUEST_STREAM) == OK }
 }
 
 impl Clock for Proxy {

@@ -30,6 +30,7 @@ pub struct EnvoyConfig {
     filters_before: Vec<Value>,
     filters_after: Vec<Value>,
     wasm: Option<String>,
+    stop_all: bool,
     text: Option<String>,
     pub(super) concurrency: u32,
     pub(super) drain_seconds: u32,
@@ -48,6 +49,7 @@ impl Default for EnvoyConfig {
             filters_before: Vec::new(),
             filters_after: Vec::new(),
             wasm: None,
+            stop_all: false,
             text: None,
             concurrency: 4,
             drain_seconds: 600,
@@ -117,6 +119,12 @@ impl EnvoyConfig {
     /// With a cluster more.
     pub fn cluster(mut self, cluster: Cluster) -> Self {
         self.clusters.push(cluster);
+        self
+    }
+
+    /// With the plugin's `allow_on_headers_stop_iteration` off, Envoy's default: a pause at the headers holds a body back as well.
+    pub fn stop_all(mut self) -> Self {
+        self.stop_all = true;
         self
     }
 
@@ -211,7 +219,7 @@ impl EnvoyConfig {
                 Some(wasm) => wasm.clone(),
                 None => haven_wasm()?.display().to_string(),
             };
-            filters.push(haven_filter(&wasm, filter));
+            filters.push(haven_filter(&wasm, filter, self.stop_all));
         }
         filters.extend(self.filters_after.iter().cloned());
         filters.push(json!({
@@ -427,7 +435,7 @@ pub fn label_regex(label: &str) -> String {
     format!("(;{label}=([^;]*))")
 }
 
-fn haven_filter(wasm: &str, filter: &str) -> Value {
+fn haven_filter(wasm: &str, filter: &str, stop_all: bool) -> Value {
     json!({
         "name": "haven",
         "typed_config": {
@@ -436,7 +444,7 @@ fn haven_filter(wasm: &str, filter: &str) -> Value {
                 "name": "haven",
                 "root_id": "haven",
                 "failure_policy": "FAIL_RELOAD",
-                "allow_on_headers_stop_iteration": true,
+                "allow_on_headers_stop_iteration": !stop_all,
                 "vm_config": {
                     "vm_id": "haven",
                     "runtime": "envoy.wasm.runtime.v8",

@@ -1,5 +1,8 @@
 //! Headers that tell a client of its quota: `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-10), and the older
 //! `X-RateLimit-*`.
+//!
+//! The partition key `pk` says whose quota it is, where a limit has a key: a byte sequence (RFC 9651, 3.3.5) of 8 bytes. It is a hash
+//! under a secret of the proxy: the same for the same client, and no way back to an address or a token. It changes when the proxy restarts.
 
 use super::KeyQuota;
 use crate::base::text::{number, push_all, push_number};
@@ -23,8 +26,8 @@ pub fn all<'a>(limits: impl Iterator<Item = (&'a str, QuotaHeaders, KeyQuota)>) 
         let (mut policy, mut state) = (String::new(), String::new());
         for (name, _, quota) in limits.iter().filter(|(_, h, _)| ietf(*h)) {
             let window = quota.period.as_secs_ceil().max(1);
-            item(&mut policy, name, &[("q", quota.burst), ("w", window)]);
-            item(&mut state, name, &[("r", quota.remaining), ("t", quota.reset.as_secs_ceil())]);
+            item(&mut policy, name, &[("q", quota.burst), ("w", window)], quota.partition);
+            item(&mut state, name, &[("r", quota.remaining), ("t", quota.reset.as_secs_ceil())], quota.partition);
         }
         headers.push(("ratelimit-policy", policy.into_bytes()));
         headers.push(("ratelimit", state.into_bytes()));
@@ -38,13 +41,29 @@ pub fn all<'a>(limits: impl Iterator<Item = (&'a str, QuotaHeaders, KeyQuota)>) 
     headers
 }
 
-/// Adds an item of a structured list (RFC 9651, 3.1): a string with integer parameters. Names need no escaping.
-fn item(list: &mut String, name: &str, parameters: &[(&str, u64)]) {
+/// Adds an item of a structured list (RFC 9651, 3.1): a string with integer parameters, and the partition key. Names need no escaping.
+fn item(list: &mut String, name: &str, parameters: &[(&str, u64)], partition: Option<u64>) {
     push_all(list, &[if list.is_empty() { "\"" } else { ", \"" }, name, "\""]);
     for (key, value) in parameters {
         push_all(list, &[";", key, "="]);
         push_number(list, *value);
     }
+    if let Some(partition) = partition {
+        list.push_str(";pk=:");
+        push_base64(list, partition);
+        list.push(':');
+    }
+}
+
+/// The 8 bytes of `n`, the highest first, in base64 (RFC 4648, 4): ten digits of six bits, one of four, and the padding.
+fn push_base64(list: &mut String, n: u64) {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let bits = u128::from(n) << 2;
+    for place in (0..11u32).rev() {
+        let digit = usize::try_from(bits >> place.saturating_mul(6) & 63).unwrap_or(0);
+        list.push(DIGITS.get(digit).copied().unwrap_or(b'A').into());
+    }
+    list.push('=');
 }
 
 #[cfg(test)]
@@ -53,7 +72,13 @@ mod tests {
     use crate::base::time::Nanos;
 
     fn quota(remaining: u64, reset_ms: u64) -> KeyQuota {
-        KeyQuota { burst: 5, period: Nanos::from_secs(5), remaining, reset: Nanos::from_millis(reset_ms) }
+        KeyQuota {
+            burst: 5,
+            period: Nanos::from_secs(5),
+            remaining,
+            reset: Nanos::from_millis(reset_ms),
+            partition: None,
+        }
     }
 
     fn text(limits: &[(&'static str, QuotaHeaders, KeyQuota)]) -> Vec<(&'static str, String)> {
@@ -71,6 +96,20 @@ mod tests {
         ];
         let given = text(&[("p", QuotaHeaders::Both, quota(2, 3_900))]);
         assert_eq!(given, expected.map(|(n, v)| (n, v.to_owned())));
+    }
+
+    #[test]
+    fn the_partition_key_is_a_byte_sequence() {
+        // The form of the draft's example, whose own padding is wrong: `:cHsdsRa894==:`.
+        let partition = Some(u64::from_be_bytes(*b"\x70\x7b\x1d\xb1\x16\xbc\xf7\x80"));
+        let given = text(&[("peruser", QuotaHeaders::Ietf, KeyQuota { partition, ..quota(2, 3_900) })]);
+        assert_eq!(given[0].1, "\"peruser\";q=5;w=5;pk=:cHsdsRa894A=:");
+        assert_eq!(given[1].1, "\"peruser\";r=2;t=4;pk=:cHsdsRa894A=:");
+        for (n, want) in [(0, "AAAAAAAAAAA="), (1, "AAAAAAAAAAE="), (u64::MAX, "//////////8=")] {
+            let mut list = String::new();
+            push_base64(&mut list, n);
+            assert_eq!(list, want);
+        }
     }
 
     #[test]

@@ -1,0 +1,109 @@
+//! The part of the chain that asks a route's limits, and what becomes of a request that they have wait.
+
+use super::{Exchange, Refusal};
+use crate::base::time::Nanos;
+use crate::config::{Mode, OnContention};
+use crate::engine::{Engine, Limit, Route, Use};
+use crate::host::Host;
+use crate::policy::Reason;
+use crate::policy::rate_limit::table::Placement;
+use crate::policy::rate_limit::{Answer, Taken};
+use crate::policy::request::Request;
+
+/// A request's wait.
+#[derive(Debug)]
+pub(super) struct Pause {
+    until: Nanos,
+    /// The limit that has it wait longest.
+    by: Use,
+    /// What all limits have charged, with the index of each.
+    taken: Vec<(usize, Taken)>,
+}
+
+impl Pause {
+    pub(super) const fn until(&self) -> Nanos {
+        self.until
+    }
+}
+
+impl Exchange {
+    /// Asks the route's limits: all admit, or none is charged.
+    pub(super) fn rate_limits<'e, H: Host>(
+        &mut self,
+        engine: &'e Engine,
+        route: &Route,
+        request: &Request<'_>,
+        host: &H,
+    ) -> Option<Refusal<'e>> {
+        let mut taken: Vec<(usize, Taken)> = Vec::new();
+        let mut longest: Option<(Nanos, Use)> = None;
+        for used in &route.limits {
+            let Some(limit) = engine.limits.get(used.at) else { continue };
+            let config = &limit.policy.config;
+            let (quota, wait) = match limit.policy.take(host, request, self.start) {
+                Answer::NotApplicable => continue,
+                Answer::Admitted { quota, taken: tokens, placement, delay } => {
+                    match placement {
+                        Placement::Known | Placement::Reused => {}
+                        Placement::Added => host.add(limit.keys, 1),
+                        Placement::Evicted => host.add(limit.evictions, 1),
+                    }
+                    if used.mode == Mode::Enforce {
+                        taken.push((used.at, tokens));
+                        self.quotas.push((used.at, quota));
+                        if delay > longest.map_or(Nanos::ZERO, |(delay, _)| delay) {
+                            longest = Some((delay, *used));
+                        }
+                    }
+                    continue;
+                }
+                Answer::Refused { quota, wait } => (Some(quota), wait),
+                Answer::Contended => {
+                    host.add(limit.contention, 1);
+                    if config.on_contention == OnContention::Allow {
+                        continue;
+                    }
+                    (None, Some(Nanos::ZERO))
+                }
+            };
+            self.decide(host, used, Reason::RateLimited, &config.name);
+            if used.mode == Mode::Shadow {
+                continue;
+            }
+            self.refund(engine, &taken, host, |_| true);
+            // What the others said no longer holds: their tokens are back. The one that refuses is the tightest there is.
+            self.quotas.clear();
+            self.quotas.extend(quota.map(|quota| (used.at, quota)));
+            return Some(Refusal { reason: Reason::RateLimited, policy: &config.name, retry_after: wait });
+        }
+        self.pause = longest.map(|(delay, by)| Pause { until: self.start.plus(delay), by, taken });
+        None
+    }
+
+    /// The refusal of a request that would have to wait where there is no room.
+    pub(super) fn no_room<'e, H: Host>(&mut self, engine: &'e Engine, pause: Pause, host: &H) -> Refusal<'e> {
+        let name = engine.limits.get(pause.by.at).map_or("", |limit| limit.policy.config.name.as_str());
+        self.refund(engine, &pause.taken, host, |_| true);
+        self.quotas.retain(|(at, _)| *at == pause.by.at);
+        self.decide(host, &pause.by, Reason::RateLimited, name);
+        let wait = pause.until.since(self.start);
+        Refusal { reason: Reason::RateLimited, policy: name, retry_after: Some(wait) }
+    }
+
+    /// Ends the wait of a request that goes nowhere any more. Its moments go back to the pace, if nobody has queued behind; tokens of
+    /// other limits stay spent, as those of any request whose client goes away.
+    pub(super) fn give_up<H: Host>(&mut self, engine: &Engine, host: &H) {
+        if let Some(pause) = self.pause.take() {
+            self.refund(engine, &pause.taken, host, |limit| limit.policy.delays());
+        }
+    }
+
+    fn refund<H: Host>(&self, engine: &Engine, taken: &[(usize, Taken)], host: &H, which: impl Fn(&Limit) -> bool) {
+        for (at, tokens) in taken {
+            let Some(limit) = engine.limits.get(*at).filter(|limit| which(limit)) else { continue };
+            if limit.policy.refund(host, *tokens, self.start).is_err() {
+                host.add(limit.contention, 1);
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! The glue of [`crate::engine::waiting`]: one queue for each VM, whatever configuration ticks.
+
+use super::bindings::{self, Proxy};
+use crate::base::time::Nanos;
+use crate::engine::exchange::{Action, Exchange};
+use crate::engine::waiting::Waiting;
+use crate::host::Clock;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// A request that waits: held by its stream's context and by the queue.
+pub type Shared = Rc<RefCell<Exchange>>;
+
+thread_local! {
+    static WAITING: RefCell<Waiting<Shared>> = const { RefCell::new(Waiting::new()) };
+}
+
+/// Runs `with` on the queue; `None` if it is in use, which it never is between two callbacks.
+fn queue<R>(with: impl FnOnce(&mut Waiting<Shared>) -> R) -> Option<R> {
+    WAITING.with(|waiting| waiting.try_borrow_mut().ok().map(|mut waiting| with(&mut waiting)))
+}
+
+/// The ticks of a root context, which its streams share with it.
+#[derive(Debug, Default)]
+pub struct Ticks {
+    period: Cell<Nanos>,
+    next: Cell<Nanos>,
+}
+
+impl Ticks {
+    /// Sets the period to what the queue wants. Only in a callback of the root context, or of one of its streams.
+    pub fn set(&self, now: Nanos) {
+        let period = queue(|waiting| waiting.tick_period(now)).unwrap_or(crate::engine::TICK);
+        if self.period.replace(period) != period {
+            bindings::set_tick_period(period);
+        }
+        self.next.set(now.plus(period));
+    }
+}
+
+/// Lets the request of the current stream wait. `false`: there is no room.
+pub fn hold(until: Nanos, stream: u32, exchange: &Shared, ticks: &Ticks) -> bool {
+    let added = queue(|waiting| waiting.add(until, stream, Rc::clone(exchange)).is_ok()).unwrap_or(false);
+    if added && until < ticks.next.get() {
+        ticks.set(Proxy.monotonic());
+    }
+    added
+}
+
+/// The stream has ended: whatever it waited for, it does so no more.
+pub fn forget(stream: u32) {
+    queue(|waiting| waiting.remove(stream));
+}
+
+/// Lets all requests go whose moment has come. To be called in a tick of the context `root`.
+pub fn resume(root: u32, now: Nanos) {
+    let mut away = false;
+    while let Some((stream, exchange)) = queue(|waiting| waiting.due(now)).flatten() {
+        // Gone already: its own callbacks have seen to what it held.
+        if !bindings::set_effective_context(stream) {
+            continue;
+        }
+        away = true;
+        let action = exchange.try_borrow_mut().map(|mut exchange| exchange.on_resume(&Proxy, &Proxy));
+        if matches!(action, Ok(Action::Continue)) {
+            bindings::continue_request();
+        }
+    }
+    if away {
+        bindings::set_effective_context(root);
+    }
+}
