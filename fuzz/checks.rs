@@ -446,9 +446,12 @@ fn corrupted(config: &Config, how: u8, place: u8, bytes: &[u8], kind: u8, first:
     proxy
 }
 
-/// Versions count up from 1, and will not get that far.
-fn is_of_no_version(record: &[u8]) -> bool {
-    matches!(record.first(), None | Some(0 | 0xf0..))
+/// Whether these bytes in this place give the record a version that there is not: they count up from 1, and will not get that far.
+fn is_of_no_version(place: u8, bytes: &[u8]) -> bool {
+    match bytes.first() {
+        None => place == 255,
+        Some(version) => matches!(place, 0 | 255) && matches!(version, 0 | 0xf0..),
+    }
 }
 
 fn check_bucket_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
@@ -490,7 +493,7 @@ fn check_bucket_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
     let full = least..=burst;
     let at_once = admitted();
     assert!(at_once <= burst, "never more than the burst");
-    if place == 255 && is_of_no_version(bytes) {
+    if is_of_no_version(place, bytes) {
         assert!(full.contains(&at_once), "what cannot be read is an unused bucket");
     }
     // A token's time is rounded up, by less than a nanosecond; debts of up to a minute beyond the bucket are not taken for errors.
@@ -538,7 +541,7 @@ fn check_breaker_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
         proxy.machine.advance(longest.plus(Nanos::from_secs(2)));
         proxy.engine.tick(&proxy.worker);
     };
-    if place == 255 && is_of_no_version(bytes) {
+    if is_of_no_version(place, bytes) {
         assert_eq!(proxy.status(&[]), 200, "what cannot be read is a closed breaker");
     }
     // At worst: half-open, undecided; opens again; half-open.

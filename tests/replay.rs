@@ -25,7 +25,7 @@ const TARGETS: [Target; 6] = [
     ("config", checks::check_config, 50_000),
     ("cost", checks::check_cost, 20_000),
     ("exchange", checks::check_exchange, 5_000),
-    ("records", checks::check_records, 10_000),
+    ("records", checks::check_records, 5_000),
     ("request_key", checks::check_request_key, 10_000),
 ];
 
