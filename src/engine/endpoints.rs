@@ -154,7 +154,10 @@ impl Upstream {
             let first = self.endpoints.get(list.first()?)?;
             let mut pick = Pick { list, ..Pick::default() };
             for (epoch, at) in pick.epochs.iter_mut().zip(list.iter()) {
-                *epoch = self.endpoints.get(at).map_or(0, |e| e.view.get().epoch);
+                let view = self.endpoints.get(at).map(|e| e.view.get()).unwrap_or_default();
+                // In a panic one may be listed that is out, or on trial: without a permit its outcome must not count as a trial's.
+                let counts = view.availability(now) == Availability::Available;
+                *epoch = if counts { view.epoch } else { view.epoch.wrapping_sub(1) };
             }
             if first.view.get().availability(now) == Availability::Trial {
                 match self.acquire(host, first, now) {
