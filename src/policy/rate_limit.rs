@@ -197,3 +197,6 @@ impl RateLimit {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
