@@ -38,7 +38,7 @@ type Log = Rc<RefCell<Vec<(u64, u64, u64, u64)>>>;
 
 /// Runs workers that draw from a window; a quarter of what they get they give back.
 fn windows(name: &str, algorithm: Algorithm, periods: u64, check: impl Fn(Quota, &[(u64, u64, u64, u64)])) {
-    for_each_seed(name, 20_000, |seed| {
+    for_each_seed(name, 10_000, |seed| {
         let rng = Rc::new(Rng::new(seed));
         let machine = Machine::new(rules_of(seed), seed);
         machine.cas_failures.set([0, 0, 20][rng.below(3) as usize]);
