@@ -16,6 +16,9 @@ use haven::host::sim::{CasRules, Machine, SimStream, Worker};
 use serde_json::{Value, json};
 use std::rc::Rc;
 
+#[path = "chain/algorithms.rs"]
+mod algorithms;
+
 /// A proxy with one worker.
 struct Proxy {
     machine: Rc<Machine>,

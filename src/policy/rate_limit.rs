@@ -241,3 +241,6 @@ impl RateLimit {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

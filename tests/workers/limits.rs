@@ -5,7 +5,7 @@ use haven::base::hash::Seed;
 use haven::base::headers::HeaderMap;
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
-use haven::config::{ClientIp, Config, Quota, RateLimit as Limit};
+use haven::config::{Algorithm, ClientIp, Config, Quota, RateLimit as Limit};
 use haven::host::Clock;
 use haven::host::sim::{CasRules, Machine, Worker};
 use haven::policy::rate_limit::{Answer, RateLimit};
@@ -63,10 +63,13 @@ fn never_over_the_bound() {
         let machine = Machine::new(rules_of(seed), seed);
         machine.cas_failures.set([0, 0, 20][rng.below(3) as usize]);
         let quota = quota_of(&rng);
+        // One that warms up keeps the same bound.
+        let warm_up = (rng.below(4) == 0).then(|| Nanos::from_millis(1 + rng.below(1_000)));
         let events = Rc::new(RefCell::new(Vec::new()));
         let tasks = (0..2 + rng.below(7)).map(|_| {
             let (worker, events, rng) = (Worker(Rc::clone(&machine)), Rc::clone(&events), Rc::clone(&rng));
-            let policy = RateLimit::new(limit(quota, 1_000), &ClientIp::default(), "", true, Seed(1, 2));
+            let limit = Limit { algorithm: Algorithm::TokenBucket { warm_up }, ..limit(quota, 1_000) };
+            let policy = RateLimit::new(limit, &ClientIp::default(), "", true, Seed(1, 2));
             Box::new(move || {
                 for _ in 0..1 + rng.below(4) {
                     let (key, cost, now) = (rng.below(2), 1 + rng.below(3), worker.monotonic());

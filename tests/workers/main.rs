@@ -9,6 +9,7 @@
 )]
 #![allow(missing_docs, reason = "tests")]
 
+mod algorithms;
 mod breaker;
 mod chain;
 mod limits;

@@ -8,13 +8,17 @@
 //! Windows begin at the multiples of the period on the monotonic clock, which starts with the machine: not at the full minute of any
 //! wall clock.
 //!
-//! State: `until` = the window's end in nanoseconds, `rest` = what it has admitted. A clock that reads earlier than the window's begin
-//! (another worker's reading is newer) counts in the window that is there; one that has stepped back by more than a period starts
-//! afresh. After a reload that changes the period, the recorded window runs to its recorded end, if that is within two periods.
+//! State: `until` = the window's end in nanoseconds, `rest` = what it has admitted. A request whose reading of the clock is older than
+//! the window's begin counts in the window that is there: another worker was faster. Only if it is older by more than a period and
+//! [`PATIENCE`], the clock must have stepped back, and it starts afresh. After a reload that changes the period, the recorded window
+//! runs to its recorded end, if that is within the same time.
 
 use super::algorithm::{State, Take, Verdict};
 use crate::base::time::Nanos;
 use crate::config::Quota;
+
+/// How old a reading of the clock may be: a worker reads it when a request comes, and may be kept from its CPU then.
+pub(super) const PATIENCE: u64 = 10_000_000_000;
 
 /// A window's parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +45,7 @@ impl FixedWindow {
     #[must_use]
     pub fn take(&self, state: State, now: Nanos, cost: u64) -> (Verdict, Take) {
         let left = state.until.saturating_sub(now.0);
-        let lasts = left > 0 && left <= self.period.saturating_mul(2);
+        let lasts = left > 0 && left <= self.period.saturating_add(self.period.max(PATIENCE));
         let (until, count) = if lasts { (state.until, state.rest) } else { (self.end_at(now), 0) };
         let nothing = Take::nothing(state);
         let reset = Nanos(if count == 0 { 0 } else { until.saturating_sub(now.0) });
@@ -112,6 +116,15 @@ mod tests {
             verdict,
             Verdict::Refused { remaining: 0, reset: Nanos(1_000_000_010), wait: Some(Nanos(1_000_000_010)) }
         );
+    }
+
+    #[test]
+    fn a_worker_that_was_kept_from_its_cpu_does_not_bring_an_old_window_back() {
+        let window = window(1, Nanos::from_millis(1));
+        let (_, take) = window.take(State::default(), Nanos(6_000_000_000), 1);
+        let (verdict, _) = window.take(take.after, Nanos(1_000_000_000), 1);
+        let wait = Nanos(5_001_000_000);
+        assert_eq!(verdict, Verdict::Refused { remaining: 0, reset: wait, wait: Some(wait) });
     }
 
     #[test]

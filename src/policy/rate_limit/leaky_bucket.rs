@@ -144,7 +144,7 @@ mod tests {
     fn costs_move_the_ones_behind() {
         let bucket = bucket(10, SECOND, 9, SECOND);
         let (verdict, take) = bucket.take(State::default(), SECOND, 9);
-        assert_eq!(verdict, Verdict::Admitted { remaining: 1 + 0, reset: Nanos(900_000_000) });
+        assert_eq!(verdict, Verdict::Admitted { remaining: 1, reset: Nanos(900_000_000) });
         assert_eq!(
             bucket.take(take.after, SECOND, 10),
             (Verdict::Refused { remaining: 1, reset: Nanos(900_000_000), wait: None }, Take::nothing(take.after))

@@ -17,6 +17,7 @@
 //! puts them: with a longer period they count as the previous window, with a shorter one as the current if that makes sense.
 
 use super::algorithm::{State, Take, Verdict};
+use super::fixed_window::PATIENCE;
 use crate::base::time::Nanos;
 use crate::config::Quota;
 
@@ -97,7 +98,9 @@ impl SlidingWindow {
                 previous: current,
                 current: 0,
             },
-            None if start.saturating_sub(now.0) <= self.period => Counts { start, elapsed: 0, previous, current },
+            None if start.saturating_sub(now.0) <= self.period.max(PATIENCE) => {
+                Counts { start, elapsed: 0, previous, current }
+            }
             None => fresh(),
         }
     }
@@ -193,6 +196,7 @@ mod tests {
         let state = window.take(State::default(), Nanos(6_000 * MS), 2).1.after;
         let (verdict, _) = window.take(state, Nanos(5_999 * MS), 1);
         assert_eq!(verdict, Verdict::Refused { remaining: 0, reset: Nanos(2_001 * MS), wait: Some(Nanos(1_501 * MS)) });
+        let state = window.take(State::default(), Nanos(60_000 * MS), 2).1.after;
         assert!(matches!(window.take(state, Nanos(1), 2).0, Verdict::Admitted { remaining: 0, .. }));
     }
 
