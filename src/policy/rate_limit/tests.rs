@@ -5,6 +5,7 @@ use super::algorithm::{Algorithm, State, Verdict};
 use super::quota_headers;
 use crate::base::time::Nanos;
 use crate::config::{self, Quota, QuotaHeaders};
+use proptest::prelude::*;
 use serde_json::Value;
 
 /// One key of a limit.
@@ -199,5 +200,41 @@ fn headers_of_the_draft_and_the_older_ones() {
     for (name, value) in expected {
         let given = given.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_slice());
         assert_eq!(given, value.as_str().map(str::as_bytes), "{name}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn clocks_that_step_and_reloads_break_no_promise(
+        kind in 0usize..3,
+        steps in proptest::collection::vec(
+            (prop_oneof![Just(0i64), -5_000_000_000i64..5_000_000_000, Just(30 * 86_400_000_000_000), Just(-30 * 86_400_000_000_000)],
+             1u64..20, prop_oneof![1u64..1_000_000, 1_000_000u64..2_000_000_000], 0u64..25), 1..60)
+    ) {
+        let kind = [config::Algorithm::FixedWindow, config::Algorithm::SlidingWindow, LEAKY_BUCKET][kind];
+        let (mut now, mut state) = (3_600_000_000_000_000u64, State::default());
+        for (pause, limit, period, cost) in steps {
+            now = now.saturating_add_signed(pause);
+            // Each step finds another quota: a reload in between.
+            let algorithm = Algorithm::new(kind, &Quota { limit, period: Nanos(period), burst: limit });
+            let (verdict, take) = algorithm.take(state, Nanos(now), cost);
+            let passes_at = |t: u64| passes(algorithm.take(state, Nanos(t), cost).0);
+            match verdict {
+                Verdict::Refused { wait: None, .. } => prop_assert!(cost > limit),
+                Verdict::Refused { wait: Some(wait), remaining, .. } => {
+                    prop_assert_eq!(take.after, state, "a refusal writes nothing");
+                    prop_assert!(remaining < cost || kind == LEAKY_BUCKET);
+                    prop_assert!(passes_at(now + wait.0) && !passes_at(now + wait.0 - 1), "the wait is exact");
+                }
+                Verdict::Admitted { remaining, .. } | Verdict::Delayed { remaining, .. } => {
+                    prop_assert!(remaining <= limit && (cost == 0 || cost <= limit));
+                    // Taken and given back at once: as if it had never been.
+                    let refunded = algorithm.refunded(take, take.after, Nanos::ZERO);
+                    let again = algorithm.take(refunded, Nanos(now), cost).0;
+                    prop_assert_eq!(again, verdict);
+                }
+            }
+            state = take.after;
+        }
     }
 }
