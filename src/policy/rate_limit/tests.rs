@@ -217,8 +217,8 @@ proptest! {
             now = now.saturating_add_signed(pause);
             // Each step finds another quota: a reload in between.
             let algorithm = Algorithm::new(kind, &Quota { limit, period: Nanos(period), burst: limit });
-            let (verdict, take) = algorithm.take(state, Nanos(now), cost);
-            let passes_at = |t: u64| passes(algorithm.take(state, Nanos(t), cost).0);
+            let (verdict, take, _) = algorithm.take_with(state, Nanos(now), cost, 0);
+            let passes_at = |t: u64| passes(algorithm.take_with(state, Nanos(t), cost, 0).0);
             match verdict {
                 Verdict::Refused { wait: None, .. } => prop_assert!(cost > limit),
                 Verdict::Refused { wait: Some(wait), remaining, .. } => {
@@ -230,7 +230,7 @@ proptest! {
                     prop_assert!(remaining <= limit && (cost == 0 || cost <= limit));
                     // Taken and given back at once: as if it had never been.
                     let refunded = algorithm.refunded(take, take.after, Nanos::ZERO);
-                    let again = algorithm.take(refunded, Nanos(now), cost).0;
+                    let again = algorithm.take_with(refunded, Nanos(now), cost, 0).0;
                     prop_assert_eq!(again, verdict);
                 }
             }
