@@ -26,7 +26,7 @@ use crate::base::time::Nanos;
 use crate::config::{self, BreakerScope, Config, Mode};
 use crate::host::{Host, MetricId};
 use crate::policy::circuit_breaker::CircuitBreaker;
-use crate::policy::circuit_breaker::state::{Phase, Settings, Transition};
+use crate::policy::circuit_breaker::state::{Phase, Settings, State, Transition};
 use crate::policy::health::{self, Component, Status};
 use crate::policy::rate_limit::RateLimit;
 use crate::policy::{Reason, fallback};
@@ -145,10 +145,9 @@ impl Engine {
         }
         engine.config = config;
         let now = host.monotonic();
-        for upstream in &engine.upstreams {
-            upstream.refresh(host, now);
+        for at in 0..engine.things() {
+            engine.look_after(at, host, now);
         }
-        engine.tick(host);
         Ok(engine)
     }
 
@@ -156,24 +155,34 @@ impl Engine {
     /// next goes on.
     pub fn tick<H: Host>(&self, host: &H) {
         let now = host.monotonic();
-        let things = self.upstreams.len().saturating_add(self.breakers.len());
+        let things = self.things();
         let mut work = 0usize;
         for _ in 0..things {
             let at = self.tick_at.get();
-            if let Some(upstream) = self.upstreams.get(at) {
-                upstream.refresh(host, now);
-                work = work.saturating_add(upstream.len());
-            } else if let Some(breaker) = self.breakers.get(at.saturating_sub(self.upstreams.len())) {
-                let state = breaker.cell.look(host).bounded(&breaker.settings);
-                host.record(breaker.state, state.phase_at(now).gauge());
-                work = work.saturating_add(1);
-            }
+            work = work.saturating_add(self.look_after(at, host, now));
             let next = at.saturating_add(1);
             self.tick_at.set(if next < things { next } else { 0 });
             if work >= TICK_WORK {
                 break;
             }
         }
+    }
+
+    /// How many things there are to look after: upstreams, then routes' breakers.
+    const fn things(&self) -> usize {
+        self.upstreams.len().saturating_add(self.breakers.len())
+    }
+
+    /// Sets the views and gauges of one of them right; how much work it was.
+    fn look_after<H: Host>(&self, at: usize, host: &H, now: Nanos) -> usize {
+        if let Some(upstream) = self.upstreams.get(at) {
+            upstream.refresh(host, now);
+            return upstream.len();
+        }
+        if let Some(breaker) = self.breakers.get(at.saturating_sub(self.upstreams.len())) {
+            host.record(breaker.state, breaker.look(host).phase_at(now).gauge());
+        }
+        1
     }
 
     /// The service's health document.
@@ -339,6 +348,11 @@ impl Breaker {
             contention: names.contention(&config.name),
             settings: Settings::new(config.clone()),
         }
+    }
+
+    /// Where it stands, as its configuration allows.
+    fn look<H: Host>(&self, host: &H) -> State {
+        self.cell.look(host).bounded(&self.settings)
     }
 
     /// Tells the world of a change of state: gauge, counter, one log line.

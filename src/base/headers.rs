@@ -109,12 +109,6 @@ fn split_number_back(bytes: &[u8]) -> Option<(&[u8], usize)> {
     Some((rest, usize::try_from(u32::from_le_bytes(*number)).ok()?))
 }
 
-/// `bytes` without leading and trailing spaces and tabs.
-#[must_use]
-pub fn trim(bytes: &[u8]) -> &[u8] {
-    bytes.trim_ascii()
-}
-
 /// A decimal number without sign, space or leading plus; `None` if it is none or does not fit.
 #[must_use]
 pub fn parse_number(bytes: &[u8]) -> Option<u64> {

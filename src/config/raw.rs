@@ -3,8 +3,7 @@
 //! What is marked `@soon` is validated and then refused. The doc comments are the reference: `docs/config.md` and `config.schema.json`
 //! are generated from them.
 
-// Of what is to come, only the checker looks at the values.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "of what is to come, only the checker looks at the values")]
 
 use super::compile::check_concurrency_limit;
 use super::json::{Json, parse};

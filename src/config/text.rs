@@ -119,8 +119,7 @@ pub(super) const COMPONENT: usize = 6;
 
 impl<const SECTION: usize> Take for Reference<SECTION> {
     const KIND: &'static Kind = {
-        // In a constant the index is checked at compile time.
-        #[allow(clippy::indexing_slicing)]
+        #[allow(clippy::indexing_slicing, reason = "in a constant the index is checked at compile time")]
         &Kind::Reference(SECTIONS[SECTION])
     };
 

@@ -129,7 +129,7 @@ impl Upstream {
         for endpoint in &self.endpoints {
             let mut well = endpoint.weight > 0;
             if let Some(breaker) = &endpoint.breaker {
-                let state = breaker.cell.look(host).bounded(&breaker.settings);
+                let state = breaker.look(host);
                 host.record(breaker.state, state.phase_at(now).gauge());
                 let view = view_of(&state, breaker, now);
                 well &= view.availability(now) == Availability::Available;

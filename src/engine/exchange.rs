@@ -558,8 +558,8 @@ fn client<S: Stream>(engine: &Engine, headers: &HeaderMap, stream: &S) -> Option
     Some(ip.masked(config.ipv4_prefix, config.ipv6_prefix))
 }
 
-/// Tells an upstream's answer from what the proxy made up. Of an answer that is not suspect nothing is asked beyond whether an upstream was reached: a reply
-/// without one (a redirect, a direct response) is the proxy's own.
+/// Tells an upstream's answer from what the proxy made up. Of an answer that is not suspect nothing is asked beyond whether an upstream
+/// was reached: a reply without one (a redirect, a direct response) is the proxy's own.
 fn classify<S: Stream>(suspect: bool, reached: bool, stream: &S) -> Class {
     if !suspect {
         return if reached { Class::Answered } else { Class::Local };

@@ -76,12 +76,6 @@ impl Table {
         Self { owner, sets: slots.div_ceil(WAYS), ways: slots.min(WAYS), wide: algorithm.is_wide() }
     }
 
-    /// The most keys that it can hold.
-    #[must_use]
-    pub const fn slots(&self) -> u32 {
-        self.sets.saturating_mul(self.ways)
-    }
-
     /// Takes `cost` tokens, and `extra` ones beyond if there are enough, from the key with this hash.
     ///
     /// # Errors
