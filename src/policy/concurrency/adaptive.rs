@@ -1,0 +1,242 @@
+//! A limit that finds itself: as much is admitted as will be answered before the deadline.
+//!
+//! **The law.** Where requests queue at the upstream, one that comes to N others is answered after N / capacity (Little, "A proof for the queuing formula
+//! L = λW", 1961). So of each request it is noted how many were in flight when it came, and how long it took: N · target / time is
+//! the number in flight at which it would have been answered just in time. The limit is that, over the sums of many requests.
+//! The two belong to one request, so that a ramp does not deceive: what is in flight *now*, over the time of those that end now, would say far too much while
+//! a queue grows.
+//!
+//! **What is known when.** Below capacity N · target / time says only how much is being done, not how much could be. So there are two states:
+//!
+//! | | calm | pressed |
+//! |---|---|---|
+//! | when | the requests in flight fall below half of the limit again and again | half of the limit is in flight for ¼ of the deadline, or one was refused, or answers take 85 % of the deadline |
+//! | limit | at least twice what is done; falls only slowly, and not below `initial_limit` | what is answered in 75 % of the deadline, by those that came to a full house |
+//! | it falls | by 1/60 of the way per second and worker | only if answers take 85 % of the deadline |
+//!
+//! A limit never falls because answers are slow, only because they come too late: an upstream that turns slower, and still answers in time what it is
+//! sent, is left alone. Nor does it fall for errors, which are a breaker's matter: only answers count, and calls that end, however, after the deadline's 75 %.
+//!
+//! **Read and taken.** From Breakwater (OSDI 2020) and DAGOR (SoCC 2018) that the admission follows the time spent queueing, and priorities
+//! against a threshold on it; from CoDel (2012) that a queue is bad if it stands, not if it is there; from BBR (2016) the pairing of a request with what
+//! was in flight when it began. Not taken: Vegas and Gradient2 (Netflix concurrency-limits), and with them Envoy's adaptive_concurrency: they aim at the latency
+//! of the idle upstream, so that one that turns five times slower is cut to a fifth of its load though it would serve it in time. Nor a success rate (Envoy's
+//! admission_control): it refuses blindly what would be in time.
+//!
+//! **Whose.** The limit is a gauge, one for all workers; each worker moves it by what it has seen itself. They see samples of the same upstream, so that they
+//! agree but for noise, and none has to wait for another: no leader, no record. A worker that has seen too little moves nothing.
+//!
+//! Not for upstreams that take more than 85 % of the deadline when idle: they look overloaded at any load, and get `min_limit`.
+
+use crate::base::time::Nanos;
+
+/// Bounds and aim of a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The least that is found, at least 1.
+    pub min: u64,
+    /// The most.
+    pub max: u64,
+    /// Where it begins.
+    pub initial: u64,
+    /// Answers after this are of no use: above zero.
+    pub deadline: Nanos,
+}
+
+/// The deadline of a route that names none: Envoy's own.
+pub const USUAL_DEADLINE: Nanos = Nanos::from_secs(15);
+
+/// Fewer calls than this prove nothing.
+const SAMPLES: u64 = 8;
+
+/// In this time a calm limit would fall to what is usual, at the speed at which it begins to. Of several workers each does its part.
+const FALL: Nanos = Nanos::from_secs(60);
+
+impl Settings {
+    /// The limit that is in force, by what its gauge says: 0 is a gauge that nobody has set.
+    #[must_use]
+    pub fn limit(&self, gauge: u64) -> u64 {
+        if gauge == 0 { self.initial } else { gauge.max(self.min).min(self.max) }
+    }
+
+    /// How often the limit is looked at: often enough for several steps within a deadline.
+    fn period(&self) -> Nanos {
+        Nanos(self.deadline.0 / 16).clamp(Nanos::from_millis(5), Nanos::from_millis(100))
+    }
+
+    /// How long half of the limit must be in flight.
+    fn patience(&self) -> Nanos {
+        Nanos(self.deadline.0 / 4).clamp(Nanos::from_millis(20), Nanos::from_secs(1))
+    }
+
+    /// The time in which what is admitted is to be answered: the rest is for what happens on the way.
+    const fn target(&self) -> u64 {
+        self.deadline.0 / 4 * 3
+    }
+
+    /// Answers that take as long are about to be late.
+    const fn late(&self) -> u64 {
+        self.deadline.0 / 20 * 17
+    }
+
+    /// Whether a call of this length says something though it failed.
+    #[must_use]
+    pub const fn is_late(&self, elapsed: Nanos) -> bool {
+        elapsed.0 >= self.target()
+    }
+}
+
+/// Calls: how many, how many were in flight when they came, and how long they took, in ns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Calls {
+    count: u64,
+    in_flight: u64,
+    time: u64,
+}
+
+impl Calls {
+    const fn add(&mut self, in_flight: u64, elapsed: Nanos) {
+        self.count = self.count.saturating_add(1);
+        self.in_flight = self.in_flight.saturating_add(in_flight);
+        self.time = self.time.saturating_add(elapsed.0);
+    }
+
+    /// So many are answered within this time.
+    fn within(&self, time: u64) -> u64 {
+        let product = u128::from(self.in_flight).saturating_mul(time.into());
+        // Faster than the clock shows: as if it had taken a nanosecond.
+        u64::try_from(product.checked_div(self.time.max(1).into()).unwrap_or(0)).unwrap_or(u64::MAX)
+    }
+
+    fn mean(&self) -> u64 {
+        self.time.checked_div(self.count).unwrap_or(0)
+    }
+
+    /// Older calls count less.
+    const fn aged(self) -> Self {
+        Self { count: self.count / 4 * 3, in_flight: self.in_flight / 4 * 3, time: self.time / 4 * 3 }
+    }
+}
+
+/// What a worker has seen of a limit lately.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// When the limit was looked at last.
+    since: Nanos,
+    /// When less than half of the limit was in flight.
+    calm_at: Nanos,
+    /// When the limit last fell while calm, or had no need to.
+    fell_at: Nanos,
+    /// When a request was refused last.
+    refused_at: Option<Nanos>,
+    /// Calls since then.
+    new: u64,
+    /// The least that was in flight since then.
+    least: u64,
+    /// A limit that was in force, and when: it at most doubles from there.
+    base: u64,
+    base_at: Nanos,
+    all: Calls,
+    /// Those that came when half of the limit was in flight.
+    pressed: Calls,
+}
+
+impl Seen {
+    /// A request came, and with it so many were in flight.
+    pub fn came(&mut self, settings: &Settings, now: Nanos, in_flight: u64, limit: u64, admitted: bool) {
+        self.keep_up(settings, now);
+        self.note(now, in_flight, limit);
+        if !admitted {
+            self.refused_at = Some(now);
+        }
+    }
+
+    /// A call ended that came when `admitted_at` were in flight; now so many are. It was answered, or is late.
+    pub fn ended(&mut self, settings: &Settings, now: Nanos, admitted_at: u64, elapsed: Nanos, in_flight: u64, limit: u64) {
+        self.keep_up(settings, now);
+        self.note(now, in_flight, limit);
+        self.new = self.new.saturating_add(1);
+        self.all.add(admitted_at, elapsed);
+        if admitted_at.saturating_mul(2) >= limit {
+            self.pressed.add(admitted_at, elapsed);
+        }
+    }
+
+    /// The new limit, if it is time for one and enough was seen.
+    pub fn turn(&mut self, settings: &Settings, now: Nanos, limit: u64) -> Option<u64> {
+        let age = now.since(self.since);
+        if age < settings.period() || self.new < SAMPLES {
+            return None;
+        }
+        let hopeless = self.least > self.all.within(settings.deadline.0).max(settings.initial);
+        let found = if hopeless || self.is_pressed(settings, now) {
+            let calls = if self.pressed.count >= SAMPLES { self.pressed } else { self.all };
+            let (found, mean) = (calls.within(settings.target()), calls.mean());
+            if found > limit {
+                let found = if mean > settings.target() / 2 { limit.saturating_add(found.saturating_sub(limit) / 2) } else { found };
+                found.min(self.doubled(settings, now, limit))
+            } else if mean > settings.late() {
+                found
+            } else if hopeless {
+                found.max(settings.initial)
+            } else if mean > settings.target() {
+                limit.saturating_sub(limit.saturating_sub(found) / 4)
+            } else {
+                limit
+            }
+        } else {
+            let done = self.all.within(settings.target()).saturating_mul(2);
+            let usual = done.max(settings.initial).min(self.doubled(settings, now, limit));
+            let step = fall(limit.saturating_sub(usual), now.since(self.fell_at));
+            if step > 0 || usual >= limit {
+                self.fell_at = now;
+            }
+            limit.saturating_sub(step).max(usual)
+        };
+        *self = Self {
+            since: now,
+            new: 0,
+            least: u64::MAX,
+            all: self.all.aged(),
+            pressed: self.pressed.aged(),
+            ..*self
+        };
+        let found = found.max(settings.min).min(settings.max);
+        (found != limit).then_some(found)
+    }
+
+    fn is_pressed(&self, settings: &Settings, now: Nanos) -> bool {
+        self.all.mean() > settings.late()
+            || self.refused_at.is_some_and(|at| now.since(at) < settings.deadline)
+            || now.since(self.calm_at) >= settings.patience()
+    }
+
+    /// The most that the limit may rise to: the first answers to many requests are the fast ones, and promise too much.
+    fn doubled(&mut self, settings: &Settings, now: Nanos, limit: u64) -> u64 {
+        if now.since(self.base_at) >= Nanos(settings.patience().0 / 2) || limit < self.base {
+            (self.base, self.base_at) = (limit, now);
+        }
+        self.base.saturating_mul(2).max(limit)
+    }
+
+    fn note(&mut self, now: Nanos, in_flight: u64, limit: u64) {
+        self.least = self.least.min(in_flight);
+        if in_flight.saturating_mul(2) < limit {
+            self.calm_at = now;
+        }
+    }
+
+    /// What was seen long ago, or at a time to come (the clock has stepped back), says nothing.
+    fn keep_up(&mut self, settings: &Settings, now: Nanos) {
+        let oldest = settings.deadline.times(8).plus(Nanos::from_secs(1));
+        if now < self.since || now < self.calm_at || now.since(self.since) > oldest {
+            *self = Self { since: now, calm_at: now, fell_at: now, base_at: now, least: u64::MAX, ..Self::default() };
+        }
+    }
+}
+
+/// How far a calm limit falls in this time, of the way to what is usual.
+fn fall(way: u64, time: Nanos) -> u64 {
+    let step = u128::from(way).saturating_mul(time.0.into()).checked_div(FALL.0.into()).unwrap_or(0);
+    u64::try_from(step).unwrap_or(u64::MAX).min(way)
+}
