@@ -89,6 +89,8 @@ pub struct Config {
     pub concurrency_limits: Vec<ConcurrencyLimit>,
     /// Fallbacks, in the document's order.
     pub fallbacks: Vec<Fallback>,
+    /// Kill switches, in the document's order.
+    pub switches: Vec<Switch>,
     /// Routes; the first that matches is taken.
     pub routes: Vec<Route>,
     /// The health endpoints.
@@ -487,6 +489,15 @@ pub enum TemplatePart {
     Route,
 }
 
+/// A kill switch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Switch {
+    /// Its name.
+    pub name: String,
+    /// Whether the routes that name it are served.
+    pub on: bool,
+}
+
 /// What is done with requests that match.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
@@ -508,6 +519,8 @@ pub struct Route {
     pub criticality: Criticality,
     /// Index into [`Config::fallbacks`].
     pub fallback: Option<usize>,
+    /// Index into [`Config::switches`].
+    pub switch: Option<usize>,
 }
 
 /// Which requests a route is for: all conditions must hold.
