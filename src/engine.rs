@@ -1,19 +1,22 @@
 //! Floor 4: the engine joins the policies.
 //!
 //! An [`Engine`] is a configuration made ready, one for each VM and configuration; [`exchange::Exchange`] takes one request through
-//! the chain, in this order: health → header hygiene → route → switch → rate limits → breaker → endpoint. The first refusal wins. A limit may
+//! the chain, in this order: health → header hygiene → route → switch → rate limits → concurrency → breaker → endpoint. The first refusal wins. A limit may
 //! have a request wait before it goes on: [`waiting`].
 //!
 //! | state | kept in | written by | after a reload | after a lost VM |
 //! |---|---|---|---|---|
 //! | buckets, breakers | shared data | compare-and-swap | kept by name | kept |
-//! | requests in flight | gauges | atomic add | kept | the VM's share stays behind |
+//! | requests in flight, of endpoints | gauges | atomic add | kept | the VM's share stays behind |
+//! | requests in flight, of concurrency limits | gauges | atomic add | kept | the VM's share is taken out after some 20 s |
+//! | concurrency limits that are found | gauges | each worker, by what it has seen | kept by name | kept |
 //! | views of endpoints | the VM | itself, from shared data | read anew | read anew |
 //!
 //! Views of endpoints' breakers make the request path independent of the number of endpoints: they are read again when the upstream's
 //! change counter (a metric, so atomic over all workers and cheap to read) has moved, and once per tick in case a VM died between
 //! changing a record and counting it.
 
+mod concurrency;
 pub mod endpoints;
 pub mod exchange;
 mod metrics;
@@ -23,14 +26,16 @@ use crate::base::hash::Seed;
 use crate::base::rng::Rng;
 use crate::base::text::number;
 use crate::base::time::Nanos;
-use crate::config::{self, BreakerScope, Config, Mode};
+use crate::config::{self, BreakerScope, Config, Criticality, Mode};
 use crate::host::{Host, MetricId};
 use crate::policy::circuit_breaker::CircuitBreaker;
 use crate::policy::circuit_breaker::state::{Phase, Settings, State, Transition};
+use crate::policy::concurrency::adaptive::USUAL_DEADLINE;
 use crate::policy::health::{self, Component, Status};
 use crate::policy::rate_limit::RateLimit;
 use crate::policy::{Reason, fallback};
 use crate::store::{self, Contended, Key, Kind, Step};
+use concurrency::Concurrency;
 use endpoints::Upstream;
 use metrics::Names;
 use std::cell::Cell;
@@ -50,10 +55,13 @@ pub struct Engine {
     /// Limits by use: an enforced and a shadow use of the same limit have buckets of their own.
     limits: Vec<Limit>,
     breakers: Vec<Breaker>,
+    concurrency: Vec<Concurrency>,
     upstreams: Vec<Upstream>,
     routes: Vec<Route>,
     /// Request headers that only we may set, lower case.
     reserved_headers: Vec<String>,
+    /// Tells this VM and configuration from all others.
+    vm: u64,
     /// Where the next tick goes on: upstreams first, then breakers.
     tick_at: Cell<usize>,
 }
@@ -90,6 +98,9 @@ struct Route {
     switched_off: Option<Use>,
     /// Enforced ones first: a shadow use may only draw for a request that passed.
     limits: Vec<Use>,
+    /// Its own concurrency limit, and its upstream's.
+    concurrency: [Option<Use>; 2],
+    criticality: Criticality,
     breaker: Option<Use>,
     upstream: Option<Use>,
     fallback: Option<FallbackUse>,
@@ -126,6 +137,8 @@ impl Engine {
             rng: Rng::new(host.entropy()),
             limits: Vec::new(),
             breakers: Vec::new(),
+            concurrency: Vec::new(),
+            vm: host.entropy(),
             upstreams: Vec::new(),
             routes: Vec::new(),
             reserved_headers: reserved_headers(config.trust_client_retry_headers),
@@ -160,6 +173,10 @@ impl Engine {
     /// next goes on.
     pub fn tick<H: Host>(&self, host: &H) {
         let now = host.monotonic();
+        // All of them in each tick: a VM that tells nothing is taken for lost.
+        for limit in &self.concurrency {
+            limit.look_after(host, now, self.vm);
+        }
         let things = self.things();
         let mut work = 0usize;
         for _ in 0..things {
@@ -274,6 +291,13 @@ impl Engine {
             });
         }
         limits.sort_by_key(|limit| limit.mode != Mode::Enforce);
+        let concurrency = [
+            self.concurrency(config, route, route.concurrency_limit, ["route", &route.name], route_mode, host),
+            route.upstream.and_then(|at| config.upstreams.get(at)).and_then(|upstream| {
+                let mode = mode_of(upstream.mode);
+                self.concurrency(config, route, upstream.concurrency_limit, ["upstream", &upstream.name], mode, host)
+            }),
+        ];
         let breaker = route.circuit_breaker.and_then(|at| config.circuit_breakers.get(at)).and_then(|breaker| {
             let mode = mode_of(breaker.mode);
             if mode == Mode::Off {
@@ -313,6 +337,7 @@ impl Engine {
         Route {
             off: route_mode == Mode::Off
                 && limits.is_empty()
+                && concurrency.iter().all(Option::is_none)
                 && breaker.is_none()
                 && upstream.is_none()
                 && fallback.is_none(),
@@ -320,12 +345,44 @@ impl Engine {
             needs_request_id,
             switched_off,
             limits,
+            concurrency,
+            criticality: route.criticality,
             breaker,
             upstream,
             fallback,
             duration: names.upstream_duration(&route.name),
             retries: names.retries(&route.name),
         }
+    }
+
+    /// The use of this concurrency limit on a route; routes of one upstream share one limit.
+    fn concurrency<H: Host>(
+        &mut self,
+        config: &Config,
+        route: &config::Route,
+        limit: Option<usize>,
+        subject: [&str; 2],
+        mode: Mode,
+        host: &H,
+    ) -> Option<Use> {
+        let limit = config.concurrency_limits.get(limit?)?;
+        let mode = limit.mode.unwrap_or(mode);
+        if mode == Mode::Off {
+            return None;
+        }
+        let deadline = deadline(route);
+        let new = Concurrency::new(limit, subject, deadline, host);
+        let at = match self.concurrency.iter().position(|known| known.is(&new)) {
+            Some(at) => at,
+            None => {
+                self.concurrency.push(new);
+                self.concurrency.len().saturating_sub(1)
+            }
+        };
+        if let Some(known) = self.concurrency.get_mut(at) {
+            known.share(deadline);
+        }
+        Some(Use { at, mode, refusals: Names(host).decisions(&route.name, &limit.name, Reason::Overload, mode) })
     }
 
     /// The breaker of this subject: routes of one upstream may share one.
@@ -346,6 +403,21 @@ impl Engine {
             }
         }
     }
+}
+
+impl Route {
+    /// Whether answers are judged.
+    fn judges(&self) -> bool {
+        self.breaker.is_some()
+            || self.upstream.is_some()
+            || self.fallback.is_some()
+            || self.concurrency.iter().any(Option::is_some)
+    }
+}
+
+/// In what time a route's requests are to be answered, at the most.
+const fn deadline(_route: &config::Route) -> Nanos {
+    USUAL_DEADLINE
 }
 
 impl Breaker {

@@ -5,10 +5,12 @@
 
 mod answer;
 mod breaker;
+mod concurrency;
 mod endpoint;
 mod judge;
 mod limits;
 
+use super::concurrency::Permit;
 use super::endpoints::Pick;
 use super::{Engine, Route};
 use crate::base::headers::{HeaderMap, parse_number};
@@ -60,6 +62,10 @@ pub struct Exchange {
     request_id: Vec<u8>,
     /// Quotas to tell the client of, with the index of the limit.
     quotas: Vec<(usize, KeyQuota)>,
+    /// In flight, at the route's limit and at its upstream's.
+    permits: [Option<Permit>; 2],
+    /// After what time the upstream began to answer, and did not fail.
+    answered: Option<Nanos>,
     /// Epoch of the route's breaker, while it waits for the outcome.
     breaker: Option<u32>,
     /// The endpoints picked, while in flight.
@@ -86,6 +92,8 @@ impl Exchange {
             replied: false,
             request_id: Vec::new(),
             quotas: Vec::new(),
+            permits: [None; 2],
+            answered: None,
             breaker: None,
             pick: None,
             recorded: false,
@@ -198,10 +206,9 @@ impl Exchange {
         host: &H,
         stream: &S,
     ) -> Action {
-        let refused = match self.breaker(engine, route, host) {
-            None => self.endpoint(engine, route, host, stream),
-            refused => refused,
-        };
+        let refused = self.concurrency(engine, route, host);
+        let refused = refused.or_else(|| self.breaker(engine, route, host));
+        let refused = refused.or_else(|| self.endpoint(engine, route, host, stream));
         if let Some(refusal) = refused {
             return self.refuse(engine, route, name, &refusal, host, stream);
         }
@@ -218,7 +225,7 @@ impl Exchange {
         // The proxy has answered a request that still waits: it goes nowhere any more.
         self.give_up(&engine, host);
         let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else { return Action::Continue };
-        if (route.breaker.is_some() || route.upstream.is_some() || route.fallback.is_some())
+        if route.judges()
             && let Some(reply) = self.judge(&engine, route, host, stream)
         {
             return self.reply(stream, &reply);
@@ -250,10 +257,11 @@ impl Exchange {
         self.give_up(engine, host);
         let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else { return };
         let (epoch, pick) = (self.breaker.take(), self.pick.take());
-        if epoch.is_none() && pick.is_none() {
+        if epoch.is_none() && pick.is_none() && self.permits.iter().all(Option::is_none) {
             return;
         }
         let now = host.monotonic();
+        self.leave_concurrency(engine, host, now);
         if let Some((breaker, epoch)) = route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(epoch) {
             self.end_breaker(engine, breaker, now, epoch, Call::IGNORED, host);
         }
