@@ -8,8 +8,9 @@ use std::path::Path;
 
 use haven::base::time::Nanos;
 use haven::config::{
-    Algorithm, BreakerScope, Cidr, ConcurrencyAlgorithm, Config, Cost, Criticality, Endpoint, FallbackStep, HostMatch, IpSource, KeyPart, MissingKey,
-    Mode, OnContention, PathMatch, Percent, Quota, QuotaHeaders, TemplatePart, parse, reference, schema,
+    Algorithm, BreakerScope, Cidr, ConcurrencyAlgorithm, Config, Cost, Criticality, Endpoint, FallbackStep, HostMatch,
+    IpSource, KeyPart, MissingKey, Mode, OnContention, PathMatch, Percent, Quota, QuotaHeaders, TemplatePart, parse,
+    reference, schema,
 };
 use proptest::prelude::*;
 

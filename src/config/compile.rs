@@ -10,9 +10,7 @@ use super::kind::Names;
 use super::raw;
 use super::scalar::{DAY, HOUR, Int, SEC, Span, show_span};
 use super::take::{Either, Take};
-use super::text::{
-    BREAKER, CONCURRENCY_LIMIT, FALLBACK, RATE_LIMIT, SECTIONS, SWITCH, UPSTREAM, exact_host, segments,
-};
+use super::text::{BREAKER, CONCURRENCY_LIMIT, FALLBACK, RATE_LIMIT, SECTIONS, SWITCH, UPSTREAM, exact_host, segments};
 use super::*;
 use crate::base::ip::Ip;
 

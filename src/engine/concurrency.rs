@@ -57,7 +57,12 @@ pub(super) struct Ending {
 
 impl Concurrency {
     /// The limit `config` of a subject: its kind and name.
-    pub(super) fn new<H: Host>(config: &config::ConcurrencyLimit, subject: [&str; 2], deadline: Nanos, host: &H) -> Self {
+    pub(super) fn new<H: Host>(
+        config: &config::ConcurrencyLimit,
+        subject: [&str; 2],
+        deadline: Nanos,
+        host: &H,
+    ) -> Self {
         let names = Names(host);
         let [kind, key] = subject;
         let bound = match config.algorithm {

@@ -4,9 +4,9 @@ use super::{Proxy, merge};
 use haven::base::time::Nanos;
 use haven::engine::exchange::Exchange;
 use haven::host::Clock;
+use haven::host::MetricKind;
 use haven::host::Metrics;
 use haven::host::sim::SimStream;
-use haven::host::MetricKind;
 use serde_json::{Value, json};
 
 const IN_FLIGHT: &str = "haven_concurrency_in_flight;policy=c;key=";
@@ -137,10 +137,7 @@ fn a_route_and_its_upstream_may_both_have_one() {
     assert_eq!(mine.len(), 2);
     assert_eq!(fill(&proxy, "/critical_plus").len(), 8, "the upstream's counts both");
     assert_eq!(proxy.machine.metric("haven_concurrency_in_flight;policy=r;key=critical"), 2);
-    assert_eq!(
-        proxy.machine.metric("haven_decisions_total;route=critical;policy=r;reason=overload;mode=enforce"),
-        1
-    );
+    assert_eq!(proxy.machine.metric("haven_decisions_total;route=critical;policy=r;reason=overload;mode=enforce"), 1);
 }
 
 #[test]
@@ -225,7 +222,12 @@ fn a_gauge_gone_wrong_does_not_refuse_for_ever() {
             proxy.machine.advance(Nanos::from_secs(1));
             proxy.engine.tick(&proxy.worker);
         }
-        assert_eq!((proxy.status("/critical", &[]), in_flight(&proxy)), (200, 0), "{wrong} at {:?}", proxy.worker.monotonic());
+        assert_eq!(
+            (proxy.status("/critical", &[]), in_flight(&proxy)),
+            (200, 0),
+            "{wrong} at {:?}",
+            proxy.worker.monotonic()
+        );
     }
 }
 
@@ -250,8 +252,8 @@ fn the_limit_is_found() {
     }
     let limit = proxy.machine.metric("haven_concurrency_limit;policy=c;key=u");
     assert!(limit <= 4, "{limit}");
-    // And well again: it grows at once.
-    for _ in 0..30 {
+    // And well again: it doubles twice a second.
+    for _ in 0..60 {
         let mut all = fill(&proxy, "/critical_plus");
         proxy.machine.advance(Nanos::from_millis(100));
         all.iter_mut().for_each(|exchange| exchange_answered(&proxy, exchange));

@@ -17,7 +17,8 @@ impl Exchange {
         host: &H,
     ) -> Option<Refusal<'e>> {
         for (place, used) in route.concurrency.iter().enumerate() {
-            let Some((used, limit)) = used.as_ref().and_then(|used| Some((used, engine.concurrency.get(used.at)?))) else {
+            let Some((used, limit)) = used.as_ref().and_then(|used| Some((used, engine.concurrency.get(used.at)?)))
+            else {
                 continue;
             };
             let enforce = used.mode == Mode::Enforce;

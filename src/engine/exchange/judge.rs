@@ -114,7 +114,11 @@ impl Exchange {
         host: &H,
     ) {
         let Settlement { class, status, tries, duration, retry_after } = settlement;
-        if class == Class::Answered && status < 500 && status != 429 && grpc_status.is_none_or(|s| !GRPC_FAILURES.contains(&s)) {
+        if class == Class::Answered
+            && status < 500
+            && status != 429
+            && grpc_status.is_none_or(|s| !GRPC_FAILURES.contains(&s))
+        {
             self.note_answer(duration);
         }
         let now = host.monotonic();

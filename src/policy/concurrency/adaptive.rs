@@ -130,7 +130,7 @@ pub struct Seen {
     /// When a request was refused last.
     refused_at: Option<Nanos>,
     /// Calls since then.
-    new: u64,
+    new: Calls,
     /// The least that was in flight since then.
     least: u64,
     /// A limit that was in force, and when: it at most doubles from there.
@@ -152,10 +152,18 @@ impl Seen {
     }
 
     /// A call ended that came when `admitted_at` were in flight; now so many are. It was answered, or is late.
-    pub fn ended(&mut self, settings: &Settings, now: Nanos, admitted_at: u64, elapsed: Nanos, in_flight: u64, limit: u64) {
+    pub fn ended(
+        &mut self,
+        settings: &Settings,
+        now: Nanos,
+        admitted_at: u64,
+        elapsed: Nanos,
+        in_flight: u64,
+        limit: u64,
+    ) {
         self.keep_up(settings, now);
         self.note(now, in_flight, limit);
-        self.new = self.new.saturating_add(1);
+        self.new.add(admitted_at, elapsed);
         self.all.add(admitted_at, elapsed);
         if admitted_at.saturating_mul(2) >= limit {
             self.pressed.add(admitted_at, elapsed);
@@ -165,15 +173,23 @@ impl Seen {
     /// The new limit, if it is time for one and enough was seen.
     pub fn turn(&mut self, settings: &Settings, now: Nanos, limit: u64) -> Option<u64> {
         let age = now.since(self.since);
-        if age < settings.period() || self.new < SAMPLES {
+        if age < settings.period() || self.new.count < SAMPLES {
             return None;
+        }
+        if self.new.mean() < self.all.mean() / 4 {
+            // It is well again: what was before would hold the limit down for long.
+            (self.all, self.pressed) = (self.new, self.new);
         }
         let hopeless = self.least > self.all.within(settings.deadline.0).max(settings.initial);
         let found = if hopeless || self.is_pressed(settings, now) {
             let calls = if self.pressed.count >= SAMPLES { self.pressed } else { self.all };
             let (found, mean) = (calls.within(settings.target()), calls.mean());
             if found > limit {
-                let found = if mean > settings.target() / 2 { limit.saturating_add(found.saturating_sub(limit) / 2) } else { found };
+                let found = if mean > settings.target() / 2 {
+                    limit.saturating_add(found.saturating_sub(limit) / 2)
+                } else {
+                    found
+                };
                 found.min(self.doubled(settings, now, limit))
             } else if mean > settings.late() {
                 found
@@ -195,7 +211,7 @@ impl Seen {
         };
         *self = Self {
             since: now,
-            new: 0,
+            new: Calls::default(),
             least: u64::MAX,
             all: self.all.aged(),
             pressed: self.pressed.aged(),
@@ -213,7 +229,7 @@ impl Seen {
 
     /// The most that the limit may rise to: the first answers to many requests are the fast ones, and promise too much.
     fn doubled(&mut self, settings: &Settings, now: Nanos, limit: u64) -> u64 {
-        if now.since(self.base_at) >= Nanos(settings.patience().0 / 2) || limit < self.base {
+        if self.base == 0 || limit < self.base || now.since(self.base_at) >= Nanos(settings.patience().0 / 2) {
             (self.base, self.base_at) = (limit, now);
         }
         self.base.saturating_mul(2).max(limit)
