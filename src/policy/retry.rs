@@ -56,7 +56,7 @@ pub struct Budget {
     floor: u64,
     /// This worker's own totals.
     own: Own,
-    /// Grants that are not settled.
+    /// Retries that are granted and not settled.
     open: u64,
     /// Newest first.
     readings: [Option<Reading>; READINGS],
@@ -65,6 +65,7 @@ pub struct Budget {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Own {
     requests: u64,
+    /// Retries of grants that are over, and those of them that happened.
     settled: u64,
     spent: u64,
 }
@@ -121,28 +122,24 @@ impl Budget {
         let in_window = |n: u64, per: u64| portion(n.saturating_mul(per), WINDOW.0, age.0);
         let budget = in_window(requests, self.share).max(self.floor);
         let spent = in_window(retries, WHOLE);
-        let left = budget.saturating_sub(spent) / WHOLE;
-        let grant = u64::from(wanted).min(left);
-        if grant == 0
-            || (self.open > 0
-                && self.weight(base).saturating_mul(self.open.saturating_add(1)) > {
-                    portion(budget.saturating_sub(spent), own_requests, requests)
-                })
-        {
-            return 0;
-        }
-        self.open = self.open.saturating_add(1);
-        u32::try_from(grant).unwrap_or(wanted)
+        let left = budget.saturating_sub(spent);
+        // Of what is left this worker may promise its share, by what promises are likely to cost.
+        let room = portion(left, own_requests, requests).checked_div(self.weight(base)).unwrap_or(0);
+        // Half of it may go for several tries of a request, so that there is one for as many requests as possible.
+        let wanted = if self.open > room / 2 { 1 } else { u64::from(wanted) };
+        let grant = wanted.min(left / WHOLE).min(room.saturating_sub(self.open).max(u64::from(self.open == 0)));
+        self.open = self.open.saturating_add(grant);
+        u32::try_from(grant).unwrap_or(u32::MAX)
     }
 
     /// A grant is over: so many retries came of it.
-    pub fn settle(&mut self, spent: u64) {
-        self.open = self.open.saturating_sub(1);
-        self.own.settled = self.own.settled.saturating_add(1);
+    pub fn settle(&mut self, granted: u32, spent: u64) {
+        self.open = self.open.saturating_sub(granted.into());
+        self.own.settled = self.own.settled.saturating_add(granted.into());
         self.own.spent = self.own.spent.saturating_add(spent);
     }
 
-    /// What an open grant is likely to cost, in ten thousandths of a retry.
+    /// What a retry that is granted is likely to cost, in ten thousandths.
     fn weight(&self, base: Reading) -> u64 {
         let settled = self.own.settled.saturating_sub(base.own.settled);
         let spent = self.own.spent.saturating_sub(base.own.spent);

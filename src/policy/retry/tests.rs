@@ -69,7 +69,7 @@ impl Proxy {
             }
             self.totals.retries += u64::from(spent);
             if granted > 0 {
-                self.budgets[worker].settle(spent.into());
+                self.budgets[worker].settle(granted, spent.into());
             }
         }
     }
@@ -128,7 +128,7 @@ fn the_floor_holds_where_requests_are_few_and_zero_is_none() {
         if granted > 0 {
             totals.retries += 1;
             retries += 1;
-            budget.settle(1);
+            budget.settle(granted, 1);
         }
     }
     assert!((24..=33).contains(&retries), "{retries} in 10 s");
@@ -160,7 +160,7 @@ fn a_host_without_metrics_still_has_a_bound() {
         now = now.plus(Nanos::from_millis(5));
         if budget.ask(now, Totals::default(), 1) > 0 {
             granted += 1;
-            budget.settle(1);
+            budget.settle(1, 1);
         }
     }
     assert!((150..=250).contains(&granted), "{granted}");
@@ -179,7 +179,7 @@ fn a_worker_that_was_idle_takes_no_average_of_its_sleep() {
         if budget.ask(now, totals, 1) > 0 {
             totals.retries += 1;
             granted += 1;
-            budget.settle(1);
+            budget.settle(1, 1);
         }
         totals.requests += 1;
     }
@@ -221,7 +221,7 @@ proptest! {
         for (now, requests, retries, wanted, settled) in steps {
             let granted = budget.ask(Nanos(now), Totals { requests, retries }, wanted);
             prop_assert!(granted <= wanted);
-            settled.iter().for_each(|spent| budget.settle(*spent));
+            settled.iter().for_each(|spent| budget.settle(wanted, *spent));
         }
     }
 }
