@@ -3,11 +3,13 @@
 
 pub mod circuit_breaker;
 pub mod concurrency;
+pub mod deadline;
 pub mod fallback;
 pub mod health;
 pub mod rate_limit;
 pub mod reply;
 pub mod request;
+pub mod retry;
 pub mod route;
 pub mod upstream;
 

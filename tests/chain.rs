@@ -20,6 +20,8 @@ use std::rc::Rc;
 mod algorithms;
 #[path = "chain/concurrency.rs"]
 mod concurrency;
+#[path = "chain/deadlines.rs"]
+mod deadlines;
 #[path = "chain/switches.rs"]
 mod switches;
 

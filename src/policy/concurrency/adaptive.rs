@@ -223,7 +223,7 @@ impl Seen {
 
     fn is_pressed(&self, settings: &Settings, now: Nanos) -> bool {
         self.all.mean() > settings.late()
-            || self.refused_at.is_some_and(|at| now.since(at) < settings.deadline)
+            || self.refused_at.is_some_and(|at| now.since(at) < settings.deadline.times(2))
             || now.since(self.calm_at) >= settings.patience()
     }
 
