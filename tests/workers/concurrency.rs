@@ -77,7 +77,7 @@ fn work(worker: &Worker, rng: &Rng, admitted: &Cell<u64>) {
 
 #[test]
 fn never_more_than_the_limit_and_none_left_behind() {
-    for_each_seed("never_more_than_the_limit_and_none_left_behind", 10_000, |seed| {
+    for_each_seed("never_more_than_the_limit_and_none_left_behind", 5_000, |seed| {
         let rng = Rc::new(Rng::new(seed));
         let machine = Machine::new(if seed % 2 == 0 { CasRules::Envoy } else { CasRules::Nginx }, seed);
         machine.cas_failures.set([0, 10][rng.below(2) as usize]);
@@ -99,7 +99,7 @@ fn never_more_than_the_limit_and_none_left_behind() {
 
 #[test]
 fn what_lost_workers_held_comes_back() {
-    for_each_seed("what_lost_workers_held_comes_back", 3_000, |seed| {
+    for_each_seed("what_lost_workers_held_comes_back", 1_000, |seed| {
         let rng = Rc::new(Rng::new(seed));
         let machine = Machine::new(if seed % 2 == 0 { CasRules::Envoy } else { CasRules::Nginx }, seed);
         let tasks = (0..2 + rng.below(7)).map(|_| {

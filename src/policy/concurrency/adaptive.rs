@@ -6,16 +6,29 @@
 //! The two belong to one request, so that a ramp does not deceive: what is in flight *now*, over the time of those that end now, would say far too much while
 //! a queue grows.
 //!
-//! **What is known when.** Below capacity N · target / time says only how much is being done, not how much could be. So there are two states:
+//! **What is known when.** Below capacity N · target / time says only how much is being done, not how much could be. So there are two
+//! states:
 //!
 //! | | calm | pressed |
 //! |---|---|---|
-//! | when | the requests in flight fall below half of the limit again and again | half of the limit is in flight for ¼ of the deadline, or one was refused, or answers take 85 % of the deadline |
-//! | limit | at least twice what is done; falls only slowly, and not below `initial_limit` | what is answered in 75 % of the deadline, by those that came to a full house |
-//! | it falls | by 1/60 of the way per second and worker | only if answers take 85 % of the deadline |
+//! | when | else | half of the limit is in flight for ¼ of the deadline; or a request was refused in the last two deadlines; or answers take 85 % of the deadline |
+//! | it rises to | twice what is done | what is answered within 75 % of the deadline |
+//! | it falls | slowly, 1/60 of the way per second and worker, and not below `initial_limit` | to what is answered within 75 % of the deadline, if answers take 85 % of it; between the two by quarters of the way |
+//!
+//! In both it falls at once, though not below `initial_limit`, if more is in flight already than is answered within the deadline: so a sudden load meets a limit
+//! before the first late answer. It at most doubles in an eighth of the deadline (at most 500 ms): of the answers to a burst the fast ones come first, and promise
+//! too much.
 //!
 //! A limit never falls because answers are slow, only because they come too late: an upstream that turns slower, and still answers in time what it is
-//! sent, is left alone. Nor does it fall for errors, which are a breaker's matter: only answers count, and calls that end, however, after the deadline's 75 %.
+//! sent, is left alone. Nor does it fall for errors, which are a breaker's matter: only answers count, and calls that end, however, after 75 % of the deadline.
+//!
+//! | | |
+//! |---|---|
+//! | first start | `initial_limit` until eight answers have come; then it doubles up to what is found |
+//! | idle | it stays; what was seen long ago is forgotten |
+//! | an upstream that hangs | falls to `min_limit`; the first good answers outweigh all that was before |
+//! | a clock that steps back | what was seen is forgotten, the limit stays |
+//! | few requests | it moves seldom: eight calls of a worker are the least that says something |
 //!
 //! **Read and taken.** From Breakwater (OSDI 2020) and DAGOR (SoCC 2018) that the admission follows the time spent queueing, and priorities
 //! against a threshold on it; from CoDel (2012) that a queue is bad if it stands, not if it is there; from BBR (2016) the pairing of a request with what
@@ -255,4 +268,118 @@ impl Seen {
 fn fall(way: u64, time: Nanos) -> u64 {
     let step = u128::from(way).saturating_mul(time.0.into()).checked_div(FALL.0.into()).unwrap_or(0);
     u64::try_from(step).unwrap_or(u64::MAX).min(way)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SETTINGS: Settings = Settings { min: 3, max: 1000, initial: 20, deadline: Nanos::from_millis(500) };
+
+    /// A worker, and the gauge.
+    struct World {
+        seen: Seen,
+        limit: u64,
+        now: Nanos,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self { seen: Seen::default(), limit: SETTINGS.initial, now: Nanos::from_secs(100) }
+        }
+
+        /// Over `millis`, a call ends each millisecond that came to `among` and took `time`.
+        fn calls(&mut self, millis: u64, among: u64, time: u64) {
+            for _ in 0..millis {
+                self.now = self.now.plus(Nanos::from_millis(1));
+                self.seen.came(&SETTINGS, self.now, among, self.limit, true);
+                self.seen.ended(&SETTINGS, self.now, among, Nanos::from_millis(time), among, self.limit);
+                if let Some(limit) = self.seen.turn(&SETTINGS, self.now, self.limit) {
+                    self.limit = limit;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn below_capacity_it_is_well_above_what_is_done() {
+        let mut world = World::new();
+        world.calls(1_000, 10, 40);
+        // 10 in 40 ms are 93 in 375 ms.
+        assert_eq!(world.limit, 186);
+        // Slower, and in time: as much is done, and the limit is still far above it.
+        world.calls(2_000, 50, 200);
+        assert!((186..=190).contains(&world.limit), "{}", world.limit);
+    }
+
+    #[test]
+    fn a_queue_is_cut_to_what_is_in_time() {
+        let mut world = World::new();
+        world.calls(1_000, 20, 40);
+        // 100 per second from now on: 37 in 375 ms.
+        world.calls(500, 60, 600);
+        assert_eq!(world.limit, 37);
+    }
+
+    #[test]
+    fn with_little_time_left_it_goes_to_what_is_in_time_in_steps() {
+        let mut world = World::new();
+        world.limit = 100;
+        // 90 in 380 ms are 88 in 375 ms: close, and not late.
+        world.calls(2_000, 90, 380);
+        assert!((88..=92).contains(&world.limit), "{}", world.limit);
+    }
+
+    #[test]
+    fn it_falls_slowly_when_there_is_less_to_do() {
+        let mut world = World::new();
+        world.limit = 1_000;
+        world.calls(2_000, 1, 40);
+        assert!(world.limit > 900, "a burst may come again: {}", world.limit);
+        world.calls(600_000, 1, 40);
+        assert!((20..30).contains(&world.limit), "{}", world.limit);
+    }
+
+    #[test]
+    fn what_hangs_brings_it_down_and_the_first_answers_up_again() {
+        let mut world = World::new();
+        for _ in 0..100 {
+            let among = world.limit;
+            world.calls(40, among, 500);
+        }
+        assert_eq!(world.limit, 3);
+        for _ in 0..50 {
+            let among = world.limit;
+            world.calls(20, among, 40);
+        }
+        assert!(world.limit > 300, "{}", world.limit);
+    }
+
+    #[test]
+    fn a_gauge_is_read_within_the_bounds() {
+        assert_eq!([0, 1, 3, 500, 1_001, u64::MAX].map(|gauge| SETTINGS.limit(gauge)), [20, 3, 3, 500, 1_000, 1_000]);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_it_sees_it_keeps_its_bounds(
+            events in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<u64>(), 0u64..2_000, any::<bool>()), 0..200),
+            deadline in 1u64..=u64::MAX,
+        ) {
+            let settings = Settings { deadline: Nanos(deadline), ..SETTINGS };
+            let (mut seen, mut limit) = (Seen::default(), 20);
+            for (now, among, elapsed, in_flight, admitted) in events {
+                let now = Nanos(now);
+                seen.came(&settings, now, in_flight, limit, admitted);
+                for _ in 0..8 {
+                    seen.ended(&settings, now, among, Nanos(elapsed), in_flight, limit);
+                }
+                if let Some(found) = seen.turn(&settings, now.plus(Nanos::from_secs(1)), limit) {
+                    prop_assert!((3..=1_000).contains(&found) && found != limit);
+                    limit = found;
+                }
+            }
+        }
+    }
 }
