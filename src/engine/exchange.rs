@@ -7,7 +7,7 @@ mod limits;
 
 use super::endpoints::{Pick, Tries};
 use super::metrics::mode_word;
-use super::{Breaker, Engine, Route, Use};
+use super::{Engine, Route, Use};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::ip::Ip;
 use crate::base::text::push_all;
@@ -291,23 +291,13 @@ impl Exchange {
     fn breaker<'e, H: Host>(&mut self, engine: &'e Engine, route: &Route, host: &H) -> Option<Refusal<'e>> {
         let used = route.breaker.as_ref()?;
         let breaker = engine.breakers.get(used.at)?;
-        let (admission, change) = match breaker.cell.acquire(host, &breaker.settings, self.start) {
-            Ok(answer) => answer,
-            Err(_) => {
-                host.add(breaker.contention, 1);
-                return None;
-            }
-        };
-        if let Some(change) = change {
-            breaker.announce(host, change);
-        }
-        match admission {
+        match breaker.acquire(host, self.start)? {
             Admission::Admitted { epoch } => {
                 self.breaker = Some(epoch);
                 None
             }
             Admission::Refused { wait } => {
-                let name = &breaker.settings.config().name;
+                let name = &breaker.config().name;
                 self.decide(host, used, Reason::CircuitOpen, name);
                 (used.mode == Mode::Enforce).then_some(Refusal {
                     reason: Reason::CircuitOpen,
@@ -429,8 +419,8 @@ impl Exchange {
         if let Some((breaker, epoch)) =
             route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(self.breaker.take())
         {
-            let call = call(&breaker.settings.config().failure_on);
-            self.end_breaker(engine, breaker, now, epoch, call, host);
+            let call = call(&breaker.config().failure_on);
+            breaker.end(host, now, epoch, call, &engine.rng);
         }
         self.recorded = true;
         let Some((used, upstream)) = route.upstream.and_then(|used| Some((used, engine.upstreams.get(used.at)?)))
@@ -449,14 +439,6 @@ impl Exchange {
         }
     }
 
-    fn end_breaker<H: Host>(&self, engine: &Engine, breaker: &Breaker, now: Nanos, epoch: u32, call: Call, host: &H) {
-        match breaker.cell.end(host, &breaker.settings, now, epoch, call, &engine.rng) {
-            Ok(Some(change)) => breaker.announce(host, change),
-            Ok(None) => {}
-            Err(_) => host.add(breaker.contention, 1),
-        }
-    }
-
     /// Gives back all that is still held, without a verdict.
     fn release<H: Host>(&mut self, engine: &Engine, host: &H) {
         self.give_up(engine, host);
@@ -467,7 +449,7 @@ impl Exchange {
         }
         let now = host.monotonic();
         if let Some((breaker, epoch)) = route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(epoch) {
-            self.end_breaker(engine, breaker, now, epoch, Call::IGNORED, host);
+            breaker.end(host, now, epoch, Call::IGNORED, &engine.rng);
         }
         if let Some((upstream, pick)) = route.upstream.and_then(|used| engine.upstreams.get(used.at)).zip(pick) {
             upstream.leave(host, &pick);
