@@ -236,12 +236,17 @@ impl CircuitBreaker {
                 return Ok(None);
             }
         }
-        host.add(self.meters.tally, weight(failed, settings.is_slow(call)));
+        let slow = settings.is_slow(call);
+        host.add(self.meters.tally, weight(failed, slow));
         let row = self.row(host, settings, failed);
         let tally = host.value(self.meters.tally);
-        let Some(recent) = view.base.and_then(|base| between(base, tally)) else {
-            self.roll(host, settings, now, view)?;
-            return Ok(None);
+        let recent = match view.base.and_then(|base| between(base, tally)) {
+            Some(recent) => recent,
+            None => {
+                view = self.roll(host, settings, now, view)?;
+                // All that is known, and the row is known as ever.
+                Counts { calls: 1, failures: failed.into(), slow: slow.into() }
+            }
         };
         if let Some(cause) = settings.trips(view.sum.plus(recent), row) {
             let asked = call.retry_after.filter(|_| failed);

@@ -1,0 +1,110 @@
+//! Answering in the upstream's place.
+
+use super::{Action, Exchange};
+use crate::base::text::push_all;
+use crate::base::time::Nanos;
+use crate::config::{Mode, QuotaHeaders};
+use crate::engine::metrics::mode_word;
+use crate::engine::{Engine, Route, Use};
+use crate::host::{Host, MetricId, Reply, Stream};
+use crate::policy::rate_limit::KeyQuota;
+use crate::policy::rate_limit::quota_headers;
+use crate::policy::reply::{Cause, Subject};
+use crate::policy::{Reason, fallback, reply};
+
+/// A refusal on its way to become a reply.
+pub(super) struct Refusal<'a> {
+    pub(super) reason: Reason,
+    pub(super) policy: &'a str,
+    pub(super) retry_after: Option<Nanos>,
+}
+
+impl Exchange {
+    /// Answers in the upstream's place.
+    pub(super) fn refuse<H: Host, S: Stream>(
+        &mut self,
+        engine: &Engine,
+        route: &Route,
+        name: &str,
+        refusal: &Refusal<'_>,
+        host: &H,
+        stream: &S,
+    ) -> Action {
+        self.release(engine, host);
+        let cause = Cause {
+            reason: refusal.reason,
+            policy: refusal.policy,
+            retry_after: refusal.retry_after,
+            received_status: None,
+        };
+        let mut reply = match self.fallback(engine, route, cause, None, host) {
+            Some(reply) => reply,
+            None => reply::refusal(&self.subject(name), cause),
+        };
+        self.add_quotas(engine, &mut reply);
+        self.store_decisions(stream);
+        self.reply(stream, &reply)
+    }
+
+    /// The fallback's answer for this cause, if it has one. `counter` counts it as a decision of the fallback's own.
+    pub(super) fn fallback<H: Host>(
+        &mut self,
+        engine: &Engine,
+        route: &Route,
+        cause: Cause<'_>,
+        counter: Option<MetricId>,
+        host: &H,
+    ) -> Option<Reply> {
+        let used = route.fallback?;
+        let fallback = engine.config.fallbacks.get(used.at).filter(|f| fallback::answers(f, cause.reason))?;
+        if let Some(counter) = counter {
+            self.decide(host, &Use { at: used.at, mode: used.mode, refusals: counter }, cause.reason, &fallback.name);
+        }
+        if used.mode == Mode::Shadow {
+            return None;
+        }
+        let name = self.route.and_then(|at| engine.config.routes.get(at)).map_or("", |r| r.name.as_str());
+        let reply = fallback::reply(fallback, &self.subject(name), cause)?;
+        host.add(used.answers, 1);
+        Some(reply)
+    }
+
+    pub(super) fn subject<'a>(&'a self, route: &'a str) -> Subject<'a> {
+        Subject { route, request_id: &self.request_id, grpc: self.grpc }
+    }
+
+    /// Counts a decision, and notes it for the access log: `<reason> <policy> <mode>`.
+    pub(super) fn decide<H: Host>(&mut self, host: &H, used: &Use, reason: Reason, policy: &str) {
+        host.add(used.refusals, 1);
+        if !self.decisions.is_empty() {
+            self.decisions.push(',');
+        }
+        push_all(&mut self.decisions, &[reason.word(), " ", policy, " ", mode_word(used.mode)]);
+    }
+
+    pub(super) fn store_decisions<S: Stream>(&self, stream: &S) {
+        if !self.decisions.is_empty() {
+            stream.set_state("haven.decision", self.decisions.as_bytes());
+        }
+    }
+
+    pub(super) fn add_quotas(&self, engine: &Engine, reply: &mut Reply) {
+        reply.headers.extend(quota_headers::all(self.quotas_by_limit(engine)));
+    }
+
+    pub(super) fn quotas_by_limit<'e>(
+        &self,
+        engine: &'e Engine,
+    ) -> impl Iterator<Item = (&'e str, QuotaHeaders, KeyQuota)> {
+        self.quotas.iter().filter_map(|(at, quota)| {
+            let config = &engine.limits.get(*at)?.policy.config;
+            Some((config.name.as_str(), config.headers, *quota))
+        })
+    }
+
+    pub(super) fn reply<S: Stream>(&mut self, stream: &S, reply: &Reply) -> Action {
+        self.replied = true;
+        stream.reply(reply);
+        Action::Stop
+    }
+}

@@ -1,0 +1,30 @@
+//! The part of the chain that asks the route's breaker.
+
+use super::{Exchange, Refusal};
+use crate::config::Mode;
+use crate::engine::{Engine, Route};
+use crate::host::Host;
+use crate::policy::Reason;
+use crate::policy::circuit_breaker::state::Admission;
+
+impl Exchange {
+    pub(super) fn breaker<'e, H: Host>(&mut self, engine: &'e Engine, route: &Route, host: &H) -> Option<Refusal<'e>> {
+        let used = route.breaker.as_ref()?;
+        let breaker = engine.breakers.get(used.at)?;
+        match breaker.acquire(host, self.start)? {
+            Admission::Admitted { epoch } => {
+                self.breaker = Some(epoch);
+                None
+            }
+            Admission::Refused { wait } => {
+                let name = &breaker.config().name;
+                self.decide(host, used, Reason::CircuitOpen, name);
+                (used.mode == Mode::Enforce).then_some(Refusal {
+                    reason: Reason::CircuitOpen,
+                    policy: name,
+                    retry_after: Some(wait),
+                })
+            }
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! The part of the chain that picks the endpoints.
+
+use super::{Exchange, Refusal};
+use crate::config::Mode;
+use crate::engine::{Engine, Route};
+use crate::host::{Host, Message, Stream};
+use crate::policy::Reason;
+
+impl Exchange {
+    pub(super) fn endpoint<'e, H: Host, S: Stream>(
+        &mut self,
+        engine: &'e Engine,
+        route: &Route,
+        host: &H,
+        stream: &S,
+    ) -> Option<Refusal<'e>> {
+        let used = route.upstream.as_ref()?;
+        let (upstream, config) = engine.upstreams.get(used.at).zip(engine.config.upstreams.get(used.at))?;
+        if config.endpoints.is_empty() {
+            return None;
+        }
+        if used.mode == Mode::Shadow {
+            // Only a look: no permit is taken, nothing is counted in flight, no header is written.
+            let census = upstream.census(host, self.start);
+            if census.available.saturating_add(census.trial) == 0 {
+                self.decide(host, used, Reason::NoEndpoint, &config.name);
+            }
+            return None;
+        }
+        match upstream.pick(host, self.start, &engine.rng) {
+            Some(pick) => {
+                stream.set_header(Message::Request, &config.override_header, &upstream.addresses(&pick));
+                self.pick = Some(pick);
+                None
+            }
+            None => {
+                self.decide(host, used, Reason::NoEndpoint, &config.name);
+                Some(Refusal { reason: Reason::NoEndpoint, policy: &config.name, retry_after: None })
+            }
+        }
+    }
+}

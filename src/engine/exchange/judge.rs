@@ -1,0 +1,195 @@
+//! What an answer says of the upstream, and who is told.
+
+use super::Exchange;
+use crate::base::headers::{HeaderMap, parse_number};
+use crate::base::time::Nanos;
+use crate::config::FailureOn;
+use crate::engine::endpoints::Tries;
+use crate::engine::{Engine, Route};
+use crate::host::{Host, Message, Property, Reply, Stream};
+use crate::policy::circuit_breaker::state::Call;
+use crate::policy::reply::Cause;
+use crate::policy::{Outcome, Reason};
+
+/// How the upstream answered, or why it did not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    /// By itself.
+    Answered,
+    /// Not in time.
+    Timeout,
+    /// Reset, refused, cut, or nobody there.
+    Reset,
+    /// The proxy answered, and no upstream was to blame.
+    Local,
+}
+
+/// What is known of an answer when its headers are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Settlement {
+    class: Class,
+    status: u16,
+    /// Who was asked; `None`: none of ours.
+    tries: Option<Tries>,
+    duration: Nanos,
+    retry_after: Option<Nanos>,
+}
+
+impl Exchange {
+    /// Judges the upstream by the response's headers; the reply that takes the place of a failure, if the route has one.
+    pub(super) fn judge<H: Host, S: Stream>(
+        &mut self,
+        engine: &Engine,
+        route: &Route,
+        host: &H,
+        stream: &S,
+    ) -> Option<Reply> {
+        let headers = stream.headers(Message::Response);
+        let status = headers.get(":status").and_then(parse_number).and_then(|s| u16::try_from(s).ok()).unwrap_or(0);
+        let grpc_status = if self.grpc { headers.get("grpc-status").and_then(parse_number) } else { None };
+        // Who answered matters only where endpoints are ours. That somebody did, Envoy's own header tells for nothing.
+        let known = route.upstream.is_none() && headers.get("x-envoy-upstream-service-time").is_some();
+        let address = if known { None } else { stream.property(Property::UpstreamAddress) };
+        // On gRPC the proxy's own errors have status 200 too.
+        let suspect = status >= 500 || grpc_status.is_some_and(|s| s != 0);
+        let class = classify(suspect, known || address.is_some(), stream);
+        if class == Class::Local {
+            return None;
+        }
+        let duration = host.monotonic().since(self.start);
+        host.record(route.duration, duration.as_millis());
+        let tries = self.tries(engine, route, address.as_deref(), host, stream);
+        let settlement = Settlement { class, status, tries, duration, retry_after: retry_after(&headers) };
+        if self.grpc && class == Class::Answered && status == 200 && grpc_status.is_none() {
+            self.unsettled = Some(settlement);
+        } else {
+            self.settle(engine, route, settlement, grpc_status, host);
+        }
+        let reason = match class {
+            Class::Answered if status < 500 => return None,
+            Class::Answered | Class::Reset => Reason::UpstreamError,
+            Class::Timeout => Reason::Timeout,
+            Class::Local => return None,
+        };
+        let used = route.fallback?;
+        let policy = engine.config.fallbacks.get(used.at).map_or("", |f| f.name.as_str());
+        let received_status = (class == Class::Answered).then_some(status);
+        let cause = Cause { reason, policy, retry_after: None, received_status };
+        let counter = if reason == Reason::Timeout { used.timeouts } else { used.errors };
+        let reply = self.fallback(engine, route, cause, Some(counter), host);
+        self.store_decisions(stream);
+        let mut reply = reply?;
+        self.add_quotas(engine, &mut reply);
+        Some(reply)
+    }
+
+    /// Who was asked; counts the tries beyond the first.
+    pub(super) fn tries<H: Host, S: Stream>(
+        &self,
+        engine: &Engine,
+        route: &Route,
+        address: Option<&[u8]>,
+        host: &H,
+        stream: &S,
+    ) -> Option<Tries> {
+        let upstream = route.upstream.and_then(|used| engine.upstreams.get(used.at))?;
+        let attempts = || Some(u64::from_le_bytes(stream.property(Property::AttemptCount)?.try_into().ok()?));
+        let tries = upstream.tries(&self.pick.unwrap_or_default(), address, attempts)?;
+        if tries.before > 0 {
+            host.add(route.retries, i64::try_from(tries.before).unwrap_or(0));
+        }
+        Some(tries)
+    }
+
+    /// Tells breaker and endpoints how the call went.
+    pub(super) fn settle<H: Host>(
+        &mut self,
+        engine: &Engine,
+        route: &Route,
+        settlement: Settlement,
+        grpc_status: Option<u64>,
+        host: &H,
+    ) {
+        let Settlement { class, status, tries, duration, retry_after } = settlement;
+        let now = host.monotonic();
+        let call = |failure_on: &FailureOn| {
+            let outcome =
+                if fails(failure_on, class, status, grpc_status) { Outcome::Failure } else { Outcome::Success };
+            Call { outcome, duration, retry_after }
+        };
+        if let Some((breaker, epoch)) =
+            route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(self.breaker.take())
+        {
+            let call = call(&breaker.config().failure_on);
+            breaker.end(host, now, epoch, call, &engine.rng);
+        }
+        self.recorded = true;
+        let Some((used, upstream)) = route.upstream.and_then(|used| Some((used, engine.upstreams.get(used.at)?)))
+        else {
+            return;
+        };
+        let breaker = engine
+            .config
+            .upstreams
+            .get(used.at)
+            .and_then(|u| u.circuit_breaker)
+            .and_then(|at| engine.config.circuit_breakers.get(at));
+        if let Some(breaker) = breaker {
+            let call = call(&breaker.failure_on);
+            upstream.record(host, now, &self.pick.unwrap_or_default(), tries, call, &engine.rng);
+        }
+    }
+}
+
+/// Tells an upstream's answer from what the proxy made up. Of an answer that is not suspect nothing is asked beyond whether an upstream
+/// was reached: a reply without one (a redirect, a direct response) is the proxy's own.
+fn classify<S: Stream>(suspect: bool, reached: bool, stream: &S) -> Class {
+    if !suspect {
+        return if reached { Class::Answered } else { Class::Local };
+    }
+    let Some(details) = stream.property(Property::ResponseCodeDetails) else {
+        // A host that does not say (nginx): an upstream that was reached is taken at its word.
+        return if reached { Class::Answered } else { Class::Reset };
+    };
+    let starts = |prefix: &str| details.starts_with(prefix.as_bytes());
+    let holds = |part: &str| details.windows(part.len()).any(|window| window == part.as_bytes());
+    if starts("via_upstream") {
+        Class::Answered
+    } else if holds("overflow") {
+        // Envoy's own connection or request limits: no upstream was asked.
+        Class::Local
+    } else if starts("response_timeout")
+        || starts("upstream_per_try")
+        || starts("upstream_response_timeout")
+        || starts("request_overall_timeout")
+    {
+        Class::Timeout
+    } else if starts("upstream_reset")
+        || starts("no_healthy_upstream")
+        || starts("cluster_not_found")
+        || starts("upstream_")
+    {
+        Class::Reset
+    } else {
+        Class::Local
+    }
+}
+
+fn fails(on: &FailureOn, class: Class, status: u16, grpc_status: Option<u64>) -> bool {
+    match class {
+        Class::Timeout => on.timeout,
+        Class::Reset => on.reset,
+        Class::Local => false,
+        Class::Answered => {
+            on.status.iter().any(|(from, to)| (*from..=*to).contains(&status))
+                || grpc_status.is_some_and(|status| on.grpc_status.iter().any(|s| u64::from(*s) == status))
+        }
+    }
+}
+
+/// The wait that an upstream asks for: `grpc-retry-pushback-ms`, or `Retry-After` in seconds (a date is left alone: it would need a
+/// clock that agrees with the upstream's).
+fn retry_after(headers: &HeaderMap) -> Option<Nanos> {
+    let number = |name: &str| headers.get(name).map(<[u8]>::trim_ascii).and_then(parse_number);
+    number("grpc-retry-pushback-ms").map(Nanos::from_millis).or_else(|| number("retry-after").map(Nanos::from_secs))
+}
