@@ -259,7 +259,8 @@ impl Exchange {
             || route.fallback.is_some()
             || route.seen.is_some()
             || route.concurrency.iter().any(Option::is_some)
-            || self.granted > 0;
+            || self.granted > 0
+            || (self.grpc && self.deadline.is_set());
         if wanted && let Some(reply) = self.judge(&engine, route, host, stream) {
             return self.reply(stream, &reply);
         }
@@ -298,7 +299,7 @@ impl Exchange {
         let now = host.monotonic();
         self.leave_concurrency(engine, host, now);
         if let Some((breaker, epoch)) = route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(epoch) {
-            self.end_breaker(engine, breaker, now, epoch, Call::IGNORED, host);
+            breaker.end(host, now, epoch, Call::IGNORED, &engine.rng);
         }
         if let Some((upstream, pick)) = route.upstream.and_then(|used| engine.upstreams.get(used.at)).zip(pick) {
             upstream.leave(host, &pick);

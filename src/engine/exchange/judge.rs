@@ -3,7 +3,7 @@
 use super::Exchange;
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
-use crate::config::FailureOn;
+use crate::config::{FailureOn, Mode};
 use crate::engine::endpoints::Tries;
 use crate::engine::{Engine, Route};
 use crate::host::{Host, Message, Property, Reply, Stream};
@@ -83,6 +83,10 @@ impl Exchange {
             Class::Timeout => Reason::Timeout,
             Class::Local => return None,
         };
+        if self.grpc && class == Class::Timeout && route.deadline.is_some_and(|used| used.mode == Mode::Enforce) {
+            // Envoy says UNAVAILABLE to all of its 504s, which tells a client to try again.
+            stream.set_header(Message::Response, "grpc-status", b"4");
+        }
         let used = route.fallback?;
         let policy = engine.config.fallbacks.get(used.at).map_or("", |f| f.name.as_str());
         let received_status = (class == Class::Answered).then_some(status);
@@ -148,8 +152,8 @@ impl Exchange {
         if let Some((breaker, epoch)) =
             route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(self.breaker.take())
         {
-            let call = call(&breaker.settings.config().failure_on);
-            self.end_breaker(engine, breaker, now, epoch, call, host);
+            let call = call(&breaker.config().failure_on);
+            breaker.end(host, now, epoch, call, &engine.rng);
         }
         self.recorded = true;
         let Some((used, upstream)) = route.upstream.and_then(|used| Some((used, engine.upstreams.get(used.at)?)))
