@@ -669,7 +669,26 @@ fn fallbacks_are_checked() {
                 r#"{"on": ["timeout", "timeout"], "steps": [{"respond": {}}]}"#,
                 "fallbacks.f.on[1]: \"timeout\" is not allowed, want each item only once",
             ),
-            (r#"{"steps": [{"cluster": "other"}]}"#, "fallbacks.f.steps[0].cluster: \"other\" is not supported yet"),
+            (
+                r#"{"steps": [{"cluster": "a"}, {"stale": {}}, {"cluster": "b"}]}"#,
+                "fallbacks.f.steps[2].cluster: \"b\" is not allowed, want one cluster step only: a request is sent on once",
+            ),
+            (
+                r#"{"steps": [{"stale": {}}, {"stale": {"max_age": "1h"}}]}"#,
+                "fallbacks.f.steps[1].stale.max_age: \"1h\" is not allowed, want one stale step only",
+            ),
+            (
+                r#"{"steps": [{"stale": {"max_age": "500ms"}}]}"#,
+                "fallbacks.f.steps[0].stale.max_age: \"500ms\" is not allowed, want a duration from 1s to 7d, as a string like \"1.5s\"",
+            ),
+            (
+                r#"{"steps": [{"stale": {"max_bytes": "79KiB"}}]}"#,
+                "fallbacks.f.steps[0].stale.max_bytes: \"79KiB\" is not allowed, want at least 80KiB: max_body and 16KiB",
+            ),
+            (
+                r#"{"steps": [{"stale": {"max_entries": 0}}]}"#,
+                "fallbacks.f.steps[0].stale.max_entries: 0 is not allowed, want an integer from 1 to 65536",
+            ),
             (
                 r#"{"steps": [{"respond": {"status": 201}}, {"respond": {}}]}"#,
                 "fallbacks.f.steps[0].respond.status: 201 is not allowed, want a respond step only at the end: it always answers",
@@ -965,7 +984,8 @@ fn the_schema_says_what_parse_says() {
         r#"{"circuit_breakers": {"b": {"preset": "resilience4j"}}}"#,
         r#"{"circuit_breakers": {"b": {"failure_rate_threshold": 0}}}"#,
         r#"{"fallbacks": {"f": {"steps": []}}}"#,
-        r#"{"fallbacks": {"f": {"steps": [{"cluster": "c"}]}}}"#,
+        r#"{"fallbacks": {"f": {"steps": [{"cluster": 1}]}}}"#,
+        r#"{"fallbacks": {"f": {"steps": [{"stale": {"max_body": "2MiB"}}]}}}"#,
         r#"{"routes": [{}]}"#,
         r#"{"health": {"livez": 1}}"#,
         r#"{"routes": [{"name": "r", "timeout": {"per_try": "1s"}}]}"#,
@@ -978,6 +998,7 @@ fn the_schema_says_what_parse_says() {
         r#"{"rate_limits": {"a": {"limit": 1e3, "cost": 0}}}"#,
         r#"{"circuit_breakers": {"b": {"window": {"type": "time"}}}}"#,
         r#"{"routes": [{"name": "r", "timeout": {}, "criticality": "critical"}]}"#,
+        r#"{"fallbacks": {"f": {"steps": [{"stale": {"max_bytes": "1MiB"}}, {"cluster": "c"}, {"respond": {}}]}}}"#,
     ] {
         assert!(fits(good) && parse(good.as_bytes()).is_ok(), "{good}");
     }
