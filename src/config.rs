@@ -87,6 +87,8 @@ pub struct Config {
     pub circuit_breakers: Vec<CircuitBreaker>,
     /// Fallbacks, in the document's order.
     pub fallbacks: Vec<Fallback>,
+    /// Kill switches, in the document's order.
+    pub switches: Vec<Switch>,
     /// Routes; the first that matches is taken.
     pub routes: Vec<Route>,
     /// The health endpoints.
@@ -463,6 +465,15 @@ pub enum TemplatePart {
     Route,
 }
 
+/// A kill switch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Switch {
+    /// Its name.
+    pub name: String,
+    /// Whether the routes that name it are served.
+    pub on: bool,
+}
+
 /// What is done with requests that match.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
@@ -480,6 +491,8 @@ pub struct Route {
     pub circuit_breaker: Option<usize>,
     /// Index into [`Config::fallbacks`].
     pub fallback: Option<usize>,
+    /// Index into [`Config::switches`].
+    pub switch: Option<usize>,
 }
 
 /// Which requests a route is for: all conditions must hold.

@@ -1,7 +1,7 @@
 //! Floor 4: the engine joins the policies.
 //!
 //! An [`Engine`] is a configuration made ready, one for each VM and configuration; [`exchange::Exchange`] takes one request through
-//! the chain, in this order: health → header hygiene → route → rate limits → breaker → endpoint. The first refusal wins. A limit may
+//! the chain, in this order: health → header hygiene → route → switch → rate limits → breaker → endpoint. The first refusal wins. A limit may
 //! have a request wait before it goes on: [`waiting`].
 //!
 //! | state | kept in | written by | after a reload | after a lost VM |
@@ -86,6 +86,8 @@ struct Route {
     off: bool,
     needs_client: bool,
     needs_request_id: bool,
+    /// Its switch, while that is off.
+    switched_off: Option<Use>,
     /// Enforced ones first: a shadow use may only draw for a request that passed.
     limits: Vec<Use>,
     breaker: Option<Use>,
@@ -144,6 +146,9 @@ impl Engine {
             engine.routes.push(compiled);
         }
         engine.config = config;
+        for switch in &engine.config.switches {
+            host.record(Names(host).switch_on(&switch.name), switch.on.into());
+        }
         let now = host.monotonic();
         for at in 0..engine.things() {
             engine.look_after(at, host, now);
@@ -229,6 +234,14 @@ impl Engine {
         let names = Names(host);
         let route_mode = route.mode.unwrap_or(config.mode);
         let mode_of = |own: Option<Mode>| own.unwrap_or(route_mode);
+        let switched_off = route.switch.and_then(|at| {
+            let switch = config.switches.get(at).filter(|switch| !switch.on)?;
+            (route_mode != Mode::Off).then(|| Use {
+                at,
+                mode: route_mode,
+                refusals: names.decisions(&route.name, &switch.name, Reason::SwitchedOff, route_mode),
+            })
+        });
         let mut limits = Vec::new();
         for at in &route.rate_limits {
             let Some(limit) = config.rate_limits.get(*at) else { continue };
@@ -305,6 +318,7 @@ impl Engine {
                 && fallback.is_none(),
             needs_client,
             needs_request_id,
+            switched_off,
             limits,
             breaker,
             upstream,

@@ -19,6 +19,12 @@ pub enum Reason {
     CircuitOpen,
     /// No endpoint may be used.
     NoEndpoint,
+    /// A concurrency limit is reached.
+    Overload,
+    /// The time that the request may take is over, or too short for an answer.
+    Deadline,
+    /// The route's switch is off.
+    SwitchedOff,
     /// The upstream answered with a failure, or not at all.
     UpstreamError,
     /// The upstream did not answer in time.
@@ -33,6 +39,9 @@ impl Reason {
             Self::RateLimited => "rate_limited",
             Self::CircuitOpen => "circuit_open",
             Self::NoEndpoint => "no_endpoint",
+            Self::Overload => "overload",
+            Self::Deadline => "deadline",
+            Self::SwitchedOff => "switched_off",
             Self::UpstreamError => "upstream_error",
             Self::Timeout => "timeout",
         }
@@ -43,8 +52,8 @@ impl Reason {
     pub const fn status(self) -> u16 {
         match self {
             Self::RateLimited => 429,
-            Self::CircuitOpen | Self::NoEndpoint | Self::UpstreamError => 503,
-            Self::Timeout => 504,
+            Self::CircuitOpen | Self::NoEndpoint | Self::Overload | Self::SwitchedOff | Self::UpstreamError => 503,
+            Self::Deadline | Self::Timeout => 504,
         }
     }
 
@@ -53,8 +62,8 @@ impl Reason {
     pub const fn grpc_status(self) -> u8 {
         match self {
             Self::RateLimited => 8,
-            Self::CircuitOpen | Self::NoEndpoint | Self::UpstreamError => 14,
-            Self::Timeout => 4,
+            Self::CircuitOpen | Self::NoEndpoint | Self::Overload | Self::SwitchedOff | Self::UpstreamError => 14,
+            Self::Deadline | Self::Timeout => 4,
         }
     }
 
@@ -63,9 +72,10 @@ impl Reason {
     pub const fn proxy_error(self) -> &'static str {
         match self {
             Self::RateLimited => "http_request_denied",
-            Self::CircuitOpen | Self::NoEndpoint => "destination_unavailable",
+            Self::CircuitOpen | Self::NoEndpoint | Self::SwitchedOff => "destination_unavailable",
+            Self::Overload => "connection_limit_reached",
             Self::UpstreamError => "http_response_incomplete",
-            Self::Timeout => "http_response_timeout",
+            Self::Deadline | Self::Timeout => "http_response_timeout",
         }
     }
 }

@@ -812,12 +812,29 @@ fn routes_are_checked() {
 }
 
 #[test]
+fn switches_are_on_or_off() {
+    refused(
+        r#"{"switches": {"s": true, "t": "of"}, "routes": [{"name": "r", "switch": "u"}]}"#,
+        &[
+            "switches.s: true is not allowed, want one of \"on\", \"off\"",
+            "switches.t: \"of\" is not allowed, want one of \"on\", \"off\"",
+            "routes[0].switch: \"u\" is not allowed, want one of the switches: \"s\", \"t\"",
+        ],
+    );
+    let config = good(r#"{"switches": {"s": "off", "t": "on"}, "routes": [{"name": "r", "switch": "s"}]}"#);
+    assert_eq!(
+        config.switches.iter().map(|s| (s.name.as_str(), s.on)).collect::<Vec<_>>(),
+        [("s", false), ("t", true)]
+    );
+    assert_eq!(config.routes[0].switch, Some(0));
+}
+
+#[test]
 fn what_is_not_built_is_refused_unless_it_is_the_default() {
     refuses(
         "{@}",
         &[
             (r#""admin": {}"#, "admin: {} is not supported yet"),
-            (r#""switches": {"s": {}}"#, "switches: {\"s\":{}} is not supported yet"),
             (
                 r#""concurrency_limits": {"c": {"algorithm": "fixed", "limit": 5}}"#,
                 "concurrency_limits: {\"c\":{\"algorithm\":\"fixed\",\"limit\":5}} is not supported yet",
@@ -880,7 +897,6 @@ fn what_is_not_built_is_validated_all_the_same() {
              \"http3-post-connect-failure\", \"cancelled\", \"deadline-exceeded\", \"internal\", \"resource-exhausted\", \"unavailable\"",
             "routes[0].retry: {\"attempts\":11,\"on\":[\"5xx\",\"bad\"]} is not supported yet",
             "routes[0].switch: \"s\" is not allowed, want one of the switches: there are none",
-            "routes[0].switch: \"s\" is not supported yet",
             "routes[0].depends_on[0]: \"db\" is not allowed, want one of the components: there are none",
             "routes[0].depends_on: [\"db\"] is not supported yet",
         ],

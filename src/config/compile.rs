@@ -10,7 +10,7 @@ use super::kind::Names;
 use super::raw;
 use super::scalar::{DAY, HOUR, Int, SEC, Span, show_size, show_span};
 use super::take::{Either, Take};
-use super::text::{BREAKER, FALLBACK, RATE_LIMIT, SECTIONS, UPSTREAM, exact_host, segments};
+use super::text::{BREAKER, FALLBACK, RATE_LIMIT, SECTIONS, SWITCH, UPSTREAM, exact_host, segments};
 use super::*;
 use crate::base::ip::Ip;
 
@@ -45,6 +45,7 @@ pub(super) fn compile(raw: raw::Document, names: &Names, errors: &mut Errors) ->
             circuit_breaker(at, name, it, errors)
         }),
         fallbacks: named(raw.fallbacks, &root.key("fallbacks"), |at, name, it| fallback(at, name, it, errors)),
+        switches: named(raw.switches, &root.key("switches"), |_, name, it| Switch { name, on: it == raw::Switch::On }),
         routes: routes(raw.routes, &references, errors),
         health: health(raw.health, errors),
         client_ip,
@@ -469,6 +470,7 @@ fn route(at: &Path<'_>, raw: raw::Route, references: &References<'_>, errors: &m
     let rate_limits = raw.rate_limits.iter().filter_map(|name| references.find(RATE_LIMIT, Some(name))).collect();
     let circuit_breaker = references.find(BREAKER, raw.circuit_breaker.as_ref());
     let fallback = references.find(FALLBACK, raw.fallback.as_ref());
+    let switch = references.find(SWITCH, raw.switch.as_ref());
     if let (Some(i), Some(breaker), None) = (circuit_breaker, &raw.circuit_breaker, &raw.upstream)
         && references.upstream_scoped.get(i) == Some(&true)
     {
@@ -489,6 +491,7 @@ fn route(at: &Path<'_>, raw: raw::Route, references: &References<'_>, errors: &m
         rate_limits,
         circuit_breaker,
         fallback,
+        switch,
     }
 }
 

@@ -43,8 +43,8 @@ section! {
         @soon concurrency_limits: Named<ConcurrencyLimit> = Usual("{}");
         /// What is answered instead of a refusal or a failure.
         fallbacks: Named<Fallback> = Usual("{}");
-        /// Kill switches that routes name.
-        @soon switches: Named<Switch> = Usual("{}");
+        /// Kill switches that routes name: `on`, or `off`, which answers those routes at once with `switched_off`.
+        switches: Named<Switch> = Usual("{}");
         /// What is done with which requests; the first route that matches is taken. A request that matches none only gets header hygiene.
         routes: List<Route, 0, MAX_NAMED> = Usual("[]");
         /// Paths of the health endpoints.
@@ -545,13 +545,15 @@ pub(super) enum ConcurrencyAlgorithm {
 
 choice! { ConcurrencyAlgorithm { "adaptive" => Self::Adaptive, "fixed" => Self::Fixed, } }
 
-section! {
-    /// A kill switch.
-    Switch {
-        /// Whether the routes that name it are served at the start.
-        on: bool = Usual("true");
-    }
+/// A kill switch: whether the routes that name it are served.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) enum Switch {
+    #[default]
+    On,
+    Off,
 }
+
+choice! { Switch { "on" => Self::On, "off" => Self::Off, } }
 
 section! {
     /// What is answered instead of a refusal or a failure.
@@ -665,8 +667,8 @@ section! {
         @soon retry: Option<Retry> = Else("none");
         /// What is shed first under load: the least critical.
         criticality: Criticality = Usual("\"critical\"");
-        /// A kill switch.
-        @soon switch: Option<Reference<SWITCH>> = Else("none");
+        /// A kill switch; while it is off, the route's requests are answered at once.
+        switch: Option<Reference<SWITCH>> = Else("none");
         /// A share of the requests for another upstream.
         @soon canary: Option<Canary> = Else("none");
         /// Components of health documents without which the route is refused.

@@ -14,14 +14,14 @@ use super::{Engine, Route};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::ip::Ip;
 use crate::base::time::Nanos;
-use crate::config::{self, IpSource};
+use crate::config::{self, IpSource, Mode};
 use crate::host::{Host, Message, Property, Stream};
 use crate::policy::circuit_breaker::state::Call;
 use crate::policy::health::{self, Probe};
 use crate::policy::rate_limit::KeyQuota;
 use crate::policy::rate_limit::quota_headers;
 use crate::policy::request::Request;
-use crate::policy::route;
+use crate::policy::{Reason, route};
 use answer::Refusal;
 use judge::Settlement;
 use limits::Pause;
@@ -131,6 +131,9 @@ impl Exchange {
         if route.needs_client {
             request.client = client(&engine, &headers, stream);
         }
+        if let Some(refusal) = self.switch(&engine, route, host) {
+            return self.refuse(&engine, route, &config.name, &refusal, host, stream);
+        }
         if let Some(refusal) = self.rate_limits(&engine, route, &request, host) {
             return self.refuse(&engine, route, &config.name, &refusal, host, stream);
         }
@@ -176,6 +179,14 @@ impl Exchange {
 
     fn route_of<'e>(&self, engine: &'e Engine) -> Option<(&'e Route, &'e config::Route)> {
         self.route.and_then(|at| engine.routes.get(at).zip(engine.config.routes.get(at)))
+    }
+
+    /// Refuses if the route's switch is off.
+    fn switch<'e, H: Host>(&mut self, engine: &'e Engine, route: &Route, host: &H) -> Option<Refusal<'e>> {
+        let used = route.switched_off.as_ref()?;
+        let policy = engine.config.switches.get(used.at).map_or("", |switch| switch.name.as_str());
+        self.decide(host, used, Reason::SwitchedOff, policy);
+        (used.mode == Mode::Enforce).then_some(Refusal { reason: Reason::SwitchedOff, policy, retry_after: None })
     }
 
     /// The part of the chain that follows the limits.

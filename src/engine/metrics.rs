@@ -60,6 +60,10 @@ impl<H: Metrics> Names<'_, H> {
         self.define(MetricKind::Counter, "haven_fallbacks_total", &[("route", route), ("step", step)])
     }
 
+    pub(super) fn switch_on(&self, switch: &str) -> MetricId {
+        self.define(MetricKind::Gauge, "haven_switch_on", &[("switch", switch)])
+    }
+
     pub(super) fn upstream_duration(&self, route: &str) -> MetricId {
         self.define(MetricKind::Histogram, "haven_upstream_duration_ms", &[("route", route)])
     }

@@ -17,6 +17,9 @@ pub const fn answers(fallback: &Fallback, reason: Reason) -> bool {
         Reason::RateLimited => on.rate_limited,
         Reason::CircuitOpen => on.circuit_open,
         Reason::NoEndpoint => on.no_endpoint,
+        Reason::Overload => on.overload,
+        Reason::Deadline => on.deadline,
+        Reason::SwitchedOff => on.switched_off,
         Reason::UpstreamError => on.upstream_error,
         Reason::Timeout => on.timeout,
     }

@@ -95,12 +95,12 @@ const fn problem_type(reason: Reason) -> (&'static str, &'static str) {
             "https://iana.org/assignments/http-problem-types#quota-exceeded",
             "Request cannot be satisfied as assigned quota has been exceeded",
         ),
-        Reason::CircuitOpen => (
+        Reason::CircuitOpen | Reason::Overload => (
             "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity",
             "Request cannot be satisfied due to temporary server capacity constraints",
         ),
-        Reason::NoEndpoint | Reason::UpstreamError => ("about:blank", "Service Unavailable"),
-        Reason::Timeout => ("about:blank", "Gateway Timeout"),
+        Reason::NoEndpoint | Reason::SwitchedOff | Reason::UpstreamError => ("about:blank", "Service Unavailable"),
+        Reason::Deadline | Reason::Timeout => ("about:blank", "Gateway Timeout"),
     }
 }
 
@@ -109,6 +109,9 @@ const fn detail(reason: Reason) -> &'static str {
         Reason::RateLimited => "The rate limit is exhausted; try again after the time that Retry-After says.",
         Reason::CircuitOpen => "The upstream fails at present and is given time to recover.",
         Reason::NoEndpoint => "No endpoint of the upstream is available.",
+        Reason::Overload => "The service has as many requests as it can answer in time.",
+        Reason::Deadline => "Too little is left of the time that the request may take.",
+        Reason::SwitchedOff => "This part of the service is switched off.",
         Reason::UpstreamError => "The upstream failed.",
         Reason::Timeout => "The upstream did not answer in time.",
     }
@@ -144,9 +147,16 @@ mod tests {
 
     #[test]
     fn every_reason_makes_a_whole_document() {
-        for reason in
-            [Reason::RateLimited, Reason::CircuitOpen, Reason::NoEndpoint, Reason::UpstreamError, Reason::Timeout]
-        {
+        for reason in [
+            Reason::RateLimited,
+            Reason::CircuitOpen,
+            Reason::NoEndpoint,
+            Reason::Overload,
+            Reason::Deadline,
+            Reason::SwitchedOff,
+            Reason::UpstreamError,
+            Reason::Timeout,
+        ] {
             let reply = refusal(&Subject { route: "r", request_id: b"", grpc: false }, Cause { reason, ..CAUSE });
             let body: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
             for field in ["type", "title", "status", "detail", "reason", "policy"] {
