@@ -95,7 +95,15 @@ impl Drop for Http {
         if self.waited.is_some() {
             waiting::forget(self.id);
         }
-        self.with(|exchange| exchange.on_end(&Proxy));
+        self.with(|exchange| {
+            if exchange.is_unsettled() {
+                let d = crate::host::Stream::property(&Proxy, crate::host::Property::ResponseCodeDetails);
+                let f = crate::host::Stream::property(&Proxy, crate::host::Property::ResponseFlags);
+                Proxy.log(log::Level::Warn, &format!("CUT details={:?} flags={:?}", d.map(|d| String::from_utf8_lossy(&d).into_owned()), f.and_then(|f| f.try_into().ok()).map(u64::from_le_bytes)));
+                exchange.on_cut(&Proxy, &Proxy);
+            }
+            exchange.on_end(&Proxy);
+        });
     }
 }
 
@@ -116,8 +124,13 @@ impl HttpContext for Http {
         self.while_waiting()
     }
 
-    fn on_http_response_headers(&mut self, _: usize, _: bool) -> types::Action {
-        answer(self.with(|exchange| exchange.on_response(&Proxy, &Proxy)))
+    fn on_http_response_headers(&mut self, _: usize, end: bool) -> types::Action {
+        answer(self.with(|exchange| exchange.on_response_headers(&Proxy, &Proxy, end)))
+    }
+
+    fn on_http_response_body(&mut self, size: usize, end: bool) -> types::Action {
+        self.with(|exchange| exchange.on_response_body(&Proxy, &Proxy, size, end));
+        types::Action::Continue
     }
 
     fn on_http_response_trailers(&mut self, _: usize) -> types::Action {

@@ -307,3 +307,6 @@ fn has_values(mut varied: &[u8], request: &HeaderMap) -> bool {
     }
     true
 }
+
+#[cfg(test)]
+mod tests;

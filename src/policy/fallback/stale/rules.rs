@@ -67,7 +67,7 @@ pub fn terms(request: &HeaderMap, response: &HeaderMap, by_cookie: bool) -> Opti
     if for_one && !by_cookie && !vary.iter().any(|name| name == "cookie") {
         return None;
     }
-    let age = response.get("age").map(<[u8]>::trim_ascii).and_then(parse_number).map_or(0, seconds);
+    let age = response.get("age").map(<[u8]>::trim_ascii).map_or(0, seconds);
     let fresh = directives.s_maxage.or(directives.max_age).unwrap_or(0);
     let limit = match directives.stale_if_error {
         _ if directives.must_revalidate => fresh,
@@ -193,7 +193,7 @@ impl Directives {
         let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
         // What is no number is stale at once (RFC 9111, 4.2.1); of several the least holds.
         let least = |known: Option<u32>| {
-            let new = parse_number(value).map_or(0, seconds);
+            let new = seconds(value);
             Some(known.map_or(new, |known| known.min(new)))
         };
         if is("no-store") {
@@ -231,7 +231,13 @@ fn next(list: &[u8]) -> Option<(&[u8], &[u8])> {
     (!quoted).then_some((list, &[]))
 }
 
-fn seconds(number: u64) -> u32 {
-    // Beyond 68 years it is no bound any more.
-    u32::try_from(number).ok().filter(|n| *n <= i32::MAX.unsigned_abs()).unwrap_or(i32::MAX.unsigned_abs())
+/// What is no number is none; beyond 68 years it is no bound any more (RFC 9111, 1.2.2).
+fn seconds(text: &[u8]) -> u32 {
+    let most = i32::MAX.unsigned_abs();
+    let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    match parse_number(text) {
+        Some(number) => u32::try_from(number).unwrap_or(most).min(most),
+        None if digits => most,
+        None => 0,
+    }
 }

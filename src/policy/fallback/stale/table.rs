@@ -24,6 +24,8 @@ pub const WAYS: u32 = 64;
 const SLOTS: std::ops::Range<u8> = 0..64;
 /// The most responses to one request that differ by what they vary by.
 const VARIANTS: usize = 8;
+/// The least slots of a set, if there is more than one set: of fewer the least recently used is soon wanted again.
+const LEAST_WAYS: u32 = 16;
 /// A set has room for so many of the largest responses, if there is more than one set.
 const LARGEST: usize = 4;
 
@@ -75,7 +77,7 @@ impl Table {
     #[must_use]
     pub fn new(name: &str, entries: u32, bytes: usize, largest: usize) -> Self {
         let fitting = bytes.checked_div(largest.saturating_mul(LARGEST)).unwrap_or(0);
-        let sets = u32::try_from(fitting).unwrap_or(u32::MAX).clamp(1, entries.max(1));
+        let sets = u32::try_from(fitting).unwrap_or(u32::MAX).clamp(1, (entries / LEAST_WAYS).max(1));
         let ways = entries.checked_div(sets).unwrap_or(0).clamp(1, WAYS);
         let share = usize::try_from(sets).ok().and_then(|sets| bytes.checked_div(sets)).unwrap_or(0);
         Self { owner: of_names(&["stale", name]), sets, ways: usize::try_from(ways).unwrap_or(1), share }
