@@ -36,6 +36,13 @@ impl Proxy {
         Self { machine, worker, engine }
     }
 
+    /// Another worker of it.
+    fn beside(&self, config: &Config) -> Self {
+        let (machine, worker) = (Rc::clone(&self.machine), Worker(Rc::clone(&self.machine)));
+        let engine = Rc::new(Engine::new(config.clone(), &worker).expect("what was accepted once is accepted again"));
+        Self { machine, worker, engine }
+    }
+
     /// Sends a request as far as the router.
     fn begin(&self, stream: &SimStream) -> Exchange {
         let mut exchange = Exchange::new(Rc::clone(&self.engine));
@@ -396,22 +403,33 @@ pub fn check_cost(data: &[u8]) {
     }
 }
 
-/// Shared records may hold anything: another version, half a write, noise. Nothing panics, no bucket admits more than its burst at once,
-/// no breaker more than its trial calls; and after one request and the time that a full bucket, or an open breaker, takes at most, all
-/// is as ever.
+/// Shared records may hold anything: another version, half a write, noise. Nothing panics, no limit admits more than its burst at once
+/// (and what workers had leased before), no breaker more than its trial calls, the moments that a leaky bucket gives out are spaced, a
+/// promised wait holds; and after one request and the time that a full bucket, or an open breaker, takes at most, all is as ever.
 ///
-/// The first byte chooses limit and breaker, the second the clock and the host; the third is the place of the remaining bytes in the
-/// record that was there, or 255: they replace it.
+/// The first byte chooses limits and breaker, the second the clock and the host; the third is the place of the remaining bytes in the
+/// record that was there, or 255: they replace it, or 254: they are numbers to be added to those of its first slot.
 pub fn check_records(data: &[u8]) {
     let [which, how, place, bytes @ ..] = data else { return };
     check_bucket_record(*which, *how, *place, bytes);
+    check_queue_record(*which, *how, *place, bytes);
+    check_leased_record(*which, *how, *place, bytes);
     check_breaker_record(*which, *how, *place, bytes);
 }
 
 /// A proxy whose records of this kind were overwritten after `first` was asked for, and whose clock may have moved since.
 fn corrupted(config: &Config, how: u8, place: u8, bytes: &[u8], kind: u8, first: impl Fn(&Proxy)) -> Proxy {
-    let proxy = Proxy::new(config, if how & 1 == 0 { CasRules::Envoy } else { CasRules::Nginx });
+    let proxy = Proxy::new(config, rules_of(how));
     first(&proxy);
+    corrupt(&proxy, how, place, bytes, kind);
+    proxy
+}
+
+fn rules_of(how: u8) -> CasRules {
+    if how & 1 == 0 { CasRules::Envoy } else { CasRules::Nginx }
+}
+
+fn corrupt(proxy: &Proxy, how: u8, place: u8, bytes: &[u8], kind: u8) {
     let keys = std::cell::RefCell::new(Vec::new());
     let is_kind = |key: &[u8]| key.get(2) == Some(&kind);
     proxy.machine.corrupt(
@@ -427,6 +445,14 @@ fn corrupted(config: &Config, how: u8, place: u8, bytes: &[u8], kind: u8, first:
         let mut record = proxy.worker.shared(&key).map_or_else(Vec::new, |(bytes, _)| bytes);
         match place {
             255 => record = bytes.to_vec(),
+            254 => {
+                // Behind the header and the slot's tag. What is near to the truth is found more easily so.
+                let (numbers, _) = record.get_mut(16..).unwrap_or(&mut []).as_chunks_mut::<8>();
+                for (number, change) in numbers.iter_mut().zip(bytes.as_chunks::<8>().0) {
+                    let sum = u64::from_le_bytes(*number).wrapping_add(u64::from_le_bytes(*change));
+                    *number = sum.to_le_bytes();
+                }
+            }
             _ => {
                 let end = usize::from(place) + bytes.len();
                 record.resize(record.len().max(end), 0);
@@ -443,7 +469,6 @@ fn corrupted(config: &Config, how: u8, place: u8, bytes: &[u8], kind: u8, first:
     }
     // Workers look at endpoints' records once a second.
     proxy.engine.tick(&proxy.worker);
-    proxy
 }
 
 /// Whether these bytes in this place give the record a version that there is not: they count up from 1, and will not get that far.
@@ -454,11 +479,28 @@ fn is_of_no_version(place: u8, bytes: &[u8]) -> bool {
     }
 }
 
+/// What a client is told to wait, in whole seconds.
+fn promised(stream: &SimStream) -> Option<Nanos> {
+    stream.response_header("retry-after")?.parse().ok().map(Nanos::from_secs)
+}
+
+/// Debts of up to a minute beyond the bucket are not taken for errors.
+const MINUTE: Nanos = Nanos::from_secs(60);
+
+/// Limits as a configuration each, in one route.
+fn limited<const N: usize>(limits: [&str; N]) -> Vec<Config> {
+    let config = |limit| {
+        parsed(&format!(r#"{{"rate_limits": {{"l": {limit}}}, "routes": [{{"name": "r", "rate_limits": ["l"]}}]}}"#))
+    };
+    limits.map(config).into()
+}
+
 fn check_bucket_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
-    /// Burst, time to fill, and the limit.
-    const LIMITS: [(usize, Nanos, &str); 8] = [
+    const DAY: u64 = 86_400;
+    /// Burst, time to owe nothing at worst, and the limit.
+    const LIMITS: [(usize, Nanos, &str); 12] = [
         (5, Nanos(1_666_666_667), r#"{"limit": 3, "burst": 5}"#),
-        (1, Nanos::from_secs(366 * 86_400), r#"{"limit": 1, "period": "366d"}"#),
+        (1, Nanos::from_secs(366 * DAY), r#"{"limit": 1, "period": "366d"}"#),
         (
             4,
             Nanos::from_secs(40),
@@ -473,35 +515,200 @@ fn check_bucket_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
             Nanos::from_secs(5),
             r#"{"algorithm": "sliding_window", "limit": 5, "period": "1ms", "max_keys": 9, "key": ["host"]}"#,
         ),
+        (
+            4,
+            Nanos::from_millis(1),
+            r#"{"algorithm": "fixed_window", "limit": 4, "period": "1ms", "key": [{"header": "x-key"}], "max_keys": 20}"#,
+        ),
+        // A window may be said to begin a period from now.
+        (7, Nanos::from_secs(2 * 366 * DAY), r#"{"algorithm": "fixed_window", "limit": 7, "period": "366d"}"#),
+        (2, Nanos::from_secs(3 * 366 * DAY), r#"{"algorithm": "sliding_window", "limit": 2, "period": "366d"}"#),
+        (9, Nanos(5_400_000_000), r#"{"limit": 5, "burst": 9, "warm_up": "1h"}"#),
     ];
-    static CONFIGS: LazyLock<Vec<Config>> = LazyLock::new(|| {
-        let config = |(_, _, limit)| {
-            parsed(&format!(
-                r#"{{"rate_limits": {{"l": {limit}}}, "routes": [{{"name": "r", "rate_limits": ["l"]}}]}}"#
-            ))
-        };
-        LIMITS.map(config).into()
-    });
-    let at = usize::from((which & 3) | (which >> 2 & 4));
+    static CONFIGS: LazyLock<Vec<Config>> = LazyLock::new(|| limited(LIMITS.map(|(_, _, limit)| limit)));
+    let at = usize::from((which & 3) | (which >> 2 & 12)) % LIMITS.len();
     let (burst, fill, _) = LIMITS[at];
-    let ask = |proxy: &Proxy| proxy.status(&[("x-key", b"k")]);
-    let first = |proxy: &Proxy| assert_eq!(ask(proxy), 200);
+    let ask = |proxy: &Proxy| proxy.ask(&[("x-key", b"k")], 200);
+    let first = |proxy: &Proxy| assert_eq!(ask(proxy).1, 200);
     let proxy = corrupted(&CONFIGS[at], how, place, bytes, b'r', first);
-    let admitted = || (0..burst + 2).filter(|_| ask(&proxy) == 200).count();
+    let admitted = || (0..burst + 2).filter(|_| ask(&proxy).1 == 200).count();
     // Cold, it gives a third.
     let least = if LIMITS[at].2.contains("warm_up") { burst / 3 } else { burst };
     let full = least..=burst;
+    // A token's time is rounded up, by less than a nanosecond.
+    let fill = fill.plus(Nanos(burst as u64));
     let at_once = admitted();
     assert!(at_once <= burst, "never more than the burst");
     if is_of_no_version(place, bytes) {
         assert!(full.contains(&at_once), "what cannot be read is an unused bucket");
     }
-    // A token's time is rounded up, by less than a nanosecond; debts of up to a minute beyond the bucket are not taken for errors.
-    let fill = fill.plus(Nanos(burst as u64));
-    proxy.machine.advance(fill.plus(Nanos::from_secs(60)));
+    let (refused, status) = ask(&proxy);
+    assert_eq!(status, 429, "no time has passed");
+    let wait = promised(&refused).expect("a wait is promised");
+    assert!(wait.0 <= fill.plus(MINUTE).0 + 1_000_000_000, "{wait:?} is no wait");
+    proxy.machine.advance(wait);
+    assert_eq!(ask(&proxy.beside(&CONFIGS[at])).1, 200, "the promise holds at another worker too");
+    proxy.machine.advance(fill.plus(MINUTE));
     assert!(full.contains(&admitted()), "a bucket that has had the time is full");
     proxy.machine.advance(fill);
     assert!(full.contains(&admitted()), "and is again");
+}
+
+fn check_queue_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
+    /// How many may come at once, the pace, the furthest moment, and the limit.
+    const LIMITS: [(usize, Nanos, Nanos, &str); 4] = [
+        (
+            4,
+            Nanos::from_millis(500),
+            Nanos::from_millis(1_500),
+            r#"{"algorithm": "leaky_bucket", "limit": 2, "burst": 3, "max_wait": "1m"}"#,
+        ),
+        (
+            1,
+            Nanos::from_secs(10),
+            Nanos::ZERO,
+            r#"{"algorithm": "leaky_bucket", "limit": 1, "period": "10s", "burst": 4, "max_wait": "0s", "key": [{"header": "x-key"}], "max_keys": 40}"#,
+        ),
+        (
+            4,
+            Nanos(333_333),
+            Nanos(1_000_001),
+            r#"{"algorithm": "leaky_bucket", "limit": 3, "period": "1ms", "burst": 8, "max_wait": "1ms", "key": ["client_ip"], "max_keys": 2}"#,
+        ),
+        (
+            2,
+            Nanos::from_secs(3_600),
+            Nanos::from_secs(3_600),
+            r#"{"algorithm": "leaky_bucket", "limit": 1, "period": "1h", "burst": 2, "max_wait": "1h"}"#,
+        ),
+    ];
+    static CONFIGS: LazyLock<Vec<Config>> = LazyLock::new(|| limited(LIMITS.map(|(_, _, _, limit)| limit)));
+    let at = usize::from(which >> 4 & 3);
+    let (at_once, pace, furthest, _) = LIMITS[at];
+    let config = &CONFIGS[at];
+    let ask = |proxy: &Proxy| Queued::new(proxy);
+    let first = |proxy: &Proxy| ask(proxy).go(proxy);
+    let proxy = corrupted(config, how, place, bytes, b'r', first);
+    let now = || proxy.machine.now();
+    // As many as are let in, and the first that is not.
+    let all = || {
+        let mut queue: Vec<Queued> = (0..at_once + 2).map(|_| ask(&proxy)).collect();
+        let refused = queue.pop().expect("more were asked for than may come");
+        assert!(refused.until.is_none(), "the queue is full");
+        queue.retain(|queued| queued.until.is_some());
+        let moments: Vec<_> = queue.iter().filter_map(|queued| queued.until).collect();
+        assert!(moments.windows(2).all(|pair| pair[1].since(pair[0]) >= pace), "{moments:?}: closer than {pace:?}");
+        assert!(moments.iter().all(|until| until.since(now()) <= furthest), "{moments:?} from {:?}", now());
+        assert!(queue.len() <= at_once, "never more than may wait");
+        (queue, refused)
+    };
+    let (queue, refused) = all();
+    if is_of_no_version(place, bytes) {
+        assert_eq!(queue.len(), at_once, "what cannot be read is an empty queue");
+    }
+    let wait = promised(&refused.stream).expect("a wait is promised");
+    // A reading of the clock, and what a request of the greatest cost keeps the others waiting.
+    let drained = furthest.plus(pace.times(at_once as u64 * 3)).plus(Nanos::from_secs(1));
+    assert!(wait <= drained.plus(MINUTE), "{wait:?} is no wait");
+    proxy.machine.advance(wait);
+    let other = proxy.beside(config);
+    let kept = ask(&other);
+    assert!(kept.until.is_some(), "the promise holds at another worker too");
+    queue.into_iter().for_each(|queued| queued.go(&proxy));
+    kept.go(&other);
+    for _ in 0..2 {
+        proxy.machine.advance(drained.plus(MINUTE));
+        let (queue, _) = all();
+        assert_eq!(queue.len(), at_once, "a queue that has had the time is empty");
+        queue.into_iter().for_each(|queued| queued.go(&proxy));
+    }
+}
+
+/// A request to a leaky bucket.
+struct Queued {
+    stream: SimStream,
+    exchange: Exchange,
+    /// When it may go; `None`: it was refused.
+    until: Option<Nanos>,
+}
+
+impl Queued {
+    fn new(proxy: &Proxy) -> Self {
+        let stream = SimStream::request("GET", "/", &[("x-key", b"k")]);
+        let mut exchange = Exchange::new(Rc::clone(&proxy.engine));
+        let until = match exchange.on_request(&proxy.worker, &stream) {
+            Action::Continue => Some(proxy.machine.now()),
+            Action::Wait { until } => Some(until),
+            Action::Stop => None,
+        };
+        assert_eq!(until.is_none(), stream.replied().is_some(), "what is stopped is answered, and nothing else");
+        Self { stream, exchange, until }
+    }
+
+    /// Lets it go as soon as it may, and end.
+    fn go(mut self, proxy: &Proxy) {
+        if self.exchange.is_waiting() {
+            proxy.machine.advance(self.until.unwrap_or_default().since(proxy.machine.now()));
+            assert_eq!(self.exchange.on_resume(&proxy.worker, &self.stream), Action::Continue);
+        }
+        self.stream.answer(200, Some(ENDPOINT), &[]);
+        self.exchange.on_response(&proxy.worker, &self.stream);
+        self.exchange.on_end(&proxy.worker);
+    }
+}
+
+/// Workers hold leases of a bucket whose record is then overwritten: what they hold may be admitted beside a whole bucket, not more.
+fn check_leased_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
+    const WORKERS: usize = 3;
+    /// Burst, cost of a request, time to fill, between two requests so that there are leases, and the limit.
+    const LIMITS: [(usize, usize, Nanos, Nanos, &str); 4] = [
+        (64, 1, Nanos::from_millis(32), Nanos::from_millis(1), r#"{"limit": 2000, "burst": 64}"#),
+        (
+            96,
+            1,
+            Nanos::from_millis(5),
+            Nanos(50_000),
+            r#"{"limit": 20000, "burst": 96, "key": [{"header": "x-key"}], "max_keys": 40}"#,
+        ),
+        (48, 1, Nanos(48), Nanos(1), r#"{"limit": 1000000000, "burst": 48, "key": ["client_ip"], "max_keys": 1}"#),
+        (128, 3, Nanos(25_600_000), Nanos::from_millis(1), r#"{"limit": 5000, "burst": 128, "cost": 3}"#),
+    ];
+    static CONFIGS: LazyLock<Vec<Config>> = LazyLock::new(|| limited(LIMITS.map(|(_, _, _, _, limit)| limit)));
+    let at = usize::from(which >> 6);
+    let (burst, cost, fill, pause, _) = LIMITS[at];
+    let mut workers = vec![Proxy::new(&CONFIGS[at], rules_of(how))];
+    workers.extend((1..WORKERS).map(|_| workers[0].beside(&CONFIGS[at])).collect::<Vec<_>>());
+    let ask = |worker: &Proxy| worker.status(&[("x-key", b"k")]) == 200;
+    let machine = &workers[0].machine;
+    for worker in workers.iter().cycle().take(WORKERS * 3) {
+        assert!(ask(worker), "the bucket is all but full");
+        machine.advance(pause.times((how >> 3 & 7).into()));
+    }
+    corrupt(&workers[0], how, place, bytes, b'r');
+    // In turn, until nobody gets any more: what one is refused another may still hold.
+    let admitted = || {
+        let mut sum = 0;
+        while let got @ 1.. = workers.iter().filter(|worker| ask(worker)).count() {
+            sum += got * cost;
+            assert!(sum <= 2 * burst, "there is an end");
+        }
+        sum
+    };
+    let at_once = admitted();
+    let held = WORKERS * (burst / 16);
+    assert!(at_once <= burst + held, "{at_once}: never more than the burst and what was leased");
+    // What is left of a lease may be too little for a request.
+    let full = burst - (WORKERS + 1) * (cost - 1)..=burst;
+    if is_of_no_version(place, bytes) {
+        assert!(at_once >= *full.start(), "what cannot be read is an unused bucket");
+    }
+    let fill = fill.plus(Nanos(burst as u64));
+    machine.advance(fill.plus(MINUTE));
+    for _ in 0..2 {
+        let again = admitted();
+        assert!(full.contains(&again), "{again}: a bucket that has had the time is full");
+        machine.advance(fill);
+    }
 }
 
 fn check_breaker_record(which: u8, how: u8, place: u8, bytes: &[u8]) {

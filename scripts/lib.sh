@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 TOOLS=$PWD/.tools
-# Set from outside they would replace the flags of .cargo/config.toml, without which getrandom does not compile.
+# Set from outside they would replace the flags that scripts/wasm.sh gives, and so the module's bytes.
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
 
 say() { printf '==> %s\n' "$*" >&2; }

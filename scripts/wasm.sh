@@ -10,4 +10,10 @@ say "building the filter for $target"
 remap="'--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo', '--remap-path-prefix=$PWD=/haven'"
 cargo build --release --lib --target "$target" --config "target.$target.rustflags=[$remap]" ||
   die "the filter does not compile" "what went wrong stands above"
-python3 scripts/wasm_post.py "${CARGO_TARGET_DIR:-target}/$target/release/haven.wasm" dist/haven.wasm
+# By rename, as a running Envoy or test may be reading the old file.
+mkdir -p dist
+cp "${CARGO_TARGET_DIR:-target}/$target/release/haven.wasm" dist/haven.wasm.new
+python3 -c 'import hashlib; print(hashlib.sha256(open("dist/haven.wasm.new", "rb").read()).hexdigest() + "  haven.wasm")' >dist/haven.wasm.sha256.new
+for fresh in dist/haven.wasm dist/haven.wasm.sha256; do mv "$fresh.new" "$fresh"; done
+size=$(wc -c <dist/haven.wasm)
+printf 'dist/haven.wasm: %d bytes (%d KiB)\nsha256 %s\n' "$size" $((size / 1024)) "$(cut -d' ' -f1 dist/haven.wasm.sha256)"

@@ -1,10 +1,13 @@
 //! Floor 5: the glue to a proxy-wasm host. It translates and decides nothing.
 //!
-//! The SDK gives us the entry points and the contexts. Its calls are not used: most of them panic on a status that they did not expect,
-//! and some on what a client can send (a header value that is not UTF-8), and a panic kills the worker. [`bindings`] are our own.
+//! [`exports`] are the entry points that a host calls, [`bindings`] the calls that we make of it, [`contexts`] what stands between two
+//! entries. All three are our own and small. An SDK's calls panic on a status that they did not expect, and some on what a client can
+//! send (a header value that is not UTF-8), and a panic kills the worker; and it exports every callback of the ABI, each of which a host
+//! then calls for every request.
 
 mod bindings;
-mod random;
+mod contexts;
+mod exports;
 mod waiting;
 
 use crate::base::time::Nanos;
@@ -13,41 +16,37 @@ use crate::engine::exchange::{Action, Exchange};
 use crate::engine::{Engine, TICK};
 use crate::host::{Clock, Log};
 use bindings::Proxy;
-use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::{self, ContextType, LogLevel};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use waiting::{Shared, Ticks};
-
-proxy_wasm::main! {{
-    // The host has the last word on levels; below its own level a call costs next to nothing.
-    proxy_wasm::set_log_level(LogLevel::Info);
-    proxy_wasm::set_root_context(|id| Box::new(Root { id, engine: None, ticks: Rc::default(), next_look: Nanos::ZERO }));
-}}
+use waiting::Ticks;
 
 /// One per configuration in each VM. A reload makes a new one beside the old, which keeps its engine until its requests are done.
+#[derive(Debug)]
 struct Root {
     id: u32,
-    engine: Option<Rc<Engine>>,
-    ticks: Rc<Ticks>,
+    /// Missing until a configuration is accepted.
+    engine: RefCell<Option<Rc<Engine>>>,
+    ticks: Ticks,
     /// When the engine's own tick is due: the host's may come more often, for requests that wait.
-    next_look: Nanos,
+    next_look: Cell<Nanos>,
 }
 
-impl Context for Root {}
+impl Root {
+    fn new(id: u32) -> Self {
+        Self { id, engine: RefCell::default(), ticks: Ticks::default(), next_look: Cell::new(Nanos::ZERO) }
+    }
 
-impl RootContext for Root {
-    fn on_configure(&mut self, size: usize) -> bool {
+    /// The configuration is there, of so many bytes. `false`: at start the proxy exits, on an update it keeps the one that it has.
+    fn on_configure(&self, size: usize) -> bool {
         let json = bindings::plugin_configuration(size);
         let engine =
             config::parse(&json).map_err(|errors| errors.to_string()).and_then(|config| Engine::new(config, &Proxy));
         match engine {
             Ok(engine) => {
-                self.engine = Some(Rc::new(engine));
+                self.engine.replace(Some(Rc::new(engine)));
                 self.ticks.set(Proxy.monotonic());
                 true
             }
-            // False: at start the proxy exits, on an update it keeps the configuration that it has.
             Err(message) => {
                 for line in message.lines() {
                     Proxy.log(log::Level::Error, &["configuration refused: ", line].concat());
@@ -57,115 +56,92 @@ impl RootContext for Root {
         }
     }
 
-    fn on_tick(&mut self) {
+    fn on_tick(&self) {
         let now = Proxy.monotonic();
         waiting::resume(self.id, now);
-        if let Some(engine) = self.engine.as_ref().filter(|_| now >= self.next_look) {
-            self.next_look = now.plus(TICK);
+        if let Some(engine) = self.engine().filter(|_| now >= self.next_look.get()) {
+            self.next_look.set(now.plus(TICK));
             engine.tick(&Proxy);
         }
         self.ticks.set(Proxy.monotonic());
     }
 
-    fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
-        let exchange = self.engine.as_ref().map(|engine| Exchange::new(Rc::clone(engine)));
-        Some(Box::new(Http { id, exchange, waited: None, ticks: Rc::clone(&self.ticks) }))
-    }
-
-    fn get_type(&self) -> Option<ContextType> {
-        Some(ContextType::HttpContext)
+    fn engine(&self) -> Option<Rc<Engine>> {
+        self.engine.borrow().clone()
     }
 }
 
-/// One per request. Without an engine (a host that goes on after a refused configuration) everything passes.
+/// One per request.
+#[derive(Debug)]
 struct Http {
     id: u32,
-    exchange: Option<Exchange>,
-    /// The exchange of a request that waits, or has waited.
-    waited: Option<Shared>,
-    ticks: Rc<Ticks>,
+    root: Rc<Root>,
+    exchange: RefCell<Exchange>,
+    /// Whether it waits, or has waited.
+    held: Cell<bool>,
 }
 
-impl Context for Http {}
-
-/// The end of a stream, however it came about: the host deletes its context, and the SDK drops it. `on_log` and `on_done` would tell the
-/// same a little earlier, each for the price of another trip into the VM.
+/// The end of a stream, however it came about: the host deletes its context, which drops it. `on_log` and `on_done` would tell the same
+/// a little earlier, each for the price of another trip into the VM.
 impl Drop for Http {
     fn drop(&mut self) {
-        if self.waited.is_some() {
-            waiting::forget(self.id);
+        let exchange = self.exchange.get_mut();
+        // Properties can still be read here: this is the last moment.
+        if exchange.is_unsettled() {
+            exchange.on_cut(&Proxy, &Proxy);
         }
-        self.with(|exchange| {
-            if exchange.is_unsettled() {
-                let d = crate::host::Stream::property(&Proxy, crate::host::Property::ResponseCodeDetails);
-                let f = crate::host::Stream::property(&Proxy, crate::host::Property::ResponseFlags);
-                Proxy.log(log::Level::Warn, &format!("CUT details={:?} flags={:?}", d.map(|d| String::from_utf8_lossy(&d).into_owned()), f.and_then(|f| f.try_into().ok()).map(u64::from_le_bytes)));
-                exchange.on_cut(&Proxy, &Proxy);
-            }
-            exchange.on_end(&Proxy);
-        });
-    }
-}
-
-impl HttpContext for Http {
-    fn on_http_request_headers(&mut self, _: usize, _: bool) -> types::Action {
-        let action = self.with(|exchange| exchange.on_request(&Proxy, &Proxy));
-        let action = if let Some(Action::Wait { until }) = action { self.hold(until) } else { action };
-        answer(action)
-    }
-
-    // Where the plugin's `allow_on_headers_stop_iteration` is set, pausing at the headers does not keep a body or trailers from pushing
-    // the request on. A client must not get past its wait by sending one.
-    fn on_http_request_body(&mut self, _: usize, _: bool) -> types::Action {
-        self.while_waiting()
-    }
-
-    fn on_http_request_trailers(&mut self, _: usize) -> types::Action {
-        self.while_waiting()
-    }
-
-    fn on_http_response_headers(&mut self, _: usize, end: bool) -> types::Action {
-        answer(self.with(|exchange| exchange.on_response_headers(&Proxy, &Proxy, end)))
-    }
-
-    fn on_http_response_body(&mut self, size: usize, end: bool) -> types::Action {
-        self.with(|exchange| exchange.on_response_body(&Proxy, &Proxy, size, end));
-        types::Action::Continue
-    }
-
-    fn on_http_response_trailers(&mut self, _: usize) -> types::Action {
-        self.with(|exchange| exchange.on_response_trailers(&Proxy, &Proxy));
-        types::Action::Continue
+        exchange.on_end(&Proxy);
     }
 }
 
 impl Http {
-    fn with<R>(&mut self, run: impl FnOnce(&mut Exchange) -> R) -> Option<R> {
-        match (&mut self.exchange, &self.waited) {
-            (Some(exchange), _) => Some(run(exchange)),
-            (None, Some(waited)) => waited.try_borrow_mut().ok().map(|mut exchange| run(&mut exchange)),
-            (None, None) => None,
+    /// `None` without an engine (a host that goes on after a refused configuration): everything passes.
+    fn new(id: u32, root: Rc<Root>) -> Option<Self> {
+        let exchange = Exchange::new(root.engine()?);
+        Some(Self { id, root, exchange: RefCell::new(exchange), held: Cell::new(false) })
+    }
+
+    fn on_request_headers(self: &Rc<Self>) -> Action {
+        match self.with(|exchange| exchange.on_request(&Proxy, &Proxy)) {
+            Action::Wait { until } if waiting::hold(until, self) => Action::Stop,
+            Action::Wait { .. } => self.with(|exchange| exchange.on_no_room(&Proxy, &Proxy)),
+            action => action,
         }
     }
 
-    /// Lets the request wait, or answers if there is no room.
-    fn hold(&mut self, until: Nanos) -> Option<Action> {
-        let shared = Rc::new(RefCell::new(self.exchange.take()?));
-        let held = waiting::hold(until, self.id, &shared, &self.ticks);
-        self.waited = Some(shared);
-        if held { Some(Action::Stop) } else { self.with(|exchange| exchange.on_no_room(&Proxy, &Proxy)) }
+    /// The moment that it waited for has come.
+    fn on_resume(&self) -> Action {
+        // Running already, it is not to be let go from here.
+        self.exchange.try_borrow_mut().map_or(Action::Stop, |mut exchange| exchange.on_resume(&Proxy, &Proxy))
     }
 
-    fn while_waiting(&self) -> types::Action {
-        let waits =
-            self.waited.as_ref().and_then(|waited| waited.try_borrow().ok().map(|exchange| exchange.is_waiting()));
-        if waits == Some(true) { types::Action::Pause } else { types::Action::Continue }
+    /// Where the plugin's `allow_on_headers_stop_iteration` is set, pausing at the headers does not keep a body or trailers from pushing
+    /// the request on. A client must not get past its wait by sending one.
+    fn while_waiting(&self) -> Action {
+        self.with(|exchange| if exchange.is_waiting() { Action::Stop } else { Action::Continue })
     }
-}
 
-fn answer(action: Option<Action>) -> types::Action {
-    match action {
-        Some(Action::Stop | Action::Wait { .. }) => types::Action::Pause,
-        Some(Action::Continue) | None => types::Action::Continue,
+    fn on_response_headers(&self, end: bool) -> Action {
+        self.with(|exchange| exchange.on_response_headers(&Proxy, &Proxy, end))
+    }
+
+    fn on_response_body(&self, size: usize, end: bool) -> Action {
+        self.with(|exchange| {
+            exchange.on_response_body(&Proxy, &Proxy, size, end);
+            Action::Continue
+        })
+    }
+
+    fn on_response_trailers(&self) -> Action {
+        self.with(|exchange| {
+            exchange.on_response_trailers(&Proxy, &Proxy);
+            Action::Continue
+        })
+    }
+
+    /// Runs `with` on the exchange. One that is running already is left alone: a host that calls back in from a call of ours, about the
+    /// same stream, has nothing to tell it that it does not know.
+    fn with(&self, with: impl FnOnce(&mut Exchange) -> Action) -> Action {
+        self.exchange.try_borrow_mut().map_or(Action::Continue, |mut exchange| with(&mut exchange))
     }
 }

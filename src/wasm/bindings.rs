@@ -24,6 +24,7 @@ const WASI_OK: u16 = 0;
 
 #[link(wasm_import_module = "env")]
 unsafe extern "C" {
+    fn proxy_log(level: u32, message: *const u8, size: usize) -> u32;
     fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32;
     fn proxy_set_tick_period_milliseconds(period: u32) -> u32;
     fn proxy_set_effective_context(context: u32) -> u32;
@@ -75,6 +76,22 @@ unsafe extern "C" {
 #[link(wasm_import_module = "wasi_snapshot_preview1")]
 unsafe extern "C" {
     fn clock_time_get(clock: u32, precision: u64, time: *mut u64) -> u16;
+    fn random_get(buffer: *mut u8, length: usize) -> u16;
+}
+
+/// How grave a line of the log is, as the ABI counts. What is less than [`Severity::Info`] never leaves the VM.
+#[derive(Clone, Copy, Debug)]
+pub enum Severity {
+    Info = 2,
+    Warn = 3,
+    Error = 4,
+    Critical = 5,
+}
+
+/// Writes a line to the proxy's log. The host has the last word on levels.
+pub fn log(severity: Severity, message: &str) {
+    // SAFETY: the message lives through the call.
+    unsafe { proxy_log(severity as u32, message.as_ptr(), message.len()) };
 }
 
 /// The plugin's configuration.
@@ -175,14 +192,25 @@ impl Metrics for Proxy {
 
 impl Random for Proxy {
     fn entropy(&self) -> u64 {
+        let mut bytes = [0; 8];
+        // SAFETY: the buffer has the length given and lives through the call.
+        if unsafe { random_get(bytes.as_mut_ptr(), bytes.len()) } == WASI_OK {
+            return u64::from_le_bytes(bytes);
+        }
         // Without entropy the clock has to do: hashing stays correct, and can be guessed.
-        getrandom::u64().unwrap_or_else(|_| self.wall().0.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        self.wall().0.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 }
 
 impl Log for Proxy {
     fn log(&self, level: log::Level, message: &str) {
-        log::log!(level, "{message}");
+        let severity = match level {
+            log::Level::Error => Severity::Error,
+            log::Level::Warn => Severity::Warn,
+            log::Level::Info => Severity::Info,
+            log::Level::Debug | log::Level::Trace => return,
+        };
+        log(severity, message);
     }
 }
 
@@ -266,6 +294,6 @@ fn owned(call: impl FnOnce(*mut *mut u8, *mut usize) -> u32) -> Option<Vec<u8>> 
     if data.is_null() {
         return Some(Vec::new());
     }
-    // SAFETY: the SDK's `malloc` export allocated exactly `size` bytes as a boxed slice, and the host gave it up to us.
+    // SAFETY: our `malloc` export allocated exactly `size` bytes as a boxed slice, and the host gave it up to us.
     Some(unsafe { Vec::from_raw_parts(data, size, size) })
 }

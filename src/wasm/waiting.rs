@@ -1,22 +1,20 @@
 //! The glue of [`crate::engine::waiting`]: one queue for each VM, whatever configuration ticks.
 
+use super::Http;
 use super::bindings::{self, Proxy};
 use crate::base::time::Nanos;
-use crate::engine::exchange::{Action, Exchange};
+use crate::engine::exchange::Action;
 use crate::engine::waiting::Waiting;
 use crate::host::Clock;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-/// A request that waits: held by its stream's context and by the queue.
-pub type Shared = Rc<RefCell<Exchange>>;
-
 thread_local! {
-    static WAITING: RefCell<Waiting<Shared>> = const { RefCell::new(Waiting::new()) };
+    static WAITING: RefCell<Waiting<Rc<Http>>> = const { RefCell::new(Waiting::new()) };
 }
 
 /// Runs `with` on the queue; `None` if it is in use, which it never is between two callbacks.
-fn queue<R>(with: impl FnOnce(&mut Waiting<Shared>) -> R) -> Option<R> {
+fn queue<R>(with: impl FnOnce(&mut Waiting<Rc<Http>>) -> R) -> Option<R> {
     WAITING.with(|waiting| waiting.try_borrow_mut().ok().map(|mut waiting| with(&mut waiting)))
 }
 
@@ -39,10 +37,13 @@ impl Ticks {
 }
 
 /// Lets the request of the current stream wait. `false`: there is no room.
-pub fn hold(until: Nanos, stream: u32, exchange: &Shared, ticks: &Ticks) -> bool {
-    let added = queue(|waiting| waiting.add(until, stream, Rc::clone(exchange)).is_ok()).unwrap_or(false);
-    if added && until < ticks.next.get() {
-        ticks.set(Proxy.monotonic());
+pub fn hold(until: Nanos, stream: &Rc<Http>) -> bool {
+    let added = queue(|waiting| waiting.add(until, stream.id, Rc::clone(stream)).is_ok()).unwrap_or(false);
+    if added {
+        stream.held.set(true);
+        if until < stream.root.ticks.next.get() {
+            stream.root.ticks.set(Proxy.monotonic());
+        }
     }
     added
 }
@@ -55,14 +56,13 @@ pub fn forget(stream: u32) {
 /// Lets all requests go whose moment has come. To be called in a tick of the context `root`.
 pub fn resume(root: u32, now: Nanos) {
     let mut away = false;
-    while let Some((stream, exchange)) = queue(|waiting| waiting.due(now)).flatten() {
+    while let Some((id, stream)) = queue(|waiting| waiting.due(now)).flatten() {
         // Gone already: its own callbacks have seen to what it held.
-        if !bindings::set_effective_context(stream) {
+        if !bindings::set_effective_context(id) {
             continue;
         }
         away = true;
-        let action = exchange.try_borrow_mut().map(|mut exchange| exchange.on_resume(&Proxy, &Proxy));
-        if matches!(action, Ok(Action::Continue)) {
+        if stream.on_resume() == Action::Continue {
             bindings::continue_request();
         }
     }

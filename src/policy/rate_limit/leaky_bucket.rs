@@ -11,10 +11,14 @@
 //! A moment is given back only if nobody has queued behind it. Otherwise it stays unused: moving the queue's end back would put the
 //! next request beside the last one that waits.
 //!
+//! A moment that lies a minute beyond any that this queue can have given out is taken for an error, as in [`super::gcra`]: the queue is
+//! full then, and the next request may come after a token's time. (Bug avoided: a broken record, or a pace of 1 per hour turned into 10
+//! per second by a reload, would refuse everything for hours, or for years.)
+//!
 //! A token's time is rounded up to 1/64 ns. `max_wait` is measured in tokens of exact time, so that 1 s at 3 per second is three tokens.
 
 use super::algorithm::{State, Take, Verdict};
-use super::gcra::{Gcra, SCALE, nanos_ceil};
+use super::gcra::{FARTHEST_DEBT, Gcra, SCALE, nanos_ceil};
 use crate::base::time::Nanos;
 use crate::config::Quota;
 
@@ -26,6 +30,8 @@ pub struct LeakyBucket {
     token: u64,
     /// The furthest ahead that a request's moment may lie.
     furthest: u64,
+    /// The time of the greatest cost: so much further ahead may the moment after that lie.
+    greatest: u64,
 }
 
 impl LeakyBucket {
@@ -38,7 +44,8 @@ impl LeakyBucket {
         let rounded = u128::from(token).saturating_mul(quota.limit.into());
         let wait = u128::from(max_wait.0).saturating_mul(rounded).checked_div(exact).unwrap_or(0);
         let wait = u64::try_from(wait).unwrap_or(u64::MAX);
-        Self { quota: *quota, token, furthest: token.saturating_mul(quota.burst).min(wait) }
+        let capacity = token.saturating_mul(quota.burst);
+        Self { quota: *quota, token, furthest: capacity.min(wait), greatest: capacity.max(token) }
     }
 
     /// Its quota.
@@ -50,9 +57,15 @@ impl LeakyBucket {
     /// See [`super::algorithm::Algorithm::take`].
     #[must_use]
     pub fn take(&self, state: State, now: Nanos, cost: u64) -> (Verdict, Take) {
-        let nothing = Take::nothing(state);
         let now = now.0.saturating_mul(SCALE);
-        let ahead = state.until.saturating_sub(now);
+        let latest = now.saturating_add(self.furthest).saturating_add(self.greatest).saturating_add(FARTHEST_DEBT);
+        let known = if state.until > latest {
+            State { until: now.saturating_add(self.furthest).saturating_add(self.token), rest: 0 }
+        } else {
+            state
+        };
+        let nothing = Take { before: state, after: known, spent: 0 };
+        let ahead = known.until.saturating_sub(now);
         let (remaining, reset) = (self.remaining(ahead), nanos_ceil(ahead));
         if cost == 0 {
             return (Verdict::Admitted { remaining, reset }, nothing);
@@ -60,7 +73,7 @@ impl LeakyBucket {
         if cost > self.quota.burst.max(1) {
             return (Verdict::Refused { remaining, reset, wait: None }, nothing);
         }
-        let until = state.until.max(now).saturating_add(self.token.saturating_mul(cost));
+        let until = known.until.max(now).saturating_add(self.token.saturating_mul(cost));
         if ahead > self.furthest || until == u64::MAX {
             let wait = nanos_ceil(ahead.saturating_sub(self.furthest));
             return (Verdict::Refused { remaining, reset, wait: Some(wait) }, nothing);
@@ -164,7 +177,45 @@ mod tests {
         assert_eq!(LeakyBucket::refunded(second, left), first.after);
     }
 
+    #[test]
+    fn a_clock_that_steps_back_fills_the_queue_at_worst() {
+        let bucket = bucket(1, SECOND, 3, Nanos::from_secs(9));
+        let mut state = State::default();
+        assert_eq!(ask(&bucket, &mut state, Nanos::from_secs(3_600)), Some(0));
+        let (verdict, take) = bucket.take(state, SECOND, 1);
+        assert_eq!(verdict, Verdict::Refused { remaining: 0, reset: Nanos::from_secs(4), wait: Some(SECOND) });
+        state = take.after;
+        assert_eq!(ask(&bucket, &mut state, Nanos(1_999_999_999)), None);
+        assert_eq!(ask(&bucket, &mut state, Nanos::from_secs(2)), Some(3_000), "what it was is forgotten for good");
+    }
+
+    #[test]
+    fn what_the_greatest_cost_may_leave_is_no_error() {
+        let bucket = bucket(1, Nanos::from_secs(3_600), 5, Nanos::from_secs(3_600));
+        let (_, first) = bucket.take(State::default(), SECOND, 1);
+        let (verdict, second) = bucket.take(first.after, SECOND, 5);
+        assert!(matches!(verdict, Verdict::Delayed { delay: Nanos(3_600_000_000_000), .. }));
+        let (verdict, third) = bucket.take(second.after, SECOND, 1);
+        assert!(matches!(verdict, Verdict::Refused { wait: Some(wait), .. } if wait == Nanos::from_secs(5 * 3_600)));
+        assert_eq!(third.after, second.after);
+    }
+
     proptest! {
+        #[test]
+        fn the_promised_wait_is_exact_and_short_whatever_the_record_says(
+            limit in 1u64..2_000, period in prop_oneof![1_000_000u64..5_000_000_000, Just(86_400_000_000_000)],
+            burst in 1u64..50, max_wait in 0u64..10_000_000_000, until: u64, near in 0u64..300_000_000_000, now in 0u64..u64::MAX / 256
+        ) {
+            let bucket = bucket(limit, Nanos(period), burst, Nanos(max_wait));
+            for until in [until, (now + near) * SCALE] {
+                if let (Verdict::Refused { wait: Some(wait), .. }, take) = bucket.take(State { until, rest: 0 }, Nanos(now), 1) {
+                    prop_assert!(wait <= nanos_ceil(bucket.greatest + FARTHEST_DEBT), "{:?}", wait);
+                    let at = |t: u64| !matches!(bucket.take(take.after, Nanos(t), 1).0, Verdict::Refused { .. });
+                    prop_assert!(at(now + wait.0) && !at(now + wait.0 - 1));
+                }
+            }
+        }
+
         #[test]
         fn it_is_the_naive_queue(
             limit in 1u64..2_000, period in prop_oneof![1_000_000u64..5_000_000_000, Just(1_000_000_000), Just(86_400_000_000_000)],

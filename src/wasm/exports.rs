@@ -1,0 +1,101 @@
+//! The entry points: the callbacks of the proxy-wasm ABI 0.2.1 that haven implements, and no others.
+//!
+//! A host calls each callback that a module exports, for each request, at about 3,400 instructions a call. One that is not exported
+//! costs nothing, and is taken as done with nothing to say. That is why `proxy_on_log` and `proxy_on_done` are missing.
+//!
+//! To add one: a function here with the ABI's parameters, which hands over to a method of [`super::Root`] or [`super::Http`]; and its
+//! name in `tests/envoy_module.rs`.
+
+use super::bindings::{self, Severity};
+use super::contexts;
+use super::{Http, Root};
+use crate::engine::exchange::Action;
+use std::rc::Rc;
+
+const CONTINUE: u32 = 0;
+const PAUSE: u32 = 1;
+
+/// Its name is the version.
+#[unsafe(no_mangle)]
+extern "C" fn proxy_abi_version_0_2_1() {}
+
+/// Runs first in every VM.
+#[unsafe(no_mangle)]
+extern "C" fn _initialize() {
+    // A panic ends in a trap, of which a host only knows that it happened.
+    std::panic::set_hook(Box::new(|panic| bindings::log(Severity::Critical, &panic.to_string())));
+}
+
+/// Memory for what a host hands to us. [`bindings`] take it over as a `Vec` of the same size.
+#[unsafe(no_mangle)]
+extern "C" fn malloc(size: usize) -> *mut u8 {
+    Box::into_raw(Box::<[u8]>::new_uninit_slice(size)).cast()
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_context_create(context: u32, parent: u32) {
+    contexts::create(context, parent);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_delete(context: u32) {
+    contexts::delete(context);
+}
+
+/// nginx wants it.
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_vm_start(_root: u32, _size: usize) -> u32 {
+    1
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_configure(root: u32, size: usize) -> u32 {
+    on_root(root, |root| root.on_configure(size)).unwrap_or(false).into()
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_tick(root: u32) {
+    on_root(root, Root::on_tick);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_request_headers(stream: u32, _count: usize, _end: u32) -> u32 {
+    on_stream(stream, Http::on_request_headers)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_request_body(stream: u32, _size: usize, _end: u32) -> u32 {
+    on_stream(stream, |stream| stream.while_waiting())
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_request_trailers(stream: u32, _count: usize) -> u32 {
+    on_stream(stream, |stream| stream.while_waiting())
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_response_headers(stream: u32, _count: usize, end: u32) -> u32 {
+    on_stream(stream, |stream| stream.on_response_headers(end != 0))
+}
+
+/// For each piece of a body. It is what tells an answer that is whole from one that was cut, and what fallbacks keep is copied here.
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_response_body(stream: u32, size: usize, end: u32) -> u32 {
+    on_stream(stream, |stream| stream.on_response_body(size, end != 0))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_response_trailers(stream: u32, _count: usize) -> u32 {
+    on_stream(stream, |stream| stream.on_response_trailers())
+}
+
+fn on_root<R>(root: u32, callback: impl FnOnce(&Root) -> R) -> Option<R> {
+    contexts::root(root).map(|root| callback(&root))
+}
+
+fn on_stream(stream: u32, callback: impl FnOnce(&Rc<Http>) -> Action) -> u32 {
+    match contexts::stream(stream).map(|stream| callback(&stream)) {
+        Some(Action::Stop | Action::Wait { .. }) => PAUSE,
+        Some(Action::Continue) | None => CONTINUE,
+    }
+}
