@@ -394,7 +394,7 @@ fn another_cluster_stands_in_for_a_refusal() {
             "circuit_breakers": {"b": {"consecutive_failures": 1, "failure_rate_threshold": 100, "open_duration": "50s"}},
             "upstreams": {"users": {"cluster": "main", "endpoints": endpoints(&[a.addr()])}},
             "fallbacks": {"f": {"steps": [{"stale": {}}, {"cluster": "spare"}, {"respond": {"status": 203, "body": "{{reason}}"}}]}},
-            "routes": [{"name": "off", "mode": "off", "match": {"prefix": "/off"}, "upstream": "users", "fallback": "f"},
+            "routes": [{"name": "off", "mode": "off", "match": {"prefix": "/echo/off"}, "upstream": "users", "fallback": "f"},
                 {"name": "all", "upstream": "users", "circuit_breaker": "b", "fallback": "f"}]});
         let config = EnvoyConfig::empty()
             .cluster(Cluster::new("main", [a.addr()]))
@@ -402,7 +402,7 @@ fn another_cluster_stands_in_for_a_refusal() {
             .route(Route::to_named_by("/", "x-haven-cluster"));
         let mut envoy = Envoy::start(config.haven(&filter)).await;
         for client in [envoy.h1(), envoy.h2()] {
-            for path in ["/echo", "/off/echo"] {
+            for path in ["/echo", "/echo/off"] {
                 let reply = client.get_with(path, &[("x-haven-cluster", "spare")]).await.unwrap();
                 assert_eq!(reply.status, 200, "{reply:?}");
                 assert_eq!(reply.json()["upstream"], "a", "the client does not choose");
