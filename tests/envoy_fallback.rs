@@ -164,7 +164,8 @@ fn assert_stale(reply: &Reply, body: &str, error: &str) {
     }
 }
 
-const GOOD: &[(&str, &str)] = &[("content-type", "application/good"), ("etag", "\"1\""), ("link", "<a>"), ("x-hop", "1")];
+const GOOD: &[(&str, &str)] =
+    &[("content-type", "application/good"), ("etag", "\"1\""), ("link", "<a>"), ("x-hop", "1")];
 
 #[test]
 fn the_last_good_response_stands_in_for_every_failure() {
@@ -182,7 +183,8 @@ fn the_last_good_response_stands_in_for_every_failure() {
             // Another worker, perhaps: the last one counts, whoever has seen it.
             assert_eq!(Client::h1_fresh(envoy.addr()).get("/x?q=1").await.unwrap().text(), "two");
 
-            let failed: &[(&str, &str)] = &[("content-type", "application/bad"), ("x-failed", "1"), ("retry-after", "7")];
+            let failed: &[(&str, &str)] =
+                &[("content-type", "application/bad"), ("x-failed", "1"), ("retry-after", "7")];
             for (error, fault) in [
                 ("http_response_incomplete", json!({"status": 500})),
                 ("http_response_incomplete", json!({"status": 599})),
@@ -205,7 +207,10 @@ fn the_last_good_response_stands_in_for_every_failure() {
                 assert_eq!((head.status, head.body.len()), (200, 0));
                 assert_eq!(head.header("content-length").as_deref(), Some("3"), "{fault}");
                 let head = envoy.h2().request("HEAD", "/x?q=1", &[], "").await.unwrap();
-                assert_eq!((head.status, head.body.len(), head.header("content-length").as_deref()), (200, 0, Some("3")));
+                assert_eq!(
+                    (head.status, head.body.len(), head.header("content-length").as_deref()),
+                    (200, 0, Some("3"))
+                );
                 for (method, path) in [("GET", "/x?q=2"), ("GET", "/x"), ("POST", "/x?q=1")] {
                     let reply = envoy.h2().request(method, path, &[], "").await.unwrap();
                     assert_eq!(reply.status, 203, "{method} {path}");
@@ -260,7 +265,8 @@ fn what_is_not_for_others_is_not_kept() {
         let client = envoy.h1();
         let long = "x".repeat(1025);
         let authorized: &[(&str, &str)] = &[("authorization", "Bearer x")];
-        type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a [(&'a str, &'a str)], &'a [(&'a str, &'a str)], bool);
+        type Case<'a> =
+            (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a [(&'a str, &'a str)], &'a [(&'a str, &'a str)], bool);
         let cases: &[Case<'_>] = &[
             ("/plain", "a", &[], &[], &[], true),
             ("/cookie", "a", &[("set-cookie", "a=b")], &[], &[], false),
@@ -269,8 +275,22 @@ fn what_is_not_for_others_is_not_kept() {
             ("/authorized", "a", &[], authorized, &[], false),
             ("/anonymous", "a", &[], &[], authorized, false),
             ("/vary-all", "a", &[("vary", "*")], &[], &[], false),
-            ("/vary-same", "a", &[("vary", "accept-language")], &[("accept-language", "de")], &[("accept-language", "de")], true),
-            ("/vary-other", "a", &[("vary", "accept-language")], &[("accept-language", "de")], &[("accept-language", "fr")], false),
+            (
+                "/vary-same",
+                "a",
+                &[("vary", "accept-language")],
+                &[("accept-language", "de")],
+                &[("accept-language", "de")],
+                true,
+            ),
+            (
+                "/vary-other",
+                "a",
+                &[("vary", "accept-language")],
+                &[("accept-language", "de")],
+                &[("accept-language", "fr")],
+                false,
+            ),
             ("/tenant-same", "a", &[], &[("x-tenant", "1")], &[("x-tenant", "1")], true),
             ("/tenant-other", "a", &[], &[("x-tenant", "1")], &[("x-tenant", "2")], false),
             ("/long", &long, &[], &[], &[], false),
@@ -419,7 +439,11 @@ fn another_cluster_stands_in_for_a_refusal() {
             assert_eq!(client.get("/echo").await.unwrap().json()["upstream"], "a", "stale comes first");
         }
         b.set(|faults| faults.status = Some(500)).await;
-        assert_eq!(envoy.h2().get("/echo/b").await.unwrap().text(), "upstream_error", "then the last step, and nothing kept of it");
+        assert_eq!(
+            envoy.h2().get("/echo/b").await.unwrap().text(),
+            "upstream_error",
+            "then the last step, and nothing kept of it"
+        );
         assert_eq!(a.counters().requests, asked);
         assert_eq!((fallbacks(&envoy, "cluster").await, fallbacks(&envoy, "stale").await), (5.0, 2.0));
         let labels = [("route", "all"), ("reason", "circuit_open")];

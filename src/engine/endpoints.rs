@@ -75,6 +75,13 @@ pub struct Pick {
     trial: bool,
 }
 
+impl Pick {
+    /// How many endpoints are listed.
+    pub(super) fn listed(&self) -> usize {
+        self.list.iter().count()
+    }
+}
+
 /// Who was asked for a [`Pick`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tries {

@@ -50,6 +50,10 @@ impl Exchange {
             Some(Answer::SendOn { cluster, next }) => {
                 stream.set_header(Message::Request, CLUSTER_HEADER, cluster.as_bytes());
                 self.sent_on = Some(next);
+                // A deadline that is over bounds nothing: zero would mean no timeout at all.
+                if let (Some((_, config)), true) = (self.route_of(engine), refusal.reason != Reason::Deadline) {
+                    self.steer(route, config, host, stream);
+                }
                 self.store_decisions(stream);
                 return Action::Continue;
             }

@@ -25,6 +25,7 @@ impl Exchange {
         match admission {
             Admission::Admitted { epoch } => {
                 self.breaker = Some(epoch);
+                self.on_trial = used.mode == Mode::Enforce && route.retry.is_some() && !breaker.is_closed(host);
                 None
             }
             Admission::Refused { wait } => {

@@ -135,7 +135,12 @@ impl Table {
         let Some(listed) = u32::try_from(size).ok().filter(|_| size <= self.share) else { return Ok(None) };
         let set = place(tag, self.sets);
         let (slot, change) = store::update(host, &Key::new(Kind::StaleIndex, self.owner, set), |index| {
-            match self.list(host, set, index, Entry { tag, variant, ticket, kept: now, used: now, size: listed, slot: 0 }) {
+            match self.list(
+                host,
+                set,
+                index,
+                Entry { tag, variant, ticket, kept: now, used: now, size: listed, slot: 0 },
+            ) {
                 Ok(done) => Step::Write(Ok(done)),
                 Err(Contended) => Step::Keep(Err(Contended)),
             }

@@ -149,9 +149,7 @@ fn route_scheme_host_path_and_query_tell_responses_apart() {
 #[test]
 fn the_configurations_and_the_responses_vary_both_apply() {
     let proxy = Proxy::new(config::Stale { vary: vec!["x-tenant".into()], ..config() });
-    let get = |tenant: &str, language: Pairs<'_>| {
-        proxy.get("/", &[&[("x-tenant", tenant)], language].concat())
-    };
+    let get = |tenant: &str, language: Pairs<'_>| proxy.get("/", &[&[("x-tenant", tenant)], language].concat());
     let (german, french) = (&[("accept-language", "de")], &[("Accept-Language", "fr")]);
     let vary = &[("vary", "Accept-Language")];
     assert!(proxy.keep(&get("a", german), vary, b"a de"));
