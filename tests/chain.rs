@@ -20,6 +20,8 @@ use std::rc::Rc;
 mod algorithms;
 #[path = "chain/deadlines.rs"]
 mod deadlines;
+#[path = "chain/fallbacks.rs"]
+mod fallbacks;
 #[path = "chain/switches.rs"]
 mod switches;
 

@@ -14,3 +14,4 @@ mod breaker;
 mod chain;
 mod limits;
 mod scheduler;
+mod stale;
