@@ -325,10 +325,10 @@ pub struct CircuitBreaker {
     pub slow_call_duration: Nanos,
     /// Opens after so many failures in a row; 0 = off.
     pub consecutive_failures: u32,
-    /// No rate is judged below so many calls in the window.
+    /// No rate is judged below so many calls in the window; a count window that is smaller is judged when it is full.
     pub minimum_calls: u32,
-    /// Length of the sliding time window.
-    pub window: Nanos,
+    /// The calls that count.
+    pub window: Window,
     /// How long it stays open the first time.
     pub open_duration: Nanos,
     /// Factor by which the open time grows with each failed half-open round, in hundredths (200 = doubles).
@@ -347,6 +347,15 @@ pub struct CircuitBreaker {
     pub honour_retry_after: bool,
     /// True: opens above the threshold only (Sentinel); false: at it.
     pub open_above: bool,
+}
+
+/// The calls that a breaker judges by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Window {
+    /// Those of the last so long, 1 s to 1 h.
+    Time(Nanos),
+    /// The last so many, 1 to 1,024.
+    Count(u32),
 }
 
 /// Who shares a route's breaker.

@@ -8,13 +8,15 @@
 //! | state | kept in | written by | after a reload | after a lost VM |
 //! |---|---|---|---|---|
 //! | buckets, breakers | shared data | compare-and-swap | kept by name | kept |
+//! | outcomes since a breaker's record was written | gauges | atomic add | kept | kept |
 //! | requests in flight | gauges | atomic add | kept | the VM's share stays behind |
-//! | views of endpoints | the VM | itself, from shared data | read anew | read anew |
+//! | views of breakers and endpoints | the VM | itself, from shared data | read anew | read anew |
 //!
-//! Views of endpoints' breakers make the request path independent of the number of endpoints: they are read again when the upstream's
-//! change counter (a metric, so atomic over all workers and cheap to read) has moved, and once per tick in case a VM died between
-//! changing a record and counting it.
+//! Views make the request path independent of the number of endpoints, and cheap: they are read again when a counter of changes (a metric, so
+//! atomic over all workers and cheap to read; of each breaker, or of all in an upstream) has moved, and once per tick in case a VM
+//! died between changing a record and counting it.
 
+mod breaker;
 pub mod endpoints;
 pub mod exchange;
 mod metrics;
@@ -27,8 +29,6 @@ use crate::base::text::number;
 use crate::base::time::Nanos;
 use crate::config::{self, BreakerScope, Config, FallbackStep, Mode, RejectBelow, RequestTimeout};
 use crate::host::{Host, MetricId};
-use crate::policy::circuit_breaker::CircuitBreaker;
-use crate::policy::circuit_breaker::state::{Phase, Settings, State, Transition};
 use crate::policy::fallback::stale::Stale;
 use crate::policy::fallback::stale::table::Change;
 use crate::policy::health::{self, Component, Status};
@@ -36,9 +36,11 @@ use crate::policy::rate_limit::RateLimit;
 use crate::policy::retry::{Budget, Totals};
 use crate::policy::{Reason, fallback};
 use crate::store::{self, Contended, Key, Kind, Step};
+use breaker::{Breaker, Lines, Subject};
 use endpoints::Upstream;
 use metrics::Names;
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 /// How often [`Engine::tick`] wants to be called.
 pub const TICK: Nanos = Nanos::from_secs(1);
@@ -63,6 +65,8 @@ pub struct Engine {
     reserved_headers: Vec<String>,
     /// Where the next tick goes on: upstreams first, then breakers.
     tick_at: Cell<usize>,
+    /// Log lines about breakers.
+    lines: Rc<Lines>,
 }
 
 #[derive(Debug)]
@@ -70,20 +74,6 @@ struct Limit {
     policy: RateLimit,
     keys: MetricId,
     evictions: MetricId,
-    contention: MetricId,
-}
-
-/// A breaker of one subject, with its metrics.
-#[derive(Debug)]
-struct Breaker {
-    cell: CircuitBreaker,
-    settings: Settings,
-    key: String,
-    shadow: bool,
-    state: MetricId,
-    to_open: MetricId,
-    to_half_open: MetricId,
-    to_closed: MetricId,
     contention: MetricId,
 }
 
@@ -218,11 +208,12 @@ impl Engine {
             routes: Vec::new(),
             reserved_headers: reserved_headers(config.trust_client_retry_headers),
             tick_at: Cell::new(0),
+            lines: Rc::default(),
             config: Config::default(),
         };
         for upstream in &config.upstreams {
             let breaker = upstream.circuit_breaker.and_then(|at| config.circuit_breakers.get(at));
-            engine.upstreams.push(Upstream::new(upstream, breaker, config.mode, host));
+            engine.upstreams.push(Upstream::new(upstream, breaker, config.mode, &engine.lines, host));
             if !engine.reserved_headers.contains(&upstream.override_header) {
                 engine.reserved_headers.push(upstream.override_header.clone());
             }
@@ -253,6 +244,7 @@ impl Engine {
             let totals = retry.totals(route, host);
             retry.with(|budget| budget.look(now, totals));
         }
+        self.lines.tell_withheld(host);
         let things = self.things();
         let mut work = 0usize;
         for _ in 0..things {
@@ -278,7 +270,7 @@ impl Engine {
             return upstream.len();
         }
         if let Some(breaker) = self.breakers.get(at.saturating_sub(self.upstreams.len())) {
-            host.record(breaker.state, breaker.look(host).phase_at(now).gauge());
+            breaker.refresh(host, now, None);
         }
         1
     }
@@ -373,11 +365,11 @@ impl Engine {
                 return None;
             }
             let upstream = route.upstream.and_then(|at| config.upstreams.get(at));
-            let (scope, subject) = match (breaker.scope, upstream) {
-                (BreakerScope::Upstream, Some(upstream)) => ("upstream", upstream.name.as_str()),
-                _ => ("route", route.name.as_str()),
+            let subject = match (breaker.scope, upstream) {
+                (BreakerScope::Upstream, Some(upstream)) => Subject::Upstream(&upstream.name),
+                _ => Subject::Route(&route.name),
             };
-            let at = self.breaker(breaker, &[scope, subject], subject, mode, host);
+            let at = self.breaker(breaker, subject, mode, host);
             Some(Use { at, mode, refusals: names.decisions(&route.name, &breaker.name, Reason::CircuitOpen, mode) })
         });
         let upstream = route.upstream.and_then(|at| {
@@ -450,78 +442,18 @@ impl Engine {
     fn breaker<H: Host>(
         &mut self,
         config: &config::CircuitBreaker,
-        subject: &[&str],
-        key: &str,
+        subject: Subject<'_>,
         mode: Mode,
         host: &H,
     ) -> usize {
-        let breaker = Breaker::new(config, subject, key, mode, host);
-        match self.breakers.iter().position(|known| known.cell == breaker.cell) {
+        let breaker = Breaker::new(config, subject, mode, &self.lines, host);
+        match self.breakers.iter().position(|known| known.is_same(&breaker)) {
             Some(at) => at,
             None => {
                 self.breakers.push(breaker);
                 self.breakers.len().saturating_sub(1)
             }
         }
-    }
-}
-
-impl Breaker {
-    fn new<H: Host>(config: &config::CircuitBreaker, subject: &[&str], key: &str, mode: Mode, host: &H) -> Self {
-        let names = Names(host);
-        Self {
-            cell: CircuitBreaker::new(&config.name, subject, namespace(mode)),
-            key: key.to_owned(),
-            shadow: mode == Mode::Shadow,
-            state: names.breaker_state(&config.name, key),
-            to_open: names.breaker_transitions(&config.name, Phase::Open),
-            to_half_open: names.breaker_transitions(&config.name, Phase::HalfOpen),
-            to_closed: names.breaker_transitions(&config.name, Phase::Closed),
-            contention: names.contention(&config.name),
-            settings: Settings::new(config.clone()),
-        }
-    }
-
-    /// Where it stands, as its configuration allows.
-    fn look<H: Host>(&self, host: &H) -> State {
-        self.cell.look(host).bounded(&self.settings)
-    }
-
-    /// Whether it is closed, as far as the state's gauge tells all workers.
-    fn is_closed<H: Host>(&self, host: &H) -> bool {
-        host.value(self.state) == Phase::Closed.gauge()
-    }
-
-    /// Tells the world of a change of state: gauge, counter, one log line.
-    fn announce<H: Host>(&self, host: &H, change: Transition) {
-        host.record(self.state, change.to.gauge());
-        let (counter, level) = match change.to {
-            Phase::Open => (self.to_open, log::Level::Warn),
-            Phase::HalfOpen => (self.to_half_open, log::Level::Info),
-            Phase::Closed => (self.to_closed, log::Level::Info),
-        };
-        host.add(counter, 1);
-        let shadow = if self.shadow { " (shadow)" } else { "" };
-        let lasting = if change.to == Phase::Open {
-            [" for ", &number(change.open_for.as_millis()), " ms"].concat()
-        } else {
-            String::new()
-        };
-        let line = [
-            "circuit breaker ",
-            &self.settings.config().name,
-            " of ",
-            &self.key,
-            shadow,
-            ": ",
-            change.from.word(),
-            " -> ",
-            change.to.word(),
-            &lasting,
-            ": ",
-            change.cause.word(),
-        ];
-        host.log(level, &line.concat());
     }
 }
 

@@ -10,7 +10,7 @@ use haven::base::time::Nanos;
 use haven::config::{
     Algorithm, BreakerScope, Cidr, Config, Cost, DynamicTimeout, Endpoint, FallbackStep, HostMatch, IpSource, KeyPart,
     MissingKey, Mode, OnContention, PathMatch, Percent, Quota, QuotaHeaders, RejectBelow, RequestTimeout, Retry,
-    TemplatePart, Timeout, parse, reference, schema,
+    TemplatePart, Timeout, Window, parse, reference, schema,
 };
 use proptest::prelude::*;
 
@@ -114,7 +114,7 @@ fn the_full_document_is_read_as_it_is_meant() {
     let breaker = &config.circuit_breakers[0];
     assert_eq!(
         (breaker.scope, breaker.consecutive_failures, breaker.window),
-        (BreakerScope::Upstream, 5, Nanos::from_secs(20))
+        (BreakerScope::Upstream, 5, Window::Time(Nanos::from_secs(20)))
     );
     assert_eq!((breaker.backoff_multiplier_centi, breaker.jitter), (150, Percent(1000)));
     assert_eq!((breaker.open_duration, breaker.max_open_duration), (Nanos::from_secs(90), Nanos::from_secs(90)));
@@ -127,7 +127,7 @@ fn the_full_document_is_read_as_it_is_meant() {
     assert_eq!((usual.failure_rate_threshold, usual.slow_call_rate_threshold), (Percent(5000), Percent(10_000)));
     assert_eq!(
         (usual.minimum_calls, usual.window, usual.open_duration),
-        (20, Nanos::from_secs(10), Nanos::from_secs(5))
+        (20, Window::Time(Nanos::from_secs(10)), Nanos::from_secs(5))
     );
     assert_eq!((usual.half_open_calls, usual.half_open_max_wait), (5, Nanos::from_secs(30)));
     assert_eq!((usual.max_open_duration, usual.backoff_multiplier_centi), (Nanos::from_secs(60), 100));
@@ -588,19 +588,20 @@ fn circuit_breakers_are_checked() {
             (
                 r#"{"window": {"size": "999ms"}}"#,
                 "circuit_breakers.b.window.size: \"999ms\" is not allowed, want a duration from 1s to 1h like \"250ms\" or \"10s\" or an \
-             integer from 1 to 1000000",
+             integer from 1 to 1024",
             ),
             (
                 r#"{"window": {"size": 100}}"#,
                 "circuit_breakers.b.window.size: 100 is not allowed, want a duration from 1s to 1h like \"250ms\" or \"10s\"",
             ),
             (
-                r#"{"window": {"type": "count", "size": 100}}"#,
-                "circuit_breakers.b.window.type: \"count\" is not supported yet",
+                r#"{"window": {"type": "count", "size": 1025}}"#,
+                "circuit_breakers.b.window.size: 1025 is not allowed, want a duration from 1s to 1h like \"250ms\" or \"10s\" or an \
+             integer from 1 to 1024",
             ),
             (
-                r#"{"preset": "resilience4j"}"#,
-                "circuit_breakers.b.preset: \"resilience4j\" is not supported yet without a \"window\" of type \"time\"",
+                r#"{"window": {"type": "count", "size": "10s"}}"#,
+                "circuit_breakers.b.window.size: \"10s\" is not allowed, want an integer from 1 to 1024",
             ),
             (
                 r#"{"preset": "x"}"#,
@@ -634,7 +635,10 @@ fn circuit_breakers_are_checked() {
 fn presets_fill_in_what_is_not_set() {
     let breaker = |text: &str| good(&format!(r#"{{"circuit_breakers": {{"b": {text}}}}}"#)).circuit_breakers.remove(0);
     let hystrix = breaker(r#"{"preset": "hystrix", "minimum_calls": 7}"#);
-    assert_eq!((hystrix.minimum_calls, hystrix.half_open_calls, hystrix.window), (7, 1, Nanos::from_secs(10)));
+    assert_eq!(
+        (hystrix.minimum_calls, hystrix.half_open_calls, hystrix.window),
+        (7, 1, Window::Time(Nanos::from_secs(10)))
+    );
     assert_eq!((hystrix.open_duration, hystrix.failure_rate_threshold), (Nanos::from_secs(5), Percent(5000)));
     let go = breaker(r#"{"preset": "goresilience"}"#);
     assert_eq!(
@@ -642,10 +646,20 @@ fn presets_fill_in_what_is_not_set() {
         (10, Nanos::from_secs(30), Nanos::from_secs(60))
     );
     let sentinel = breaker(r#"{"preset": "sentinel"}"#);
-    assert_eq!((sentinel.minimum_calls, sentinel.window, sentinel.half_open_calls), (5, Nanos::from_secs(1), 1));
+    assert_eq!(
+        (sentinel.minimum_calls, sentinel.window, sentinel.half_open_calls),
+        (5, Window::Time(Nanos::from_secs(1)), 1)
+    );
     assert!(sentinel.open_above && !hystrix.open_above && !go.open_above);
     let r4j = breaker(r#"{"preset": "resilience4j", "window": {"size": "2s"}}"#);
-    assert_eq!((r4j.minimum_calls, r4j.window, r4j.half_open_calls), (100, Nanos::from_secs(2), 10));
+    assert_eq!(r4j.window, Window::Time(Nanos::from_secs(2)));
+    let r4j = breaker(r#"{"preset": "resilience4j"}"#);
+    assert_eq!((r4j.minimum_calls, r4j.window, r4j.half_open_calls), (100, Window::Count(100), 10));
+    assert_eq!((r4j.failure_rate_threshold, r4j.open_above), (Percent(5000), false));
+    let count = breaker(r#"{"window": {"type": "count"}}"#);
+    assert_eq!((count.minimum_calls, count.window), (20, Window::Count(100)));
+    let count = breaker(r#"{"window": {"type": "count", "size": 1024}}"#);
+    assert_eq!(count.window, Window::Count(1_024));
     assert_eq!((r4j.open_duration, r4j.max_open_duration), (Nanos::from_secs(60), Nanos::from_secs(60)));
 }
 
@@ -887,7 +901,7 @@ fn timeouts_and_retries_are_taken_with_their_defaults() {
             ),
             (
                 r#""timeout": {"reject_below": "p100"}"#,
-                "routes[0].timeout.reject_below: \"p100\" is not allowed, want a duration from 1ms to 1h like \"250ms\", or a quantile from \"p1\" to \"p99\"",
+                "routes[0].timeout.reject_below: \"p100\" is not allowed, want a duration from 1ms to 1h like \"250ms\" or \"10s\" or a quantile from \"p1\" to \"p99\"",
             ),
             (
                 r#""retry": {"methods": []}"#,
@@ -1055,21 +1069,20 @@ fn the_schema_says_what_parse_says() {
         r#"{"rate_limits": {"a": {"limit": 1, "key": [{}]}}}"#,
         r#"{"rate_limits": {"a": {"limit": 1, "algorithm": "leaky"}}}"#,
         r#"{"rate_limits": {"a": {"limit": 1, "global": {"cluster": "c"}}}}"#,
-        r#"{"circuit_breakers": {"b": {"preset": "resilience4j"}}}"#,
+        r#"{"circuit_breakers": {"b": {"window": {"type": "count", "size": 1025}}}}"#,
         r#"{"circuit_breakers": {"b": {"failure_rate_threshold": 0}}}"#,
         r#"{"fallbacks": {"f": {"steps": []}}}"#,
         r#"{"fallbacks": {"f": {"steps": [{"cluster": 1}]}}}"#,
         r#"{"routes": [{}]}"#,
         r#"{"health": {"livez": 1}}"#,
         r#"{"routes": [{"name": "r", "timeout": {"per_try": 1}}]}"#,
-        r#"{"routes": [{"name": "r", "timeout": {"reject_below": "p0"}}]}"#,
         r#"{"routes": [{"name": "r", "retry": {"on": []}}]}"#,
         r#"{"upstreams": {"u": {"endpoints": [{"address": "1.2.3.4:5", "priority": 1}]}}}"#,
     ] {
         assert!(!fits(bad) && parse(bad.as_bytes()).is_err(), "{bad}");
     }
     for good in [
-        r#"{"circuit_breakers": {"b": {"preset": "resilience4j", "window": {}}}}"#,
+        r#"{"circuit_breakers": {"b": {"preset": "resilience4j"}}}"#,
         r#"{"rate_limits": {"a": {"limit": 1e3, "cost": 0}}}"#,
         r#"{"circuit_breakers": {"b": {"window": {"type": "time"}}}}"#,
         r#"{"routes": [{"name": "r", "timeout": {}, "criticality": "critical"}]}"#,

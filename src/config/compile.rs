@@ -22,7 +22,7 @@ pub(super) fn compile(raw: raw::Document, names: &Names, errors: &mut Errors) ->
     let root = Path::Root;
     let references = References {
         names,
-        upstream_scoped: raw.circuit_breakers.iter().map(|(_, it)| it.fields.scope == BreakerScope::Upstream).collect(),
+        upstream_scoped: raw.circuit_breakers.iter().map(|(_, it)| it.scope == BreakerScope::Upstream).collect(),
         sends_on: raw.fallbacks.iter().map(|(_, it)| it.steps.iter().any(|step| step.cluster.is_some())).collect(),
     };
     let client_ip = ClientIp {
@@ -284,26 +284,26 @@ fn key_part(raw: Either<raw::KeyWord, raw::KeyField>) -> KeyPart {
     }
 }
 
-fn circuit_breaker(at: &Path<'_>, name: String, raw: raw::CircuitBreaker, errors: &mut Errors) -> CircuitBreaker {
-    if raw.no_window {
-        let hint = " without a \"window\" of type \"time\"";
-        errors.unsupported(&at.key("preset"), &Json::String("resilience4j".into()), hint);
-    }
-    let raw = raw.fields;
+fn circuit_breaker(at: &Path<'_>, name: String, raw: raw::BreakerFields, errors: &mut Errors) -> CircuitBreaker {
     let window_at = at.key("window");
     let size_at = window_at.key("size");
-    let mut window = Nanos(10 * SEC);
-    match (raw.window.r#type, raw.window.size) {
-        (raw::WindowType::Time, Some(Either::First(span))) => window = span,
-        (raw::WindowType::Count, Some(Either::Second(_))) | (_, None) => {}
-        (raw::WindowType::Time, Some(Either::Second(calls))) if !errors.touches(&window_at) => {
-            errors.refuse_number(&size_at, u64::from(calls), &<Span<SEC, HOUR>>::KIND.want());
+    let window = match (raw.window.r#type, raw.window.size) {
+        (raw::WindowType::Time, Some(Either::First(span))) => Window::Time(span),
+        (raw::WindowType::Count, Some(Either::Second(calls))) => Window::Count(calls),
+        (raw::WindowType::Count, None) => Window::Count(100),
+        (raw::WindowType::Time, size) => {
+            if let (Some(Either::Second(calls)), false) = (size, errors.touches(&window_at)) {
+                errors.refuse_number(&size_at, u64::from(calls), &<Span<SEC, HOUR>>::KIND.want());
+            }
+            Window::Time(Nanos(10 * SEC))
         }
-        (raw::WindowType::Count, Some(Either::First(span))) if !errors.touches(&window_at) => {
-            errors.refuse_text(&size_at, &show_span(span), &<Int<1, 1_000_000>>::KIND.want());
+        (raw::WindowType::Count, Some(Either::First(span))) => {
+            if !errors.touches(&window_at) {
+                errors.refuse_text(&size_at, &show_span(span), &raw::Calls::KIND.want());
+            }
+            Window::Count(100)
         }
-        _ => {}
-    }
+    };
     let open = raw.open_duration;
     let max_open = raw.max_open_duration.unwrap_or(Nanos(60 * SEC).max(open));
     if max_open < open && !errors.touches(at) {

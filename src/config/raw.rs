@@ -375,32 +375,27 @@ choice! { OnError { "local" => Self::Local, "allow" => Self::Allow, "deny" => Se
 
 /// A circuit breaker with its preset filled in.
 #[derive(Clone, Debug, Default)]
-pub(super) struct CircuitBreaker {
-    pub(super) fields: BreakerFields,
-    /// The window is the preset's own, and it has none that is built.
-    pub(super) no_window: bool,
-}
+pub(super) struct CircuitBreaker;
 
 impl Take for CircuitBreaker {
     const KIND: &'static Kind = BreakerFields::KIND;
 
-    type Value = Self;
+    type Value = BreakerFields;
 
-    fn take(json: &Json) -> Self {
+    fn take(json: &Json) -> BreakerFields {
         let (Json::Object(entries), Some(Json::String(preset))) = (json, json.get("preset")) else {
-            return Self { fields: BreakerFields::take(json), no_window: false };
+            return BreakerFields::take(json);
         };
         let mut filled = entries.clone();
         let known = PRESETS.iter().find(|(name, _)| name == preset);
         if let Some(Ok(Json::Object(usual))) = known.map(|(_, text)| parse(text.as_bytes())) {
             filled.extend(usual.into_iter().filter(|(key, _)| json.get(key).is_none()));
         }
-        let no_window = preset == "resilience4j" && json.get("window").is_none();
-        Self { fields: BreakerFields::take(&Json::Object(filled)), no_window }
+        BreakerFields::take(&Json::Object(filled))
     }
 }
 
-/// What the presets set; explicit fields override it. The count window of `resilience4j` is to come, so that it needs a window of its own.
+/// What the presets set; explicit fields override it.
 pub(super) const PRESETS: &[(&str, &str)] = &[
     (
         "hystrix",
@@ -410,7 +405,8 @@ pub(super) const PRESETS: &[(&str, &str)] = &[
     ("goresilience", r#"{"failure_rate_threshold": 50, "minimum_calls": 10, "open_duration": "30s"}"#),
     (
         "resilience4j",
-        r#"{"failure_rate_threshold": 50, "minimum_calls": 100, "open_duration": "60s", "half_open_calls": 10}"#,
+        r#"{"failure_rate_threshold": 50, "minimum_calls": 100, "window": {"type": "count", "size": 100}, "open_duration": "60s",
+            "half_open_calls": 10}"#,
     ),
     (
         "sentinel",
@@ -443,9 +439,8 @@ section! {
         /// On a route: a state per route, or one for all routes of the upstream that name it.
         scope: BreakerScope = Usual("\"route\"");
         /// The numbers of another library; explicit fields override them. `hystrix`: 10 requests, 50 %, 10 s window, 5 s open, 1 probe.
-        /// `goresilience`: 10 requests, 50 %, 30 s open. `resilience4j`: 100 calls, 50 %, 60 s open, 10 half-open calls; not supported
-        /// yet without a `window` of type `time`, for its own counts calls. `sentinel`: 5 calls, 1 s window, 1 probe, opens above
-        /// the threshold instead of at it.
+        /// `goresilience`: 10 requests, 50 %, 30 s open. `resilience4j`: the last 100 calls, 50 %, 60 s open, 10 half-open calls.
+        /// `sentinel`: 5 calls, 1 s window, 1 probe, opens above the threshold instead of at it.
         preset: Option<Preset> = Else("none");
         /// Opens at this percentage of failures.
         failure_rate_threshold: SomePct = Usual("50");
@@ -455,13 +450,16 @@ section! {
         slow_call_duration: Span<MS, HOUR> = Usual("\"60s\"");
         /// Opens at once after so many failures in a row; 0 = off.
         consecutive_failures: Int<0, 1_000_000> = Usual("0");
-        /// No percentage is judged below so many calls in the window.
+        /// No percentage is judged below so many calls in the window. A count window that is smaller is judged when it is full.
         minimum_calls: Int<1, 1_000_000> = Usual("20");
-        /// The calls that count.
+        /// The calls that count. A window of time is the cheaper one: workers add to common counters, where a window of calls is written for
+        /// each call.
         window: Window = Usual(r#"{"type": "time", "size": "10s"}"#);
         /// How long it stays open.
         open_duration: Span<{ 100 * MS }, DAY> = Usual("\"5s\"");
-        /// Factor by which the open time grows with each failed half-open round.
+        /// Factor by which the open time grows with each failed half-open round. What it has grown to is forgotten once the breaker has
+        /// stayed closed for as long as it was open the last time, and at least for a time window's length; until then it opens for
+        /// as long again.
         backoff_multiplier: Centi<100, 10_000> = Usual("1");
         /// The most that the open time grows to.
         max_open_duration: Option<Span<{ 100 * MS }, DAY>> = Else("`60s`, or `open_duration` if that is longer");
@@ -491,7 +489,10 @@ section! {
 }
 
 /// A time window's length, or a count window's.
-pub(super) type WindowSize = Either<Span<SEC, HOUR>, Int<1, 1_000_000>>;
+pub(super) type WindowSize = Either<Span<SEC, HOUR>, Calls>;
+
+/// A count window's size: it lies in one record, a bit or two for each call.
+pub(super) type Calls = Int<1, 1_024>;
 
 /// What a window measures.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -501,7 +502,7 @@ pub(super) enum WindowType {
     Count,
 }
 
-choice! { WindowType { "time" => Self::Time, @soon "count" => Self::Count, } }
+choice! { WindowType { "time" => Self::Time, "count" => Self::Count, } }
 
 section! {
     /// The outcomes that are failures.

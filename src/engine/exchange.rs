@@ -349,7 +349,7 @@ impl Exchange {
         }
         let now = host.monotonic();
         if let Some((breaker, epoch)) = route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(epoch) {
-            self.end_breaker(engine, breaker, now, epoch, Call::IGNORED, host);
+            breaker.end(host, now, epoch, Call::IGNORED, &engine.rng);
         }
         if let Some((upstream, pick)) = route.upstream.and_then(|used| engine.upstreams.get(used.at)).zip(pick) {
             upstream.leave(host, &pick);

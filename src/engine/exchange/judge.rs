@@ -183,8 +183,8 @@ impl Exchange {
         if let Some((breaker, epoch)) =
             route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(self.breaker.take())
         {
-            let call = call(&breaker.settings.config().failure_on);
-            self.end_breaker(engine, breaker, now, epoch, call, host);
+            let call = call(&breaker.config().failure_on);
+            breaker.end(host, now, epoch, call, &engine.rng);
         }
         self.recorded = true;
         let Some((used, upstream)) = route.upstream.and_then(|used| Some((used, engine.upstreams.get(used.at)?)))
