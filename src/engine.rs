@@ -21,6 +21,7 @@ mod metrics;
 pub mod waiting;
 
 use crate::base::hash::Seed;
+use crate::base::headers::NameSet;
 use crate::base::rng::Rng;
 use crate::base::sketch::Sketch;
 use crate::base::text::number;
@@ -56,7 +57,7 @@ pub struct Engine {
     upstreams: Vec<Upstream>,
     routes: Vec<Route>,
     /// Request headers that only we may set, lower case.
-    reserved_headers: Vec<String>,
+    reserved_headers: NameSet,
     /// Where the next tick goes on: upstreams first, then breakers.
     tick_at: Cell<usize>,
 }
@@ -171,9 +172,7 @@ impl Engine {
         for upstream in &config.upstreams {
             let breaker = upstream.circuit_breaker.and_then(|at| config.circuit_breakers.get(at));
             engine.upstreams.push(Upstream::new(upstream, breaker, config.mode, host));
-            if !engine.reserved_headers.contains(&upstream.override_header) {
-                engine.reserved_headers.push(upstream.override_header.clone());
-            }
+            engine.reserved_headers.add(&upstream.override_header);
         }
         // Uses of one limit share its buckets: (index of the limit, shadow) -> index of its instance.
         let mut instances: Vec<((usize, bool), usize)> = Vec::new();
@@ -480,9 +479,11 @@ const STEERING: &[&str] = &[
     "x-envoy-upstream-stream-duration-ms",
 ];
 
-fn reserved_headers(trust_client_retry_headers: bool) -> Vec<String> {
+fn reserved_headers(trust_client_retry_headers: bool) -> NameSet {
     let steering = if trust_client_retry_headers { &[] } else { STEERING };
-    ["x-haven-cluster"].iter().chain(steering).map(|name| (*name).to_owned()).collect()
+    let mut names = NameSet::default();
+    ["x-haven-cluster"].iter().chain(steering).for_each(|name| names.add(name));
+    names
 }
 
 /// Keeps the state of shadow uses apart from that of enforced ones.
