@@ -12,7 +12,7 @@ use haven::config::{self, ClientIp, Config, KeyPart, MissingKey};
 use haven::engine::Engine;
 use haven::engine::exchange::{Action, Exchange};
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};
-use haven::host::{Property, SharedData};
+use haven::host::{MetricKind, Metrics, Property, SharedData};
 use haven::policy::circuit_breaker::CircuitBreaker;
 use haven::policy::circuit_breaker::state::Phase;
 use haven::policy::rate_limit::key;
@@ -415,6 +415,52 @@ pub fn check_records(data: &[u8]) {
     check_queue_record(*which, *how, *place, bytes);
     check_leased_record(*which, *how, *place, bytes);
     check_breaker_record(*which, *how, *place, bytes);
+    check_stale_record(*which, *how, *place, bytes);
+}
+
+/// Of kept responses: what cannot be read is not there, what is found can be sent, and what is kept next is found.
+fn check_stale_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
+    static CONFIG: LazyLock<Config> = LazyLock::new(|| {
+        parsed(
+            r#"{"fallbacks": {"f": {"steps": [{"stale": {"max_entries": 4, "vary": ["x-v"]}}, {"respond": {"status": 203}}]}},
+                "routes": [{"name": "r", "fallback": "f"}]}"#,
+        )
+    });
+    let keep = |proxy: &Proxy, path: &str, body: &[u8]| {
+        let stream = SimStream::request("GET", path, &[("x-v", b"1")]);
+        let mut exchange = proxy.begin(&stream);
+        stream.answer(200, Some(ENDPOINT), &[("etag", b"1"), ("vary", b"accept")]);
+        exchange.on_response_headers(&proxy.worker, &stream, false);
+        stream.piece(body);
+        exchange.on_response_body(&proxy.worker, &stream, body.len(), true);
+        exchange.on_end(&proxy.worker);
+    };
+    let failing = |proxy: &Proxy, path: &str| {
+        let stream = SimStream::request("GET", path, &[("x-v", b"1")]);
+        let mut exchange = proxy.begin(&stream);
+        stream.answer(500, Some(ENDPOINT), &[]);
+        exchange.on_response(&proxy.worker, &stream);
+        exchange.on_end(&proxy.worker);
+        assert_sound(&stream);
+        stream.replied().expect("the fallback answers")
+    };
+    let kind = [b'i', b'k', b'n'][usize::from(which) % 3];
+    let proxy = corrupted(&CONFIG, how, place, bytes, kind, |proxy| keep(proxy, "/a", b"first"));
+    let reply = failing(&proxy, "/a");
+    if is_of_no_version(place, bytes) && kind != b'n' {
+        assert_eq!(reply.status, 203, "what cannot be read is not there");
+    }
+    assert_eq!(failing(&proxy, "/b").status, 203, "nobody else's is found");
+    for (path, body) in [("/a", b"again"), ("/b", b"other")] {
+        keep(&proxy, path, body);
+        let found = failing(&proxy, path);
+        // A record that says it is a second newer than it is has its way until then.
+        assert!(found.status == 203 || path == "/a" || found.body == body, "what is kept is found");
+    }
+    proxy.machine.advance(Nanos::from_secs(1_000_000));
+    keep(&proxy, "/c", b"third");
+    let found = failing(&proxy, "/c");
+    assert_eq!((found.status, found.body.as_slice()), (200, &b"third"[..]));
 }
 
 /// A proxy whose records of this kind were overwritten after `first` was asked for, and whose clock may have moved since.
@@ -713,7 +759,7 @@ fn check_leased_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
 
 fn check_breaker_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
     /// Trial calls, the longest that it stays open or undecided, and the breaker.
-    const BREAKERS: [(usize, Nanos, &str); 2] = [
+    const BREAKERS: [(usize, Nanos, &str); 3] = [
         (
             2,
             Nanos::from_secs(2),
@@ -724,6 +770,12 @@ fn check_breaker_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
             1,
             Nanos::from_secs(2 * 86_400),
             r#""open_duration": "1d", "jitter": 100, "backoff_multiplier": 100, "half_open_calls": 1, "half_open_max_wait": "1d""#,
+        ),
+        (
+            3,
+            Nanos::from_secs(2),
+            r#""window": {"type": "count", "size": 70}, "minimum_calls": 3, "open_duration": "1s", "half_open_calls": 3, "half_open_max_wait": "1s",
+               "max_open_duration": "1s""#,
         ),
     ];
     /// On a route, and on an endpoint.
@@ -737,13 +789,20 @@ fn check_breaker_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
             let (_, _, breaker) = BREAKERS[i];
             parsed(&format!(r#"{{"circuit_breakers": {{"b": {{"consecutive_failures": 1, {breaker}}}}}, {used}}}"#))
         };
-        [(0, USES[0]), (1, USES[0]), (0, USES[1]), (1, USES[1])].map(config).into()
+        [(0, USES[0]), (1, USES[0]), (0, USES[1]), (1, USES[1]), (2, USES[0]), (2, USES[1])].map(config).into()
     });
-    let at = usize::from(which >> 2 & 3);
-    let (trials, longest, _) = BREAKERS[at % 2];
+    let at = usize::from(which >> 2) % CONFIGS.len();
+    let (trials, longest, _) = BREAKERS[if at < 4 { at % 2 } else { 2 }];
     // An outcome has to be there before there is a record.
     let first = |proxy: &Proxy| assert_eq!(proxy.status(&[]), 200);
     let proxy = corrupted(&CONFIGS[at], how, place, bytes, b'c', first);
+    if how & 8 != 0 {
+        // What workers add to may hold anything as well: it outlives its record, and operators may set it back.
+        let noise = bytes.iter().fold(0u64, |noise, byte| noise.rotate_left(8) ^ u64::from(*byte));
+        for (name, _) in proxy.machine.metrics_of("haven_circuit_breaker_tally") {
+            proxy.worker.record(proxy.worker.define(MetricKind::Gauge, &name), noise);
+        }
+    }
     let pause = |proxy: &Proxy| {
         proxy.machine.advance(longest.plus(Nanos::from_secs(2)));
         proxy.engine.tick(&proxy.worker);
@@ -785,6 +844,7 @@ fn check_breaker_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
 /// have ended nothing stays granted: none is in flight, and no permit is held.
 ///
 /// A script of lines. `> METHOD TARGET` begins a request; `< STATUS [ENDPOINT]` answers it, `! STATUS DETAILS` lets the proxy answer,
+/// `{` answers it with a body that follows, `& TEXT` a piece of it and `} TEXT` the last, `| FLAGS DETAILS` cuts it and ends it,
 /// `=` brings trailers, each with the lines of `name: value` that follow it as headers; `.` ends the newest request, `,` the oldest
 /// (answers go to the newest too, `/` makes the oldest the newest); `+ MS` and `- MS` move the clock; `*` ticks; `~` reloads; `@ N` is
 /// the number of tries, `% ADDRESS` the connection's peer for what follows.
@@ -807,7 +867,9 @@ pub fn check_exchange(data: &[u8]) {
     for line in text.lines() {
         let mut chars = line.chars();
         match (chars.next(), steps.last_mut()) {
-            (Some(op), _) if "><!=.,/+-*~@%".contains(op) => steps.push((op, chars.as_str().trim_start(), Vec::new())),
+            (Some(op), _) if "><!=.,/+-*~@%{&}|".contains(op) => {
+                steps.push((op, chars.as_str().trim_start(), Vec::new()))
+            }
             (Some(_), Some((_, _, headers))) if headers.len() < 32 => {
                 let (name, value) = line.split_once(':').unwrap_or((line, ""));
                 headers.push((name, value.trim_start().as_bytes()));
@@ -847,15 +909,16 @@ const EVERYTHING: &str = r#"{
     "circuit_breakers": {
         "e": {"consecutive_failures": 1, "open_duration": "1s", "half_open_calls": 2, "half_open_max_wait": "5s"},
         "r": {"minimum_calls": 3, "open_duration": "1s", "half_open_calls": 2, "slow_call_duration": "1s", "jitter": 50},
-        "s": {"consecutive_failures": 2, "scope": "upstream", "half_open_calls": 2}},
+        "s": {"consecutive_failures": 2, "scope": "upstream", "half_open_calls": 2, "window": {"type": "count", "size": 5}}},
     "fallbacks": {
         "f": {"on": ["rate_limited", "circuit_open", "no_endpoint", "upstream_error", "timeout"],
-              "steps": [{"respond": {"status": 203, "content_type": "application/json", "headers": {"x-f": "1"},
+              "steps": [{"stale": {"max_age": "10s", "max_body": "16B", "max_entries": 3}}, {"respond": {"status": 203, "content_type": "application/json", "headers": {"x-f": "1"},
                 "body": "{\"id\": \"{{request_id}}\", \"wait\": \"{{retry_after}}\", \"why\": \"{{reason}} {{route}}\"}"}}]},
+        "on": {"steps": [{"cluster": "spare"}, {"stale": {"vary": ["x-key"]}}]},
         "quiet": {"mode": "shadow", "steps": [{"respond": {}}]}},
     "routes": [
         {"name": "a", "match": {"prefix": "/a"}, "upstream": "u", "rate_limits": ["client", "cost"], "circuit_breaker": "r", "fallback": "f"},
-        {"name": "b", "match": {"prefix": "/b"}, "upstream": "p", "rate_limits": ["parts"], "circuit_breaker": "s"},
+        {"name": "b", "match": {"prefix": "/b"}, "upstream": "p", "rate_limits": ["parts"], "circuit_breaker": "s", "fallback": "on"},
         {"name": "c", "match": {"prefix": "/c", "methods": ["POST"], "headers": {"x-a": "1", "x-b": "*"}}, "upstream": "p", "fallback": "f",
          "circuit_breaker": "s"},
         {"name": "shadow", "mode": "shadow", "match": {"pattern": "/s/{id}"}, "upstream": "u", "rate_limits": ["client", "parts"],
@@ -888,7 +951,7 @@ impl Script {
         let machine = Rc::clone(&self.proxy.machine);
         match op {
             '>' => self.begin(first, second, headers),
-            '<' | '!' | '=' => {
+            '<' | '!' | '=' | '{' => {
                 let Some((stream, exchange)) = self.open.last_mut() else { return };
                 let status = u16::try_from(number(first)).unwrap_or(0);
                 match op {
@@ -897,15 +960,26 @@ impl Script {
                         exchange.on_response_trailers(&self.proxy.worker, stream);
                         return;
                     }
-                    '<' => {
+                    '<' | '{' => {
                         stream.answer(status, Some(second).filter(|address| !address.is_empty()), headers);
                         stream.set_property(Property::AttemptCount, &self.attempts.to_le_bytes());
                     }
                     _ => stream.fail(status, second, None, self.attempts),
                 }
-                let action = exchange.on_response(&self.proxy.worker, stream);
+                let action = exchange.on_response_headers(&self.proxy.worker, stream, op != '{');
                 assert!(action == Action::Continue || stream.replied().is_some(), "what is stopped is answered");
                 assert_sound_json(stream);
+            }
+            '&' | '}' => {
+                let Some((stream, exchange)) = self.open.last_mut() else { return };
+                stream.piece(argument.as_bytes());
+                exchange.on_response_body(&self.proxy.worker, stream, argument.len(), op == '}');
+            }
+            '|' => {
+                let Some((stream, _)) = self.open.last() else { return };
+                stream.set_property(Property::ResponseCodeDetails, second.as_bytes());
+                stream.set_property(Property::ResponseFlags, &number(first).to_le_bytes());
+                self.end(self.open.len().wrapping_sub(1));
             }
             '.' => self.end(self.open.len().wrapping_sub(1)),
             ',' => self.end(0),
@@ -924,7 +998,11 @@ impl Script {
         stream.set_property(Property::SourceAddress, &self.peer);
         let exchange = self.proxy.begin(&stream);
         if stream.replied().is_none() {
-            assert_eq!(stream.request_header("x-haven-cluster"), None, "clients do not choose clusters");
+            let cluster = stream.request_header("x-haven-cluster");
+            assert!(
+                cluster.is_none_or(|cluster| cluster == "p" || cluster == "spare"),
+                "clients do not choose clusters"
+            );
             assert_eq!(stream.request_header("x-envoy-retry-on"), None, "nor steer retries");
             for name in ["x-haven-upstream", "x-pick"] {
                 let list = stream.request_header(name).unwrap_or_default();
@@ -940,6 +1018,9 @@ impl Script {
     fn end(&mut self, at: usize) {
         if at < self.open.len() {
             let (stream, mut exchange) = self.open.remove(at);
+            if exchange.is_unsettled() {
+                exchange.on_cut(&self.proxy.worker, &stream);
+            }
             exchange.on_end(&self.proxy.worker);
             exchange.on_end(&self.proxy.worker);
             assert_sound_json(&stream);
@@ -970,6 +1051,7 @@ fn assert_sound(stream: &SimStream) {
     assert!((200..=599).contains(&reply.status), "{reply:?}");
     let one_line = |value: &[u8]| !value.iter().any(|b| matches!(b, b'\r' | b'\n' | 0));
     assert!(reply.headers.iter().all(|(_, value)| one_line(value)), "{reply:?}");
+    assert!(reply.kept_headers.iter().all(|(name, value)| one_line(name) && one_line(value)), "{reply:?}");
     assert!(reply.configured_headers.iter().all(|(_, value)| one_line(value.as_bytes())), "{reply:?}");
 }
 

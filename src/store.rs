@@ -62,6 +62,14 @@ pub enum Kind {
     RateLimit = b'r',
     /// A circuit breaker.
     CircuitBreaker = b'c',
+    /// VMs' shares of a gauge.
+    Shares = b'g',
+    /// What a set of kept responses holds.
+    StaleIndex = b'i',
+    /// A kept response.
+    StaleSlot = b'k',
+    /// How many sets of kept responses there are.
+    StaleSize = b'n',
 }
 
 /// Runs `step` on the record's bytes (empty if there is none) until its write sticks.

@@ -38,6 +38,8 @@ pub struct Machine {
     rng: Rng,
     /// Share of compare-and-swaps that fail for no reason, in percent.
     pub cas_failures: Cell<u64>,
+    /// A host that has no metrics: it refuses to define any.
+    pub no_metrics: Cell<bool>,
     /// Lines logged, newest last, at most 1,000.
     logs: RefCell<Vec<(log::Level, String)>>,
     hook: RefCell<Option<Rc<dyn Fn()>>>,
@@ -67,6 +69,7 @@ impl Machine {
             wall: Cell::new(Nanos::from_secs(1_800_000_000)),
             rng: Rng::new(seed),
             cas_failures: Cell::new(0),
+            no_metrics: Cell::new(false),
             logs: RefCell::default(),
             hook: RefCell::new(None),
             calls: Cell::new(0),
@@ -116,6 +119,11 @@ impl Machine {
     #[must_use]
     pub fn shared_bytes(&self) -> usize {
         self.data.borrow().iter().map(|(k, (v, _))| k.len().saturating_add(v.len())).sum()
+    }
+
+    /// The records whose keys pass `which`.
+    pub fn records(&self, which: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
+        self.data.borrow().iter().filter(|(key, _)| which(key)).map(|(_, (value, _))| value.clone()).collect()
     }
 
     /// Overwrites every record that passes `which` with `bytes`: what a broken or foreign version could leave behind.
@@ -199,6 +207,9 @@ impl SharedData for Worker {
 
 impl Metrics for Worker {
     fn define(&self, kind: MetricKind, name: &str) -> MetricId {
+        if self.0.no_metrics.get() {
+            return MetricId::NONE;
+        }
         let mut metrics = self.0.metrics.borrow_mut();
         let at = metrics.iter().position(|(k, n, _)| *k == kind && n == name).unwrap_or_else(|| {
             metrics.push((kind, name.to_owned(), 0));
@@ -249,6 +260,7 @@ pub struct SimStream {
     request: RefCell<Vec<(String, Vec<u8>)>>,
     response: RefCell<Vec<(String, Vec<u8>)>>,
     trailers: RefCell<Vec<(String, Vec<u8>)>>,
+    body: RefCell<Vec<u8>>,
     properties: RefCell<Vec<(&'static str, Vec<u8>)>>,
     state: RefCell<Vec<(String, Vec<u8>)>>,
     reply: RefCell<Option<Reply>>,
@@ -283,6 +295,11 @@ impl SimStream {
         }
     }
 
+    /// Lets a piece of the answer's body come.
+    pub fn piece(&self, piece: &[u8]) {
+        *self.body.borrow_mut() = piece.to_vec();
+    }
+
     /// Ends the answer with trailers.
     pub fn trail(&self, trailers: &[(&str, &[u8])]) {
         *self.trailers.borrow_mut() = trailers.iter().map(|(n, v)| ((*n).to_owned(), v.to_vec())).collect();
@@ -313,7 +330,8 @@ impl SimStream {
     pub fn response_header(&self, name: &str) -> Option<String> {
         match &*self.reply.borrow() {
             Some(reply) => {
-                reply.headers.iter().find(|(n, _)| *n == name).map(|(_, v)| String::from_utf8_lossy(v).into_owned())
+                let own = reply.headers.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_slice());
+                own.or_else(|| reply.kept_headers.get(name)).map(|v| String::from_utf8_lossy(v).into_owned())
             }
             None => header(&self.response.borrow(), name),
         }
@@ -360,6 +378,10 @@ impl Stream for SimStream {
 
     fn remove_header(&self, of: Message, name: &str) {
         self.pairs(of).borrow_mut().retain(|(n, _)| !n.eq_ignore_ascii_case(name));
+    }
+
+    fn body(&self, size: usize) -> Option<Vec<u8>> {
+        Some(self.body.borrow().iter().take(size).copied().collect())
     }
 
     fn property(&self, property: Property) -> Option<Vec<u8>> {

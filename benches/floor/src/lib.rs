@@ -139,6 +139,12 @@ extern "C" fn proxy_on_response_headers(_stream: u32, _count: usize, _end: u32) 
     0
 }
 
+#[cfg(feature = "body")]
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_response_body(_stream: u32, _size: usize, _end: u32) -> u32 {
+    0
+}
+
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_request_headers(_stream: u32, _count: usize, _end: u32) -> u32 {
     let calls = CALLS.load(Relaxed);
