@@ -26,6 +26,7 @@ mod metrics;
 pub mod waiting;
 
 use crate::base::hash::Seed;
+use crate::base::headers::NameSet;
 use crate::base::rng::Rng;
 use crate::base::sketch::Sketch;
 use crate::base::text::number;
@@ -68,7 +69,7 @@ pub struct Engine {
     kept: Vec<Option<Kept>>,
     routes: Vec<Route>,
     /// Request headers that only we may set, lower case.
-    reserved_headers: Vec<String>,
+    reserved_headers: NameSet,
     /// Tells this VM and configuration from all others.
     vm: u64,
     /// Where the next tick goes on: upstreams first, then breakers.
@@ -227,9 +228,7 @@ impl Engine {
         for upstream in &config.upstreams {
             let breaker = upstream.circuit_breaker.and_then(|at| config.circuit_breakers.get(at));
             engine.upstreams.push(Upstream::new(upstream, breaker, config.mode, &engine.lines, host));
-            if !engine.reserved_headers.contains(&upstream.override_header) {
-                engine.reserved_headers.push(upstream.override_header.clone());
-            }
+            engine.reserved_headers.add(&upstream.override_header);
         }
         engine.kept = config.fallbacks.iter().map(|fallback| Kept::new(fallback, seed, host)).collect();
         // Uses of one limit share its buckets: (index of the limit, shadow) -> index of its instance.
@@ -544,9 +543,11 @@ fn cluster(config: &Config, route: &config::Route) -> Option<String> {
     Some(config.upstreams.get(route.upstream?)?.cluster.clone())
 }
 
-fn reserved_headers(trust_client_retry_headers: bool) -> Vec<String> {
+fn reserved_headers(trust_client_retry_headers: bool) -> NameSet {
     let steering = if trust_client_retry_headers { &[] } else { STEERING };
-    [CLUSTER_HEADER].iter().chain(steering).map(|name| (*name).to_owned()).collect()
+    let mut names = NameSet::default();
+    [CLUSTER_HEADER].iter().chain(steering).for_each(|name| names.add(name));
+    names
 }
 
 /// Keeps the state of shadow uses apart from that of enforced ones.

@@ -134,21 +134,18 @@ impl Exchange {
         let engine = Rc::clone(&self.engine);
         // One call for all headers: most policies want some, and one header costs nearly as much as all.
         let headers = stream.headers(Message::Request);
-        let mut request = Request::new(&headers);
+        // Looked for in the copy: the call that removes is paid only by those who try.
+        let mut request = Request::read(&headers, |name| {
+            if let Some(reserved) = engine.reserved_headers.find(name) {
+                stream.remove_header(Message::Request, reserved);
+            }
+        });
         if let Some(probe) = health::probe(&engine.config.health, &request) {
             let reply = match probe {
                 Probe::Plain => health::plain(),
                 Probe::Document => engine.health_document(host, host.monotonic()),
             };
             return self.reply(stream, &reply);
-        }
-        // Looked for in the copy first, in one walk: the call that removes is paid only by those who try.
-        for (name, _) in
-            headers.iter().filter(|(name, _)| name.get(..2).is_some_and(|start| start.eq_ignore_ascii_case(b"x-")))
-        {
-            if let Some(reserved) = engine.reserved_headers.iter().find(|r| name.eq_ignore_ascii_case(r.as_bytes())) {
-                stream.remove_header(Message::Request, reserved);
-            }
         }
         let Some((at, config)) =
             engine.config.routes.iter().enumerate().find(|(_, r)| route::matches(&r.matcher, &request))
@@ -291,8 +288,10 @@ impl Exchange {
         if end {
             self.keep(&engine, route, host);
         }
-        for (name, value) in quota_headers::all(self.quotas_by_limit(&engine)) {
-            stream.add_header(Message::Response, name, &value);
+        if !self.quotas.is_empty() {
+            for (name, value) in quota_headers::all(self.quotas_by_limit(&engine)) {
+                stream.add_header(Message::Response, name, &value);
+            }
         }
         Action::Continue
     }
