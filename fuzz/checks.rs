@@ -12,7 +12,7 @@ use haven::config::{self, ClientIp, Config, KeyPart, MissingKey};
 use haven::engine::Engine;
 use haven::engine::exchange::{Action, Exchange};
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};
-use haven::host::{Property, SharedData};
+use haven::host::{MetricKind, Metrics, Property, SharedData};
 use haven::policy::circuit_breaker::CircuitBreaker;
 use haven::policy::circuit_breaker::state::Phase;
 use haven::policy::rate_limit::key;
@@ -713,7 +713,7 @@ fn check_leased_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
 
 fn check_breaker_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
     /// Trial calls, the longest that it stays open or undecided, and the breaker.
-    const BREAKERS: [(usize, Nanos, &str); 2] = [
+    const BREAKERS: [(usize, Nanos, &str); 3] = [
         (
             2,
             Nanos::from_secs(2),
@@ -724,6 +724,12 @@ fn check_breaker_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
             1,
             Nanos::from_secs(2 * 86_400),
             r#""open_duration": "1d", "jitter": 100, "backoff_multiplier": 100, "half_open_calls": 1, "half_open_max_wait": "1d""#,
+        ),
+        (
+            3,
+            Nanos::from_secs(2),
+            r#""window": {"type": "count", "size": 70}, "minimum_calls": 3, "open_duration": "1s", "half_open_calls": 3, "half_open_max_wait": "1s",
+               "max_open_duration": "1s""#,
         ),
     ];
     /// On a route, and on an endpoint.
@@ -737,13 +743,20 @@ fn check_breaker_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
             let (_, _, breaker) = BREAKERS[i];
             parsed(&format!(r#"{{"circuit_breakers": {{"b": {{"consecutive_failures": 1, {breaker}}}}}, {used}}}"#))
         };
-        [(0, USES[0]), (1, USES[0]), (0, USES[1]), (1, USES[1])].map(config).into()
+        [(0, USES[0]), (1, USES[0]), (0, USES[1]), (1, USES[1]), (2, USES[0]), (2, USES[1])].map(config).into()
     });
-    let at = usize::from(which >> 2 & 3);
-    let (trials, longest, _) = BREAKERS[at % 2];
+    let at = usize::from(which >> 2) % CONFIGS.len();
+    let (trials, longest, _) = BREAKERS[if at < 4 { at % 2 } else { 2 }];
     // An outcome has to be there before there is a record.
     let first = |proxy: &Proxy| assert_eq!(proxy.status(&[]), 200);
     let proxy = corrupted(&CONFIGS[at], how, place, bytes, b'c', first);
+    if how & 8 != 0 {
+        // What workers add to may hold anything as well: it outlives its record, and operators may set it back.
+        let noise = bytes.iter().fold(0u64, |noise, byte| noise.rotate_left(8) ^ u64::from(*byte));
+        for (name, _) in proxy.machine.metrics_of("haven_circuit_breaker_tally") {
+            proxy.worker.record(proxy.worker.define(MetricKind::Gauge, &name), noise);
+        }
+    }
     let pause = |proxy: &Proxy| {
         proxy.machine.advance(longest.plus(Nanos::from_secs(2)));
         proxy.engine.tick(&proxy.worker);
@@ -847,7 +860,7 @@ const EVERYTHING: &str = r#"{
     "circuit_breakers": {
         "e": {"consecutive_failures": 1, "open_duration": "1s", "half_open_calls": 2, "half_open_max_wait": "5s"},
         "r": {"minimum_calls": 3, "open_duration": "1s", "half_open_calls": 2, "slow_call_duration": "1s", "jitter": 50},
-        "s": {"consecutive_failures": 2, "scope": "upstream", "half_open_calls": 2}},
+        "s": {"consecutive_failures": 2, "scope": "upstream", "half_open_calls": 2, "window": {"type": "count", "size": 5}}},
     "fallbacks": {
         "f": {"on": ["rate_limited", "circuit_open", "no_endpoint", "upstream_error", "timeout"],
               "steps": [{"respond": {"status": 203, "content_type": "application/json", "headers": {"x-f": "1"},

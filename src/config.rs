@@ -85,6 +85,8 @@ pub struct Config {
     pub rate_limits: Vec<RateLimit>,
     /// Circuit breakers, in the document's order.
     pub circuit_breakers: Vec<CircuitBreaker>,
+    /// Concurrency limits, in the document's order.
+    pub concurrency_limits: Vec<ConcurrencyLimit>,
     /// Fallbacks, in the document's order.
     pub fallbacks: Vec<Fallback>,
     /// Kill switches, in the document's order.
@@ -149,6 +151,8 @@ pub struct Upstream {
     pub override_header: String,
     /// Index into [`Config::circuit_breakers`]: one state per endpoint.
     pub circuit_breaker: Option<usize>,
+    /// Index into [`Config::concurrency_limits`]: one for all routes of the upstream together.
+    pub concurrency_limit: Option<usize>,
 }
 
 /// One instance of an upstream.
@@ -325,10 +329,10 @@ pub struct CircuitBreaker {
     pub slow_call_duration: Nanos,
     /// Opens after so many failures in a row; 0 = off.
     pub consecutive_failures: u32,
-    /// No rate is judged below so many calls in the window.
+    /// No rate is judged below so many calls in the window; a count window that is smaller is judged when it is full.
     pub minimum_calls: u32,
-    /// Length of the sliding time window.
-    pub window: Nanos,
+    /// The calls that count.
+    pub window: Window,
     /// How long it stays open the first time.
     pub open_duration: Nanos,
     /// Factor by which the open time grows with each failed half-open round, in hundredths (200 = doubles).
@@ -347,6 +351,15 @@ pub struct CircuitBreaker {
     pub honour_retry_after: bool,
     /// True: opens above the threshold only (Sentinel); false: at it.
     pub open_above: bool,
+}
+
+/// The calls that a breaker judges by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Window {
+    /// Those of the last so long, 1 s to 1 h.
+    Time(Nanos),
+    /// The last so many, 1 to 1,024.
+    Count(u32),
 }
 
 /// Who shares a route's breaker.
@@ -370,6 +383,50 @@ pub struct FailureOn {
     pub reset: bool,
     /// Timeouts.
     pub timeout: bool,
+}
+
+/// A bound of the requests in flight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConcurrencyLimit {
+    /// Its name.
+    pub name: String,
+    /// Its own mode.
+    pub mode: Option<Mode>,
+    /// How the bound is found.
+    pub algorithm: ConcurrencyAlgorithm,
+}
+
+/// How a concurrency limit finds its bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConcurrencyAlgorithm {
+    /// It is given.
+    Fixed {
+        /// The bound, 1 to 1,000,000.
+        limit: u32,
+    },
+    /// It is found from what is answered in time. 1 <= `min` <= `initial` <= `max` <= 1,000,000.
+    Adaptive {
+        /// The least.
+        min: u32,
+        /// The most.
+        max: u32,
+        /// Where it begins.
+        initial: u32,
+    },
+}
+
+/// What is shed first under load, from first to last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Criticality {
+    /// May be shed at once.
+    Sheddable,
+    /// May be shed.
+    SheddablePlus,
+    /// Is shed when the limit is all but reached.
+    #[default]
+    Critical,
+    /// Is shed last.
+    CriticalPlus,
 }
 
 /// What is answered instead of a refusal or a failure.
@@ -465,6 +522,10 @@ pub struct Route {
     pub rate_limits: Vec<usize>,
     /// Index into [`Config::circuit_breakers`].
     pub circuit_breaker: Option<usize>,
+    /// Index into [`Config::concurrency_limits`]: one for this route, besides that of its upstream.
+    pub concurrency_limit: Option<usize>,
+    /// When it is shed.
+    pub criticality: Criticality,
     /// Index into [`Config::fallbacks`].
     pub fallback: Option<usize>,
     /// Index into [`Config::switches`].

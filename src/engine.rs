@@ -1,20 +1,25 @@
 //! Floor 4: the engine joins the policies.
 //!
 //! An [`Engine`] is a configuration made ready, one for each VM and configuration; [`exchange::Exchange`] takes one request through
-//! the chain, in this order: health → header hygiene → route → switch → deadline → rate limits → breaker →
-//! endpoint → timeout and retry headers. The first refusal wins. A limit may
+//! the chain, in this order: health → header hygiene → route → switch → deadline → rate limits → concurrency →
+//! breaker → endpoint → timeout and retry headers. The first refusal wins. A limit may
 //! have a request wait before it goes on: [`waiting`].
 //!
 //! | state | kept in | written by | after a reload | after a lost VM |
 //! |---|---|---|---|---|
 //! | buckets, breakers | shared data | compare-and-swap | kept by name | kept |
-//! | requests in flight | gauges | atomic add | kept | the VM's share stays behind |
-//! | views of endpoints | the VM | itself, from shared data | read anew | read anew |
+//! | outcomes since a breaker's record was written | gauges | atomic add | kept | kept |
+//! | requests in flight, of endpoints | gauges | atomic add | kept | the VM's share stays behind |
+//! | requests in flight, of concurrency limits | gauges | atomic add | kept | the VM's share is taken out after some 20 s |
+//! | concurrency limits that are found | gauges | each worker, by what it has seen | kept by name | kept |
+//! | views of breakers and endpoints | the VM | itself, from shared data | read anew | read anew |
 //!
-//! Views of endpoints' breakers make the request path independent of the number of endpoints: they are read again when the upstream's
-//! change counter (a metric, so atomic over all workers and cheap to read) has moved, and once per tick in case a VM died between
-//! changing a record and counting it.
+//! Views make the request path independent of the number of endpoints, and cheap: they are read again when a counter of changes (a metric, so
+//! atomic over all workers and cheap to read; of each breaker, or of all in an upstream) has moved, and once per tick in case a VM
+//! died between changing a record and counting it.
 
+mod breaker;
+mod concurrency;
 pub mod endpoints;
 pub mod exchange;
 mod metrics;
@@ -25,18 +30,20 @@ use crate::base::rng::Rng;
 use crate::base::sketch::Sketch;
 use crate::base::text::number;
 use crate::base::time::Nanos;
-use crate::config::{self, BreakerScope, Config, Mode, RejectBelow, RequestTimeout};
+use crate::config::{self, BreakerScope, Config, Criticality, Mode, RejectBelow, RequestTimeout};
 use crate::host::{Host, MetricId};
-use crate::policy::circuit_breaker::CircuitBreaker;
-use crate::policy::circuit_breaker::state::{Phase, Settings, State, Transition};
+use crate::policy::concurrency::adaptive::USUAL_DEADLINE;
 use crate::policy::health::{self, Component, Status};
 use crate::policy::rate_limit::RateLimit;
 use crate::policy::retry::{Budget, Totals};
 use crate::policy::{Reason, fallback};
 use crate::store::{self, Contended, Key, Kind, Step};
+use breaker::{Breaker, Lines, Subject};
+use concurrency::Concurrency;
 use endpoints::Upstream;
 use metrics::Names;
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 /// How often [`Engine::tick`] wants to be called.
 pub const TICK: Nanos = Nanos::from_secs(1);
@@ -53,12 +60,17 @@ pub struct Engine {
     /// Limits by use: an enforced and a shadow use of the same limit have buckets of their own.
     limits: Vec<Limit>,
     breakers: Vec<Breaker>,
+    concurrency: Vec<Concurrency>,
     upstreams: Vec<Upstream>,
     routes: Vec<Route>,
     /// Request headers that only we may set, lower case.
     reserved_headers: Vec<String>,
+    /// Tells this VM and configuration from all others.
+    vm: u64,
     /// Where the next tick goes on: upstreams first, then breakers.
     tick_at: Cell<usize>,
+    /// Log lines about breakers.
+    lines: Rc<Lines>,
 }
 
 #[derive(Debug)]
@@ -66,20 +78,6 @@ struct Limit {
     policy: RateLimit,
     keys: MetricId,
     evictions: MetricId,
-    contention: MetricId,
-}
-
-/// A breaker of one subject, with its metrics.
-#[derive(Debug)]
-struct Breaker {
-    cell: CircuitBreaker,
-    settings: Settings,
-    key: String,
-    shadow: bool,
-    state: MetricId,
-    to_open: MetricId,
-    to_half_open: MetricId,
-    to_closed: MetricId,
     contention: MetricId,
 }
 
@@ -93,6 +91,9 @@ struct Route {
     switched_off: Option<Use>,
     /// Enforced ones first: a shadow use may only draw for a request that passed.
     limits: Vec<Use>,
+    /// Its own concurrency limit, and its upstream's.
+    concurrency: [Option<Use>; 2],
+    criticality: Criticality,
     breaker: Option<Use>,
     upstream: Option<Use>,
     fallback: Option<FallbackUse>,
@@ -162,15 +163,18 @@ impl Engine {
             rng: Rng::new(host.entropy()),
             limits: Vec::new(),
             breakers: Vec::new(),
+            concurrency: Vec::new(),
+            vm: host.entropy(),
             upstreams: Vec::new(),
             routes: Vec::new(),
             reserved_headers: reserved_headers(config.trust_client_retry_headers),
             tick_at: Cell::new(0),
+            lines: Rc::default(),
             config: Config::default(),
         };
         for upstream in &config.upstreams {
             let breaker = upstream.circuit_breaker.and_then(|at| config.circuit_breakers.get(at));
-            engine.upstreams.push(Upstream::new(upstream, breaker, config.mode, host));
+            engine.upstreams.push(Upstream::new(upstream, breaker, config.mode, &engine.lines, host));
             if !engine.reserved_headers.contains(&upstream.override_header) {
                 engine.reserved_headers.push(upstream.override_header.clone());
             }
@@ -196,10 +200,15 @@ impl Engine {
     /// next goes on.
     pub fn tick<H: Host>(&self, host: &H) {
         let now = host.monotonic();
+        // All of them in each tick: a VM that tells nothing is taken for lost.
+        for limit in &self.concurrency {
+            limit.look_after(host, now, self.vm);
+        }
         for (route, retry) in self.routes.iter().filter_map(|route| Some((route, route.retry.as_ref()?))) {
             let totals = retry.totals(route, host);
             retry.with(|budget| budget.look(now, totals));
         }
+        self.lines.tell_withheld(host);
         let things = self.things();
         let mut work = 0usize;
         for _ in 0..things {
@@ -225,7 +234,7 @@ impl Engine {
             return upstream.len();
         }
         if let Some(breaker) = self.breakers.get(at.saturating_sub(self.upstreams.len())) {
-            host.record(breaker.state, breaker.look(host).phase_at(now).gauge());
+            breaker.refresh(host, now, None);
         }
         1
     }
@@ -314,17 +323,24 @@ impl Engine {
             });
         }
         limits.sort_by_key(|limit| limit.mode != Mode::Enforce);
+        let concurrency = [
+            self.concurrency(config, route, route.concurrency_limit, ["route", &route.name], route_mode, host),
+            route.upstream.and_then(|at| config.upstreams.get(at)).and_then(|upstream| {
+                let mode = mode_of(upstream.mode);
+                self.concurrency(config, route, upstream.concurrency_limit, ["upstream", &upstream.name], mode, host)
+            }),
+        ];
         let breaker = route.circuit_breaker.and_then(|at| config.circuit_breakers.get(at)).and_then(|breaker| {
             let mode = mode_of(breaker.mode);
             if mode == Mode::Off {
                 return None;
             }
             let upstream = route.upstream.and_then(|at| config.upstreams.get(at));
-            let (scope, subject) = match (breaker.scope, upstream) {
-                (BreakerScope::Upstream, Some(upstream)) => ("upstream", upstream.name.as_str()),
-                _ => ("route", route.name.as_str()),
+            let subject = match (breaker.scope, upstream) {
+                (BreakerScope::Upstream, Some(upstream)) => Subject::Upstream(&upstream.name),
+                _ => Subject::Route(&route.name),
             };
-            let at = self.breaker(breaker, &[scope, subject], subject, mode, host);
+            let at = self.breaker(breaker, subject, mode, host);
             Some(Use { at, mode, refusals: names.decisions(&route.name, &breaker.name, Reason::CircuitOpen, mode) })
         });
         let upstream = route.upstream.and_then(|at| {
@@ -368,6 +384,7 @@ impl Engine {
         Route {
             off: route_mode == Mode::Off
                 && limits.is_empty()
+                && concurrency.iter().all(Option::is_none)
                 && breaker.is_none()
                 && upstream.is_none()
                 && fallback.is_none(),
@@ -375,6 +392,8 @@ impl Engine {
             needs_request_id,
             switched_off,
             limits,
+            concurrency,
+            criticality: route.criticality,
             breaker,
             upstream,
             fallback,
@@ -386,17 +405,46 @@ impl Engine {
         }
     }
 
+    /// The use of this concurrency limit on a route; routes of one upstream share one limit.
+    fn concurrency<H: Host>(
+        &mut self,
+        config: &Config,
+        route: &config::Route,
+        limit: Option<usize>,
+        subject: [&str; 2],
+        mode: Mode,
+        host: &H,
+    ) -> Option<Use> {
+        let limit = config.concurrency_limits.get(limit?)?;
+        let mode = limit.mode.unwrap_or(mode);
+        if mode == Mode::Off {
+            return None;
+        }
+        let deadline = deadline(route);
+        let new = Concurrency::new(limit, subject, deadline, host);
+        let at = match self.concurrency.iter().position(|known| known.is(&new)) {
+            Some(at) => at,
+            None => {
+                self.concurrency.push(new);
+                self.concurrency.len().saturating_sub(1)
+            }
+        };
+        if let Some(known) = self.concurrency.get_mut(at) {
+            known.share(deadline);
+        }
+        Some(Use { at, mode, refusals: Names(host).decisions(&route.name, &limit.name, Reason::Overload, mode) })
+    }
+
     /// The breaker of this subject: routes of one upstream may share one.
     fn breaker<H: Host>(
         &mut self,
         config: &config::CircuitBreaker,
-        subject: &[&str],
-        key: &str,
+        subject: Subject<'_>,
         mode: Mode,
         host: &H,
     ) -> usize {
-        let breaker = Breaker::new(config, subject, key, mode, host);
-        match self.breakers.iter().position(|known| known.cell == breaker.cell) {
+        let breaker = Breaker::new(config, subject, mode, &self.lines, host);
+        match self.breakers.iter().position(|known| known.is_same(&breaker)) {
             Some(at) => at,
             None => {
                 self.breakers.push(breaker);
@@ -406,63 +454,9 @@ impl Engine {
     }
 }
 
-impl Breaker {
-    fn new<H: Host>(config: &config::CircuitBreaker, subject: &[&str], key: &str, mode: Mode, host: &H) -> Self {
-        let names = Names(host);
-        Self {
-            cell: CircuitBreaker::new(&config.name, subject, namespace(mode)),
-            key: key.to_owned(),
-            shadow: mode == Mode::Shadow,
-            state: names.breaker_state(&config.name, key),
-            to_open: names.breaker_transitions(&config.name, Phase::Open),
-            to_half_open: names.breaker_transitions(&config.name, Phase::HalfOpen),
-            to_closed: names.breaker_transitions(&config.name, Phase::Closed),
-            contention: names.contention(&config.name),
-            settings: Settings::new(config.clone()),
-        }
-    }
-
-    /// Where it stands, as its configuration allows.
-    fn look<H: Host>(&self, host: &H) -> State {
-        self.cell.look(host).bounded(&self.settings)
-    }
-
-    /// Whether it is closed, as far as the state's gauge tells all workers.
-    fn is_closed<H: Host>(&self, host: &H) -> bool {
-        host.value(self.state) == Phase::Closed.gauge()
-    }
-
-    /// Tells the world of a change of state: gauge, counter, one log line.
-    fn announce<H: Host>(&self, host: &H, change: Transition) {
-        host.record(self.state, change.to.gauge());
-        let (counter, level) = match change.to {
-            Phase::Open => (self.to_open, log::Level::Warn),
-            Phase::HalfOpen => (self.to_half_open, log::Level::Info),
-            Phase::Closed => (self.to_closed, log::Level::Info),
-        };
-        host.add(counter, 1);
-        let shadow = if self.shadow { " (shadow)" } else { "" };
-        let lasting = if change.to == Phase::Open {
-            [" for ", &number(change.open_for.as_millis()), " ms"].concat()
-        } else {
-            String::new()
-        };
-        let line = [
-            "circuit breaker ",
-            &self.settings.config().name,
-            " of ",
-            &self.key,
-            shadow,
-            ": ",
-            change.from.word(),
-            " -> ",
-            change.to.word(),
-            &lasting,
-            ": ",
-            change.cause.word(),
-        ];
-        host.log(level, &line.concat());
-    }
+/// In what time a route's requests are to be answered, at the most.
+fn deadline(route: &config::Route) -> Nanos {
+    route.timeout.request.map_or(USUAL_DEADLINE, RequestTimeout::longest)
 }
 
 /// Headers by which Envoy's router is steered. It drops a client's own only if it takes the client for external, which one on the

@@ -62,6 +62,8 @@ pub enum Kind {
     RateLimit = b'r',
     /// A circuit breaker.
     CircuitBreaker = b'c',
+    /// VMs' shares of a gauge.
+    Shares = b'g',
 }
 
 /// Runs `step` on the record's bytes (empty if there is none) until its write sticks.

@@ -18,6 +18,8 @@ use std::rc::Rc;
 
 #[path = "chain/algorithms.rs"]
 mod algorithms;
+#[path = "chain/concurrency.rs"]
+mod concurrency;
 #[path = "chain/deadlines.rs"]
 mod deadlines;
 #[path = "chain/switches.rs"]
@@ -749,4 +751,96 @@ fn unbounded_contention_has_the_configured_answer() {
         assert_eq!(proxy.status("/api", &[]), status);
         assert_eq!(proxy.machine.metric("haven_store_contention_total;policy=l"), 1);
     }
+}
+
+#[test]
+fn what_one_worker_finds_out_about_an_upstream_all_know() {
+    for no_metrics in [false, true] {
+        let mut proxy = Proxy::new(&upstream(&json!({})));
+        proxy.machine.no_metrics.set(no_metrics);
+        let config = upstream(&json!({"circuit_breakers": {"r": {"window": {"type": "time", "size": "1s"}}}}));
+        let workers = [(); 3].map(|()| {
+            proxy.reload(&config);
+            Rc::clone(&proxy.engine)
+        });
+        let ask = |worker: usize, status: u16| {
+            let proxy = Proxy {
+                machine: Rc::clone(&proxy.machine),
+                worker: proxy.worker.clone(),
+                engine: Rc::clone(&workers[worker]),
+            };
+            proxy.request("/api", &[], status).replied().map(|reply| reply.status)
+        };
+        assert_eq!([(0, 500), (1, 500), (2, 200)].map(|(worker, status)| ask(worker, status)), [None; 3]);
+        assert_eq!([0, 1, 2].map(|worker| ask(worker, 200)), [Some(503); 3], "two of three failed");
+        proxy.machine.advance(Nanos::from_secs(5));
+        assert_eq!(ask(1, 200), None, "one trial");
+        assert_eq!([0, 1, 2].map(|worker| ask(worker, 500)), [None; 3], "closed for all, with an empty window");
+        assert_eq!([0, 1, 2].map(|worker| ask(worker, 200)), [Some(503); 3]);
+        // Calls leave the window with time, whoever counted them.
+        proxy.machine.advance(Nanos::from_secs(5));
+        assert_eq!([2, 0, 1, 0].map(|worker| ask(worker, 200)), [None; 4]);
+        assert_eq!([0, 1].map(|worker| ask(worker, 500)), [None; 2], "two of five");
+        proxy.machine.advance(Nanos::from_secs(2));
+        assert_eq!([2, 1].map(|worker| ask(worker, 500)), [None; 2], "two of two are too few");
+        assert_eq!(ask(0, 200), None);
+        assert_eq!(ask(0, 200), Some(503), "two of three are not");
+    }
+}
+
+#[test]
+fn a_count_window_opens_by_the_last_calls() {
+    let proxy = Proxy::new(&upstream(&json!({"circuit_breakers": {
+        "ep": {"consecutive_failures": 0},
+        "r": {"minimum_calls": 2, "window": {"type": "count", "size": 4}}}})));
+    for status in [200, 200, 500, 200, 200, 200, 500] {
+        assert_eq!(proxy.request("/api", &[], status).replied(), None);
+    }
+    assert_eq!(proxy.request("/api", &[], 500).replied(), None, "two of the last four");
+    assert_eq!(proxy.status("/api", &[]), 503);
+}
+
+#[test]
+fn each_change_of_a_breaker_has_its_cause_its_time_and_one_log_line() {
+    let proxy = Proxy::new(&upstream(&json!({})));
+    let seconds =
+        |proxy: &Proxy| proxy.machine.metric("haven_circuit_breaker_changed_timestamp_seconds;circuit_breaker=r;key=r");
+    for _ in 0..3 {
+        proxy.request("/api", &[], 500);
+    }
+    assert_eq!(seconds(&proxy), 1_800_000_000);
+    proxy.machine.advance(Nanos::from_secs(7));
+    proxy.request("/api", &[], 200);
+    assert_eq!(seconds(&proxy), 1_800_000_007);
+    let of =
+        |cause| proxy.machine.metric(&format!("haven_circuit_breaker_causes_total;circuit_breaker=r;cause={cause}"));
+    assert_eq!(["failure_rate", "open_time_over", "trial_passed", "trial_timed_out"].map(of), [1, 1, 1, 0]);
+    let lines: Vec<_> = proxy.machine.logs().into_iter().map(|(_, line)| line).collect();
+    let told: Vec<_> = lines.iter().filter_map(|line| line.strip_prefix("circuit breaker r of r: ")).collect();
+    assert_eq!(
+        told,
+        [
+            "closed -> open for 5000 ms: failure rate",
+            "open -> half_open: open time over",
+            "half_open -> closed: trial calls passed"
+        ]
+    );
+}
+
+#[test]
+fn many_breakers_that_flap_do_not_flood_the_log() {
+    let routes: Vec<_> = (0..80)
+        .map(|n| json!({"name": format!("r{n}"), "match": {"prefix": format!("/{n}")}, "circuit_breaker": "b"}))
+        .collect();
+    let proxy = Proxy::new(&json!({"circuit_breakers": {"b": {"consecutive_failures": 1}}, "routes": routes}));
+    for n in 0..80 {
+        proxy.request(&format!("/{n}"), &[], 500);
+    }
+    assert_eq!(proxy.machine.logs().len(), 50, "in one second");
+    proxy.engine.tick(&proxy.worker);
+    assert_eq!(proxy.machine.logs().last().unwrap().1, "circuit breakers: 30 more changes");
+    assert_eq!(proxy.machine.metric("haven_circuit_breaker_transitions_total;circuit_breaker=b;to=open"), 80);
+    proxy.machine.advance(Nanos::from_secs(5));
+    proxy.request("/7", &[], 200);
+    assert_eq!(proxy.machine.logs().len(), 52);
 }

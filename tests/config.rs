@@ -8,9 +8,9 @@ use std::path::Path;
 
 use haven::base::time::Nanos;
 use haven::config::{
-    Algorithm, BreakerScope, Cidr, Config, Cost, DynamicTimeout, Endpoint, FallbackStep, HostMatch, IpSource, KeyPart,
-    MissingKey, Mode, OnContention, PathMatch, Percent, Quota, QuotaHeaders, RejectBelow, RequestTimeout, Retry,
-    TemplatePart, Timeout, parse, reference, schema,
+    Algorithm, BreakerScope, Cidr, ConcurrencyAlgorithm, Config, Cost, Criticality, DynamicTimeout, Endpoint,
+    FallbackStep, HostMatch, IpSource, KeyPart, MissingKey, Mode, OnContention, PathMatch, Percent, Quota,
+    QuotaHeaders, RejectBelow, RequestTimeout, Retry, TemplatePart, Timeout, Window, parse, reference, schema,
 };
 use proptest::prelude::*;
 
@@ -114,7 +114,7 @@ fn the_full_document_is_read_as_it_is_meant() {
     let breaker = &config.circuit_breakers[0];
     assert_eq!(
         (breaker.scope, breaker.consecutive_failures, breaker.window),
-        (BreakerScope::Upstream, 5, Nanos::from_secs(20))
+        (BreakerScope::Upstream, 5, Window::Time(Nanos::from_secs(20)))
     );
     assert_eq!((breaker.backoff_multiplier_centi, breaker.jitter), (150, Percent(1000)));
     assert_eq!((breaker.open_duration, breaker.max_open_duration), (Nanos::from_secs(90), Nanos::from_secs(90)));
@@ -127,7 +127,7 @@ fn the_full_document_is_read_as_it_is_meant() {
     assert_eq!((usual.failure_rate_threshold, usual.slow_call_rate_threshold), (Percent(5000), Percent(10_000)));
     assert_eq!(
         (usual.minimum_calls, usual.window, usual.open_duration),
-        (20, Nanos::from_secs(10), Nanos::from_secs(5))
+        (20, Window::Time(Nanos::from_secs(10)), Nanos::from_secs(5))
     );
     assert_eq!((usual.half_open_calls, usual.half_open_max_wait), (5, Nanos::from_secs(30)));
     assert_eq!((usual.max_open_duration, usual.backoff_multiplier_centi), (Nanos::from_secs(60), 100));
@@ -581,19 +581,20 @@ fn circuit_breakers_are_checked() {
             (
                 r#"{"window": {"size": "999ms"}}"#,
                 "circuit_breakers.b.window.size: \"999ms\" is not allowed, want a duration from 1s to 1h like \"250ms\" or \"10s\" or an \
-             integer from 1 to 1000000",
+             integer from 1 to 1024",
             ),
             (
                 r#"{"window": {"size": 100}}"#,
                 "circuit_breakers.b.window.size: 100 is not allowed, want a duration from 1s to 1h like \"250ms\" or \"10s\"",
             ),
             (
-                r#"{"window": {"type": "count", "size": 100}}"#,
-                "circuit_breakers.b.window.type: \"count\" is not supported yet",
+                r#"{"window": {"type": "count", "size": 1025}}"#,
+                "circuit_breakers.b.window.size: 1025 is not allowed, want a duration from 1s to 1h like \"250ms\" or \"10s\" or an \
+             integer from 1 to 1024",
             ),
             (
-                r#"{"preset": "resilience4j"}"#,
-                "circuit_breakers.b.preset: \"resilience4j\" is not supported yet without a \"window\" of type \"time\"",
+                r#"{"window": {"type": "count", "size": "10s"}}"#,
+                "circuit_breakers.b.window.size: \"10s\" is not allowed, want an integer from 1 to 1024",
             ),
             (
                 r#"{"preset": "x"}"#,
@@ -627,7 +628,10 @@ fn circuit_breakers_are_checked() {
 fn presets_fill_in_what_is_not_set() {
     let breaker = |text: &str| good(&format!(r#"{{"circuit_breakers": {{"b": {text}}}}}"#)).circuit_breakers.remove(0);
     let hystrix = breaker(r#"{"preset": "hystrix", "minimum_calls": 7}"#);
-    assert_eq!((hystrix.minimum_calls, hystrix.half_open_calls, hystrix.window), (7, 1, Nanos::from_secs(10)));
+    assert_eq!(
+        (hystrix.minimum_calls, hystrix.half_open_calls, hystrix.window),
+        (7, 1, Window::Time(Nanos::from_secs(10)))
+    );
     assert_eq!((hystrix.open_duration, hystrix.failure_rate_threshold), (Nanos::from_secs(5), Percent(5000)));
     let go = breaker(r#"{"preset": "goresilience"}"#);
     assert_eq!(
@@ -635,10 +639,20 @@ fn presets_fill_in_what_is_not_set() {
         (10, Nanos::from_secs(30), Nanos::from_secs(60))
     );
     let sentinel = breaker(r#"{"preset": "sentinel"}"#);
-    assert_eq!((sentinel.minimum_calls, sentinel.window, sentinel.half_open_calls), (5, Nanos::from_secs(1), 1));
+    assert_eq!(
+        (sentinel.minimum_calls, sentinel.window, sentinel.half_open_calls),
+        (5, Window::Time(Nanos::from_secs(1)), 1)
+    );
     assert!(sentinel.open_above && !hystrix.open_above && !go.open_above);
     let r4j = breaker(r#"{"preset": "resilience4j", "window": {"size": "2s"}}"#);
-    assert_eq!((r4j.minimum_calls, r4j.window, r4j.half_open_calls), (100, Nanos::from_secs(2), 10));
+    assert_eq!(r4j.window, Window::Time(Nanos::from_secs(2)));
+    let r4j = breaker(r#"{"preset": "resilience4j"}"#);
+    assert_eq!((r4j.minimum_calls, r4j.window, r4j.half_open_calls), (100, Window::Count(100), 10));
+    assert_eq!((r4j.failure_rate_threshold, r4j.open_above), (Percent(5000), false));
+    let count = breaker(r#"{"window": {"type": "count"}}"#);
+    assert_eq!((count.minimum_calls, count.window), (20, Window::Count(100)));
+    let count = breaker(r#"{"window": {"type": "count", "size": 1024}}"#);
+    assert_eq!(count.window, Window::Count(1_024));
     assert_eq!((r4j.open_duration, r4j.max_open_duration), (Nanos::from_secs(60), Nanos::from_secs(60)));
 }
 
@@ -769,8 +783,8 @@ fn routes_are_checked() {
                 "routes[0].fallback: \"f\" is not allowed, want one of the fallbacks: there are none",
             ),
             (
-                r#"{"name": "r", "criticality": "sheddable"}"#,
-                "routes[0].criticality: \"sheddable\" is not supported yet",
+                r#"{"name": "r", "criticality": "vital"}"#,
+                "routes[0].criticality: \"vital\" is not allowed, want one of \"critical_plus\", \"critical\", \"sheddable_plus\", \"sheddable\"",
             ),
         ],
     );
@@ -809,6 +823,39 @@ fn switches_are_on_or_off() {
         [("s", false), ("t", true)]
     );
     assert_eq!(config.routes[0].switch, Some(0));
+}
+
+#[test]
+fn concurrency_limits_are_read_with_their_bounds() {
+    let config = good(
+        r#"{"concurrency_limits": {"usual": {}, "small": {"max_limit": 10}, "large": {"algorithm": "adaptive", "min_limit": 50},
+                                   "given": {"algorithm": "fixed", "limit": 7, "mode": "shadow"}},
+            "upstreams": {"u": {"concurrency_limit": "given"}},
+            "routes": [{"name": "r", "concurrency_limit": "usual", "criticality": "sheddable"}, {"name": "s", "upstream": "u"}]}"#,
+    );
+    let adaptive = |min, max, initial| ConcurrencyAlgorithm::Adaptive { min, max, initial };
+    assert_eq!(
+        config.concurrency_limits.iter().map(|c| (c.name.as_str(), c.mode, c.algorithm)).collect::<Vec<_>>(),
+        [
+            ("usual", None, adaptive(3, 1000, 20)),
+            ("small", None, adaptive(3, 10, 10)),
+            ("large", None, adaptive(50, 1000, 50)),
+            ("given", Some(Mode::Shadow), ConcurrencyAlgorithm::Fixed { limit: 7 }),
+        ]
+    );
+    assert_eq!((config.upstreams[0].concurrency_limit, config.routes[0].concurrency_limit), (Some(3), Some(0)));
+    assert_eq!(
+        config.routes.iter().map(|r| r.criticality).collect::<Vec<_>>(),
+        [Criticality::Sheddable, Criticality::Critical]
+    );
+    refused(
+        r#"{"concurrency_limits": {"a": {"initial_limit": 2}, "b": {"max_limit": 10, "initial_limit": 11}, "c": {"limit": 0}}}"#,
+        &[
+            "concurrency_limits.a.initial_limit: 2 is not allowed, want an integer from the min_limit of 3 to the max_limit of 1000",
+            "concurrency_limits.b.initial_limit: 11 is not allowed, want an integer from the min_limit of 3 to the max_limit of 10",
+            "concurrency_limits.c.limit: 0 is not allowed, want an integer from 1 to 1000000",
+        ],
+    );
 }
 
 #[test]
@@ -882,10 +929,6 @@ fn what_is_not_built_is_refused_unless_it_is_the_default() {
         "{@}",
         &[
             (r#""admin": {}"#, "admin: {} is not supported yet"),
-            (
-                r#""concurrency_limits": {"c": {"algorithm": "fixed", "limit": 5}}"#,
-                "concurrency_limits: {\"c\":{\"algorithm\":\"fixed\",\"limit\":5}} is not supported yet",
-            ),
             (r#""upstreams": {"u": {"health_check": {}}}"#, "upstreams.u.health_check: {} is not supported yet"),
             (r#""upstreams": {"u": {"load_report": true}}"#, "upstreams.u.load_report: true is not supported yet"),
             (
@@ -926,9 +969,7 @@ fn what_is_not_built_is_validated_all_the_same() {
             "concurrency_limits.c.limit: nothing is not allowed, want an integer from 1 to 1000000 (required)",
             "concurrency_limits.d.limit: 3 is not allowed, want none: adaptive finds its limit",
             "concurrency_limits.e.max_limit: 8 is not allowed, want at least the min_limit of 9",
-            "concurrency_limits: {\"c\":{\"algorithm\":\"fixed\"},\"d\":{\"limit\":3},\"e\":{\"min_limit\":9... is not supported yet",
             "routes[0].concurrency_limit: \"x\" is not allowed, want one of the concurrency_limits: \"c\", \"d\", \"e\"",
-            "routes[0].concurrency_limit: \"x\" is not supported yet",
             "routes[0].retry.attempts: 11 is not allowed, want an integer from 0 to 10",
             "routes[0].retry.on[1]: \"bad\" is not allowed, want one of \"5xx\", \"gateway-error\", \"reset\", \"reset-before-request\", \
              \"connect-failure\", \"envoy-ratelimited\", \"retriable-4xx\", \"refused-stream\", \"retriable-status-codes\", \
@@ -1034,7 +1075,7 @@ fn the_schema_says_what_parse_says() {
         r#"{"rate_limits": {"a": {"limit": 1, "key": [{}]}}}"#,
         r#"{"rate_limits": {"a": {"limit": 1, "algorithm": "leaky"}}}"#,
         r#"{"rate_limits": {"a": {"limit": 1, "global": {"cluster": "c"}}}}"#,
-        r#"{"circuit_breakers": {"b": {"preset": "resilience4j"}}}"#,
+        r#"{"circuit_breakers": {"b": {"window": {"type": "count", "size": 1025}}}}"#,
         r#"{"circuit_breakers": {"b": {"failure_rate_threshold": 0}}}"#,
         r#"{"fallbacks": {"f": {"steps": []}}}"#,
         r#"{"fallbacks": {"f": {"steps": [{"cluster": "c"}]}}}"#,
@@ -1047,7 +1088,7 @@ fn the_schema_says_what_parse_says() {
         assert!(!fits(bad) && parse(bad.as_bytes()).is_err(), "{bad}");
     }
     for good in [
-        r#"{"circuit_breakers": {"b": {"preset": "resilience4j", "window": {}}}}"#,
+        r#"{"circuit_breakers": {"b": {"preset": "resilience4j"}}}"#,
         r#"{"rate_limits": {"a": {"limit": 1e3, "cost": 0}}}"#,
         r#"{"circuit_breakers": {"b": {"window": {"type": "time"}}}}"#,
         r#"{"routes": [{"name": "r", "timeout": {}, "criticality": "critical"}]}"#,

@@ -15,7 +15,7 @@ use super::text::{
     Address, BREAKER, COMPONENT, CONCURRENCY_LIMIT, FALLBACK, HeaderName, HeaderValue, Host, Label, Method, Name, Net,
     Pattern, Quantile, RATE_LIMIT, Reference, SWITCH, Statuses, Template, Token, UPSTREAM, UrlPath, Value,
 };
-use super::{BreakerScope, IpSource, MissingKey, Mode, OnContention, QuotaHeaders};
+use super::{BreakerScope, Criticality, IpSource, MissingKey, Mode, OnContention, QuotaHeaders};
 
 /// The most routes, and the most policies of a kind.
 pub(super) const MAX_NAMED: u32 = 1000;
@@ -40,7 +40,7 @@ section! {
         /// route or per upstream (see `scope`).
         circuit_breakers: Named<CircuitBreaker> = Usual("{}");
         /// Bounds of the requests in flight over all workers.
-        @soon concurrency_limits: Named<ConcurrencyLimit> = Usual("{}");
+        concurrency_limits: Named<ConcurrencyLimit> = Usual("{}");
         /// What is answered instead of a refusal or a failure.
         fallbacks: Named<Fallback> = Usual("{}");
         /// Kill switches that routes name: `on`, or `off`, which answers those routes at once with `switched_off`.
@@ -87,7 +87,7 @@ section! {
         /// A circuit breaker, with a state per endpoint.
         circuit_breaker: Option<Reference<BREAKER>> = Else("none");
         /// A concurrency limit for all routes of the upstream together.
-        @soon concurrency_limit: Option<Reference<CONCURRENCY_LIMIT>> = Else("none");
+        concurrency_limit: Option<Reference<CONCURRENCY_LIMIT>> = Else("none");
         /// Active checks of the endpoints.
         @soon health_check: Option<HealthCheck> = Else("none");
         /// The upstream is UP while at least this percentage of its endpoints is well.
@@ -375,32 +375,27 @@ choice! { OnError { "local" => Self::Local, "allow" => Self::Allow, "deny" => Se
 
 /// A circuit breaker with its preset filled in.
 #[derive(Clone, Debug, Default)]
-pub(super) struct CircuitBreaker {
-    pub(super) fields: BreakerFields,
-    /// The window is the preset's own, and it has none that is built.
-    pub(super) no_window: bool,
-}
+pub(super) struct CircuitBreaker;
 
 impl Take for CircuitBreaker {
     const KIND: &'static Kind = BreakerFields::KIND;
 
-    type Value = Self;
+    type Value = BreakerFields;
 
-    fn take(json: &Json) -> Self {
+    fn take(json: &Json) -> BreakerFields {
         let (Json::Object(entries), Some(Json::String(preset))) = (json, json.get("preset")) else {
-            return Self { fields: BreakerFields::take(json), no_window: false };
+            return BreakerFields::take(json);
         };
         let mut filled = entries.clone();
         let known = PRESETS.iter().find(|(name, _)| name == preset);
         if let Some(Ok(Json::Object(usual))) = known.map(|(_, text)| parse(text.as_bytes())) {
             filled.extend(usual.into_iter().filter(|(key, _)| json.get(key).is_none()));
         }
-        let no_window = preset == "resilience4j" && json.get("window").is_none();
-        Self { fields: BreakerFields::take(&Json::Object(filled)), no_window }
+        BreakerFields::take(&Json::Object(filled))
     }
 }
 
-/// What the presets set; explicit fields override it. The count window of `resilience4j` is to come, so that it needs a window of its own.
+/// What the presets set; explicit fields override it.
 pub(super) const PRESETS: &[(&str, &str)] = &[
     (
         "hystrix",
@@ -410,7 +405,8 @@ pub(super) const PRESETS: &[(&str, &str)] = &[
     ("goresilience", r#"{"failure_rate_threshold": 50, "minimum_calls": 10, "open_duration": "30s"}"#),
     (
         "resilience4j",
-        r#"{"failure_rate_threshold": 50, "minimum_calls": 100, "open_duration": "60s", "half_open_calls": 10}"#,
+        r#"{"failure_rate_threshold": 50, "minimum_calls": 100, "window": {"type": "count", "size": 100}, "open_duration": "60s",
+            "half_open_calls": 10}"#,
     ),
     (
         "sentinel",
@@ -443,9 +439,8 @@ section! {
         /// On a route: a state per route, or one for all routes of the upstream that name it.
         scope: BreakerScope = Usual("\"route\"");
         /// The numbers of another library; explicit fields override them. `hystrix`: 10 requests, 50 %, 10 s window, 5 s open, 1 probe.
-        /// `goresilience`: 10 requests, 50 %, 30 s open. `resilience4j`: 100 calls, 50 %, 60 s open, 10 half-open calls; not supported
-        /// yet without a `window` of type `time`, for its own counts calls. `sentinel`: 5 calls, 1 s window, 1 probe, opens above
-        /// the threshold instead of at it.
+        /// `goresilience`: 10 requests, 50 %, 30 s open. `resilience4j`: the last 100 calls, 50 %, 60 s open, 10 half-open calls.
+        /// `sentinel`: 5 calls, 1 s window, 1 probe, opens above the threshold instead of at it.
         preset: Option<Preset> = Else("none");
         /// Opens at this percentage of failures.
         failure_rate_threshold: SomePct = Usual("50");
@@ -455,13 +450,16 @@ section! {
         slow_call_duration: Span<MS, HOUR> = Usual("\"60s\"");
         /// Opens at once after so many failures in a row; 0 = off.
         consecutive_failures: Int<0, 1_000_000> = Usual("0");
-        /// No percentage is judged below so many calls in the window.
+        /// No percentage is judged below so many calls in the window. A count window that is smaller is judged when it is full.
         minimum_calls: Int<1, 1_000_000> = Usual("20");
-        /// The calls that count.
+        /// The calls that count. A window of time is the cheaper one: workers add to common counters, where a window of calls is written for
+        /// each call.
         window: Window = Usual(r#"{"type": "time", "size": "10s"}"#);
         /// How long it stays open.
         open_duration: Span<{ 100 * MS }, DAY> = Usual("\"5s\"");
-        /// Factor by which the open time grows with each failed half-open round.
+        /// Factor by which the open time grows with each failed half-open round. What it has grown to is forgotten once the breaker has
+        /// stayed closed for as long as it was open the last time, and at least for a time window's length; until then it opens for
+        /// as long again.
         backoff_multiplier: Centi<100, 10_000> = Usual("1");
         /// The most that the open time grows to.
         max_open_duration: Option<Span<{ 100 * MS }, DAY>> = Else("`60s`, or `open_duration` if that is longer");
@@ -491,7 +489,10 @@ section! {
 }
 
 /// A time window's length, or a count window's.
-pub(super) type WindowSize = Either<Span<SEC, HOUR>, Int<1, 1_000_000>>;
+pub(super) type WindowSize = Either<Span<SEC, HOUR>, Calls>;
+
+/// A count window's size: it lies in one record, a bit or two for each call.
+pub(super) type Calls = Int<1, 1_024>;
 
 /// What a window measures.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -501,7 +502,7 @@ pub(super) enum WindowType {
     Count,
 }
 
-choice! { WindowType { "time" => Self::Time, @soon "count" => Self::Count, } }
+choice! { WindowType { "time" => Self::Time, "count" => Self::Count, } }
 
 section! {
     /// The outcomes that are failures.
@@ -522,7 +523,8 @@ section! {
     ConcurrencyLimit / check_concurrency_limit {
         /// Its mode.
         mode: Option<Mode> = Else("the route's, then the top level's");
-        /// A bound that is given, or one that is found.
+        /// `fixed`: a bound that is given. `adaptive`: a bound that is found, so that what is admitted is answered within the deadline
+        /// (`timeout.request`, else 15 s; the shortest of the routes that share it).
         algorithm: ConcurrencyAlgorithm = Usual("\"adaptive\"");
         /// The bound of `fixed`, which needs it.
         limit: Option<Int<1, 1_000_000>> = Else("none");
@@ -531,7 +533,7 @@ section! {
         /// The most that `adaptive` finds.
         max_limit: Option<Int<1, 1_000_000>> = Else("1000");
         /// Where `adaptive` begins.
-        initial_limit: Option<Int<1, 1_000_000>> = Else("20");
+        initial_limit: Option<Int<1, 1_000_000>> = Else("20, within the bounds");
     }
 }
 
@@ -648,14 +650,15 @@ section! {
         /// A circuit breaker.
         circuit_breaker: Option<Reference<BREAKER>> = Else("none");
         /// A concurrency limit.
-        @soon concurrency_limit: Option<Reference<CONCURRENCY_LIMIT>> = Else("none");
+        concurrency_limit: Option<Reference<CONCURRENCY_LIMIT>> = Else("none");
         /// What is answered instead of a refusal or a failure.
         fallback: Option<Reference<FALLBACK>> = Else("none");
         /// Deadlines.
         timeout: Timeout = Usual("{}");
         /// Retries by Envoy.
         retry: Option<Retry> = Else("none");
-        /// What is shed first under load: the least critical.
+        /// What is shed first under load, by the route's and its upstream's concurrency limit: `sheddable` is refused while 70 % of the limit are in
+        /// flight, `sheddable_plus` from 80 % on, `critical` from 95 % on, `critical_plus` at the limit.
         criticality: Criticality = Usual("\"critical\"");
         /// A kill switch; while it is off, the route's requests are answered at once.
         switch: Option<Reference<SWITCH>> = Else("none");
@@ -666,21 +669,11 @@ section! {
     }
 }
 
-/// What is shed first under load.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) enum Criticality {
-    #[default]
-    Critical,
-    CriticalPlus,
-    SheddablePlus,
-    Sheddable,
-}
-
 choice! { Criticality {
+    "critical_plus" => Self::CriticalPlus,
     "critical" => Self::Critical,
-    @soon "critical_plus" => Self::CriticalPlus,
-    @soon "sheddable_plus" => Self::SheddablePlus,
-    @soon "sheddable" => Self::Sheddable,
+    "sheddable_plus" => Self::SheddablePlus,
+    "sheddable" => Self::Sheddable,
 } }
 
 section! {

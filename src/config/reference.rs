@@ -92,16 +92,9 @@ fn of_object(object: &Object) -> Value {
         }
         properties.insert(field.name.into(), schema);
     }
-    let preset = properties.contains_key("preset");
     let mut schema = json!({ "type": "object", "additionalProperties": false, "properties": properties });
     if !required.is_empty() {
         insert(&mut schema, "required", json!(required));
-    }
-    if preset {
-        // Its own window counts calls, which is to come.
-        let resilience4j = json!({ "properties": { "preset": { "const": "resilience4j" } }, "required": ["preset"] });
-        insert(&mut schema, "if", resilience4j);
-        insert(&mut schema, "then", json!({ "required": ["window"] }));
     }
     schema
 }

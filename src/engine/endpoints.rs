@@ -1,6 +1,6 @@
 //! An upstream's endpoints at run time: who may be used, what is in flight where, and what their breakers say.
 
-use super::Breaker;
+use super::breaker::{Breaker, Lines, Subject};
 use super::metrics::Names;
 use crate::base::rng::Rng;
 use crate::base::time::Nanos;
@@ -10,6 +10,7 @@ use crate::policy::Outcome;
 use crate::policy::circuit_breaker::state::{Admission, Call, Phase, State};
 use crate::policy::upstream::{self, Availability, Candidate, Census, LIST, List};
 use std::cell::Cell;
+use std::rc::Rc;
 
 /// Up to so many endpoints a change is seen by the very next request; beyond, reading all of them again and again while many change at
 /// once would take the worker.
@@ -96,14 +97,16 @@ impl Upstream {
         config: &config::Upstream,
         breaker: Option<&config::CircuitBreaker>,
         mode: Mode,
+        lines: &Rc<Lines>,
         host: &H,
     ) -> Self {
         let names = Names(host);
+        let changes = names.endpoint_changes(&config.name);
         let endpoints = config.endpoints.iter().map(|endpoint| {
             let breaker = breaker.and_then(|breaker| {
                 let mode = breaker.mode.or(config.mode).unwrap_or(mode);
-                let subject = ["endpoint", &config.name, &endpoint.address];
-                (mode != Mode::Off).then(|| Breaker::new(breaker, &subject, &endpoint.address, mode, host))
+                let subject = Subject::Endpoint(&config.name, &endpoint.address, changes);
+                (mode != Mode::Off).then(|| Breaker::new(breaker, subject, mode, lines, host))
             });
             Endpoint {
                 address: endpoint.address.clone(),
@@ -117,7 +120,7 @@ impl Upstream {
         Self {
             endpoints: endpoints.collect(),
             panic_threshold: config.panic_threshold,
-            changes: names.endpoint_changes(&config.name),
+            changes,
             seen_changes: Cell::new(0),
             refreshed: Cell::new(Nanos::ZERO),
         }
@@ -131,13 +134,13 @@ impl Upstream {
     /// Reads all endpoints' breakers anew, and sets their gauges right.
     pub(super) fn refresh<H: Host>(&self, host: &H, now: Nanos) {
         // Before the records: a change that comes between is then read again, never missed.
-        self.seen_changes.set(host.value(self.changes));
+        let changes = host.value(self.changes);
+        self.seen_changes.set(changes);
         self.refreshed.set(now);
         for endpoint in &self.endpoints {
             let mut well = endpoint.weight > 0;
             if let Some(breaker) = &endpoint.breaker {
-                let state = breaker.look(host);
-                host.record(breaker.state, state.phase_at(now).gauge());
+                let state = breaker.refresh(host, now, Some(changes));
                 let view = view_of(&state, breaker, now);
                 well &= view.availability(now) == Availability::Available;
                 endpoint.view.set(view);
@@ -291,43 +294,24 @@ impl Upstream {
     /// Asks for a half-open permit; without one the endpoint is out for a while.
     fn acquire<H: Host>(&self, host: &H, endpoint: &Endpoint, now: Nanos) -> Option<u32> {
         let breaker = endpoint.breaker.as_ref()?;
-        let epoch = match breaker.cell.acquire(host, &breaker.settings, now) {
-            Ok((admission, change)) => {
-                if let Some(change) = change {
-                    breaker.announce(host, change);
-                    host.add(self.changes, 1);
-                }
-                match admission {
-                    Admission::Admitted { epoch } => return Some(epoch),
-                    Admission::Refused { .. } => endpoint.view.get().epoch,
-                }
-            }
-            Err(_) => {
-                host.add(breaker.contention, 1);
-                endpoint.view.get().epoch
-            }
-        };
+        if let Some(Admission::Admitted { epoch }) = breaker.acquire(host, now) {
+            return Some(epoch);
+        }
+        let epoch = endpoint.view.get().epoch;
         endpoint.view.set(View { availability: Availability::Out, trial_at: now.plus(PERMIT_RECHECK), epoch });
         None
     }
 
     fn end<H: Host>(&self, host: &H, now: Nanos, at: usize, epoch: u32, call: Call, rng: &Rng) {
         let Some(breaker) = self.endpoints.get(at).and_then(|e| e.breaker.as_ref()) else { return };
-        match breaker.cell.end(host, &breaker.settings, now, epoch, call, rng) {
-            Ok(Some(change)) => {
-                breaker.announce(host, change);
-                host.add(self.changes, 1);
-            }
-            Ok(None) => {}
-            Err(_) => host.add(breaker.contention, 1),
-        }
+        breaker.end(host, now, epoch, call, rng);
     }
 }
 
 fn view_of(state: &State, breaker: &Breaker, now: Nanos) -> View {
     let epoch = state.epoch;
     let out = |trial_at| View { availability: Availability::Out, trial_at, epoch };
-    if breaker.shadow {
+    if breaker.is_shadow() {
         return View { availability: Availability::Available, trial_at: Nanos::ZERO, epoch };
     }
     if state.is_from_the_future(now) {
@@ -338,7 +322,7 @@ fn view_of(state: &State, breaker: &Breaker, now: Nanos) -> View {
         Phase::Closed => View { availability: Availability::Available, trial_at: Nanos::ZERO, epoch },
         Phase::Open => out(state.until),
         // At the round's end it is asked, or a permit lost with its VM would keep it out for as long as views are read anew all the time.
-        Phase::HalfOpen if state.permits >= breaker.settings.config().half_open_calls => {
+        Phase::HalfOpen if state.permits >= breaker.config().half_open_calls => {
             out(state.until.min(now.plus(PERMIT_RECHECK)))
         }
         Phase::HalfOpen => View { availability: Availability::Trial, trial_at: now, epoch },

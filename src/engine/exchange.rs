@@ -5,11 +5,13 @@
 
 mod answer;
 mod breaker;
+mod concurrency;
 mod deadline;
 mod endpoint;
 mod judge;
 mod limits;
 
+use super::concurrency::Permit;
 use super::endpoints::Pick;
 use super::{Engine, Route};
 use crate::base::headers::{HeaderMap, parse_number};
@@ -71,6 +73,10 @@ pub struct Exchange {
     request_id: Vec<u8>,
     /// Quotas to tell the client of, with the index of the limit.
     quotas: Vec<(usize, KeyQuota)>,
+    /// In flight, at the route's limit and at its upstream's.
+    permits: [Option<Permit>; 2],
+    /// After what time the upstream began to answer, and did not fail.
+    answered: Option<Nanos>,
     /// Epoch of the route's breaker, while it waits for the outcome.
     breaker: Option<u32>,
     /// The endpoints picked, while in flight.
@@ -102,6 +108,8 @@ impl Exchange {
             replied: false,
             request_id: Vec::new(),
             quotas: Vec::new(),
+            permits: [None; 2],
+            answered: None,
             breaker: None,
             pick: None,
             recorded: false,
@@ -226,10 +234,9 @@ impl Exchange {
         host: &H,
         stream: &S,
     ) -> Action {
-        let refused = match self.breaker(engine, route, host) {
-            None => self.endpoint(engine, route, host, stream),
-            refused => refused,
-        };
+        let refused = self.concurrency(engine, route, host);
+        let refused = refused.or_else(|| self.breaker(engine, route, host));
+        let refused = refused.or_else(|| self.endpoint(engine, route, host, stream));
         if let Some(refusal) = refused {
             return self.refuse(engine, route, &config.name, &refusal, host, stream);
         }
@@ -251,6 +258,7 @@ impl Exchange {
             || route.upstream.is_some()
             || route.fallback.is_some()
             || route.seen.is_some()
+            || route.concurrency.iter().any(Option::is_some)
             || self.granted > 0
             || (self.grpc && self.deadline.is_set());
         if wanted && let Some(reply) = self.judge(&engine, route, host, stream) {
@@ -285,12 +293,13 @@ impl Exchange {
         self.settle_retries(route, 0);
         self.time_end(engine, route, host);
         let (epoch, pick) = (self.breaker.take(), self.pick.take());
-        if epoch.is_none() && pick.is_none() {
+        if epoch.is_none() && pick.is_none() && self.permits.iter().all(Option::is_none) {
             return;
         }
         let now = host.monotonic();
+        self.leave_concurrency(engine, host, now);
         if let Some((breaker, epoch)) = route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(epoch) {
-            self.end_breaker(engine, breaker, now, epoch, Call::IGNORED, host);
+            breaker.end(host, now, epoch, Call::IGNORED, &engine.rng);
         }
         if let Some((upstream, pick)) = route.upstream.and_then(|used| engine.upstreams.get(used.at)).zip(pick) {
             upstream.leave(host, &pick);

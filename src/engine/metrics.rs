@@ -1,11 +1,13 @@
 //! Names of the metrics. Labels are part of the name, as `;label=value`, and are taken out of it by `stats_tags` in envoy.yaml; they
 //! come from the configuration only, so that their number is bounded.
 
+use super::breaker::Subject;
 use crate::base::text::push_all;
-use crate::config::Mode;
+use crate::config::{self, Mode};
 use crate::host::{MetricId, MetricKind, Metrics};
 use crate::policy::Reason;
-use crate::policy::circuit_breaker::state::Phase;
+use crate::policy::circuit_breaker::Meters;
+use crate::policy::circuit_breaker::state::{Cause, Phase};
 
 /// Defines metrics.
 pub(super) struct Names<'h, H>(pub &'h H);
@@ -28,6 +30,46 @@ impl<H: Metrics> Names<'_, H> {
         )
     }
 
+    /// Unix time of the last change, in seconds.
+    pub(super) fn breaker_changed(&self, breaker: &str, key: &str) -> MetricId {
+        let labels = [("circuit_breaker", breaker), ("key", key)];
+        self.define(MetricKind::Gauge, "haven_circuit_breaker_changed_timestamp_seconds", &labels)
+    }
+
+    pub(super) fn breaker_causes(&self, breaker: &str, cause: Cause) -> MetricId {
+        let labels = [("circuit_breaker", breaker), ("cause", cause.label())];
+        self.define(MetricKind::Counter, "haven_circuit_breaker_causes_total", &labels)
+    }
+
+    /// What workers share of a breaker beside its record. These names tell the subjects apart where those for people need not.
+    pub(super) fn breaker_meters(&self, breaker: &config::CircuitBreaker, subject: Subject<'_>, mode: Mode) -> Meters {
+        let mut labels = vec![("circuit_breaker", breaker.name.as_str())];
+        match subject {
+            Subject::Route(name) | Subject::Upstream(name) => labels.push(("key", name)),
+            Subject::Endpoint(upstream, address, _) => labels.extend([("upstream", upstream), ("endpoint", address)]),
+        }
+        if mode == Mode::Shadow {
+            labels.push(("mode", mode_word(mode)));
+        }
+        let define = |kind, base| self.define(kind, base, &labels);
+        Meters {
+            version: match subject {
+                Subject::Endpoint(_, _, version) => version,
+                _ => define(MetricKind::Counter, "haven_circuit_breaker_changes_total"),
+            },
+            tally: match breaker.window {
+                config::Window::Time(_) => define(MetricKind::Gauge, "haven_circuit_breaker_tally"),
+                config::Window::Count(_) => MetricId::NONE,
+            },
+            consecutive: match (breaker.window, breaker.consecutive_failures) {
+                (config::Window::Time(_), 1..) => {
+                    define(MetricKind::Gauge, "haven_circuit_breaker_consecutive_failures")
+                }
+                _ => MetricId::NONE,
+            },
+        }
+    }
+
     pub(super) fn endpoint_in_flight(&self, upstream: &str, endpoint: &str) -> MetricId {
         self.define(MetricKind::Gauge, "haven_endpoint_in_flight", &[("upstream", upstream), ("endpoint", endpoint)])
     }
@@ -46,6 +88,14 @@ impl<H: Metrics> Names<'_, H> {
 
     pub(super) fn rate_limit_evictions(&self, policy: &str) -> MetricId {
         self.define(MetricKind::Counter, "haven_rate_limit_evictions_total", &[("policy", policy)])
+    }
+
+    pub(super) fn concurrency_limit(&self, policy: &str, key: &str) -> MetricId {
+        self.define(MetricKind::Gauge, "haven_concurrency_limit", &[("policy", policy), ("key", key)])
+    }
+
+    pub(super) fn concurrency_in_flight(&self, policy: &str, key: &str) -> MetricId {
+        self.define(MetricKind::Gauge, "haven_concurrency_in_flight", &[("policy", policy), ("key", key)])
     }
 
     pub(super) fn contention(&self, policy: &str) -> MetricId {

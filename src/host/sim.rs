@@ -38,6 +38,8 @@ pub struct Machine {
     rng: Rng,
     /// Share of compare-and-swaps that fail for no reason, in percent.
     pub cas_failures: Cell<u64>,
+    /// A host that has no metrics: it refuses to define any.
+    pub no_metrics: Cell<bool>,
     /// Lines logged, newest last, at most 1,000.
     logs: RefCell<Vec<(log::Level, String)>>,
     hook: RefCell<Option<Rc<dyn Fn()>>>,
@@ -67,6 +69,7 @@ impl Machine {
             wall: Cell::new(Nanos::from_secs(1_800_000_000)),
             rng: Rng::new(seed),
             cas_failures: Cell::new(0),
+            no_metrics: Cell::new(false),
             logs: RefCell::default(),
             hook: RefCell::new(None),
             calls: Cell::new(0),
@@ -199,6 +202,9 @@ impl SharedData for Worker {
 
 impl Metrics for Worker {
     fn define(&self, kind: MetricKind, name: &str) -> MetricId {
+        if self.0.no_metrics.get() {
+            return MetricId::NONE;
+        }
         let mut metrics = self.0.metrics.borrow_mut();
         let at = metrics.iter().position(|(k, n, _)| *k == kind && n == name).unwrap_or_else(|| {
             metrics.push((kind, name.to_owned(), 0));

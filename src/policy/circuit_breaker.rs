@@ -1,24 +1,98 @@
 //! Circuit breakers: Closed, Open, Half-Open, shared by all workers.
 //!
-//! [`state`] is the pure machine; [`CircuitBreaker`] keeps its record in shared data. In Closed a request costs one read, and its outcome one
-//! compare-and-swap. When that is lost too often the outcome is dropped (and counted in `haven_store_contention_total`): a breaker
-//! judges by rates, one sample more or less does not matter; a request is then admitted as in Closed, since a breaker that cannot be
-//! read is no reason to refuse. A half-open permit that is lost this way, or with its VM, is missed until `half_open_max_wait` ends the
-//! round.
+//! [`state`] is the pure machine, [`window`] what it judges by; [`CircuitBreaker`] keeps the record in shared data and a [`View`] of it in the VM.
+//!
+//! **What a request costs.** A change of phase is counted in a metric, the *version*, after it was written; a worker reads the record again
+//! when the version has moved. So admission by a Closed breaker, and refusal by an Open one, cost one reading of a metric. An
+//! outcome of a Closed breaker with a time window costs that, an addition to the tally and a reading of it; the record is read
+//! once a bucket by each worker, and written once a bucket by one. Half-Open, where calls are few, and count windows, whose
+//! order matters, cost a compare-and-swap for each call. A host without metrics costs a read for each admission and a
+//! compare-and-swap for each outcome; what is decided is the same.
+//!
+//! **How late may it open?** An outcome is counted by one atomic addition, and judged together with all that were counted before the
+//! reading that follows. So the outcome that reaches a threshold opens the breaker in its own callback; only when others are counted in the
+//! microseconds between the two are they judged together. The other workers know as soon as the version has moved: what they
+//! admit in between is what they admit in these microseconds.
+//!
+//! **What if?** A compare-and-swap that is lost too often: the outcome is dropped (and counted in `haven_store_contention_total`): a breaker
+//! judges by rates, one sample more or less does not matter; a request is then admitted as in Closed, since a breaker that
+//! cannot be read is no reason to refuse. A half-open permit that is lost this way, or with its VM, is missed until
+//! `half_open_max_wait` ends the round. A VM that dies between a change and its version: the others see it when they read the record on
+//! their next tick. A tally that is set back: what it held since the bucket began is forgotten. An outcome that was admitted in an
+//! older phase is not counted; that of a worker which was stopped in the middle of counting it for longer than the open time may be.
 
 pub mod state;
+pub mod window;
 
 use crate::base::hash::of_names;
 use crate::base::rng::Rng;
 use crate::base::time::Nanos;
-use crate::host::SharedData;
+use crate::host::{MetricId, Metrics, SharedData};
+use crate::policy::Outcome;
 use crate::store::{self, Contended, Key, Kind, Step};
-use state::{Admission, Call, Settings, State, Transition};
+use state::{Admission, Call, Counts, Phase, Settings, State, Transition};
+use std::cell::Cell;
+use window::{FOLD, Ring, Window, between, weight};
 
 /// A breaker of one route, upstream or endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct CircuitBreaker {
     key: Key,
+    meters: Meters,
+    view: Cell<Option<View>>,
+}
+
+/// The metrics that carry a breaker's cheap paths. All workers must have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Meters {
+    /// A counter of changes of phase; breakers may share one.
+    pub version: MetricId,
+    /// A gauge that is the tally (see [`window`]); needed only for a time window.
+    pub tally: MetricId,
+    /// A gauge of failures in a row; needed only for a time window where `consecutive_failures` is set.
+    pub consecutive: MetricId,
+}
+
+impl Meters {
+    /// A host without metrics.
+    pub const NONE: Self = Self { version: MetricId::NONE, tally: MetricId::NONE, consecutive: MetricId::NONE };
+}
+
+/// What a VM knows of the record.
+#[derive(Clone, Copy, Debug)]
+struct View {
+    /// The version before the record was read: what has changed since, makes it move.
+    version: u64,
+    phase: Phase,
+    epoch: u32,
+    since: Nanos,
+    until: Nanos,
+    /// Of a time window: its newest bucket, the tally up to which its buckets hold outcomes, and what they hold.
+    head: u64,
+    base: Option<u64>,
+    sum: Counts,
+}
+
+impl View {
+    fn of(state: &State, version: u64) -> Self {
+        let State { phase, epoch, since, until, .. } = *state;
+        let (head, base, sum) = match &state.window {
+            Window::Time(ring) => (ring.head, ring.base, ring.sum()),
+            Window::Count(_) => (0, None, Counts::default()),
+        };
+        Self { version, phase, epoch, since, until, head, base, sum }
+    }
+
+    /// The answer to a request, where it needs no permit.
+    fn answer(&self, now: Nanos) -> Option<Admission> {
+        match self.phase {
+            Phase::Closed => Some(Admission::Admitted { epoch: self.epoch }),
+            Phase::Open if now < self.until && !state::is_ahead(self.since, now) => {
+                Some(Admission::Refused { wait: self.until.since(now) })
+            }
+            Phase::Open | Phase::HalfOpen => None,
+        }
+    }
 }
 
 /// A change of state, or none.
@@ -30,27 +104,49 @@ impl CircuitBreaker {
     pub fn new(name: &str, subject: &[&str], namespace: &str) -> Self {
         let mut names = vec![name, namespace];
         names.extend_from_slice(subject);
-        Self { key: Key::new(Kind::CircuitBreaker, of_names(&names), 0) }
+        Self { key: Key::new(Kind::CircuitBreaker, of_names(&names), 0), meters: Meters::NONE, view: Cell::new(None) }
+    }
+
+    /// The same with cheap paths, if the host has all metrics that they need.
+    #[must_use]
+    pub fn metered(self, meters: Meters, settings: &Settings) -> Self {
+        let rows = settings.config().consecutive_failures > 0;
+        let missing = meters.version == MetricId::NONE
+            || (settings.is_timed()
+                && (meters.tally == MetricId::NONE || (rows && meters.consecutive == MetricId::NONE)));
+        Self { meters: if missing { Meters::NONE } else { meters }, ..self }
+    }
+
+    /// Whether both keep their state in the same record.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.key == other.key
     }
 
     /// Asks for admission.
     ///
     /// # Errors
     /// [`Contended`]: nothing was decided.
-    pub fn acquire<H: SharedData>(
+    pub fn acquire<H: SharedData + Metrics>(
         &self,
         host: &H,
         settings: &Settings,
         now: Nanos,
     ) -> Result<(Admission, Change), Contended> {
-        self.step(host, settings, |state| state.acquire(settings, now))
+        let version = self.version(host);
+        if self.is_metered()
+            && let Some(answer) = self.view(host, settings, version).answer(now)
+        {
+            return Ok((answer, None));
+        }
+        self.step(host, settings, version, |state| state.acquire(settings, now))
     }
 
     /// Reports how an admitted call ended.
     ///
     /// # Errors
     /// [`Contended`]: the outcome is lost.
-    pub fn end<H: SharedData>(
+    pub fn end<H: SharedData + Metrics>(
         &self,
         host: &H,
         settings: &Settings,
@@ -60,8 +156,32 @@ impl CircuitBreaker {
         rng: &Rng,
     ) -> Result<Change, Contended> {
         let random = rng.bits();
-        self.step(host, settings, |state| ((), state.end(settings, now, epoch, call, random)))
-            .map(|((), change)| change)
+        let version = self.version(host);
+        if self.is_metered() {
+            let mut view = self.view(host, settings, version);
+            if is_newer(epoch, view.epoch) {
+                // Admitted by another who knew more.
+                view = self.read(host, settings, version);
+            }
+            if epoch != view.epoch || (view.phase == Phase::Closed && call.outcome == Outcome::Ignore) {
+                return Ok(None);
+            }
+            if view.phase == Phase::Closed && settings.is_timed() {
+                return self.tally(host, settings, now, view, call, random);
+            }
+            if self.meters.consecutive != MetricId::NONE {
+                // The row that a closing breaker begins with: nobody counts in it before it is closed.
+                host.record(self.meters.consecutive, 0);
+            }
+        }
+        let (_, change) = self.step(host, settings, version, |state| {
+            let change = state.end(settings, now, epoch, call, random);
+            if self.meters.tally != MetricId::NONE && change.is_some_and(|change| change.to == Phase::Closed) {
+                state.begin_at(host.value(self.meters.tally));
+            }
+            ((), change)
+        })?;
+        Ok(change)
     }
 
     /// Looks without asking.
@@ -69,21 +189,137 @@ impl CircuitBreaker {
         store::read(host, &self.key).map_or_else(State::default, |bytes| State::decode(&bytes))
     }
 
-    fn step<H: SharedData, A>(
+    /// Reads the record again, as the settings allow, at this `version` (read before, or none).
+    pub fn refresh<H: SharedData + Metrics>(&self, host: &H, settings: &Settings, version: Option<u64>) -> State {
+        let version = version.unwrap_or_else(|| self.version(host));
+        let state = self.look(host).bounded(settings);
+        self.view.set(Some(View::of(&state, version)));
+        state
+    }
+
+    fn version<H: Metrics>(&self, host: &H) -> u64 {
+        if self.is_metered() { host.value(self.meters.version) } else { 0 }
+    }
+
+    fn is_metered(&self) -> bool {
+        self.meters != Meters::NONE
+    }
+
+    /// What is known, read again if the version has moved.
+    fn view<H: SharedData + Metrics>(&self, host: &H, settings: &Settings, version: u64) -> View {
+        match self.view.get() {
+            Some(view) if view.version == version => view,
+            _ => self.read(host, settings, version),
+        }
+    }
+
+    fn read<H: SharedData + Metrics>(&self, host: &H, settings: &Settings, version: u64) -> View {
+        View::of(&self.refresh(host, settings, Some(version)), version)
+    }
+
+    /// Counts an outcome of a closed breaker in its tally, and judges what is counted there by now.
+    fn tally<H: SharedData + Metrics>(
         &self,
         host: &H,
         settings: &Settings,
+        now: Nanos,
+        mut view: View,
+        call: Call,
+        random: u64,
+    ) -> Result<Change, Contended> {
+        let epoch = view.epoch;
+        let failed = call.outcome == Outcome::Failure;
+        // Before the outcome is counted: it belongs to the new bucket.
+        if view.base.is_none() || Ring::is_behind(view.head, settings.bucket_of(now)) {
+            view = self.roll(host, settings, now, view)?;
+            if (view.phase, view.epoch) != (Phase::Closed, epoch) {
+                return Ok(None);
+            }
+        }
+        let slow = settings.is_slow(call);
+        host.add(self.meters.tally, weight(failed, slow));
+        let row = self.row(host, settings, failed);
+        let tally = host.value(self.meters.tally);
+        let recent = match view.base.and_then(|base| between(base, tally)) {
+            Some(recent) => recent,
+            None => {
+                view = self.roll(host, settings, now, view)?;
+                // All that is known, and the row is known as ever.
+                Counts { calls: 1, failures: failed.into(), slow: slow.into() }
+            }
+        };
+        if let Some(cause) = settings.trips(view.sum.plus(recent), row) {
+            let asked = call.retry_after.filter(|_| failed);
+            let (_, change) = self.step(host, settings, view.version, |state| {
+                ((), state.trip(settings, now, epoch, cause, asked, random))
+            })?;
+            return Ok(change);
+        }
+        if recent.calls >= FOLD {
+            self.roll(host, settings, now, view)?;
+        }
+        Ok(None)
+    }
+
+    /// Counts the failures in a row.
+    fn row<H: Metrics>(&self, host: &H, settings: &Settings, failed: bool) -> u32 {
+        if settings.config().consecutive_failures == 0 {
+            return 0;
+        }
+        if failed {
+            host.add(self.meters.consecutive, 1);
+            return u32::try_from(host.value(self.meters.consecutive)).unwrap_or(0);
+        }
+        if host.value(self.meters.consecutive) != 0 {
+            host.record(self.meters.consecutive, 0);
+        }
+        0
+    }
+
+    /// Takes the tally into the record, and moves that on to the bucket of `now`.
+    fn roll<H: SharedData + Metrics>(
+        &self,
+        host: &H,
+        settings: &Settings,
+        now: Nanos,
+        view: View,
+    ) -> Result<View, Contended> {
+        self.step(host, settings, view.version, |state| {
+            // Read after the record, whose own reading is then never the newer one.
+            state.roll(settings, now, view.epoch, host.value(self.meters.tally));
+            ((), None)
+        })?;
+        Ok(self.view.get().unwrap_or(view))
+    }
+
+    fn step<H: SharedData + Metrics, A>(
+        &self,
+        host: &H,
+        settings: &Settings,
+        version: u64,
         mut step: impl FnMut(&mut State) -> (A, Change),
     ) -> Result<(A, Change), Contended> {
-        store::update(host, &self.key, |bytes| {
+        let (answer, change, state) = store::update(host, &self.key, |bytes| {
             let before = State::decode(bytes).bounded(settings);
             let mut after = before;
-            let answer = step(&mut after);
+            let (answer, change) = step(&mut after);
             if after == before {
-                return Step::Keep(answer);
+                return Step::Keep((answer, change, after));
             }
             after.encode(bytes);
-            Step::Write(answer)
-        })
+            Step::Write((answer, change, after))
+        })?;
+        if self.is_metered() {
+            self.view.set(Some(View::of(&state, version)));
+            if change.is_some() {
+                host.add(self.meters.version, 1);
+            }
+        }
+        Ok((answer, change))
     }
+}
+
+/// Epochs count up, and may run over.
+fn is_newer(epoch: u32, than: u32) -> bool {
+    (1..=u32::MAX / 2).contains(&epoch.wrapping_sub(than))
 }

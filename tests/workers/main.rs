@@ -12,5 +12,6 @@
 mod algorithms;
 mod breaker;
 mod chain;
+mod concurrency;
 mod limits;
 mod scheduler;

@@ -3,9 +3,14 @@
 //! **When does it trip?** When a window holds at least `minimum_calls` and the share of failures (or of slow calls) has reached its threshold,
 //! or after `consecutive_failures` in a row. **First start:** Closed and empty; nothing trips below `minimum_calls`. **Recovery:** after
 //! the open time the next request finds it Half-Open; `half_open_calls` are let through, and once as many have ended the same
-//! thresholds over them close it (all is forgotten) or open it again, longer by `backoff_multiplier`. Permits of calls that end
+//! thresholds over them close it (with an empty window) or open it again, longer by `backoff_multiplier`. Permits of calls that end
 //! without a verdict (cancelled, answered by us) are given back. A round that is not decided within `half_open_max_wait` opens again:
 //! it is never stuck.
+//!
+//! **Growth:** only failed half-open rounds lengthen the open time. A breaker that closes keeps what it has grown to until it has been Closed
+//! for a quiet spell: as long as it was open the last time, and at least a time window's length. Opening within it takes the grown
+//! time again, no longer one; later the plain one. (Bug avoided: an upstream that recovers for a second at a time would be tried as
+//! often as one that fails for the first time.)
 //!
 //! **Stragglers:** each change of state begins a new epoch, and the outcome of a call admitted in an older one is ignored. (Bug
 //! avoided: a slow failure from before the outage's end would open a breaker that has just closed.)
@@ -13,14 +18,14 @@
 //! **Clock:** a step back by more than a second moves the record's times back with it. Less is no step: workers read the clock at the
 //! start of a callback, and may come to write in another order.
 //!
-//! States and thresholds are those of resilience4j's CircuitBreaker and Hystrix; the window is Hystrix's ring of buckets.
+//! States and thresholds are those of resilience4j's CircuitBreaker and Hystrix; the windows are in [`super::window`].
 
+use super::window::{self, Fifo, Ring, Window};
 use crate::base::time::Nanos;
 use crate::config::{self, Percent};
 use crate::policy::Outcome;
 
-/// Buckets of the window's ring: the window is up to a tenth shorter than asked for.
-pub const BUCKETS: usize = 10;
+pub use super::window::Counts;
 
 /// How far a record may be ahead of a worker's reading of the clock.
 const CLOCK_SLACK: Nanos = Nanos::from_secs(1);
@@ -84,6 +89,29 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// All there are.
+    pub const ALL: [Self; 6] = [
+        Self::FailureRate,
+        Self::SlowCallRate,
+        Self::ConsecutiveFailures,
+        Self::OpenTimeOver,
+        Self::TrialPassed,
+        Self::TrialTimedOut,
+    ];
+
+    /// Its value as a metric's label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::FailureRate => "failure_rate",
+            Self::SlowCallRate => "slow_call_rate",
+            Self::ConsecutiveFailures => "consecutive_failures",
+            Self::OpenTimeOver => "open_time_over",
+            Self::TrialPassed => "trial_passed",
+            Self::TrialTimedOut => "trial_timed_out",
+        }
+    }
+
     /// The word for it.
     #[must_use]
     pub const fn word(self) -> &'static str {
@@ -142,17 +170,6 @@ impl Call {
     pub const IGNORED: Self = Self { outcome: Outcome::Ignore, duration: Nanos::ZERO, retry_after: None };
 }
 
-/// Calls of a bucket, or of a trial.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// All that ended with a verdict.
-    pub calls: u32,
-    /// Those that failed.
-    pub failures: u32,
-    /// Those that were slow, failed or not.
-    pub slow: u32,
-}
-
 /// A breaker's record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct State {
@@ -162,27 +179,30 @@ pub struct State {
     pub epoch: u32,
     /// When the phase began.
     pub since: Nanos,
-    /// Open: when it may be tried again. Half-Open: when the round ends undecided.
+    /// Open: when it may be tried again. Half-Open: when the round ends undecided. Closed: when a grown open time is forgotten.
     pub until: Nanos,
-    /// Half-open rounds that failed in a row.
+    /// How long it was open the last time.
+    pub last_open: Nanos,
+    /// Half-open rounds that failed since the open time was last the plain one.
     pub rounds: u32,
     /// Half-Open: permits granted and not given back.
     pub permits: u32,
-    /// Failures in a row.
+    /// Failures in a row, where they are not counted in a gauge.
     pub consecutive: u32,
     /// Half-Open: the calls of the round.
     pub trial: Counts,
-    /// Number of the newest bucket: its start divided by a bucket's length.
-    head: u64,
-    /// The ring; bucket number n is at n modulo its length.
-    ring: [Counts; BUCKETS],
+    /// Closed: the calls that count.
+    pub window: Window,
 }
 
 impl Settings {
     /// Prepares a breaker's configuration.
     #[must_use]
     pub fn new(config: config::CircuitBreaker) -> Self {
-        let bucket = Nanos((config.window.0 / 10).max(1));
+        let bucket = match config.window {
+            config::Window::Time(length) => Nanos((length.0 / window::BUCKETS as u64).max(1)),
+            config::Window::Count(_) => Nanos::MAX,
+        };
         Self { config, bucket }
     }
 
@@ -190,6 +210,46 @@ impl Settings {
     #[must_use]
     pub const fn config(&self) -> &config::CircuitBreaker {
         &self.config
+    }
+
+    /// Whether the window is one of time.
+    pub(super) const fn is_timed(&self) -> bool {
+        matches!(self.config.window, config::Window::Time(_))
+    }
+
+    /// The number of the bucket that `now` is in.
+    pub(super) fn bucket_of(&self, now: Nanos) -> u64 {
+        window::bucket_of(now, self.bucket)
+    }
+
+    /// Whether the call was slow.
+    pub(super) fn is_slow(&self, call: Call) -> bool {
+        call.duration >= self.config.slow_call_duration
+    }
+
+    /// Whether what was counted opens a closed breaker. A count window never holds more than its size: it is judged when it is full, as
+    /// resilience4j does.
+    pub(super) fn trips(&self, counts: Counts, consecutive: u32) -> Option<Cause> {
+        let minimum = match self.config.window {
+            config::Window::Time(_) => self.config.minimum_calls,
+            config::Window::Count(size) => self.config.minimum_calls.min(size),
+        };
+        self.tripped(counts, minimum, consecutive)
+    }
+
+    /// How long a breaker has to stay closed for a grown open time to be forgotten.
+    fn quiet_spell(&self, last_open: Nanos) -> Nanos {
+        match self.config.window {
+            config::Window::Time(length) => last_open.max(length),
+            config::Window::Count(_) => last_open,
+        }
+    }
+
+    fn empty_window(&self) -> Window {
+        match self.config.window {
+            config::Window::Time(_) => Window::default(),
+            config::Window::Count(size) => Window::Count(Fifo::new(size)),
+        }
     }
 
     fn tripped(&self, counts: Counts, minimum: u32, consecutive: u32) -> Option<Cause> {
@@ -254,12 +314,19 @@ impl State {
     /// count until the next day, and a broken record could keep a breaker open for ever.)
     #[must_use]
     pub fn bounded(self, settings: &Settings) -> Self {
+        let last_open = self.last_open.min(settings.longest_open_time());
         let longest = match self.phase {
-            Phase::Closed => return self,
+            Phase::Closed => settings.quiet_spell(last_open),
             Phase::Open => settings.longest_open_time(),
             Phase::HalfOpen => settings.config.half_open_max_wait,
         };
-        Self { until: self.until.min(self.since.plus(longest)), ..self }
+        let window = match (self.window, settings.config.window) {
+            (Window::Time(_), config::Window::Time(_)) => self.window,
+            (Window::Count(fifo), config::Window::Count(size)) if fifo.size == size => self.window,
+            // Of another kind or size: it begins anew.
+            _ => settings.empty_window(),
+        };
+        Self { until: self.until.min(self.since.plus(longest)), last_open, window, ..self }
     }
 
     /// Asks for admission at `now`.
@@ -313,24 +380,19 @@ impl State {
             Outcome::Failure => true,
         };
         self.consecutive = if failed { self.consecutive.saturating_add(1) } else { 0 };
-        let slow = call.duration >= settings.config.slow_call_duration;
-        let (cause, minimum) = if half_open {
+        let slow = settings.is_slow(call);
+        let cause = if half_open {
             self.trial.count(failed, slow);
-            let minimum = settings.config.half_open_calls;
-            (settings.tripped(self.trial, minimum, self.consecutive), minimum)
+            settings.tripped(self.trial, settings.config.half_open_calls, self.consecutive)
         } else {
-            self.advance(now, settings.bucket);
-            if let Some(bucket) = self.ring.get_mut(slot(self.head)) {
-                bucket.count(failed, slow);
-            }
-            (settings.tripped(self.window(), settings.config.minimum_calls, self.consecutive), 0)
+            self.window.count(settings.bucket_of(now), failed, slow);
+            settings.trips(self.window.sum(), self.consecutive)
         };
         if let Some(cause) = cause {
             return Some(self.open(settings, now, cause, call.retry_after.filter(|_| failed), random));
         }
-        if half_open && self.trial.calls >= minimum {
-            self.rounds = 0;
-            self.enter(Phase::Closed, now, Nanos::ZERO);
+        if half_open && self.trial.calls >= settings.config.half_open_calls {
+            self.enter(Phase::Closed, now, settings.quiet_spell(self.last_open));
             return Some(Transition {
                 from: Phase::HalfOpen,
                 to: Phase::Closed,
@@ -341,14 +403,36 @@ impl State {
         None
     }
 
-    /// What the window holds; it ends with the newest bucket.
-    #[must_use]
-    pub fn window(&self) -> Counts {
-        self.ring.iter().fold(Counts::default(), |sum, b| Counts {
-            calls: sum.calls.saturating_add(b.calls),
-            failures: sum.failures.saturating_add(b.failures),
-            slow: sum.slow.saturating_add(b.slow),
-        })
+    /// Opens it if it is still Closed as in `epoch`: the outcome that was one too many has been tallied outside of the record.
+    pub fn trip(
+        &mut self,
+        settings: &Settings,
+        now: Nanos,
+        epoch: u32,
+        cause: Cause,
+        asked: Option<Nanos>,
+        random: u64,
+    ) -> Option<Transition> {
+        if (self.phase, self.epoch) != (Phase::Closed, epoch) {
+            return None;
+        }
+        self.follow_clock(now);
+        Some(self.open(settings, now, cause, asked, random))
+    }
+
+    /// Takes the tally into the ring and moves that on to the bucket of `now`, if it is still Closed as in `epoch`.
+    pub fn roll(&mut self, settings: &Settings, now: Nanos, epoch: u32, tally: u64) {
+        if let (Window::Time(ring), true) = (&mut self.window, (self.phase, self.epoch) == (Phase::Closed, epoch)) {
+            ring.fold(tally);
+            ring.advance(settings.bucket_of(now));
+        }
+    }
+
+    /// Has the window begin at this tally.
+    pub fn begin_at(&mut self, tally: u64) {
+        if let Window::Time(ring) = &mut self.window {
+            *ring = Ring { base: Some(tally), ..Ring::default() };
+        }
     }
 
     /// Where it stands at `now`, for those who only look: an Open breaker whose time is over is as good as Half-Open.
@@ -362,9 +446,15 @@ impl State {
 
     fn open(&mut self, settings: &Settings, now: Nanos, cause: Cause, asked: Option<Nanos>, random: u64) -> Transition {
         let from = self.phase;
+        self.rounds = match from {
+            Phase::HalfOpen => self.rounds.saturating_add(1),
+            // It has been well for long enough.
+            Phase::Closed if now >= self.until => 0,
+            // A short recovery was none: as long as the last time, but no longer.
+            Phase::Closed | Phase::Open => self.rounds,
+        };
         let open_for = settings.open_time(self.rounds, asked, random);
-        // Counted after use: the first opening has the plain open time.
-        self.rounds = self.rounds.saturating_add(1);
+        self.last_open = open_for;
         self.enter(Phase::Open, now, open_for);
         Transition { from, to: Phase::Open, cause, open_for }
     }
@@ -375,7 +465,9 @@ impl State {
             epoch: self.epoch.wrapping_add(1),
             since: now,
             until: now.plus(lasting),
+            last_open: self.last_open,
             rounds: self.rounds,
+            window: self.window.emptied(),
             ..Self::default()
         };
     }
@@ -383,7 +475,7 @@ impl State {
     /// Whether the clock has stepped back since the record was written.
     #[must_use]
     pub fn is_from_the_future(&self, now: Nanos) -> bool {
-        now.plus(CLOCK_SLACK) < self.since
+        is_ahead(self.since, now)
     }
 
     /// The record's times follow a clock that has stepped back; lengths stay.
@@ -393,120 +485,14 @@ impl State {
             self.since = now;
         }
     }
-
-    /// Moves the ring on to the bucket of `now` and empties the buckets passed over.
-    fn advance(&mut self, now: Nanos, bucket: Nanos) {
-        let target = now.0.checked_div(bucket.0).unwrap_or(0);
-        let length = BUCKETS as u64;
-        // Far ahead, or so far back that the clock must have stepped: nothing of the window is left.
-        if target.saturating_sub(self.head) >= length || self.head.saturating_sub(target) >= length {
-            self.ring = Default::default();
-            self.head = target;
-        }
-        while self.head < target {
-            self.head = self.head.saturating_add(1);
-            if let Some(bucket) = self.ring.get_mut(slot(self.head)) {
-                *bucket = Counts::default();
-            }
-        }
-    }
 }
 
-impl Counts {
-    fn count(&mut self, failed: bool, slow: bool) {
-        self.calls = self.calls.saturating_add(1);
-        self.failures = self.failures.saturating_add(failed.into());
-        self.slow = self.slow.saturating_add(slow.into());
-    }
+/// Whether the moment `since` is so far ahead of a reading of the clock that this must have stepped back.
+pub(super) fn is_ahead(since: Nanos, now: Nanos) -> bool {
+    now.plus(CLOCK_SLACK) < since
 }
 
-fn slot(number: u64) -> usize {
-    number.checked_rem(BUCKETS as u64).and_then(|rest| usize::try_from(rest).ok()).unwrap_or(0)
-}
-
-/// The record: version, phase, two bytes of zero, then the fields as little-endian numbers.
-mod codec {
-    use super::{Counts, Phase, State};
-    use crate::base::time::Nanos;
-
-    pub const VERSION: u8 = 1;
-    pub const LENGTH: usize = 4 + 4 + 8 + 8 + 4 + 4 + 4 + 12 + 8 + 12 * super::BUCKETS;
-
-    struct Reader<'a>(&'a [u8]);
-
-    impl Reader<'_> {
-        fn u32(&mut self) -> u32 {
-            self.0.split_first_chunk().map_or(0, |(n, rest)| {
-                self.0 = rest;
-                u32::from_le_bytes(*n)
-            })
-        }
-
-        fn u64(&mut self) -> u64 {
-            self.0.split_first_chunk().map_or(0, |(n, rest)| {
-                self.0 = rest;
-                u64::from_le_bytes(*n)
-            })
-        }
-
-        fn counts(&mut self) -> Counts {
-            Counts { calls: self.u32(), failures: self.u32(), slow: self.u32() }
-        }
-    }
-
-    impl State {
-        /// Reads a record; anything but a whole one of this version is a fresh breaker.
-        #[must_use]
-        pub fn decode(bytes: &[u8]) -> Self {
-            let phase = match bytes {
-                [VERSION, 0, 0, 0, ..] => Phase::Closed,
-                [VERSION, 1, 0, 0, ..] => Phase::Open,
-                [VERSION, 2, 0, 0, ..] => Phase::HalfOpen,
-                _ => return Self::default(),
-            };
-            if bytes.len() != LENGTH {
-                return Self::default();
-            }
-            let mut reader = Reader(bytes.get(4..).unwrap_or(&[]));
-            let mut state = Self {
-                phase,
-                epoch: reader.u32(),
-                since: Nanos(reader.u64()),
-                until: Nanos(reader.u64()),
-                rounds: reader.u32(),
-                permits: reader.u32(),
-                consecutive: reader.u32(),
-                trial: reader.counts(),
-                head: reader.u64(),
-                ring: Default::default(),
-            };
-            for bucket in &mut state.ring {
-                *bucket = reader.counts();
-            }
-            state
-        }
-
-        /// Writes the record.
-        #[allow(clippy::cast_possible_truncation, reason = "the gauge of a phase is 0 to 2")]
-        pub fn encode(&self, bytes: &mut Vec<u8>) {
-            bytes.clear();
-            bytes.reserve(LENGTH);
-            bytes.extend_from_slice(&[VERSION, self.phase.gauge() as u8, 0, 0]);
-            bytes.extend_from_slice(&self.epoch.to_le_bytes());
-            bytes.extend_from_slice(&self.since.0.to_le_bytes());
-            bytes.extend_from_slice(&self.until.0.to_le_bytes());
-            for n in
-                [self.rounds, self.permits, self.consecutive, self.trial.calls, self.trial.failures, self.trial.slow]
-            {
-                bytes.extend_from_slice(&n.to_le_bytes());
-            }
-            bytes.extend_from_slice(&self.head.to_le_bytes());
-            for n in self.ring.iter().flat_map(|b| [b.calls, b.failures, b.slow]) {
-                bytes.extend_from_slice(&n.to_le_bytes());
-            }
-        }
-    }
-}
+mod codec;
 
 #[cfg(test)]
 mod tests;
