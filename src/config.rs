@@ -466,8 +466,32 @@ pub struct FallbackOn {
 /// One step of a fallback.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FallbackStep {
+    /// The last good response.
+    Stale(Stale),
+    /// Another of Envoy's clusters.
+    Cluster(String),
     /// A fixed answer.
     Respond(Respond),
+}
+
+/// Which last good responses are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stale {
+    /// How old one may be, 1 s to 7 days.
+    pub max_age: Nanos,
+    /// The most bytes of a body, 1 to 1 MiB.
+    pub max_body: usize,
+    /// Request headers (lower case) that tell responses apart.
+    pub vary: Vec<String>,
+    /// The most responses kept, 1 to 65,536.
+    pub max_entries: u32,
+    /// The most bytes kept, [`Stale::HEAD`] and `max_body` to 1 GiB.
+    pub max_bytes: usize,
+}
+
+impl Stale {
+    /// The most bytes that a response takes beside its body: its key, its headers and those that it varies by.
+    pub const HEAD: usize = 16 * 1024;
 }
 
 /// A fixed answer.

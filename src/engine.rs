@@ -30,9 +30,11 @@ use crate::base::rng::Rng;
 use crate::base::sketch::Sketch;
 use crate::base::text::number;
 use crate::base::time::Nanos;
-use crate::config::{self, BreakerScope, Config, Criticality, Mode, RejectBelow, RequestTimeout};
+use crate::config::{self, BreakerScope, Config, Criticality, FallbackStep, Mode, RejectBelow, RequestTimeout};
 use crate::host::{Host, MetricId};
 use crate::policy::concurrency::adaptive::USUAL_DEADLINE;
+use crate::policy::fallback::stale::Stale;
+use crate::policy::fallback::stale::table::Change;
 use crate::policy::health::{self, Component, Status};
 use crate::policy::rate_limit::RateLimit;
 use crate::policy::retry::{Budget, Totals};
@@ -62,6 +64,8 @@ pub struct Engine {
     breakers: Vec<Breaker>,
     concurrency: Vec<Concurrency>,
     upstreams: Vec<Upstream>,
+    /// By fallback: what its stale step keeps.
+    kept: Vec<Option<Kept>>,
     routes: Vec<Route>,
     /// Request headers that only we may set, lower case.
     reserved_headers: Vec<String>,
@@ -97,6 +101,8 @@ struct Route {
     breaker: Option<Use>,
     upstream: Option<Use>,
     fallback: Option<FallbackUse>,
+    /// The cluster that the proxy has to be told, since the fallback may choose another.
+    cluster: Option<String>,
     duration: MetricId,
     retries: MetricId,
     /// Where requests are refused that are late; `at` means nothing.
@@ -148,7 +154,52 @@ struct FallbackUse {
     mode: Mode,
     errors: MetricId,
     timeouts: MetricId,
-    answers: MetricId,
+    stale: MetricId,
+    cluster: MetricId,
+    respond: MetricId,
+}
+
+/// A fallback's kept responses, with their metrics.
+#[derive(Debug)]
+struct Kept {
+    policy: Stale,
+    entries: MetricId,
+    bytes: MetricId,
+    evictions: MetricId,
+    contention: MetricId,
+}
+
+impl Kept {
+    fn new<H: Host>(fallback: &config::Fallback, seed: Seed, host: &H) -> Option<Self> {
+        let stale = fallback.steps.iter().find_map(|step| match step {
+            FallbackStep::Stale(stale) => Some(stale),
+            FallbackStep::Cluster(_) | FallbackStep::Respond(_) => None,
+        })?;
+        let names = Names(host);
+        let kept = Self {
+            policy: Stale::new(&fallback.name, stale.clone(), seed),
+            entries: names.stale_entries(&fallback.name),
+            bytes: names.stale_bytes(&fallback.name),
+            evictions: names.stale_evictions(&fallback.name),
+            contention: names.contention(&fallback.name),
+        };
+        kept.count(host, kept.policy.adopt(host).map(Some));
+        Some(kept)
+    }
+
+    fn count<H: Host>(&self, host: &H, changed: Result<Option<Change>, Contended>) {
+        match changed {
+            Ok(Some(change)) => {
+                let all =
+                    [(self.entries, change.entries), (self.bytes, change.bytes), (self.evictions, change.evicted)];
+                for (metric, change) in all.into_iter().filter(|(_, change)| *change != 0) {
+                    host.add(metric, change);
+                }
+            }
+            Ok(None) => {}
+            Err(Contended) => host.add(self.contention, 1),
+        }
+    }
 }
 
 impl Engine {
@@ -166,6 +217,7 @@ impl Engine {
             concurrency: Vec::new(),
             vm: host.entropy(),
             upstreams: Vec::new(),
+            kept: Vec::new(),
             routes: Vec::new(),
             reserved_headers: reserved_headers(config.trust_client_retry_headers),
             tick_at: Cell::new(0),
@@ -179,6 +231,7 @@ impl Engine {
                 engine.reserved_headers.push(upstream.override_header.clone());
             }
         }
+        engine.kept = config.fallbacks.iter().map(|fallback| Kept::new(fallback, seed, host)).collect();
         // Uses of one limit share its buckets: (index of the limit, shadow) -> index of its instance.
         let mut instances: Vec<((usize, bool), usize)> = Vec::new();
         for route in &config.routes {
@@ -355,12 +408,18 @@ impl Engine {
         let fallback = route.fallback.and_then(|at| {
             let fallback = config.fallbacks.get(at)?;
             let mode = mode_of(fallback.mode);
+            let answers = |word: &str| {
+                let has = fallback.steps.iter().any(|step| fallback::word(step) == word);
+                if has { names.fallbacks(&route.name, word) } else { MetricId::NONE }
+            };
             (mode != Mode::Off).then(|| FallbackUse {
                 at,
                 mode,
                 errors: names.decisions(&route.name, &fallback.name, Reason::UpstreamError, mode),
                 timeouts: names.decisions(&route.name, &fallback.name, Reason::Timeout, mode),
-                answers: names.fallbacks(&route.name, fallback::RESPOND),
+                stale: answers("stale"),
+                cluster: answers("cluster"),
+                respond: answers("respond"),
             })
         });
         let needs_client = limits.iter().any(|l| self.limits.get(l.at).is_some_and(|l| l.policy.needs_client()));
@@ -397,6 +456,7 @@ impl Engine {
             breaker,
             upstream,
             fallback,
+            cluster: cluster(config, route),
             duration: names.upstream_duration(&route.name),
             retries: names.retries(&route.name),
             seen: (observes && deadline.is_some()).then(|| Shared(RefCell::default())),
@@ -459,6 +519,9 @@ fn deadline(route: &config::Route) -> Nanos {
     route.timeout.request.map_or(USUAL_DEADLINE, RequestTimeout::longest)
 }
 
+/// The request header that names the cluster, for routes of the proxy that take it from there.
+const CLUSTER_HEADER: &str = "x-haven-cluster";
+
 /// Headers by which Envoy's router is steered. It drops a client's own only if it takes the client for external, which one on the
 /// proxy's own machine is not.
 const STEERING: &[&str] = &[
@@ -474,9 +537,16 @@ const STEERING: &[&str] = &[
     "x-envoy-upstream-stream-duration-ms",
 ];
 
+/// The cluster that a route's requests have to name to the proxy: that of its upstream, if its fallback may choose another.
+fn cluster(config: &Config, route: &config::Route) -> Option<String> {
+    let fallback = config.fallbacks.get(route.fallback?)?;
+    fallback.steps.iter().find(|step| matches!(step, FallbackStep::Cluster(_)))?;
+    Some(config.upstreams.get(route.upstream?)?.cluster.clone())
+}
+
 fn reserved_headers(trust_client_retry_headers: bool) -> Vec<String> {
     let steering = if trust_client_retry_headers { &[] } else { STEERING };
-    ["x-haven-cluster"].iter().chain(steering).map(|name| (*name).to_owned()).collect()
+    [CLUSTER_HEADER].iter().chain(steering).map(|name| (*name).to_owned()).collect()
 }
 
 /// Keeps the state of shadow uses apart from that of enforced ones.

@@ -101,6 +101,9 @@ pub trait Stream {
     /// Removes all values of a header.
     fn remove_header(&self, of: Message, name: &str);
 
+    /// What has come of the response's body with the callback that runs, at most `size` bytes.
+    fn body(&self, size: usize) -> Option<Vec<u8>>;
+
     /// A property of the exchange.
     fn property(&self, property: Property) -> Option<Vec<u8>>;
 
@@ -131,8 +134,10 @@ pub enum Property {
     UpstreamAddress,
     /// How often the proxy tried, a little-endian u64. Response phase.
     AttemptCount,
-    /// Why the response is as it is. Response phase.
+    /// Why the response is as it is. Response phase, and the end of the stream.
     ResponseCodeDetails,
+    /// What went wrong, a little-endian u64 of bits. Response phase, and the end of the stream.
+    ResponseFlags,
 }
 
 impl Property {
@@ -144,6 +149,7 @@ impl Property {
             Self::UpstreamAddress => "upstream\0address",
             Self::AttemptCount => "upstream\0request_attempt_count",
             Self::ResponseCodeDetails => "response\0code_details",
+            Self::ResponseFlags => "response\0flags",
         }
     }
 }
@@ -157,6 +163,8 @@ pub struct Reply {
     pub grpc_status: Option<u8>,
     /// Headers beside those that the proxy makes (length, date).
     pub headers: Vec<(&'static str, Vec<u8>)>,
+    /// Headers of a kept answer of the upstream's.
+    pub kept_headers: HeaderMap,
     /// Headers with names from the configuration.
     pub configured_headers: Vec<(String, String)>,
     /// The body; on gRPC the proxy makes it the message of the status.

@@ -64,6 +64,12 @@ pub enum Kind {
     CircuitBreaker = b'c',
     /// VMs' shares of a gauge.
     Shares = b'g',
+    /// What a set of kept responses holds.
+    StaleIndex = b'i',
+    /// A kept response.
+    StaleSlot = b'k',
+    /// How many sets of kept responses there are.
+    StaleSize = b'n',
 }
 
 /// Runs `step` on the record's bytes (empty if there is none) until its write sticks.

@@ -85,7 +85,12 @@ struct Http {
 /// a little earlier, each for the price of another trip into the VM.
 impl Drop for Http {
     fn drop(&mut self) {
-        self.exchange.get_mut().on_end(&Proxy);
+        let exchange = self.exchange.get_mut();
+        // Properties can still be read here: this is the last moment.
+        if exchange.is_unsettled() {
+            exchange.on_cut(&Proxy, &Proxy);
+        }
+        exchange.on_end(&Proxy);
     }
 }
 
@@ -116,8 +121,15 @@ impl Http {
         self.with(|exchange| if exchange.is_waiting() { Action::Stop } else { Action::Continue })
     }
 
-    fn on_response_headers(&self) -> Action {
-        self.with(|exchange| exchange.on_response(&Proxy, &Proxy))
+    fn on_response_headers(&self, end: bool) -> Action {
+        self.with(|exchange| exchange.on_response_headers(&Proxy, &Proxy, end))
+    }
+
+    fn on_response_body(&self, size: usize, end: bool) -> Action {
+        self.with(|exchange| {
+            exchange.on_response_body(&Proxy, &Proxy, size, end);
+            Action::Continue
+        })
     }
 
     fn on_response_trailers(&self) -> Action {

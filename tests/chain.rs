@@ -22,6 +22,8 @@ mod algorithms;
 mod concurrency;
 #[path = "chain/deadlines.rs"]
 mod deadlines;
+#[path = "chain/fallbacks.rs"]
+mod fallbacks;
 #[path = "chain/switches.rs"]
 mod switches;
 

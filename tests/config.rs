@@ -138,7 +138,14 @@ fn the_full_document_is_read_as_it_is_meant() {
 
     let fallback = &config.fallbacks[0];
     assert!(fallback.on.rate_limited && fallback.on.timeout && !fallback.on.overload);
-    let FallbackStep::Respond(respond) = &fallback.steps[0];
+    let [FallbackStep::Stale(stale), FallbackStep::Cluster(cluster), FallbackStep::Respond(respond)] =
+        &fallback.steps[..]
+    else {
+        panic!("{:?}", fallback.steps)
+    };
+    assert_eq!((stale.max_age, stale.max_body, stale.max_entries), (Nanos::from_secs(600), 32 << 10, 9));
+    assert_eq!((stale.vary.as_slice(), stale.max_bytes), (&["accept".to_owned()][..], 1 << 20));
+    assert_eq!(cluster, "other");
     assert_eq!((respond.status, respond.content_type.as_str()), (299, "application/json"));
     assert_eq!(respond.headers, [("x-a".into(), "ü".into())]);
     assert_eq!(
@@ -684,7 +691,26 @@ fn fallbacks_are_checked() {
                 r#"{"on": ["timeout", "timeout"], "steps": [{"respond": {}}]}"#,
                 "fallbacks.f.on[1]: \"timeout\" is not allowed, want each item only once",
             ),
-            (r#"{"steps": [{"cluster": "other"}]}"#, "fallbacks.f.steps[0].cluster: \"other\" is not supported yet"),
+            (
+                r#"{"steps": [{"cluster": "a"}, {"stale": {}}, {"cluster": "b"}]}"#,
+                "fallbacks.f.steps[2].cluster: \"b\" is not allowed, want one cluster step only: a request is sent on once",
+            ),
+            (
+                r#"{"steps": [{"stale": {}}, {"stale": {"max_age": "1h"}}]}"#,
+                "fallbacks.f.steps[1].stale.max_age: \"1h\" is not allowed, want one stale step only",
+            ),
+            (
+                r#"{"steps": [{"stale": {"max_age": "500ms"}}]}"#,
+                "fallbacks.f.steps[0].stale.max_age: \"500ms\" is not allowed, want a duration from 1s to 7d like \"250ms\" or \"10s\"",
+            ),
+            (
+                r#"{"steps": [{"stale": {"max_bytes": "79KiB"}}]}"#,
+                "fallbacks.f.steps[0].stale.max_bytes: \"79KiB\" is not allowed, want at least 80KiB: max_body and 16KiB",
+            ),
+            (
+                r#"{"steps": [{"stale": {"max_entries": 0}}]}"#,
+                "fallbacks.f.steps[0].stale.max_entries: 0 is not allowed, want an integer from 1 to 65536",
+            ),
             (
                 r#"{"steps": [{"respond": {"status": 201}}, {"respond": {}}]}"#,
                 "fallbacks.f.steps[0].respond.status: 201 is not allowed, want a respond step only at the end: it always answers",
@@ -1078,7 +1104,7 @@ fn the_schema_says_what_parse_says() {
         r#"{"circuit_breakers": {"b": {"window": {"type": "count", "size": 1025}}}}"#,
         r#"{"circuit_breakers": {"b": {"failure_rate_threshold": 0}}}"#,
         r#"{"fallbacks": {"f": {"steps": []}}}"#,
-        r#"{"fallbacks": {"f": {"steps": [{"cluster": "c"}]}}}"#,
+        r#"{"fallbacks": {"f": {"steps": [{"cluster": 1}]}}}"#,
         r#"{"routes": [{}]}"#,
         r#"{"health": {"livez": 1}}"#,
         r#"{"routes": [{"name": "r", "timeout": {"per_try": 1}}]}"#,
@@ -1092,6 +1118,7 @@ fn the_schema_says_what_parse_says() {
         r#"{"rate_limits": {"a": {"limit": 1e3, "cost": 0}}}"#,
         r#"{"circuit_breakers": {"b": {"window": {"type": "time"}}}}"#,
         r#"{"routes": [{"name": "r", "timeout": {}, "criticality": "critical"}]}"#,
+        r#"{"fallbacks": {"f": {"steps": [{"stale": {"max_bytes": "1MiB"}}, {"cluster": "c"}, {"respond": {}}]}}}"#,
         r#"{"routes": [{"name": "r", "timeout": {"per_try": "1s", "request": {"dynamic": {}}}, "retry": {}}]}"#,
     ] {
         assert!(fits(good) && parse(good.as_bytes()).is_ok(), "{good}");

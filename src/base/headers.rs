@@ -5,7 +5,7 @@
 //! copied again: values are bytes, since clients and upstreams may send anything.
 
 /// All headers of a message.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeaderMap(Vec<u8>);
 
 impl HeaderMap {

@@ -28,6 +28,12 @@ impl Nanos {
         self.0 / 1_000_000
     }
 
+    /// Whole seconds, rounded down: what `Age` speaks of.
+    #[must_use]
+    pub const fn as_secs(self) -> u64 {
+        self.0 / 1_000_000_000
+    }
+
     /// Whole seconds, rounded up: what `Retry-After` and `RateLimit` speak of.
     #[must_use]
     pub const fn as_secs_ceil(self) -> u64 {

@@ -8,7 +8,7 @@ use super::error::{Errors, Path};
 use super::json::{Json, show_text};
 use super::kind::Names;
 use super::raw;
-use super::scalar::{DAY, HOUR, Int, SEC, Span, show_span};
+use super::scalar::{DAY, HOUR, Int, SEC, Span, show_size, show_span};
 use super::take::{Either, Take};
 use super::text::{BREAKER, CONCURRENCY_LIMIT, FALLBACK, RATE_LIMIT, SECTIONS, SWITCH, UPSTREAM, exact_host, segments};
 use super::*;
@@ -23,6 +23,7 @@ pub(super) fn compile(raw: raw::Document, names: &Names, errors: &mut Errors) ->
     let references = References {
         names,
         upstream_scoped: raw.circuit_breakers.iter().map(|(_, it)| it.scope == BreakerScope::Upstream).collect(),
+        sends_on: raw.fallbacks.iter().map(|(_, it)| it.steps.iter().any(|step| step.cluster.is_some())).collect(),
     };
     let client_ip = ClientIp {
         source: raw.client_ip.source,
@@ -59,6 +60,8 @@ struct References<'a> {
     names: &'a Names,
     /// By breaker: whether its scope is the upstream.
     upstream_scoped: Vec<bool>,
+    /// By fallback: whether it has a cluster step.
+    sends_on: Vec<bool>,
 }
 
 impl References<'_> {
@@ -399,18 +402,53 @@ fn fallback(at: &Path<'_>, name: String, raw: raw::Fallback, errors: &mut Errors
     }
     let steps_at = at.key("steps");
     let last = raw.steps.len().saturating_sub(1);
-    let mut steps = Vec::new();
+    let mut steps: Vec<FallbackStep> = Vec::new();
     for (i, step) in raw.steps.into_iter().enumerate() {
-        let Some(it) = step.respond else { continue };
         let step_at = steps_at.index(i);
-        let at = step_at.key("respond");
-        if i < last {
-            let status = u64::from(it.status);
-            errors.refuse_number(&at.key("status"), status, "a respond step only at the end: it always answers");
+        if let Some(it) = step.stale {
+            let at = step_at.key("stale");
+            let max_age = it.max_age;
+            steps.push(FallbackStep::Stale(stale(&at, it, errors)));
+            if steps.iter().filter(|step| matches!(step, FallbackStep::Stale(_))).nth(1).is_some() {
+                errors.refuse_text(&at.key("max_age"), &show_span(max_age), "one stale step only");
+            }
+        } else if let Some(cluster) = step.cluster {
+            if steps.iter().any(|step| matches!(step, FallbackStep::Cluster(_))) {
+                errors.refuse_text(
+                    &step_at.key("cluster"),
+                    &cluster,
+                    "one cluster step only: a request is sent on once",
+                );
+            }
+            steps.push(FallbackStep::Cluster(cluster));
+        } else if let Some(it) = step.respond {
+            let at = step_at.key("respond");
+            if i < last {
+                let status = u64::from(it.status);
+                errors.refuse_number(&at.key("status"), status, "a respond step only at the end: it always answers");
+            }
+            steps.push(FallbackStep::Respond(respond(&at, it, errors)));
         }
-        steps.push(FallbackStep::Respond(respond(&at, it, errors)));
     }
     Fallback { name, mode: raw.mode, on, steps }
+}
+
+fn stale(at: &Path<'_>, raw: raw::Stale, errors: &mut Errors) -> Stale {
+    let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let it = Stale {
+        max_age: raw.max_age,
+        max_body: size(raw.max_body),
+        vary: raw.vary,
+        max_entries: raw.max_entries,
+        max_bytes: size(raw.max_bytes),
+    };
+    let least = it.max_body.saturating_add(Stale::HEAD);
+    // Where one of them was refused, it is zero.
+    if it.max_body > 0 && it.max_bytes > 0 && it.max_bytes < least {
+        let want = ["at least ", &show_size(least), ": max_body and 16KiB"].concat();
+        errors.refuse_text(&at.key("max_bytes"), &show_size(it.max_bytes), &want);
+    }
+    it
 }
 
 fn respond(at: &Path<'_>, raw: raw::Respond, errors: &mut Errors) -> Respond {
@@ -460,6 +498,12 @@ fn route(at: &Path<'_>, raw: raw::Route, references: &References<'_>, errors: &m
     {
         let want = "a circuit breaker without \"scope\": \"upstream\", for the route has no upstream";
         errors.refuse_text(&at.key("circuit_breaker"), breaker, want);
+    }
+    if let (Some(i), Some(name), None) = (fallback, &raw.fallback, &raw.upstream)
+        && references.sends_on.get(i) == Some(&true)
+    {
+        let want = "a fallback without a cluster step, for the route has no upstream that names its own cluster";
+        errors.refuse_text(&at.key("fallback"), name, want);
     }
     Route {
         name: raw.name,

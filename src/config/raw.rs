@@ -599,24 +599,34 @@ choice! { Cause {
 section! {
     /// One step of a fallback.
     Step {
-        /// The last good response of this route.
-        @soon stale: Option<Stale> = Else("");
+        /// The last good response of this route to the same GET, for GET and HEAD. At most one such step.
+        stale: Option<Stale> = Else("");
         /// A fixed answer; it always answers, so it stands last.
         respond: Option<Respond> = Else("");
-        /// Another of Envoy's clusters.
-        @soon cluster: Option<Label> = Else("");
+        /// Another of Envoy's clusters, for a request that has not been sent yet; if it fails as well, the steps that follow answer. At
+        /// most one such step. The routes that use it need an `upstream`, and in Envoy `cluster_header: x-haven-cluster`, which then
+        /// carries the upstream's `cluster` or this one.
+        cluster: Option<Label> = Else("");
     }
 }
 
 section! {
-    /// The last good response.
+    /// The last good response: status 200 to a GET, kept for each route, scheme, host, path and query. Never one with `Set-Cookie`,
+    /// `Vary: *` or a `Cache-Control` of `no-store`, `private` or `no-cache`, and never one to a request with `Authorization` or
+    /// `Cache-Control: no-store`, which is not answered from here either; to a request with a `Cookie` only if it is `public` or varies
+    /// by it. `must-revalidate`, `s-maxage` and `stale-if-error` bound its age. A response that is asked for often is kept anew at most
+    /// about once a second by each worker.
     Stale {
-        /// How old it may be.
+        /// How old it may be, as its `Age` says.
         max_age: Span<SEC, { 7 * DAY }> = Usual("\"5m\"");
-        /// Larger bodies are not kept.
+        /// Larger bodies are not kept; they pass as they come.
         max_body: Size<1, 1_048_576> = Usual("\"64KiB\"");
         /// Request headers that tell responses apart, besides those of the response's own `Vary`.
         vary: Set<HeaderName, 0, 16> = Usual("[]");
+        /// The most responses kept; the least recently used goes first.
+        max_entries: Int<1, 65_536> = Usual("1024");
+        /// The most bytes kept, headers and keys included, over all workers: at least `max_body` and 16 KiB.
+        max_bytes: Size<1, { 1 << 30 }> = Usual("\"16MiB\"");
     }
 }
 

@@ -99,6 +99,11 @@ pub(super) fn show_span(span: Nanos) -> String {
     show_units(span.0, TIMES)
 }
 
+/// A size as a user would write it.
+pub(super) fn show_size(bytes: usize) -> String {
+    show_units(u64::try_from(bytes).unwrap_or(u64::MAX), SIZES)
+}
+
 /// Units, the largest first.
 pub(super) type Units = &'static [(&'static str, u64)];
 

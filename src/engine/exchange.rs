@@ -9,17 +9,19 @@ mod concurrency;
 mod deadline;
 mod endpoint;
 mod judge;
+mod keep;
 mod limits;
 
 use super::concurrency::Permit;
 use super::endpoints::Pick;
-use super::{Engine, Route};
+use super::{CLUSTER_HEADER, Engine, Kept, Route};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::ip::Ip;
 use crate::base::time::Nanos;
 use crate::config::{self, IpSource, Mode};
 use crate::host::{Host, Message, Property, Stream};
 use crate::policy::circuit_breaker::state::Call;
+use crate::policy::fallback::stale::{Asked, Draft};
 use crate::policy::health::{self, Probe};
 use crate::policy::rate_limit::KeyQuota;
 use crate::policy::rate_limit::quota_headers;
@@ -83,8 +85,14 @@ pub struct Exchange {
     pick: Option<Pick>,
     /// Whether the endpoints have been told the outcome.
     recorded: bool,
-    /// A gRPC answer whose status is still to come, in its trailers.
+    /// An answer that is not at its end: a gRPC call tells its status there, and any may still be cut.
     unsettled: Option<Settlement>,
+    /// What the fallback's stale step has to know of the request.
+    asked: Option<Box<Asked>>,
+    /// A response that is kept when it is whole.
+    draft: Option<Box<Draft>>,
+    /// Sent to the fallback's cluster: the number of the step that answers if that fails.
+    sent_on: Option<usize>,
     /// What goes into the access log.
     decisions: String,
 }
@@ -114,6 +122,9 @@ impl Exchange {
             pick: None,
             recorded: false,
             unsettled: None,
+            asked: None,
+            draft: None,
+            sent_on: None,
             decisions: String::new(),
         }
     }
@@ -144,7 +155,14 @@ impl Exchange {
         else {
             return Action::Continue;
         };
-        let Some(route) = engine.routes.get(at).filter(|r| !r.off) else { return Action::Continue };
+        let Some(route) = engine.routes.get(at) else { return Action::Continue };
+        // Whatever is off: without it the proxy knows no way.
+        if let Some(cluster) = &route.cluster {
+            stream.set_header(Message::Request, CLUSTER_HEADER, cluster.as_bytes());
+        }
+        if route.off {
+            return Action::Continue;
+        }
         self.route = Some(at);
         self.start = host.monotonic();
         self.grpc = request.is_grpc();
@@ -152,6 +170,7 @@ impl Exchange {
             self.request_id = headers.get("x-request-id").unwrap_or_default().to_vec();
         }
         request.route = &config.name;
+        self.asked = kept(&engine, route).and_then(|kept| kept.policy.ask(&request)).map(Box::new);
         if route.needs_client {
             request.client = client(&engine, &headers, stream);
         }
@@ -245,8 +264,13 @@ impl Exchange {
         Action::Continue
     }
 
-    /// The response's headers are there: judges the upstream, and answers in its place if it failed.
+    /// The response's headers are there, and nothing follows but, perhaps, trailers: [`Exchange::on_response_headers`].
     pub fn on_response<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
+        self.on_response_headers(host, stream, true)
+    }
+
+    /// The response's headers are there: judges the upstream, and answers in its place if it failed. `end`: no body follows.
+    pub fn on_response_headers<H: Host, S: Stream>(&mut self, host: &H, stream: &S, end: bool) -> Action {
         if self.replied {
             return Action::Continue;
         }
@@ -261,8 +285,11 @@ impl Exchange {
             || route.concurrency.iter().any(Option::is_some)
             || self.granted > 0
             || (self.grpc && self.deadline.is_set());
-        if wanted && let Some(reply) = self.judge(&engine, route, host, stream) {
+        if wanted && let Some(reply) = self.judge(&engine, route, end, host, stream) {
             return self.reply(stream, &reply);
+        }
+        if end {
+            self.keep(&engine, route, host);
         }
         for (name, value) in quota_headers::all(self.quotas_by_limit(&engine)) {
             stream.add_header(Message::Response, name, &value);
@@ -270,13 +297,46 @@ impl Exchange {
         Action::Continue
     }
 
+    /// A piece of the response's body is there, `size` bytes. `end`: it was the last, and no trailers follow.
+    pub fn on_response_body<H: Host, S: Stream>(&mut self, host: &H, stream: &S, size: usize, end: bool) {
+        if self.replied || (self.draft.is_none() && !(end && self.unsettled.is_some())) {
+            return;
+        }
+        let engine = Rc::clone(&self.engine);
+        let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else { return };
+        self.copy(&engine, route, size, stream);
+        if end {
+            self.keep(&engine, route, host);
+            if let Some(settlement) = self.unsettled.take() {
+                self.settle(&engine, route, settlement, None, host);
+            }
+        }
+    }
+
     /// The response's trailers are there: a gRPC call tells its status in them.
     pub fn on_response_trailers<H: Host, S: Stream>(&mut self, host: &H, stream: &S) {
+        let engine = Rc::clone(&self.engine);
+        let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else { return };
+        self.keep(&engine, route, host);
+        if let Some(settlement) = self.unsettled.take() {
+            let trailers = if self.grpc { stream.headers(Message::ResponseTrailers) } else { HeaderMap::default() };
+            let status = trailers.get("grpc-status").and_then(parse_number);
+            self.settle(&engine, route, settlement, status, host);
+        }
+    }
+
+    /// Whether the end of the stream has to be looked at, by [`Exchange::on_cut`], before [`Exchange::on_end`].
+    #[must_use]
+    pub const fn is_unsettled(&self) -> bool {
+        self.unsettled.is_some()
+    }
+
+    /// The stream has ended before its response had: judges who has cut it.
+    pub fn on_cut<H: Host, S: Stream>(&mut self, host: &H, stream: &S) {
         let Some(settlement) = self.unsettled.take() else { return };
         let engine = Rc::clone(&self.engine);
         if let Some(route) = self.route.and_then(|at| engine.routes.get(at)) {
-            let status = stream.headers(Message::ResponseTrailers).get("grpc-status").and_then(parse_number);
-            self.settle(&engine, route, settlement, status, host);
+            self.settle_cut(&engine, route, settlement, host, stream);
         }
     }
 
@@ -308,6 +368,12 @@ impl Exchange {
             }
         }
     }
+}
+
+/// The kept responses of the route's fallback, if it acts.
+fn kept<'e>(engine: &'e Engine, route: &Route) -> Option<&'e Kept> {
+    let used = route.fallback.filter(|used| used.mode == Mode::Enforce)?;
+    engine.kept.get(used.at)?.as_ref()
 }
 
 /// The client's address as configured, cut to its prefix. A header that is missing, short or malformed gives the connection's.

@@ -118,6 +118,18 @@ impl<H: Metrics> Names<'_, H> {
         self.define(MetricKind::Gauge, "haven_switch_on", &[("switch", switch)])
     }
 
+    pub(super) fn stale_entries(&self, policy: &str) -> MetricId {
+        self.define(MetricKind::Gauge, "haven_stale_entries", &[("policy", policy)])
+    }
+
+    pub(super) fn stale_bytes(&self, policy: &str) -> MetricId {
+        self.define(MetricKind::Gauge, "haven_stale_bytes", &[("policy", policy)])
+    }
+
+    pub(super) fn stale_evictions(&self, policy: &str) -> MetricId {
+        self.define(MetricKind::Counter, "haven_stale_evictions_total", &[("policy", policy)])
+    }
+
     pub(super) fn upstream_duration(&self, route: &str) -> MetricId {
         self.define(MetricKind::Histogram, "haven_upstream_duration_ms", &[("route", route)])
     }

@@ -121,6 +121,11 @@ impl Machine {
         self.data.borrow().iter().map(|(k, (v, _))| k.len().saturating_add(v.len())).sum()
     }
 
+    /// The records whose keys pass `which`.
+    pub fn records(&self, which: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
+        self.data.borrow().iter().filter(|(key, _)| which(key)).map(|(_, (value, _))| value.clone()).collect()
+    }
+
     /// Overwrites every record that passes `which` with `bytes`: what a broken or foreign version could leave behind.
     pub fn corrupt(&self, which: impl Fn(&[u8]) -> bool, bytes: &[u8]) {
         for (key, (value, cas)) in self.data.borrow_mut().iter_mut() {
@@ -255,6 +260,7 @@ pub struct SimStream {
     request: RefCell<Vec<(String, Vec<u8>)>>,
     response: RefCell<Vec<(String, Vec<u8>)>>,
     trailers: RefCell<Vec<(String, Vec<u8>)>>,
+    body: RefCell<Vec<u8>>,
     properties: RefCell<Vec<(&'static str, Vec<u8>)>>,
     state: RefCell<Vec<(String, Vec<u8>)>>,
     reply: RefCell<Option<Reply>>,
@@ -289,6 +295,11 @@ impl SimStream {
         }
     }
 
+    /// Lets a piece of the answer's body come.
+    pub fn piece(&self, piece: &[u8]) {
+        *self.body.borrow_mut() = piece.to_vec();
+    }
+
     /// Ends the answer with trailers.
     pub fn trail(&self, trailers: &[(&str, &[u8])]) {
         *self.trailers.borrow_mut() = trailers.iter().map(|(n, v)| ((*n).to_owned(), v.to_vec())).collect();
@@ -319,7 +330,8 @@ impl SimStream {
     pub fn response_header(&self, name: &str) -> Option<String> {
         match &*self.reply.borrow() {
             Some(reply) => {
-                reply.headers.iter().find(|(n, _)| *n == name).map(|(_, v)| String::from_utf8_lossy(v).into_owned())
+                let own = reply.headers.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_slice());
+                own.or_else(|| reply.kept_headers.get(name)).map(|v| String::from_utf8_lossy(v).into_owned())
             }
             None => header(&self.response.borrow(), name),
         }
@@ -366,6 +378,10 @@ impl Stream for SimStream {
 
     fn remove_header(&self, of: Message, name: &str) {
         self.pairs(of).borrow_mut().retain(|(n, _)| !n.eq_ignore_ascii_case(name));
+    }
+
+    fn body(&self, size: usize) -> Option<Vec<u8>> {
+        Some(self.body.borrow().iter().take(size).copied().collect())
     }
 
     fn property(&self, property: Property) -> Option<Vec<u8>> {

@@ -1,13 +1,23 @@
 //! What is answered in place of a refusal or a failure.
 
+pub mod stale;
+
 use super::Reason;
 use super::reply::{Cause, Subject, retry_after_seconds};
 use crate::base::text::number;
 use crate::config::{Fallback, FallbackStep, Respond, TemplatePart};
 use crate::host::Reply;
+use stale::Found;
 
-/// Name of the step kind that a fixed answer is, in metrics.
-pub const RESPOND: &str = "respond";
+/// Name of a step's kind, in metrics.
+#[must_use]
+pub const fn word(step: &FallbackStep) -> &'static str {
+    match step {
+        FallbackStep::Stale(_) => "stale",
+        FallbackStep::Cluster(_) => "cluster",
+        FallbackStep::Respond(_) => "respond",
+    }
+}
 
 /// Whether the fallback answers for this reason.
 #[must_use]
@@ -28,16 +38,28 @@ pub const fn answers(fallback: &Fallback, reason: Reason) -> bool {
 /// Whether a body needs the request's id, which must then be remembered until the response.
 #[must_use]
 pub fn needs_request_id(fallback: &Fallback) -> bool {
-    fallback.steps.iter().any(|FallbackStep::Respond(respond)| respond.body.contains(&TemplatePart::RequestId))
+    let needs = |step: &FallbackStep| match step {
+        FallbackStep::Respond(respond) => respond.body.contains(&TemplatePart::RequestId),
+        FallbackStep::Stale(_) | FallbackStep::Cluster(_) => false,
+    };
+    fallback.steps.iter().any(needs)
 }
 
-/// The answer of the first step that has one.
+/// The last good response as an answer, with its age.
 #[must_use]
-pub fn reply(fallback: &Fallback, subject: &Subject<'_>, cause: Cause<'_>) -> Option<Reply> {
-    fallback.steps.iter().map(|FallbackStep::Respond(respond)| respond_reply(respond, subject, cause)).next()
+pub fn stale(found: Found, cause: Cause<'_>) -> Reply {
+    Reply {
+        status: 200,
+        headers: vec![("proxy-status", cause.proxy_status()), ("age", number(found.age).into_bytes())],
+        kept_headers: found.headers,
+        body: found.body,
+        ..Reply::default()
+    }
 }
 
-fn respond_reply(respond: &Respond, subject: &Subject<'_>, cause: Cause<'_>) -> Reply {
+/// A fixed answer.
+#[must_use]
+pub fn respond(respond: &Respond, subject: &Subject<'_>, cause: Cause<'_>) -> Reply {
     let mut reply =
         Reply { status: respond.status, headers: vec![("proxy-status", cause.proxy_status())], ..Reply::default() };
     if subject.grpc {
@@ -76,22 +98,9 @@ fn safe_id(id: &[u8]) -> &[u8] {
 mod tests {
     use super::*;
     use crate::base::time::Nanos;
-    use crate::config::FallbackOn;
 
-    fn fallback(body: Vec<TemplatePart>) -> Fallback {
-        let on = FallbackOn {
-            rate_limited: false,
-            overload: true,
-            circuit_open: true,
-            no_endpoint: true,
-            deadline: true,
-            switched_off: true,
-            upstream_error: true,
-            timeout: true,
-        };
-        let respond =
-            Respond { status: 203, headers: vec![("x-a".into(), "b".into())], content_type: "text/plain".into(), body };
-        Fallback { name: "f".into(), mode: None, on, steps: vec![FallbackStep::Respond(respond)] }
+    fn fallback(body: Vec<TemplatePart>) -> Respond {
+        Respond { status: 203, headers: vec![("x-a".into(), "b".into())], content_type: "text/plain".into(), body }
     }
 
     fn subject<'a>(request_id: &'a [u8], grpc: bool) -> Subject<'a> {
@@ -118,7 +127,7 @@ mod tests {
             Literal("/".into()),
             RequestId,
         ];
-        let reply = super::reply(&fallback(body), &subject(b"id-1", false), CAUSE).unwrap();
+        let reply = super::respond(&fallback(body), &subject(b"id-1", false), CAUSE);
         assert_eq!(String::from_utf8(reply.body).unwrap(), "系统繁忙 circuit_open/users/2/id-1");
         assert_eq!((reply.status, reply.grpc_status), (203, None));
         assert_eq!(reply.configured_headers, [("x-a".to_owned(), "b".to_owned())]);
@@ -129,13 +138,13 @@ mod tests {
         let body = vec![TemplatePart::RequestId, TemplatePart::RetryAfter];
         for id in [&b"\",\"admin\":true"[..], b"<script>", b"\xff", &[b'a'; 200]] {
             let cause = Cause { retry_after: None, ..CAUSE };
-            assert_eq!(super::reply(&fallback(body.clone()), &subject(id, false), cause).unwrap().body, b"");
+            assert_eq!(super::respond(&fallback(body.clone()), &subject(id, false), cause).body, b"");
         }
     }
 
     #[test]
     fn grpc_gets_the_status_and_no_body() {
-        let reply = super::reply(&fallback(vec![TemplatePart::Route]), &subject(b"", true), CAUSE).unwrap();
+        let reply = super::respond(&fallback(vec![TemplatePart::Route]), &subject(b"", true), CAUSE);
         assert_eq!((reply.status, reply.grpc_status, reply.body.len()), (200, Some(14), 0));
         assert!(reply.headers.iter().all(|(name, _)| *name != "content-type"));
     }

@@ -14,6 +14,7 @@ pub struct Proxy;
 
 const OK: u32 = 0;
 const REQUEST_STREAM: u32 = 0;
+const RESPONSE_BODY: u32 = 1;
 const PLUGIN_CONFIGURATION: u32 = 7;
 const REQUEST_HEADERS: u32 = 0;
 const RESPONSE_HEADERS: u32 = 2;
@@ -236,6 +237,11 @@ impl Stream for Proxy {
         unsafe { proxy_remove_header_map_value(map(of), name.as_ptr(), name.len()) };
     }
 
+    fn body(&self, size: usize) -> Option<Vec<u8>> {
+        // SAFETY: the out pointers live through the call.
+        owned(|data, length| unsafe { proxy_get_buffer_bytes(RESPONSE_BODY, 0, size, data, length) })
+    }
+
     fn property(&self, property: Property) -> Option<Vec<u8>> {
         let path = property.path();
         // SAFETY: path and out pointers live through the call.
@@ -248,9 +254,10 @@ impl Stream for Proxy {
     }
 
     fn reply(&self, reply: &Reply) {
-        let mut pairs: Vec<(&str, &[u8])> =
-            reply.headers.iter().map(|(name, value)| (*name, value.as_slice())).collect();
-        pairs.extend(reply.configured_headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())));
+        let mut pairs: Vec<(&[u8], &[u8])> =
+            reply.headers.iter().map(|(name, value)| (name.as_bytes(), value.as_slice())).collect();
+        pairs.extend(reply.kept_headers.iter());
+        pairs.extend(reply.configured_headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())));
         let headers = HeaderMap::from_pairs(&pairs);
         let headers = headers.as_bytes();
         // SAFETY: body and headers live through the call.

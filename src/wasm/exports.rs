@@ -1,8 +1,7 @@
 //! The entry points: the callbacks of the proxy-wasm ABI 0.2.1 that haven implements, and no others.
 //!
 //! A host calls each callback that a module exports, for each request, at about 3,400 instructions a call. One that is not exported
-//! costs nothing, and is taken as done with nothing to say. That is why `proxy_on_log` and `proxy_on_done` are missing, and
-//! `proxy_on_response_body`.
+//! costs nothing, and is taken as done with nothing to say. That is why `proxy_on_log` and `proxy_on_done` are missing.
 //!
 //! To add one: a function here with the ABI's parameters, which hands over to a method of [`super::Root`] or [`super::Http`]; and its
 //! name in `tests/envoy_module.rs`.
@@ -75,8 +74,14 @@ extern "C" fn proxy_on_request_trailers(stream: u32, _count: usize) -> u32 {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn proxy_on_response_headers(stream: u32, _count: usize, _end: u32) -> u32 {
-    on_stream(stream, |stream| stream.on_response_headers())
+extern "C" fn proxy_on_response_headers(stream: u32, _count: usize, end: u32) -> u32 {
+    on_stream(stream, |stream| stream.on_response_headers(end != 0))
+}
+
+/// For each piece of a body. It is what tells an answer that is whole from one that was cut, and what fallbacks keep is copied here.
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_response_body(stream: u32, size: usize, end: u32) -> u32 {
+    on_stream(stream, |stream| stream.on_response_body(size, end != 0))
 }
 
 #[unsafe(no_mangle)]

@@ -278,6 +278,11 @@ impl Route {
         Self { prefix: prefix.to_owned(), action: json!({"cluster": cluster}), cluster: true }
     }
 
+    /// Proxies to the cluster that a request header names.
+    pub fn to_named_by(prefix: &str, header: &str) -> Self {
+        Self { prefix: prefix.to_owned(), action: json!({"cluster_header": header}), cluster: true }
+    }
+
     /// The whole request's timeout; Envoy's default is 15 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         assert!(self.cluster, "a direct response has no timeout");

@@ -15,3 +15,4 @@ mod chain;
 mod concurrency;
 mod limits;
 mod scheduler;
+mod stale;

@@ -3,10 +3,10 @@
 use super::{Action, Exchange};
 use crate::base::text::push_all;
 use crate::base::time::Nanos;
-use crate::config::{Mode, QuotaHeaders};
+use crate::config::{FallbackStep, Mode, QuotaHeaders};
 use crate::engine::metrics::mode_word;
-use crate::engine::{Engine, Route, Use};
-use crate::host::{Host, MetricId, Reply, Stream};
+use crate::engine::{CLUSTER_HEADER, Engine, Route, Use};
+use crate::host::{Host, Message, MetricId, Reply, Stream};
 use crate::policy::rate_limit::KeyQuota;
 use crate::policy::rate_limit::quota_headers;
 use crate::policy::reply::{Cause, Subject};
@@ -19,8 +19,16 @@ pub(super) struct Refusal<'a> {
     pub(super) retry_after: Option<Nanos>,
 }
 
+/// What a fallback does.
+pub(super) enum Answer<'a> {
+    /// Answers.
+    Reply(Reply),
+    /// Sends the request to another cluster; if that fails, the step `next` is tried.
+    SendOn { cluster: &'a str, next: usize },
+}
+
 impl Exchange {
-    /// Answers in the upstream's place.
+    /// Answers in the upstream's place, or sends the request elsewhere.
     pub(super) fn refuse<H: Host, S: Stream>(
         &mut self,
         engine: &Engine,
@@ -38,7 +46,17 @@ impl Exchange {
             received_status: None,
         };
         let mut reply = match self.fallback(engine, route, cause, None, host) {
-            Some(reply) => reply,
+            Some(Answer::Reply(reply)) => reply,
+            Some(Answer::SendOn { cluster, next }) => {
+                stream.set_header(Message::Request, CLUSTER_HEADER, cluster.as_bytes());
+                self.sent_on = Some(next);
+                // A deadline that is over bounds nothing: zero would mean no timeout at all.
+                if let (Some((_, config)), true) = (self.route_of(engine), refusal.reason != Reason::Deadline) {
+                    self.steer(route, config, host, stream);
+                }
+                self.store_decisions(stream);
+                return Action::Continue;
+            }
             None => reply::refusal(&self.subject(name), cause),
         };
         self.add_quotas(engine, &mut reply);
@@ -46,15 +64,16 @@ impl Exchange {
         self.reply(stream, &reply)
     }
 
-    /// The fallback's answer for this cause, if it has one. `counter` counts it as a decision of the fallback's own.
-    pub(super) fn fallback<H: Host>(
+    /// The fallback's answer for this cause, if it has one. `counter` counts it as a decision of the fallback's own: then the response
+    /// has failed, and there is nothing left to send on.
+    pub(super) fn fallback<'e, H: Host>(
         &mut self,
-        engine: &Engine,
+        engine: &'e Engine,
         route: &Route,
         cause: Cause<'_>,
         counter: Option<MetricId>,
         host: &H,
-    ) -> Option<Reply> {
+    ) -> Option<Answer<'e>> {
         let used = route.fallback?;
         let fallback = engine.config.fallbacks.get(used.at).filter(|f| fallback::answers(f, cause.reason))?;
         if let Some(counter) = counter {
@@ -63,10 +82,27 @@ impl Exchange {
         if used.mode == Mode::Shadow {
             return None;
         }
-        let name = self.route.and_then(|at| engine.config.routes.get(at)).map_or("", |r| r.name.as_str());
-        let reply = fallback::reply(fallback, &self.subject(name), cause)?;
-        host.add(used.answers, 1);
-        Some(reply)
+        for (at, step) in fallback.steps.iter().enumerate().skip(self.sent_on.unwrap_or(0)) {
+            let (answer, counted) = match step {
+                FallbackStep::Stale(_) => {
+                    let kept = engine.kept.get(used.at).and_then(Option::as_ref);
+                    let Some((kept, asked)) = kept.zip(self.asked.as_ref()) else { continue };
+                    let Some(found) = kept.policy.find(host, asked, host.monotonic()) else { continue };
+                    (Answer::Reply(fallback::stale(found, cause)), used.stale)
+                }
+                FallbackStep::Cluster(cluster) if counter.is_none() => {
+                    (Answer::SendOn { cluster, next: at.saturating_add(1) }, used.cluster)
+                }
+                FallbackStep::Cluster(_) => continue,
+                FallbackStep::Respond(respond) => {
+                    let name = self.route.and_then(|at| engine.config.routes.get(at)).map_or("", |r| r.name.as_str());
+                    (Answer::Reply(fallback::respond(respond, &self.subject(name), cause)), used.respond)
+                }
+            };
+            host.add(counted, 1);
+            return Some(answer);
+        }
+        None
     }
 
     pub(super) fn subject<'a>(&'a self, route: &'a str) -> Subject<'a> {

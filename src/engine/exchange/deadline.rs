@@ -105,7 +105,9 @@ impl Exchange {
     /// Tells the proxy's router how long it may take and how often it may try, and the upstream how long it has.
     pub(super) fn steer<H: Host, S: Stream>(&mut self, route: &Route, config: &config::Route, host: &H, stream: &S) {
         let Some(used) = route.deadline else { return };
-        if route.seen.is_some() {
+        // What another cluster takes is none of this route's, nor are tries there.
+        let elsewhere = self.sent_on.is_some();
+        if route.seen.is_some() && !elsewhere {
             self.timing = Timing::Sent;
         }
         if used.mode != Mode::Enforce {
@@ -128,7 +130,9 @@ impl Exchange {
         if let Some(time) = whole {
             self.deadline.incoming.pass_on(time, self.grpc, config.timeout.deadline_header.as_deref(), set);
         }
-        self.steer_retries(route, config, left, host, stream);
+        if !elsewhere {
+            self.steer_retries(route, config, left, host, stream);
+        }
     }
 
     fn steer_retries<H: Host, S: Stream>(

@@ -1,6 +1,8 @@
 //! What an answer says of the upstream, and who is told.
 
 use super::Exchange;
+use super::answer::Answer;
+use super::deadline::Timing;
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
 use crate::config::{FailureOn, Mode};
@@ -44,6 +46,7 @@ impl Exchange {
         &mut self,
         engine: &Engine,
         route: &Route,
+        end: bool,
         host: &H,
         stream: &S,
     ) -> Option<Reply> {
@@ -51,7 +54,8 @@ impl Exchange {
         let status = headers.get(":status").and_then(parse_number).and_then(|s| u16::try_from(s).ok()).unwrap_or(0);
         let grpc_status = if self.grpc { headers.get("grpc-status").and_then(parse_number) } else { None };
         // Who answered matters only where endpoints are ours. That somebody did, Envoy's own header tells for nothing.
-        let known = route.upstream.is_none() && headers.get("x-envoy-upstream-service-time").is_some();
+        let elsewhere = self.sent_on.is_some();
+        let known = (route.upstream.is_none() || elsewhere) && headers.get("x-envoy-upstream-service-time").is_some();
         let address = if known { None } else { stream.property(Property::UpstreamAddress) };
         // On gRPC the proxy's own errors have status 200 too.
         let suspect = status >= 500 || grpc_status.is_some_and(|s| s != 0);
@@ -61,21 +65,30 @@ impl Exchange {
             return None;
         }
         let now = host.monotonic();
-        let duration = now.since(self.start);
-        host.record(route.duration, duration.as_millis());
-        let tries = self.tries(engine, route, address.as_deref(), host, stream);
         let impatient = class == Class::Timeout && self.was_impatient(route, now);
-        match class {
-            Class::Timeout => self.time_cut_off(engine, route, now, duration),
-            // A refusal is soon said: it tells nothing of how long an answer takes.
-            _ => self.time_answer(!suspect && status != 429),
+        // Another cluster's answer says nothing of this upstream.
+        if !elsewhere {
+            let duration = now.since(self.start);
+            host.record(route.duration, duration.as_millis());
+            let tries = self.tries(engine, route, address.as_deref(), host, stream);
+            match class {
+                Class::Timeout => self.time_cut_off(engine, route, now, duration),
+                // A refusal is soon said: it tells nothing of how long an answer takes.
+                _ => self.time_answer(!suspect && status != 429),
+            }
+            let settlement = Settlement { class, status, tries, duration, retry_after: retry_after(&headers) };
+            // A 101 is whole: what follows is no response any more.
+            let open = class == Class::Answered && status < 500 && status != 101 && !end;
+            let status_follows = self.grpc && class == Class::Answered && status == 200;
+            if grpc_status.is_none() && (open || status_follows) {
+                self.unsettled = Some(settlement);
+            } else if !impatient {
+                // Otherwise its permits are given back at its end, without a verdict.
+                self.settle(engine, route, settlement, grpc_status, host);
+            }
         }
-        let settlement = Settlement { class, status, tries, duration, retry_after: retry_after(&headers) };
-        if self.grpc && class == Class::Answered && status == 200 && grpc_status.is_none() {
-            self.unsettled = Some(settlement);
-        } else if !impatient {
-            // Otherwise its permits are given back at its end, without a verdict.
-            self.settle(engine, route, settlement, grpc_status, host);
+        if class == Class::Answered {
+            self.draft(engine, route, &headers, host);
         }
         let reason = match class {
             Class::Answered if status < 500 => return None,
@@ -94,7 +107,7 @@ impl Exchange {
         let counter = if reason == Reason::Timeout { used.timeouts } else { used.errors };
         let reply = self.fallback(engine, route, cause, Some(counter), host);
         self.store_decisions(stream);
-        let mut reply = reply?;
+        let Some(Answer::Reply(mut reply)) = reply else { return None };
         self.add_quotas(engine, &mut reply);
         Some(reply)
     }
@@ -124,6 +137,38 @@ impl Exchange {
         }
         self.settle_retries(route, retries);
         tries
+    }
+
+    /// Judges an answer that was cut: by its upstream, which counts as a reset, or by its client, which counts as nothing.
+    pub(super) fn settle_cut<H: Host, S: Stream>(
+        &mut self,
+        engine: &Engine,
+        route: &Route,
+        settlement: Settlement,
+        host: &H,
+        stream: &S,
+    ) {
+        let now = host.monotonic();
+        let class = match cut_by(stream) {
+            Cut::Upstream => {
+                self.timing = Timing::No;
+                Class::Reset
+            }
+            Cut::Time => {
+                let impatient = self.was_impatient(route, now);
+                self.time_cut_off(engine, route, now, now.since(self.start));
+                if impatient {
+                    return;
+                }
+                Class::Timeout
+            }
+            Cut::Client => {
+                self.timing = if self.timing == Timing::Answered { Timing::Sent } else { self.timing };
+                return;
+            }
+            Cut::Nobody => settlement.class,
+        };
+        self.settle(engine, route, Settlement { class, ..settlement }, None, host);
     }
 
     /// Tells breaker and endpoints how the call went.
@@ -204,6 +249,38 @@ fn classify<S: Stream>(suspect: bool, reached: bool, stream: &S) -> Class {
         Class::Reset
     } else {
         Class::Local
+    }
+}
+
+/// Who cut an answer off in its middle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    Upstream,
+    Client,
+    /// It took too long.
+    Time,
+    /// It was not cut: its end has not been shown to us.
+    Nobody,
+}
+
+/// Bits of Envoy's response flags: UT, LR, UR, UF, UC, UMSDR, DT and UPE; the client's are DC and DR.
+const TIMEOUTS: u64 = 1 << 2 | 1 << 19 | 1 << 22;
+const RESETS: u64 = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 23;
+const CLIENTS: u64 = 1 << 14 | 1 << 18 | 1 << 28;
+
+fn cut_by<S: Stream>(stream: &S) -> Cut {
+    // A host that does not say (nginx): taken at its word, as the headers had it.
+    let Some(details) = stream.property(Property::ResponseCodeDetails) else { return Cut::Nobody };
+    let flags = stream.property(Property::ResponseFlags).and_then(|bytes| bytes.try_into().ok());
+    let flags = flags.map_or(0, u64::from_le_bytes);
+    if flags & TIMEOUTS != 0 {
+        Cut::Time
+    } else if flags & RESETS != 0 || details.starts_with(b"upstream_reset") {
+        Cut::Upstream
+    } else if flags & CLIENTS != 0 || !details.starts_with(b"via_upstream") {
+        Cut::Client
+    } else {
+        Cut::Nobody
     }
 }
 

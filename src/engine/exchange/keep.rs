@@ -1,0 +1,34 @@
+//! Keeping good responses for the fallback's stale step, while they pass.
+
+use super::{Exchange, kept};
+use crate::base::headers::HeaderMap;
+use crate::engine::{Engine, Route};
+use crate::host::{Host, Stream};
+
+impl Exchange {
+    /// A good response begins: it is copied if it may be kept. What another cluster answered is not this route's.
+    pub(super) fn draft<H: Host>(&mut self, engine: &Engine, route: &Route, headers: &HeaderMap, host: &H) {
+        if let (Some(kept), Some(asked), None) = (kept(engine, route), &self.asked, self.sent_on) {
+            self.draft = kept.policy.begin(asked, headers, host.monotonic()).map(Box::new);
+        }
+    }
+
+    /// Copies a piece of it; given up when it has become too long.
+    pub(super) fn copy<S: Stream>(&mut self, engine: &Engine, route: &Route, size: usize, stream: &S) {
+        let (Some(draft), Some(kept)) = (self.draft.take(), kept(engine, route)) else { return };
+        if size == 0 {
+            self.draft = Some(draft);
+        } else if kept.policy.has_room(&draft, size) {
+            let piece = stream.body(size).filter(|piece| piece.len() == size);
+            self.draft = piece.and_then(|piece| kept.policy.add(*draft, &piece)).map(Box::new);
+        }
+    }
+
+    /// It has come to its end.
+    pub(super) fn keep<H: Host>(&mut self, engine: &Engine, route: &Route, host: &H) {
+        let (Some(draft), Some(asked), Some(kept)) = (self.draft.take(), self.asked.take(), kept(engine, route)) else {
+            return;
+        };
+        kept.count(host, kept.policy.keep(host, &asked, &draft, engine.rng.bits()));
+    }
+}

@@ -1,0 +1,312 @@
+//! The last good response, for when there is none at present.
+//!
+//! A good response to a GET is copied while it passes, piece by piece, and kept when it is whole; nothing is held back. It is kept under
+//! the route, scheme, host, path and query of its request, the request headers that the configuration names, and those that its own
+//! `Vary` names; all of them are compared, so that no collision of hashes shows a client what is another's. [`rules`] says what may be
+//! kept at all, [`table`] where.
+//!
+//! Writing a response costs more than passing it. So each worker keeps one as it comes up to [`AT_ONCE`] times, and then once in a
+//! second (in a sixteenth of `max_age`, if that is shorter): what is seldom asked for is always the very last, what is asked for often is
+//! about a second old at most.
+
+pub mod rules;
+pub mod table;
+
+use crate::base::hash::{KeyHasher, Seed};
+use crate::base::headers::{HeaderMap, parse_number};
+use crate::base::time::Nanos;
+use crate::config;
+use crate::host::SharedData;
+use crate::policy::request::Request;
+use crate::store::Contended;
+use rules::Terms;
+use std::cell::Cell;
+use std::rc::Rc;
+use table::{Change, Table};
+
+/// Times that a worker keeps the same response at once, before it spaces them.
+pub const AT_ONCE: u64 = 8;
+/// The most that it spaces them by.
+const SPACING: Nanos = Nanos::from_secs(1);
+/// Responses whose last keeping a worker remembers.
+const REMEMBERED: usize = 512;
+/// How far a record may be ahead of a worker's reading of the clock.
+const CLOCK_SLACK: Nanos = Nanos::from_secs(1);
+
+const RECORD_HEAD: usize = 28;
+
+/// The kept responses of a fallback.
+#[derive(Debug)]
+pub struct Stale {
+    config: config::Stale,
+    table: Table,
+    seed: Seed,
+    /// When each may be kept again, in this worker.
+    recent: Vec<Cell<(u64, Nanos)>>,
+    /// Bytes of responses that pass at present, in this worker.
+    passing: Rc<Cell<usize>>,
+}
+
+/// A request whose response may be kept, or answered from what was.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    key: Vec<u8>,
+    tag: u64,
+    headers: HeaderMap,
+    /// A GET: its response may be kept.
+    get: bool,
+}
+
+/// A response that passes.
+#[derive(Debug)]
+pub struct Draft {
+    terms: Terms,
+    received: Nanos,
+    varied: Vec<u8>,
+    head: HeaderMap,
+    body: Vec<u8>,
+    /// The length that it says it has.
+    length: Option<usize>,
+    passing: Passing,
+}
+
+/// What a draft holds of the worker's memory.
+#[derive(Debug)]
+struct Passing(Rc<Cell<usize>>, usize);
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(self.1));
+    }
+}
+
+/// A kept response.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Its age in whole seconds.
+    pub age: u64,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Vec<u8>,
+}
+
+impl Stale {
+    /// The responses of the fallback `name`. `seed` is shared by all workers.
+    #[must_use]
+    pub fn new(name: &str, config: config::Stale, seed: Seed) -> Self {
+        let largest = config.max_body.saturating_add(config::Stale::HEAD);
+        Self {
+            table: Table::new(name, config.max_entries, config.max_bytes, largest),
+            seed,
+            recent: vec![Cell::new((0, Nanos::ZERO)); REMEMBERED],
+            passing: Rc::default(),
+            config,
+        }
+    }
+
+    /// To be called once at the start; see [`Table::adopt`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn adopt<H: SharedData>(&self, host: &H) -> Result<Change, Contended> {
+        self.table.adopt(host)
+    }
+
+    /// What has to be remembered of this request; `None`: it has nothing to do with kept responses.
+    #[must_use]
+    pub fn ask(&self, request: &Request<'_>) -> Option<Asked> {
+        let get = request.method == b"GET";
+        if !(get || request.method == b"HEAD") || request.is_grpc() || !rules::lets_keep(request.headers) {
+            return None;
+        }
+        let headers = request.headers;
+        let authority = headers.get(":authority").or_else(|| headers.get("host"))?.to_ascii_lowercase();
+        let target = headers.get(":path")?;
+        let target = target.split(|b| *b == b'#').next().unwrap_or(target);
+        let mut key = Vec::with_capacity(256);
+        let scheme = headers.get(":scheme").unwrap_or_default();
+        for part in [request.route.as_bytes(), scheme, &authority, target] {
+            push_part(&mut key, part);
+        }
+        push_values(&mut key, &self.config.vary, headers);
+        if key.len() > config::Stale::HEAD {
+            return None;
+        }
+        Some(Asked { tag: self.hash(&key), key, headers: headers.clone(), get })
+    }
+
+    /// Begins to keep this response, if it may be kept and is not kept often enough.
+    #[must_use]
+    pub fn begin(&self, asked: &Asked, response: &HeaderMap, now: Nanos) -> Option<Draft> {
+        if !asked.get {
+            return None;
+        }
+        let length = match response.get("content-length") {
+            Some(length) => Some(usize::try_from(parse_number(length)?).ok().filter(|n| *n <= self.config.max_body)?),
+            None => None,
+        };
+        let by_cookie = self.config.vary.iter().any(|name| name == "cookie");
+        let terms = rules::terms(&asked.headers, response, by_cookie)?;
+        let mut varied = Vec::new();
+        push_values(&mut varied, &rules::varied(response)?, &asked.headers);
+        let head = rules::kept(response)?;
+        let size = [asked.key.len(), varied.len(), head.as_bytes().len(), RECORD_HEAD, table::SLOT_HEAD];
+        if size.into_iter().fold(0, usize::saturating_add) > config::Stale::HEAD {
+            return None;
+        }
+        if !self.is_due(asked.tag ^ self.hash(&varied).rotate_left(1), now) {
+            return None;
+        }
+        let passing = Passing(Rc::clone(&self.passing), 0);
+        Some(Draft { terms, received: now, varied, head, body: Vec::new(), length, passing })
+    }
+
+    /// Adds a piece of the body. `None`: it has become too long, and is given up.
+    #[must_use]
+    pub fn add(&self, mut draft: Draft, piece: &[u8]) -> Option<Draft> {
+        if !self.has_room(&draft, piece.len()) {
+            return None;
+        }
+        draft.body.extend_from_slice(piece);
+        draft.passing.1 = draft.passing.1.saturating_add(piece.len());
+        self.passing.set(self.passing.get().saturating_add(piece.len()));
+        Some(draft)
+    }
+
+    /// Whether a piece of this length may still be added.
+    #[must_use]
+    pub fn has_room(&self, draft: &Draft, piece: usize) -> bool {
+        draft.body.len().saturating_add(piece) <= self.config.max_body
+            && self.passing.get().saturating_add(piece) <= self.config.max_bytes
+    }
+
+    /// Keeps a response that has come to its end. `ticket` is random. What changed; `None`: it was cut, or another worker was faster.
+    ///
+    /// # Errors
+    /// [`Contended`]: it was not kept.
+    pub fn keep<H: SharedData>(
+        &self,
+        host: &H,
+        asked: &Asked,
+        draft: &Draft,
+        ticket: u64,
+    ) -> Result<Option<Change>, Contended> {
+        if draft.length.is_some_and(|length| length != draft.body.len()) {
+            return Ok(None);
+        }
+        let Some(record) = record(asked, draft) else { return Ok(None) };
+        self.table.put(host, (asked.tag, self.hash(&draft.varied)), &record, ticket, draft.received)
+    }
+
+    /// What is kept for this request, if it may be used now.
+    pub fn find<H: SharedData>(&self, host: &H, asked: &Asked, now: Nanos) -> Option<Found> {
+        self.table.find(host, asked.tag, now, |record| self.read(record, asked, now))
+    }
+
+    fn read(&self, record: &[u8], asked: &Asked, now: Nanos) -> Option<Found> {
+        let (numbers, rest) = record.split_first_chunk::<RECORD_HEAD>()?;
+        let (kept, lengths) = numbers.split_first_chunk::<8>()?;
+        let kept = Nanos(u64::from_le_bytes(*kept));
+        let (lengths, _) = lengths.as_chunks::<4>();
+        let mut lengths = lengths.iter().map(|bytes| u32::from_le_bytes(*bytes));
+        let mut next = || lengths.next().unwrap_or(0);
+        let (age, limit) = (next(), next());
+        let mut size = || usize::try_from(next()).unwrap_or(usize::MAX);
+        let (key, varied, head) = (size(), size(), size());
+        let (key, rest) = rest.split_at_checked(key)?;
+        let (varied, rest) = rest.split_at_checked(varied)?;
+        let (head, body) = rest.split_at_checked(head)?;
+        if key != asked.key || !has_values(varied, &asked.headers) || kept > now.plus(CLOCK_SLACK) {
+            return None;
+        }
+        let age = now.since(kept).plus(Nanos::from_secs(age.into()));
+        let limit = if limit == u32::MAX { Nanos::MAX } else { Nanos::from_secs(limit.into()) };
+        if age > limit.min(self.config.max_age) {
+            return None;
+        }
+        let headers = HeaderMap::from_host(head.to_vec());
+        let body = body.to_vec();
+        rules::are_sound(&headers).then_some(Found { age: age.as_secs(), headers, body })
+    }
+
+    /// A rate limit for each response (the virtual scheduling of GCRA), in this worker.
+    fn is_due(&self, id: u64, now: Nanos) -> bool {
+        let spacing = Nanos(self.config.max_age.0 / 16).min(SPACING);
+        let place = usize::try_from(id).unwrap_or(usize::MAX).checked_rem(self.recent.len());
+        let Some(cell) = place.and_then(|at| self.recent.get(at)) else { return true };
+        let (known, next) = cell.get();
+        let next = if known == id { next.max(now) } else { now };
+        if next.since(now) > spacing.times(AT_ONCE.saturating_sub(1)) {
+            return false;
+        }
+        cell.set((id, next.plus(spacing)));
+        true
+    }
+
+    fn hash(&self, bytes: &[u8]) -> u64 {
+        let mut hasher = KeyHasher::new(self.seed);
+        hasher.part(bytes);
+        hasher.finish()
+    }
+}
+
+/// When it came, its age then and the age up to which it may be used, the lengths of key, varied values and headers, and all of them and
+/// the body.
+fn record(asked: &Asked, draft: &Draft) -> Option<Vec<u8>> {
+    let head = draft.head.as_bytes();
+    let mut record = Vec::with_capacity(draft.body.len().saturating_add(config::Stale::HEAD));
+    record.extend_from_slice(&draft.received.0.to_le_bytes());
+    record.extend_from_slice(&draft.terms.age.to_le_bytes());
+    record.extend_from_slice(&draft.terms.limit.to_le_bytes());
+    let parts = [asked.key.as_slice(), &draft.varied, head];
+    for part in parts {
+        record.extend_from_slice(&u32::try_from(part.len()).ok()?.to_le_bytes());
+    }
+    for part in parts {
+        record.extend_from_slice(part);
+    }
+    record.extend_from_slice(&draft.body);
+    Some(record)
+}
+
+fn push_part(to: &mut Vec<u8>, part: &[u8]) {
+    to.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_le_bytes());
+    to.extend_from_slice(part);
+}
+
+/// Adds each name, and its values in the request as one list; a missing header is not an empty one.
+fn push_values(to: &mut Vec<u8>, names: &[String], request: &HeaderMap) {
+    for name in names {
+        push_part(to, name.as_bytes());
+        push_value(to, name, request);
+    }
+}
+
+fn push_value(to: &mut Vec<u8>, name: &str, request: &HeaderMap) {
+    let values: Vec<&[u8]> = request.all(name).collect();
+    if values.is_empty() {
+        to.extend_from_slice(&u32::MAX.to_le_bytes());
+    } else {
+        push_part(to, &values.join(&b", "[..]));
+    }
+}
+
+/// Whether the request has the values that are written here.
+fn has_values(mut varied: &[u8], request: &HeaderMap) -> bool {
+    let mut own = Vec::new();
+    while !varied.is_empty() {
+        let Some((length, rest)) = varied.split_first_chunk::<4>() else { return false };
+        let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
+        let Some((name, rest)) = rest.split_at_checked(length) else { return false };
+        let Ok(name) = std::str::from_utf8(name) else { return false };
+        own.clear();
+        push_value(&mut own, name, request);
+        let Some(rest) = rest.strip_prefix(own.as_slice()) else { return false };
+        varied = rest;
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests;

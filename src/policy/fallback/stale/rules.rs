@@ -1,0 +1,230 @@
+//! Which responses may be kept, for how long, and what of them: RFC 9111 (HTTP Caching), RFC 5861 (`stale-if-error`), and what the
+//! configuration's contract adds.
+
+use crate::base::headers::{HeaderMap, parse_number};
+
+/// The most headers of a kept response.
+const MAX_HEADERS: usize = 100;
+
+/// Headers of the connection, of the exchange that is over, or of the message's framing: not kept. So is all that `Connection` names.
+const DROPPED: &[&str] = &[
+    "age",
+    "connection",
+    "content-length",
+    "endpoint-load-metrics",
+    "grpc-retry-pushback-ms",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authentication-info",
+    "proxy-connection",
+    "proxy-status",
+    "ratelimit",
+    "ratelimit-policy",
+    "retry-after",
+    "server-timing",
+    "set-cookie",
+    "set-cookie2",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "warning",
+    "x-request-id",
+];
+
+/// Families of such headers.
+const DROPPED_FAMILIES: &[&str] = &[":", "x-envoy-", "x-haven-", "x-ratelimit-"];
+
+/// How a response may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Its age when it came, in seconds.
+    pub age: u32,
+    /// The age in seconds up to which it may be used; `u32::MAX` = no bound of its own.
+    pub limit: u32,
+}
+
+/// Whether the request's own headers let its response be kept.
+#[must_use]
+pub fn lets_keep(request: &HeaderMap) -> bool {
+    request.get("authorization").is_none() && Directives::of(request).is_some_and(|directives| !directives.no_store)
+}
+
+/// On what terms this response to a GET may be kept; `None`: not at all. `by_cookie`: the configuration tells responses apart by it.
+#[must_use]
+pub fn terms(request: &HeaderMap, response: &HeaderMap, by_cookie: bool) -> Option<Terms> {
+    let plain = response.get(":status") == Some(b"200")
+        && response.get("content-range").is_none()
+        && response.get("set-cookie").is_none()
+        && response.get("set-cookie2").is_none();
+    let directives = Directives::of(response)?;
+    if !plain || directives.no_store || directives.private || directives.no_cache {
+        return None;
+    }
+    let vary = varied(response)?;
+    // Most sites know their users by a cookie, and many forget to say so.
+    let for_one = request.get("cookie").is_some() && !directives.public && directives.s_maxage.is_none();
+    if for_one && !by_cookie && !vary.iter().any(|name| name == "cookie") {
+        return None;
+    }
+    let age = response.get("age").map(<[u8]>::trim_ascii).map_or(0, seconds);
+    let fresh = directives.s_maxage.or(directives.max_age).unwrap_or(0);
+    let limit = match directives.stale_if_error {
+        _ if directives.must_revalidate => fresh,
+        Some(more) => fresh.saturating_add(more),
+        // RFC 9111, 5.2.2.10: it bids shared caches to revalidate.
+        None if directives.s_maxage.is_some() => fresh,
+        None => u32::MAX,
+    };
+    (age < limit).then_some(Terms { age, limit })
+}
+
+/// The request headers that the response says it varies by: lower case, sorted, each once. `None`: it varies by anything.
+#[must_use]
+pub fn varied(response: &HeaderMap) -> Option<Vec<String>> {
+    let mut names = Vec::new();
+    for name in response.all("vary").flat_map(|value| value.split(|b| *b == b',')).map(<[u8]>::trim_ascii) {
+        if name == b"*" || !name.iter().all(|b| is_token(*b)) {
+            return None;
+        }
+        if !name.is_empty() {
+            names.push(String::from_utf8_lossy(name).to_ascii_lowercase());
+        }
+    }
+    names.sort_unstable();
+    names.dedup();
+    Some(names)
+}
+
+/// The headers to keep; `None`: too many, or not such as a host takes.
+#[must_use]
+pub fn kept(response: &HeaderMap) -> Option<HeaderMap> {
+    let named: Vec<&[u8]> = response
+        .all("connection")
+        .flat_map(|value| value.split(|b| *b == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|name| !name.is_empty())
+        .collect();
+    let is = |name: &[u8], other: &[u8]| name.eq_ignore_ascii_case(other);
+    let begins = |name: &[u8], family: &str| name.get(..family.len()).is_some_and(|n| is(n, family.as_bytes()));
+    let pairs: Vec<_> = response
+        .iter()
+        .filter(|(name, _)| {
+            !DROPPED.iter().any(|dropped| is(name, dropped.as_bytes()))
+                && !DROPPED_FAMILIES.iter().any(|family| begins(name, family))
+                && !named.iter().any(|other| is(name, other))
+        })
+        .collect();
+    let map = HeaderMap::from_pairs(&pairs);
+    are_sound(&map).then_some(map)
+}
+
+/// Whether a host can send these headers as they are.
+#[must_use]
+pub fn are_sound(headers: &HeaderMap) -> bool {
+    let mut number = 0usize;
+    headers.iter().all(|(name, value)| {
+        number = number.saturating_add(1);
+        number <= MAX_HEADERS
+            && !name.is_empty()
+            && name.iter().all(|b| is_token(*b))
+            && !value.iter().any(|b| matches!(b, 0..=8 | 10..=31 | 127))
+    })
+}
+
+/// RFC 9110, 5.6.2.
+const fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(
+            byte,
+            b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+        )
+}
+
+/// What a `Cache-Control` says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Directives {
+    no_store: bool,
+    private: bool,
+    no_cache: bool,
+    public: bool,
+    must_revalidate: bool,
+    max_age: Option<u32>,
+    s_maxage: Option<u32>,
+    stale_if_error: Option<u32>,
+}
+
+impl Directives {
+    /// `None`: it cannot be read, so that nobody knows what it forbids.
+    fn of(headers: &HeaderMap) -> Option<Self> {
+        let mut it = Self::default();
+        for line in headers.all("cache-control") {
+            let mut rest = line;
+            while !rest.is_empty() {
+                let directive;
+                (directive, rest) = next(rest)?;
+                it.add(directive);
+            }
+        }
+        Some(it)
+    }
+
+    fn add(&mut self, directive: &[u8]) {
+        let (name, value) = match directive.iter().position(|b| *b == b'=') {
+            Some(at) => directive.split_at(at),
+            None => (directive, &[][..]),
+        };
+        let value = value.get(1..).unwrap_or(&[]).trim_ascii();
+        let value = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
+        let name = name.trim_ascii();
+        let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
+        // What is no number is stale at once (RFC 9111, 4.2.1); of several the least holds.
+        let least = |known: Option<u32>| {
+            let new = seconds(value);
+            Some(known.map_or(new, |known| known.min(new)))
+        };
+        if is("no-store") {
+            self.no_store = true;
+        } else if is("private") {
+            self.private = true;
+        } else if is("no-cache") {
+            self.no_cache = true;
+        } else if is("public") {
+            self.public = true;
+        } else if is("must-revalidate") || is("proxy-revalidate") {
+            self.must_revalidate = true;
+        } else if is("max-age") {
+            self.max_age = least(self.max_age);
+        } else if is("s-maxage") {
+            self.s_maxage = least(self.s_maxage);
+        } else if is("stale-if-error") {
+            self.stale_if_error = least(self.stale_if_error);
+        }
+    }
+}
+
+/// A directive and what follows its comma; commas in quotes do not count. `None`: a quote that does not end.
+fn next(list: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (mut quoted, mut escaped) = (false, false);
+    for (at, byte) in list.iter().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b',' if !quoted => return Some((list.get(..at)?, list.get(at.saturating_add(1)..)?)),
+            _ => {}
+        }
+    }
+    (!quoted).then_some((list, &[]))
+}
+
+/// What is no number is none; beyond 68 years it is no bound any more (RFC 9111, 1.2.2).
+fn seconds(text: &[u8]) -> u32 {
+    let most = i32::MAX.unsigned_abs();
+    let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    match parse_number(text) {
+        Some(number) => u32::try_from(number).unwrap_or(most).min(most),
+        None if digits => most,
+        None => 0,
+    }
+}
