@@ -200,7 +200,7 @@ impl Settings {
     #[must_use]
     pub fn new(config: config::CircuitBreaker) -> Self {
         let bucket = match config.window {
-            config::Window::Time(length) => Nanos((length.0 / window::BUCKETS as u64).max(1)),
+            config::Window::Time(length) => Nanos(length.0.checked_div(window::BUCKETS as u64).unwrap_or(0).max(1)),
             config::Window::Count(_) => Nanos::MAX,
         };
         Self { config, bucket }
