@@ -31,7 +31,7 @@ use crate::policy::health::{self, Component, Status};
 use crate::policy::rate_limit::RateLimit;
 use crate::policy::{Reason, fallback};
 use crate::store::{self, Contended, Key, Kind, Step};
-use breaker::{Breaker, Lines, Subject};
+use breaker::{Breaker, Subject, Telling};
 use endpoints::Upstream;
 use metrics::Names;
 use std::cell::Cell;
@@ -58,8 +58,8 @@ pub struct Engine {
     reserved_headers: Vec<String>,
     /// Where the next tick goes on: upstreams first, then breakers.
     tick_at: Cell<usize>,
-    /// Log lines about breakers.
-    lines: Rc<Lines>,
+    /// What breakers share.
+    telling: Rc<Telling>,
 }
 
 #[derive(Debug)]
@@ -120,12 +120,12 @@ impl Engine {
             routes: Vec::new(),
             reserved_headers: reserved_headers(config.trust_client_retry_headers),
             tick_at: Cell::new(0),
-            lines: Rc::default(),
+            telling: Rc::default(),
             config: Config::default(),
         };
         for upstream in &config.upstreams {
             let breaker = upstream.circuit_breaker.and_then(|at| config.circuit_breakers.get(at));
-            engine.upstreams.push(Upstream::new(upstream, breaker, config.mode, &engine.lines, host));
+            engine.upstreams.push(Upstream::new(upstream, breaker, config.mode, &engine.telling, host));
             if !engine.reserved_headers.contains(&upstream.override_header) {
                 engine.reserved_headers.push(upstream.override_header.clone());
             }
@@ -151,7 +151,7 @@ impl Engine {
     /// next goes on.
     pub fn tick<H: Host>(&self, host: &H) {
         let now = host.monotonic();
-        self.lines.tell_withheld(host);
+        self.telling.tell_withheld(host);
         let things = self.things();
         let mut work = 0usize;
         for _ in 0..things {
@@ -328,7 +328,7 @@ impl Engine {
         mode: Mode,
         host: &H,
     ) -> usize {
-        let breaker = Breaker::new(config, subject, mode, &self.lines, host);
+        let breaker = Breaker::new(config, subject, mode, &self.telling, host);
         match self.breakers.iter().position(|known| known.is_same(&breaker)) {
             Some(at) => at,
             None => {

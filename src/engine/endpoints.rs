@@ -1,6 +1,6 @@
 //! An upstream's endpoints at run time: who may be used, what is in flight where, and what their breakers say.
 
-use super::breaker::{Breaker, Lines, Subject};
+use super::breaker::{Breaker, Subject, Telling};
 use super::metrics::Names;
 use crate::base::rng::Rng;
 use crate::base::time::Nanos;
@@ -90,7 +90,7 @@ impl Upstream {
         config: &config::Upstream,
         breaker: Option<&config::CircuitBreaker>,
         mode: Mode,
-        lines: &Rc<Lines>,
+        telling: &Rc<Telling>,
         host: &H,
     ) -> Self {
         let names = Names(host);
@@ -99,7 +99,7 @@ impl Upstream {
             let breaker = breaker.and_then(|breaker| {
                 let mode = breaker.mode.or(config.mode).unwrap_or(mode);
                 let subject = Subject::Endpoint(&config.name, &endpoint.address, changes);
-                (mode != Mode::Off).then(|| Breaker::new(breaker, subject, mode, lines, host))
+                (mode != Mode::Off).then(|| Breaker::new(breaker, subject, mode, telling, host))
             });
             Endpoint {
                 address: endpoint.address.clone(),

@@ -275,10 +275,11 @@ impl Tallied {
         self.stray &= phase != Phase::Open;
     }
 
-    fn added(&mut self, worker: usize, failed: bool) {
+    fn added(&mut self, worker: usize, failed: bool, bucket: Nanos) {
         self.added[worker] = true;
         match self.doing[worker] {
-            Some(Doing::End { epoch, .. }) if epoch == self.epoch && self.phase == Phase::Closed => {
+            Some(Doing::End { at, epoch, .. }) if epoch == self.epoch && self.phase == Phase::Closed => {
+                assert!(self.head >= at.0 / bucket.0, "counted in a bucket that was over");
                 self.outcomes.push((self.head, failed));
             }
             _ => self.stray |= self.phase != Phase::Open,
@@ -385,7 +386,7 @@ impl Metrics for Spy {
         self.worker.add(id, offset);
         let mut reference = self.reference.borrow_mut();
         if id == self.meters.tally {
-            reference.added(self.at, offset >> 21 & 1 == 1);
+            reference.added(self.at, offset >> 21 & 1 == 1, self.bucket);
         } else if id == self.meters.version {
             reference.visible = reference.history.len() - 1;
         }

@@ -20,7 +20,7 @@
 //!
 //! States and thresholds are those of resilience4j's CircuitBreaker and Hystrix; the windows are in [`super::window`].
 
-use super::window::{self, Fifo, Ring, Window};
+use super::window::{self, Fifo, Window};
 use crate::base::time::Nanos;
 use crate::config::{self, Percent};
 use crate::policy::Outcome;
@@ -425,13 +425,6 @@ impl State {
         if let (Window::Time(ring), true) = (&mut self.window, (self.phase, self.epoch) == (Phase::Closed, epoch)) {
             ring.fold(tally);
             ring.advance(settings.bucket_of(now));
-        }
-    }
-
-    /// Has the window begin at this tally.
-    pub fn begin_at(&mut self, tally: u64) {
-        if let Window::Time(ring) = &mut self.window {
-            *ring = Ring { base: Some(tally), ..Ring::default() };
         }
     }
 
