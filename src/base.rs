@@ -4,5 +4,6 @@ pub mod hash;
 pub mod headers;
 pub mod ip;
 pub mod rng;
+pub mod sketch;
 pub mod text;
 pub mod time;

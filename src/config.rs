@@ -478,6 +478,82 @@ pub struct Route {
     pub fallback: Option<usize>,
     /// Index into [`Config::switches`].
     pub switch: Option<usize>,
+    /// How long its requests may take.
+    pub timeout: Timeout,
+    /// Which of them are tried again.
+    pub retry: Option<Retry>,
+}
+
+/// How long a request may take.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Timeout {
+    /// Time for the whole request; `None` = the proxy's own.
+    pub request: Option<RequestTimeout>,
+    /// Time for each try.
+    pub per_try: Option<Nanos>,
+    /// A request header (lower case) with the milliseconds left.
+    pub deadline_header: Option<String>,
+    /// A request whose deadline leaves less is refused.
+    pub reject_below: Option<RejectBelow>,
+}
+
+/// Time for a whole request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestTimeout {
+    /// Always the same.
+    Fixed(Nanos),
+    /// Found from what the route's requests take.
+    Dynamic(DynamicTimeout),
+}
+
+impl RequestTimeout {
+    /// The most that it can be.
+    #[must_use]
+    pub const fn longest(self) -> Nanos {
+        match self {
+            Self::Fixed(time) => time,
+            Self::Dynamic(dynamic) => dynamic.max,
+        }
+    }
+}
+
+/// `quantile` of what the route's requests take, times `factor`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DynamicTimeout {
+    /// The share of requests that are faster, 1 % to 99.99 %.
+    pub quantile: Percent,
+    /// What it is multiplied by, in hundredths (200 = doubled).
+    pub factor_centi: u32,
+    /// The least.
+    pub min: Nanos,
+    /// The most, and what holds while too little is known.
+    pub max: Nanos,
+}
+
+/// Below what a deadline is hopeless.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RejectBelow {
+    /// A time.
+    Time(Nanos),
+    /// What this share of the route's requests take.
+    Quantile(Percent),
+}
+
+/// Which requests are tried again, how often, and how many of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// Tries after the first.
+    pub attempts: u32,
+    /// Envoy's words for `x-envoy-retry-on`, joined by commas.
+    pub on: String,
+    /// Its words for `x-envoy-retry-grpc-on`, joined by commas.
+    pub grpc_on: String,
+    /// Methods, upper case.
+    pub methods: Vec<String>,
+    /// Retries as a share of recent requests.
+    pub budget: Percent,
+    /// Retries per second that the budget has in any case.
+    pub min_per_second: u32,
 }
 
 /// Which requests a route is for: all conditions must hold.

@@ -1,7 +1,8 @@
 //! Floor 4: the engine joins the policies.
 //!
 //! An [`Engine`] is a configuration made ready, one for each VM and configuration; [`exchange::Exchange`] takes one request through
-//! the chain, in this order: health → header hygiene → route → switch → rate limits → breaker → endpoint. The first refusal wins. A limit may
+//! the chain, in this order: health → header hygiene → route → switch → deadline → rate limits → breaker →
+//! endpoint → timeout and retry headers. The first refusal wins. A limit may
 //! have a request wait before it goes on: [`waiting`].
 //!
 //! | state | kept in | written by | after a reload | after a lost VM |
@@ -23,18 +24,20 @@ pub mod waiting;
 
 use crate::base::hash::Seed;
 use crate::base::rng::Rng;
+use crate::base::sketch::Sketch;
 use crate::base::text::number;
 use crate::base::time::Nanos;
-use crate::config::{self, BreakerScope, Config, Mode};
+use crate::config::{self, BreakerScope, Config, Mode, RejectBelow, RequestTimeout};
 use crate::host::{Host, MetricId};
 use crate::policy::health::{self, Component, Status};
 use crate::policy::rate_limit::RateLimit;
+use crate::policy::retry::{Budget, Totals};
 use crate::policy::{Reason, fallback};
 use crate::store::{self, Contended, Key, Kind, Step};
 use breaker::{Breaker, Subject, Telling};
 use endpoints::Upstream;
 use metrics::Names;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 /// How often [`Engine::tick`] wants to be called.
@@ -85,6 +88,39 @@ struct Route {
     fallback: Option<FallbackUse>,
     duration: MetricId,
     retries: MetricId,
+    /// Where requests are refused that are late; `at` means nothing.
+    deadline: Option<Use>,
+    /// What its requests have lately taken in this VM, where somebody wants to know.
+    seen: Option<Shared<Sketch>>,
+    retry: Option<Retries>,
+}
+
+/// A route's retries.
+#[derive(Debug)]
+struct Retries {
+    /// Counts requests, over all workers.
+    requests: MetricId,
+    budget: Shared<Budget>,
+}
+
+impl Retries {
+    fn totals<H: Host>(&self, route: &Route, host: &H) -> Totals {
+        Totals { requests: host.value(self.requests), retries: host.value(route.retries) }
+    }
+
+    fn with<R: Default>(&self, run: impl FnOnce(&mut Budget) -> R) -> R {
+        self.budget.with(run)
+    }
+}
+
+/// What requests of a VM share. It is never held over a host call, so that nobody finds it in use; were it so, nothing would happen.
+#[derive(Debug)]
+struct Shared<T>(RefCell<T>);
+
+impl<T> Shared<T> {
+    fn with<R: Default>(&self, run: impl FnOnce(&mut T) -> R) -> R {
+        self.0.try_borrow_mut().map(|mut it| run(&mut it)).unwrap_or_default()
+    }
 }
 
 /// A policy's use on a route: where it is, whether it acts, and where its refusals are counted.
@@ -151,6 +187,10 @@ impl Engine {
     /// next goes on.
     pub fn tick<H: Host>(&self, host: &H) {
         let now = host.monotonic();
+        for (route, retry) in self.routes.iter().filter_map(|route| Some((route, route.retry.as_ref()?))) {
+            let totals = retry.totals(route, host);
+            retry.with(|budget| budget.look(now, totals));
+        }
         self.telling.tell_withheld(host);
         let things = self.things();
         let mut work = 0usize;
@@ -302,6 +342,21 @@ impl Engine {
         let needs_client = limits.iter().any(|l| self.limits.get(l.at).is_some_and(|l| l.policy.needs_client()));
         let needs_request_id =
             fallback.and_then(|f| config.fallbacks.get(f.at)).is_some_and(fallback::needs_request_id);
+        let deadline = (route_mode != Mode::Off).then(|| Use {
+            at: 0,
+            mode: route_mode,
+            refusals: names.decisions(&route.name, exchange::DEADLINE, Reason::Deadline, route_mode),
+        });
+        let retry = route.retry.as_ref().filter(|_| route_mode == Mode::Enforce).map(|retry| Retries {
+            requests: names.retry_requests(&route.name),
+            budget: Shared(RefCell::new(Budget::new(retry))),
+        });
+        let has_breaker = breaker.is_some()
+            || route.upstream.and_then(|at| config.upstreams.get(at)).is_some_and(|u| u.circuit_breaker.is_some());
+        let observes = has_breaker
+            || retry.is_some()
+            || matches!(route.timeout.request, Some(RequestTimeout::Dynamic(_)))
+            || matches!(route.timeout.reject_below, Some(RejectBelow::Quantile(_)));
         Route {
             off: route_mode == Mode::Off
                 && limits.is_empty()
@@ -317,6 +372,9 @@ impl Engine {
             fallback,
             duration: names.upstream_duration(&route.name),
             retries: names.retries(&route.name),
+            seen: (observes && deadline.is_some()).then(|| Shared(RefCell::default())),
+            deadline,
+            retry,
         }
     }
 

@@ -2,11 +2,13 @@
 //! [`crate::engine`]'s chain. What they share is here: the request as they see it, the reasons they refuse for, and the replies.
 
 pub mod circuit_breaker;
+pub mod deadline;
 pub mod fallback;
 pub mod health;
 pub mod rate_limit;
 pub mod reply;
 pub mod request;
+pub mod retry;
 pub mod route;
 pub mod upstream;
 

@@ -18,6 +18,8 @@ use std::rc::Rc;
 
 #[path = "chain/algorithms.rs"]
 mod algorithms;
+#[path = "chain/deadlines.rs"]
+mod deadlines;
 #[path = "chain/switches.rs"]
 mod switches;
 

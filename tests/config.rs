@@ -8,8 +8,9 @@ use std::path::Path;
 
 use haven::base::time::Nanos;
 use haven::config::{
-    Algorithm, BreakerScope, Cidr, Config, Cost, Endpoint, FallbackStep, HostMatch, IpSource, KeyPart, MissingKey,
-    Mode, OnContention, PathMatch, Percent, Quota, QuotaHeaders, TemplatePart, Window, parse, reference, schema,
+    Algorithm, BreakerScope, Cidr, Config, Cost, DynamicTimeout, Endpoint, FallbackStep, HostMatch, IpSource, KeyPart,
+    MissingKey, Mode, OnContention, PathMatch, Percent, Quota, QuotaHeaders, RejectBelow, RequestTimeout, Retry,
+    TemplatePart, Timeout, Window, parse, reference, schema,
 };
 use proptest::prelude::*;
 
@@ -825,6 +826,66 @@ fn switches_are_on_or_off() {
 }
 
 #[test]
+fn timeouts_and_retries_are_taken_with_their_defaults() {
+    let route = |text: &str| good(&format!(r#"{{"routes": [{{"name": "r"{text}}}]}}"#)).routes.remove(0);
+    let plain = route("");
+    assert_eq!((plain.timeout, plain.retry), (Timeout::default(), None));
+    let fixed = route(
+        r#", "timeout": {"request": "1s", "per_try": "200ms", "deadline_header": "X-Left", "reject_below": "20ms"}"#,
+    );
+    assert_eq!(
+        fixed.timeout,
+        Timeout {
+            request: Some(RequestTimeout::Fixed(Nanos::from_secs(1))),
+            per_try: Some(Nanos::from_millis(200)),
+            deadline_header: Some("x-left".into()),
+            reject_below: Some(RejectBelow::Time(Nanos::from_millis(20))),
+        }
+    );
+    let dynamic = DynamicTimeout {
+        quantile: Percent(9_900),
+        factor_centi: 200,
+        min: Nanos::from_millis(50),
+        max: Nanos::from_secs(2),
+    };
+    let usual = route(r#", "timeout": {"request": {"dynamic": {}}, "reject_below": "p50"}"#).timeout;
+    assert_eq!(usual.request, Some(RequestTimeout::Dynamic(dynamic)));
+    assert_eq!(usual.reject_below, Some(RejectBelow::Quantile(Percent(5_000))));
+    assert_eq!([fixed.timeout.request, usual.request].map(|t| t.unwrap().longest().as_millis()), [1_000, 2_000]);
+    let retry = route(r#", "retry": {}"#).retry.unwrap();
+    assert_eq!(
+        retry,
+        Retry {
+            attempts: 1,
+            on: "connect-failure,reset,gateway-error".into(),
+            grpc_on: String::new(),
+            methods: ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"].map(str::to_owned).into(),
+            budget: Percent(2_000),
+            min_per_second: 3,
+        }
+    );
+    let retry = route(r#", "retry": {"on": ["unavailable", "5xx", "internal"], "attempts": 0}"#).retry.unwrap();
+    assert_eq!((retry.on.as_str(), retry.grpc_on.as_str(), retry.attempts), ("5xx", "unavailable,internal", 0));
+    refuses(
+        r#"{"routes": [{"name": "r", @}]}"#,
+        &[
+            (
+                r#""timeout": {"request": {"dynamic": {"min": "3s"}}}"#,
+                "routes[0].timeout.request.dynamic.max: \"2s\" is not allowed, want at least the min of 3s",
+            ),
+            (
+                r#""timeout": {"reject_below": "p100"}"#,
+                "routes[0].timeout.reject_below: \"p100\" is not allowed, want a duration from 1ms to 1h like \"250ms\" or \"10s\" or a quantile from \"p1\" to \"p99\"",
+            ),
+            (
+                r#""retry": {"methods": []}"#,
+                "routes[0].retry.methods: [] is not allowed, want a list of 1 to 32 items, each an HTTP method like \"GET\"",
+            ),
+        ],
+    );
+}
+
+#[test]
 fn what_is_not_built_is_refused_unless_it_is_the_default() {
     refuses(
         "{@}",
@@ -856,15 +917,6 @@ fn what_is_not_built_is_refused_unless_it_is_the_default() {
                 r#""rate_limits": {"l": {"limit": 1, "global": {"cluster": "c"}}}"#,
                 "rate_limits.l.global: {\"cluster\":\"c\"} is not supported yet",
             ),
-            (
-                r#""routes": [{"name": "r", "timeout": {"request": {"dynamic": {}}}}]"#,
-                "routes[0].timeout.request: {\"dynamic\":{}} is not supported yet",
-            ),
-            (
-                r#""routes": [{"name": "r", "timeout": {"reject_below": "p50"}}]"#,
-                "routes[0].timeout.reject_below: \"p50\" is not supported yet",
-            ),
-            (r#""routes": [{"name": "r", "retry": {}}]"#, "routes[0].retry: {} is not supported yet"),
         ],
     );
     good(
@@ -890,7 +942,6 @@ fn what_is_not_built_is_validated_all_the_same() {
             "routes[0].retry.on[1]: \"bad\" is not allowed, want one of \"5xx\", \"gateway-error\", \"reset\", \"reset-before-request\", \
              \"connect-failure\", \"envoy-ratelimited\", \"retriable-4xx\", \"refused-stream\", \"retriable-status-codes\", \
              \"http3-post-connect-failure\", \"cancelled\", \"deadline-exceeded\", \"internal\", \"resource-exhausted\", \"unavailable\"",
-            "routes[0].retry: {\"attempts\":11,\"on\":[\"5xx\",\"bad\"]} is not supported yet",
             "routes[0].switch: \"s\" is not allowed, want one of the switches: there are none",
             "routes[0].depends_on[0]: \"db\" is not allowed, want one of the components: there are none",
             "routes[0].depends_on: [\"db\"] is not supported yet",
@@ -998,7 +1049,8 @@ fn the_schema_says_what_parse_says() {
         r#"{"fallbacks": {"f": {"steps": [{"cluster": "c"}]}}}"#,
         r#"{"routes": [{}]}"#,
         r#"{"health": {"livez": 1}}"#,
-        r#"{"routes": [{"name": "r", "timeout": {"per_try": "1s"}}]}"#,
+        r#"{"routes": [{"name": "r", "timeout": {"per_try": 1}}]}"#,
+        r#"{"routes": [{"name": "r", "retry": {"on": []}}]}"#,
         r#"{"upstreams": {"u": {"endpoints": [{"address": "1.2.3.4:5", "priority": 1}]}}}"#,
     ] {
         assert!(!fits(bad) && parse(bad.as_bytes()).is_err(), "{bad}");
@@ -1008,6 +1060,7 @@ fn the_schema_says_what_parse_says() {
         r#"{"rate_limits": {"a": {"limit": 1e3, "cost": 0}}}"#,
         r#"{"circuit_breakers": {"b": {"window": {"type": "time"}}}}"#,
         r#"{"routes": [{"name": "r", "timeout": {}, "criticality": "critical"}]}"#,
+        r#"{"routes": [{"name": "r", "timeout": {"per_try": "1s", "request": {"dynamic": {}}}, "retry": {}}]}"#,
     ] {
         assert!(fits(good) && parse(good.as_bytes()).is_ok(), "{good}");
     }

@@ -452,6 +452,51 @@ fn route(at: &Path<'_>, raw: raw::Route, references: &References<'_>, errors: &m
         circuit_breaker,
         fallback,
         switch,
+        timeout: timeout(&at.key("timeout"), raw.timeout, errors),
+        retry: raw.retry.map(retry),
+    }
+}
+
+fn timeout(at: &Path<'_>, raw: raw::Timeout, errors: &mut Errors) -> Timeout {
+    let request = raw.request.map(|request| match request {
+        Either::First(time) => RequestTimeout::Fixed(time),
+        Either::Second(it) => {
+            let it = it.dynamic.unwrap_or_default();
+            let request_at = at.key("request");
+            let at = request_at.key("dynamic");
+            if it.max < it.min && !errors.touches(&at) {
+                let want = ["at least the min of ", &show_span(it.min)].concat();
+                errors.refuse_text(&at.key("max"), &show_span(it.max), &want);
+            }
+            let (quantile, factor_centi) = (it.quantile, it.factor.0);
+            RequestTimeout::Dynamic(DynamicTimeout { quantile, factor_centi, min: it.min, max: it.max })
+        }
+    });
+    let reject_below = raw.reject_below.map(|it| match it {
+        Either::First(time) => RejectBelow::Time(time),
+        Either::Second(text) => {
+            let percent = text.strip_prefix('p').and_then(|digits| digits.parse::<u32>().ok()).unwrap_or_default();
+            RejectBelow::Quantile(Percent(percent.saturating_mul(100)))
+        }
+    });
+    Timeout { request, per_try: raw.per_try, deadline_header: raw.deadline_header, reject_below }
+}
+
+fn retry(raw: raw::Retry) -> Retry {
+    let (mut on, mut grpc_on) = (Vec::new(), Vec::new());
+    for word in raw.on {
+        match word {
+            raw::RetryOn::Any(word) => on.push(word),
+            raw::RetryOn::Grpc(word) => grpc_on.push(word),
+        }
+    }
+    Retry {
+        attempts: raw.attempts,
+        on: on.join(","),
+        grpc_on: grpc_on.join(","),
+        methods: raw.methods,
+        budget: raw.budget,
+        min_per_second: raw.min_per_second,
     }
 }
 

@@ -655,7 +655,7 @@ section! {
         /// Deadlines.
         timeout: Timeout = Usual("{}");
         /// Retries by Envoy.
-        @soon retry: Option<Retry> = Else("none");
+        retry: Option<Retry> = Else("none");
         /// What is shed first under load: the least critical.
         criticality: Criticality = Usual("\"critical\"");
         /// A kill switch; while it is off, the route's requests are answered at once.
@@ -705,14 +705,15 @@ section! {
 section! {
     /// Deadlines.
     Timeout {
-        /// Time for the whole request.
-        @soon request: Option<Either<Span<MS, HOUR>, One<Dynamic>>> = Else("Envoy's");
-        /// Time for each try.
-        @soon per_try: Option<Span<MS, HOUR>> = Else("none");
-        /// A request header with the milliseconds left.
-        @soon deadline_header: Option<HeaderName> = Else("none");
-        /// Refuse at once when less time is left; `p50` is what half of the requests take.
-        @soon reject_below: Option<Either<Span<MS, HOUR>, Quantile>> = Else("off");
+        /// Time for the whole request, waiting here included. A deadline that comes with a request shortens it, and never lengthens it.
+        request: Option<Either<Span<MS, HOUR>, One<Dynamic>>> = Else("Envoy's");
+        /// Time for each try; one that is no shorter than what is left of the whole does nothing.
+        per_try: Option<Span<MS, HOUR>> = Else("none");
+        /// A request header with the milliseconds left, read and passed on to the upstream. `grpc-timeout` and
+        /// `x-envoy-expected-rq-timeout-ms` are always read; `0` in any of them means that nothing is left, what is malformed is ignored.
+        deadline_header: Option<HeaderName> = Else("none");
+        /// Refuse a request at once whose own deadline leaves less; `p50` is what half of the route's recent requests took.
+        reject_below: Option<Either<Span<MS, HOUR>, Quantile>> = Else("off");
     }
 }
 
@@ -725,7 +726,8 @@ section! {
 }
 
 section! {
-    /// A timeout from what the upstream takes: `quantile` times `factor`.
+    /// A timeout from what the route's requests have taken in the last 10 to 60 seconds: `quantile` times `factor`. Each worker observes
+    /// its own; until it has seen 20 requests the timeout is `max`.
     DynamicTimeout {
         /// The percentage of requests that are faster.
         quantile: Centi<100, 9_999> = Usual("99");
@@ -743,11 +745,12 @@ section! {
     Retry {
         /// Retries after the first try.
         attempts: Int<0, 10> = Usual("1");
-        /// What is tried again, in Envoy's words.
+        /// What is tried again, in Envoy's words. gRPC calls are tried again if gRPC's words (`cancelled`, `deadline-exceeded`, `internal`,
+        /// `resource-exhausted`, `unavailable`) are among them, or if `methods` has POST.
         on: Set<RetryOn, 1, 16> = Usual(r#"["connect-failure", "reset", "gateway-error"]"#);
-        /// The methods that are tried again.
+        /// The methods that are tried again; for gRPC see `on`.
         methods: Set<Method, 1, 32> = Usual(r#"["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"]"#);
-        /// Retries as a percentage of recent requests.
+        /// Retries as a percentage of the route's recent requests, over all workers.
         budget: Pct = Usual("20");
         /// Retries per second that are allowed in any case.
         min_per_second: Int<0, 10_000> = Usual("3");
@@ -755,42 +758,36 @@ section! {
 }
 
 /// Envoy's words for what is tried again.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum RetryOn {
-    #[default]
-    FiveXx,
-    GatewayError,
-    Reset,
-    ResetBeforeRequest,
-    ConnectFailure,
-    EnvoyRateLimited,
-    Retriable4xx,
-    RefusedStream,
-    RetriableStatusCodes,
-    Http3PostConnectFailure,
-    Cancelled,
-    DeadlineExceeded,
-    Internal,
-    ResourceExhausted,
-    Unavailable,
+    /// One of `x-envoy-retry-on`.
+    Any(&'static str),
+    /// One of `x-envoy-retry-grpc-on`.
+    Grpc(&'static str),
+}
+
+impl Default for RetryOn {
+    fn default() -> Self {
+        Self::Any("")
+    }
 }
 
 choice! { RetryOn {
-    "5xx" => Self::FiveXx,
-    "gateway-error" => Self::GatewayError,
-    "reset" => Self::Reset,
-    "reset-before-request" => Self::ResetBeforeRequest,
-    "connect-failure" => Self::ConnectFailure,
-    "envoy-ratelimited" => Self::EnvoyRateLimited,
-    "retriable-4xx" => Self::Retriable4xx,
-    "refused-stream" => Self::RefusedStream,
-    "retriable-status-codes" => Self::RetriableStatusCodes,
-    "http3-post-connect-failure" => Self::Http3PostConnectFailure,
-    "cancelled" => Self::Cancelled,
-    "deadline-exceeded" => Self::DeadlineExceeded,
-    "internal" => Self::Internal,
-    "resource-exhausted" => Self::ResourceExhausted,
-    "unavailable" => Self::Unavailable,
+    "5xx" => Self::Any("5xx"),
+    "gateway-error" => Self::Any("gateway-error"),
+    "reset" => Self::Any("reset"),
+    "reset-before-request" => Self::Any("reset-before-request"),
+    "connect-failure" => Self::Any("connect-failure"),
+    "envoy-ratelimited" => Self::Any("envoy-ratelimited"),
+    "retriable-4xx" => Self::Any("retriable-4xx"),
+    "refused-stream" => Self::Any("refused-stream"),
+    "retriable-status-codes" => Self::Any("retriable-status-codes"),
+    "http3-post-connect-failure" => Self::Any("http3-post-connect-failure"),
+    "cancelled" => Self::Grpc("cancelled"),
+    "deadline-exceeded" => Self::Grpc("deadline-exceeded"),
+    "internal" => Self::Grpc("internal"),
+    "resource-exhausted" => Self::Grpc("resource-exhausted"),
+    "unavailable" => Self::Grpc("unavailable"),
 } }
 
 section! {

@@ -76,6 +76,13 @@ pub struct Pick {
     trial: bool,
 }
 
+impl Pick {
+    /// How many endpoints are listed.
+    pub(super) fn listed(&self) -> usize {
+        self.list.iter().count()
+    }
+}
+
 /// Who was asked for a [`Pick`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tries {
@@ -287,7 +294,7 @@ impl Upstream {
     /// Asks for a half-open permit; without one the endpoint is out for a while.
     fn acquire<H: Host>(&self, host: &H, endpoint: &Endpoint, now: Nanos) -> Option<u32> {
         let breaker = endpoint.breaker.as_ref()?;
-        if let Some(Admission::Admitted { epoch }) = breaker.acquire(host, now) {
+        if let Some(Admission::Admitted { epoch, .. }) = breaker.acquire(host, now) {
             return Some(epoch);
         }
         let epoch = endpoint.view.get().epoch;

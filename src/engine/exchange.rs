@@ -5,6 +5,7 @@
 
 mod answer;
 mod breaker;
+mod deadline;
 mod endpoint;
 mod judge;
 mod limits;
@@ -23,6 +24,8 @@ use crate::policy::rate_limit::quota_headers;
 use crate::policy::request::Request;
 use crate::policy::{Reason, route};
 use answer::Refusal;
+pub(super) use deadline::POLICY as DEADLINE;
+use deadline::{Deadline, Timing};
 use judge::Settlement;
 use limits::Pause;
 use std::rc::Rc;
@@ -55,6 +58,14 @@ pub struct Exchange {
     /// What it waits for, while it does.
     pause: Option<Pause>,
     grpc: bool,
+    deadline: Deadline,
+    /// Whether what is asked for may be asked for again.
+    retriable: bool,
+    /// Whether the route's breaker tries the upstream with it.
+    on_trial: bool,
+    /// Retries that the proxy may make.
+    granted: u32,
+    timing: Timing,
     /// We have answered: what follows in the response phase is our own.
     replied: bool,
     request_id: Vec<u8>,
@@ -83,6 +94,11 @@ impl Exchange {
             waited: Nanos::ZERO,
             pause: None,
             grpc: false,
+            deadline: Deadline::default(),
+            retriable: false,
+            on_trial: false,
+            granted: 0,
+            timing: Timing::No,
             replied: false,
             request_id: Vec::new(),
             quotas: Vec::new(),
@@ -134,13 +150,21 @@ impl Exchange {
         if let Some(refusal) = self.switch(&engine, route, host) {
             return self.refuse(&engine, route, &config.name, &refusal, host, stream);
         }
+        self.retriable = self.is_retriable(config, request.method);
+        if let Some(refusal) = self.deadline(&engine, route, config, &headers, host) {
+            return self.refuse(&engine, route, &config.name, &refusal, host, stream);
+        }
         if let Some(refusal) = self.rate_limits(&engine, route, &request, host) {
             return self.refuse(&engine, route, &config.name, &refusal, host, stream);
         }
-        match &self.pause {
-            Some(pause) => Action::Wait { until: pause.until() },
-            None => self.proceed(&engine, route, &config.name, host, stream),
+        let Some(until) = self.pause.as_ref().map(Pause::until) else {
+            return self.proceed(&engine, route, config, host, stream);
+        };
+        // Who would wait in vain is not kept waiting.
+        if let Some(refusal) = self.check_deadline(route, config, until.since(self.start), host) {
+            return self.refuse(&engine, route, &config.name, &refusal, host, stream);
         }
+        Action::Wait { until }
     }
 
     /// The moment that [`Action::Wait`] named has come: the chain goes on.
@@ -154,7 +178,11 @@ impl Exchange {
         for (_, quota) in &mut self.quotas {
             quota.reset = quota.reset.since(self.waited);
         }
-        self.proceed(&engine, route, &config.name, host, stream)
+        // The wait may have been longer than it was to be.
+        if let Some(refusal) = self.check_deadline(route, config, self.waited, host) {
+            return self.refuse(&engine, route, &config.name, &refusal, host, stream);
+        }
+        self.proceed(&engine, route, config, host, stream)
     }
 
     /// There was no room for the request to wait: it is refused, and costs nothing.
@@ -194,7 +222,7 @@ impl Exchange {
         &mut self,
         engine: &Engine,
         route: &Route,
-        name: &str,
+        config: &config::Route,
         host: &H,
         stream: &S,
     ) -> Action {
@@ -203,8 +231,9 @@ impl Exchange {
             refused => refused,
         };
         if let Some(refusal) = refused {
-            return self.refuse(engine, route, name, &refusal, host, stream);
+            return self.refuse(engine, route, &config.name, &refusal, host, stream);
         }
+        self.steer(route, config, host, stream);
         self.store_decisions(stream);
         Action::Continue
     }
@@ -218,9 +247,12 @@ impl Exchange {
         // The proxy has answered a request that still waits: it goes nowhere any more.
         self.give_up(&engine, host);
         let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else { return Action::Continue };
-        if (route.breaker.is_some() || route.upstream.is_some() || route.fallback.is_some())
-            && let Some(reply) = self.judge(&engine, route, host, stream)
-        {
+        let wanted = route.breaker.is_some()
+            || route.upstream.is_some()
+            || route.fallback.is_some()
+            || route.seen.is_some()
+            || self.granted > 0;
+        if wanted && let Some(reply) = self.judge(&engine, route, host, stream) {
             return self.reply(stream, &reply);
         }
         for (name, value) in quota_headers::all(self.quotas_by_limit(&engine)) {
@@ -249,6 +281,8 @@ impl Exchange {
     fn release<H: Host>(&mut self, engine: &Engine, host: &H) {
         self.give_up(engine, host);
         let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else { return };
+        self.settle_retries(route, 0);
+        self.time_end(engine, route, host);
         let (epoch, pick) = (self.breaker.take(), self.pick.take());
         if epoch.is_none() && pick.is_none() {
             return;

@@ -98,6 +98,10 @@ impl<H: Metrics> Names<'_, H> {
         self.define(MetricKind::Counter, "haven_retries_total", &[("route", route)])
     }
 
+    pub(super) fn retry_requests(&self, route: &str) -> MetricId {
+        self.define(MetricKind::Counter, "haven_retry_budget_requests_total", &[("route", route)])
+    }
+
     pub(super) fn fallbacks(&self, route: &str, step: &str) -> MetricId {
         self.define(MetricKind::Counter, "haven_fallbacks_total", &[("route", route), ("step", step)])
     }

@@ -86,7 +86,7 @@ impl View {
     /// The answer to a request, where it needs no permit.
     fn answer(&self, now: Nanos) -> Option<Admission> {
         match self.phase {
-            Phase::Closed => Some(Admission::Admitted { epoch: self.epoch }),
+            Phase::Closed => Some(Admission::Admitted { epoch: self.epoch, trial: false }),
             Phase::Open if now < self.until && !state::is_ahead(self.since, now) => {
                 Some(Admission::Refused { wait: self.until.since(now) })
             }

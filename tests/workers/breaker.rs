@@ -140,7 +140,7 @@ fn all_workers_together_are_one_breaker() {
                     let at = worker.monotonic();
                     // Nothing yields between the write that decides and the note of it: notes are in order of effect.
                     let Ok((admission, _)) = breaker.acquire(&worker, &settings, at) else { continue };
-                    let Admission::Admitted { epoch } = admission else {
+                    let Admission::Admitted { epoch, .. } = admission else {
                         events.borrow_mut().push(Event::Refused { at });
                         continue;
                     };
@@ -199,7 +199,7 @@ fn clocks_that_step_do_not_stick_it() {
                 let settings = settings();
                 let breaker = breaker().metered(meters(&worker), &settings);
                 for _ in 0..4 {
-                    if let Ok((Admission::Admitted { epoch }, _)) =
+                    if let Ok((Admission::Admitted { epoch, .. }, _)) =
                         breaker.acquire(&worker, &settings, worker.monotonic())
                     {
                         let call = Call { outcome: Outcome::Failure, duration: Nanos::ZERO, retry_after: None };
@@ -340,7 +340,7 @@ impl Tallied {
     fn answered(&self, from: usize, admission: Admission) {
         let known = &self.history[from..];
         let found = match admission {
-            Admission::Admitted { epoch } => {
+            Admission::Admitted { epoch, .. } => {
                 known.iter().any(|(phase, known)| *known == epoch && *phase != Phase::Open)
             }
             Admission::Refused { .. } => known.iter().any(|(phase, _)| *phase != Phase::Closed),
@@ -451,7 +451,7 @@ fn tallied_outcomes_make_the_same_breaker() {
                     does(None);
                     let Ok((admission, _)) = answer else { continue };
                     reference.borrow().answered(from, admission);
-                    let Admission::Admitted { epoch } = admission else { continue };
+                    let Admission::Admitted { epoch, .. } = admission else { continue };
                     worker.monotonic();
                     let outcome = match rng.below(100) {
                         n if n < failing => Outcome::Failure,
@@ -492,7 +492,7 @@ fn a_tally_that_is_set_back_opens_nothing_and_is_used_again() {
         let (worker, settings, rng) = (Worker(Rc::clone(&machine)), settings(), Rng::new(1));
         let (cell, meters) = (breaker().metered(meters(&worker), &settings), meters(&worker));
         let call = |outcome| {
-            let (Admission::Admitted { epoch }, _) = cell.acquire(&worker, &settings, worker.monotonic()).unwrap()
+            let (Admission::Admitted { epoch, .. }, _) = cell.acquire(&worker, &settings, worker.monotonic()).unwrap()
             else {
                 panic!("refused")
             };

@@ -54,15 +54,24 @@ impl Exchange {
         let suspect = status >= 500 || grpc_status.is_some_and(|s| s != 0);
         let class = classify(suspect, known || address.is_some(), stream);
         if class == Class::Local {
+            self.time_answer(false);
             return None;
         }
-        let duration = host.monotonic().since(self.start);
+        let now = host.monotonic();
+        let duration = now.since(self.start);
         host.record(route.duration, duration.as_millis());
         let tries = self.tries(engine, route, address.as_deref(), host, stream);
+        let impatient = class == Class::Timeout && self.was_impatient(route, now);
+        match class {
+            Class::Timeout => self.time_cut_off(engine, route, now, duration),
+            // A refusal is soon said: it tells nothing of how long an answer takes.
+            _ => self.time_answer(!suspect && status != 429),
+        }
         let settlement = Settlement { class, status, tries, duration, retry_after: retry_after(&headers) };
         if self.grpc && class == Class::Answered && status == 200 && grpc_status.is_none() {
             self.unsettled = Some(settlement);
-        } else {
+        } else if !impatient {
+            // Otherwise its permits are given back at its end, without a verdict.
             self.settle(engine, route, settlement, grpc_status, host);
         }
         let reason = match class {
@@ -84,21 +93,30 @@ impl Exchange {
     }
 
     /// Who was asked; counts the tries beyond the first.
-    pub(super) fn tries<H: Host, S: Stream>(
-        &self,
+    fn tries<H: Host, S: Stream>(
+        &mut self,
         engine: &Engine,
         route: &Route,
         address: Option<&[u8]>,
         host: &H,
         stream: &S,
     ) -> Option<Tries> {
-        let upstream = route.upstream.and_then(|used| engine.upstreams.get(used.at))?;
+        let upstream = route.upstream.and_then(|used| engine.upstreams.get(used.at));
         let attempts = || Some(u64::from_le_bytes(stream.property(Property::AttemptCount)?.try_into().ok()?));
-        let tries = upstream.tries(&self.pick.unwrap_or_default(), address, attempts)?;
-        if tries.before > 0 {
-            host.add(route.retries, i64::try_from(tries.before).unwrap_or(0));
+        let pick = self.pick.unwrap_or_default();
+        let tries = upstream.and_then(|upstream| upstream.tries(&pick, address, attempts));
+        // The place on the list tells how many tries there were, unless they may have run beyond its end, and back to its beginning.
+        let beyond = usize::try_from(self.granted).is_ok_and(|granted| granted >= pick.listed().max(1));
+        let retries = match tries {
+            Some(tries) if !beyond => tries.before,
+            _ if self.granted > 0 => attempts().unwrap_or(0).saturating_sub(1),
+            tries => tries.map_or(0, |tries| tries.before),
+        };
+        if retries > 0 {
+            host.add(route.retries, i64::try_from(retries).unwrap_or(0));
         }
-        Some(tries)
+        self.settle_retries(route, retries);
+        tries
     }
 
     /// Tells breaker and endpoints how the call went.

@@ -146,6 +146,8 @@ pub enum Admission {
     Admitted {
         /// The epoch.
         epoch: u32,
+        /// Whether it is a trial call: the breaker is Half-Open.
+        trial: bool,
     },
     /// It may not.
     Refused {
@@ -334,7 +336,7 @@ impl State {
         self.follow_clock(now);
         let mut change = None;
         match self.phase {
-            Phase::Closed => return (Admission::Admitted { epoch: self.epoch }, None),
+            Phase::Closed => return (Admission::Admitted { epoch: self.epoch, trial: false }, None),
             Phase::Open if now < self.until => return (Admission::Refused { wait: self.until.since(now) }, None),
             Phase::Open => {
                 self.enter(Phase::HalfOpen, now, settings.config.half_open_max_wait);
@@ -356,7 +358,7 @@ impl State {
             return (Admission::Refused { wait: Nanos::ZERO }, change);
         }
         self.permits = self.permits.saturating_add(1);
-        (Admission::Admitted { epoch: self.epoch }, change)
+        (Admission::Admitted { epoch: self.epoch, trial: true }, change)
     }
 
     /// Takes note of the end of a call that was admitted in `epoch`.

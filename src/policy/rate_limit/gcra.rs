@@ -80,7 +80,8 @@ impl Gcra {
         }
         let spent = self.token.saturating_mul(cost);
         let new = arrival_now.saturating_add(spent);
-        if new > full_ahead || new == u64::MAX {
+        // A look passes even where a reload has left more debt than the bucket can hold.
+        if cost > 0 && (new > full_ahead || new == u64::MAX) {
             return refused(Some(nanos_ceil(new.saturating_sub(full_ahead))));
         }
         let remaining = full_ahead.saturating_sub(new).checked_div(self.token).unwrap_or(0);

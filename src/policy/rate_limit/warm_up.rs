@@ -63,7 +63,8 @@ impl WarmUp {
         let is_error = state.until > deepest.saturating_add(FARTHEST_DEBT);
         let kept = if is_error { State { until: deepest, ..state } } else { state };
         let nothing = Take { before: state, after: kept, spent: 0 };
-        let arrival = state.until.clamp(at, deepest);
+        // Not cut to the deepest debt: the wait is to be what it takes, and a promise that is kept.
+        let arrival = kept.until.max(at);
         let (full_ahead, ahead) = (at.saturating_add(self.capacity), arrival.saturating_sub(at));
         let remaining = |arrival: u64| {
             let more = full_ahead.saturating_sub(arrival).checked_sub(self.token);

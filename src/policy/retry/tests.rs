@@ -1,0 +1,227 @@
+use super::*;
+use crate::base::rng::Rng;
+use crate::config::Percent;
+use proptest::prelude::*;
+use std::collections::VecDeque;
+
+fn config(budget: u32, min_per_second: u32) -> Retry {
+    Retry {
+        attempts: 1,
+        on: "reset".into(),
+        grpc_on: String::new(),
+        methods: vec!["GET".into()],
+        budget: Percent(budget),
+        min_per_second,
+    }
+}
+
+/// Workers that share a route's totals, and an upstream that fails by chance.
+struct Proxy {
+    budgets: Vec<Budget>,
+    attempts: u32,
+    totals: Totals,
+    now: Nanos,
+    rng: Rng,
+    /// When it ends, whose it is, what was granted.
+    in_flight: VecDeque<(Nanos, usize, u32)>,
+    /// Of those that failed at first, how many had no retry.
+    unaided: u64,
+}
+
+impl Proxy {
+    fn new(config: &Retry, workers: usize) -> Self {
+        Self {
+            budgets: vec![Budget::new(config); workers],
+            attempts: config.attempts,
+            totals: Totals::default(),
+            now: Nanos::from_secs(100),
+            rng: Rng::new(7),
+            in_flight: VecDeque::new(),
+            unaided: 0,
+        }
+    }
+
+    /// `rate` requests per second for so long, of which `failing` percent fail at each try, each taking `latency`.
+    fn run(&mut self, rate: u64, millis: u64, failing: u64, latency: Nanos) {
+        let gap = Nanos(1_000_000_000 / rate);
+        for _ in 0..rate * millis / 1_000 {
+            self.now = self.now.plus(gap);
+            self.end_due(failing);
+            let worker = usize::try_from(self.rng.below(self.budgets.len() as u64)).unwrap();
+            let granted = self.budgets[worker].ask(self.now, self.totals, self.attempts);
+            self.totals.requests += 1;
+            self.in_flight.push_back((self.now.plus(latency), worker, granted));
+        }
+    }
+
+    fn end_due(&mut self, failing: u64) {
+        while let Some((end, worker, granted)) = self.in_flight.front().copied() {
+            if end > self.now {
+                break;
+            }
+            self.in_flight.pop_front();
+            let mut failed = self.rng.below(100) < failing;
+            self.unaided += u64::from(failed && granted == 0);
+            let mut spent = 0;
+            while failed && spent < granted {
+                spent += 1;
+                failed = self.rng.below(100) < failing;
+            }
+            self.totals.retries += u64::from(spent);
+            if granted > 0 {
+                self.budgets[worker].settle(granted, spent.into());
+            }
+        }
+    }
+
+    /// Upstream requests for each of the clients', in percent, since `before`.
+    fn factor(&self, before: Totals) -> u64 {
+        let requests = self.totals.requests - before.requests;
+        (requests + self.totals.retries - before.retries) * 100 / requests
+    }
+}
+
+#[test]
+fn a_storm_costs_the_budget_and_little_more() {
+    for workers in [1, 2, 8] {
+        for (rate, latency) in [(50, 20), (200, 50), (1_000, 5), (1_000, 200), (3_000, 500)] {
+            for attempts in [1, 3] {
+                let mut proxy = Proxy::new(&Retry { attempts, ..config(2_000, 3) }, workers);
+                proxy.run(rate, 3_000, 0, Nanos::from_millis(latency));
+                let before = proxy.totals;
+                proxy.run(rate, 8_000, 60, Nanos::from_millis(latency));
+                let factor = proxy.factor(before);
+                let case = format!("{workers} workers, {rate}/s, {latency} ms, {attempts} attempts: {factor} %");
+                assert!(factor < 125, "{case}");
+                assert!(factor >= 110, "the budget is there to be used: {case}");
+            }
+        }
+    }
+}
+
+#[test]
+fn in_calm_times_nearly_all_failures_are_retried() {
+    for workers in [1, 4] {
+        for (rate, latency) in [(20, 10), (500, 10), (500, 200), (2_000, 400)] {
+            let mut proxy = Proxy::new(&config(2_000, 3), workers);
+            proxy.run(rate, 2_000, 0, Nanos::from_millis(latency));
+            proxy.run(rate, 10_000, 5, Nanos::from_millis(latency));
+            let (unaided, requests) = (proxy.unaided, proxy.totals.requests);
+            assert!(
+                unaided * 200 <= requests,
+                "{unaided} of {requests} without a retry: {workers} workers, {rate}/s, {latency} ms"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_floor_holds_where_requests_are_few_and_zero_is_none() {
+    let mut budget = Budget::new(&config(0, 3));
+    let mut totals = Totals::default();
+    let mut now = Nanos::from_secs(5);
+    let mut retries = 0u64;
+    for _ in 0..100 {
+        now = now.plus(Nanos::from_millis(100));
+        let granted = budget.ask(now, totals, 1);
+        totals.requests += 1;
+        if granted > 0 {
+            totals.retries += 1;
+            retries += 1;
+            budget.settle(granted, 1);
+        }
+    }
+    assert!((24..=33).contains(&retries), "{retries} in 10 s");
+    let mut none = Budget::new(&config(0, 0));
+    assert_eq!(none.ask(now, totals, 1), 0);
+    let mut plenty = Budget::new(&config(10_000, 10));
+    assert_eq!([plenty.ask(now, totals, 0), plenty.ask(now, totals, 10)], [0, 10]);
+}
+
+#[test]
+fn grants_of_a_lost_worker_are_nobodys_loss() {
+    let mut proxy = Proxy::new(&config(2_000, 3), 2);
+    proxy.run(1_000, 2_000, 0, Nanos::from_millis(50));
+    // The first worker dies with its grants; a new one takes its place, and knows of nothing.
+    proxy.budgets[0] = Budget::new(&config(2_000, 3));
+    proxy.in_flight.retain(|(_, worker, _)| *worker == 1);
+    proxy.run(1_000, 2_000, 0, Nanos::from_millis(50));
+    let before = proxy.unaided;
+    proxy.run(1_000, 2_000, 5, Nanos::from_millis(50));
+    assert!(proxy.unaided - before < 10, "{}", proxy.unaided - before);
+}
+
+#[test]
+fn a_host_without_metrics_still_has_a_bound() {
+    let mut budget = Budget::new(&config(2_000, 3));
+    let mut now = Nanos::from_secs(5);
+    let mut granted = 0;
+    for _ in 0..1_000 {
+        now = now.plus(Nanos::from_millis(5));
+        if budget.ask(now, Totals::default(), 1) > 0 {
+            granted += 1;
+            budget.settle(1, 1);
+        }
+    }
+    assert!((150..=250).contains(&granted), "{granted}");
+}
+
+#[test]
+fn a_worker_that_was_idle_takes_no_average_of_its_sleep() {
+    let mut budget = Budget::new(&config(2_000, 3));
+    let mut totals = Totals { requests: 5, retries: 0 };
+    let _ = budget.ask(Nanos::from_secs(1), totals, 0);
+    let mut now = Nanos::from_secs(61);
+    totals.requests = 60_000;
+    let mut granted = 0u64;
+    for _ in 0..100 {
+        now = now.plus(Nanos::from_millis(9));
+        if budget.ask(now, totals, 1) > 0 {
+            totals.retries += 1;
+            granted += 1;
+            budget.settle(1, 1);
+        }
+        totals.requests += 1;
+    }
+    assert!(granted <= 25, "{granted} in the first second");
+}
+
+#[test]
+fn methods_and_grpc_words_say_who_may() {
+    let plain = config(2_000, 3);
+    let grpc = Retry { grpc_on: "unavailable".into(), ..plain.clone() };
+    let only_grpc = Retry { on: String::new(), ..grpc.clone() };
+    let post = Retry { methods: vec!["POST".into()], ..plain.clone() };
+    let never = Retry { attempts: 0, ..plain.clone() };
+    for (config, method, is_grpc, want) in [
+        (&plain, &b"GET"[..], false, true),
+        (&plain, b"get", false, false),
+        (&plain, b"POST", false, false),
+        (&plain, b"", false, false),
+        (&plain, b"POST", true, false),
+        (&grpc, b"POST", true, true),
+        (&grpc, b"POST", false, false),
+        (&only_grpc, b"GET", false, false),
+        (&only_grpc, b"POST", true, true),
+        (&post, b"POST", true, true),
+        (&post, b"POST", false, true),
+        (&never, b"GET", false, false),
+    ] {
+        assert_eq!(is_eligible(config, method, is_grpc), want, "{config:?} {method:?} {is_grpc}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_totals_and_no_clock_break_it(
+        steps in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<u64>(), any::<u32>(), any::<Option<u64>>()), 0..50),
+        share in 0u32..=10_000, floor in 0u32..=10_000
+    ) {
+        let mut budget = Budget::new(&config(share, floor));
+        for (now, requests, retries, wanted, settled) in steps {
+            let granted = budget.ask(Nanos(now), Totals { requests, retries }, wanted);
+            prop_assert!(granted <= wanted);
+            settled.iter().for_each(|spent| budget.settle(wanted, *spent));
+        }
+    }
+}

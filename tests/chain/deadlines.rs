@@ -1,0 +1,365 @@
+//! Deadlines, timeouts and retries on the simulated host: which request is refused, and what the proxy's router and the upstream are told.
+
+use super::{Proxy, merge, upstream};
+use haven::base::time::Nanos;
+use haven::engine::exchange::{Action, Exchange};
+use haven::host::Property;
+use haven::host::sim::SimStream;
+use serde_json::{Value, json};
+use std::rc::Rc;
+
+type Headers<'a> = &'a [(&'a str, &'a [u8])];
+
+const ROUTER: &str = "x-envoy-upstream-rq-timeout-ms";
+const PER_TRY: &str = "x-envoy-upstream-rq-per-try-timeout-ms";
+const EXPECTED: &str = "x-envoy-expected-rq-timeout-ms";
+const MAX_RETRIES: &str = "x-envoy-max-retries";
+const GRPC: (&str, &[u8]) = ("content-type", b"application/grpc");
+
+/// One route for all, with these fields.
+fn one(route: &Value) -> Proxy {
+    let mut config = json!({"routes": [{"name": "r"}]});
+    merge(&mut config["routes"][0], route);
+    Proxy::new(&config)
+}
+
+/// Sends a request that is on its way for so long before it is answered with this status.
+fn take(proxy: &Proxy, method: &str, headers: Headers<'_>, millis: u64, status: u16) -> SimStream {
+    let stream = SimStream::request(method, "/api", headers);
+    let mut exchange = proxy.begin(&stream);
+    if stream.replied().is_none() {
+        proxy.machine.advance(Nanos::from_millis(millis));
+        let listed = stream.request_header("x-haven-upstream");
+        let first = listed.as_deref().and_then(|list| list.split(',').next()).unwrap_or("10.0.0.9:80");
+        stream.answer(status, Some(first), &[]);
+        exchange.on_response(&proxy.worker, &stream);
+    }
+    exchange.on_end(&proxy.worker);
+    stream
+}
+
+fn told<'a>(stream: &SimStream, names: impl IntoIterator<Item = &'a str>) -> Vec<Option<String>> {
+    names.into_iter().map(|name| stream.request_header(name)).collect()
+}
+
+#[track_caller]
+fn assert_told(stream: &SimStream, want: &[(&str, Option<&str>)]) {
+    for (name, want) in want {
+        assert_eq!(stream.request_header(name).as_deref(), *want, "{name}");
+    }
+}
+
+#[test]
+fn the_smaller_of_the_clients_deadline_and_the_routes_timeout_is_handed_on() {
+    let proxy = one(&json!({"timeout": {"request": "1s", "deadline_header": "x-left"}}));
+    type Case<'a> = (Headers<'a>, &'a str);
+    let cases: &[Case<'_>] = &[
+        (&[], "1000"),
+        (&[("grpc-timeout", b"250m")], "250"),
+        (&[("grpc-timeout", b"5S")], "1000"),
+        (&[(EXPECTED, b"300"), ("X-Left", b"200")], "200"),
+        (&[("x-left", b"\xff")], "1000"),
+        (&[("x-left", b"-1"), ("grpc-timeout", b"1s")], "1000"),
+        (&[("x-left", b"99999999999999999999")], "1000"),
+        (&[("grpc-timeout", b"500u")], "1"),
+        // Removed as every client's; it neither shortens nor lengthens.
+        (&[(ROUTER, b"5")], "1000"),
+    ];
+    for (headers, want) in cases {
+        let stream = take(&proxy, "GET", headers, 1, 200);
+        assert!(stream.replied().is_none(), "{headers:?}");
+        assert_told(&stream, &[(ROUTER, Some(want)), ("x-left", Some(want)), (PER_TRY, None)]);
+        assert_eq!(stream.request_header(EXPECTED).is_some_and(|left| left != *want), false, "{headers:?}");
+    }
+}
+
+#[test]
+fn without_a_timeout_of_the_route_a_deadline_bounds_the_try_and_leaves_the_proxys_own_alone() {
+    let proxy = one(&json!({}));
+    assert_told(
+        &take(&proxy, "GET", &[], 1, 200),
+        &[(ROUTER, None), (PER_TRY, None), ("grpc-timeout", None), (EXPECTED, None)],
+    );
+    let stream = take(&proxy, "GET", &[(EXPECTED, b"700")], 1, 200);
+    assert_told(&stream, &[(ROUTER, None), (PER_TRY, Some("700")), (EXPECTED, Some("700"))]);
+    let stream = take(&proxy, "POST", &[GRPC, ("grpc-timeout", b"1S")], 1, 200);
+    assert_told(&stream, &[(ROUTER, None), (PER_TRY, Some("1000")), ("grpc-timeout", Some("1S"))]);
+}
+
+#[test]
+fn a_grpc_upstream_learns_of_the_routes_timeout() {
+    let proxy = one(&json!({"timeout": {"request": "1s", "per_try": "400ms"}}));
+    for (deadline, router, per_try, upstream) in [
+        (None, "1000", Some("400"), "400m"),
+        (Some(&b"300m"[..]), "300", None, "300m"),
+        (Some(b"9H"), "1000", Some("400"), "400m"),
+    ] {
+        let mut headers = vec![GRPC];
+        headers.extend(deadline.map(|deadline| ("grpc-timeout", deadline)));
+        let stream = take(&proxy, "POST", &headers, 1, 200);
+        assert_told(&stream, &[(ROUTER, Some(router)), (PER_TRY, per_try), ("grpc-timeout", Some(upstream))]);
+    }
+}
+
+#[test]
+fn nothing_left_or_too_little_is_refused_at_once() {
+    let proxy = one(&json!({"timeout": {"reject_below": "20ms", "deadline_header": "x-left"}}));
+    for (header, refused) in [("0", true), ("19", true), ("20", false), ("soon", false)] {
+        let stream = take(&proxy, "GET", &[("x-left", header.as_bytes())], 1, 200);
+        assert_eq!(stream.replied().map(|reply| reply.status), refused.then_some(504), "{header}");
+    }
+    let refused = take(&proxy, "GET", &[(EXPECTED, b"0")], 1, 200);
+    assert_eq!(refused.state("haven.decision").as_deref(), Some("deadline timeout enforce"));
+    assert_eq!(
+        refused.response_header("proxy-status").as_deref(),
+        Some("haven; error=http_response_timeout; details=\"deadline timeout\"")
+    );
+    assert_eq!(refused.response_header("retry-after"), None);
+    let refused = take(&proxy, "POST", &[GRPC, ("grpc-timeout", b"0m")], 1, 200).replied().unwrap();
+    assert_eq!((refused.status, refused.grpc_status), (504, Some(4)));
+    assert_eq!(proxy.machine.metric("haven_decisions_total;route=r;policy=timeout;reason=deadline;mode=enforce"), 4);
+}
+
+#[test]
+fn shadow_counts_and_does_nothing_and_off_does_not_even_look() {
+    for (mode, counted) in [("shadow", 1), ("off", 0)] {
+        let proxy = one(&json!({"mode": mode, "timeout": {"request": "1s", "per_try": "1ms"}, "retry": {}}));
+        let stream = take(&proxy, "GET", &[("grpc-timeout", b"0m")], 1, 200);
+        assert!(stream.replied().is_none());
+        assert_told(&stream, &[(ROUTER, None), (PER_TRY, None), (MAX_RETRIES, None), ("grpc-timeout", Some("0m"))]);
+        let name = format!("haven_decisions_total;route=r;policy=timeout;reason=deadline;mode={mode}");
+        assert_eq!(proxy.machine.metric(&name), counted);
+    }
+}
+
+#[test]
+fn a_deadline_comes_before_the_limits_and_costs_them_nothing() {
+    let mut config =
+        json!({"rate_limits": {"l": {"limit": 1, "period": "1h"}}, "routes": [{"name": "r", "rate_limits": ["l"]}]});
+    let proxy = Proxy::new(&config);
+    let status =
+        |headers: Headers<'_>| take(&proxy, "GET", headers, 1, 200).replied().map_or(200, |reply| reply.status);
+    assert_eq!(
+        [status(&[(EXPECTED, b"0")]), status(&[]), status(&[]), status(&[(EXPECTED, b"0")])],
+        [504, 200, 429, 504]
+    );
+    // Its fallback answers for it.
+    config["fallbacks"] = json!({"f": {"steps": [{"respond": {"status": 200, "body": "{{reason}}"}}]}});
+    config["routes"][0]["fallback"] = json!("f");
+    let reply = take(&Proxy::new(&config), "GET", &[(EXPECTED, b"0")], 1, 200).replied().unwrap();
+    assert_eq!((reply.status, reply.body), (200, b"deadline".to_vec()));
+}
+
+#[test]
+fn a_wait_is_part_of_the_time() {
+    let pace = json!({
+        "rate_limits": {"l": {"algorithm": "leaky_bucket", "limit": 10, "max_wait": "1s"}},
+        "routes": [{"name": "r", "rate_limits": ["l"], "timeout": {"request": "500ms"}}]});
+    let proxy = Proxy::new(&pace);
+    let begin = |headers: Headers<'_>| {
+        let stream = SimStream::request("POST", "/api", headers);
+        let mut exchange = Exchange::new(Rc::clone(&proxy.engine));
+        let action = exchange.on_request(&proxy.worker, &stream);
+        (stream, exchange, action)
+    };
+    assert_eq!(begin(&[]).2, Action::Continue);
+    let (first, mut waiting, action) = begin(&[GRPC, ("grpc-timeout", b"300m")]);
+    assert!(matches!(action, Action::Wait { .. }));
+    // Its moment would come in 200 ms: then it would be late.
+    let (late, _, action) = begin(&[("grpc-timeout", b"150m")]);
+    assert_eq!((action, late.replied().map(|reply| reply.status)), (Action::Stop, Some(504)));
+    let (second, mut slow, action) = begin(&[("grpc-timeout", b"250m")]);
+    assert!(matches!(action, Action::Wait { .. }), "the late one has given its moment back: {action:?}");
+    proxy.machine.advance(Nanos::from_millis(100));
+    assert_eq!(waiting.on_resume(&proxy.worker, &first), Action::Continue);
+    assert_told(&first, &[(ROUTER, Some("200")), ("grpc-timeout", Some("200m"))]);
+    // A host that is late itself.
+    proxy.machine.advance(Nanos::from_millis(160));
+    assert_eq!(slow.on_resume(&proxy.worker, &second), Action::Stop);
+    assert_eq!(second.replied().map(|reply| reply.status), Some(504));
+}
+
+#[test]
+fn a_dynamic_timeout_follows_what_the_upstream_takes() {
+    let dynamic = json!({"dynamic": {"quantile": 99, "factor": 2, "min": "50ms", "max": "2s"}});
+    let proxy = one(&json!({"timeout": {"request": dynamic}}));
+    let timeout = || -> u64 { take(&proxy, "GET", &[], 0, 500).request_header(ROUTER).unwrap().parse().unwrap() };
+    assert_eq!(timeout(), 2_000, "while little is known");
+    (0..30).for_each(|_| drop(take(&proxy, "GET", &[], 100, 200)));
+    assert!((200..=226).contains(&timeout()), "{}", timeout());
+    // Failures that come quickly tell nothing of how long an answer takes.
+    (0..300).for_each(|_| drop(take(&proxy, "GET", &[], 1, 503)));
+    (0..300).for_each(|_| drop(take(&proxy, "GET", &[], 1, 429)));
+    assert!(timeout() >= 200);
+    // The upstream turns slow: each timeout counts for at least as long, and the next gives more time.
+    for _ in 0..40 {
+        let stream = SimStream::request("GET", "/api", &[]);
+        let mut exchange = proxy.begin(&stream);
+        let given: u64 = stream.request_header(ROUTER).unwrap().parse().unwrap();
+        proxy.machine.advance(Nanos::from_millis(given));
+        stream.fail(504, "response_timeout", Some("10.0.0.1:80"), 1);
+        exchange.on_response(&proxy.worker, &stream);
+        exchange.on_end(&proxy.worker);
+    }
+    assert_eq!(timeout(), 2_000);
+    for _ in 0..30 {
+        (0..20).for_each(|_| drop(take(&proxy, "GET", &[], 10, 200)));
+        proxy.machine.advance(Nanos::from_secs(1));
+    }
+    assert_eq!(timeout(), 50, "and back");
+    // The body counts: what the timeout cuts off is the whole answer.
+    for _ in 0..30 {
+        for _ in 0..20 {
+            let stream = SimStream::request("GET", "/api", &[]);
+            let mut exchange = proxy.begin(&stream);
+            stream.answer(200, Some("10.0.0.1:80"), &[]);
+            exchange.on_response(&proxy.worker, &stream);
+            proxy.machine.advance(Nanos::from_millis(200));
+            exchange.on_end(&proxy.worker);
+        }
+    }
+    assert!(timeout() >= 400);
+}
+
+#[test]
+fn p50_refuses_what_half_of_the_requests_would_not_make_until_nobody_knows_any_more() {
+    let proxy = one(&json!({"timeout": {"reject_below": "p50"}}));
+    let status = |left: &[u8]| take(&proxy, "GET", &[(EXPECTED, left)], 100, 200).replied().map_or(200, |r| r.status);
+    assert_eq!(status(b"5"), 200, "nothing is known yet");
+    (0..40).for_each(|_| drop(take(&proxy, "GET", &[], 100, 200)));
+    assert_eq!([status(b"50"), status(b"150"), status(b"50")], [504, 200, 504]);
+    proxy.machine.advance(Nanos::from_secs(6));
+    assert_eq!([status(b"50"), status(b"50")], [200, 504], "one finds out how it is now");
+}
+
+#[test]
+fn impatient_clients_open_no_breaker_and_slow_upstreams_do() {
+    let outage = |deadline: Option<&[u8]>, given: u64| {
+        let proxy = Proxy::new(&upstream(&json!({"circuit_breakers": {"r": {"minimum_calls": 10}}})));
+        (0..40).for_each(|_| drop(take(&proxy, "GET", &[], 100, 200)));
+        for _ in 0..60 {
+            let headers: Vec<_> = deadline.map(|deadline| (EXPECTED, deadline)).into_iter().collect();
+            let stream = SimStream::request("GET", "/api", &headers);
+            let mut exchange = proxy.begin(&stream);
+            if let Some(list) = stream.request_header("x-haven-upstream") {
+                proxy.machine.advance(Nanos::from_millis(given));
+                stream.fail(504, "upstream_per_try_timeout", list.split(',').next(), 1);
+                exchange.on_response(&proxy.worker, &stream);
+            }
+            exchange.on_end(&proxy.worker);
+            assert!(proxy.machine.metrics_of("haven_endpoint_in_flight").iter().all(|(_, n)| *n == 0));
+        }
+        let breakers =
+            ["circuit_breaker=r;key=r", "circuit_breaker=ep;key=10.0.0.1:80", "circuit_breaker=ep;key=10.0.0.2:80"];
+        breakers.map(|breaker| proxy.machine.metric(&format!("haven_circuit_breaker_state;{breaker}")) != 0)
+    };
+    assert_eq!(outage(Some(b"5"), 5), [false; 3]);
+    assert_eq!(outage(Some(b"1000"), 1_000), [true; 3], "that was long enough");
+    assert_eq!(outage(None, 1_000), [true; 3]);
+}
+
+fn retrying(retry: &Value) -> Proxy {
+    Proxy::new(&upstream(
+        &json!({"routes": [{"name": "r", "match": {"prefix": "/api"}, "upstream": "u", "circuit_breaker": "r",
+        "retry": retry}]}),
+    ))
+}
+
+#[test]
+fn idempotent_requests_may_be_tried_again_and_others_not() {
+    let proxy = retrying(&json!({"attempts": 2, "budget": 100}));
+    let names = [MAX_RETRIES, "x-envoy-retry-on", "x-envoy-retry-grpc-on"];
+    let yes = ["2", "connect-failure,reset,gateway-error"];
+    for (method, headers, want) in [
+        ("GET", &[][..], true),
+        ("DELETE", &[], true),
+        ("POST", &[], false),
+        ("get", &[], false),
+        ("POST", &[GRPC], false),
+        ("GET", &[(MAX_RETRIES, &b"50"[..]), ("x-envoy-retry-on", b"5xx")], true),
+        ("POST", &[("x-envoy-retry-on", b"5xx"), ("x-envoy-retry-grpc-on", b"internal")], false),
+    ] {
+        let stream = take(&proxy, method, headers, 1, 200);
+        let want = if want { [Some(yes[0]), Some(yes[1]), None] } else { [Some("0"), None, None] };
+        assert_eq!(told(&stream, names), want.map(|v| v.map(str::to_owned)), "{method} {headers:?}");
+    }
+    let proxy = retrying(&json!({"on": ["reset", "unavailable", "cancelled"]}));
+    let stream = take(&proxy, "POST", &[GRPC], 1, 200);
+    assert_eq!(told(&stream, names), [Some("1".into()), Some("reset".into()), Some("unavailable,cancelled".into())]);
+    assert_eq!(told(&take(&proxy, "GET", &[], 1, 200), names), [Some("1".into()), Some("reset".into()), None]);
+}
+
+#[test]
+fn there_is_no_retry_while_the_breaker_tries_the_upstream() {
+    let proxy = retrying(&json!({}));
+    let fail = |status: u16| take(&proxy, "GET", &[], 1, status);
+    (0..3).for_each(|_| drop(fail(500)));
+    assert_eq!(fail(500).replied().map(|reply| reply.status), Some(503), "it is open");
+    proxy.machine.advance(Nanos::from_secs(6));
+    assert_told(&fail(200), &[(MAX_RETRIES, Some("0"))]);
+    assert_told(&fail(200), &[(MAX_RETRIES, Some("1"))]);
+}
+
+#[test]
+fn there_is_no_retry_where_the_deadline_has_no_room() {
+    let proxy = retrying(&json!({}));
+    (0..40).for_each(|_| drop(take(&proxy, "GET", &[], 100, 200)));
+    assert_told(
+        &take(&proxy, "GET", &[(EXPECTED, b"50")], 100, 200),
+        &[(MAX_RETRIES, Some("0")), (PER_TRY, Some("50"))],
+    );
+    assert_told(&take(&proxy, "GET", &[(EXPECTED, b"200")], 100, 200), &[(MAX_RETRIES, Some("1"))]);
+}
+
+#[test]
+fn the_budget_is_spent_by_what_was_tried_and_all_workers_share_it() {
+    let config = json!({
+        "upstreams": {"u": {"endpoints": [{"address": "10.0.0.1:80"}, {"address": "10.0.0.2:80"}]}},
+        "routes": [{"name": "r", "upstream": "u", "retry": {"budget": 20, "min_per_second": 0}}]});
+    let proxy = Proxy::new(&config);
+    let engines = [Rc::clone(&proxy.engine), Proxy::engine(&proxy.worker, &config)];
+    let mut granted = 0u64;
+    // Every request that may be tried again needs it.
+    for n in 0..4_000 {
+        let stream = SimStream::request("GET", "/api", &[]);
+        let mut exchange = Exchange::new(Rc::clone(&engines[n % 2]));
+        exchange.on_request(&proxy.worker, &stream);
+        let list = stream.request_header("x-haven-upstream").unwrap();
+        let may = stream.request_header(MAX_RETRIES).as_deref() == Some("1");
+        granted += u64::from(may);
+        stream.answer(200, list.split(',').nth(usize::from(may)), &[]);
+        exchange.on_response(&proxy.worker, &stream);
+        exchange.on_end(&proxy.worker);
+        proxy.machine.advance(Nanos::from_millis(2));
+    }
+    assert_eq!(proxy.machine.metric("haven_retries_total;route=r"), granted);
+    assert_eq!(proxy.machine.metric("haven_retry_budget_requests_total;route=r"), 4_000);
+    assert!((700..=850).contains(&granted), "{granted}");
+}
+
+#[test]
+fn without_endpoints_of_ours_the_proxys_count_of_tries_is_asked() {
+    let proxy = one(&json!({"retry": {}}));
+    let stream = SimStream::request("GET", "/api", &[]);
+    let mut exchange = proxy.begin(&stream);
+    stream.answer(200, Some("10.0.0.9:80"), &[("x-envoy-upstream-service-time", b"1")]);
+    stream.set_property(Property::AttemptCount, &2u64.to_le_bytes());
+    exchange.on_response(&proxy.worker, &stream);
+    exchange.on_end(&proxy.worker);
+    assert_eq!(proxy.machine.metric("haven_retries_total;route=r"), 1);
+}
+
+#[test]
+fn where_clients_are_trusted_they_shorten_and_never_lengthen() {
+    let mut config = json!({"trust_client_retry_headers": true, "routes": [{"name": "r", "timeout": {"request": "1s"}, "retry": {}}]});
+    let proxy = Proxy::new(&config);
+    for (client, want) in [(&b"5"[..], "5"), (b"5000", "1000"), (b"0", "1000"), (b"x", "1000")] {
+        assert_told(&take(&proxy, "GET", &[(ROUTER, client)], 1, 200), &[(ROUTER, Some(want))]);
+    }
+    let stream = take(&proxy, "POST", &[(MAX_RETRIES, b"50"), ("x-envoy-retry-on", b"5xx")], 1, 200);
+    assert_told(&stream, &[(MAX_RETRIES, Some("0"))]);
+    config["routes"][0] = json!({"name": "r"});
+    let proxy = Proxy::new(&config);
+    let stream = take(&proxy, "POST", &[(ROUTER, b"0"), (MAX_RETRIES, b"50")], 1, 200);
+    assert_told(&stream, &[(ROUTER, Some("0")), (MAX_RETRIES, Some("50")), (PER_TRY, None)]);
+}
