@@ -7,7 +7,7 @@ use haven::host::sim::{CasRules, Machine, Worker};
 use haven::host::{Cas, CasMismatch, Clock, MetricId, MetricKind, Metrics, SharedData};
 use haven::policy::Outcome;
 use haven::policy::circuit_breaker::state::{Admission, Call, Phase, Settings, State};
-use haven::policy::circuit_breaker::window::Window;
+use haven::policy::circuit_breaker::window::{Window, weight};
 use haven::policy::circuit_breaker::{CircuitBreaker, Meters};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -510,4 +510,37 @@ fn a_tally_that_is_set_back_opens_nothing_and_is_used_again() {
             (0..60).filter_map(|_| (cell.look(&worker).phase == Phase::Closed).then(|| call(Outcome::Failure))?);
         assert_eq!(opened.count(), 1, "{reset}: and failures are counted as ever");
     }
+}
+
+/// A window of an hour may see more calls in one bucket than a tally's field holds.
+#[test]
+fn a_bucket_of_millions_of_calls_is_counted_right() {
+    let machine = Machine::new(CasRules::Envoy, 1);
+    let (worker, settings, rng) = (Worker(Rc::clone(&machine)), settings(), Rng::new(1));
+    let (cell, meters) = (breaker().metered(meters(&worker), &settings), meters(&worker));
+    let million = 1 << 20;
+    let rounds = |failed: bool| {
+        let call = Call {
+            outcome: if failed { Outcome::Failure } else { Outcome::Success },
+            duration: Nanos::ZERO,
+            retry_after: None,
+        };
+        // Each round a million calls by other workers, and one of ours.
+        (1..=10).find(|_| {
+            let Ok((Admission::Admitted { epoch, .. }, _)) = cell.acquire(&worker, &settings, worker.monotonic())
+            else {
+                panic!("refused")
+            };
+            worker.add(meters.tally, weight(failed, false) * million);
+            cell.end(&worker, &settings, worker.monotonic(), epoch, call, &rng).unwrap().is_some()
+        })
+    };
+    // The ring begins with the first call, and what was tallied before that is not its own.
+    let first = Call { outcome: Outcome::Success, duration: Nanos::ZERO, retry_after: None };
+    assert_eq!(cell.end(&worker, &settings, worker.monotonic(), 0, first, &rng), Ok(None));
+    assert_eq!(rounds(false), None);
+    assert_eq!(cell.look(&worker).window.sum().calls, 10 * (million as u32 + 1) + 1);
+    // After ten million good ones, ten million bad ones and one more call.
+    assert_eq!(rounds(true), None);
+    assert_eq!(rounds(true), Some(1));
 }
