@@ -275,7 +275,8 @@ impl Exchange {
             || route.upstream.is_some()
             || route.fallback.is_some()
             || route.seen.is_some()
-            || self.granted > 0;
+            || self.granted > 0
+            || (self.grpc && self.deadline.is_set());
         if wanted && let Some(reply) = self.judge(&engine, route, end, host, stream) {
             return self.reply(stream, &reply);
         }

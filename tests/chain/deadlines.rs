@@ -363,3 +363,41 @@ fn where_clients_are_trusted_they_shorten_and_never_lengthen() {
     let stream = take(&proxy, "POST", &[(ROUTER, b"0"), (MAX_RETRIES, b"50")], 1, 200);
     assert_told(&stream, &[(ROUTER, Some("0")), (MAX_RETRIES, Some("50")), (PER_TRY, None)]);
 }
+
+#[test]
+fn a_grpc_call_that_the_proxy_cuts_off_ends_with_deadline_exceeded() {
+    for (mode, want) in [("enforce", "4"), ("shadow", "14")] {
+        let proxy = one(&json!({"timeout": {"request": "1s"}, "mode": mode}));
+        for (details, want) in [("response_timeout", want), ("upstream_reset_before_response_started{reset}", "14")] {
+            let stream = SimStream::request("POST", "/api", &[GRPC]);
+            let mut exchange = proxy.begin(&stream);
+            stream.answer(200, Some("10.0.0.9:80"), &[("grpc-status", b"14")]);
+            stream.set_property(Property::ResponseCodeDetails, details.as_bytes());
+            exchange.on_response(&proxy.worker, &stream);
+            assert_eq!(stream.response_header("grpc-status").as_deref(), Some(want), "{mode} {details}");
+        }
+    }
+}
+
+#[test]
+fn vectors_what_is_grpc_and_what_haven_answers_to_it() {
+    let vectors: Value = serde_json::from_str(include_str!("../vectors/14_grpc_status_timeout.json")).unwrap();
+    use haven::policy::Reason::{
+        CircuitOpen, Deadline, NoEndpoint, Overload, RateLimited, SwitchedOff, Timeout, UpstreamError,
+    };
+    for reason in [CircuitOpen, Deadline, NoEndpoint, Overload, RateLimited, SwitchedOff, Timeout, UpstreamError] {
+        let (status, grpc) = (reason.status(), reason.grpc_status());
+        assert_eq!(vectors["grpc_to_http"][grpc.to_string()], status, "{reason:?}");
+    }
+    assert_eq!(vectors["http_429_as_resource_exhausted_option"], RateLimited.grpc_status());
+    let proxy = one(&json!({"timeout": {"deadline_header": "x-left"}}));
+    for case in vectors["content_type"].as_array().unwrap() {
+        let (content_type, grpc) = (case[0].as_str().unwrap(), case[1].as_bool().unwrap());
+        let headers: Headers<'_> = &[("content-type", content_type.as_bytes()), ("x-left", b"0")];
+        let reply = take(&proxy, "POST", headers, 1, 200).replied().unwrap();
+        // 4 is what 504 is in gRPC, and the other way round.
+        assert_eq!(reply.grpc_status, grpc.then_some(4), "{content_type}");
+        assert_eq!(vectors["grpc_to_http"]["4"], reply.status, "{content_type}");
+        assert_eq!(reply.headers.iter().any(|(name, _)| *name == "content-type"), !grpc, "{content_type}");
+    }
+}

@@ -27,6 +27,7 @@ pub struct EnvoyConfig {
     lds: bool,
     use_remote_address: bool,
     xff_num_trusted_hops: u32,
+    internal_clients: bool,
     filters_before: Vec<Value>,
     filters_after: Vec<Value>,
     wasm: Option<String>,
@@ -46,6 +47,7 @@ impl Default for EnvoyConfig {
             lds: false,
             use_remote_address: true,
             xff_num_trusted_hops: 0,
+            internal_clients: false,
             filters_before: Vec::new(),
             filters_after: Vec::new(),
             wasm: None,
@@ -158,6 +160,12 @@ impl EnvoyConfig {
         self
     }
 
+    /// With clients on the loopback taken for internal: Envoy keeps what others of its kind have written into their requests.
+    pub fn internal_clients(mut self) -> Self {
+        self.internal_clients = true;
+        self
+    }
+
     /// With an HTTP filter in front of haven.
     pub fn filter_before(mut self, filter: Value) -> Self {
         self.filters_before.push(filter);
@@ -227,7 +235,7 @@ impl EnvoyConfig {
             "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
         }));
         let routes: Vec<Value> = self.routes.iter().map(Route::to_json).collect();
-        let manager = json!({
+        let mut manager = json!({
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": "ingress",
             "codec_type": "AUTO",
@@ -238,6 +246,10 @@ impl EnvoyConfig {
             "http_filters": filters,
             "route_config": {"name": "routes", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
         });
+        if self.internal_clients {
+            let loopback = json!([{"address_prefix": "127.0.0.0", "prefix_len": 8}]);
+            manager["internal_address_config"] = json!({"cidr_ranges": loopback});
+        }
         Ok(json!({
             "name": "haven",
             "address": socket_address(SocketAddr::from(([127, 0, 0, 1], 0))),

@@ -34,6 +34,11 @@ impl Deadline {
         least(self.own, self.incoming.left()).map(|whole| whole.since(waited))
     }
 
+    /// Whether there is any.
+    pub(super) fn is_set(&self) -> bool {
+        self.left(Nanos::ZERO).is_some()
+    }
+
     fn incoming_left(&self, waited: Nanos) -> Option<Nanos> {
         self.incoming.left().map(|left| left.since(waited))
     }

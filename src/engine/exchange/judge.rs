@@ -5,7 +5,7 @@ use super::answer::Answer;
 use super::deadline::Timing;
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
-use crate::config::FailureOn;
+use crate::config::{FailureOn, Mode};
 use crate::engine::endpoints::Tries;
 use crate::engine::{Engine, Route};
 use crate::host::{Host, Message, Property, Reply, Stream};
@@ -93,6 +93,10 @@ impl Exchange {
             Class::Timeout => Reason::Timeout,
             Class::Local => return None,
         };
+        if self.grpc && class == Class::Timeout && route.deadline.is_some_and(|used| used.mode == Mode::Enforce) {
+            // Envoy says UNAVAILABLE to all of its 504s, which tells a client to try again.
+            stream.set_header(Message::Response, "grpc-status", b"4");
+        }
         let used = route.fallback?;
         let policy = engine.config.fallbacks.get(used.at).map_or("", |f| f.name.as_str());
         let received_status = (class == Class::Answered).then_some(status);
