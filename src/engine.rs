@@ -9,6 +9,7 @@
 //! |---|---|---|---|---|
 //! | buckets, breakers | shared data | compare-and-swap | kept by name | kept |
 //! | outcomes since a breaker's record was written | gauges | atomic add | kept | kept |
+//! | kept responses | shared data | compare-and-swap | kept by name | kept |
 //! | requests in flight | gauges | atomic add | kept | the VM's share stays behind |
 //! | views of breakers and endpoints | the VM | itself, from shared data | read anew | read anew |
 //!
