@@ -6,6 +6,9 @@ batches of requests on one keep-alive connection are counted and the median batc
 busy machine, where times do. It leaves out the kernel, cache misses and waits. The column "allocator" is the part of
 tcmalloc, which is slower here than in life: valgrind lacks rseq, which its per-CPU caches need.
 Proxied cases go to an nginx that this script starts; direct ones end in Envoy with a direct_response.
+
+--floors adds what the host alone charges for the calls that haven makes: rows of benches/floor, a module that makes them
+and does nothing else. No filter of this ABI can go below, whatever it is written in.
 """
 import argparse
 import concurrent.futures
@@ -42,7 +45,13 @@ class Case:
     filters: tuple = ()
     haven: str | None = None
     cluster: str | None = None
+    floor: str | None = None  # the calls that benches/floor is to make
+    body: bool = True  # whether it has the callback for the response's body, too
     answer: int = 2  # class of the status: 2 for 2xx
+
+    @property
+    def table(self):
+        return self.route if self.floor is None else "floor"
 
 
 CASES = [
@@ -50,11 +59,25 @@ CASES = [
     Case("native stack", "proxied", tuple(STACK), cluster="native"),
     Case("haven", "proxied", haven="haven-slice.json", cluster="haven"),
     Case("no filter", "direct"),
+    Case("native rate limit, shared", "direct", ("local_ratelimit_shared",)),
     Case("native rate limit per client", "direct", ("local_ratelimit",)),
     Case("haven, empty configuration", "direct", haven="haven-empty.json"),
+    Case("haven rate limit, shared", "direct", haven="haven-shared.json"),
     Case("haven rate limit per client", "direct", haven="haven-limit.json"),
     Case("native 429", "direct", ("local_ratelimit_refusing",), answer=4),
+    Case("haven 429, no quota headers", "direct", haven="haven-refusing-plain.json", answer=4),
     Case("haven 429", "direct", haven="haven-refusing.json", answer=4),
+]
+FLOORS = [
+    Case("callbacks but for the response's body", "direct", floor="", body=False),
+    Case("callbacks alone", "direct", floor=""),
+    Case("+ clock", "direct", floor="clock"),
+    Case("+ clock, eleven headers removed", "direct", floor="clock remove"),
+    Case("+ clock, request headers", "direct", floor="clock map"),
+    Case("+ clock, request headers, compare-and-swap", "direct", floor="clock map shared"),
+    Case("bare 429", "direct", floor="bare", answer=4),
+    Case("429 with haven's headers and body", "direct", floor="full", answer=4),
+    Case("429, + clock, request headers, access log", "direct", floor="clock map state full", answer=4),
 ]
 
 
@@ -109,23 +132,27 @@ def http_filter(name, typed_config):
     return {"name": name, "typed_config": typed_config}
 
 
-def haven_filter(name, wasm, upstreams):
+def haven_config(name, upstreams):
     plugin = config(name)
     for upstream in plugin.get("upstreams", {}).values():
         for endpoint, port in zip(upstream["endpoints"], upstreams, strict=True):
             endpoint["address"] = f"127.0.0.1:{port}"
+    return json.dumps(plugin)
+
+
+def wasm_filter(wasm, plugin):
     return http_filter("haven", {
         "@type": "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm",
         "config": {
             "name": "haven",
             "failure_policy": "FAIL_RELOAD",
             "vm_config": {"vm_id": "haven", "runtime": "envoy.wasm.runtime.v8", "code": {"local": {"filename": str(wasm)}}},
-            "configuration": {"@type": "type.googleapis.com/google.protobuf.StringValue", "value": json.dumps(plugin)},
+            "configuration": {"@type": "type.googleapis.com/google.protobuf.StringValue", "value": plugin},
         },
     })
 
 
-def bootstrap(case, wasm, port, admin, upstreams):
+def bootstrap(case, modules, port, admin, upstreams):
     """The Envoy config of a case."""
     envoy = config("bootstrap.json")
     envoy["admin"]["address"] = socket_address(admin)
@@ -136,7 +163,9 @@ def bootstrap(case, wasm, port, admin, upstreams):
     native = config("filters.json")
     chain = [http_filter(name, native[name]) for name in case.filters]
     if case.haven:
-        chain.append(haven_filter(case.haven, wasm, upstreams))
+        chain.append(wasm_filter(modules["haven"], haven_config(case.haven, upstreams)))
+    if case.floor is not None:
+        chain.append(wasm_filter(modules["floor", case.body], case.floor))
     manager["http_filters"] = chain + manager["http_filters"]
     cluster = envoy["static_resources"]["clusters"][0]
     cluster["load_assignment"]["endpoints"][0]["lb_endpoints"] = [{"endpoint": {"address": socket_address(p)}} for p in upstreams]
@@ -206,8 +235,8 @@ class Allocator:
 
 
 class Bench:
-    def __init__(self, options, tools, folder, upstreams):
-        self.options, self.tools, self.folder, self.upstreams = options, tools, folder, upstreams
+    def __init__(self, options, tools, modules, folder, upstreams):
+        self.options, self.tools, self.modules, self.folder, self.upstreams = options, tools, modules, folder, upstreams
         self.allocator = Allocator(tools["readelf"], options.envoy)
 
     def load(self, port, requests, answer):
@@ -222,7 +251,7 @@ class Bench:
 
     def start(self, case, folder, port, admin):
         path = folder / "envoy.json"
-        path.write_text(json.dumps(bootstrap(case, self.options.wasm, port, admin, self.upstreams)))
+        path.write_text(json.dumps(bootstrap(case, self.modules, port, admin, self.upstreams)))
         command = [self.tools["valgrind"], "--tool=callgrind", "--instr-atstart=no", "--smc-check=all-non-file", f"--callgrind-out-file={folder}/dump",
                    self.options.envoy, "--config-path", path, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
         with open(folder / "log", "w", encoding="utf-8") as log:
@@ -265,22 +294,304 @@ class Bench:
                 dump = self.dumped(process, folder, number)
                 batches.append(int(re.search(r"^totals: (\d+)", dump, re.M)[1]) / self.options.requests)
                 allocated.append(self.allocator.instructions(dump) / self.options.requests)
+            if self.options.keep:
+                self.options.keep.mkdir(parents=True, exist_ok=True)
+                (self.options.keep / re.sub(r"\W+", "-", f"{case.table} {case.name}")).write_text(dump)
             return Count(case, batches, statistics.median(allocated), bad)
         finally:
             stop(process)
 
     def attempt(self, case):
         try:
-            return self.measure(case)
+            count = self.measure(case)
         except (Failure, OSError, subprocess.SubprocessError) as error:
             return case, error
+        print(f"    {case.table}, {case.name}: {count.median:,.0f}", file=sys.stderr, flush=True)
+        return count
 
 
-def table(counts, route):
-    """The rows of a route as a markdown table, each held against the row without a filter."""
-    rows = [count for count in counts if count.case.route == route]
-    base = next((count.median for count in rows if not count.case.filters and not count.case.haven), None)
-    lines = [f"| {route} | instructions per request | over no filter | ratio | allocator | spread | bad responses |", "|---|---|---|---|---|---|---|"]
+def build_floor(body):
+    """Builds benches/floor, with the callback for the response's body or without; the path of the module."""
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / f"floor-{'with' if body else 'without'}-body"
+    command = ["cargo", "build", "--release", "--quiet", "--target", "wasm32-unknown-unknown", "--target-dir", target]
+    subprocess.run([*command, *["--features=body"] * body], cwd=ROOT / "benches/floor", check=True)
+    return target / "wasm32-unknown-unknown/release/floor.wasm"
+
+
+def table(self):
+        return self.route if self.floor is None else "floor"
+
+
+CASES = [
+    Case("no filter", "proxied"),
+    Case("native stack", "proxied", tuple(STACK), cluster="native"),
+    Case("haven", "proxied", haven="haven-slice.json", cluster="haven"),
+    Case("no filter", "direct"),
+    Case("native rate limit, shared", "direct", ("local_ratelimit_shared",)),
+    Case("native rate limit per client", "direct", ("local_ratelimit",)),
+    Case("haven, empty configuration", "direct", haven="haven-empty.json"),
+    Case("haven rate limit, shared", "direct", haven="haven-shared.json"),
+    Case("haven rate limit per client", "direct", haven="haven-limit.json"),
+    Case("native 429", "direct", ("local_ratelimit_refusing",), answer=4),
+    Case("haven 429, no quota headers", "direct", haven="haven-refusing-plain.json", answer=4),
+    Case("haven 429", "direct", haven="haven-refusing.json", answer=4),
+]
+FLOORS = [
+    Case("callbacks but for the response's body", "direct", floor="", body=False),
+    Case("callbacks alone", "direct", floor=""),
+    Case("+ clock", "direct", floor="clock"),
+    Case("+ clock, eleven headers removed", "direct", floor="clock remove"),
+    Case("+ clock, request headers", "direct", floor="clock map"),
+    Case("+ clock, request headers, compare-and-swap", "direct", floor="clock map shared"),
+    Case("bare 429", "direct", floor="bare", answer=4),
+    Case("429 with haven's headers and body", "direct", floor="full", answer=4),
+    Case("429, + clock, request headers, access log", "direct", floor="clock map state full", answer=4),
+]
+
+
+@dataclasses.dataclass
+class Count:
+    """What was measured of a case: instructions per request, by batch."""
+
+    case: Case
+    batches: list
+    allocator: float
+    bad: int
+
+    @property
+    def median(self):
+        return statistics.median(self.batches)
+
+
+class Failure(Exception):
+    pass
+
+
+def config(name):
+    return json.loads((CONFIGS / name).read_text())
+
+
+def find_tools():
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    found = {tool: shutil.which(tool, path=path) for tool in TOOLS}
+    missing = {TOOLS[tool] for tool, where in found.items() if where is None}
+    if missing:
+        sys.exit(f"error: the benchmark needs {', '.join(t for t in TOOLS if not found[t])}\n"
+                 f"       on Debian and Ubuntu: sudo apt-get install {' '.join(sorted(missing))}")
+    return found
+
+
+def free_ports(count):
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def socket_address(port):
+    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+
+
+def http_filter(name, typed_config):
+    return {"name": name, "typed_config": typed_config}
+
+
+def haven_config(name, upstreams):
+    plugin = config(name)
+    for upstream in plugin.get("upstreams", {}).values():
+        for endpoint, port in zip(upstream["endpoints"], upstreams, strict=True):
+            endpoint["address"] = f"127.0.0.1:{port}"
+    return json.dumps(plugin)
+
+
+def wasm_filter(wasm, plugin):
+    return http_filter("haven", {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm",
+        "config": {
+            "name": "haven",
+            "failure_policy": "FAIL_RELOAD",
+            "vm_config": {"vm_id": "haven", "runtime": "envoy.wasm.runtime.v8", "code": {"local": {"filename": str(wasm)}}},
+            "configuration": {"@type": "type.googleapis.com/google.protobuf.StringValue", "value": plugin},
+        },
+    })
+
+
+def bootstrap(case, modules, port, admin, upstreams):
+    """The Envoy config of a case."""
+    envoy = config("bootstrap.json")
+    envoy["admin"]["address"] = socket_address(admin)
+    listener = envoy["static_resources"]["listeners"][0]
+    listener["address"] = socket_address(port)
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    manager["route_config"]["virtual_hosts"][0]["routes"] = [config("routes.json")[case.route]]
+    native = config("filters.json")
+    chain = [http_filter(name, native[name]) for name in case.filters]
+    if case.haven:
+        chain.append(wasm_filter(modules["haven"], haven_config(case.haven, upstreams)))
+    if case.floor is not None:
+        chain.append(wasm_filter(modules["floor", case.body], case.floor))
+    manager["http_filters"] = chain + manager["http_filters"]
+    cluster = envoy["static_resources"]["clusters"][0]
+    cluster["load_assignment"]["endpoints"][0]["lb_endpoints"] = [{"endpoint": {"address": socket_address(p)}} for p in upstreams]
+    if case.cluster:
+        cluster.update(copy.deepcopy(config("clusters.json")[case.cluster]))
+    return envoy
+
+
+class Nginx:
+    """An upstream that answers a few bytes, on several ports."""
+
+    def __init__(self, program, folder, ports):
+        listens = " ".join(f"listen 127.0.0.1:{port};" for port in ports)
+        temporary = " ".join(f"{kind}_temp_path {folder};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        path = folder / "nginx.conf"
+        path.write_text(
+            f"daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/nginx.log; events {{}}\n"
+            f"http {{ access_log off; keepalive_requests 1000000000; keepalive_timeout 1h; {temporary}\n"
+            f'server {{ {listens} location / {{ default_type text/plain; return 200 "ok\\n"; }} }} }}\n')
+        self.process = subprocess.Popen([program, "-c", path, "-e", folder / "nginx.log"], stderr=subprocess.DEVNULL)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        stop(self.process)
+
+
+def stop(process):
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+class Allocator:
+    """Knows which addresses of the Envoy binary are tcmalloc's: those of its section google_malloc."""
+
+    LOADED_AT = 0x108000  # where valgrind puts a position-independent program
+
+    def __init__(self, readelf, envoy):
+        sections = subprocess.run([readelf, "-SW", envoy], capture_output=True, text=True, check=True).stdout
+        section = re.search(r"google_malloc\s+PROGBITS\s+(\w+)\s+\w+\s+(\w+)", sections)
+        begin = int(section[1], 16) + self.LOADED_AT if section else 0
+        self.range = range(begin, begin + int(section[2], 16) if section else 0)
+
+    def instructions(self, dump):
+        """Instructions of tcmalloc's own functions in a callgrind dump. Names occur once as `(id) name`, later as `(id)`."""
+        total, inside, after_call, owned = 0, False, False, {}
+        for line in dump.splitlines():
+            if named := re.match(r"(c?fn)=\((\d+)\)(?: 0x([0-9a-f]+))?", line):
+                kind, ident, address = named.groups()
+                if address:
+                    owned[ident] = int(address, 16) in self.range
+                if kind == "fn":
+                    inside = owned.get(ident, False)
+            elif line.startswith("calls="):
+                after_call = True
+            elif line[:1] in set("+-*0123456789"):
+                # The line after calls= is the callee's cost, which is counted where the callee stands.
+                if inside and not after_call:
+                    total += int(line.split()[1])
+                after_call = False
+        return total
+
+
+class Bench:
+    def __init__(self, options, tools, modules, folder, upstreams):
+        self.options, self.tools, self.modules, self.folder, self.upstreams = options, tools, modules, folder, upstreams
+        self.allocator = Allocator(tools["readelf"], options.envoy)
+
+    def load(self, port, requests, answer):
+        """Sends requests one after another; how many were not answered as expected."""
+        headers = [word for header in HEADERS for word in ("-H", header)]
+        command = [self.tools["h2load"], "--h1", "-c", "1", "-t", "1", "-n", str(requests), *headers, f"http://127.0.0.1:{port}{REQUEST}"]
+        output = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
+        return requests - int(re.search(rf"status codes:.*?(\d+) {answer}xx", output)[1])
+
+    def control(self, process, *command):
+        subprocess.run([self.tools["callgrind_control"], *command, str(process.pid)], capture_output=True, timeout=120, check=True)
+
+    def start(self, case, folder, port, admin):
+        path = folder / "envoy.json"
+        path.write_text(json.dumps(bootstrap(case, self.modules, port, admin, self.upstreams)))
+        command = [self.tools["valgrind"], "--tool=callgrind", "--instr-atstart=no", "--smc-check=all-non-file", f"--callgrind-out-file={folder}/dump",
+                   self.options.envoy, "--config-path", path, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
+        with open(folder / "log", "w", encoding="utf-8") as log:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+        end = time.monotonic() + 180
+        while process.poll() is None and time.monotonic() < end:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{admin}/ready", timeout=5) as reply:
+                    if b"LIVE" in reply.read():
+                        return process
+            except OSError:
+                pass
+            time.sleep(0.2)
+        stop(process)
+        raise Failure(f"Envoy did not start: {(folder / 'log').read_text()[-600:].strip()}")
+
+    def dumped(self, process, folder, number):
+        """Asks for the next dump and reads it once it is whole."""
+        path = folder / f"dump.{number}"
+        self.control(process, "--dump")
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            if path.exists() and "\ntotals:" in (text := path.read_text()):
+                return text
+            time.sleep(0.05)
+        raise Failure("callgrind wrote no dump")
+
+    def measure(self, case):
+        folder = pathlib.Path(tempfile.mkdtemp(dir=self.folder))
+        port, admin = free_ports(2)
+        process = self.start(case, folder, port, admin)
+        try:
+            self.load(port, self.options.warm, case.answer)
+            self.control(process, "--instr=on")
+            self.load(port, 200, case.answer)
+            batches, allocated, bad = [], [], 0
+            for number in range(1, self.options.batches + 1):
+                self.control(process, "--zero")
+                bad += self.load(port, self.options.requests, case.answer)
+                dump = self.dumped(process, folder, number)
+                batches.append(int(re.search(r"^totals: (\d+)", dump, re.M)[1]) / self.options.requests)
+                allocated.append(self.allocator.instructions(dump) / self.options.requests)
+            if self.options.keep:
+                self.options.keep.mkdir(parents=True, exist_ok=True)
+                (self.options.keep / re.sub(r"\W+", "-", f"{case.table} {case.name}")).write_text(dump)
+            return Count(case, batches, statistics.median(allocated), bad)
+        finally:
+            stop(process)
+
+    def attempt(self, case):
+        try:
+            count = self.measure(case)
+        except (Failure, OSError, subprocess.SubprocessError) as error:
+            return case, error
+        print(f"    {case.table}, {case.name}: {count.median:,.0f}", file=sys.stderr, flush=True)
+        return count
+
+
+def build_floor():
+    """Builds benches/floor; the path of the module."""
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "floor"
+    command = ["cargo", "build", "--release", "--quiet", "--target", "wasm32-unknown-unknown", "--target-dir", target]
+    subprocess.run(command, cwd=ROOT / "benches/floor", check=True)
+    return target / "wasm32-unknown-unknown/release/floor.wasm"
+
+
+def table(counts, name):
+    """The rows of a table in markdown, each held against the row of its route without a filter."""
+    rows = [count for count in counts if count.case.table == name]
+    bare = Case("no filter", rows[0].case.route)
+    base = next((count.median for count in counts if count.case == bare), None)
+    lines = [f"| {name} | instructions per request | over no filter | ratio | allocator | spread | bad responses |", "|---|---|---|---|---|---|---|"]
     for count in rows:
         median = count.median
         over, ratio = (f"{median - base:,.0f}", f"{median / base:.3f}") if base else ("", "")
@@ -294,9 +605,11 @@ def parse():
     parser.add_argument("--envoy", type=pathlib.Path, default=os.environ.get("HAVEN_ENVOY"), help="Envoy binary (default $HAVEN_ENVOY)")
     parser.add_argument("--wasm", type=pathlib.Path, default=ROOT / "dist/haven.wasm", help="the filter (default dist/haven.wasm)")
     parser.add_argument("--only", default="", metavar="REGEX", help="the cases whose `route name` matches, e.g. 'proxied|429'")
+    parser.add_argument("--floors", action="store_true", help="count what the host alone charges, too")
     parser.add_argument("--requests", type=int, default=1000, help="requests in a batch (1000)")
     parser.add_argument("--batches", type=int, default=3, help="counted batches of a case (3)")
     parser.add_argument("--warm", type=int, default=6000, help="requests before the count (6000)")
+    parser.add_argument("--keep", type=pathlib.Path, metavar="FOLDER", help="leave each case's last callgrind dump there")
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time (2)")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "dist/bench.md", help="where the tables go as well (dist/bench.md)")
     options = parser.parse_args()
@@ -309,16 +622,19 @@ def parse():
 def main():
     options = parse()
     tools = find_tools()
-    cases = [case for case in CASES if re.search(options.only, f"{case.route} {case.name}")]
+    cases = [case for case in CASES + FLOORS * options.floors if re.search(options.only, f"{case.table} {case.name}")]
+    modules = {"haven": options.wasm}
+    if options.floors:
+        modules.update((("floor", body), build_floor(body)) for body in (True, False))
     print(f"==> counting {len(cases)} cases, about {len(cases) * 20 // options.jobs} s", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="haven-bench-") as name:
         folder, upstreams = pathlib.Path(name), free_ports(UPSTREAMS)
         with Nginx(tools["nginx"], folder, upstreams), concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-            results = list(pool.map(Bench(options, tools, folder, upstreams).attempt, cases))
+            results = list(pool.map(Bench(options, tools, modules, folder, upstreams).attempt, cases))
     counts = [result for result in results if isinstance(result, Count)]
     failures = [result for result in results if not isinstance(result, Count)]
     version = subprocess.run([options.envoy, "--version"], capture_output=True, text=True, check=True).stdout.strip().split("/")
-    tables = [table(counts, route) for route in ("proxied", "direct") if any(count.case.route == route for count in counts)]
+    tables = [table(counts, name) for name in dict.fromkeys(count.case.table for count in counts)]
     text = "\n\n".join([f"Envoy {next((part for part in version if re.match(r'[0-9.]+$', part)), '?')}, one worker, "
                         f"median of {options.batches} x {options.requests} requests", *tables]) + "\n"
     print(text)

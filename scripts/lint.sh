@@ -14,7 +14,9 @@ done
 say "Cargo.lock is up to date"
 cargo metadata --locked --format-version 1 >/dev/null || die "Cargo.lock does not fit Cargo.toml" "run cargo build and commit Cargo.lock"
 say "rustfmt"
-{ cargo fmt --all --check && cargo fmt --manifest-path fuzz/Cargo.toml --check; } || die "some files are not formatted" "run: cargo fmt; cargo fmt --manifest-path fuzz/Cargo.toml"
+for package in . fuzz benches/floor; do
+  cargo fmt --manifest-path "$package/Cargo.toml" --check || die "some files are not formatted" "run: cargo fmt --manifest-path $package/Cargo.toml"
+done
 say "clippy, native"
 cargo clippy --quiet --all-targets -- -D warnings || die "clippy has something to say (native)" "what it is stands above"
 say "clippy, wasm32"

@@ -85,6 +85,8 @@ pub struct Config {
     pub rate_limits: Vec<RateLimit>,
     /// Circuit breakers, in the document's order.
     pub circuit_breakers: Vec<CircuitBreaker>,
+    /// Concurrency limits, in the document's order.
+    pub concurrency_limits: Vec<ConcurrencyLimit>,
     /// Fallbacks, in the document's order.
     pub fallbacks: Vec<Fallback>,
     /// Kill switches, in the document's order.
@@ -149,6 +151,8 @@ pub struct Upstream {
     pub override_header: String,
     /// Index into [`Config::circuit_breakers`]: one state per endpoint.
     pub circuit_breaker: Option<usize>,
+    /// Index into [`Config::concurrency_limits`]: one for all routes of the upstream together.
+    pub concurrency_limit: Option<usize>,
 }
 
 /// One instance of an upstream.
@@ -381,6 +385,50 @@ pub struct FailureOn {
     pub timeout: bool,
 }
 
+/// A bound of the requests in flight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConcurrencyLimit {
+    /// Its name.
+    pub name: String,
+    /// Its own mode.
+    pub mode: Option<Mode>,
+    /// How the bound is found.
+    pub algorithm: ConcurrencyAlgorithm,
+}
+
+/// How a concurrency limit finds its bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConcurrencyAlgorithm {
+    /// It is given.
+    Fixed {
+        /// The bound, 1 to 1,000,000.
+        limit: u32,
+    },
+    /// It is found from what is answered in time. 1 <= `min` <= `initial` <= `max` <= 1,000,000.
+    Adaptive {
+        /// The least.
+        min: u32,
+        /// The most.
+        max: u32,
+        /// Where it begins.
+        initial: u32,
+    },
+}
+
+/// What is shed first under load, from first to last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Criticality {
+    /// May be shed at once.
+    Sheddable,
+    /// May be shed.
+    SheddablePlus,
+    /// Is shed when the limit is all but reached.
+    #[default]
+    Critical,
+    /// Is shed last.
+    CriticalPlus,
+}
+
 /// What is answered instead of a refusal or a failure.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fallback {
@@ -498,6 +546,10 @@ pub struct Route {
     pub rate_limits: Vec<usize>,
     /// Index into [`Config::circuit_breakers`].
     pub circuit_breaker: Option<usize>,
+    /// Index into [`Config::concurrency_limits`]: one for this route, besides that of its upstream.
+    pub concurrency_limit: Option<usize>,
+    /// When it is shed.
+    pub criticality: Criticality,
     /// Index into [`Config::fallbacks`].
     pub fallback: Option<usize>,
     /// Index into [`Config::switches`].

@@ -1,8 +1,8 @@
 //! Floor 4: the engine joins the policies.
 //!
 //! An [`Engine`] is a configuration made ready, one for each VM and configuration; [`exchange::Exchange`] takes one request through
-//! the chain, in this order: health → header hygiene → route → switch → deadline → rate limits → breaker →
-//! endpoint → timeout and retry headers. The first refusal wins. A limit may
+//! the chain, in this order: health → header hygiene → route → switch → deadline → rate limits → concurrency →
+//! breaker → endpoint → timeout and retry headers. The first refusal wins. A limit may
 //! have a request wait before it goes on: [`waiting`].
 //!
 //! | state | kept in | written by | after a reload | after a lost VM |
@@ -10,7 +10,9 @@
 //! | buckets, breakers | shared data | compare-and-swap | kept by name | kept |
 //! | outcomes since a breaker's record was written | gauges | atomic add | kept | kept |
 //! | kept responses | shared data | compare-and-swap | kept by name | kept |
-//! | requests in flight | gauges | atomic add | kept | the VM's share stays behind |
+//! | requests in flight, of endpoints | gauges | atomic add | kept | the VM's share stays behind |
+//! | requests in flight, of concurrency limits | gauges | atomic add | kept | the VM's share is taken out after some 20 s |
+//! | concurrency limits that are found | gauges | each worker, by what it has seen | kept by name | kept |
 //! | views of breakers and endpoints | the VM | itself, from shared data | read anew | read anew |
 //!
 //! Views make the request path independent of the number of endpoints, and cheap: they are read again when a counter of changes (a metric, so
@@ -18,18 +20,21 @@
 //! died between changing a record and counting it.
 
 mod breaker;
+mod concurrency;
 pub mod endpoints;
 pub mod exchange;
 mod metrics;
 pub mod waiting;
 
 use crate::base::hash::Seed;
+use crate::base::headers::NameSet;
 use crate::base::rng::Rng;
 use crate::base::sketch::Sketch;
 use crate::base::text::number;
 use crate::base::time::Nanos;
-use crate::config::{self, BreakerScope, Config, FallbackStep, Mode, RejectBelow, RequestTimeout};
+use crate::config::{self, BreakerScope, Config, Criticality, FallbackStep, Mode, RejectBelow, RequestTimeout};
 use crate::host::{Host, MetricId};
+use crate::policy::concurrency::adaptive::USUAL_DEADLINE;
 use crate::policy::fallback::stale::Stale;
 use crate::policy::fallback::stale::table::Change;
 use crate::policy::health::{self, Component, Status};
@@ -38,6 +43,7 @@ use crate::policy::retry::{Budget, Totals};
 use crate::policy::{Reason, fallback};
 use crate::store::{self, Contended, Key, Kind, Step};
 use breaker::{Breaker, Lines, Subject};
+use concurrency::Concurrency;
 use endpoints::Upstream;
 use metrics::Names;
 use std::cell::{Cell, RefCell};
@@ -58,12 +64,15 @@ pub struct Engine {
     /// Limits by use: an enforced and a shadow use of the same limit have buckets of their own.
     limits: Vec<Limit>,
     breakers: Vec<Breaker>,
+    concurrency: Vec<Concurrency>,
     upstreams: Vec<Upstream>,
     /// By fallback: what its stale step keeps.
     kept: Vec<Option<Kept>>,
     routes: Vec<Route>,
     /// Request headers that only we may set, lower case.
-    reserved_headers: Vec<String>,
+    reserved_headers: NameSet,
+    /// Tells this VM and configuration from all others.
+    vm: u64,
     /// Where the next tick goes on: upstreams first, then breakers.
     tick_at: Cell<usize>,
     /// Log lines about breakers.
@@ -88,6 +97,9 @@ struct Route {
     switched_off: Option<Use>,
     /// Enforced ones first: a shadow use may only draw for a request that passed.
     limits: Vec<Use>,
+    /// Its own concurrency limit, and its upstream's.
+    concurrency: [Option<Use>; 2],
+    criticality: Criticality,
     breaker: Option<Use>,
     upstream: Option<Use>,
     fallback: Option<FallbackUse>,
@@ -204,6 +216,8 @@ impl Engine {
             rng: Rng::new(host.entropy()),
             limits: Vec::new(),
             breakers: Vec::new(),
+            concurrency: Vec::new(),
+            vm: host.entropy(),
             upstreams: Vec::new(),
             kept: Vec::new(),
             routes: Vec::new(),
@@ -215,9 +229,7 @@ impl Engine {
         for upstream in &config.upstreams {
             let breaker = upstream.circuit_breaker.and_then(|at| config.circuit_breakers.get(at));
             engine.upstreams.push(Upstream::new(upstream, breaker, config.mode, &engine.lines, host));
-            if !engine.reserved_headers.contains(&upstream.override_header) {
-                engine.reserved_headers.push(upstream.override_header.clone());
-            }
+            engine.reserved_headers.add(&upstream.override_header);
         }
         engine.kept = config.fallbacks.iter().map(|fallback| Kept::new(fallback, seed, host)).collect();
         // Uses of one limit share its buckets: (index of the limit, shadow) -> index of its instance.
@@ -241,6 +253,10 @@ impl Engine {
     /// next goes on.
     pub fn tick<H: Host>(&self, host: &H) {
         let now = host.monotonic();
+        // All of them in each tick: a VM that tells nothing is taken for lost.
+        for limit in &self.concurrency {
+            limit.look_after(host, now, self.vm);
+        }
         for (route, retry) in self.routes.iter().filter_map(|route| Some((route, route.retry.as_ref()?))) {
             let totals = retry.totals(route, host);
             retry.with(|budget| budget.look(now, totals));
@@ -360,6 +376,13 @@ impl Engine {
             });
         }
         limits.sort_by_key(|limit| limit.mode != Mode::Enforce);
+        let concurrency = [
+            self.concurrency(config, route, route.concurrency_limit, ["route", &route.name], route_mode, host),
+            route.upstream.and_then(|at| config.upstreams.get(at)).and_then(|upstream| {
+                let mode = mode_of(upstream.mode);
+                self.concurrency(config, route, upstream.concurrency_limit, ["upstream", &upstream.name], mode, host)
+            }),
+        ];
         let breaker = route.circuit_breaker.and_then(|at| config.circuit_breakers.get(at)).and_then(|breaker| {
             let mode = mode_of(breaker.mode);
             if mode == Mode::Off {
@@ -420,6 +443,7 @@ impl Engine {
         Route {
             off: route_mode == Mode::Off
                 && limits.is_empty()
+                && concurrency.iter().all(Option::is_none)
                 && breaker.is_none()
                 && upstream.is_none()
                 && fallback.is_none(),
@@ -427,6 +451,8 @@ impl Engine {
             needs_request_id,
             switched_off,
             limits,
+            concurrency,
+            criticality: route.criticality,
             breaker,
             upstream,
             fallback,
@@ -437,6 +463,36 @@ impl Engine {
             deadline,
             retry,
         }
+    }
+
+    /// The use of this concurrency limit on a route; routes of one upstream share one limit.
+    fn concurrency<H: Host>(
+        &mut self,
+        config: &Config,
+        route: &config::Route,
+        limit: Option<usize>,
+        subject: [&str; 2],
+        mode: Mode,
+        host: &H,
+    ) -> Option<Use> {
+        let limit = config.concurrency_limits.get(limit?)?;
+        let mode = limit.mode.unwrap_or(mode);
+        if mode == Mode::Off {
+            return None;
+        }
+        let deadline = deadline(route);
+        let new = Concurrency::new(limit, subject, deadline, host);
+        let at = match self.concurrency.iter().position(|known| known.is(&new)) {
+            Some(at) => at,
+            None => {
+                self.concurrency.push(new);
+                self.concurrency.len().saturating_sub(1)
+            }
+        };
+        if let Some(known) = self.concurrency.get_mut(at) {
+            known.share(deadline);
+        }
+        Some(Use { at, mode, refusals: Names(host).decisions(&route.name, &limit.name, Reason::Overload, mode) })
     }
 
     /// The breaker of this subject: routes of one upstream may share one.
@@ -456,6 +512,11 @@ impl Engine {
             }
         }
     }
+}
+
+/// In what time a route's requests are to be answered, at the most.
+fn deadline(route: &config::Route) -> Nanos {
+    route.timeout.request.map_or(USUAL_DEADLINE, RequestTimeout::longest)
 }
 
 /// The request header that names the cluster, for routes of the proxy that take it from there.
@@ -483,9 +544,11 @@ fn cluster(config: &Config, route: &config::Route) -> Option<String> {
     Some(config.upstreams.get(route.upstream?)?.cluster.clone())
 }
 
-fn reserved_headers(trust_client_retry_headers: bool) -> Vec<String> {
+fn reserved_headers(trust_client_retry_headers: bool) -> NameSet {
     let steering = if trust_client_retry_headers { &[] } else { STEERING };
-    [CLUSTER_HEADER].iter().chain(steering).map(|name| (*name).to_owned()).collect()
+    let mut names = NameSet::default();
+    [CLUSTER_HEADER].iter().chain(steering).for_each(|name| names.add(name));
+    names
 }
 
 /// Keeps the state of shadow uses apart from that of enforced ones.

@@ -2,6 +2,7 @@
 //! [`crate::engine`]'s chain. What they share is here: the request as they see it, the reasons they refuse for, and the replies.
 
 pub mod circuit_breaker;
+pub mod concurrency;
 pub mod deadline;
 pub mod fallback;
 pub mod health;

@@ -62,6 +62,8 @@ pub enum Kind {
     RateLimit = b'r',
     /// A circuit breaker.
     CircuitBreaker = b'c',
+    /// VMs' shares of a gauge.
+    Shares = b'g',
     /// What a set of kept responses holds.
     StaleIndex = b'i',
     /// A kept response.

@@ -18,6 +18,8 @@ use std::rc::Rc;
 
 #[path = "chain/algorithms.rs"]
 mod algorithms;
+#[path = "chain/concurrency.rs"]
+mod concurrency;
 #[path = "chain/deadlines.rs"]
 mod deadlines;
 #[path = "chain/fallbacks.rs"]

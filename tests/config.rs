@@ -8,9 +8,9 @@ use std::path::Path;
 
 use haven::base::time::Nanos;
 use haven::config::{
-    Algorithm, BreakerScope, Cidr, Config, Cost, DynamicTimeout, Endpoint, FallbackStep, HostMatch, IpSource, KeyPart,
-    MissingKey, Mode, OnContention, PathMatch, Percent, Quota, QuotaHeaders, RejectBelow, RequestTimeout, Retry,
-    TemplatePart, Timeout, Window, parse, reference, schema,
+    Algorithm, BreakerScope, Cidr, ConcurrencyAlgorithm, Config, Cost, Criticality, DynamicTimeout, Endpoint,
+    FallbackStep, HostMatch, IpSource, KeyPart, MissingKey, Mode, OnContention, PathMatch, Percent, Quota,
+    QuotaHeaders, RejectBelow, RequestTimeout, Retry, TemplatePart, Timeout, Window, parse, reference, schema,
 };
 use proptest::prelude::*;
 
@@ -809,8 +809,8 @@ fn routes_are_checked() {
                 "routes[0].fallback: \"f\" is not allowed, want one of the fallbacks: there are none",
             ),
             (
-                r#"{"name": "r", "criticality": "sheddable"}"#,
-                "routes[0].criticality: \"sheddable\" is not supported yet",
+                r#"{"name": "r", "criticality": "vital"}"#,
+                "routes[0].criticality: \"vital\" is not allowed, want one of \"critical_plus\", \"critical\", \"sheddable_plus\", \"sheddable\"",
             ),
         ],
     );
@@ -849,6 +849,39 @@ fn switches_are_on_or_off() {
         [("s", false), ("t", true)]
     );
     assert_eq!(config.routes[0].switch, Some(0));
+}
+
+#[test]
+fn concurrency_limits_are_read_with_their_bounds() {
+    let config = good(
+        r#"{"concurrency_limits": {"usual": {}, "small": {"max_limit": 10}, "large": {"algorithm": "adaptive", "min_limit": 50},
+                                   "given": {"algorithm": "fixed", "limit": 7, "mode": "shadow"}},
+            "upstreams": {"u": {"concurrency_limit": "given"}},
+            "routes": [{"name": "r", "concurrency_limit": "usual", "criticality": "sheddable"}, {"name": "s", "upstream": "u"}]}"#,
+    );
+    let adaptive = |min, max, initial| ConcurrencyAlgorithm::Adaptive { min, max, initial };
+    assert_eq!(
+        config.concurrency_limits.iter().map(|c| (c.name.as_str(), c.mode, c.algorithm)).collect::<Vec<_>>(),
+        [
+            ("usual", None, adaptive(3, 1000, 20)),
+            ("small", None, adaptive(3, 10, 10)),
+            ("large", None, adaptive(50, 1000, 50)),
+            ("given", Some(Mode::Shadow), ConcurrencyAlgorithm::Fixed { limit: 7 }),
+        ]
+    );
+    assert_eq!((config.upstreams[0].concurrency_limit, config.routes[0].concurrency_limit), (Some(3), Some(0)));
+    assert_eq!(
+        config.routes.iter().map(|r| r.criticality).collect::<Vec<_>>(),
+        [Criticality::Sheddable, Criticality::Critical]
+    );
+    refused(
+        r#"{"concurrency_limits": {"a": {"initial_limit": 2}, "b": {"max_limit": 10, "initial_limit": 11}, "c": {"limit": 0}}}"#,
+        &[
+            "concurrency_limits.a.initial_limit: 2 is not allowed, want an integer from the min_limit of 3 to the max_limit of 1000",
+            "concurrency_limits.b.initial_limit: 11 is not allowed, want an integer from the min_limit of 3 to the max_limit of 10",
+            "concurrency_limits.c.limit: 0 is not allowed, want an integer from 1 to 1000000",
+        ],
+    );
 }
 
 #[test]
@@ -917,10 +950,6 @@ fn what_is_not_built_is_refused_unless_it_is_the_default() {
         "{@}",
         &[
             (r#""admin": {}"#, "admin: {} is not supported yet"),
-            (
-                r#""concurrency_limits": {"c": {"algorithm": "fixed", "limit": 5}}"#,
-                "concurrency_limits: {\"c\":{\"algorithm\":\"fixed\",\"limit\":5}} is not supported yet",
-            ),
             (r#""upstreams": {"u": {"health_check": {}}}"#, "upstreams.u.health_check: {} is not supported yet"),
             (r#""upstreams": {"u": {"load_report": true}}"#, "upstreams.u.load_report: true is not supported yet"),
             (
@@ -961,9 +990,7 @@ fn what_is_not_built_is_validated_all_the_same() {
             "concurrency_limits.c.limit: nothing is not allowed, want an integer from 1 to 1000000 (required)",
             "concurrency_limits.d.limit: 3 is not allowed, want none: adaptive finds its limit",
             "concurrency_limits.e.max_limit: 8 is not allowed, want at least the min_limit of 9",
-            "concurrency_limits: {\"c\":{\"algorithm\":\"fixed\"},\"d\":{\"limit\":3},\"e\":{\"min_limit\":9... is not supported yet",
             "routes[0].concurrency_limit: \"x\" is not allowed, want one of the concurrency_limits: \"c\", \"d\", \"e\"",
-            "routes[0].concurrency_limit: \"x\" is not supported yet",
             "routes[0].retry.attempts: 11 is not allowed, want an integer from 0 to 10",
             "routes[0].retry.on[1]: \"bad\" is not allowed, want one of \"5xx\", \"gateway-error\", \"reset\", \"reset-before-request\", \
              \"connect-failure\", \"envoy-ratelimited\", \"retriable-4xx\", \"refused-stream\", \"retriable-status-codes\", \

@@ -18,7 +18,9 @@ impl HeaderMap {
     /// Serialises pairs as a host does.
     #[must_use]
     pub fn from_pairs<N: AsRef<[u8]>, V: AsRef<[u8]>>(pairs: &[(N, V)]) -> Self {
-        let mut bytes = Vec::new();
+        let data: usize =
+            pairs.iter().map(|(name, value)| name.as_ref().len().saturating_add(value.as_ref().len())).sum();
+        let mut bytes = Vec::with_capacity(pairs.len().saturating_mul(10).saturating_add(data).saturating_add(4));
         let mut number = |n: usize| bytes.extend_from_slice(&u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes());
         number(pairs.len());
         for (name, value) in pairs {
@@ -109,6 +111,37 @@ fn split_number_back(bytes: &[u8]) -> Option<(&[u8], usize)> {
     Some((rest, usize::try_from(u32::from_le_bytes(*number)).ok()?))
 }
 
+/// Names that are looked for in every request, where hardly any has one of them: a name's length tells nearly all apart.
+#[derive(Clone, Debug, Default)]
+pub struct NameSet {
+    names: Vec<String>,
+    /// Bit n: there is a name of n bytes; the highest stands for all that are longer.
+    lengths: u64,
+}
+
+impl NameSet {
+    /// Adds a name, in lower case.
+    pub fn add(&mut self, name: &str) {
+        if self.find(name.as_bytes()).is_none() {
+            self.lengths |= Self::length(name.len());
+            self.names.push(name.to_owned());
+        }
+    }
+
+    /// The name that this one is, in any case.
+    #[must_use]
+    pub fn find(&self, name: &[u8]) -> Option<&str> {
+        if self.lengths & Self::length(name.len()) == 0 {
+            return None;
+        }
+        self.names.iter().find(|known| name.eq_ignore_ascii_case(known.as_bytes())).map(String::as_str)
+    }
+
+    const fn length(bytes: usize) -> u64 {
+        1 << if bytes < 63 { bytes } else { 63 }
+    }
+}
+
 /// A decimal number without sign, space or leading plus; `None` if it is none or does not fit.
 #[must_use]
 pub fn parse_number(bytes: &[u8]) -> Option<u64> {
@@ -134,6 +167,19 @@ mod tests {
         assert_eq!(map.all("x-key").next_back(), Some(&b"2"[..]));
         assert_eq!(map.get("other"), Some(&b""[..]));
         assert_eq!(map.get("missing"), None);
+    }
+
+    #[test]
+    fn names_are_found_in_any_case_and_of_any_length() {
+        let long = "x-".repeat(50);
+        let mut names = NameSet::default();
+        assert_eq!(names.find(b""), None);
+        for name in ["x-a", "x-b", "x-a", &long] {
+            names.add(name);
+        }
+        assert_eq!(names.names, ["x-a", "x-b", &long]);
+        assert_eq!((names.find(b"X-B"), names.find(b"x-c"), names.find(b"x-")), (Some("x-b"), None, None));
+        assert_eq!((names.find(long.as_bytes()), names.find("y".repeat(100).as_bytes())), (Some(long.as_str()), None));
     }
 
     #[test]

@@ -14,7 +14,8 @@ pub fn push_number(text: &mut String, number: u64) {
             break;
         }
     }
-    text.extend(digits.iter().skip(digits.len().saturating_sub(used)).map(|digit| char::from(*digit)));
+    let digits = digits.get(digits.len().saturating_sub(used)..).unwrap_or_default();
+    text.push_str(std::str::from_utf8(digits).unwrap_or_default());
 }
 
 /// `number` in decimal.

@@ -10,7 +10,7 @@ use super::kind::Names;
 use super::raw;
 use super::scalar::{DAY, HOUR, Int, SEC, Span, show_size, show_span};
 use super::take::{Either, Take};
-use super::text::{BREAKER, FALLBACK, RATE_LIMIT, SECTIONS, SWITCH, UPSTREAM, exact_host, segments};
+use super::text::{BREAKER, CONCURRENCY_LIMIT, FALLBACK, RATE_LIMIT, SECTIONS, SWITCH, UPSTREAM, exact_host, segments};
 use super::*;
 use crate::base::ip::Ip;
 
@@ -43,6 +43,9 @@ pub(super) fn compile(raw: raw::Document, names: &Names, errors: &mut Errors) ->
         }),
         circuit_breakers: named(raw.circuit_breakers, &root.key("circuit_breakers"), |at, name, it| {
             circuit_breaker(at, name, it, errors)
+        }),
+        concurrency_limits: named(raw.concurrency_limits, &root.key("concurrency_limits"), |_, name, it| {
+            concurrency_limit(name, &it)
         }),
         fallbacks: named(raw.fallbacks, &root.key("fallbacks"), |at, name, it| fallback(at, name, it, errors)),
         switches: named(raw.switches, &root.key("switches"), |_, name, it| Switch { name, on: it == raw::Switch::On }),
@@ -108,6 +111,7 @@ fn upstream(
         min_healthy: raw.min_healthy,
         override_header: header,
         circuit_breaker,
+        concurrency_limit: references.find(CONCURRENCY_LIMIT, raw.concurrency_limit.as_ref()),
         name,
     }
 }
@@ -348,8 +352,7 @@ pub(super) fn check_concurrency_limit(at: &Path<'_>, json: &Json, errors: &mut E
         }
         _ => {}
     }
-    let (low, high, first) =
-        (raw.min_limit.unwrap_or(3), raw.max_limit.unwrap_or(1000), raw.initial_limit.unwrap_or(20));
+    let (low, high, first) = bounds(&raw);
     if low > high {
         let want = ["at least the min_limit of ", &low.to_string()].concat();
         errors.refuse_number(&at.key("max_limit"), u64::from(high), &want);
@@ -357,6 +360,21 @@ pub(super) fn check_concurrency_limit(at: &Path<'_>, json: &Json, errors: &mut E
         let want = ["an integer from the min_limit of ", &low.to_string(), " to the max_limit of ", &high.to_string()];
         errors.refuse_number(&at.key("initial_limit"), u64::from(first), &want.concat());
     }
+}
+
+/// Bounds of `adaptive` and where it begins, which by default is what is usual within the bounds.
+fn bounds(raw: &raw::ConcurrencyLimit) -> (u32, u32, u32) {
+    let (low, high) = (raw.min_limit.unwrap_or(3), raw.max_limit.unwrap_or(1000));
+    (low, high, raw.initial_limit.unwrap_or_else(|| 20.min(high).max(low)))
+}
+
+fn concurrency_limit(name: String, raw: &raw::ConcurrencyLimit) -> ConcurrencyLimit {
+    let (min, max, initial) = bounds(raw);
+    let algorithm = match raw.algorithm {
+        raw::ConcurrencyAlgorithm::Adaptive => ConcurrencyAlgorithm::Adaptive { min, max, initial },
+        raw::ConcurrencyAlgorithm::Fixed => ConcurrencyAlgorithm::Fixed { limit: raw.limit.unwrap_or(1) },
+    };
+    ConcurrencyLimit { name, mode: raw.mode, algorithm }
 }
 
 fn fallback(at: &Path<'_>, name: String, raw: raw::Fallback, errors: &mut Errors) -> Fallback {
@@ -494,6 +512,8 @@ fn route(at: &Path<'_>, raw: raw::Route, references: &References<'_>, errors: &m
         upstream,
         rate_limits,
         circuit_breaker,
+        concurrency_limit: references.find(CONCURRENCY_LIMIT, raw.concurrency_limit.as_ref()),
+        criticality: raw.criticality,
         fallback,
         switch,
         timeout: timeout(&at.key("timeout"), raw.timeout, errors),

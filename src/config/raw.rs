@@ -15,7 +15,7 @@ use super::text::{
     Address, BREAKER, COMPONENT, CONCURRENCY_LIMIT, FALLBACK, HeaderName, HeaderValue, Host, Label, Method, Name, Net,
     Pattern, Quantile, RATE_LIMIT, Reference, SWITCH, Statuses, Template, Token, UPSTREAM, UrlPath, Value,
 };
-use super::{BreakerScope, IpSource, MissingKey, Mode, OnContention, QuotaHeaders};
+use super::{BreakerScope, Criticality, IpSource, MissingKey, Mode, OnContention, QuotaHeaders};
 
 /// The most routes, and the most policies of a kind.
 pub(super) const MAX_NAMED: u32 = 1000;
@@ -40,7 +40,7 @@ section! {
         /// route or per upstream (see `scope`).
         circuit_breakers: Named<CircuitBreaker> = Usual("{}");
         /// Bounds of the requests in flight over all workers.
-        @soon concurrency_limits: Named<ConcurrencyLimit> = Usual("{}");
+        concurrency_limits: Named<ConcurrencyLimit> = Usual("{}");
         /// What is answered instead of a refusal or a failure.
         fallbacks: Named<Fallback> = Usual("{}");
         /// Kill switches that routes name: `on`, or `off`, which answers those routes at once with `switched_off`.
@@ -87,7 +87,7 @@ section! {
         /// A circuit breaker, with a state per endpoint.
         circuit_breaker: Option<Reference<BREAKER>> = Else("none");
         /// A concurrency limit for all routes of the upstream together.
-        @soon concurrency_limit: Option<Reference<CONCURRENCY_LIMIT>> = Else("none");
+        concurrency_limit: Option<Reference<CONCURRENCY_LIMIT>> = Else("none");
         /// Active checks of the endpoints.
         @soon health_check: Option<HealthCheck> = Else("none");
         /// The upstream is UP while at least this percentage of its endpoints is well.
@@ -523,7 +523,8 @@ section! {
     ConcurrencyLimit / check_concurrency_limit {
         /// Its mode.
         mode: Option<Mode> = Else("the route's, then the top level's");
-        /// A bound that is given, or one that is found.
+        /// `fixed`: a bound that is given. `adaptive`: a bound that is found, so that what is admitted is answered within the deadline
+        /// (`timeout.request`, else 15 s; the shortest of the routes that share it).
         algorithm: ConcurrencyAlgorithm = Usual("\"adaptive\"");
         /// The bound of `fixed`, which needs it.
         limit: Option<Int<1, 1_000_000>> = Else("none");
@@ -532,7 +533,7 @@ section! {
         /// The most that `adaptive` finds.
         max_limit: Option<Int<1, 1_000_000>> = Else("1000");
         /// Where `adaptive` begins.
-        initial_limit: Option<Int<1, 1_000_000>> = Else("20");
+        initial_limit: Option<Int<1, 1_000_000>> = Else("20, within the bounds");
     }
 }
 
@@ -659,14 +660,15 @@ section! {
         /// A circuit breaker.
         circuit_breaker: Option<Reference<BREAKER>> = Else("none");
         /// A concurrency limit.
-        @soon concurrency_limit: Option<Reference<CONCURRENCY_LIMIT>> = Else("none");
+        concurrency_limit: Option<Reference<CONCURRENCY_LIMIT>> = Else("none");
         /// What is answered instead of a refusal or a failure.
         fallback: Option<Reference<FALLBACK>> = Else("none");
         /// Deadlines.
         timeout: Timeout = Usual("{}");
         /// Retries by Envoy.
         retry: Option<Retry> = Else("none");
-        /// What is shed first under load: the least critical.
+        /// What is shed first under load, by the route's and its upstream's concurrency limit: `sheddable` is refused while 70 % of the limit are in
+        /// flight, `sheddable_plus` from 80 % on, `critical` from 95 % on, `critical_plus` at the limit.
         criticality: Criticality = Usual("\"critical\"");
         /// A kill switch; while it is off, the route's requests are answered at once.
         switch: Option<Reference<SWITCH>> = Else("none");
@@ -677,21 +679,11 @@ section! {
     }
 }
 
-/// What is shed first under load.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) enum Criticality {
-    #[default]
-    Critical,
-    CriticalPlus,
-    SheddablePlus,
-    Sheddable,
-}
-
 choice! { Criticality {
+    "critical_plus" => Self::CriticalPlus,
     "critical" => Self::Critical,
-    @soon "critical_plus" => Self::CriticalPlus,
-    @soon "sheddable_plus" => Self::SheddablePlus,
-    @soon "sheddable" => Self::Sheddable,
+    "sheddable_plus" => Self::SheddablePlus,
+    "sheddable" => Self::Sheddable,
 } }
 
 section! {

@@ -5,12 +5,14 @@
 
 mod answer;
 mod breaker;
+mod concurrency;
 mod deadline;
 mod endpoint;
 mod judge;
 mod keep;
 mod limits;
 
+use super::concurrency::Permit;
 use super::endpoints::Pick;
 use super::{CLUSTER_HEADER, Engine, Kept, Route};
 use crate::base::headers::{HeaderMap, parse_number};
@@ -73,6 +75,10 @@ pub struct Exchange {
     request_id: Vec<u8>,
     /// Quotas to tell the client of, with the index of the limit.
     quotas: Vec<(usize, KeyQuota)>,
+    /// In flight, at the route's limit and at its upstream's.
+    permits: [Option<Permit>; 2],
+    /// After what time the upstream began to answer, and did not fail.
+    answered: Option<Nanos>,
     /// Epoch of the route's breaker, while it waits for the outcome.
     breaker: Option<u32>,
     /// The endpoints picked, while in flight.
@@ -110,6 +116,8 @@ impl Exchange {
             replied: false,
             request_id: Vec::new(),
             quotas: Vec::new(),
+            permits: [None; 2],
+            answered: None,
             breaker: None,
             pick: None,
             recorded: false,
@@ -126,21 +134,18 @@ impl Exchange {
         let engine = Rc::clone(&self.engine);
         // One call for all headers: most policies want some, and one header costs nearly as much as all.
         let headers = stream.headers(Message::Request);
-        let mut request = Request::new(&headers);
+        // Looked for in the copy: the call that removes is paid only by those who try.
+        let mut request = Request::read(&headers, |name| {
+            if let Some(reserved) = engine.reserved_headers.find(name) {
+                stream.remove_header(Message::Request, reserved);
+            }
+        });
         if let Some(probe) = health::probe(&engine.config.health, &request) {
             let reply = match probe {
                 Probe::Plain => health::plain(),
                 Probe::Document => engine.health_document(host, host.monotonic()),
             };
             return self.reply(stream, &reply);
-        }
-        // Looked for in the copy first, in one walk: the call that removes is paid only by those who try.
-        for (name, _) in
-            headers.iter().filter(|(name, _)| name.get(..2).is_some_and(|start| start.eq_ignore_ascii_case(b"x-")))
-        {
-            if let Some(reserved) = engine.reserved_headers.iter().find(|r| name.eq_ignore_ascii_case(r.as_bytes())) {
-                stream.remove_header(Message::Request, reserved);
-            }
         }
         let Some((at, config)) =
             engine.config.routes.iter().enumerate().find(|(_, r)| route::matches(&r.matcher, &request))
@@ -245,10 +250,9 @@ impl Exchange {
         host: &H,
         stream: &S,
     ) -> Action {
-        let refused = match self.breaker(engine, route, host) {
-            None => self.endpoint(engine, route, host, stream),
-            refused => refused,
-        };
+        let refused = self.concurrency(engine, route, host);
+        let refused = refused.or_else(|| self.breaker(engine, route, host));
+        let refused = refused.or_else(|| self.endpoint(engine, route, host, stream));
         if let Some(refusal) = refused {
             return self.refuse(engine, route, &config.name, &refusal, host, stream);
         }
@@ -275,6 +279,7 @@ impl Exchange {
             || route.upstream.is_some()
             || route.fallback.is_some()
             || route.seen.is_some()
+            || route.concurrency.iter().any(Option::is_some)
             || self.granted > 0
             || (self.grpc && self.deadline.is_set());
         if wanted && let Some(reply) = self.judge(&engine, route, end, host, stream) {
@@ -283,8 +288,10 @@ impl Exchange {
         if end {
             self.keep(&engine, route, host);
         }
-        for (name, value) in quota_headers::all(self.quotas_by_limit(&engine)) {
-            stream.add_header(Message::Response, name, &value);
+        if !self.quotas.is_empty() {
+            for (name, value) in quota_headers::all(self.quotas_by_limit(&engine)) {
+                stream.add_header(Message::Response, name, &value);
+            }
         }
         Action::Continue
     }
@@ -345,10 +352,11 @@ impl Exchange {
         self.settle_retries(route, 0);
         self.time_end(engine, route, host);
         let (epoch, pick) = (self.breaker.take(), self.pick.take());
-        if epoch.is_none() && pick.is_none() {
+        if epoch.is_none() && pick.is_none() && self.permits.iter().all(Option::is_none) {
             return;
         }
         let now = host.monotonic();
+        self.leave_concurrency(engine, host, now);
         if let Some((breaker, epoch)) = route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(epoch) {
             breaker.end(host, now, epoch, Call::IGNORED, &engine.rng);
         }

@@ -90,6 +90,14 @@ impl<H: Metrics> Names<'_, H> {
         self.define(MetricKind::Counter, "haven_rate_limit_evictions_total", &[("policy", policy)])
     }
 
+    pub(super) fn concurrency_limit(&self, policy: &str, key: &str) -> MetricId {
+        self.define(MetricKind::Gauge, "haven_concurrency_limit", &[("policy", policy), ("key", key)])
+    }
+
+    pub(super) fn concurrency_in_flight(&self, policy: &str, key: &str) -> MetricId {
+        self.define(MetricKind::Gauge, "haven_concurrency_in_flight", &[("policy", policy), ("key", key)])
+    }
+
     pub(super) fn contention(&self, policy: &str) -> MetricId {
         self.define(MetricKind::Counter, "haven_store_contention_total", &[("policy", policy)])
     }

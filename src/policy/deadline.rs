@@ -60,7 +60,9 @@ impl Incoming {
     #[must_use]
     pub fn read(headers: &HeaderMap, own: Option<&str>, trusted: bool) -> Self {
         let mut found = Self::default();
-        for (name, value) in headers.iter() {
+        // Few names have the length of one that counts.
+        let lengths = [GRPC_TIMEOUT, EXPECTED, ROUTER, own.unwrap_or(GRPC_TIMEOUT)].map(str::len);
+        for (name, value) in headers.iter().filter(|(name, _)| lengths.contains(&name.len())) {
             let is = |known: &str| name.len() == known.len() && name.eq_ignore_ascii_case(known.as_bytes());
             let millis = || parse_number(value.trim_ascii()).map(Nanos::from_millis);
             if is(GRPC_TIMEOUT) {

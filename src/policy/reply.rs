@@ -56,11 +56,10 @@ pub fn retry_after_seconds(wait: Nanos) -> u64 {
 /// The refusal itself, where no fallback answers.
 #[must_use]
 pub fn refusal(subject: &Subject<'_>, cause: Cause<'_>) -> Reply {
-    let mut reply = Reply {
-        status: cause.reason.status(),
-        headers: vec![("proxy-status", cause.proxy_status())],
-        ..Reply::default()
-    };
+    // Room for all that follow, those of a quota too.
+    let mut headers = Vec::with_capacity(8);
+    headers.push(("proxy-status", cause.proxy_status()));
+    let mut reply = Reply { status: cause.reason.status(), headers, ..Reply::default() };
     if let Some(wait) = cause.retry_after {
         reply.headers.push(("retry-after", number(retry_after_seconds(wait)).into_bytes()));
     }

@@ -105,6 +105,8 @@ fn leases_never_go_over_the_bound_and_strand_little() {
             period: Nanos::from_millis(1),
             burst: 32 + rng.below(200),
         };
+        // Many short pauses; or few in which leases lapse and the bucket fills, and demand enough to draw all of it then.
+        let (pause, tokens, more) = [(100, 30, 0), (4, 300, 100)][rng.below(2) as usize];
         let events = Rc::new(RefCell::new(Vec::new()));
         let latest = Rc::new(Cell::new(Nanos::ZERO));
         let workers = 2 + rng.below(4);
@@ -112,7 +114,7 @@ fn leases_never_go_over_the_bound_and_strand_little() {
             let (worker, events, rng) = (Worker(Rc::clone(&machine)), Rc::clone(&events), Rc::clone(&rng));
             let latest = Rc::clone(&latest);
             // Skewed: the first has most of the traffic.
-            let requests = if n == 0 { 150 } else { 10 + rng.below(60) };
+            let requests = more + if n == 0 { 150 } else { 10 + rng.below(60) };
             // Some workers come, or come again, when the others are at it.
             let late = if n > 0 && rng.below(3) == 0 { rng.below(200) } else { 0 };
             Box::new(move || {
@@ -133,10 +135,9 @@ fn leases_never_go_over_the_bound_and_strand_little() {
                 }
             }) as Box<dyn FnOnce()>
         });
-        // Pauses of up to thirty tokens.
-        let longest = Nanos((30_000_000 / quota.limit).max(3));
+        let longest = Nanos((tokens * 1_000_000 / quota.limit).max(3));
         let step_back = [0, 0, 20][rng.below(3) as usize];
-        let faults = Faults { pause: 100, longest, lost_vm: 2, step_back };
+        let faults = Faults { pause, longest, lost_vm: 2, step_back };
         run(&machine, &rng, faults, tasks.collect());
         check_bound(quota, &events.borrow());
         machine.advance(latest.get().since(machine.now()));

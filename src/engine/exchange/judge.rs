@@ -37,6 +37,9 @@ pub(super) struct Settlement {
     retry_after: Option<Nanos>,
 }
 
+/// gRPC statuses by which a server says that it failed: those that a breaker counts by default, and RESOURCE_EXHAUSTED.
+const GRPC_FAILURES: [u64; 6] = [2, 4, 8, 13, 14, 15];
+
 impl Exchange {
     /// Judges the upstream by the response's headers; the reply that takes the place of a failure, if the route has one.
     pub(super) fn judge<H: Host, S: Stream>(
@@ -178,6 +181,13 @@ impl Exchange {
         host: &H,
     ) {
         let Settlement { class, status, tries, duration, retry_after } = settlement;
+        if class == Class::Answered
+            && status < 500
+            && status != 429
+            && grpc_status.is_none_or(|s| !GRPC_FAILURES.contains(&s))
+        {
+            self.note_answer(duration);
+        }
         let now = host.monotonic();
         let call = |failure_on: &FailureOn| {
             let outcome =

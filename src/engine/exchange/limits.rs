@@ -2,7 +2,7 @@
 
 use super::{Exchange, Refusal};
 use crate::base::time::Nanos;
-use crate::config::{Mode, OnContention};
+use crate::config::{Mode, OnContention, QuotaHeaders};
 use crate::engine::{Engine, Limit, Route, Use};
 use crate::host::Host;
 use crate::policy::Reason;
@@ -49,8 +49,13 @@ impl Exchange {
                         Placement::Evicted => host.add(limit.evictions, 1),
                     }
                     if used.mode == Mode::Enforce {
-                        taken.push((used.at, tokens));
-                        self.quotas.push((used.at, quota));
+                        // Only another limit's refusal, or a wait, can have them back.
+                        if route.limits.len() > 1 || delay > Nanos::ZERO {
+                            taken.push((used.at, tokens));
+                        }
+                        if config.headers != QuotaHeaders::None {
+                            self.quotas.push((used.at, quota));
+                        }
                         if delay > longest.map_or(Nanos::ZERO, |(delay, _)| delay) {
                             longest = Some((delay, *used));
                         }
@@ -73,7 +78,9 @@ impl Exchange {
             self.refund(engine, &taken, host, |_| true);
             // What the others said no longer holds: their tokens are back. The one that refuses is the tightest there is.
             self.quotas.clear();
-            self.quotas.extend(quota.map(|quota| (used.at, quota)));
+            if config.headers != QuotaHeaders::None {
+                self.quotas.extend(quota.map(|quota| (used.at, quota)));
+            }
             return Some(Refusal { reason: Reason::RateLimited, policy: &config.name, retry_after: wait });
         }
         self.pause = longest.map(|(delay, by)| Pause { until: self.start.plus(delay), by, taken });

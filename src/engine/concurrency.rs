@@ -1,0 +1,192 @@
+//! A concurrency limit at run time: one for each route or upstream that names it.
+//!
+//! A request costs three calls of metrics to come in and one to go, of `adaptive` two more; shared data is used once per tick, for what
+//! a lost VM may have left behind.
+
+use super::metrics::Names;
+use crate::base::hash::of_names;
+use crate::base::time::Nanos;
+use crate::config::{self, ConcurrencyAlgorithm, Criticality};
+use crate::host::{Host, MetricId};
+use crate::policy::concurrency::adaptive::{Seen, Settings};
+use crate::policy::concurrency::shares::Shares;
+use crate::policy::concurrency::{has_room, in_flight};
+use crate::store::{self, Key, Kind, Step};
+use std::cell::Cell;
+
+/// A limit of one subject.
+#[derive(Debug)]
+pub(super) struct Concurrency {
+    name: String,
+    shares: Key,
+    bound: Bound,
+    in_flight: MetricId,
+    limit: MetricId,
+    contention: MetricId,
+    /// Requests in flight of this VM and configuration.
+    own: Cell<u64>,
+    /// How many of them were told last.
+    told: Cell<u64>,
+    seen: Cell<Seen>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Bound {
+    Fixed(u64),
+    Adaptive(Settings),
+}
+
+/// A request in flight, as its limit remembers it. It must be given back exactly once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Permit {
+    /// Index of its limit.
+    pub(super) at: usize,
+    /// So many were in flight when it came, itself included.
+    among: u64,
+}
+
+/// How a request ended, for a limit that learns from it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ending {
+    pub(super) now: Nanos,
+    /// How long it was in flight.
+    pub(super) elapsed: Nanos,
+    /// When its answer began, after so long; `None`: it failed, or was not answered.
+    pub(super) answered: Option<Nanos>,
+}
+
+impl Concurrency {
+    /// The limit `config` of a subject: its kind and name.
+    pub(super) fn new<H: Host>(
+        config: &config::ConcurrencyLimit,
+        subject: [&str; 2],
+        deadline: Nanos,
+        host: &H,
+    ) -> Self {
+        let names = Names(host);
+        let [kind, key] = subject;
+        let bound = match config.algorithm {
+            ConcurrencyAlgorithm::Fixed { limit } => Bound::Fixed(limit.into()),
+            ConcurrencyAlgorithm::Adaptive { min, max, initial } => {
+                Bound::Adaptive(Settings { min: min.into(), max: max.into(), initial: initial.into(), deadline })
+            }
+        };
+        let new = Self {
+            name: config.name.clone(),
+            shares: Key::new(Kind::Shares, of_names(&[&config.name, kind, key]), 0),
+            bound,
+            in_flight: names.concurrency_in_flight(&config.name, key),
+            limit: names.concurrency_limit(&config.name, key),
+            contention: names.contention(&config.name),
+            own: Cell::new(0),
+            told: Cell::new(0),
+            seen: Cell::new(Seen::default()),
+        };
+        // What a former configuration found goes on, within the bounds of this one.
+        host.record(new.limit, new.limit(host));
+        new
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether this is the limit of that subject: its gauges are.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.shares == other.shares
+    }
+
+    /// The limit is shared by a route with this deadline too: the shortest holds.
+    pub(super) fn share(&mut self, deadline: Nanos) {
+        if let Bound::Adaptive(settings) = &mut self.bound {
+            settings.deadline = settings.deadline.min(deadline);
+        }
+    }
+
+    /// Counts a request in. `None`: there was no room, and it was `enforce`d; otherwise it is in flight, and true if there was room.
+    pub(super) fn enter<H: Host>(
+        &self,
+        at: usize,
+        host: &H,
+        now: Nanos,
+        criticality: Criticality,
+        enforce: bool,
+    ) -> (Option<Permit>, bool) {
+        host.add(self.in_flight, 1);
+        // At least itself, whatever the gauge says.
+        let among = in_flight(host.value(self.in_flight)).max(1);
+        let limit = self.limit(host);
+        let room = has_room(among.saturating_sub(1), limit, criticality);
+        self.learn(host, now, limit, |seen, settings| seen.came(settings, now, among, limit, room));
+        if !room && enforce {
+            host.add(self.in_flight, -1);
+            return (None, false);
+        }
+        self.own.set(self.own.get().saturating_add(1));
+        (Some(Permit { at, among }), room)
+    }
+
+    /// Counts it out again.
+    pub(super) fn leave<H: Host>(&self, host: &H, permit: Permit, ending: Ending) {
+        host.add(self.in_flight, -1);
+        self.own.set(self.own.get().saturating_sub(1));
+        let Bound::Adaptive(settings) = self.bound else { return };
+        let Ending { now, elapsed, answered } = ending;
+        // What goes on long after it was answered in time is a stream; its end says nothing of how soon a request is answered.
+        let streams = |time: Nanos| time < settings.deadline && elapsed > settings.deadline.times(2);
+        let counts = answered.map_or_else(|| settings.is_late(elapsed), |time| !streams(time));
+        if counts {
+            let (among, limit) = (in_flight(host.value(self.in_flight)), self.limit(host));
+            self.learn(host, now, limit, |seen, settings| {
+                // One that hung for long must not outweigh all others.
+                let elapsed = elapsed.min(settings.deadline.times(2));
+                seen.ended(settings, now, permit.among, elapsed, among, limit);
+            });
+        }
+    }
+
+    /// Sets the gauges right: the limit's, and what a lost VM has left in the other.
+    pub(super) fn look_after<H: Host>(&self, host: &H, now: Nanos, vm: u64) {
+        host.record(self.limit, self.limit(host));
+        let own = self.own.get();
+        // Idle, and known to be.
+        if own == 0 && self.told.replace(own) == 0 && host.value(self.in_flight) == 0 {
+            return;
+        }
+        self.told.set(own);
+        let told = store::update(host, &self.shares, |bytes| {
+            let before = Shares::decode(bytes);
+            let mut after = before.clone();
+            // Within the loop, so that both are of one moment.
+            let correction = after.tell(now, vm, own, host.value(self.in_flight));
+            if after == before {
+                return Step::Keep(correction);
+            }
+            after.encode(bytes);
+            Step::Write(correction)
+        });
+        match told {
+            Ok(0) => {}
+            Ok(correction) => host.add(self.in_flight, correction),
+            Err(_) => host.add(self.contention, 1),
+        }
+    }
+
+    fn limit<H: Host>(&self, host: &H) -> u64 {
+        match &self.bound {
+            Bound::Fixed(limit) => *limit,
+            Bound::Adaptive(settings) => settings.limit(host.value(self.limit)),
+        }
+    }
+
+    fn learn<H: Host>(&self, host: &H, now: Nanos, limit: u64, learn: impl FnOnce(&mut Seen, &Settings)) {
+        let Bound::Adaptive(settings) = &self.bound else { return };
+        let mut seen = self.seen.take();
+        learn(&mut seen, settings);
+        let found = seen.turn(settings, now, limit);
+        self.seen.set(seen);
+        if let Some(found) = found {
+            host.record(self.limit, found);
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Bounds of the requests in flight. Nothing queues: what finds no room is refused at once, the least critical first.
+//!
+//! The requests in flight are one gauge for all workers. A request counts itself in, reads the gauge, and takes itself out again if it
+//! was too much. So never more are admitted than the limit allows: of two that come at once, each sees the other. The price is that
+//! both may be refused where one had room: a refusal counts for as long as two host calls take.
+//!
+//! [`adaptive`] finds the limit by itself; [`shares`] finds what a lost VM has left in the gauge.
+
+pub mod adaptive;
+pub mod shares;
+
+use crate::base::time::Nanos;
+use crate::config::Criticality;
+
+/// Gauges above this have wrapped below zero (a metric reset, a share taken back twice): taken as none.
+const SANE: u64 = 1 << 40;
+
+/// What a refused client is told to wait. How long the overload lasts, nobody knows.
+pub const RETRY_AFTER: Nanos = Nanos::from_secs(1);
+
+/// Whether there is room beside `others` in flight. The thresholds are shares of the limit, compared without rounding: 2 of 3 are less
+/// than 70 %, so that a limit of 3 has room for three of any kind, and one of 1 for one.
+#[must_use]
+pub const fn has_room(others: u64, limit: u64, criticality: Criticality) -> bool {
+    let percent = match criticality {
+        Criticality::Sheddable => 70,
+        Criticality::SheddablePlus => 80,
+        Criticality::Critical => 95,
+        Criticality::CriticalPlus => 100,
+    };
+    others.saturating_mul(100) < limit.saturating_mul(percent)
+}
+
+/// Requests in flight, by what the gauge says.
+#[must_use]
+pub const fn in_flight(gauge: u64) -> u64 {
+    if gauge > SANE { 0 } else { gauge }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_a_share_of_the_limit_and_never_none() {
+        use Criticality::{Critical, CriticalPlus, Sheddable, SheddablePlus};
+        let room = |limit, criticality| (0..).take_while(|others| has_room(*others, limit, criticality)).count();
+        for (limit, rooms) in [
+            (1, [1, 1, 1, 1]),
+            (2, [2, 2, 2, 2]),
+            (3, [3, 3, 3, 3]),
+            (4, [3, 4, 4, 4]),
+            (5, [4, 4, 5, 5]),
+            (10, [7, 8, 10, 10]),
+            (20, [14, 16, 19, 20]),
+            (100, [70, 80, 95, 100]),
+            (1_000_000, [700_000, 800_000, 950_000, 1_000_000]),
+        ] {
+            assert_eq!([Sheddable, SheddablePlus, Critical, CriticalPlus].map(|c| room(limit, c)), rooms, "{limit}");
+        }
+        assert!(!has_room(u64::MAX, u64::MAX, Sheddable));
+    }
+
+    #[test]
+    fn a_gauge_below_zero_is_empty() {
+        assert_eq!([0, 7, u64::MAX, u64::MAX - 3].map(in_flight), [0, 7, 0, 0]);
+    }
+}

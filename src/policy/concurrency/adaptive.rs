@@ -1,0 +1,385 @@
+//! A limit that finds itself: as much is admitted as will be answered before the deadline.
+//!
+//! **The law.** Where requests queue at the upstream, one that comes to N others is answered after N / capacity (Little, "A proof for the queuing formula
+//! L = λW", 1961). So of each request it is noted how many were in flight when it came, and how long it took: N · target / time is
+//! the number in flight at which it would have been answered just in time. The limit is that, over the sums of many requests.
+//! The two belong to one request, so that a ramp does not deceive: what is in flight *now*, over the time of those that end now, would say far too much while
+//! a queue grows.
+//!
+//! **What is known when.** Below capacity N · target / time says only how much is being done, not how much could be. So there are two
+//! states:
+//!
+//! | | calm | pressed |
+//! |---|---|---|
+//! | when | else | half of the limit is in flight for ¼ of the deadline; or a request was refused in the last two deadlines; or answers take 85 % of the deadline |
+//! | it rises to | twice what is done | what is answered within 75 % of the deadline |
+//! | it falls | slowly, 1/60 of the way per second and worker, and not below `initial_limit` | to what is answered within 75 % of the deadline, if answers take 85 % of it; between the two by quarters of the way |
+//!
+//! In both it falls at once, though not below `initial_limit`, if more is in flight already than is answered within the deadline: so a sudden load meets a limit
+//! before the first late answer. It at most doubles in an eighth of the deadline (at most 500 ms): of the answers to a burst the fast ones come first, and promise
+//! too much.
+//!
+//! A limit never falls because answers are slow, only because they come too late: an upstream that turns slower, and still answers in time what it is
+//! sent, is left alone. Nor does it fall for errors, which are a breaker's matter: only answers count, and calls that end, however, after 75 % of the deadline.
+//!
+//! | | |
+//! |---|---|
+//! | first start | `initial_limit` until eight answers have come; then it doubles up to what is found |
+//! | idle | it stays; what was seen long ago is forgotten |
+//! | an upstream that hangs | falls to `min_limit`; the first good answers outweigh all that was before |
+//! | a clock that steps back | what was seen is forgotten, the limit stays |
+//! | few requests | it moves seldom: eight calls of a worker are the least that says something |
+//!
+//! **Read and taken.** From Breakwater (OSDI 2020) and DAGOR (SoCC 2018) that the admission follows the time spent queueing, and priorities
+//! against a threshold on it; from CoDel (2012) that a queue is bad if it stands, not if it is there; from BBR (2016) the pairing of a request with what
+//! was in flight when it began. Not taken: Vegas and Gradient2 (Netflix concurrency-limits), and with them Envoy's adaptive_concurrency: they aim at the latency
+//! of the idle upstream, so that one that turns five times slower is cut to a fifth of its load though it would serve it in time. Nor a success rate (Envoy's
+//! admission_control): it refuses blindly what would be in time.
+//!
+//! **Whose.** The limit is a gauge, one for all workers; each worker moves it by what it has seen itself. They see samples of the same upstream, so that they
+//! agree but for noise, and none has to wait for another: no leader, no record. A worker that has seen too little moves nothing.
+//!
+//! Not for upstreams that take more than 85 % of the deadline when idle: they look overloaded at any load, and get `min_limit`.
+
+use crate::base::time::Nanos;
+
+/// Bounds and aim of a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The least that is found, at least 1.
+    pub min: u64,
+    /// The most.
+    pub max: u64,
+    /// Where it begins.
+    pub initial: u64,
+    /// Answers after this are of no use: above zero.
+    pub deadline: Nanos,
+}
+
+/// The deadline of a route that names none: Envoy's own.
+pub const USUAL_DEADLINE: Nanos = Nanos::from_secs(15);
+
+/// Fewer calls than this prove nothing.
+const SAMPLES: u64 = 8;
+
+/// In this time a calm limit would fall to what is usual, at the speed at which it begins to. Of several workers each does its part.
+const FALL: Nanos = Nanos::from_secs(60);
+
+impl Settings {
+    /// The limit that is in force, by what its gauge says: 0 is a gauge that nobody has set.
+    #[must_use]
+    pub fn limit(&self, gauge: u64) -> u64 {
+        if gauge == 0 { self.initial } else { gauge.max(self.min).min(self.max) }
+    }
+
+    /// How often the limit is looked at: often enough for several steps within a deadline.
+    fn period(&self) -> Nanos {
+        Nanos(self.deadline.0 / 16).clamp(Nanos::from_millis(5), Nanos::from_millis(100))
+    }
+
+    /// How long half of the limit must be in flight.
+    fn patience(&self) -> Nanos {
+        Nanos(self.deadline.0 / 4).clamp(Nanos::from_millis(20), Nanos::from_secs(1))
+    }
+
+    /// The time in which what is admitted is to be answered: the rest is for what happens on the way.
+    const fn target(&self) -> u64 {
+        self.deadline.0 / 4 * 3
+    }
+
+    /// Answers that take as long are about to be late.
+    const fn late(&self) -> u64 {
+        self.deadline.0 / 20 * 17
+    }
+
+    /// Whether a call of this length says something though it failed.
+    #[must_use]
+    pub const fn is_late(&self, elapsed: Nanos) -> bool {
+        elapsed.0 >= self.target()
+    }
+}
+
+/// Calls: how many, how many were in flight when they came, and how long they took, in ns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Calls {
+    count: u64,
+    in_flight: u64,
+    time: u64,
+}
+
+impl Calls {
+    const fn add(&mut self, in_flight: u64, elapsed: Nanos) {
+        self.count = self.count.saturating_add(1);
+        self.in_flight = self.in_flight.saturating_add(in_flight);
+        self.time = self.time.saturating_add(elapsed.0);
+    }
+
+    /// So many are answered within this time.
+    fn within(&self, time: u64) -> u64 {
+        let product = u128::from(self.in_flight).saturating_mul(time.into());
+        // Faster than the clock shows: as if it had taken a nanosecond.
+        u64::try_from(product.checked_div(self.time.max(1).into()).unwrap_or(0)).unwrap_or(u64::MAX)
+    }
+
+    fn mean(&self) -> u64 {
+        self.time.checked_div(self.count).unwrap_or(0)
+    }
+
+    /// Older calls count less.
+    const fn aged(self) -> Self {
+        Self { count: self.count / 4 * 3, in_flight: self.in_flight / 4 * 3, time: self.time / 4 * 3 }
+    }
+}
+
+/// What a worker has seen of a limit lately.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// When the limit was looked at last.
+    since: Nanos,
+    /// When less than half of the limit was in flight.
+    calm_at: Nanos,
+    /// When the limit last fell while calm, or had no need to.
+    fell_at: Nanos,
+    /// When a request was refused last.
+    refused_at: Option<Nanos>,
+    /// Calls since then.
+    new: Calls,
+    /// The least that was in flight since then.
+    least: u64,
+    /// A limit that was in force, and when: it at most doubles from there.
+    base: u64,
+    base_at: Nanos,
+    all: Calls,
+    /// Those that came when half of the limit was in flight.
+    pressed: Calls,
+}
+
+impl Seen {
+    /// A request came, and with it so many were in flight.
+    pub fn came(&mut self, settings: &Settings, now: Nanos, in_flight: u64, limit: u64, admitted: bool) {
+        self.keep_up(settings, now);
+        self.note(now, in_flight, limit);
+        if !admitted {
+            self.refused_at = Some(now);
+        }
+    }
+
+    /// A call ended that came when `admitted_at` were in flight; now so many are. It was answered, or is late.
+    pub fn ended(
+        &mut self,
+        settings: &Settings,
+        now: Nanos,
+        admitted_at: u64,
+        elapsed: Nanos,
+        in_flight: u64,
+        limit: u64,
+    ) {
+        self.keep_up(settings, now);
+        self.note(now, in_flight, limit);
+        self.new.add(admitted_at, elapsed);
+        self.all.add(admitted_at, elapsed);
+        if admitted_at.saturating_mul(2) >= limit {
+            self.pressed.add(admitted_at, elapsed);
+        }
+    }
+
+    /// The new limit, if it is time for one and enough was seen.
+    pub fn turn(&mut self, settings: &Settings, now: Nanos, limit: u64) -> Option<u64> {
+        let age = now.since(self.since);
+        if age < settings.period() || self.new.count < SAMPLES {
+            return None;
+        }
+        if self.new.mean() < self.all.mean() / 4 {
+            // It is well again: what was before would hold the limit down for long.
+            (self.all, self.pressed) = (self.new, self.new);
+        }
+        let hopeless = self.least > self.all.within(settings.deadline.0).max(settings.initial);
+        let found = if hopeless || self.is_pressed(settings, now) {
+            let calls = if self.pressed.count >= SAMPLES { self.pressed } else { self.all };
+            let (found, mean) = (calls.within(settings.target()), calls.mean());
+            if found > limit {
+                let found = if mean > settings.target() / 2 {
+                    limit.saturating_add(found.saturating_sub(limit) / 2)
+                } else {
+                    found
+                };
+                found.min(self.doubled(settings, now, limit))
+            } else if mean > settings.late() {
+                found
+            } else if hopeless {
+                found.max(settings.initial)
+            } else if mean > settings.target() {
+                limit.saturating_sub(limit.saturating_sub(found) / 4)
+            } else {
+                limit
+            }
+        } else {
+            let done = self.all.within(settings.target()).saturating_mul(2);
+            let usual = done.max(settings.initial).min(self.doubled(settings, now, limit));
+            let step = fall(limit.saturating_sub(usual), now.since(self.fell_at));
+            if step > 0 || usual >= limit {
+                self.fell_at = now;
+            }
+            limit.saturating_sub(step).max(usual)
+        };
+        *self = Self {
+            since: now,
+            new: Calls::default(),
+            least: u64::MAX,
+            all: self.all.aged(),
+            pressed: self.pressed.aged(),
+            ..*self
+        };
+        let found = found.max(settings.min).min(settings.max);
+        (found != limit).then_some(found)
+    }
+
+    fn is_pressed(&self, settings: &Settings, now: Nanos) -> bool {
+        self.all.mean() > settings.late()
+            || self.refused_at.is_some_and(|at| now.since(at) < settings.deadline.times(2))
+            || now.since(self.calm_at) >= settings.patience()
+    }
+
+    /// The most that the limit may rise to: the first answers to many requests are the fast ones, and promise too much.
+    fn doubled(&mut self, settings: &Settings, now: Nanos, limit: u64) -> u64 {
+        if self.base == 0 || limit < self.base || now.since(self.base_at) >= Nanos(settings.patience().0 / 2) {
+            (self.base, self.base_at) = (limit, now);
+        }
+        self.base.saturating_mul(2).max(limit)
+    }
+
+    fn note(&mut self, now: Nanos, in_flight: u64, limit: u64) {
+        self.least = self.least.min(in_flight);
+        if in_flight.saturating_mul(2) < limit {
+            self.calm_at = now;
+        }
+    }
+
+    /// What was seen long ago, or at a time to come (the clock has stepped back), says nothing.
+    fn keep_up(&mut self, settings: &Settings, now: Nanos) {
+        let oldest = settings.deadline.times(8).plus(Nanos::from_secs(1));
+        if now < self.since || now < self.calm_at || now.since(self.since) > oldest {
+            *self = Self { since: now, calm_at: now, fell_at: now, base_at: now, least: u64::MAX, ..Self::default() };
+        }
+    }
+}
+
+/// How far a calm limit falls in this time, of the way to what is usual.
+fn fall(way: u64, time: Nanos) -> u64 {
+    let step = u128::from(way).saturating_mul(time.0.into()).checked_div(FALL.0.into()).unwrap_or(0);
+    u64::try_from(step).unwrap_or(u64::MAX).min(way)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SETTINGS: Settings = Settings { min: 3, max: 1000, initial: 20, deadline: Nanos::from_millis(500) };
+
+    /// A worker, and the gauge.
+    struct World {
+        seen: Seen,
+        limit: u64,
+        now: Nanos,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self { seen: Seen::default(), limit: SETTINGS.initial, now: Nanos::from_secs(100) }
+        }
+
+        /// Over `millis`, a call ends each millisecond that came to `among` and took `time`.
+        fn calls(&mut self, millis: u64, among: u64, time: u64) {
+            for _ in 0..millis {
+                self.now = self.now.plus(Nanos::from_millis(1));
+                self.seen.came(&SETTINGS, self.now, among, self.limit, true);
+                self.seen.ended(&SETTINGS, self.now, among, Nanos::from_millis(time), among, self.limit);
+                if let Some(limit) = self.seen.turn(&SETTINGS, self.now, self.limit) {
+                    self.limit = limit;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn below_capacity_it_is_well_above_what_is_done() {
+        let mut world = World::new();
+        world.calls(1_000, 10, 40);
+        // 10 in 40 ms are 93 in 375 ms.
+        assert_eq!(world.limit, 186);
+        // Slower, and in time: as much is done, and the limit is still far above it.
+        world.calls(2_000, 50, 200);
+        assert!((186..=190).contains(&world.limit), "{}", world.limit);
+    }
+
+    #[test]
+    fn a_queue_is_cut_to_what_is_in_time() {
+        let mut world = World::new();
+        world.calls(1_000, 20, 40);
+        // 100 per second from now on: 37 in 375 ms.
+        world.calls(500, 60, 600);
+        assert_eq!(world.limit, 37);
+    }
+
+    #[test]
+    fn with_little_time_left_it_goes_to_what_is_in_time_in_steps() {
+        let mut world = World::new();
+        world.limit = 100;
+        // 90 in 380 ms are 88 in 375 ms: close, and not late.
+        world.calls(2_000, 90, 380);
+        assert!((88..=92).contains(&world.limit), "{}", world.limit);
+    }
+
+    #[test]
+    fn it_falls_slowly_when_there_is_less_to_do() {
+        let mut world = World::new();
+        world.limit = 1_000;
+        world.calls(2_000, 1, 40);
+        assert!(world.limit > 900, "a burst may come again: {}", world.limit);
+        world.calls(600_000, 1, 40);
+        assert!((20..30).contains(&world.limit), "{}", world.limit);
+    }
+
+    #[test]
+    fn what_hangs_brings_it_down_and_the_first_answers_up_again() {
+        let mut world = World::new();
+        for _ in 0..100 {
+            let among = world.limit;
+            world.calls(40, among, 500);
+        }
+        assert_eq!(world.limit, 3);
+        for _ in 0..50 {
+            let among = world.limit;
+            world.calls(20, among, 40);
+        }
+        assert!(world.limit > 300, "{}", world.limit);
+    }
+
+    #[test]
+    fn a_gauge_is_read_within_the_bounds() {
+        assert_eq!([0, 1, 3, 500, 1_001, u64::MAX].map(|gauge| SETTINGS.limit(gauge)), [20, 3, 3, 500, 1_000, 1_000]);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_it_sees_it_keeps_its_bounds(
+            events in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<u64>(), 0u64..2_000, any::<bool>()), 0..200),
+            deadline in 1u64..=u64::MAX,
+        ) {
+            let settings = Settings { deadline: Nanos(deadline), ..SETTINGS };
+            let (mut seen, mut limit) = (Seen::default(), 20);
+            for (now, among, elapsed, in_flight, admitted) in events {
+                let now = Nanos(now);
+                seen.came(&settings, now, in_flight, limit, admitted);
+                for _ in 0..8 {
+                    seen.ended(&settings, now, among, Nanos(elapsed), in_flight, limit);
+                }
+                if let Some(found) = seen.turn(&settings, now.plus(Nanos::from_secs(1)), limit) {
+                    prop_assert!((3..=1_000).contains(&found) && found != limit);
+                    limit = found;
+                }
+            }
+        }
+    }
+}
