@@ -9,6 +9,7 @@
 //! |---|---|---|---|---|
 //! | buckets, breakers | shared data | compare-and-swap | kept by name | kept |
 //! | outcomes since a breaker's record was written | gauges | atomic add | kept | kept |
+//! | kept responses | shared data | compare-and-swap | kept by name | kept |
 //! | requests in flight, of endpoints | gauges | atomic add | kept | the VM's share stays behind |
 //! | requests in flight, of concurrency limits | gauges | atomic add | kept | the VM's share is taken out after some 20 s |
 //! | concurrency limits that are found | gauges | each worker, by what it has seen | kept by name | kept |
