@@ -1,6 +1,6 @@
 //! What a host charges for being asked: a module that makes haven's callbacks and calls, and does nothing else.
 //!
-//! The plugin's configuration is a list of words, each a call (or calls) in the request's callback: see [`WORDS`]. Memory is one arena
+//! The plugin's configuration is a list of words, each a call (or calls) in a callback, the request's if nothing else is said: see [`WORDS`]. Memory is one arena
 //! that each call of the host overwrites, so that next to nothing is the module's own. What `make bench ARGS=--floors` shows for it is
 //! what no filter of this ABI can go below, whatever it is written in.
 
@@ -11,7 +11,7 @@ use core::ptr::{null, null_mut};
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// The words, by their bit.
-const WORDS: [&[u8]; 7] = [
+const WORDS: [&[u8]; 12] = [
     b"clock",  // read the monotonic clock
     b"map",    // fetch all headers of the request
     b"remove", // remove eleven headers that are not there
@@ -19,6 +19,11 @@ const WORDS: [&[u8]; 7] = [
     b"state",  // store 33 bytes of filter state for the access log
     b"bare",   // answer 429, without headers and body
     b"full",   // answer 429, with the headers and the body of haven's
+    b"set",    // set a request header that is not there, `x-haven-upstream`, to an endpoint
+    b"add",    // add it
+    b"answer", // fetch all headers of the response, in its callback
+    b"address", // ask for the endpoint that answered, in the same
+    b"gauges", // add to ten metrics, and read ten
 ];
 const CLOCK: u32 = 1;
 const MAP: u32 = 2;
@@ -27,10 +32,17 @@ const SHARED: u32 = 8;
 const STATE: u32 = 16;
 const BARE: u32 = 32;
 const FULL: u32 = 64;
+const SET: u32 = 128;
+const ADD: u32 = 256;
+const ANSWER: u32 = 512;
+const ADDRESS: u32 = 1024;
+const GAUGES: u32 = 2048;
 
 const PAUSE: u32 = 1;
 const MONOTONIC: u32 = 1;
 const REQUEST_HEADERS: u32 = 0;
+const RESPONSE_HEADERS: u32 = 2;
+const GAUGE: u32 = 1;
 const PLUGIN_CONFIGURATION: u32 = 7;
 const RECORD: &[u8] = b"floor";
 const BODY: &[u8] = br#"{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Request cannot be satisfied as assigned quota has been exceeded","status":429,"detail":"The rate limit is exhausted; try again after the time that Retry-After says.","reason":"rate_limited","policy":"per-client","violated-policies":["per-client"]}
@@ -55,6 +67,7 @@ const RESERVED: [&str; 11] = [
 ];
 
 static CALLS: AtomicU32 = AtomicU32::new(0);
+static METRIC: AtomicU32 = AtomicU32::new(0);
 static ARENA: Arena = Arena(UnsafeCell::new([0; 65_536]));
 
 struct Arena(UnsafeCell<[u8; 65_536]>);
@@ -75,6 +88,12 @@ unsafe extern "C" {
         cas: *mut u32,
     ) -> u32;
     fn proxy_set_shared_data(key: *const u8, key_size: usize, value: *const u8, size: usize, cas: u32) -> u32;
+    fn proxy_replace_header_map_value(map: u32, name: *const u8, size: usize, value: *const u8, value_size: usize) -> u32;
+    fn proxy_add_header_map_value(map: u32, name: *const u8, size: usize, value: *const u8, value_size: usize) -> u32;
+    fn proxy_get_property(path: *const u8, path_size: usize, data: *mut *mut u8, size: *mut usize) -> u32;
+    fn proxy_define_metric(kind: u32, name: *const u8, size: usize, id: *mut u32) -> u32;
+    fn proxy_increment_metric(id: u32, offset: i64) -> u32;
+    fn proxy_get_metric(id: u32, value: *mut u64) -> u32;
     fn proxy_set_property(path: *const u8, path_size: usize, value: *const u8, size: usize) -> u32;
     #[allow(clippy::too_many_arguments, reason = "the ABI's")]
     fn proxy_send_local_response(
@@ -123,6 +142,10 @@ extern "C" fn proxy_on_configure(_root: u32, size: usize) -> u32 {
         .filter(|word| !word.is_empty())
         .try_fold(0, |calls, word| Some(calls | 1 << WORDS.iter().position(|known| *known == word)?));
     CALLS.store(calls.unwrap_or(0), Relaxed);
+    let mut metric = 0;
+    // SAFETY: name and out pointer live through the call.
+    unsafe { proxy_define_metric(GAUGE, RECORD.as_ptr(), RECORD.len(), &raw mut metric) };
+    METRIC.store(metric, Relaxed);
     // SAFETY: key and value live through the call.
     unsafe { proxy_set_shared_data(RECORD.as_ptr(), RECORD.len(), [0; 24].as_ptr(), 24, 0) };
     calls.is_some().into()
@@ -136,6 +159,18 @@ extern "C" fn proxy_on_delete(_context: u32) {}
 
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_response_headers(_stream: u32, _count: usize, _end: u32) -> u32 {
+    let calls = CALLS.load(Relaxed);
+    let (mut data, mut size) = (null_mut(), 0);
+    // SAFETY: all that is pointed to lives through the calls.
+    unsafe {
+        if calls & ANSWER != 0 {
+            proxy_get_header_map_pairs(RESPONSE_HEADERS, &raw mut data, &raw mut size);
+        }
+        if calls & ADDRESS != 0 {
+            let path = "upstream\0address";
+            proxy_get_property(path.as_ptr(), path.len(), &raw mut data, &raw mut size);
+        }
+    }
     0
 }
 
@@ -165,6 +200,20 @@ extern "C" fn proxy_on_request_headers(_stream: u32, _count: usize, _end: u32) -
         if calls & SHARED != 0 {
             proxy_get_shared_data(RECORD.as_ptr(), RECORD.len(), &raw mut data, &raw mut size, &raw mut cas);
             proxy_set_shared_data(RECORD.as_ptr(), RECORD.len(), data, size, cas);
+        }
+        if calls & GAUGES != 0 {
+            let (metric, mut value) = (METRIC.load(Relaxed), 0);
+            for _ in 0..10 {
+                proxy_increment_metric(metric, 1);
+                proxy_get_metric(metric, &raw mut value);
+            }
+        }
+        let (name, value) = ("x-haven-upstream", "127.0.0.1:18081,127.0.0.1:18082,127.0.0.1:18083");
+        if calls & SET != 0 {
+            proxy_replace_header_map_value(REQUEST_HEADERS, name.as_ptr(), name.len(), value.as_ptr(), value.len());
+        }
+        if calls & ADD != 0 {
+            proxy_add_header_map_value(REQUEST_HEADERS, name.as_ptr(), name.len(), value.as_ptr(), value.len());
         }
         if calls & STATE != 0 {
             let (path, value) = ("haven.decision", "rate_limited per-client enforce");
