@@ -352,7 +352,13 @@ impl Exchange {
         self.settle_retries(route, 0);
         self.time_end(engine, route, host);
         let (epoch, pick) = (self.breaker.take(), self.pick.take());
-        if epoch.is_none() && pick.is_none() && self.permits.iter().all(Option::is_none) {
+        let upstream = route.upstream.and_then(|used| engine.upstreams.get(used.at)).zip(pick);
+        if let Some((upstream, pick)) = &upstream {
+            upstream.leave(host, pick);
+        }
+        let unrecorded = upstream.filter(|_| !self.recorded);
+        // The usual end asks for no time: all has been told.
+        if epoch.is_none() && unrecorded.is_none() && self.permits.iter().all(Option::is_none) {
             return;
         }
         let now = host.monotonic();
@@ -360,11 +366,8 @@ impl Exchange {
         if let Some((breaker, epoch)) = route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(epoch) {
             breaker.end(host, now, epoch, Call::IGNORED, &engine.rng);
         }
-        if let Some((upstream, pick)) = route.upstream.and_then(|used| engine.upstreams.get(used.at)).zip(pick) {
-            upstream.leave(host, &pick);
-            if !self.recorded {
-                upstream.release(host, now, &pick, &engine.rng);
-            }
+        if let Some((upstream, pick)) = unrecorded {
+            upstream.release(host, now, &pick, &engine.rng);
         }
     }
 }
