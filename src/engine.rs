@@ -9,6 +9,7 @@
 //! |---|---|---|---|---|
 //! | buckets, breakers | shared data | compare-and-swap | kept by name | kept |
 //! | outcomes since a breaker's record was written | gauges | atomic add | kept | kept |
+//! | kept responses | shared data | compare-and-swap | kept by name | kept |
 //! | requests in flight, of endpoints | gauges | atomic add | kept | the VM's share stays behind |
 //! | requests in flight, of concurrency limits | gauges | atomic add | kept | the VM's share is taken out after some 20 s |
 //! | concurrency limits that are found | gauges | each worker, by what it has seen | kept by name | kept |
@@ -41,7 +42,7 @@ use crate::policy::rate_limit::RateLimit;
 use crate::policy::retry::{Budget, Totals};
 use crate::policy::{Reason, fallback};
 use crate::store::{self, Contended, Key, Kind, Step};
-use breaker::{Breaker, Lines, Subject};
+use breaker::{Breaker, Subject, Telling};
 use concurrency::Concurrency;
 use endpoints::Upstream;
 use metrics::Names;
@@ -74,8 +75,8 @@ pub struct Engine {
     vm: u64,
     /// Where the next tick goes on: upstreams first, then breakers.
     tick_at: Cell<usize>,
-    /// Log lines about breakers.
-    lines: Rc<Lines>,
+    /// What breakers share.
+    telling: Rc<Telling>,
 }
 
 #[derive(Debug)]
@@ -222,12 +223,12 @@ impl Engine {
             routes: Vec::new(),
             reserved_headers: reserved_headers(config.trust_client_retry_headers),
             tick_at: Cell::new(0),
-            lines: Rc::default(),
+            telling: Rc::default(),
             config: Config::default(),
         };
         for upstream in &config.upstreams {
             let breaker = upstream.circuit_breaker.and_then(|at| config.circuit_breakers.get(at));
-            engine.upstreams.push(Upstream::new(upstream, breaker, config.mode, &engine.lines, host));
+            engine.upstreams.push(Upstream::new(upstream, breaker, config.mode, &engine.telling, host));
             engine.reserved_headers.add(&upstream.override_header);
         }
         engine.kept = config.fallbacks.iter().map(|fallback| Kept::new(fallback, seed, host)).collect();
@@ -260,7 +261,7 @@ impl Engine {
             let totals = retry.totals(route, host);
             retry.with(|budget| budget.look(now, totals));
         }
-        self.lines.tell_withheld(host);
+        self.telling.tell_withheld(host);
         let things = self.things();
         let mut work = 0usize;
         for _ in 0..things {
@@ -502,7 +503,7 @@ impl Engine {
         mode: Mode,
         host: &H,
     ) -> usize {
-        let breaker = Breaker::new(config, subject, mode, &self.lines, host);
+        let breaker = Breaker::new(config, subject, mode, &self.telling, host);
         match self.breakers.iter().position(|known| known.is_same(&breaker)) {
             Some(at) => at,
             None => {

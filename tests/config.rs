@@ -937,6 +937,11 @@ fn timeouts_and_retries_are_taken_with_their_defaults() {
                 "routes[0].timeout.reject_below: \"p100\" is not allowed, want a duration from 1ms to 1h like \"250ms\" or \"10s\" or a quantile from \"p1\" to \"p99\"",
             ),
             (
+                r#""timeout": {"deadline_header": "Content-Length"}"#,
+                "routes[0].timeout.deadline_header: \"content-length\" is not allowed, want a header that says nothing else: \
+                 none that frames the message, not \"host\", none of Envoy's",
+            ),
+            (
                 r#""retry": {"methods": []}"#,
                 "routes[0].retry.methods: [] is not allowed, want a list of 1 to 32 items, each an HTTP method",
             ),

@@ -107,6 +107,22 @@ fn a_breaker_opens_at_the_failure_rate_of_all_workers_together_and_says_for_how_
 }
 
 #[test]
+fn a_count_window_judges_the_last_calls_of_all_workers_as_resilience4j_does() {
+    run(async {
+        let upstream = Upstream::start("a").await;
+        let envoy = envoy(&upstream, &one_breaker(&json!({"preset": "resilience4j"}))).await;
+        let fresh = Client::h1_fresh(envoy.addr());
+        assert_eq!(load(&fresh, 60, 8, "/", &[]).await.count(200), 60);
+        upstream.set(|faults| faults.status = Some(500)).await;
+        // The 100th call makes it 40 of 100; then each takes the place of a good one.
+        assert_eq!(open(&fresh).await, 50);
+        assert_eq!(logged_changes(&envoy), ["closed -> open for 60000 ms"]);
+        let labels = [("circuit_breaker", "users"), ("cause", "failure_rate")];
+        assert_eq!(envoy.metric("haven_circuit_breaker_causes_total", &labels).await, Some(1.0));
+    });
+}
+
+#[test]
 fn retry_after_is_what_is_left_of_the_open_time() {
     run(async {
         let upstream = Upstream::start("a").await;

@@ -453,3 +453,22 @@ fn another_cluster_stands_in_for_a_refusal() {
         assert_sound(&mut envoy).await;
     });
 }
+
+#[test]
+fn the_largest_body_is_answered_whole() {
+    run(async {
+        let upstream = Upstream::start("a").await;
+        let filter = stale(&json!({"max_body": "1MiB"}), false);
+        let mut envoy = Envoy::start(EnvoyConfig::proxy([upstream.addr()]).haven(&filter)).await;
+        let body: String = (0..1 << 20).map(|n: u32| char::from(b'a' + (n % 23) as u8)).collect();
+        answers(&upstream, &body, &[]).await;
+        assert_eq!(envoy.h1().get("/").await.unwrap().body.len(), 1 << 20);
+        upstream.set(|faults| faults.status = Some(500)).await;
+        for client in [envoy.h1(), envoy.h2()] {
+            let reply = client.get("/").await.unwrap();
+            assert!(reply.status == 200 && reply.text() == body, "{} bytes", reply.body.len());
+            assert!(reply.header("age").is_some());
+        }
+        assert_sound(&mut envoy).await;
+    });
+}

@@ -30,7 +30,8 @@ fn filter(upstreams: &[Upstream], retry: &Value) -> Value {
 }
 
 async fn envoy(upstreams: &[Upstream], filter: &Value) -> Envoy {
-    Envoy::start(EnvoyConfig::proxy(upstreams.iter().map(|upstream| upstream.addr())).haven(filter)).await
+    Envoy::start(EnvoyConfig::proxy(upstreams.iter().map(|upstream| upstream.addr())).internal_clients().haven(filter))
+        .await
 }
 
 fn requests(upstreams: &[Upstream]) -> u64 {
@@ -45,7 +46,7 @@ async fn retries(envoy: &Envoy) -> u64 {
 fn a_killed_endpoint_is_no_clients_business() {
     run(async {
         let upstreams = Upstream::start_many(3).await;
-        let mut filter = filter(&upstreams, &json!({}));
+        let mut filter = filter(&upstreams, &json!({"min_per_second": 100}));
         filter["circuit_breakers"] = json!({"ep": {"consecutive_failures": 3, "open_duration": "300ms"}});
         filter["upstreams"]["users"]["circuit_breaker"] = json!("ep");
         let mut envoy = envoy(&upstreams, &filter).await;
@@ -140,7 +141,8 @@ fn a_storm_is_not_made_worse_than_its_budget() {
     run(async {
         // Three of five fail: 60 % of all tries.
         let upstreams = Upstream::start_many(5).await;
-        let retry = json!({"on": ["5xx"], "attempts": 3});
+        // A floor that no machine is slow enough to come down to.
+        let retry = json!({"on": ["5xx"], "attempts": 3, "min_per_second": 1});
         let mut envoy = envoy(&upstreams, &filter(&upstreams, &retry)).await;
         let clients: Vec<_> = (0..16).map(|_| envoy.h1()).collect();
         let calm = Steady::start(clients.clone(), "/", Duration::from_millis(40));

@@ -543,6 +543,12 @@ fn timeout(at: &Path<'_>, raw: raw::Timeout, errors: &mut Errors) -> Timeout {
             RejectBelow::Quantile(Percent(percent.saturating_mul(100)))
         }
     });
+    if let Some(header) = &raw.deadline_header
+        && (OWN_HEADERS.contains(&header.as_str()) || header == "host" || header.starts_with("x-envoy-"))
+    {
+        let want = "a header that says nothing else: none that frames the message, not \"host\", none of Envoy's";
+        errors.refuse_text(&at.key("deadline_header"), header, want);
+    }
     Timeout { request, per_try: raw.per_try, deadline_header: raw.deadline_header, reject_below }
 }
 

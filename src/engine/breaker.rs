@@ -10,21 +10,45 @@ use crate::host::{Host, MetricId};
 use crate::policy::circuit_breaker::state::{Admission, Call, Cause, Phase, Settings, State, Transition};
 use crate::policy::circuit_breaker::{Change, CircuitBreaker};
 use crate::store::Contended;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 /// Lines that a VM logs of changes in a second. Each change has one, until so many breakers flap that the log would be nothing else.
 const LINES_PER_SECOND: u32 = 50;
 
-/// What is left of a second's lines; all breakers of an engine share it.
+/// What all breakers of an engine share: the room in the log, and the counters of each configuration.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
+pub(super) struct Telling {
     second: Cell<u64>,
     written: Cell<u32>,
     withheld: Cell<u64>,
+    /// A host keeps what was defined for as long as the VM lives: thousands of endpoints do not define the same again.
+    counters: RefCell<Vec<(String, Counters)>>,
 }
 
-impl Lines {
+/// The counters of all breakers of one configuration.
+#[derive(Clone, Copy, Debug)]
+struct Counters {
+    to: [MetricId; 3],
+    causes: [MetricId; Cause::ALL.len()],
+    contention: MetricId,
+}
+
+impl Telling {
+    fn counters<H: Host>(&self, name: &str, names: &Names<'_, H>) -> Counters {
+        let mut all = self.counters.borrow_mut();
+        if let Some((_, known)) = all.iter().find(|(known, _)| known == name) {
+            return *known;
+        }
+        let counters = Counters {
+            to: [Phase::Closed, Phase::Open, Phase::HalfOpen].map(|phase| names.breaker_transitions(name, phase)),
+            causes: Cause::ALL.map(|cause| names.breaker_causes(name, cause)),
+            contention: names.contention(name),
+        };
+        all.push((name.to_owned(), counters));
+        counters
+    }
+
     /// Writes a line, if there is room for it.
     fn write<H: Host>(&self, host: &H, level: log::Level, line: impl FnOnce() -> String) {
         let second = host.monotonic().as_millis() / 1_000;
@@ -57,10 +81,8 @@ pub(super) struct Breaker {
     shadow: bool,
     state: MetricId,
     changed: MetricId,
-    to: [MetricId; 3],
-    causes: [MetricId; Cause::ALL.len()],
-    contention: MetricId,
-    lines: Rc<Lines>,
+    counters: Counters,
+    telling: Rc<Telling>,
 }
 
 /// Whose breaker it is.
@@ -79,7 +101,7 @@ impl Breaker {
         config: &config::CircuitBreaker,
         subject: Subject<'_>,
         mode: Mode,
-        lines: &Rc<Lines>,
+        telling: &Rc<Telling>,
         host: &H,
     ) -> Self {
         let names = Names(host);
@@ -96,11 +118,8 @@ impl Breaker {
             shadow: mode == Mode::Shadow,
             state: names.breaker_state(&config.name, key),
             changed: names.breaker_changed(&config.name, key),
-            to: [Phase::Closed, Phase::Open, Phase::HalfOpen]
-                .map(|phase| names.breaker_transitions(&config.name, phase)),
-            causes: Cause::ALL.map(|cause| names.breaker_causes(&config.name, cause)),
-            contention: names.contention(&config.name),
-            lines: Rc::clone(lines),
+            counters: telling.counters(&config.name, &names),
+            telling: Rc::clone(telling),
             settings,
         }
     }
@@ -128,11 +147,6 @@ impl Breaker {
         state
     }
 
-    /// Whether it is closed, as far as the state's gauge tells all workers.
-    pub(super) fn is_closed<H: Host>(&self, host: &H) -> bool {
-        host.value(self.state) == Phase::Closed.gauge()
-    }
-
     /// Asks for admission; `None` if nothing could be decided.
     pub(super) fn acquire<H: Host>(&self, host: &H, now: Nanos) -> Option<Admission> {
         let (admission, change) = self.decided(host, self.cell.acquire(host, &self.settings, now))?;
@@ -149,7 +163,7 @@ impl Breaker {
 
     fn decided<H: Host, T>(&self, host: &H, result: Result<T, Contended>) -> Option<T> {
         if result.is_err() {
-            host.add(self.contention, 1);
+            host.add(self.counters.contention, 1);
         }
         result.ok()
     }
@@ -159,17 +173,17 @@ impl Breaker {
         let Some(Transition { from, to, cause, open_for }) = change else { return };
         host.record(self.state, to.gauge());
         host.record(self.changed, host.wall().as_millis() / 1_000);
-        let [to_closed, to_open, to_half_open] = self.to;
+        let [to_closed, to_open, to_half_open] = self.counters.to;
         let (counter, level) = match to {
             Phase::Closed => (to_closed, log::Level::Info),
             Phase::Open => (to_open, log::Level::Warn),
             Phase::HalfOpen => (to_half_open, log::Level::Info),
         };
         host.add(counter, 1);
-        if let Some((_, counter)) = Cause::ALL.iter().zip(self.causes).find(|(known, _)| **known == cause) {
+        if let Some((_, counter)) = Cause::ALL.iter().zip(self.counters.causes).find(|(known, _)| **known == cause) {
             host.add(counter, 1);
         }
-        self.lines.write(host, level, || {
+        self.telling.write(host, level, || {
             let shadow = if self.shadow { " (shadow)" } else { "" };
             let lasting = if to == Phase::Open {
                 [" for ", &number(open_for.as_millis()), " ms"].concat()

@@ -1,6 +1,6 @@
 //! An upstream's endpoints at run time: who may be used, what is in flight where, and what their breakers say.
 
-use super::breaker::{Breaker, Lines, Subject};
+use super::breaker::{Breaker, Subject, Telling};
 use super::metrics::Names;
 use crate::base::rng::Rng;
 use crate::base::time::Nanos;
@@ -97,7 +97,7 @@ impl Upstream {
         config: &config::Upstream,
         breaker: Option<&config::CircuitBreaker>,
         mode: Mode,
-        lines: &Rc<Lines>,
+        telling: &Rc<Telling>,
         host: &H,
     ) -> Self {
         let names = Names(host);
@@ -106,7 +106,7 @@ impl Upstream {
             let breaker = breaker.and_then(|breaker| {
                 let mode = breaker.mode.or(config.mode).unwrap_or(mode);
                 let subject = Subject::Endpoint(&config.name, &endpoint.address, changes);
-                (mode != Mode::Off).then(|| Breaker::new(breaker, subject, mode, lines, host))
+                (mode != Mode::Off).then(|| Breaker::new(breaker, subject, mode, telling, host))
             });
             Endpoint {
                 address: endpoint.address.clone(),
@@ -294,7 +294,7 @@ impl Upstream {
     /// Asks for a half-open permit; without one the endpoint is out for a while.
     fn acquire<H: Host>(&self, host: &H, endpoint: &Endpoint, now: Nanos) -> Option<u32> {
         let breaker = endpoint.breaker.as_ref()?;
-        if let Some(Admission::Admitted { epoch }) = breaker.acquire(host, now) {
+        if let Some(Admission::Admitted { epoch, .. }) = breaker.acquire(host, now) {
             return Some(epoch);
         }
         let epoch = endpoint.view.get().epoch;

@@ -86,7 +86,7 @@ impl View {
     /// The answer to a request, where it needs no permit.
     fn answer(&self, now: Nanos) -> Option<Admission> {
         match self.phase {
-            Phase::Closed => Some(Admission::Admitted { epoch: self.epoch }),
+            Phase::Closed => Some(Admission::Admitted { epoch: self.epoch, trial: false }),
             Phase::Open if now < self.until && !state::is_ahead(self.since, now) => {
                 Some(Admission::Refused { wait: self.until.since(now) })
             }
@@ -175,11 +175,8 @@ impl CircuitBreaker {
             }
         }
         let (_, change) = self.step(host, settings, version, |state| {
-            let change = state.end(settings, now, epoch, call, random);
-            if self.meters.tally != MetricId::NONE && change.is_some_and(|change| change.to == Phase::Closed) {
-                state.begin_at(host.value(self.meters.tally));
-            }
-            ((), change)
+            // A window that begins has no tally yet: whoever counts first begins with what it is by then.
+            ((), state.end(settings, now, epoch, call, random))
         })?;
         Ok(change)
     }

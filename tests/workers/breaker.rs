@@ -7,7 +7,7 @@ use haven::host::sim::{CasRules, Machine, Worker};
 use haven::host::{Cas, CasMismatch, Clock, MetricId, MetricKind, Metrics, SharedData};
 use haven::policy::Outcome;
 use haven::policy::circuit_breaker::state::{Admission, Call, Phase, Settings, State};
-use haven::policy::circuit_breaker::window::Window;
+use haven::policy::circuit_breaker::window::{Window, weight};
 use haven::policy::circuit_breaker::{CircuitBreaker, Meters};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -140,7 +140,7 @@ fn all_workers_together_are_one_breaker() {
                     let at = worker.monotonic();
                     // Nothing yields between the write that decides and the note of it: notes are in order of effect.
                     let Ok((admission, _)) = breaker.acquire(&worker, &settings, at) else { continue };
-                    let Admission::Admitted { epoch } = admission else {
+                    let Admission::Admitted { epoch, .. } = admission else {
                         events.borrow_mut().push(Event::Refused { at });
                         continue;
                     };
@@ -199,7 +199,7 @@ fn clocks_that_step_do_not_stick_it() {
                 let settings = settings();
                 let breaker = breaker().metered(meters(&worker), &settings);
                 for _ in 0..4 {
-                    if let Ok((Admission::Admitted { epoch }, _)) =
+                    if let Ok((Admission::Admitted { epoch, .. }, _)) =
                         breaker.acquire(&worker, &settings, worker.monotonic())
                     {
                         let call = Call { outcome: Outcome::Failure, duration: Nanos::ZERO, retry_after: None };
@@ -275,10 +275,11 @@ impl Tallied {
         self.stray &= phase != Phase::Open;
     }
 
-    fn added(&mut self, worker: usize, failed: bool) {
+    fn added(&mut self, worker: usize, failed: bool, bucket: Nanos) {
         self.added[worker] = true;
         match self.doing[worker] {
-            Some(Doing::End { epoch, .. }) if epoch == self.epoch && self.phase == Phase::Closed => {
+            Some(Doing::End { at, epoch, .. }) if epoch == self.epoch && self.phase == Phase::Closed => {
+                assert!(self.head >= at.0 / bucket.0, "counted in a bucket that was over");
                 self.outcomes.push((self.head, failed));
             }
             _ => self.stray |= self.phase != Phase::Open,
@@ -339,7 +340,7 @@ impl Tallied {
     fn answered(&self, from: usize, admission: Admission) {
         let known = &self.history[from..];
         let found = match admission {
-            Admission::Admitted { epoch } => {
+            Admission::Admitted { epoch, .. } => {
                 known.iter().any(|(phase, known)| *known == epoch && *phase != Phase::Open)
             }
             Admission::Refused { .. } => known.iter().any(|(phase, _)| *phase != Phase::Closed),
@@ -385,7 +386,7 @@ impl Metrics for Spy {
         self.worker.add(id, offset);
         let mut reference = self.reference.borrow_mut();
         if id == self.meters.tally {
-            reference.added(self.at, offset >> 21 & 1 == 1);
+            reference.added(self.at, offset >> 21 & 1 == 1, self.bucket);
         } else if id == self.meters.version {
             reference.visible = reference.history.len() - 1;
         }
@@ -450,7 +451,7 @@ fn tallied_outcomes_make_the_same_breaker() {
                     does(None);
                     let Ok((admission, _)) = answer else { continue };
                     reference.borrow().answered(from, admission);
-                    let Admission::Admitted { epoch } = admission else { continue };
+                    let Admission::Admitted { epoch, .. } = admission else { continue };
                     worker.monotonic();
                     let outcome = match rng.below(100) {
                         n if n < failing => Outcome::Failure,
@@ -491,7 +492,7 @@ fn a_tally_that_is_set_back_opens_nothing_and_is_used_again() {
         let (worker, settings, rng) = (Worker(Rc::clone(&machine)), settings(), Rng::new(1));
         let (cell, meters) = (breaker().metered(meters(&worker), &settings), meters(&worker));
         let call = |outcome| {
-            let (Admission::Admitted { epoch }, _) = cell.acquire(&worker, &settings, worker.monotonic()).unwrap()
+            let (Admission::Admitted { epoch, .. }, _) = cell.acquire(&worker, &settings, worker.monotonic()).unwrap()
             else {
                 panic!("refused")
             };
@@ -509,4 +510,37 @@ fn a_tally_that_is_set_back_opens_nothing_and_is_used_again() {
             (0..60).filter_map(|_| (cell.look(&worker).phase == Phase::Closed).then(|| call(Outcome::Failure))?);
         assert_eq!(opened.count(), 1, "{reset}: and failures are counted as ever");
     }
+}
+
+/// A window of an hour may see more calls in one bucket than a tally's field holds.
+#[test]
+fn a_bucket_of_millions_of_calls_is_counted_right() {
+    let machine = Machine::new(CasRules::Envoy, 1);
+    let (worker, settings, rng) = (Worker(Rc::clone(&machine)), settings(), Rng::new(1));
+    let (cell, meters) = (breaker().metered(meters(&worker), &settings), meters(&worker));
+    let million = 1 << 20;
+    let rounds = |failed: bool| {
+        let call = Call {
+            outcome: if failed { Outcome::Failure } else { Outcome::Success },
+            duration: Nanos::ZERO,
+            retry_after: None,
+        };
+        // Each round a million calls by other workers, and one of ours.
+        (1..=10).find(|_| {
+            let Ok((Admission::Admitted { epoch, .. }, _)) = cell.acquire(&worker, &settings, worker.monotonic())
+            else {
+                panic!("refused")
+            };
+            worker.add(meters.tally, weight(failed, false) * million);
+            cell.end(&worker, &settings, worker.monotonic(), epoch, call, &rng).unwrap().is_some()
+        })
+    };
+    // The ring begins with the first call, and what was tallied before that is not its own.
+    let first = Call { outcome: Outcome::Success, duration: Nanos::ZERO, retry_after: None };
+    assert_eq!(cell.end(&worker, &settings, worker.monotonic(), 0, first, &rng), Ok(None));
+    assert_eq!(rounds(false), None);
+    assert_eq!(cell.look(&worker).window.sum().calls, 10 * (million as u32 + 1) + 1);
+    // After ten million good ones, ten million bad ones and one more call.
+    assert_eq!(rounds(true), None);
+    assert_eq!(rounds(true), Some(1));
 }

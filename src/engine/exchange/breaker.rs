@@ -12,9 +12,9 @@ impl Exchange {
         let used = route.breaker.as_ref()?;
         let breaker = engine.breakers.get(used.at)?;
         match breaker.acquire(host, self.start)? {
-            Admission::Admitted { epoch } => {
+            Admission::Admitted { epoch, trial } => {
                 self.breaker = Some(epoch);
-                self.on_trial = used.mode == Mode::Enforce && route.retry.is_some() && !breaker.is_closed(host);
+                self.on_trial = used.mode == Mode::Enforce && trial;
                 None
             }
             Admission::Refused { wait } => {

@@ -27,6 +27,8 @@ pub(super) struct Deadline {
     incoming: Incoming,
     /// The route's timeout.
     own: Option<Nanos>,
+    /// The route's timeout of a try.
+    per_try: Option<Nanos>,
 }
 
 impl Deadline {
@@ -69,6 +71,7 @@ impl Exchange {
         route.deadline?;
         let own = config.timeout.deadline_header.as_deref();
         self.deadline.incoming = Incoming::read(headers, own, engine.config.trust_client_retry_headers);
+        self.deadline.per_try = config.timeout.per_try;
         let now = self.start;
         self.deadline.own = config.timeout.request.map(|timeout| match &route.seen {
             Some(seen) => seen.with(|seen| deadline::request_timeout(timeout, now, seen)),
@@ -206,12 +209,10 @@ impl Exchange {
     /// Whether a timeout was the client's impatience: its own deadline, not the route's, and shorter than what most requests take. As when
     /// it hangs up, no breaker is to hold that against the upstream; or any client could open it for all others.
     pub(super) fn was_impatient(&self, route: &Route, now: Nanos) -> bool {
-        let Some(given) = self.deadline.incoming_left(self.waited) else { return false };
-        self.deadline.own.is_none_or(|own| given < own)
-            && route
-                .seen
-                .as_ref()
-                .and_then(|seen| seen.with(|seen| seen.quantile(now, PATIENCE)))
-                .is_some_and(|usual| given < usual.least)
+        let acted = route.deadline.is_some_and(|used| used.mode == Mode::Enforce);
+        let Some(given) = self.deadline.incoming_left(self.waited).filter(|_| acted) else { return false };
+        let most = |seen: &mut Sketch| seen.quantile(now, PATIENCE);
+        least(self.deadline.own, self.deadline.per_try).is_none_or(|own| given < own)
+            && route.seen.as_ref().and_then(|seen| seen.with(most)).is_some_and(|most| given < most.least)
     }
 }

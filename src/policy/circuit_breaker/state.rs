@@ -20,7 +20,7 @@
 //!
 //! States and thresholds are those of resilience4j's CircuitBreaker and Hystrix; the windows are in [`super::window`].
 
-use super::window::{self, Fifo, Ring, Window};
+use super::window::{self, Fifo, Window};
 use crate::base::time::Nanos;
 use crate::config::{self, Percent};
 use crate::policy::Outcome;
@@ -146,6 +146,8 @@ pub enum Admission {
     Admitted {
         /// The epoch.
         epoch: u32,
+        /// Whether it is a trial call: the breaker is Half-Open.
+        trial: bool,
     },
     /// It may not.
     Refused {
@@ -200,7 +202,7 @@ impl Settings {
     #[must_use]
     pub fn new(config: config::CircuitBreaker) -> Self {
         let bucket = match config.window {
-            config::Window::Time(length) => Nanos((length.0 / window::BUCKETS as u64).max(1)),
+            config::Window::Time(length) => Nanos(length.0.checked_div(window::BUCKETS as u64).unwrap_or(0).max(1)),
             config::Window::Count(_) => Nanos::MAX,
         };
         Self { config, bucket }
@@ -334,7 +336,7 @@ impl State {
         self.follow_clock(now);
         let mut change = None;
         match self.phase {
-            Phase::Closed => return (Admission::Admitted { epoch: self.epoch }, None),
+            Phase::Closed => return (Admission::Admitted { epoch: self.epoch, trial: false }, None),
             Phase::Open if now < self.until => return (Admission::Refused { wait: self.until.since(now) }, None),
             Phase::Open => {
                 self.enter(Phase::HalfOpen, now, settings.config.half_open_max_wait);
@@ -356,7 +358,7 @@ impl State {
             return (Admission::Refused { wait: Nanos::ZERO }, change);
         }
         self.permits = self.permits.saturating_add(1);
-        (Admission::Admitted { epoch: self.epoch }, change)
+        (Admission::Admitted { epoch: self.epoch, trial: true }, change)
     }
 
     /// Takes note of the end of a call that was admitted in `epoch`.
@@ -425,13 +427,6 @@ impl State {
         if let (Window::Time(ring), true) = (&mut self.window, (self.phase, self.epoch) == (Phase::Closed, epoch)) {
             ring.fold(tally);
             ring.advance(settings.bucket_of(now));
-        }
-    }
-
-    /// Has the window begin at this tally.
-    pub fn begin_at(&mut self, tally: u64) {
-        if let Window::Time(ring) = &mut self.window {
-            *ring = Ring { base: Some(tally), ..Ring::default() };
         }
     }
 

@@ -84,12 +84,12 @@ impl Settings {
 
     /// The time in which what is admitted is to be answered: the rest is for what happens on the way.
     const fn target(&self) -> u64 {
-        self.deadline.0 / 4 * 3
+        (self.deadline.0 / 4).saturating_mul(3)
     }
 
     /// Answers that take as long are about to be late.
     const fn late(&self) -> u64 {
-        self.deadline.0 / 20 * 17
+        (self.deadline.0 / 20).saturating_mul(17)
     }
 
     /// Whether a call of this length says something though it failed.
@@ -126,8 +126,9 @@ impl Calls {
     }
 
     /// Older calls count less.
-    const fn aged(self) -> Self {
-        Self { count: self.count / 4 * 3, in_flight: self.in_flight / 4 * 3, time: self.time / 4 * 3 }
+    fn aged(self) -> Self {
+        let less = |n: u64| (n / 4).saturating_mul(3);
+        Self { count: less(self.count), in_flight: less(self.in_flight), time: less(self.time) }
     }
 }
 

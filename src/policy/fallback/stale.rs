@@ -150,12 +150,13 @@ impl Stale {
         let terms = rules::terms(&asked.headers, response, by_cookie)?;
         let mut varied = Vec::new();
         push_values(&mut varied, &rules::varied(response)?, &asked.headers);
+        // Before the headers are copied: of a busy response most go by here.
+        if !self.is_due(asked.tag ^ self.hash(&varied).rotate_left(1), now) {
+            return None;
+        }
         let head = rules::kept(response)?;
         let size = [asked.key.len(), varied.len(), head.as_bytes().len(), RECORD_HEAD, table::SLOT_HEAD];
         if size.into_iter().fold(0, usize::saturating_add) > config::Stale::HEAD {
-            return None;
-        }
-        if !self.is_due(asked.tag ^ self.hash(&varied).rotate_left(1), now) {
             return None;
         }
         let passing = Passing(Rc::clone(&self.passing), 0);

@@ -43,7 +43,7 @@ impl Bench {
 
     fn acquire(&mut self) -> Result<u32, Nanos> {
         match self.state.acquire(&self.settings, self.now).0 {
-            Admission::Admitted { epoch } => Ok(epoch),
+            Admission::Admitted { epoch, .. } => Ok(epoch),
             Admission::Refused { wait } => Err(wait),
         }
     }
