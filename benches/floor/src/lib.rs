@@ -50,7 +50,7 @@ const BODY: &[u8] = br#"{"type":"https://iana.org/assignments/http-problem-types
 const HEADERS: &[u8] = b"\x03\0\0\0\
     \x0c\0\0\0\x43\0\0\0\x0b\0\0\0\x04\0\0\0\x0c\0\0\0\x18\0\0\0\
     proxy-status\0haven; error=http_request_denied; details=\"rate_limited per-client\"\0\
-    retry-after\03600\0\
+    retry-after\x003600\0\
     content-type\0application/problem+json\0";
 const RESERVED: [&str; 11] = [
     "x-haven-cluster",
