@@ -258,6 +258,40 @@ fn impatient_clients_open_no_breaker_and_slow_upstreams_do() {
     assert_eq!(outage(None, 1_000), [true; 3]);
 }
 
+#[test]
+fn an_impatient_client_gives_the_permits_of_a_trial_back() {
+    // At the headers, and in the middle of the answer.
+    for cut in [false, true] {
+        let slow = json!({"open_duration": "1s", "half_open_max_wait": "1h"});
+        let proxy = Proxy::new(&upstream(&json!({"circuit_breakers": {"r": slow, "ep": slow}})));
+        (0..40).for_each(|_| drop(take(&proxy, "GET", &[], 100, 200)));
+        assert!((0..100).any(|_| take(&proxy, "GET", &[], 1, 500).replied().is_some()), "it opens");
+        proxy.machine.advance(Nanos::from_millis(1_100));
+        proxy.engine.tick(&proxy.worker);
+        for _ in 0..5 {
+            let stream = SimStream::request("GET", "/api", &[(EXPECTED, b"5")]);
+            let mut exchange = proxy.begin(&stream);
+            assert!(stream.replied().is_none(), "it is a trial: {cut} {:?}", stream.state("haven.decision"));
+            let list = stream.request_header("x-haven-upstream").unwrap();
+            proxy.machine.advance(Nanos::from_millis(5));
+            if cut {
+                stream.answer(200, list.split(',').next(), &[]);
+                exchange.on_response_headers(&proxy.worker, &stream, false);
+                stream.set_property(Property::ResponseCodeDetails, b"response_timeout");
+                stream.set_property(Property::ResponseFlags, &(1u64 << 2).to_le_bytes());
+                exchange.on_cut(&proxy.worker, &stream);
+            } else {
+                stream.fail(504, "upstream_per_try_timeout", list.split(',').next(), 1);
+                exchange.on_response(&proxy.worker, &stream);
+            }
+            exchange.on_end(&proxy.worker);
+        }
+        assert_eq!(proxy.machine.metric("haven_circuit_breaker_state;circuit_breaker=r;key=r"), 2, "still half-open");
+        take(&proxy, "GET", &[], 100, 200);
+        assert_eq!(proxy.machine.metric("haven_circuit_breaker_state;circuit_breaker=r;key=r"), 0, "and well again");
+    }
+}
+
 fn retrying(retry: &Value) -> Proxy {
     Proxy::new(&upstream(
         &json!({"routes": [{"name": "r", "match": {"prefix": "/api"}, "upstream": "u", "circuit_breaker": "r",
