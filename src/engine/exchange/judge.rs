@@ -84,7 +84,7 @@ impl Exchange {
                 self.unsettled = Some(settlement);
             } else if !impatient {
                 // Otherwise its permits are given back at its end, without a verdict.
-                self.settle(engine, route, settlement, grpc_status, host);
+                self.settle(engine, route, settlement, grpc_status, now, host);
             }
         }
         if class == Class::Answered {
@@ -168,7 +168,7 @@ impl Exchange {
             }
             Cut::Nobody => settlement.class,
         };
-        self.settle(engine, route, Settlement { class, ..settlement }, None, host);
+        self.settle(engine, route, Settlement { class, ..settlement }, None, now, host);
     }
 
     /// Tells breaker and endpoints how the call went.
@@ -178,6 +178,7 @@ impl Exchange {
         route: &Route,
         settlement: Settlement,
         grpc_status: Option<u64>,
+        now: Nanos,
         host: &H,
     ) {
         let Settlement { class, status, tries, duration, retry_after } = settlement;
@@ -188,7 +189,6 @@ impl Exchange {
         {
             self.note_answer(duration);
         }
-        let now = host.monotonic();
         let call = |failure_on: &FailureOn| {
             let outcome =
                 if fails(failure_on, class, status, grpc_status) { Outcome::Failure } else { Outcome::Success };
