@@ -6,7 +6,7 @@ use super::deadline::Timing;
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
 use crate::config::{FailureOn, Mode};
-use crate::engine::endpoints::{Tries, Upstream};
+use crate::engine::endpoints::Tries;
 use crate::engine::{Engine, Route};
 use crate::host::{Host, Message, Property, Reply, Stream};
 use crate::policy::circuit_breaker::state::Call;
@@ -98,7 +98,7 @@ impl Exchange {
                 self.unsettled = Some(settlement);
             } else if !impatient {
                 // Otherwise its permits are given back at its end, without a verdict.
-                self.settle(engine, route, settlement, grpc_status, host);
+                self.settle(engine, route, settlement, grpc_status, now, host);
             }
         }
         if class == Class::Answered {
@@ -182,7 +182,7 @@ impl Exchange {
             }
             Cut::Nobody => settlement.class,
         };
-        self.settle(engine, route, Settlement { class, ..settlement }, None, host);
+        self.settle(engine, route, Settlement { class, ..settlement }, None, now, host);
     }
 
     /// Tells breaker and endpoints how the call went.
@@ -192,6 +192,7 @@ impl Exchange {
         route: &Route,
         settlement: Settlement,
         grpc_status: Option<u64>,
+        now: Nanos,
         host: &H,
     ) {
         let Settlement { class, status, tries, duration, retry_after } = settlement;
@@ -202,7 +203,6 @@ impl Exchange {
         {
             self.note_answer(duration);
         }
-        let now = host.monotonic();
         let call = |failure_on: &FailureOn| {
             let outcome =
                 if fails(failure_on, class, status, grpc_status) { Outcome::Failure } else { Outcome::Success };
