@@ -45,6 +45,7 @@ class Case:
     filters: tuple = ()
     haven: str | None = None
     cluster: str | None = None
+    count_attempts: bool = False  # whether the proxy tells in its answers how often it tried
     floor: str | None = None  # the calls that benches/floor is to make
     body: bool = True  # whether it has the callback for the response's body, too
     answer: int = 2  # class of the status: 2 for 2xx
@@ -58,6 +59,7 @@ CASES = [
     Case("no filter", "proxied"),
     Case("native stack", "proxied", tuple(STACK), cluster="native"),
     Case("haven", "proxied", haven="haven-slice.json", cluster="haven"),
+    Case("haven, all of the chain", "proxied", haven="haven-full.json", cluster="haven", count_attempts=True),
     Case("no filter", "direct"),
     Case("native rate limit, shared", "direct", ("local_ratelimit_shared",)),
     Case("native rate limit per client", "direct", ("local_ratelimit",)),
@@ -168,6 +170,7 @@ def bootstrap(case, modules, port, admin, upstreams):
     listener["address"] = socket_address(port)
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     manager["route_config"]["virtual_hosts"][0]["routes"] = [config("routes.json")[case.route]]
+    manager["route_config"]["virtual_hosts"][0]["include_attempt_count_in_response"] = case.count_attempts
     native = config("filters.json")
     chain = [http_filter(name, native[name]) for name in case.filters]
     if case.haven:

@@ -149,6 +149,8 @@ pub struct Upstream {
     pub min_healthy: Option<Percent>,
     /// The request header (lower case) that carries the picked endpoints to the proxy.
     pub override_header: String,
+    /// Whether `x-envoy-attempt-count` in answers is the proxy's own.
+    pub attempt_count: bool,
     /// Index into [`Config::circuit_breakers`]: one state per endpoint.
     pub circuit_breaker: Option<usize>,
     /// Index into [`Config::concurrency_limits`]: one for all routes of the upstream together.

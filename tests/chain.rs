@@ -846,3 +846,30 @@ fn many_breakers_that_flap_do_not_flood_the_log() {
     proxy.request("/7", &[], 200);
     assert_eq!(proxy.machine.logs().len(), 52);
 }
+
+#[test]
+fn the_proxys_own_attempt_count_spares_asking_who_answered_and_is_not_believed_of_a_failure() {
+    let mut config = upstream(&json!({}));
+    config["upstreams"]["u"]["override"] = json!({"attempt_count": true});
+    let answer = |config: &Value, status, count: &[u8], from: usize| {
+        let proxy = Proxy::new(config);
+        let stream = SimStream::request("GET", "/api", &[]);
+        let mut exchange = proxy.begin(&stream);
+        let list = stream.request_header("x-haven-upstream").unwrap();
+        let said = [("x-envoy-upstream-service-time", &b"1"[..]), ("x-envoy-attempt-count", count)];
+        stream.answer(status, list.split(',').nth(from), &said);
+        stream.set_property(Property::AttemptCount, &u64::to_le_bytes(from as u64 + 1));
+        exchange.on_response(&proxy.worker, &stream);
+        exchange.on_end(&proxy.worker);
+        let asked = stream.asked(Property::UpstreamAddress);
+        (asked, proxy.machine.metric("haven_retries_total;route=r"))
+    };
+    assert_eq!(answer(&config, 200, b"1", 0), (0, 0));
+    assert_eq!(answer(&config, 200, b"2", 1), (1, 1), "more than one try: the address tells who");
+    assert_eq!(answer(&config, 500, b"1", 0).0, 1, "who is to blame is asked");
+    for nonsense in [&b"0"[..], b"", b"\xff", b"1,1"] {
+        assert_eq!(answer(&config, 200, nonsense, 1), (1, 1));
+    }
+    config["upstreams"]["u"]["override"] = json!({});
+    assert_eq!(answer(&config, 200, b"1", 1), (1, 1), "not said to be the proxy's: whatever an endpoint sends");
+}

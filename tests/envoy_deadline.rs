@@ -14,12 +14,13 @@
 mod haven;
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use haven::{assert_sound, counted, decisions, grpc_request, nothing_in_flight};
 use hyper::header::HeaderValue;
 use serde_json::{Value, json};
 use support::{Client, Cluster, Envoy, EnvoyConfig, Reply, Route, Upstream, run};
+use tokio::time::Instant;
 
 const EXPECTED: &str = "x-envoy-expected-rq-timeout-ms";
 

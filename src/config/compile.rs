@@ -95,7 +95,7 @@ fn upstream(
         let want = "a circuit breaker without \"scope\": \"upstream\": on an upstream it has a state per endpoint";
         errors.refuse_text(&at.key("circuit_breaker"), breaker, want);
     }
-    let header = raw.r#override.header;
+    let raw::Override { header, attempt_count } = raw.r#override;
     if !header.is_empty() && (!header.starts_with("x-") || RESERVED.contains(&header.as_str())) {
         let want = ["a header name that starts with \"x-\" and is none of ", &RESERVED.join(", ")].concat();
         errors.refuse_text(&at.key("override").key("header"), &header, &want);
@@ -110,6 +110,7 @@ fn upstream(
         panic_threshold: raw.load_balancer.panic_threshold,
         min_healthy: raw.min_healthy,
         override_header: header,
+        attempt_count,
         circuit_breaker,
         concurrency_limit: references.find(CONCURRENCY_LIMIT, raw.concurrency_limit.as_ref()),
         name,

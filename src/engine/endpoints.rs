@@ -2,6 +2,7 @@
 
 use super::breaker::{Breaker, Subject, Telling};
 use super::metrics::Names;
+use crate::base::headers::HeaderMap;
 use crate::base::rng::Rng;
 use crate::base::time::Nanos;
 use crate::config::{self, Mode};
@@ -30,6 +31,10 @@ const SANE_IN_FLIGHT: u64 = 1 << 40;
 pub struct Upstream {
     endpoints: Vec<Endpoint>,
     panic_threshold: config::Percent,
+    /// Whether any endpoint has a breaker: without, nobody has to know who answered, and no view changes.
+    has_breakers: bool,
+    /// Whether the answers' own attempt count is the proxy's.
+    attempt_count: bool,
     /// Counts changes of any endpoint's breaker, over all workers.
     changes: MetricId,
     /// Its value when the views were read.
@@ -117,9 +122,12 @@ impl Upstream {
                 view: Cell::default(),
             }
         });
+        let endpoints: Vec<Endpoint> = endpoints.collect();
         Self {
-            endpoints: endpoints.collect(),
+            has_breakers: endpoints.iter().any(|endpoint| endpoint.breaker.is_some()),
+            endpoints,
             panic_threshold: config.panic_threshold,
+            attempt_count: config.attempt_count,
             changes,
             seen_changes: Cell::new(0),
             refreshed: Cell::new(Nanos::ZERO),
@@ -199,6 +207,18 @@ impl Upstream {
             value.extend_from_slice(endpoint.address.as_bytes());
         }
         value
+    }
+
+    /// Whether it matters who answered.
+    pub(super) const fn has_breakers(&self) -> bool {
+        self.has_breakers
+    }
+
+    /// Who was asked, if the answer's attempt count tells that there was but one try. On a bad answer it is not believed: who is to blame
+    /// is asked.
+    pub(super) fn first_try(&self, pick: &Pick, headers: &HeaderMap) -> Option<Tries> {
+        let once = self.attempt_count && headers.get("x-envoy-attempt-count") == Some(b"1");
+        Some(Tries { last: pick.list.first().filter(|_| once)?, before: 0 })
     }
 
     /// Who was asked, by the address of the last one, or else by the number of tries, which costs a host call: it is asked for only
@@ -282,7 +302,7 @@ impl Upstream {
 
     /// Reads the views anew if any endpoint's breaker has changed, in whatever worker.
     fn catch_up<H: Host>(&self, host: &H, now: Nanos) {
-        if host.value(self.changes) == self.seen_changes.get() {
+        if !self.has_breakers || host.value(self.changes) == self.seen_changes.get() {
             return;
         }
         let pause = if self.len() <= SMALL { Nanos::ZERO } else { REFRESH_PAUSE.times(self.len() as u64) };

@@ -264,9 +264,16 @@ pub struct SimStream {
     properties: RefCell<Vec<(&'static str, Vec<u8>)>>,
     state: RefCell<Vec<(String, Vec<u8>)>>,
     reply: RefCell<Option<Reply>>,
+    asked: RefCell<Vec<Property>>,
 }
 
 impl SimStream {
+    /// How often it was asked for a property.
+    #[must_use]
+    pub fn asked(&self, property: Property) -> usize {
+        self.asked.borrow().iter().filter(|asked| **asked == property).count()
+    }
+
     /// A request from 192.0.2.1.
     #[must_use]
     pub fn request(method: &str, path: &str, headers: &[(&str, &[u8])]) -> Self {
@@ -385,6 +392,7 @@ impl Stream for SimStream {
     }
 
     fn property(&self, property: Property) -> Option<Vec<u8>> {
+        self.asked.borrow_mut().push(property);
         self.properties.borrow().iter().find(|(path, _)| *path == property.path()).map(|(_, value)| value.clone())
     }
 

@@ -1,6 +1,6 @@
 //! The entry points: the callbacks of the proxy-wasm ABI 0.2.1 that haven implements, and no others.
 //!
-//! A host calls each callback that a module exports, for each request, at about 3,400 instructions a call. One that is not exported
+//! A host calls each callback that a module exports, for each request, at 2,000 to 3,000 instructions a call. One that is not exported
 //! costs nothing, and is taken as done with nothing to say. That is why `proxy_on_log` and `proxy_on_done` are missing.
 //!
 //! To add one: a function here with the ABI's parameters, which hands over to a method of [`super::Root`] or [`super::Http`]; and its

@@ -12,18 +12,18 @@ use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// The words, by their bit.
 const WORDS: [&[u8]; 12] = [
-    b"clock",  // read the monotonic clock
-    b"map",    // fetch all headers of the request
-    b"remove", // remove eleven headers that are not there
-    b"shared", // read a record of 24 bytes of shared data, and write it back by compare-and-swap
-    b"state",  // store 33 bytes of filter state for the access log
-    b"bare",   // answer 429, without headers and body
-    b"full",   // answer 429, with the headers and the body of haven's
-    b"set",    // set a request header that is not there, `x-haven-upstream`, to an endpoint
-    b"add",    // add it
-    b"answer", // fetch all headers of the response, in its callback
+    b"clock",   // read the monotonic clock
+    b"map",     // fetch all headers of the request
+    b"remove",  // remove eleven headers that are not there
+    b"shared",  // read a record of 24 bytes of shared data, and write it back by compare-and-swap
+    b"state",   // store 33 bytes of filter state for the access log
+    b"bare",    // answer 429, without headers and body
+    b"full",    // answer 429, with the headers and the body of haven's
+    b"set",     // set a request header that is not there, `x-haven-upstream`, to an endpoint
+    b"add",     // add it
+    b"answer",  // fetch all headers of the response, in its callback
     b"address", // ask for the endpoint that answered, in the same
-    b"gauges", // add to ten metrics, and read ten
+    b"gauges",  // add to ten metrics, and read ten
 ];
 const CLOCK: u32 = 1;
 const MAP: u32 = 2;
@@ -50,7 +50,7 @@ const BODY: &[u8] = br#"{"type":"https://iana.org/assignments/http-problem-types
 const HEADERS: &[u8] = b"\x03\0\0\0\
     \x0c\0\0\0\x43\0\0\0\x0b\0\0\0\x04\0\0\0\x0c\0\0\0\x18\0\0\0\
     proxy-status\0haven; error=http_request_denied; details=\"rate_limited per-client\"\0\
-    retry-after\03600\0\
+    retry-after\x003600\0\
     content-type\0application/problem+json\0";
 const RESERVED: [&str; 11] = [
     "x-haven-cluster",
@@ -88,7 +88,13 @@ unsafe extern "C" {
         cas: *mut u32,
     ) -> u32;
     fn proxy_set_shared_data(key: *const u8, key_size: usize, value: *const u8, size: usize, cas: u32) -> u32;
-    fn proxy_replace_header_map_value(map: u32, name: *const u8, size: usize, value: *const u8, value_size: usize) -> u32;
+    fn proxy_replace_header_map_value(
+        map: u32,
+        name: *const u8,
+        size: usize,
+        value: *const u8,
+        value_size: usize,
+    ) -> u32;
     fn proxy_add_header_map_value(map: u32, name: *const u8, size: usize, value: *const u8, value_size: usize) -> u32;
     fn proxy_get_property(path: *const u8, path_size: usize, data: *mut *mut u8, size: *mut usize) -> u32;
     fn proxy_define_metric(kind: u32, name: *const u8, size: usize, id: *mut u32) -> u32;

@@ -29,7 +29,8 @@ impl Exchange {
         }
         match upstream.pick(host, self.start, &engine.rng) {
             Some(pick) => {
-                stream.set_header(Message::Request, &config.override_header, &upstream.addresses(&pick));
+                // Added, not set, which costs a third less: a client's own was removed.
+                stream.add_header(Message::Request, &config.override_header, &upstream.addresses(&pick));
                 self.pick = Some(pick);
                 None
             }

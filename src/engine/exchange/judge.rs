@@ -53,13 +53,18 @@ impl Exchange {
         let headers = stream.headers(Message::Response);
         let status = headers.get(":status").and_then(parse_number).and_then(|s| u16::try_from(s).ok()).unwrap_or(0);
         let grpc_status = if self.grpc { headers.get("grpc-status").and_then(parse_number) } else { None };
-        // Who answered matters only where endpoints are ours. That somebody did, Envoy's own header tells for nothing.
-        let elsewhere = self.sent_on.is_some();
-        let known = (route.upstream.is_none() || elsewhere) && headers.get("x-envoy-upstream-service-time").is_some();
-        let address = if known { None } else { stream.property(Property::UpstreamAddress) };
         // On gRPC the proxy's own errors have status 200 too.
         let suspect = status >= 500 || grpc_status.is_some_and(|s| s != 0);
-        let class = classify(suspect, known || address.is_some(), stream);
+        // Who answered matters only where endpoints have breakers of their own, or retries were granted. That somebody did, Envoy's own
+        // header tells for nothing.
+        let elsewhere = self.sent_on.is_some();
+        let upstream = route.upstream.filter(|_| !elsewhere).and_then(|used| engine.upstreams.get(used.at));
+        let matters = upstream.is_some_and(|upstream| self.granted > 0 || upstream.has_breakers());
+        let pick = self.pick.unwrap_or_default();
+        let first = upstream.filter(|_| !suspect).and_then(|upstream| upstream.first_try(&pick, &headers));
+        let reached = (first.is_some() || !matters) && headers.get("x-envoy-upstream-service-time").is_some();
+        let address = if reached { None } else { stream.property(Property::UpstreamAddress) };
+        let class = classify(suspect, reached || address.is_some(), stream);
         if class == Class::Local {
             self.time_answer(false);
             return None;
@@ -70,7 +75,16 @@ impl Exchange {
         if !elsewhere {
             let duration = now.since(self.start);
             host.record(route.duration, duration.as_millis());
-            let tries = self.tries(engine, route, address.as_deref(), host, stream);
+            let tries = match first.filter(|_| reached) {
+                Some(first) => {
+                    self.settle_retries(route, 0);
+                    Some(first)
+                }
+                None if matters || self.granted > 0 || address.is_some() => {
+                    self.tries(engine, route, address.as_deref(), host, stream)
+                }
+                None => None,
+            };
             match class {
                 Class::Timeout => self.time_cut_off(engine, route, now, duration),
                 // A refusal is soon said: it tells nothing of how long an answer takes.
@@ -84,7 +98,7 @@ impl Exchange {
                 self.unsettled = Some(settlement);
             } else if !impatient {
                 // Otherwise its permits are given back at its end, without a verdict.
-                self.settle(engine, route, settlement, grpc_status, host);
+                self.settle(engine, route, settlement, grpc_status, now, host);
             }
         }
         if class == Class::Answered {
@@ -168,7 +182,7 @@ impl Exchange {
             }
             Cut::Nobody => settlement.class,
         };
-        self.settle(engine, route, Settlement { class, ..settlement }, None, host);
+        self.settle(engine, route, Settlement { class, ..settlement }, None, now, host);
     }
 
     /// Tells breaker and endpoints how the call went.
@@ -178,6 +192,7 @@ impl Exchange {
         route: &Route,
         settlement: Settlement,
         grpc_status: Option<u64>,
+        now: Nanos,
         host: &H,
     ) {
         let Settlement { class, status, tries, duration, retry_after } = settlement;
@@ -188,7 +203,6 @@ impl Exchange {
         {
             self.note_answer(duration);
         }
-        let now = host.monotonic();
         let call = |failure_on: &FailureOn| {
             let outcome =
                 if fails(failure_on, class, status, grpc_status) { Outcome::Failure } else { Outcome::Success };

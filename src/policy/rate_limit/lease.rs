@@ -10,7 +10,7 @@
 //!
 //! **Where the line runs.** Leases come from the top sixteenth of a bucket only: all of them together hold at most 1/16 of the burst, and where the
 //! limit is what decides, below that, every request is a compare-and-swap of its own, exact over all workers. Limits below 2,000 per
-//! second are never leased at all. A lease is meant for the next 16 requests at the pace of the last two, and at most 20 ms long: what is
+//! second are never leased at all. A lease is meant for the next 64 requests at the pace of the last two, and at most 20 ms long: what is
 //! not used lapses after that, as the tokens of a bucket that is full would.
 //!
 //! **Refusals are remembered too**: a key that was refused until a certain time is refused until then without asking, since nobody can add
@@ -33,7 +33,7 @@ const LONGEST: Nanos = Nanos::from_millis(20);
 const SHORTEST: Nanos = Nanos(100_000);
 
 /// A lease is meant to serve so many requests.
-const SERVES: u64 = 16;
+const SERVES: u64 = 64;
 
 /// What a worker remembers of keys.
 #[derive(Debug)]
