@@ -6,7 +6,7 @@ use super::deadline::Timing;
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
 use crate::config::{FailureOn, Mode};
-use crate::engine::endpoints::{Tries, Upstream};
+use crate::engine::endpoints::Tries;
 use crate::engine::{Engine, Route};
 use crate::host::{Host, Message, Property, Reply, Stream};
 use crate::policy::circuit_breaker::state::Call;
