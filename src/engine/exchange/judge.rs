@@ -59,7 +59,8 @@ impl Exchange {
         let address = if known { None } else { stream.property(Property::UpstreamAddress) };
         // On gRPC the proxy's own errors have status 200 too.
         let suspect = status >= 500 || grpc_status.is_some_and(|s| s != 0);
-        let class = classify(suspect, known || address.is_some(), stream);
+        // The proxy's 408 blames a client that was slow to send, whoever had been reached by then.
+        let class = classify(suspect || status == 408, known || address.is_some(), stream);
         if class == Class::Local {
             self.time_answer(false);
             return None;
@@ -235,11 +236,7 @@ fn classify<S: Stream>(suspect: bool, reached: bool, stream: &S) -> Class {
     } else if holds("overflow") {
         // Envoy's own connection or request limits: no upstream was asked.
         Class::Local
-    } else if starts("response_timeout")
-        || starts("upstream_per_try")
-        || starts("upstream_response_timeout")
-        || starts("request_overall_timeout")
-    {
+    } else if starts("response_timeout") || starts("upstream_per_try") || starts("upstream_response_timeout") {
         Class::Timeout
     } else if starts("upstream_reset")
         || starts("no_healthy_upstream")
