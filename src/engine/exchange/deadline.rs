@@ -29,6 +29,8 @@ pub(super) struct Deadline {
     own: Option<Nanos>,
     /// The route's timeout of a try.
     per_try: Option<Nanos>,
+    /// A shadow has counted the request as late.
+    told: bool,
 }
 
 impl Deadline {
@@ -95,7 +97,8 @@ impl Exchange {
                 Some(seen) => seen.with(|seen| deadline::is_hopeless(&config.timeout, left, now, seen)),
                 None => deadline::is_hopeless(&config.timeout, left, now, &mut Sketch::default()),
             });
-        if !late {
+        // It is asked again before and after a wait, and one request is one decision.
+        if !late || std::mem::replace(&mut self.deadline.told, true) {
             return None;
         }
         self.decide(host, &used, Reason::Deadline, POLICY);

@@ -64,7 +64,8 @@ impl Exchange {
         let first = upstream.filter(|_| !suspect).and_then(|upstream| upstream.first_try(&pick, &headers));
         let reached = (first.is_some() || !matters) && headers.get("x-envoy-upstream-service-time").is_some();
         let address = if reached { None } else { stream.property(Property::UpstreamAddress) };
-        let class = classify(suspect, reached || address.is_some(), stream);
+        // The proxy's 408 blames a client that was slow to send, whoever had been reached by then.
+        let class = classify(suspect || status == 408, reached || address.is_some(), stream);
         if class == Class::Local {
             self.time_answer(false);
             return None;
@@ -249,11 +250,7 @@ fn classify<S: Stream>(suspect: bool, reached: bool, stream: &S) -> Class {
     } else if holds("overflow") {
         // Envoy's own connection or request limits: no upstream was asked.
         Class::Local
-    } else if starts("response_timeout")
-        || starts("upstream_per_try")
-        || starts("upstream_response_timeout")
-        || starts("request_overall_timeout")
-    {
+    } else if starts("response_timeout") || starts("upstream_per_try") || starts("upstream_response_timeout") {
         Class::Timeout
     } else if starts("upstream_reset")
         || starts("no_healthy_upstream")
