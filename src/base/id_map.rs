@@ -10,7 +10,8 @@ const NEAR: usize = 256;
 /// few instructions to find, and a hash map is for those that find theirs taken.
 #[derive(Debug)]
 pub struct IdMap<V> {
-    near: [Option<(u32, V)>; NEAR],
+    /// Empty until there is a first value, lest a module carries so many zeros.
+    near: Vec<Option<(u32, V)>>,
     far: HashMap<u32, V, BuildHasherDefault<Spread>>,
 }
 
@@ -18,7 +19,7 @@ impl<V> IdMap<V> {
     /// An empty map.
     #[must_use]
     pub const fn new() -> Self {
-        Self { near: [const { None }; NEAR], far: HashMap::with_hasher(BuildHasherDefault::new()) }
+        Self { near: Vec::new(), far: HashMap::with_hasher(BuildHasherDefault::new()) }
     }
 
     /// The value of `id`.
@@ -33,6 +34,9 @@ impl<V> IdMap<V> {
 
     /// Sets the value of `id`; the former one, if there was one.
     pub fn insert(&mut self, id: u32, value: V) -> Option<V> {
+        if self.near.is_empty() {
+            self.near.resize_with(NEAR, || None);
+        }
         let former = self.remove(id);
         match self.near.get_mut(place(id)) {
             Some(free @ None) => *free = Some((id, value)),
