@@ -2,6 +2,7 @@
 
 pub mod hash;
 pub mod headers;
+pub mod id_map;
 pub mod ip;
 pub mod rng;
 pub mod sketch;

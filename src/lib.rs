@@ -7,7 +7,8 @@
 //!                  ▼                                               ▼                        ▼
 //!  engine   Exchange::on_request ── the chain ─┐          Exchange::on_response   Exchange::on_end     [4]
 //!                                              ▼                   │                        │
-//!  policy   health · hygiene · route · rate_limit · circuit_breaker · upstream · fallback · reply      [3]
+//!  policy   route · deadline · rate_limit · concurrency · circuit_breaker · upstream · retry           [3]
+//!           fallback · health · request · reply │
 //!                                              │
 //!  store    records in shared data: pure steps inside a bounded compare-and-swap loop     [2]    config [2]
 //!  host     ports: Clock, SharedData, Metrics, Random, Log, Stream        host::sim: N workers          [1]

@@ -529,6 +529,29 @@ fn timeouts_and_resets_are_told_apart_from_answers() {
 }
 
 #[test]
+fn a_client_that_is_slow_to_send_says_nothing_of_the_upstream() {
+    let breaker = json!({"consecutive_failures": 2, "minimum_calls": 100});
+    let proxy =
+        Proxy::new(&json!({"circuit_breakers": {"b": breaker}, "routes": [{"name": "r", "circuit_breaker": "b"}]}));
+    let cut_off = |headers: &[(&str, &[u8])], status: u16| {
+        let stream = SimStream::request("POST", "/api", headers);
+        let mut exchange = proxy.begin(&stream);
+        stream.answer(status, Some("10.0.0.9:80"), if status == 200 { &[("grpc-status", b"14")] } else { &[] });
+        stream.set_property(Property::ResponseCodeDetails, b"request_overall_timeout");
+        exchange.on_response(&proxy.worker, &stream);
+        exchange.on_end(&proxy.worker);
+    };
+    for _ in 0..5 {
+        cut_off(&[("content-type", b"application/grpc")], 200);
+    }
+    assert_eq!(proxy.status("/api", &[]), 200, "no failure");
+    proxy.request("/api", &[], 500);
+    cut_off(&[], 408);
+    proxy.request("/api", &[], 500);
+    assert_eq!(proxy.status("/api", &[]), 503, "nor a success");
+}
+
+#[test]
 fn fallbacks_answer_refusals_only_for_their_causes() {
     let mut config = upstream(&json!({"rate_limits": {"l": {"limit": 4, "period": "1h"}}}));
     config["routes"] = json!([{"name": "r", "match": {"prefix": "/api"}, "upstream": "u", "circuit_breaker": "r", "rate_limits": ["l"], "fallback": "f"}]);
@@ -639,6 +662,64 @@ fn a_dead_endpoint_is_left_alone_and_tried_again_later() {
     proxy.machine.advance(Nanos::from_millis(1_001));
     lists(60, None);
     assert!(lists(60, None).iter().any(|l| l.starts_with(dead)), "and back in use");
+}
+
+#[test]
+fn an_endpoints_breaker_in_shadow_opens_and_closes_and_takes_nobody_out() {
+    let state = "haven_circuit_breaker_state;circuit_breaker=ep;key=10.0.0.1:80";
+    for what in ["breaker", "upstream", "route"] {
+        let mut config = upstream(&json!({"upstreams": {"u": {"load_balancer": {"panic_threshold": 0},
+            "endpoints": [{"address": "10.0.0.1:80"}]}}}));
+        config["routes"][0].as_object_mut().unwrap().remove("circuit_breaker");
+        match what {
+            "breaker" => config["circuit_breakers"]["ep"]["mode"] = json!("shadow"),
+            "upstream" => config["upstreams"]["u"]["mode"] = json!("shadow"),
+            _ => config["routes"][0]["mode"] = json!("shadow"),
+        }
+        let proxy = Proxy::new(&config);
+        let call = |status| {
+            let stream = SimStream::request("GET", "/api", &[]);
+            let mut exchange = proxy.begin(&stream);
+            stream.answer(status, Some("10.0.0.1:80"), &[]);
+            exchange.on_response(&proxy.worker, &stream);
+            exchange.on_end(&proxy.worker);
+            proxy.engine.tick(&proxy.worker);
+            assert!(stream.replied().is_none());
+            proxy.machine.metric(state)
+        };
+        assert_eq!([500, 500, 200].map(call), [0, 1, 1], "{what}");
+        proxy.machine.advance(Nanos::from_secs(1));
+        assert_eq!([500, 200].map(call), [1, 1], "{what}: tried in vain");
+        proxy.machine.advance(Nanos::from_secs(1));
+        assert_eq!(call(200), 0, "{what}: closed");
+    }
+}
+
+#[test]
+fn what_a_shadow_sees_takes_no_trial_calls_place() {
+    let mut config = upstream(&json!({"upstreams": {"u": {"load_balancer": {"panic_threshold": 0},
+        "endpoints": [{"address": "10.0.0.1:80"}]}}}));
+    config["routes"] = json!([{"name": "s", "match": {"path": "/shadow"}, "upstream": "u", "mode": "shadow"}, {"name": "r", "upstream": "u"}]);
+    let proxy = Proxy::new(&config);
+    let state = || proxy.machine.metric("haven_circuit_breaker_state;circuit_breaker=ep;key=10.0.0.1:80");
+    for _ in 0..2 {
+        proxy.request("/api", &[], 500);
+    }
+    proxy.machine.advance(Nanos::from_secs(1));
+    let stream = SimStream::request("GET", "/api", &[]);
+    let mut trial = proxy.begin(&stream);
+    assert_eq!((stream.replied().is_none(), state()), (true, 2));
+    proxy.engine.tick(&proxy.worker);
+    let shadow = SimStream::request("GET", "/shadow", &[]);
+    let mut exchange = proxy.begin(&shadow);
+    shadow.answer(200, Some("10.0.0.1:80"), &[]);
+    exchange.on_response(&proxy.worker, &shadow);
+    exchange.on_end(&proxy.worker);
+    assert_eq!(state(), 2, "the trial call is not over");
+    stream.answer(500, Some("10.0.0.1:80"), &[]);
+    trial.on_response(&proxy.worker, &stream);
+    trial.on_end(&proxy.worker);
+    assert_eq!(state(), 1, "and it decides");
 }
 
 #[test]

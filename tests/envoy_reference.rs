@@ -16,10 +16,12 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use haven::{Steady, assert_sound, counted, nothing_in_flight};
-use support::{Client, Envoy, EnvoyConfig, Upstream, load, raw, run, wait_for};
+use support::config::reference_text;
+use support::{Client, Envoy, EnvoyConfig, Upstream, checkout, haven_wasm, load, raw, run, wait_for};
 
 fn addrs(upstreams: &[Upstream]) -> Vec<SocketAddr> {
     upstreams.iter().map(|upstream| upstream.addr()).collect()
@@ -43,7 +45,8 @@ fn it_limits_a_noisy_client_and_says_so_everywhere() {
         let (_upstreams, mut envoy) = reference().await;
         let noisy = Client::h2_from(envoy.addr(), "127.0.0.21".parse().unwrap());
         let quiet = Client::h1_from(envoy.addr(), "127.0.0.22".parse().unwrap());
-        let tally = load(&noisy, 2000, 32, "/api/users", &[]).await;
+        // Fewer at once than the concurrency limit begins with, which would have them answered by the fallback.
+        let tally = load(&noisy, 2000, 16, "/api/users", &[]).await;
         let (passed, refused) = (tally.count(200), tally.count(429));
         assert!(passed >= 50 && refused > 0 && passed + refused == 2000, "{tally:?}");
         assert_eq!(load(&quiet, 20, 1, "/api/users", &[]).await.count(200), 20, "others are not limited");
@@ -73,7 +76,15 @@ fn it_limits_a_noisy_client_and_says_so_everywhere() {
         );
         let to_open = labels(&[("circuit_breaker", "users"), ("to", "open")]);
         assert!(one("haven_circuit_breaker_transitions_total").contains(&to_open));
-        assert!(one("haven_fallbacks_total").contains(&labels(&[("route", "users"), ("step", "respond")])));
+        for step in ["stale", "respond"] {
+            assert!(one("haven_fallbacks_total").contains(&labels(&[("route", "users"), ("step", step)])));
+        }
+        let limit = labels(&[("policy", "users"), ("key", "users")]);
+        assert!(one("haven_concurrency_limit").contains(&limit), "one limit for all of the upstream's routes");
+        assert!(one("haven_switch_on").contains(&labels(&[("switch", "users-write")])));
+        let by_rate = labels(&[("circuit_breaker", "users"), ("cause", "failure_rate")]);
+        let causes = one("haven_circuit_breaker_causes_total");
+        assert!(causes.contains(&by_rate), "{causes:?}");
         assert!(one("haven_endpoint_in_flight").iter().all(|labels| labels.len() == 2));
         assert_eq!(one("haven_endpoint_in_flight").len(), 3);
         assert!(one("haven_upstream_duration_ms_count").contains(&labels(&[("route", "users")])), "a histogram");
@@ -104,7 +115,13 @@ fn an_upstream_sees_nothing_of_the_choice_and_no_client_sways_it() {
             assert!(reply.status == 200 && reply.text().contains("ada"), "no answer of an endpoint: {reply:?}");
         }
         assert_eq!(foreign.counters().requests, 0);
-        assert_eq!(upstreams.iter().map(|upstream| upstream.counters().requests).sum::<u64>(), 10);
+        // What haven reads of the number of tries is Envoy's word, not the endpoint's.
+        for upstream in &upstreams {
+            upstream.set(|faults| drop(faults.headers.insert("x-envoy-attempt-count".into(), "7".into()))).await;
+        }
+        let reply = envoy.h1().get("/api/users").await.unwrap();
+        assert_eq!(reply.header("x-envoy-attempt-count").as_deref(), Some("1"), "{reply:?}");
+        assert_eq!(upstreams.iter().map(|upstream| upstream.counters().requests).sum::<u64>(), 11);
         let underscore =
             raw::exchange(envoy.addr(), &raw::get(b"/api/users", b"x_haven_upstream: 1.2.3.4:5\r\n")).await;
         assert_eq!(underscore.unwrap().status, 400);
@@ -136,7 +153,7 @@ fn no_client_at_127_0_0_1_sets_timeouts_either() {
 }
 
 #[test]
-fn it_survives_dead_and_hung_endpoints_and_falls_back_when_none_is_left() {
+fn it_survives_dead_and_hung_endpoints() {
     run(async {
         let (upstreams, mut envoy) = reference().await;
         // Each a client of its own, slower than its limit.
@@ -156,33 +173,148 @@ fn it_survives_dead_and_hung_endpoints_and_falls_back_when_none_is_left() {
         wait_for("the second is found hanging", async || opened().await >= 2.0).await;
         let tally = steady.stop().await;
         assert_eq!(tally.total(), tally.count(200), "{tally:?}");
-        let fallbacks = async || envoy.metrics().await.total("haven_fallbacks_total", &[("route", "users")]);
-        assert_eq!(fallbacks().await, 0.0, "all were real answers");
+        let metrics = envoy.metrics().await;
+        assert_eq!(metrics.total("haven_fallbacks_total", &[]), 0.0, "all were real answers");
+        let retries = metrics.total("haven_retries_total", &[("route", "users")]);
+        let log = envoy.access_log_of(tally.total() as usize).await;
+        let logged: Vec<_> = log.iter().filter(|line| line["attempts"] != 1).collect();
+        assert!(retries >= 2.0 && retries == logged.len() as f64, "{retries} retries counted, logged: {logged:?}");
+        nothing_in_flight(&envoy).await;
+        assert_sound(&mut envoy).await;
+    });
+}
 
-        upstreams[1]
-            .set(|faults| {
-                faults.hang = false;
-                faults.close = true;
-            })
-            .await;
-        upstreams[2].set(|faults| faults.close = true).await;
-        let tally = load(&clients[0], 40, 2, "/api/users", &[]).await;
-        assert_eq!(tally.count(200), 40, "{tally:?}");
-        let reply = clients[1].get("/api/users").await.unwrap();
-        assert_eq!((reply.status, reply.text().as_str()), (200, "{\"users\":[]}"), "{reply:?}");
-        assert!(reply.header("proxy-status").is_some());
-        assert!(fallbacks().await > 0.0);
-        assert!(counted(&envoy, &[("mode", "enforce")]).await > 0);
+#[test]
+fn a_write_is_tried_again_only_if_it_was_not_begun() {
+    run(async {
+        let (upstreams, envoy) = reference().await;
+        let client = envoy.h1();
+        let write = async || client.request("POST", "/api/users", &[], "{}").await.unwrap();
+        upstreams[0].set(|faults| faults.close = true).await;
+        for _ in 0..10 {
+            assert_eq!(write().await.status, 200, "a dead endpoint has begun nothing");
+        }
+        for upstream in &upstreams {
+            upstream.heal().await;
+            upstream.set(|faults| faults.status = Some(503)).await;
+        }
+        let before: u64 = upstreams.iter().map(|upstream| upstream.counters().requests).sum();
+        assert_eq!(write().await.status, 503);
+        let after: u64 = upstreams.iter().map(|upstream| upstream.counters().requests).sum();
+        assert_eq!(after - before, 1);
+    });
+}
+
+#[test]
+fn it_falls_back_to_the_last_good_answer_and_then_to_the_fixed_one() {
+    run(async {
+        let (upstreams, mut envoy) = reference().await;
+        let client = envoy.h1();
+        let real = client.get("/api/users/7?page=1").await.unwrap();
+        assert!(real.header("proxy-status").is_none() && real.text().contains("ada"), "{real:?}");
+        assert_eq!(client.get_with("/api/users/8", &[("x-api-key", "one")]).await.unwrap().status, 200);
+        let is_stale = async || {
+            let stale = client.get("/api/users/7?page=1").await.unwrap();
+            assert_eq!((stale.status, &stale.body), (200, &real.body), "{stale:?}");
+            assert!(stale.header("age").is_some() && stale.header("proxy-status").is_some(), "{stale:?}");
+        };
+        for upstream in &upstreams {
+            upstream.set(|faults| faults.hang = true).await;
+        }
+        is_stale().await;
+        // Not in time, then refused, and at last by an open circuit: the answer is the same.
+        for upstream in &upstreams {
+            upstream.heal().await;
+            upstream.set(|faults| faults.close = true).await;
+        }
+        for _ in 0..30 {
+            is_stale().await;
+        }
+        for (path, headers) in [
+            ("/api/users/7", &[][..]),
+            ("/api/users/7?page=2", &[]),
+            ("/api/users/8", &[]),
+            ("/api/users/8", &[("x-api-key", "two")]),
+        ] {
+            let fixed = client.get_with(path, headers).await.unwrap();
+            assert_eq!((fixed.status, fixed.text().as_str()), (200, "{\"users\":[]}"), "{path}: {fixed:?}");
+            assert!(fixed.header("age").is_none() && fixed.header("proxy-status").is_some(), "{fixed:?}");
+        }
+        let known = client.get_with("/api/users/8", &[("x-api-key", "one")]).await.unwrap();
+        assert!(known.header("age").is_some() && known.text().contains("ada"), "{known:?}");
+        let metrics = envoy.metrics().await;
+        let fallbacks = |step| metrics.total("haven_fallbacks_total", &[("route", "users"), ("step", step)]);
+        assert_eq!((fallbacks("stale"), fallbacks("respond")), (32.0, 4.0));
+        for reason in ["timeout", "upstream_error", "circuit_open"] {
+            let labels = [("mode", "enforce"), ("policy", "users"), ("reason", reason)];
+            assert!(counted(&envoy, &labels).await > 0, "{reason}");
+        }
         // A write has no fallback.
-        let write = clients[2].request("POST", "/api/users", &[], "{}").await.unwrap();
-        assert_eq!(write.status, 503);
+        let write = client.request("POST", "/api/users", &[], "{}").await.unwrap();
+        assert!(write.status == 503 || write.status == 504, "{write:?}");
 
         for upstream in &upstreams {
             upstream.heal().await;
         }
-        wait_for("the service is back", async || clients[3].get("/api/users").await.unwrap().text().contains("ada"))
-            .await;
+        wait_for("the service is back", async || {
+            client.get("/api/users/9").await.unwrap().header("proxy-status").is_none()
+        })
+        .await;
         nothing_in_flight(&envoy).await;
+        assert_eq!(envoy.metrics().await.total("haven_concurrency_in_flight", &[]), 0.0);
         assert_sound(&mut envoy).await;
+    });
+}
+
+/// `envoy.yaml` with its listener in a file of its own, which Envoy watches: the bootstrap and the listener.
+fn discovered(reference: &str, listener: &Path) -> (String, String) {
+    let (before, rest) = reference.split_once("  listeners:\n  - name: haven\n").unwrap();
+    let (listeners, clusters) = rest.split_once("\n  clusters:\n").unwrap();
+    let kind = "type.googleapis.com/envoy.config.listener.v3.Listener";
+    let path = listener.display();
+    let source = format!("\ndynamic_resources:\n  lds_config: {{ path_config_source: {{ path: {path} }} }}\n");
+    let node = "node: { id: reference, cluster: reference }\n";
+    (
+        format!("{node}{before}  clusters:\n{clusters}{source}"),
+        format!("resources:\n  - \"@type\": {kind}\n    name: haven\n{listeners}\n"),
+    )
+}
+
+#[test]
+fn its_switch_makes_the_service_read_only() {
+    run(async {
+        let upstreams = Upstream::start_many(3).await;
+        let text = std::fs::read_to_string(checkout("envoy.yaml")).unwrap();
+        let text = reference_text(&text, &addrs(&upstreams), &haven_wasm().unwrap());
+        let dir = std::env::temp_dir().join(format!("haven-reference-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (bootstrap, on) = discovered(&text, &dir.join("listener.yaml"));
+        std::fs::write(dir.join("listener.yaml"), &on).unwrap();
+        let mut envoy = Envoy::start(EnvoyConfig::text(bootstrap)).await;
+        // Each on a connection of its own: one of before belongs to the listener of before.
+        let client = Client::h1_fresh(envoy.addr());
+        let write = async || client.request("POST", "/api/users", &[], "{}").await;
+        let turn = |listener: &str| {
+            std::fs::write(dir.join("next"), listener).unwrap();
+            std::fs::rename(dir.join("next"), dir.join("listener.yaml")).unwrap();
+        };
+        assert_eq!(write().await.unwrap().status, 200);
+
+        let off = on.replace(r#""users-write": "on""#, r#""users-write": "off""#);
+        assert_ne!(on, off);
+        turn(&off);
+        wait_for("writes are off", async || write().await.is_ok_and(|reply| reply.status == 503)).await;
+        let asked: u64 = upstreams.iter().map(|upstream| upstream.counters().requests).sum();
+        let refused = write().await.unwrap();
+        assert_eq!(refused.json()["reason"], "switched_off", "{refused:?}");
+        assert_eq!(upstreams.iter().map(|upstream| upstream.counters().requests).sum::<u64>(), asked);
+        let read = client.get("/api/users").await.unwrap();
+        assert!(read.status == 200 && read.header("proxy-status").is_none(), "reads go on: {read:?}");
+        assert_eq!(envoy.metric("haven_switch_on", &[("switch", "users-write")]).await, Some(0.0));
+
+        turn(&on);
+        wait_for("writes are on", async || write().await.is_ok_and(|reply| reply.status == 200)).await;
+        assert_sound(&mut envoy).await;
+        std::fs::remove_dir_all(&dir).unwrap();
     });
 }

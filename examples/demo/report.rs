@@ -10,7 +10,8 @@ use crate::traffic::{Outcome, Sample};
 pub struct Counts {
     pub requests: u64,
     pub real: u64,
-    pub fallback: u64,
+    pub stale: u64,
+    pub fixed: u64,
     pub limited: u64,
     pub failed: u64,
     pub errors: u64,
@@ -31,17 +32,23 @@ impl Counts {
                         *served += 1;
                     }
                 }
-                Outcome::Fallback => counts.fallback += 1,
+                Outcome::Stale => counts.stale += 1,
+                Outcome::Fixed => counts.fixed += 1,
                 Outcome::Limited => counts.limited += 1,
                 Outcome::Failed => counts.failed += 1,
                 Outcome::Error => counts.errors += 1,
             }
-            if matches!(sample.outcome, Outcome::Real(_) | Outcome::Fallback) {
+            if matches!(sample.outcome, Outcome::Real(_) | Outcome::Stale | Outcome::Fixed) {
                 counts.latencies.push(sample.latency());
             }
         }
         counts.latencies.sort_unstable();
         counts
+    }
+
+    /// Answers by haven in place of an upstream.
+    pub const fn fallback(&self) -> u64 {
+        self.stale + self.fixed
     }
 
     /// The latency that so many percent of the 200s did not exceed.
@@ -67,7 +74,8 @@ impl Counts {
         let cells = [
             self.requests.to_string(),
             self.real.to_string(),
-            self.fallback.to_string(),
+            self.stale.to_string(),
+            self.fixed.to_string(),
             self.limited.to_string(),
             self.failed.to_string(),
             self.errors.to_string(),
@@ -83,7 +91,7 @@ impl Counts {
 
 /// The names of the columns.
 pub fn columns(label: &str) -> String {
-    let cells = ["requests", "200 real", "fallback", "429", "5xx", "errors", "p50", "p99", "a", "b", "c"];
+    let cells = ["requests", "200 real", "stale", "fixed", "429", "5xx", "errors", "p50", "p99", "a", "b", "c"];
     line(label, &cells.map(str::to_owned))
 }
 
@@ -95,8 +103,8 @@ pub fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
 
-fn line(label: &str, cells: &[String; 11]) -> String {
-    const WIDTHS: [usize; 11] = [10, 10, 10, 6, 5, 8, 8, 8, 6, 6, 6];
+fn line(label: &str, cells: &[String; 12]) -> String {
+    const WIDTHS: [usize; 12] = [9, 9, 7, 7, 6, 5, 7, 8, 8, 6, 6, 6];
     let mut text = format!("{label:<16}");
     for (cell, width) in cells.iter().zip(WIDTHS) {
         text.push_str(&format!("{cell:>width$}"));

@@ -195,10 +195,12 @@ impl Stage {
         out.line(Look::Bold, &ended.counts.row("  all"));
         let opened = ended.grew("haven_circuit_breaker_transitions_total", &[("to", "open")]);
         out.plain(&format!(
-            "  haven           retries {} · fallbacks {} · rate limited {} · circuits opened {opened}",
+            "  haven           retries {} · stale {} · fixed {} · rate limited {} · overload {} · circuits opened {opened}",
             ended.grew("haven_retries_total", &[]),
-            ended.grew("haven_fallbacks_total", &[]),
+            ended.grew("haven_fallbacks_total", &[("step", "stale")]),
+            ended.grew("haven_fallbacks_total", &[("step", "respond")]),
             ended.grew("haven_decisions_total", &[("reason", "rate_limited")]),
+            ended.grew("haven_decisions_total", &[("reason", "overload")]),
         ));
         out.plain(&format!("  circuits        {}", self.watch.in_words(&ended.after)));
         for (text, count) in self.ledger.wrongs(act.number).iter().take(5) {

@@ -160,7 +160,7 @@ async fn killed(stage: &mut Stage) {
 
 async fn hung(stage: &mut Stage) {
     let lead = [
-        "Worse than dead: a accepts requests and never answers. A try ends after 0.6 s (per_try_timeout),",
+        "Worse than dead: a accepts requests and never answers. A try ends after 0.4 s (timeout.per_try),",
         "and the request goes to the next upstream. Only those caught before the circuit opens wait.",
     ];
     let mut act = stage.begin("upstream a hangs", &lead).await;
@@ -181,7 +181,7 @@ async fn hung(stage: &mut Stage) {
     let later = Counts::of(ended.samples.iter().filter(|sample| sample.sent > clear));
     let p99 = milliseconds(later.percentile(99));
     act.expect(alone == 0, format!("{alone} of the {} requests of the last 3 s went to a: p99 {p99}", later.requests));
-    stage.judge(act, &format!("{}, {caught} waited 0.6 s longer, then p99 {p99}", failures(&ended.counts)));
+    stage.judge(act, &format!("{}, {caught} waited 0.4 s longer, then p99 {p99}", failures(&ended.counts)));
 }
 
 async fn recovered(stage: &mut Stage, steady: &Counts) {
@@ -209,8 +209,9 @@ async fn recovered(stage: &mut Stage, steady: &Counts) {
 
 async fn all_fail(stage: &mut Stage) {
     let lead = [
-        "a is dead, b hangs, c answers 503 to all. There is nobody left to ask: the fallback answers in their",
-        "place. Once half of the last 10 s' requests have failed, the route's circuit opens: no more waiting.",
+        "a is dead, b hangs, c answers 503 to all. The fallback answers in their place: the last good answer",
+        "to the request (stale), and to the steady client, which asks for something new each time, a fixed one.",
+        "Once half of the last 10 s' requests have failed, the route's circuit opens: no more waiting.",
     ];
     let mut act = stage.begin("all upstreams fail", &lead).await;
     let failed = Instant::now();
@@ -231,27 +232,51 @@ async fn all_fail(stage: &mut Stage) {
     let asked = all_received(stage) - asked;
     let ready = stage.readyz().await.0;
     let ended = stage.end(&act).await;
-    if let Some(reply) = stage.ledger.a_fallback() {
-        show(stage, "a fallback", &reply, &["content-type", "proxy-status"]);
+    for (what, reply) in [("a stale answer", stage.ledger.a_stale()), ("a fixed answer", stage.ledger.a_fixed())] {
+        if let Some(reply) = reply {
+            show(stage, what, &reply, &["age", "content-type", "proxy-status"]);
+        }
     }
     let counts = &ended.counts;
     act.expect(
-        counts.failed + counts.errors == 0 && counts.fallback > 0 && counts.real + counts.fallback == counts.requests,
-        format!("clients saw no error; {} of {} answers were the fallback", counts.fallback, counts.requests),
+        counts.failed + counts.errors == 0 && counts.real + counts.fallback() == counts.requests,
+        format!("clients saw no error; {} of {} answers were the fallback's", counts.fallback(), counts.requests),
     );
-    let told = ended.grew("haven_fallbacks_total", &[]);
-    act.expect(told > 0, format!("haven_fallbacks_total grew by {told}"));
+    let (known, new) = (ended.of(|who| who == Who::Crowd), ended.of(|who| who == Who::Steady));
+    act.expect(
+        known.stale > 0 && known.fixed == 0 && new.stale == 0 && new.fixed > 0,
+        format!("{} stale ones to what had been asked before, {} fixed ones to what was new", known.stale, new.fixed),
+    );
+    let told = |step| ended.grew("haven_fallbacks_total", &[("step", step)]);
+    let (stale, fixed) = (told("stale"), told("respond"));
+    act.expect(
+        // Those of the next act's first requests may be among them.
+        stale >= counts.stale && fixed >= counts.fixed,
+        format!("haven_fallbacks_total grew by {stale} (step=\"stale\") and {fixed} (step=\"respond\")"),
+    );
+    let retries = ended.grew("haven_retries_total", &[]);
+    act.expect(
+        retries * 4 <= counts.requests,
+        format!("{retries} retries for {} requests: no more than the budget of 20 % has", counts.requests),
+    );
     act.expect(unready && ready == 503, "/readyz: 503, so that a load balancer looks elsewhere");
     act.expect(opened, format!("the route's circuit opened after {}", seconds(open_after)));
     let at_once = Counts::of(ended.samples.iter().filter(|sample| sample.sent > quiet));
-    let waiting =
-        Counts::of(ended.samples.iter().filter(|s| s.done < failed + open_after && s.outcome == Outcome::Fallback));
+    let waiting = Counts::of(
+        ended
+            .samples
+            .iter()
+            .filter(|s| s.done < failed + open_after && matches!(s.outcome, Outcome::Stale | Outcome::Fixed)),
+    );
     let (p99, before) = (milliseconds(at_once.percentile(99)), milliseconds(waiting.percentile(99)));
     act.expect(
         opened && asked == 0,
         format!("from then on {asked} requests reached an upstream; p99 {p99} (while it was closed: {before})"),
     );
-    stage.judge(act, &format!("{}, {} fallbacks, p99 {p99} with the circuit open", failures(counts), counts.fallback));
+    stage.judge(
+        act,
+        &format!("{}, {} stale and {} fixed answers, then p99 {p99}", failures(counts), counts.stale, counts.fixed),
+    );
 }
 
 async fn all_recover(stage: &mut Stage) {
@@ -278,7 +303,7 @@ async fn all_recover(stage: &mut Stage) {
     let ended = stage.end(&act).await;
     let counts = &ended.counts;
     act.expect(
-        counts.failed + counts.errors == 0 && counts.real + counts.fallback == counts.requests,
+        counts.failed + counts.errors == 0 && counts.real + counts.fallback() == counts.requests,
         "clients saw no error on the way back either",
     );
     act.expect(
@@ -303,11 +328,12 @@ fn epilogue(stage: &Stage) -> bool {
     out.plain("");
     out.heading("summary");
     out.plain(&format!(
-        "  {} · {} requests: {} answered by an upstream, {} by the fallback, {} refused (429), {} failed",
+        "  {} · {} requests: {} answered by an upstream, {} stale, {} fixed, {} refused (429), {} failed",
         seconds(stage.began.elapsed()),
         all.requests,
         all.real,
-        all.fallback,
+        all.stale,
+        all.fixed,
         all.limited,
         all.failed + all.errors
     ));
@@ -331,7 +357,8 @@ fn epilogue(stage: &Stage) -> bool {
         "  · Who asks for too much is refused, exactly and over all workers; the others do not notice.",
         "  · An upstream that dies or hangs costs a few requests a second try. Then it is left alone, and tried",
         "    again by a handful of requests before it is trusted.",
-        "  · When all are gone clients get an answer you chose, at once, and /readyz tells your load balancer.",
+        "  · When all are gone clients get the last good answer, or one you chose, at once, and /readyz tells",
+        "    your load balancer.",
         "  · All of it is in envoy.yaml, and in haven_… on Envoy's /stats/prometheus.",
     ] {
         out.plain(&format!("  {line}"));
@@ -341,7 +368,7 @@ fn epilogue(stage: &Stage) -> bool {
 
 /// Each request was answered by an upstream.
 fn all_real(act: &mut Act, counts: &Counts) {
-    let what = match counts.limited + counts.fallback + counts.failed + counts.errors {
+    let what = match counts.limited + counts.fallback() + counts.failed + counts.errors {
         0 => format!("all {} requests answered by an upstream", counts.requests),
         other => format!("all {} requests answered by an upstream: {other} were not", counts.requests),
     };

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::NAMES;
 use crate::support::{Client, Reply, holds_within};
 
-/// What answers of one kind may take to come in once an act is over: more than the route's timeout of 2 s.
+/// What answers of one kind may take to come in once an act is over: more than the route's timeout of 1 s.
 const SETTLE: Duration = Duration::from_secs(5);
 
 /// Who asks.
@@ -19,7 +19,7 @@ const SETTLE: Duration = Duration::from_secs(5);
 pub enum Who {
     /// One of several ordinary clients.
     Crowd,
-    /// The client that never asks for much.
+    /// The client that never asks for much, and for something new each time.
     Steady,
     /// The client that asks for more than it may have.
     Noisy,
@@ -30,8 +30,10 @@ pub enum Who {
 pub enum Outcome {
     /// 200 from the upstream with this index.
     Real(usize),
-    /// 200 from haven in place of an upstream.
-    Fallback,
+    /// The last good answer, from haven in place of an upstream.
+    Stale,
+    /// The fixed answer of `envoy.yaml`.
+    Fixed,
     /// 429.
     Limited,
     /// 5xx.
@@ -69,9 +71,10 @@ struct Book {
     pending: BTreeMap<usize, u64>,
     /// What went wrong, by act.
     wrongs: BTreeMap<(usize, String), u64>,
-    /// The newest answer that is a 429, and the newest that is a fallback.
+    /// The newest of each kind of answer that is haven's own.
     limited: Option<Reply>,
-    fallback: Option<Reply>,
+    stale: Option<Reply>,
+    fixed: Option<Reply>,
     /// 429s without a `Retry-After` of at least a second.
     without_wait: u64,
 }
@@ -126,8 +129,12 @@ impl Ledger {
         self.book().limited.clone()
     }
 
-    pub fn a_fallback(&self) -> Option<Reply> {
-        self.book().fallback.clone()
+    pub fn a_stale(&self) -> Option<Reply> {
+        self.book().stale.clone()
+    }
+
+    pub fn a_fixed(&self) -> Option<Reply> {
+        self.book().fixed.clone()
     }
 
     pub fn without_wait(&self) -> u64 {
@@ -159,7 +166,8 @@ impl Ledger {
                 book.without_wait += u64::from(wait.is_none_or(|seconds| seconds < 1));
                 book.limited = Some(reply);
             }
-            (Outcome::Fallback, Ok(reply)) => book.fallback = Some(reply),
+            (Outcome::Stale, Ok(reply)) => book.stale = Some(reply),
+            (Outcome::Fixed, Ok(reply)) => book.fixed = Some(reply),
             _ => {}
         }
         book.samples.push(Sample { act, who, outcome, sent, done });
@@ -184,7 +192,8 @@ fn judge(answer: &Result<Reply, String>) -> (Outcome, Option<String>) {
     }
     let by_haven = reply.header("proxy-status").is_some_and(|value| value.starts_with("haven"));
     match reply.status {
-        200 if by_haven => (Outcome::Fallback, None),
+        200 if by_haven && reply.header("age").is_some() => (Outcome::Stale, None),
+        200 if by_haven => (Outcome::Fixed, None),
         200 => {
             let body: serde_json::Value = serde_json::from_slice(&reply.body).unwrap_or_default();
             match NAMES.iter().position(|name| body.get("served_by").is_some_and(|served_by| served_by == name)) {
@@ -220,8 +229,9 @@ impl Stream {
                 number += 1;
                 let (ledger, client) = (ledger.clone(), client.clone());
                 let act = ledger.begin();
+                let user = if who == Who::Steady { 1_000 + number } else { number % 100 };
                 tokio::spawn(async move {
-                    let answer = client.get(&format!("/api/users/{}", number % 100)).await;
+                    let answer = client.get(&format!("/api/users/{user}")).await;
                     ledger.finish(act, who, due, answer);
                 });
             }

@@ -270,8 +270,9 @@ impl Upstream {
         if !told && pick.list.first() != Some(last) {
             self.release(host, now, pick, rng);
         }
-        let epoch = own_epoch.unwrap_or_else(|| self.endpoints.get(last).map_or(0, |e| e.view.get().epoch));
-        self.end(host, now, last, epoch, call, rng);
+        if let Some(epoch) = own_epoch.or_else(|| self.unlisted(host, last, now)) {
+            self.end(host, now, last, epoch, call, rng);
+        }
     }
 
     /// Gives back the permit of a pick whose call ended without a verdict.
@@ -314,7 +315,7 @@ impl Upstream {
     /// Asks for a half-open permit; without one the endpoint is out for a while.
     fn acquire<H: Host>(&self, host: &H, endpoint: &Endpoint, now: Nanos) -> Option<u32> {
         let breaker = endpoint.breaker.as_ref()?;
-        if let Some(Admission::Admitted { epoch, .. }) = breaker.acquire(host, now) {
+        if let Some(epoch) = admitted(breaker.acquire(host, now)) {
             return Some(epoch);
         }
         let epoch = endpoint.view.get().epoch;
@@ -322,9 +323,32 @@ impl Upstream {
         None
     }
 
+    /// The epoch in which a call counts that the proxy has made of its own accord (a shadow's). Where permits are needed it takes one for
+    /// the moment, or its outcome would count as a trial's that nobody has allowed.
+    fn unlisted<H: Host>(&self, host: &H, at: usize, now: Nanos) -> Option<u32> {
+        let endpoint = self.endpoints.get(at)?;
+        let view = endpoint.view.get();
+        match view.availability(now) {
+            Availability::Available => Some(view.epoch),
+            Availability::Trial => self.acquire(host, endpoint, now),
+            Availability::Out => None,
+        }
+    }
+
     fn end<H: Host>(&self, host: &H, now: Nanos, at: usize, epoch: u32, call: Call, rng: &Rng) {
         let Some(breaker) = self.endpoints.get(at).and_then(|e| e.breaker.as_ref()) else { return };
-        breaker.end(host, now, epoch, call, rng);
+        // Nobody asks a shadow before a call; without being asked it would stay open for ever.
+        let epoch = if breaker.is_shadow() { admitted(breaker.acquire(host, now)) } else { Some(epoch) };
+        if let Some(epoch) = epoch {
+            breaker.end(host, now, epoch, call, rng);
+        }
+    }
+}
+
+const fn admitted(answer: Option<Admission>) -> Option<u32> {
+    match answer {
+        Some(Admission::Admitted { epoch, .. }) => Some(epoch),
+        Some(Admission::Refused { .. }) | None => None,
     }
 }
 

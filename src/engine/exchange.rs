@@ -307,7 +307,7 @@ impl Exchange {
         if end {
             self.keep(&engine, route, host);
             if let Some(settlement) = self.unsettled.take() {
-                self.settle(&engine, route, settlement, None, host);
+                self.settle(&engine, route, settlement, None, host.monotonic(), host);
             }
         }
     }
@@ -320,7 +320,7 @@ impl Exchange {
         if let Some(settlement) = self.unsettled.take() {
             let trailers = if self.grpc { stream.headers(Message::ResponseTrailers) } else { HeaderMap::default() };
             let status = trailers.get("grpc-status").and_then(parse_number);
-            self.settle(&engine, route, settlement, status, host);
+            self.settle(&engine, route, settlement, status, host.monotonic(), host);
         }
     }
 
@@ -350,18 +350,19 @@ impl Exchange {
         self.give_up(engine, host);
         let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else { return };
         self.settle_retries(route, 0);
-        self.time_end(engine, route, host);
-        let (epoch, pick) = (self.breaker.take(), self.pick.take());
+        let (timing, epoch, pick) = (std::mem::take(&mut self.timing), self.breaker.take(), self.pick.take());
         let upstream = route.upstream.and_then(|used| engine.upstreams.get(used.at)).zip(pick);
         if let Some((upstream, pick)) = &upstream {
             upstream.leave(host, pick);
         }
         let unrecorded = upstream.filter(|_| !self.recorded);
+        let holds = epoch.is_some() || unrecorded.is_some() || self.permits.iter().any(Option::is_some);
         // The usual end asks for no time: all has been told.
-        if epoch.is_none() && unrecorded.is_none() && self.permits.iter().all(Option::is_none) {
+        if timing == Timing::No && !holds {
             return;
         }
         let now = host.monotonic();
+        self.time_end(engine, route, timing, now);
         self.leave_concurrency(engine, host, now);
         if let Some((breaker, epoch)) = route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(epoch) {
             breaker.end(host, now, epoch, Call::IGNORED, &engine.rng);

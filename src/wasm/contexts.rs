@@ -4,16 +4,13 @@
 //! from any call of ours.
 
 use super::{Http, Root};
+use crate::base::id_map::IdMap;
 use std::cell::RefCell;
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 
-type Map<T> = RefCell<HashMap<u32, Rc<T>, BuildHasherDefault<Spread>>>;
-
 thread_local! {
-    static ROOTS: Map<Root> = RefCell::default();
-    static STREAMS: Map<Http> = RefCell::default();
+    static ROOTS: RefCell<IdMap<Rc<Root>>> = const { RefCell::new(IdMap::new()) };
+    static STREAMS: RefCell<IdMap<Rc<Http>>> = const { RefCell::new(IdMap::new()) };
 }
 
 /// Makes the context `id`: of a configuration if it has no parent, else of a stream.
@@ -44,36 +41,16 @@ pub fn stream(id: u32) -> Option<Rc<Http>> {
     STREAMS.with(|streams| get(streams, id))
 }
 
-fn get<T>(map: &Map<T>, id: u32) -> Option<Rc<T>> {
-    map.try_borrow().ok()?.get(&id).cloned()
+fn get<T>(map: &RefCell<IdMap<Rc<T>>>, id: u32) -> Option<Rc<T>> {
+    map.try_borrow().ok()?.get(id).cloned()
 }
 
-fn insert<T>(map: &Map<T>, id: u32, context: T) {
+fn insert<T>(map: &RefCell<IdMap<Rc<T>>>, id: u32, context: T) {
     let former = map.try_borrow_mut().ok().and_then(|mut map| map.insert(id, Rc::new(context)));
     // Only here, when the map is free again: dropping a context makes host calls.
     drop(former);
 }
 
-fn remove<T>(map: &Map<T>, id: u32) -> Option<Rc<T>> {
-    map.try_borrow_mut().ok()?.remove(&id)
-}
-
-/// Spreads numbers that the host counts up: no client chooses them, so nothing stronger is needed.
-#[derive(Default)]
-struct Spread(u64);
-
-impl Hasher for Spread {
-    fn write_u32(&mut self, number: u32) {
-        self.0 = u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        }
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
+fn remove<T>(map: &RefCell<IdMap<Rc<T>>>, id: u32) -> Option<Rc<T>> {
+    map.try_borrow_mut().ok()?.remove(id)
 }

@@ -180,6 +180,26 @@ fn a_wait_is_part_of_the_time() {
 }
 
 #[test]
+fn a_shadow_counts_a_request_that_waits_and_is_late_once() {
+    let proxy = Proxy::new(
+        &json!({"rate_limits": {"l": {"algorithm": "leaky_bucket", "limit": 1, "max_wait": "9s", "mode": "enforce"}},
+        "routes": [{"name": "r", "mode": "shadow", "rate_limits": ["l"], "timeout": {"request": "10ms"}}]}),
+    );
+    take(&proxy, "GET", &[], 0, 200);
+    let late = "haven_decisions_total;route=r;policy=timeout;reason=deadline;mode=shadow";
+    for (headers, total) in [(&[][..], 1), (&[("grpc-timeout", &b"0m"[..])], 2)] {
+        let stream = SimStream::request("GET", "/api", headers);
+        let mut exchange = Exchange::new(Rc::clone(&proxy.engine));
+        let Action::Wait { until } = exchange.on_request(&proxy.worker, &stream) else { panic!("it is to wait") };
+        proxy.machine.advance(until.since(proxy.machine.now()));
+        assert_eq!(exchange.on_resume(&proxy.worker, &stream), Action::Continue);
+        exchange.on_end(&proxy.worker);
+        assert_eq!(proxy.machine.metric(late), total);
+        assert_eq!(stream.state("haven.decision").as_deref(), Some("deadline timeout shadow"));
+    }
+}
+
+#[test]
 fn a_dynamic_timeout_follows_what_the_upstream_takes() {
     let dynamic = json!({"dynamic": {"quantile": 99, "factor": 2, "min": "50ms", "max": "2s"}});
     let proxy = one(&json!({"timeout": {"request": dynamic}}));

@@ -9,8 +9,20 @@ use serde_json::{Value, json};
 use super::{checkout, haven_wasm};
 
 /// The labels that metrics of haven carry: `haven_x;route=users;mode=enforce`. The same list stands in `envoy.yaml`.
-pub const LABELS: [&str; 11] =
-    ["route", "policy", "reason", "mode", "circuit_breaker", "key", "cause", "to", "upstream", "endpoint", "step"];
+pub const LABELS: [&str; 12] = [
+    "route",
+    "policy",
+    "reason",
+    "mode",
+    "circuit_breaker",
+    "key",
+    "cause",
+    "to",
+    "upstream",
+    "endpoint",
+    "step",
+    "switch",
+];
 
 /// The request header that names the endpoints to try, unless a test says otherwise.
 pub const OVERRIDE_HEADER: &str = "x-haven-upstream";

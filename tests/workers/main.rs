@@ -16,3 +16,4 @@ mod concurrency;
 mod limits;
 mod scheduler;
 mod stale;
+mod whole;

@@ -29,6 +29,8 @@ pub(super) struct Deadline {
     own: Option<Nanos>,
     /// The route's timeout of a try.
     per_try: Option<Nanos>,
+    /// A shadow has counted the request as late.
+    told: bool,
 }
 
 impl Deadline {
@@ -95,7 +97,8 @@ impl Exchange {
                 Some(seen) => seen.with(|seen| deadline::is_hopeless(&config.timeout, left, now, seen)),
                 None => deadline::is_hopeless(&config.timeout, left, now, &mut Sketch::default()),
             });
-        if !late {
+        // It is asked again before and after a wait, and one request is one decision.
+        if !late || std::mem::replace(&mut self.deadline.told, true) {
             return None;
         }
         self.decide(host, &used, Reason::Deadline, POLICY);
@@ -194,15 +197,13 @@ impl Exchange {
     }
 
     /// The request is over: what it took is counted.
-    pub(super) fn time_end<H: Host>(&mut self, engine: &Engine, route: &Route, host: &H) {
-        let timing = std::mem::take(&mut self.timing);
-        let Some(seen) = route.seen.as_ref().filter(|_| timing != Timing::No) else { return };
-        let now = host.monotonic();
+    pub(super) fn time_end(&mut self, engine: &Engine, route: &Route, timing: Timing, now: Nanos) {
         let duration = now.since(self.start);
-        match timing {
-            Timing::Answered => seen.with(|seen| seen.add(now, duration)),
+        match (timing, &route.seen) {
+            (Timing::Answered, Some(seen)) => seen.with(|seen| seen.add(now, duration)),
             // Nobody has answered, nor was it refused: its client has gone.
-            Timing::Sent | Timing::No => self.time_cut_off(engine, route, now, duration),
+            (Timing::Sent, _) => self.time_cut_off(engine, route, now, duration),
+            (Timing::Answered, None) | (Timing::No, _) => {}
         }
     }
 

@@ -6,7 +6,7 @@ use super::deadline::Timing;
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
 use crate::config::{FailureOn, Mode};
-use crate::engine::endpoints::{Tries, Upstream};
+use crate::engine::endpoints::Tries;
 use crate::engine::{Engine, Route};
 use crate::host::{Host, Message, Property, Reply, Stream};
 use crate::policy::circuit_breaker::state::Call;
@@ -64,7 +64,8 @@ impl Exchange {
         let first = upstream.filter(|_| !suspect).and_then(|upstream| upstream.first_try(&pick, &headers));
         let reached = (first.is_some() || !matters) && headers.get("x-envoy-upstream-service-time").is_some();
         let address = if reached { None } else { stream.property(Property::UpstreamAddress) };
-        let class = classify(suspect, reached || address.is_some(), stream);
+        // The proxy's 408 blames a client that was slow to send, whoever had been reached by then.
+        let class = classify(suspect || status == 408, reached || address.is_some(), stream);
         if class == Class::Local {
             self.time_answer(false);
             return None;
@@ -98,7 +99,7 @@ impl Exchange {
                 self.unsettled = Some(settlement);
             } else if !impatient {
                 // Otherwise its permits are given back at its end, without a verdict.
-                self.settle(engine, route, settlement, grpc_status, host);
+                self.settle(engine, route, settlement, grpc_status, now, host);
             }
         }
         if class == Class::Answered {
@@ -182,7 +183,7 @@ impl Exchange {
             }
             Cut::Nobody => settlement.class,
         };
-        self.settle(engine, route, Settlement { class, ..settlement }, None, host);
+        self.settle(engine, route, Settlement { class, ..settlement }, None, now, host);
     }
 
     /// Tells breaker and endpoints how the call went.
@@ -192,6 +193,7 @@ impl Exchange {
         route: &Route,
         settlement: Settlement,
         grpc_status: Option<u64>,
+        now: Nanos,
         host: &H,
     ) {
         let Settlement { class, status, tries, duration, retry_after } = settlement;
@@ -202,7 +204,6 @@ impl Exchange {
         {
             self.note_answer(duration);
         }
-        let now = host.monotonic();
         let call = |failure_on: &FailureOn| {
             let outcome =
                 if fails(failure_on, class, status, grpc_status) { Outcome::Failure } else { Outcome::Success };
@@ -249,11 +250,7 @@ fn classify<S: Stream>(suspect: bool, reached: bool, stream: &S) -> Class {
     } else if holds("overflow") {
         // Envoy's own connection or request limits: no upstream was asked.
         Class::Local
-    } else if starts("response_timeout")
-        || starts("upstream_per_try")
-        || starts("upstream_response_timeout")
-        || starts("request_overall_timeout")
-    {
+    } else if starts("response_timeout") || starts("upstream_per_try") || starts("upstream_response_timeout") {
         Class::Timeout
     } else if starts("upstream_reset")
         || starts("no_healthy_upstream")

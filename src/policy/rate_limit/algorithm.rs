@@ -64,7 +64,7 @@ pub struct Take {
     pub before: State,
     /// The state after.
     pub after: State,
-    /// What was spent, in the algorithm's unit; 0: nothing is to be written, nor given back.
+    /// What was spent, in the algorithm's unit; 0: there is nothing to give back.
     pub spent: u64,
 }
 

@@ -203,6 +203,56 @@ fn headers_of_the_draft_and_the_older_ones() {
     }
 }
 
+/// A pause before the step, limit, period in nanoseconds, cost, and the state that it finds if another has broken the record.
+type Stumble = (i64, u64, u64, u64, Option<(u64, u64)>);
+
+fn keeps_its_promises(kind: usize, steps: Vec<Stumble>) -> Result<(), TestCaseError> {
+    let warm = config::Algorithm::TokenBucket { warm_up: Some(Nanos::from_secs(9)) };
+    let kind =
+        [config::Algorithm::FixedWindow, config::Algorithm::SlidingWindow, LEAKY_BUCKET, TOKEN_BUCKET, warm][kind];
+    let (mut now, mut state) = (3_600_000_000_000_000u64, State::default());
+    for (pause, limit, period, cost, broken) in steps {
+        now = now.saturating_add_signed(pause);
+        // And some find another record.
+        if let Some((until, rest)) = broken {
+            state = State { until, rest };
+        }
+        // Each step finds another quota: a reload in between.
+        let algorithm = Algorithm::new(kind, &Quota { limit, period: Nanos(period), burst: limit });
+        let (verdict, take, _) = algorithm.take_with(state, Nanos(now), cost, 0);
+        let passes_at = |t: u64| passes(algorithm.take_with(take.after, Nanos(t), cost, 0).0);
+        match verdict {
+            Verdict::Refused { wait: None, .. } => prop_assert!(cost > limit),
+            Verdict::Refused { wait: Some(wait), remaining, .. } => {
+                // What is further ahead than a bucket can owe is forgotten.
+                let forgets = !matches!(kind, config::Algorithm::FixedWindow | config::Algorithm::SlidingWindow)
+                    && take.after < state;
+                prop_assert!(take.after == state || forgets, "a refusal writes nothing");
+                prop_assert!(remaining < cost || kind == LEAKY_BUCKET);
+                prop_assert!(passes_at(now + wait.0) && !passes_at(now + wait.0 - 1), "the wait is exact");
+            }
+            Verdict::Admitted { remaining, .. } | Verdict::Delayed { remaining, .. } => {
+                prop_assert!(remaining <= limit && (cost == 0 || cost <= limit));
+                // Taken and given back at once: as if it had never been.
+                let refunded = algorithm.refunded(take, take.after, Nanos::ZERO);
+                let again = algorithm.take_with(refunded, Nanos(now), cost, 0).0;
+                prop_assert_eq!(again, verdict);
+            }
+        }
+        state = take.after;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_queue_found_after_the_clock_stepped_back_a_month_is_cut_to_what_one_can_owe() {
+    const MONTH_BACK: i64 = -30 * 86_400_000_000_000;
+    for steps in [[(0, 7, 1, 1, None), (MONTH_BACK, 6, 1, 1, None)], [(0, 4, 1, 1, None), (MONTH_BACK, 10, 1, 1, None)]]
+    {
+        keeps_its_promises(2, steps.to_vec()).unwrap();
+    }
+}
+
 proptest! {
     #[test]
     fn clocks_that_step_and_reloads_break_no_promise(
@@ -212,37 +262,6 @@ proptest! {
              1u64..20, prop_oneof![1u64..1_000_000, 1_000_000u64..2_000_000_000], 0u64..25,
              prop_oneof![9 => Just(None), 1 => (any::<u64>(), any::<u64>()).prop_map(Some)]), 1..60)
     ) {
-        let warm = config::Algorithm::TokenBucket { warm_up: Some(Nanos::from_secs(9)) };
-        let kind = [config::Algorithm::FixedWindow, config::Algorithm::SlidingWindow, LEAKY_BUCKET, TOKEN_BUCKET, warm][kind];
-        let (mut now, mut state) = (3_600_000_000_000_000u64, State::default());
-        for (pause, limit, period, cost, broken) in steps {
-            now = now.saturating_add_signed(pause);
-            // And some find another record.
-            if let Some((until, rest)) = broken {
-                state = State { until, rest };
-            }
-            // Each step finds another quota: a reload in between.
-            let algorithm = Algorithm::new(kind, &Quota { limit, period: Nanos(period), burst: limit });
-            let (verdict, take, _) = algorithm.take_with(state, Nanos(now), cost, 0);
-            let passes_at = |t: u64| passes(algorithm.take_with(take.after, Nanos(t), cost, 0).0);
-            match verdict {
-                Verdict::Refused { wait: None, .. } => prop_assert!(cost > limit),
-                Verdict::Refused { wait: Some(wait), remaining, .. } => {
-                    // What is further ahead than a bucket can owe is forgotten.
-                    let forgets = !matches!(kind, config::Algorithm::FixedWindow | config::Algorithm::SlidingWindow) && take.after < state;
-                    prop_assert!(take.after == state || forgets, "a refusal writes nothing");
-                    prop_assert!(remaining < cost || kind == LEAKY_BUCKET);
-                    prop_assert!(passes_at(now + wait.0) && !passes_at(now + wait.0 - 1), "the wait is exact");
-                }
-                Verdict::Admitted { remaining, .. } | Verdict::Delayed { remaining, .. } => {
-                    prop_assert!(remaining <= limit && (cost == 0 || cost <= limit));
-                    // Taken and given back at once: as if it had never been.
-                    let refunded = algorithm.refunded(take, take.after, Nanos::ZERO);
-                    let again = algorithm.take_with(refunded, Nanos(now), cost, 0).0;
-                    prop_assert_eq!(again, verdict);
-                }
-            }
-            state = take.after;
-        }
+        keeps_its_promises(kind, steps)?;
     }
 }
