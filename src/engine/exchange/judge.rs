@@ -103,7 +103,7 @@ impl Exchange {
             }
         }
         if class == Class::Answered {
-            self.draft(engine, route, &headers, host);
+            self.draft(engine, route, &headers, now);
         }
         let reason = match class {
             Class::Answered if status < 500 => return None,

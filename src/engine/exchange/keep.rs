@@ -2,14 +2,15 @@
 
 use super::{Exchange, kept};
 use crate::base::headers::HeaderMap;
+use crate::base::time::Nanos;
 use crate::engine::{Engine, Route};
 use crate::host::{Host, Stream};
 
 impl Exchange {
     /// A good response begins: it is copied if it may be kept. What another cluster answered is not this route's.
-    pub(super) fn draft<H: Host>(&mut self, engine: &Engine, route: &Route, headers: &HeaderMap, host: &H) {
+    pub(super) fn draft(&mut self, engine: &Engine, route: &Route, headers: &HeaderMap, now: Nanos) {
         if let (Some(kept), Some(asked), None) = (kept(engine, route), &self.asked, self.sent_on) {
-            self.draft = kept.policy.begin(asked, headers, host.monotonic()).map(Box::new);
+            self.draft = kept.policy.begin(asked, headers, now).map(Box::new);
         }
     }
 
