@@ -4,7 +4,7 @@
 //! costs nothing, and is taken as done with nothing to say. That is why `proxy_on_log` and `proxy_on_done` are missing.
 //!
 //! To add one: a function here with the ABI's parameters, which hands over to a method of [`super::Root`] or [`super::Http`]; and its
-//! name in `tests/envoy_module.rs`.
+//! name in `tests/envoy/module.rs`.
 
 use super::bindings::{self, Severity};
 use super::contexts;

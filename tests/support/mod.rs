@@ -26,6 +26,7 @@
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 pub mod client;
@@ -47,8 +48,23 @@ pub use upstream::{Upstream, dead_addr};
 /// How long anything may take that is bound to happen.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
+/// Who has the machine: most tests share it, those that measure it have it to themselves.
+static MACHINE: RwLock<()> = RwLock::new(());
+
 /// Runs a test on a runtime of several threads: upstreams, clients and the test make progress side by side.
 pub fn run<T>(test: impl Future<Output = T>) -> T {
+    // A test that failed has left nothing behind that another could trip over.
+    let _shared = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
+    block_on(test)
+}
+
+/// Runs a test that asks how much is done in a time: no other test of the program runs meanwhile.
+pub fn run_alone<T>(test: impl Future<Output = T>) -> T {
+    let _whole = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
+    block_on(test)
+}
+
+fn block_on<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.expect("a tokio runtime").block_on(test)
 }

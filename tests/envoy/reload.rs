@@ -1,30 +1,16 @@
 //! Configurations that change under a running Envoy with four workers, and ones that are refused.
 
-#![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "test code: a failed assumption is to end the test at once; clippy only sees that in functions marked #[test]"
-)]
-
-#[path = "support/haven.rs"]
-mod haven;
-mod support;
-
 use std::time::Duration;
 
-use haven::{Steady, assert_sound, hanging, in_flight, nothing_in_flight, transitions};
+use crate::filter::{Steady, assert_sound, hanging, in_flight, nothing_in_flight, transitions};
+use crate::support::{Client, Cluster, Envoy, EnvoyConfig, Route, Update, Upstream, load, run, wait_for};
 use serde_json::{Value, json};
-use support::{Client, Cluster, Envoy, EnvoyConfig, Route, Update, Upstream, load, run, wait_for};
 
 /// A filter with a bucket of three, a breaker that opens with the second failure and lets two calls through when half-open, an
 /// upstream; `/only` is limited as well when `version` is 2 or more.
 fn filter(upstream: &Upstream, version: u32) -> Value {
     let mut filter = json!({
-        "upstreams": {"users": {"endpoints": haven::endpoints(&[upstream.addr()]), "circuit_breaker": "endpoint"}},
+        "upstreams": {"users": {"endpoints": crate::filter::endpoints(&[upstream.addr()]), "circuit_breaker": "endpoint"}},
         "rate_limits": {"three": {"limit": 3, "period": "1h", "key": [{"header": "x-key"}]}},
         "circuit_breakers": {
             "users": {"consecutive_failures": 2, "open_duration": "10m", "half_open_calls": 2},

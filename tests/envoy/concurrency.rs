@@ -7,31 +7,14 @@
 //!
 //! What fits is measured in the same run, for on a busy machine the endpoints do less. All figures are printed.
 
-#![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "test code: a failed assumption is to end the test at once; clippy only sees that in functions marked #[test]"
-)]
-
-#[path = "support/haven.rs"]
-mod filter;
-mod support;
-
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use filter::{Hanging, assert_sound, counted, endpoints, grpc, hanging};
+use crate::filter::{Hanging, assert_sound, counted, endpoints, grpc, hanging};
+use crate::support::{Client, Cluster, Envoy, EnvoyConfig, Route, Upstream, holds_within, run, run_alone, wait_for};
 use haven::base::rng::Rng;
 use serde_json::{Value, json};
-use support::{Client, Cluster, Envoy, EnvoyConfig, Route, Upstream, holds_within, run, wait_for};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -39,9 +22,6 @@ const DEADLINE: Duration = Duration::from_millis(500);
 
 /// Time for what starts before a limit has been found, and is not counted.
 const START: Duration = Duration::from_secs(1);
-
-/// One load at a time: two would halve each other's.
-static MACHINE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// Who decides what is admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,8 +181,7 @@ async fn open_loop(envoy: &Envoy, per_second: f64, time: Duration, skip: Duratio
 
 #[test]
 fn three_times_the_load_is_answered_in_time_as_far_as_it_fits() {
-    run(async {
-        let _machine = MACHINE.lock().await;
+    run_alone(async {
         let upstreams = upstreams().await;
         let mut table = String::new();
         let mut row = |who: Who, counts: Counts, capacity: f64| {
@@ -254,8 +233,7 @@ fn three_times_the_load_is_answered_in_time_as_far_as_it_fits() {
 
 #[test]
 fn what_fits_is_not_shed_when_endpoints_turn_slow() {
-    run(async {
-        let _machine = MACHINE.lock().await;
+    run_alone(async {
         let upstreams = upstreams().await;
         let mut table = String::new();
         let mut measure = async |who: Who| {
@@ -331,7 +309,7 @@ fn a_fixed_limit_counts_over_all_workers_and_gives_every_place_back() {
         upstream.set(|faults| (faults.hang, faults.reset) = (false, true)).await;
         let _ = envoy.h1().get("/echo/high").await;
         upstream.set(|faults| (faults.close, faults.reset) = (true, false)).await;
-        assert!(holds_within(support::PATIENCE, async || held.iter().all(Hanging::is_done)).await);
+        assert!(holds_within(crate::support::PATIENCE, async || held.iter().all(Hanging::is_done)).await);
         wait_for("nothing is in flight", async || in_flight(&envoy).await == 0.0).await;
         upstream.heal().await;
         assert_eq!(envoy.h1().get("/echo/high").await.unwrap().status, 200);

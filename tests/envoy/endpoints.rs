@@ -1,28 +1,14 @@
 //! The choice of endpoints in a real Envoy with four workers.
 
-#![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "test code: a failed assumption is to end the test at once; clippy only sees that in functions marked #[test]"
-)]
-
-#[path = "support/haven.rs"]
-mod haven;
-mod support;
-
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use haven::{Steady, assert_sound, counted, endpoints, hanging, in_flight, nothing_in_flight, transitions};
-use serde_json::{Value, json};
-use support::{
+use crate::filter::{Steady, assert_sound, counted, endpoints, hanging, in_flight, nothing_in_flight, transitions};
+use crate::support::{
     Client, Cluster, Envoy, EnvoyConfig, Faults, Retry, Route, Upstream, dead_addr, load, raw, run, wait_for,
 };
+use serde_json::{Value, json};
 
 fn addrs(upstreams: &[Upstream]) -> Vec<SocketAddr> {
     upstreams.iter().map(|upstream| upstream.addr()).collect()
@@ -257,7 +243,7 @@ fn an_endpoint_that_fails_grpc_calls_is_found_out() {
         let client = envoy.h2();
         let mut failed = 0;
         for _ in 0..100 {
-            let (status, reply) = haven::grpc(&client, envoy.addr(), "/").await;
+            let (status, reply) = crate::filter::grpc(&client, envoy.addr(), "/").await;
             failed += u64::from(status.is_some());
             assert_eq!(reply.status, 200);
         }

@@ -1,28 +1,14 @@
 //! Requests and answers that no well-behaved peer sends, with a real Envoy: none of them may change anything for others.
 
-#![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "test code: a failed assumption is to end the test at once; clippy only sees that in functions marked #[test]"
-)]
-
-#[path = "support/haven.rs"]
-mod haven;
-mod support;
-
 use std::sync::Arc;
 use std::time::Duration;
 
-use haven::{Scripted, Steady, assert_sound, nothing_in_flight};
+use crate::filter::{Scripted, Steady, assert_sound, nothing_in_flight};
+use crate::support::{Client, Cluster, Envoy, EnvoyConfig, Route, Upstream, raw, run, wait_for};
 use http_body_util::Full;
 use hyper::Request;
 use hyper::header::HeaderValue;
 use serde_json::{Value, json};
-use support::{Client, Cluster, Envoy, EnvoyConfig, Route, Upstream, raw, run, wait_for};
 
 /// A filter that looks at every part of a request that it can look at.
 fn curious(upstream: &Upstream) -> Value {
@@ -41,7 +27,7 @@ fn curious(upstream: &Upstream) -> Value {
     let names: Vec<&String> = limits.as_object().unwrap().keys().collect();
     json!({
         "client_ip": {"source": "x-forwarded-for", "trusted_hops": 2},
-        "upstreams": {"users": {"endpoints": haven::endpoints(&[upstream.addr()]), "circuit_breaker": "calm"}},
+        "upstreams": {"users": {"endpoints": crate::filter::endpoints(&[upstream.addr()]), "circuit_breaker": "calm"}},
         "circuit_breakers": {"calm": {"minimum_calls": 1_000_000}},
         "fallbacks": {"id": {"steps": [{"respond": {"content_type": "application/json", "body": "{\"id\":\"{{request_id}}\"}"}}]}},
         "rate_limits": limits,
@@ -346,7 +332,7 @@ fn no_odd_answer_of_an_upstream_harms_anyone() {
         let calm = json!({"minimum_calls": 1_000_000, "open_duration": "1s", "max_open_duration": "1s"});
         let step = json!([{"respond": {"status": 200, "content_type": "application/json", "body": "{\"calm\":true}"}}]);
         let filter = json!({
-            "upstreams": {"odd": {"endpoints": haven::endpoints(&[odd.addr()]), "circuit_breaker": "calm"}},
+            "upstreams": {"odd": {"endpoints": crate::filter::endpoints(&[odd.addr()]), "circuit_breaker": "calm"}},
             "circuit_breakers": {"calm": calm},
             "rate_limits": {"wide": {"limit": 1_000_000}},
             "fallbacks": {"calm": {"steps": step}},

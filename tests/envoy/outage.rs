@@ -1,24 +1,10 @@
 //! Outages in a real Envoy: what clients get while nothing works, how soon they get it, and how soon all is well again.
 
-#![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "test code: a failed assumption is to end the test at once; clippy only sees that in functions marked #[test]"
-)]
-
-#[path = "support/haven.rs"]
-mod haven;
-mod support;
-
 use std::time::Duration;
 
-use haven::{assert_sound, counted, endpoints, grpc, hanging, nothing_in_flight, transitions};
+use crate::filter::{assert_sound, counted, endpoints, grpc, hanging, nothing_in_flight, transitions};
+use crate::support::{Client, Cluster, Envoy, EnvoyConfig, Faults, Reply, Route, Upstream, run, run_alone, wait_for};
 use serde_json::{Value, json};
-use support::{Client, Cluster, Envoy, EnvoyConfig, Faults, Reply, Route, Upstream, run, wait_for};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -136,7 +122,7 @@ async fn outage(envoy: &Envoy, upstreams: &[Upstream], http2: bool, fail: fn(&mu
             return Seen { direct, calm, back: healed.elapsed() };
         }
         assert_calm(true, &reply);
-        assert!(healed.elapsed() < support::PATIENCE, "it does not come back");
+        assert!(healed.elapsed() < crate::support::PATIENCE, "it does not come back");
         sleep(Duration::from_millis(10)).await;
     }
 }
@@ -174,12 +160,12 @@ async fn total_outage(fail: fn(&mut Faults)) {
 
 #[test]
 fn when_all_are_killed_the_fallbacks_answer_at_once_and_the_first_real_answer_is_not_late() {
-    run(total_outage(|faults| faults.close = true));
+    run_alone(total_outage(|faults| faults.close = true));
 }
 
 #[test]
 fn when_all_hang_the_fallbacks_answer_at_once_and_the_first_real_answer_is_not_late() {
-    run(total_outage(|faults| faults.hang = true));
+    run_alone(total_outage(|faults| faults.hang = true));
 }
 
 #[test]

@@ -1,22 +1,8 @@
 //! The health endpoints in a real Envoy.
 
-#![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "test code: a failed assumption is to end the test at once; clippy only sees that in functions marked #[test]"
-)]
-
-#[path = "support/haven.rs"]
-mod haven;
-mod support;
-
-use haven::{assert_sound, counted};
+use crate::filter::{assert_sound, counted};
+use crate::support::{Envoy, EnvoyConfig, Route, Upstream, load, raw, run, wait_for};
 use serde_json::json;
-use support::{Envoy, EnvoyConfig, Route, Upstream, load, raw, run, wait_for};
 
 #[test]
 fn each_endpoint_answers_in_text_or_as_a_document() {
@@ -24,7 +10,7 @@ fn each_endpoint_answers_in_text_or_as_a_document() {
         let upstream = Upstream::start("a").await;
         let filter = json!({
             "service": "user-service",
-            "upstreams": {"users": {"endpoints": haven::endpoints(&[upstream.addr()])}},
+            "upstreams": {"users": {"endpoints": crate::filter::endpoints(&[upstream.addr()])}},
         });
         let mut envoy = Envoy::start(EnvoyConfig::proxy([upstream.addr()]).haven(&filter)).await;
         for client in [envoy.h1(), envoy.h2()] {
@@ -84,7 +70,7 @@ fn health_is_answered_when_nothing_else_is() {
         let upstream = Upstream::start("a").await;
         let filter = json!({
             "upstreams": {
-                "users": {"endpoints": haven::endpoints(&[upstream.addr()]), "circuit_breaker": "breaker",
+                "users": {"endpoints": crate::filter::endpoints(&[upstream.addr()]), "circuit_breaker": "breaker",
                           "load_balancer": {"panic_threshold": 0}},
             },
             "rate_limits": {"one": {"limit": 1, "period": "1h"}},

@@ -1,25 +1,11 @@
 //! Fallbacks in a real Envoy: the last good response, another cluster, and answers that are cut in their middle.
 
-#![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "test code: a failed assumption is to end the test at once; clippy only sees that in functions marked #[test]"
-)]
-
-#[path = "support/haven.rs"]
-mod haven;
-mod support;
-
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use haven::{assert_sound, counted, endpoints, grpc, hanging, nothing_in_flight, transitions};
+use crate::filter::{assert_sound, counted, endpoints, grpc, hanging, nothing_in_flight, transitions};
+use crate::support::{Client, Cluster, Envoy, EnvoyConfig, Reply, Route, Upstream, run, wait_for};
 use serde_json::{Value, json};
-use support::{Client, Cluster, Envoy, EnvoyConfig, Reply, Route, Upstream, run, wait_for};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -114,7 +100,7 @@ fn an_answer_that_its_client_does_not_wait_for_is_nobodys_failure() {
             for _ in 0..5 {
                 let client = if fresh { Client::h1_fresh(envoy.addr()) } else { envoy.h2() };
                 let call = hanging(async move { client.get("/").await });
-                wait_for("it is in flight", async || haven::in_flight(&envoy).await == 1.0).await;
+                wait_for("it is in flight", async || crate::filter::in_flight(&envoy).await == 1.0).await;
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 drop(call);
                 nothing_in_flight(&envoy).await;

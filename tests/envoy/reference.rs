@@ -1,27 +1,13 @@
 //! The reference configuration `envoy.yaml`, as it stands but for addresses.
 
-#![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "test code: a failed assumption is to end the test at once; clippy only sees that in functions marked #[test]"
-)]
-
-#[path = "support/haven.rs"]
-mod haven;
-mod support;
-
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use haven::{Steady, assert_sound, counted, nothing_in_flight};
-use support::config::reference_text;
-use support::{Client, Envoy, EnvoyConfig, Upstream, checkout, haven_wasm, load, raw, run, wait_for};
+use crate::filter::{Steady, assert_sound, counted, nothing_in_flight};
+use crate::support::config::reference_text;
+use crate::support::{Client, Envoy, EnvoyConfig, Upstream, checkout, haven_wasm, load, raw, run, wait_for};
 
 fn addrs(upstreams: &[Upstream]) -> Vec<SocketAddr> {
     upstreams.iter().map(|upstream| upstream.addr()).collect()
@@ -169,6 +155,12 @@ fn it_survives_dead_and_hung_endpoints() {
         };
         upstreams[0].set(|faults| faults.close = true).await;
         wait_for("the first is found dead", async || opened().await >= 1.0).await;
+        // A request whose one retry is under way would otherwise meet the second failure too, and rightly get the fallback.
+        let dead = upstreams[0].addr().to_string();
+        wait_for("nobody is on the way from it", async || {
+            envoy.metrics().await.total("haven_endpoint_in_flight", &[("endpoint", &dead)]) == 0.0
+        })
+        .await;
         upstreams[1].set(|faults| faults.hang = true).await;
         wait_for("the second is found hanging", async || opened().await >= 2.0).await;
         let tally = steady.stop().await;

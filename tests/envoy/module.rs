@@ -1,8 +1,4 @@
 //! The module as hosts load it: what it asks of them, and what it offers, is a known set. A new name here is a decision, not an accident.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
-#![allow(dead_code, reason = "each test program uses a part of the support")]
-
-mod support;
 
 use std::collections::BTreeSet;
 use wasmparser::{ExternalKind, Parser, Payload};
@@ -54,7 +50,7 @@ const EXPORTS: &[&str] = &[
 ];
 
 fn sets() -> (BTreeSet<String>, BTreeSet<String>, usize) {
-    let bytes = std::fs::read(support::haven_wasm().unwrap()).unwrap();
+    let bytes = std::fs::read(crate::support::haven_wasm().unwrap()).unwrap();
     wasmparser::validate(&bytes).expect("the module is valid");
     let (mut imports, mut exports) = (BTreeSet::new(), BTreeSet::new());
     for payload in Parser::new(0).parse_all(&bytes) {

@@ -1,24 +1,10 @@
 //! Retries in a real Envoy: who gets them, where they go, and what they add to a storm.
 
-#![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "test code: a failed assumption is to end the test at once; clippy only sees that in functions marked #[test]"
-)]
-
-#[path = "support/haven.rs"]
-mod haven;
-mod support;
-
 use std::time::Duration;
 
-use haven::{Steady, assert_sound, endpoints, grpc, nothing_in_flight};
+use crate::filter::{Steady, assert_sound, endpoints, grpc, nothing_in_flight};
+use crate::support::{Cluster, Envoy, EnvoyConfig, Route, Upstream, load, run};
 use serde_json::{Value, json};
-use support::{Cluster, Envoy, EnvoyConfig, Route, Upstream, load, run};
 
 /// One route for all, to these upstreams.
 fn filter(upstreams: &[Upstream], retry: &Value) -> Value {
@@ -99,7 +85,7 @@ fn envoys_own_retries_have_no_say_on_a_route_with_ours() {
         }
         let config = EnvoyConfig::empty()
             .cluster(Cluster::new("users", upstreams.iter().map(|upstream| upstream.addr())))
-            .route(Route::to("/", "users").retry(&support::Retry::default()));
+            .route(Route::to("/", "users").retry(&crate::support::Retry::default()));
         let envoy = Envoy::start(config.haven(&filter(&upstreams, &json!({"budget": 100})))).await;
         let client = envoy.h1();
         client.request("POST", "/", &[], "").await.unwrap();

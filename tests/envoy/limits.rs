@@ -1,24 +1,10 @@
 //! Rate limits in a real Envoy with four workers.
 
-#![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "test code: a failed assumption is to end the test at once; clippy only sees that in functions marked #[test]"
-)]
-
-#[path = "support/haven.rs"]
-mod haven;
-mod support;
-
 use std::time::Duration;
 
-use haven::{assert_sound, counted, decisions, grpc};
+use crate::filter::{assert_sound, counted, decisions, grpc};
+use crate::support::{Client, Envoy, EnvoyConfig, Route, Tally, load, raw, run, wait_for};
 use serde_json::{Value, json};
-use support::{Client, Envoy, EnvoyConfig, Route, Tally, load, raw, run, wait_for};
 use tokio::time::Instant;
 
 /// Only as many as the burst: the next token comes after the test.

@@ -10,30 +10,16 @@
 //!
 //! `HAVEN_OVERLOAD_SECONDS` sets the time of the flood (8).
 
-#![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "test code: a failed assumption is to end the test at once; clippy only sees that in functions marked #[test]"
-)]
-
-#[path = "support/haven.rs"]
-mod haven;
-mod support;
-
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use haven::{assert_sound, counted};
+use crate::filter::{assert_sound, counted};
+use crate::support::config::{LABELS, label_regex, socket_address};
+use crate::support::{Envoy, EnvoyConfig, haven_wasm, run_alone};
 use serde_json::{Value, json};
-use support::config::{LABELS, label_regex, socket_address};
-use support::{Envoy, EnvoyConfig, haven_wasm, run};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -41,9 +27,6 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// The share of what the load left to admit that must have been admitted.
 const LEAST_SHARE: f64 = 0.99;
-
-/// One flood at a time: two would halve each other's.
-static MACHINE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// How the requests travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +71,7 @@ struct Answer {
 fn http1_overload_is_cut_to_the_rate() {
     // Two requests at once are the most that Envoy takes on a connection of HTTP/1.1.
     let load = |lane, at_once, pause, connections| vec![Load { lane, at_once, pause }; connections];
-    run(overload(
+    run_alone(overload(
         Wire::H1,
         &[
             load(|_| 0, 1, 10, 2),
@@ -109,7 +92,7 @@ fn http1_overload_is_cut_to_the_rate() {
 fn http2_overload_is_cut_to_the_rate() {
     // Three connections carry nearly all: at least one of the four workers has none of them.
     let load = |lane, at_once, pause, connections| vec![Load { lane, at_once, pause }; connections];
-    run(overload(
+    run_alone(overload(
         Wire::H2,
         &[
             load(|_| 0, 2, 10, 2),
@@ -128,7 +111,6 @@ fn http2_overload_is_cut_to_the_rate() {
 
 /// Limits from low to high and Envoy's own, all at once.
 async fn overload(wire: Wire, loads: &[Load]) {
-    let _machine = MACHINE.lock().await;
     let time = Duration::from_secs(std::env::var("HAVEN_OVERLOAD_SECONDS").map_or(8, |text| text.parse().unwrap()));
     let lanes: Vec<Lane> = [
         ("5-per-s", 5.0, 5.0),
@@ -168,8 +150,7 @@ const CLIENTS: usize = 50;
 
 #[test]
 fn each_of_fifty_clients_has_its_rate_under_skewed_load() {
-    run(async {
-        let _machine = MACHINE.lock().await;
+    run_alone(async {
         let lanes: Vec<Lane> = (0..CLIENTS)
             .map(|number| Lane {
                 name: format!("client-{number}"),
@@ -300,7 +281,7 @@ async fn flood(addr: SocketAddr, wire: Wire, lanes: &[Lane], loads: &[Load], tim
         let requests = requests.clone();
         // Each begins elsewhere in its sequence.
         let sender = send(connection, load, requests, number << 32, begun, time);
-        senders.spawn(timeout(time + support::PATIENCE, sender));
+        senders.spawn(timeout(time + crate::support::PATIENCE, sender));
     }
     let mut answers = vec![Vec::new(); count];
     while let Some(part) = senders.join_next().await {

@@ -1,22 +1,8 @@
 //! Every reason of a refusal or a failure, end to end: as a problem document, by a fallback, and as a gRPC status, on HTTP/1.1 and HTTP/2.
 
-#![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "test code: a failed assumption is to end the test at once; clippy only sees that in functions marked #[test]"
-)]
-
-#[path = "support/haven.rs"]
-mod haven;
-mod support;
-
-use haven::{assert_sound, grpc, grpc_request, hanging};
+use crate::filter::{assert_sound, grpc, grpc_request, hanging};
+use crate::support::{Client, Cluster, Envoy, EnvoyConfig, Reply, Route, Upstream, run, wait_for};
 use serde_json::{Value, json};
-use support::{Client, Cluster, Envoy, EnvoyConfig, Reply, Route, Upstream, run, wait_for};
 
 /// A reason, with the route that is there for it, and what its refusal says.
 struct Case {

@@ -1,24 +1,14 @@
 //! Circuit breakers of routes, and fallbacks, in a real Envoy with four workers.
 
-#![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "test code: a failed assumption is to end the test at once; clippy only sees that in functions marked #[test]"
-)]
-
-#[path = "support/haven.rs"]
-mod haven;
-mod support;
-
 use std::time::Duration;
 
-use haven::{Hanging, assert_sound, counted, decisions, endpoints, grpc, hanging, nothing_in_flight, transitions};
+use crate::filter::{
+    Hanging, assert_sound, counted, decisions, endpoints, grpc, hanging, nothing_in_flight, transitions,
+};
+use crate::support::{
+    Client, Cluster, Envoy, EnvoyConfig, Reply, Route, Upstream, dead_addr, load, raw, run, wait_for,
+};
 use serde_json::{Value, json};
-use support::{Client, Cluster, Envoy, EnvoyConfig, Reply, Route, Upstream, dead_addr, load, raw, run, wait_for};
 
 /// A filter with one breaker on one route for all.
 fn one_breaker(breaker: &Value) -> Value {
@@ -452,7 +442,7 @@ fn a_fallback_answers_every_kind_of_failure_and_nothing_of_the_failed_response_i
         let upstream = Upstream::start("a").await;
         let (dead, _reserved) = dead_addr();
         let mut envoy = with_fallbacks(&upstream, dead).await;
-        let failing = async |change: fn(&mut support::Faults)| {
+        let failing = async |change: fn(&mut crate::support::Faults)| {
             upstream.reset().await;
             upstream
                 .set(|faults| {

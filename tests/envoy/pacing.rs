@@ -1,24 +1,10 @@
 //! Limits that pace or count by windows, in a real Envoy with four workers.
 
-#![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "test code: a failed assumption is to end the test at once; clippy only sees that in functions marked #[test]"
-)]
-
-#[path = "support/haven.rs"]
-mod haven;
-mod support;
-
 use std::time::Duration;
 
-use haven::{assert_sound, counted, grpc, hanging, nothing_in_flight};
+use crate::filter::{assert_sound, counted, grpc, hanging, nothing_in_flight};
+use crate::support::{Client, Cluster, Envoy, EnvoyConfig, Reply, Route, Update, Upstream, load, run, wait_for};
 use serde_json::{Value, json};
-use support::{Client, Cluster, Envoy, EnvoyConfig, Reply, Route, Update, Upstream, load, run, wait_for};
 use tokio::time::Instant;
 
 /// A filter with one limit for all.

@@ -1,15 +1,11 @@
 //! The harness itself, with a real Envoy and no filter: what a test of haven sees is then haven's doing.
 
-#![cfg(not(target_arch = "wasm32"))]
-
-mod support;
-
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use support::config::{LABELS, label_regex, reference_text};
-use support::{
+use crate::support::config::{LABELS, label_regex, reference_text};
+use crate::support::{
     Client, Cluster, Envoy, EnvoyConfig, Retry, Route, Tally, Update, Upstream, checkout, dead_addr, load, raw, run,
     wait_for,
 };

@@ -1,25 +1,11 @@
 //! Deadlines and timeouts in a real Envoy: what its router makes of the headers that haven writes, and what the upstream sees.
 
-#![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "test code: a failed assumption is to end the test at once; clippy only sees that in functions marked #[test]"
-)]
-
-#[path = "support/haven.rs"]
-mod haven;
-mod support;
-
 use std::time::Duration;
 
-use haven::{assert_sound, counted, decisions, grpc_request, nothing_in_flight};
+use crate::filter::{assert_sound, counted, decisions, grpc_request, nothing_in_flight};
+use crate::support::{Client, Cluster, Envoy, EnvoyConfig, Reply, Route, Upstream, run};
 use hyper::header::HeaderValue;
 use serde_json::{Value, json};
-use support::{Client, Cluster, Envoy, EnvoyConfig, Reply, Route, Upstream, run};
 use tokio::time::Instant;
 
 const EXPECTED: &str = "x-envoy-expected-rq-timeout-ms";
@@ -178,7 +164,7 @@ fn grpc_calls_end_with_deadline_exceeded_and_their_servers_know_the_deadline() {
     run(async {
         let upstream = Upstream::start("a").await;
         let filter = json!({
-            "upstreams": {"users": {"endpoints": haven::endpoints(&[upstream.addr()])}},
+            "upstreams": {"users": {"endpoints": crate::filter::endpoints(&[upstream.addr()])}},
             "routes": [{"name": "all", "upstream": "users", "timeout": {"request": "2s"}}]});
         let config = EnvoyConfig::empty()
             .cluster(Cluster::new("users", [upstream.addr()]).http2())

@@ -1,23 +1,9 @@
 //! What a million clients cost, in a real Envoy with four workers; or as many as `HAVEN_MEMORY_KEYS` says, for a table for
 //! `HAVEN_MEMORY_MAX_KEYS`.
 
-#![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "test code: a failed assumption is to end the test at once; clippy only sees that in functions marked #[test]"
-)]
-
-#[path = "support/haven.rs"]
-mod haven;
-mod support;
-
-use haven::assert_sound;
+use crate::filter::assert_sound;
+use crate::support::{Envoy, EnvoyConfig, raw, run};
 use serde_json::json;
-use support::{Envoy, EnvoyConfig, raw, run};
 use tokio::time::Instant;
 
 /// What shared data may take for each slot, all told: 16 bytes, its part of the record's name and header, and the map's entry around them.
