@@ -6,6 +6,7 @@ pub mod concurrency;
 pub mod deadline;
 pub mod fallback;
 pub mod health;
+pub mod health_check;
 pub mod rate_limit;
 pub mod reply;
 pub mod request;

@@ -5,8 +5,9 @@
 use crate::base::headers::HeaderMap;
 use crate::base::time::Nanos;
 use crate::host::{
-    Cas, CasMismatch, Clock, Log, Message, MetricId, MetricKind, Metrics, Property, Random, Reply, SharedData, Stream,
+    Call, CallId, Calls, Cas, CasMismatch, Clock, Log, Message, MetricId, MetricKind, Metrics, NoCall, Property, Random, Reply, SharedData, Stream,
 };
+use crate::policy::health_check::grpc::push_bytes;
 use std::ptr::{null, null_mut};
 
 /// The host, and the stream whose callback is running.
@@ -15,10 +16,13 @@ pub struct Proxy;
 const OK: u32 = 0;
 const REQUEST_STREAM: u32 = 0;
 const RESPONSE_BODY: u32 = 1;
+const CALL_BODY: u32 = 4;
+const GRPC_MESSAGE: u32 = 5;
 const PLUGIN_CONFIGURATION: u32 = 7;
 const REQUEST_HEADERS: u32 = 0;
 const RESPONSE_HEADERS: u32 = 2;
 const RESPONSE_TRAILERS: u32 = 3;
+const CALL_HEADERS: u32 = 6;
 const WASI_MONOTONIC: u32 = 1;
 const WASI_OK: u16 = 0;
 
@@ -60,6 +64,34 @@ unsafe extern "C" {
     fn proxy_increment_metric(id: u32, offset: i64) -> u32;
     fn proxy_record_metric(id: u32, value: u64) -> u32;
     fn proxy_get_metric(id: u32, value: *mut u64) -> u32;
+    #[allow(clippy::too_many_arguments, reason = "the ABI's")]
+    fn proxy_http_call(
+        cluster: *const u8,
+        cluster_size: usize,
+        headers: *const u8,
+        headers_size: usize,
+        body: *const u8,
+        body_size: usize,
+        trailers: *const u8,
+        trailers_size: usize,
+        timeout: u32,
+        token: *mut u32,
+    ) -> u32;
+    #[allow(clippy::too_many_arguments, reason = "the ABI's")]
+    fn proxy_grpc_call(
+        upstream: *const u8,
+        upstream_size: usize,
+        service: *const u8,
+        service_size: usize,
+        method: *const u8,
+        method_size: usize,
+        metadata: *const u8,
+        metadata_size: usize,
+        message: *const u8,
+        message_size: usize,
+        timeout: u32,
+        token: *mut u32,
+    ) -> u32;
     #[allow(clippy::too_many_arguments, reason = "the ABI's")]
     fn proxy_send_local_response(
         status: u32,
@@ -117,6 +149,84 @@ pub fn set_effective_context(context: u32) -> bool {
 pub fn continue_request() -> bool {
     // SAFETY: takes a number.
     unsafe { proxy_continue_stream(REQUEST_STREAM) == OK }
+}
+
+/// The headers of the answer to a call; only in its callback.
+pub fn call_headers() -> HeaderMap {
+    // SAFETY: the out pointers live through the call.
+    HeaderMap::from_host(
+        owned(|data, size| unsafe { proxy_get_header_map_pairs(CALL_HEADERS, data, size) }).unwrap_or_default(),
+    )
+}
+
+/// At most `size` bytes of the body of the answer to a call; only in its callback.
+pub fn call_body(size: usize) -> Vec<u8> {
+    // SAFETY: the out pointers live through the call.
+    owned(|data, length| unsafe { proxy_get_buffer_bytes(CALL_BODY, 0, size, data, length) }).unwrap_or_default()
+}
+
+/// At most `size` bytes of the message that answers a gRPC call; only in its callback.
+pub fn grpc_message(size: usize) -> Vec<u8> {
+    // SAFETY: the out pointers live through the call.
+    owned(|data, length| unsafe { proxy_get_buffer_bytes(GRPC_MESSAGE, 0, size, data, length) }).unwrap_or_default()
+}
+
+impl Calls for Proxy {
+    fn call(&self, call: &Call<'_>) -> Result<CallId, NoCall> {
+        // 0 would be "no timeout", and a callback that may never come.
+        let millis = |timeout: Nanos| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX).max(1);
+        let mut token = 0;
+        match *call {
+            Call::Http { cluster, headers, timeout } => {
+                let headers = HeaderMap::from_pairs(headers);
+                let headers = headers.as_bytes();
+                // No trailers: none is a map of none.
+                let trailers = 0u32.to_le_bytes();
+                // SAFETY: all of them live through the call.
+                let status = unsafe {
+                    proxy_http_call(
+                        cluster.as_ptr(),
+                        cluster.len(),
+                        headers.as_ptr(),
+                        headers.len(),
+                        null(),
+                        0,
+                        trailers.as_ptr(),
+                        trailers.len(),
+                        millis(timeout),
+                        &raw mut token,
+                    )
+                };
+                if status == OK { Ok(CallId::Http(token)) } else { Err(NoCall) }
+            }
+            Call::Grpc { cluster, service, method, metadata, message, timeout } => {
+                // Envoy takes a GrpcService of its API. It takes a cluster's name too, but some names can be read as a message.
+                let (mut envoy_grpc, mut upstream) = (Vec::new(), Vec::new());
+                push_bytes(&mut envoy_grpc, 1, cluster.as_bytes());
+                push_bytes(&mut upstream, 1, &envoy_grpc);
+                let metadata = HeaderMap::from_pairs(metadata);
+                let metadata = metadata.as_bytes();
+                // SAFETY: all of them live through the call.
+                let status = unsafe {
+                    proxy_grpc_call(
+                        upstream.as_ptr(),
+                        upstream.len(),
+                        service.as_ptr(),
+                        service.len(),
+                        method.as_ptr(),
+                        method.len(),
+                        metadata.as_ptr(),
+                        metadata.len(),
+                        message.as_ptr(),
+                        message.len(),
+                        millis(timeout),
+                        &raw mut token,
+                    )
+                };
+                if status == OK { Ok(CallId::Grpc(token)) } else { Err(NoCall) }
+            }
+        }
+    }
 }
 
 impl Clock for Proxy {

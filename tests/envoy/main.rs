@@ -20,6 +20,7 @@ mod filter;
 mod support;
 
 mod breaker;
+mod checks;
 mod concurrency;
 mod deadline;
 mod endpoints;
