@@ -192,14 +192,16 @@ impl Metrics for Proxy {
 
 impl Random for Proxy {
     fn entropy(&self) -> u64 {
-        let mut bytes = [0; 8];
-        // SAFETY: the buffer has the length given and lives through the call.
-        if unsafe { random_get(bytes.as_mut_ptr(), bytes.len()) } == WASI_OK {
-            return u64::from_le_bytes(bytes);
-        }
         // Without entropy the clock has to do: hashing stays correct, and can be guessed.
-        self.wall().0.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        getrandom::u64().unwrap_or_else(|_| self.wall().0.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
+}
+
+/// Where getrandom takes entropy from on this target, for us and for any dependency: from the proxy.
+#[unsafe(no_mangle)]
+unsafe extern "Rust" fn __getrandom_v03_custom(buffer: *mut u8, length: usize) -> Result<(), getrandom::Error> {
+    // SAFETY: the caller gives a buffer of this length for the time of the call.
+    if unsafe { random_get(buffer, length) } == WASI_OK { Ok(()) } else { Err(getrandom::Error::UNSUPPORTED) }
 }
 
 impl Log for Proxy {
