@@ -5,7 +5,7 @@
 
 mod compile;
 mod error;
-mod json;
+pub(crate) mod json;
 mod kind;
 mod raw;
 #[cfg(not(target_arch = "wasm32"))]

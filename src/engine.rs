@@ -343,7 +343,8 @@ impl Engine {
                     };
                 let (status, why) = self.upstream_status(upstream, config, up);
                 let error = (status != Status::Up).then(|| {
-                    let counts = [&number(usable.into()), " of ", &number(census.members.into()), " endpoints available"];
+                    let counts =
+                        [&number(usable.into()), " of ", &number(census.members.into()), " endpoints available"];
                     [counts.concat().as_str(), if why.is_empty() { "" } else { "; " }, why.as_str()].concat()
                 });
                 Component { name: &config.name, status, rt: upstream.response_time(host), error, critical: true }
@@ -367,7 +368,8 @@ impl Engine {
                 continue;
             }
             if why.is_empty() {
-                why = [address, ": ", verdict.status.word(), ", ", &verdict.reason.text(verdict.detail, check)].concat();
+                why =
+                    [address, ": ", verdict.status.word(), ", ", &verdict.reason.text(verdict.detail, check)].concat();
             }
             worst = match (worst, verdict.status) {
                 (Some(Status::Down), _) | (_, Verdict::Down) => Some(Status::Down),

@@ -10,7 +10,9 @@ use super::kind::Names;
 use super::raw;
 use super::scalar::{DAY, HOUR, Int, SEC, Span, show_size, show_span};
 use super::take::{Either, Take};
-use super::text::{BREAKER, COMPONENT, CONCURRENCY_LIMIT, FALLBACK, RATE_LIMIT, SECTIONS, SWITCH, UPSTREAM, exact_host, segments};
+use super::text::{
+    BREAKER, COMPONENT, CONCURRENCY_LIMIT, FALLBACK, RATE_LIMIT, SECTIONS, SWITCH, UPSTREAM, exact_host, segments,
+};
 use super::*;
 use crate::base::ip::Ip;
 

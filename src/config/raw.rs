@@ -166,7 +166,7 @@ section! {
     HealthCheck {
         /// What is asked: `http`, a GET of `path`; `grpc`, `grpc.health.v1.Health/Check`.
         protocol: CheckProtocol = Usual("\"http\"");
-        /// Path of an HTTP check, with a query if need be.
+        /// Path of an HTTP check.
         path: UrlPath = Usual("\"/health\"");
         /// Host that an HTTP check asks for.
         host: Option<HeaderValue> = Else("the endpoint's address");

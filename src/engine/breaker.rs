@@ -68,7 +68,10 @@ impl Telling {
     pub(super) fn tell_withheld<H: Host>(&self, host: &H) {
         let withheld = self.withheld.replace(0);
         if withheld > 0 {
-            host.log(log::Level::Warn, &["circuit breakers and endpoints: ", &number(withheld), " more changes"].concat());
+            host.log(
+                log::Level::Warn,
+                &["circuit breakers and endpoints: ", &number(withheld), " more changes"].concat(),
+            );
         }
     }
 }

@@ -131,12 +131,7 @@ struct Run {
 
 impl Checks {
     /// The checks of these upstreams. `vm` tells this engine from all others.
-    pub(super) fn new<H: Host>(
-        config: &config::Config,
-        vm: u64,
-        telling: &Rc<Telling>,
-        host: &H,
-    ) -> Self {
+    pub(super) fn new<H: Host>(config: &config::Config, vm: u64, telling: &Rc<Telling>, host: &H) -> Self {
         let upstreams = config.upstreams.iter().filter(|upstream| is_checked(config, upstream));
         Self {
             upstreams: upstreams.filter_map(|upstream| Checker::new(upstream, vm, host)).collect(),
@@ -157,7 +152,13 @@ impl Checks {
         for (at, checker) in self.upstreams.iter().enumerate() {
             next = next.min(checker.act(self, at, host, now));
         }
-        next.min(self.pending.try_borrow().ok().and_then(|all| all.iter().map(|call| call.give_up).min()).unwrap_or(Nanos::MAX))
+        next.min(
+            self.pending
+                .try_borrow()
+                .ok()
+                .and_then(|all| all.iter().map(|call| call.give_up).min())
+                .unwrap_or(Nanos::MAX),
+        )
     }
 
     /// A call was answered.
@@ -309,7 +310,8 @@ impl Checker {
                     if room && !std::mem::replace(is_stuck, true) {
                         checks.telling.write(host, log::Level::Warn, || {
                             let cluster = &self.cluster;
-                            ["health check of ", &self.upstream, ": nobody can be asked in the cluster ", cluster].concat()
+                            ["health check of ", &self.upstream, ": nobody can be asked in the cluster ", cluster]
+                                .concat()
                         });
                     }
                     if heard.get(at).is_some_and(|heard| now.since(*heard) > staleness(self.check.interval)) {
@@ -478,7 +480,8 @@ impl Checker {
                 let level = if to.is_down() { log::Level::Warn } else { log::Level::Info };
                 checks.telling.write(host, level, || {
                     let (name, from, to) = (&component.name, from.word(), to.word());
-                    ["component ", name, " of ", &endpoint.address, " of ", &self.upstream, ": ", from, " -> ", to].concat()
+                    ["component ", name, " of ", &endpoint.address, " of ", &self.upstream, ": ", from, " -> ", to]
+                        .concat()
                 });
             }
         }

@@ -216,7 +216,10 @@ impl Upstream {
 
     /// What checks have found of all endpoints, with their addresses.
     pub(super) fn verdicts(&self) -> impl Iterator<Item = (&str, Verdict)> {
-        self.endpoints.iter().filter(|e| e.weight > 0 && e.check.is_some()).map(|e| (e.address.as_str(), e.verdict.get()))
+        self.endpoints
+            .iter()
+            .filter(|e| e.weight > 0 && e.check.is_some())
+            .map(|e| (e.address.as_str(), e.verdict.get()))
     }
 
     /// Picks endpoints for a request and counts it in flight at the first; `None` if there is none to use.

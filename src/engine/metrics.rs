@@ -84,11 +84,7 @@ impl<H: Metrics> Names<'_, H> {
 
     /// Why an active check takes an endpoint for what it does: [`crate::policy::health_check::state::Reason`]'s numbers.
     pub(super) fn endpoint_reason(&self, upstream: &str, endpoint: &str) -> MetricId {
-        self.define(
-            MetricKind::Gauge,
-            "haven_endpoint_check_reason",
-            &[("upstream", upstream), ("endpoint", endpoint)],
-        )
+        self.define(MetricKind::Gauge, "haven_endpoint_check_reason", &[("upstream", upstream), ("endpoint", endpoint)])
     }
 
     /// Unix time of the last change by an active check, in seconds.

@@ -131,7 +131,11 @@ mod tests {
         let mut waiting = Waiting::new();
         assert_eq!(waiting.tick_period(Nanos::ZERO, Nanos::MAX), TICK);
         waiting.add(Nanos::from_secs(60), 1, ()).unwrap();
-        assert_eq!(waiting.tick_period(Nanos::ZERO, Nanos::MAX), TICK, "what else a tick does is done as often as ever");
+        assert_eq!(
+            waiting.tick_period(Nanos::ZERO, Nanos::MAX),
+            TICK,
+            "what else a tick does is done as often as ever"
+        );
         waiting.add(Nanos(5_000_001), 2, ()).unwrap();
         assert_eq!(waiting.tick_period(Nanos::ZERO, Nanos::MAX), Nanos::from_millis(6), "not before it is due");
         assert_eq!(waiting.tick_period(Nanos::from_secs(1), Nanos::MAX), SHORTEST, "never 0");

@@ -63,10 +63,8 @@ fn an_endpoint_leaves_and_comes_back_without_any_traffic() {
             .await;
             wait_for("it is out", async || healthy(&envoy, bad.addr()).await == Some(0.0)).await;
             assert_eq!(reason(&envoy, bad.addr()).await, Some(want), "{fault}");
-            wait_for("no worker sends it a request", async || {
-                reached(&envoy, &upstreams).await == [true, false, true]
-            })
-            .await;
+            wait_for("no worker sends it a request", async || reached(&envoy, &upstreams).await == [true, false, true])
+                .await;
             let status = load(&envoy.h1(), 40, 8, "/", &[]).await;
             assert_eq!(status.count(200), 40, "{fault}");
             bad.heal().await;

@@ -90,8 +90,7 @@ mod tests {
 
     #[test]
     fn messages_are_those_of_grpc() {
-        let vectors: Value =
-            serde_json::from_str(include_str!("../../../tests/vectors/15_grpc_health.json")).unwrap();
+        let vectors: Value = serde_json::from_str(include_str!("../../../tests/vectors/15_grpc_health.json")).unwrap();
         for case in vectors["request_hex"].as_array().unwrap() {
             let message = request(case["service"].as_str().unwrap());
             assert_eq!(message, hex(case["msg"].as_str().unwrap()), "{case}");

@@ -13,28 +13,47 @@
 use super::state::{OTHER, Reason, Sample, Status, staleness};
 use crate::base::time::Nanos;
 use crate::config::HealthCheck;
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
-use std::fmt;
+use crate::config::json::{self, Json};
 
 /// The longest report.
 pub const MAX_BYTES: usize = 64 * 1024;
 
-/// A report as it came.
+/// A component in a report.
 #[derive(Debug, Default)]
-struct Report {
-    status: Option<Status>,
-    details: Vec<(String, Entry)>,
-    timestamp: Option<String>,
-}
-
-/// A component in it.
-#[derive(Debug, Default)]
-struct Entry {
+struct Entry<'a> {
     status: Option<Status>,
     critical: Option<bool>,
-    timestamp: Option<String>,
+    timestamp: Option<&'a str>,
     /// Percent.
     error_rate: Option<f64>,
+}
+
+impl<'a> Entry<'a> {
+    /// An object with a status, or the status alone. What is something else than it should be is not there.
+    fn of(json: &'a Json) -> Self {
+        if let Json::String(word) = json {
+            return Self { status: status_of(word), ..Self::default() };
+        }
+        Self {
+            status: text(json, "status").and_then(status_of),
+            critical: match json.get("critical") {
+                Some(Json::Bool(critical)) => Some(*critical),
+                _ => None,
+            },
+            timestamp: text(json, "timestamp"),
+            error_rate: match json.get("error_rate") {
+                Some(Json::Number(rate)) => rate.as_f64(),
+                _ => None,
+            },
+        }
+    }
+}
+
+fn text<'a>(json: &'a Json, name: &str) -> Option<&'a str> {
+    match json.get(name) {
+        Some(Json::String(text)) => Some(text),
+        _ => None,
+    }
 }
 
 /// What the body of an answer says of its endpoint; `None` if it is no report. `good`: whether its HTTP status is an expected one. `wall`:
@@ -44,17 +63,22 @@ pub fn judge(body: &[u8], good: bool, status: u16, check: &HealthCheck, wall: Na
     if body.len() > MAX_BYTES {
         return None;
     }
-    let report: Report = serde_json::from_slice(body).ok()?;
-    let said = report.status?;
-    let is_old = |timestamp: &Option<String>, interval| {
-        let at = timestamp.as_deref().and_then(moment);
+    let report = json::parse(body).ok()?;
+    let said = text(&report, "status").and_then(status_of)?;
+    let is_old = |timestamp: Option<&str>, interval| {
+        let at = timestamp.and_then(moment);
         at.is_some_and(|at| wall.since(at) > staleness(interval))
     };
     let mut components = vec![None; check.components.len()];
     // The first critical component that is not UP, those of the configuration before others.
     let mut fault: Option<(u16, Status)> = None;
     let mut excused = false;
-    for (name, entry) in &report.details {
+    let details = match report.get("details") {
+        Some(Json::Object(details)) => details.as_slice(),
+        _ => &[],
+    };
+    for (name, entry) in details {
+        let entry = Entry::of(entry);
         let known = check.components.iter().position(|component| component.name == *name);
         let config = known.and_then(|at| check.components.get(at));
         let mut status = entry.status.unwrap_or(Status::Unsure);
@@ -63,7 +87,7 @@ pub fn judge(body: &[u8], good: bool, status: u16, check: &HealthCheck, wall: Na
         {
             status = Status::Down;
         }
-        if is_old(&entry.timestamp, config.map_or(check.interval, |config| config.period)) {
+        if is_old(entry.timestamp, config.map_or(check.interval, |config| config.period)) {
             status = Status::Unsure;
         }
         if let Some(component) = known.and_then(|at| components.get_mut(at)) {
@@ -82,7 +106,7 @@ pub fn judge(body: &[u8], good: bool, status: u16, check: &HealthCheck, wall: Na
             excused |= config.is_some();
         }
     }
-    let verdict = if is_old(&report.timestamp, check.interval) {
+    let verdict = if is_old(text(&report, "timestamp"), check.interval) {
         components.fill(None);
         (Status::Unsure, Reason::Stale, 0)
     } else if let Some((at, _)) = fault {
@@ -152,7 +176,8 @@ fn moment(text: &str) -> Option<Nanos> {
         }
         _ => return None,
     };
-    let days = i64::from(date.to_julian_day()).saturating_sub(i64::from(time::OffsetDateTime::UNIX_EPOCH.to_julian_day()));
+    let days =
+        i64::from(date.to_julian_day()).saturating_sub(i64::from(time::OffsetDateTime::UNIX_EPOCH.to_julian_day()));
     let minutes = days
         .saturating_mul(1_440)
         .saturating_add(i64::from(hour).saturating_mul(60))
@@ -162,133 +187,162 @@ fn moment(text: &str) -> Option<Nanos> {
     Some(Nanos::from_secs(u64::try_from(seconds).ok()?).plus(Nanos(nanos)))
 }
 
-impl<'de> Deserialize<'de> for Report {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Fields;
-        impl<'de> Visitor<'de> for Fields {
-            type Value = Report;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a health report")
-            }
+    const NOW: &str = "2023-04-05T10:00:20Z";
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Report, A::Error> {
-                let mut report = Report::default();
-                while let Some(name) = map.next_key::<String>()? {
-                    match name.as_str() {
-                        "status" => report.status = map.next_value::<Lenient>()?.text().and_then(|word| status_of(&word)),
-                        "timestamp" => report.timestamp = map.next_value::<Lenient>()?.text(),
-                        "details" => report.details = map.next_value::<Details>()?.0,
-                        _ => drop(map.next_value::<IgnoredAny>()?),
-                    }
-                }
-                Ok(report)
-            }
-        }
-        deserializer.deserialize_map(Fields)
-    }
-}
-
-/// The components; anything but an object has none.
-struct Details(Vec<(String, Entry)>);
-
-impl<'de> Deserialize<'de> for Details {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self(match Lenient::deserialize(deserializer)? {
-            Lenient::Object(entries) => entries.into_iter().map(|(name, it)| (name, it.entry())).collect(),
-            _ => Vec::new(),
-        }))
-    }
-}
-
-/// Any value, to the depth that a report has; what is deeper is read past.
-enum Lenient {
-    Text(String),
-    Number(f64),
-    Bool(bool),
-    Object(Vec<(String, Lenient)>),
-    Other,
-}
-
-impl Lenient {
-    fn text(self) -> Option<String> {
-        match self {
-            Self::Text(text) => Some(text),
-            _ => None,
-        }
+    fn check(components: &Value) -> HealthCheck {
+        let config = json!({"upstreams": {"u": {"health_check": {"report": true, "components": components}}}});
+        let config = crate::config::parse(config.to_string().as_bytes()).unwrap();
+        config.upstreams[0].health_check.clone().unwrap()
     }
 
-    /// A component: an object with a status, or the status alone.
-    fn entry(self) -> Entry {
-        let mut entry = Entry::default();
-        match self {
-            Self::Text(word) => entry.status = status_of(&word),
-            Self::Object(fields) => {
-                for (name, value) in fields {
-                    match (name.as_str(), value) {
-                        ("status", Self::Text(word)) => entry.status = status_of(&word),
-                        ("critical", Self::Bool(critical)) => entry.critical = Some(critical),
-                        ("timestamp", Self::Text(at)) => entry.timestamp = Some(at),
-                        ("error_rate", Self::Number(rate)) => entry.error_rate = Some(rate),
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
-        }
-        entry
+    fn judged(report: &Value, good: bool, components: &Value) -> Option<(Status, Reason)> {
+        judge(
+            report.to_string().as_bytes(),
+            good,
+            if good { 200 } else { 503 },
+            &check(components),
+            moment(NOW).unwrap(),
+        )
+        .map(|sample| (sample.status, sample.reason))
     }
-}
 
-impl<'de> Deserialize<'de> for Lenient {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl<'de> Visitor<'de> for Any {
-            type Value = Lenient;
+    fn status(report: &Value, good: bool, components: &Value) -> Status {
+        judged(report, good, components).unwrap().0
+    }
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a value")
-            }
+    #[test]
+    fn the_mission_s_report_is_up_only_where_its_redis_is_not_critical() {
+        let vectors: Value = serde_json::from_str(include_str!("../../../tests/vectors/29_health_json.json")).unwrap();
+        let mut report = vectors["seed_example"].clone();
+        report["timestamp"] = json!("2023-04-05T10:00:05Z");
+        assert_eq!(judged(&report, true, &json!({})), Some((Status::OutOfService, Reason::Component)));
+        let redis = json!({"redis": {"critical": false}});
+        assert_eq!(status(&report, true, &redis), Status::Up);
+        let sample = judge(report.to_string().as_bytes(), true, 200, &check(&redis), moment(NOW).unwrap()).unwrap();
+        assert_eq!(sample.components, [Some(Status::Down)]);
+        // Fifteen seconds after it was made it is three intervals old; a second is for rounding.
+        report["timestamp"] = json!("2023-04-05T10:00:04Z");
+        assert_eq!(status(&report, true, &redis), Status::Up);
+        report["timestamp"] = json!("2023-04-05T10:00:03Z");
+        assert_eq!(judged(&report, true, &redis), Some((Status::Unsure, Reason::Stale)));
+    }
 
-            fn visit_str<E>(self, text: &str) -> Result<Lenient, E> {
-                Ok(Lenient::Text(text.to_owned()))
-            }
-
-            fn visit_bool<E>(self, value: bool) -> Result<Lenient, E> {
-                Ok(Lenient::Bool(value))
-            }
-
-            fn visit_f64<E>(self, value: f64) -> Result<Lenient, E> {
-                Ok(Lenient::Number(value))
-            }
-
-            #[allow(clippy::cast_precision_loss, reason = "a percentage")]
-            fn visit_u64<E>(self, value: u64) -> Result<Lenient, E> {
-                Ok(Lenient::Number(value as f64))
-            }
-
-            #[allow(clippy::cast_precision_loss, reason = "a percentage")]
-            fn visit_i64<E>(self, value: i64) -> Result<Lenient, E> {
-                Ok(Lenient::Number(value as f64))
-            }
-
-            fn visit_unit<E>(self) -> Result<Lenient, E> {
-                Ok(Lenient::Other)
-            }
-
-            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Lenient, A::Error> {
-                while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Lenient::Other)
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Lenient, A::Error> {
-                let mut fields = Vec::new();
-                while let Some(field) = map.next_entry()? {
-                    fields.push(field);
-                }
-                Ok(Lenient::Object(fields))
+    #[test]
+    fn aggregation_is_that_of_the_vectors() {
+        let vectors: Value = serde_json::from_str(include_str!("../../../tests/vectors/29_health_json.json")).unwrap();
+        for case in vectors["aggregation"].as_array().unwrap() {
+            let report = json!({"status": "UP", "details": case["details"]});
+            let want = case.get("all_critical").or(case.get("out")).unwrap();
+            let up = want == "UP";
+            assert_eq!(status(&report, true, &json!({})) == Status::Up, up, "{case}");
+            if case.get("b_noncritical").is_some() {
+                assert_eq!(status(&report, true, &json!({"b": {"critical": false}})), Status::Up);
             }
         }
-        deserializer.deserialize_any(Any)
+    }
+
+    #[test]
+    fn the_report_counts_for_more_than_the_http_status_and_less_than_the_configuration() {
+        let down = |name: &str| json!({"status": "OUT_OF_SERVICE", "details": {name: {"status": "DOWN"}, "x": {"status": "UP"}}});
+        let cache = json!({"cache": {"critical": false}, "database": {}});
+        for (report, good, want) in [
+            // Nothing but what the configuration excuses.
+            (down("cache"), false, Status::Up),
+            (down("cache"), true, Status::Up),
+            (down("database"), true, Status::OutOfService),
+            (down("other"), true, Status::OutOfService),
+            (json!({"status": "DOWN"}), true, Status::Down),
+            (json!({"status": "UNKNOWN"}), true, Status::Unsure),
+            (json!({"status": "UP"}), false, Status::Down),
+            (json!({"status": "up", "details": []}), true, Status::Up),
+            (json!({"status": "pass", "details": {"database": "pass", "cache": "fail"}}), true, Status::Up),
+            (json!({"status": "UP", "details": {"database": {"status": "well"}}}), true, Status::OutOfService),
+            // A report's own word for a component that the configuration does not name.
+            (json!({"status": "UP", "details": {"other": {"status": "DOWN", "critical": false}}}), true, Status::Up),
+            (
+                json!({"status": "UP", "details": {"database": {"status": "DOWN", "critical": false}}}),
+                true,
+                Status::OutOfService,
+            ),
+            (
+                json!({"status": "OUT_OF_SERVICE", "details": {"other": {"status": "DOWN", "critical": false}}}),
+                true,
+                Status::OutOfService,
+            ),
+        ] {
+            assert_eq!(status(&report, good, &cache), want, "{report} {good}");
+        }
+    }
+
+    #[test]
+    fn a_component_has_its_own_age_and_errors() {
+        let api = json!({"api": {"period": "30s", "max_error_rate": 5}});
+        for (entry, want) in [
+            (json!({"status": "UP", "error_rate": 5}), Status::Up),
+            (json!({"status": "UP", "error_rate": 5.01}), Status::Down),
+            (json!({"status": "UP", "timestamp": "2023-04-05T09:58:50Z"}), Status::Up),
+            (json!({"status": "UP", "timestamp": "2023-04-05T09:58:48Z"}), Status::Unsure),
+        ] {
+            let report = json!({"status": "UP", "details": {"api": entry}, "timestamp": NOW});
+            let sample = judge(report.to_string().as_bytes(), true, 200, &check(&api), moment(NOW).unwrap()).unwrap();
+            assert_eq!(sample.components, [Some(want)], "{report}");
+            assert_eq!(sample.status == Status::Up, want == Status::Up);
+        }
+    }
+
+    #[test]
+    fn what_is_no_report_says_nothing() {
+        let long = format!("{{\"status\": \"DOWN\", \"x\": \"{}\"}}", "x".repeat(MAX_BYTES));
+        let deep = format!("{{\"status\": \"DOWN\", \"x\": {}1{}}}", "[".repeat(1_000), "]".repeat(1_000));
+        for body in [
+            b"".as_slice(),
+            b"OK",
+            b"[]",
+            b"{}",
+            b"{\"status\": 1}",
+            b"{\"status\": \"fine\"}",
+            b"{\"status\": \"DOWN\"",
+            b"{\"status\": \"DOWN\", \"x\": \"\xff\"}",
+            long.as_bytes(),
+            deep.as_bytes(),
+        ] {
+            assert_eq!(judge(body, true, 200, &check(&json!({})), Nanos::ZERO), None);
+        }
+    }
+
+    #[test]
+    fn moments_are_those_of_rfc_3339() {
+        let seconds = |text: &str| moment(text).map(|at| at.0);
+        for (text, want) in [
+            ("1970-01-01T00:00:00Z", Some(0)),
+            ("2023-04-05T10:00:00Z", Some(1_680_688_800_000_000_000)),
+            ("2023-04-05t12:30:00.25+02:30", Some(1_680_688_800_250_000_000)),
+            ("2023-04-05 05:00:00.1234567891-05:00", Some(1_680_688_800_123_456_789)),
+            ("2024-02-29T23:59:60Z", Some(1_709_251_200_000_000_000)),
+            ("2023-02-29T00:00:00Z", None),
+            ("1969-12-31T23:59:59Z", None),
+            ("2023-04-05T24:00:00Z", None),
+            ("2023-04-05T10:00:00", None),
+            ("2023-04-05T10:00:00.Z", None),
+            ("2023-04-05T10:00Z", None),
+            ("+023-04-05T10:00:00Z", None),
+            ("2023-04-05T10:00:00+2:30", None),
+            ("１023-04-05T10:00:00Z", None),
+            ("", None),
+        ] {
+            assert_eq!(seconds(text), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_ahead_or_no_clock_at_all_is_no_fault() {
+        for at in [json!("2050-01-01T00:00:00Z"), json!("yesterday"), json!(5), json!(null)] {
+            assert_eq!(status(&json!({"status": "UP", "timestamp": at}), true, &json!({})), Status::Up, "{at}");
+        }
     }
 }

@@ -89,3 +89,86 @@ fn jittered(interval: Nanos, jitter: u32, random: u64) -> Nanos {
     let range = most.saturating_mul(2).saturating_add(1);
     interval.since(Nanos(most)).plus(Nanos(random.checked_rem(range).unwrap_or(0)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::rng::Rng;
+
+    fn check(fields: &str) -> HealthCheck {
+        let config = format!(r#"{{"upstreams": {{"u": {{"health_check": {{{fields}}}}}}}}}"#);
+        crate::config::parse(config.as_bytes()).unwrap().upstreams[0].health_check.clone().unwrap()
+    }
+
+    /// Runs it for a time, with answers that take 1 ms; the moments at which each endpoint was asked.
+    fn run(schedule: &mut Schedule, check: &HealthCheck, from: Nanos, time: Nanos) -> Vec<Vec<Nanos>> {
+        let rng = Rng::new(1);
+        let mut asked = vec![Vec::new(); schedule.due.len()];
+        let mut now = from;
+        while now < from.plus(time) {
+            for at in schedule.take_due(check, now) {
+                asked[at].push(now);
+                schedule.answered(at, check, false, now, now.plus(Nanos::from_millis(1)), rng.bits());
+            }
+            now = now.plus(Schedule::quantum(check));
+        }
+        asked
+    }
+
+    #[test]
+    fn each_is_asked_at_its_interval() {
+        for (count, fields, interval) in [(3, r#""interval": "100ms""#, 100), (1_000, r#""interval": "5s""#, 5_000)] {
+            let check = check(fields);
+            let mut schedule = Schedule::new(count, Nanos::ZERO);
+            let asked = run(&mut schedule, &check, Nanos::ZERO, Nanos::from_millis(interval * 20));
+            for moments in asked {
+                assert!((16..=21).contains(&moments.len()), "{count}: {}", moments.len());
+                for pair in moments.windows(2) {
+                    let gap = pair[1].since(pair[0]).as_millis();
+                    assert!(gap >= interval * 9 / 10 && gap <= interval * 13 / 10, "{count}: {gap}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_thousand_are_spread_out_and_a_stall_is_not_caught_up() {
+        let check = check(r#""interval": "5s""#);
+        let mut schedule = Schedule::new(1_000, Nanos::ZERO);
+        run(&mut schedule, &check, Nanos::ZERO, Nanos::from_secs(20));
+        let begin = Nanos::from_secs(80);
+        let asked = run(&mut schedule, &check, begin, Nanos::from_secs(5));
+        let mut by_tick = std::collections::BTreeMap::<Nanos, u32>::new();
+        for moment in asked.iter().flatten() {
+            *by_tick.entry(*moment).or_default() += 1;
+        }
+        assert!(by_tick.values().all(|asked| *asked <= 101), "{by_tick:?}");
+        assert!(asked.iter().all(|moments| (1..=2).contains(&moments.len())), "each once, or once more");
+    }
+
+    #[test]
+    fn so_many_are_in_flight_at_once() {
+        let check = check(r#""interval": "100ms", "timeout": "10s""#);
+        for (count, most) in [(10, 10), (100, 32), (1_000, 250), (5_000, 256)] {
+            let mut schedule = Schedule::new(count, Nanos::ZERO);
+            let mut taken = 0;
+            for tick in 0..200 {
+                taken += schedule.take_due(&check, Nanos::from_secs(100 + tick)).len();
+            }
+            assert_eq!(taken, most, "{count}");
+        }
+    }
+
+    #[test]
+    fn answers_that_take_longer_than_the_interval_are_not_piled_up() {
+        let check = check(r#""interval": "100ms", "timeout": "1s""#);
+        let mut schedule = Schedule::new(1, Nanos::ZERO);
+        assert_eq!(schedule.take_due(&check, Nanos::ZERO), [0]);
+        let late = Nanos::from_secs(1);
+        assert_eq!(schedule.take_due(&check, late), [0usize; 0]);
+        schedule.answered(0, &check, false, Nanos::ZERO, late, 0);
+        assert_eq!(schedule.next(), late.plus(SPREAD));
+        schedule.put_off(0, late, Nanos::from_secs(1));
+        assert_eq!(schedule.next(), Nanos::from_secs(2));
+    }
+}

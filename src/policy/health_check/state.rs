@@ -337,3 +337,175 @@ impl Rows {
 pub const fn staleness(interval: Nanos) -> Nanos {
     interval.times(3).plus(Nanos::from_secs(1))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn check(healthy: u32, unhealthy: u32, components: &str) -> HealthCheck {
+        let config = format!(
+            r#"{{"upstreams": {{"u": {{"health_check": {{"report": true, "interval": "1s", "healthy_threshold": {healthy},
+                "unhealthy_threshold": {unhealthy}, "components": {components}}}}}}}}}"#
+        );
+        crate::config::parse(config.as_bytes()).unwrap().upstreams[0].health_check.clone().unwrap()
+    }
+
+    /// An endpoint and its checker.
+    struct Endpoint {
+        check: HealthCheck,
+        rows: Rows,
+        record: Record,
+        now: Nanos,
+        writes: u32,
+    }
+
+    impl Endpoint {
+        fn new(check: HealthCheck) -> Self {
+            let record = Record::decode(&[], 7, check.components.len());
+            Self { check, rows: Rows::default(), record, now: Nanos::from_secs(10), writes: 0 }
+        }
+
+        fn tell(&mut self, sample: &Sample) -> Status {
+            self.now = self.now.plus(Nanos::from_secs(1));
+            self.rows.count(sample, &self.check, self.now);
+            let change = self.rows.judge(&self.record, sample, &self.check, self.now, self.now.as_secs());
+            if let Some(record) = change.record {
+                self.record = record;
+                self.writes += 1;
+            }
+            self.record.status
+        }
+
+        fn unsettled(&self) -> bool {
+            self.rows.are_unsettled(&self.record, &self.check)
+        }
+    }
+
+    const BAD: Sample = Sample::new(Status::Down, Reason::Timeout, 0);
+
+    #[test]
+    fn it_takes_rows_to_flip_and_one_good_answer_to_be_known() {
+        let mut endpoint = Endpoint::new(check(2, 3, "{}"));
+        assert!(endpoint.unsettled(), "asked often until something is known");
+        assert_eq!(endpoint.tell(&Sample::GOOD), Status::Up);
+        assert!(!endpoint.unsettled());
+        for sample in [&BAD, &BAD, &Sample::GOOD, &BAD, &BAD] {
+            assert_eq!(endpoint.tell(sample), Status::Up);
+        }
+        assert!(endpoint.unsettled());
+        assert_eq!(endpoint.tell(&BAD), Status::Down);
+        assert_eq!((endpoint.record.reason, endpoint.record.since), (Reason::Timeout, endpoint.now));
+        assert!(!endpoint.unsettled());
+        assert_eq!(endpoint.tell(&Sample::GOOD), Status::Down);
+        assert!(endpoint.unsettled());
+        assert_eq!(endpoint.tell(&BAD), Status::Down);
+        endpoint.tell(&Sample::GOOD);
+        assert_eq!(endpoint.tell(&Sample::GOOD), Status::Up);
+        assert_eq!(endpoint.writes, 3, "written when it changes, not for each answer");
+    }
+
+    #[test]
+    fn nothing_known_is_usable_and_one_failure_does_not_change_that() {
+        let mut endpoint = Endpoint::new(check(2, 3, "{}"));
+        assert!(endpoint.record.status.is_usable());
+        assert_eq!(endpoint.tell(&BAD), Status::Unknown);
+        assert_eq!(endpoint.tell(&BAD), Status::Unknown);
+        assert_eq!(endpoint.tell(&BAD), Status::Down);
+    }
+
+    #[test]
+    fn out_for_another_reason_is_out_since_the_first() {
+        let mut endpoint = Endpoint::new(check(1, 1, "{}"));
+        endpoint.tell(&BAD);
+        let since = endpoint.record.since;
+        endpoint.tell(&Sample::new(Status::OutOfService, Reason::HttpStatus, 503));
+        assert_eq!((endpoint.record.status, endpoint.record.detail), (Status::OutOfService, 503));
+        assert_eq!(endpoint.record.since, since);
+    }
+
+    fn reported(status: Status, component: Option<Status>) -> Sample {
+        Sample { components: vec![component], ..Sample::new(status, Reason::Report, 0) }
+    }
+
+    #[test]
+    fn a_component_flips_by_rows_too_and_is_forgotten_when_nothing_is_said_of_it() {
+        let mut endpoint = Endpoint::new(check(2, 2, r#"{"redis": {"critical": false, "period": "2s"}}"#));
+        let (up, down) = (reported(Status::Up, Some(Status::Up)), reported(Status::Up, Some(Status::Down)));
+        let component = |endpoint: &Endpoint| endpoint.record.components[0];
+        endpoint.tell(&up);
+        assert_eq!(component(&endpoint), Status::Up);
+        endpoint.tell(&down);
+        assert_eq!(component(&endpoint), Status::Up);
+        assert!(endpoint.unsettled());
+        endpoint.tell(&down);
+        assert_eq!((component(&endpoint), endpoint.record.status), (Status::Down, Status::Up));
+        assert!(!endpoint.unsettled());
+        endpoint.tell(&up);
+        assert_eq!(component(&endpoint), Status::Down);
+        endpoint.tell(&up);
+        assert_eq!(component(&endpoint), Status::Up);
+        // Three periods of 2 s, and 1 s: what was said last holds so long.
+        for second in 1..=8 {
+            endpoint.tell(&Sample::GOOD);
+            assert_eq!(component(&endpoint) == Status::Up, second <= 7, "{second}");
+        }
+        assert_eq!(component(&endpoint), Status::Unknown);
+    }
+
+    #[test]
+    fn records_are_read_as_they_were_written() {
+        let record = Record {
+            status: Status::OutOfService,
+            reason: Reason::Component,
+            detail: 1,
+            since: Nanos(5),
+            since_unix: 6,
+            names: 7,
+            components: vec![Status::Up, Status::Down],
+        };
+        let mut bytes = Vec::new();
+        record.encode(&mut bytes);
+        assert_eq!(Record::decode(&bytes, 7, 2), record);
+        // Another configuration: what is said of the endpoint holds, of its components nothing does.
+        let other = Record::decode(&bytes, 8, 3);
+        assert_eq!(
+            (other.status, other.detail, other.components),
+            (Status::OutOfService, OTHER, vec![Status::Unknown; 3])
+        );
+        for end in 0..HEAD {
+            assert_eq!(Record::decode(&bytes[..end], 7, 2).status, Status::Unknown);
+        }
+        for (at, byte) in [(0, 2), (1, 9), (2, 99)] {
+            let mut broken = bytes.clone();
+            broken[at] = byte;
+            assert_eq!(Record::decode(&broken, 7, 2).status, Status::Unknown);
+        }
+    }
+
+    proptest! {
+        /// Against the words of the contract: out after so many bad answers in a row, in again after so many good ones.
+        #[test]
+        fn it_is_what_the_rows_say(answers in proptest::collection::vec(any::<bool>(), 0..60), up in 1u32..5, down in 1u32..5) {
+            let mut endpoint = Endpoint::new(check(up, down, "{}"));
+            let mut out = false;
+            for (at, good) in answers.iter().enumerate() {
+                let sample = if *good { Sample::GOOD } else { BAD };
+                let status = endpoint.tell(&sample);
+                let row = answers[..=at].iter().rev().take_while(|it| *it == good).count() as u32;
+                out = match (out, good) {
+                    (false, false) => row >= down,
+                    (true, true) => row < up,
+                    (known, _) => known,
+                };
+                prop_assert_eq!(status.is_usable(), !out);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_a_record(bytes in proptest::collection::vec(any::<u8>(), 0..80), count in 0usize..40) {
+            let record = Record::decode(&bytes, 1, count);
+            prop_assert_eq!(record.components.len(), count);
+        }
+    }
+}
