@@ -12,6 +12,10 @@ pub const RENEW: Nanos = Nanos::from_millis(500);
 /// back before it came into force, nobody else would.
 pub const GRACE: Nanos = Nanos::from_secs(5);
 
+/// How far a lease may reach beyond what one that is written now would, before the clock is held to have stepped back: whoever has read the
+/// clock and was then kept from looking at the lease for a while, finds one of later.
+const AHEAD: Nanos = Nanos::from_secs(10);
+
 const VERSION: u8 = 1;
 const SIZE: usize = 33;
 
@@ -60,8 +64,7 @@ impl Lease {
         } else {
             self.newest.saturating_add(1)
         });
-        // One from the future was written before the clock stepped back.
-        let stepped_back = self.expires > now.plus(LEASE);
+        let stepped_back = self.expires > now.plus(LEASE).plus(AHEAD);
         let left = if stepped_back { Nanos::ZERO } else { self.expires.since(now) };
         let mine = self.owner == me.owner && self.generation == generation && self.newest > 0;
         let older = generation < self.generation;
