@@ -1055,9 +1055,9 @@ fn a_health_check_that_cannot_be_is_refused() {
             "routes": [{"name": "a", "upstream": "u", "depends_on": ["db"]}, {"name": "b", "depends_on": ["db"]},
                        {"name": "c", "upstream": "v", "depends_on": ["db", "cache"]}]}"#,
         &[
+            "routes[2].depends_on[1]: \"cache\" is not allowed, want one of the components: \"db\"",
             "routes[0].depends_on[0]: \"db\" is not allowed, want a component of the health_check of the route's own upstream",
             "routes[1].depends_on[0]: \"db\" is not allowed, want a component of the health_check of the route's own upstream",
-            "routes[2].depends_on[1]: \"cache\" is not allowed, want one of the components: \"db\"",
         ],
     );
 }

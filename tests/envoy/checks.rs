@@ -221,13 +221,15 @@ impl GrpcHealth {
         let (status, asked) = (Arc::new(AtomicU8::new(1)), Arc::new(std::sync::Mutex::new(Vec::new())));
         let (served_status, served_asked) = (status.clone(), asked.clone());
         let task = tokio::spawn(async move {
+            // Dropped with the server: one that is gone keeps no connection.
+            let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let (status, asked) = (served_status.clone(), served_asked.clone());
                 let service = service_fn(move |request: Request<Incoming>| {
                     let (status, asked) = (status.clone(), asked.clone());
                     async move { Ok::<_, Infallible>(grpc_answer(request, &status, &asked).await) }
                 });
-                tokio::spawn(async move {
+                connections.spawn(async move {
                     let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
                     // However it ended, it ended.
                     let _ = builder.serve_connection(TokioIo::new(stream), service).await;
