@@ -36,12 +36,12 @@ impl<'a> Entry<'a> {
         }
         Self {
             status: text(json, "status").and_then(status_of),
-            critical: match json.get("critical") {
+            critical: match field(json, "critical") {
                 Some(Json::Bool(critical)) => Some(*critical),
                 _ => None,
             },
             timestamp: text(json, "timestamp"),
-            error_rate: match json.get("error_rate") {
+            error_rate: match field(json, "error_rate") {
                 Some(Json::Number(rate)) => rate.as_f64(),
                 _ => None,
             },
@@ -49,8 +49,16 @@ impl<'a> Entry<'a> {
     }
 }
 
+/// The value of a key; of one that comes twice the last counts, as nearly everybody reads it.
+fn field<'a>(json: &'a Json, name: &str) -> Option<&'a Json> {
+    match json {
+        Json::Object(fields) => fields.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value),
+        _ => None,
+    }
+}
+
 fn text<'a>(json: &'a Json, name: &str) -> Option<&'a str> {
-    match json.get(name) {
+    match field(json, name) {
         Some(Json::String(text)) => Some(text),
         _ => None,
     }
@@ -73,7 +81,7 @@ pub fn judge(body: &[u8], good: bool, status: u16, check: &HealthCheck, wall: Na
     // The first critical component that is not UP, those of the configuration before others.
     let mut fault: Option<(u16, Status)> = None;
     let mut excused = false;
-    let details = match report.get("details") {
+    let details = match field(&report, "details") {
         Some(Json::Object(details)) => details.as_slice(),
         _ => &[],
     };
