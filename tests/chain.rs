@@ -349,6 +349,20 @@ fn costs_overrides_and_exemptions() {
 }
 
 #[test]
+fn exemptions_speak_of_whole_addresses_whatever_the_prefixes_of_keys() {
+    let passes = |exempt: &str, client: &str| {
+        let mut config = limited(&json!({"limit": 1, "period": "1h", "key": ["client_ip"], "exempt": [exempt]}));
+        config["client_ip"] = json!({"source": "x-forwarded-for", "ipv4_prefix": 24});
+        let proxy = Proxy::new(&config);
+        (0..3).all(|_| proxy.status("/api", &[("x-forwarded-for", client.as_bytes())]) == 200)
+    };
+    assert!(passes("::1/128", "::1") && passes("2001:db8::5", "2001:db8::5"), "one host of a /64");
+    assert!(!passes("2001:db8::5", "2001:db8::6") && !passes("2001:db8::/128", "2001:db8::6"), "and no other");
+    assert!(passes("10.0.0.5/32", "10.0.0.5") && !passes("10.0.0.0/32", "10.0.0.5"));
+    assert!(passes("10.0.0.4/30", "10.0.0.5") && !passes("10.0.0.0/30", "10.0.0.5"));
+}
+
+#[test]
 fn a_cost_above_the_burst_is_refused_without_a_promise() {
     let proxy = Proxy::new(&limited(&json!({"limit": 2, "period": "1s", "cost": {"header": "x-cost", "max": 50}})));
     let stream = proxy.request("/api", &[("x-cost", b"3")], 200);

@@ -169,7 +169,9 @@ impl Exchange {
         request.route = &config.name;
         self.asked = kept(&engine, route).and_then(|kept| kept.policy.ask(&request)).map(Box::new);
         if route.needs_client {
-            request.client = client(&engine, &headers, stream);
+            let config = &engine.config.client_ip;
+            request.address = address(config, &headers, stream);
+            request.client = request.address.map(|ip| ip.masked(config.ipv4_prefix, config.ipv6_prefix));
         }
         if let Some(refusal) = self.switch(&engine, route, host) {
             return self.refuse(&engine, route, &config.name, &refusal, host, stream);
@@ -379,9 +381,8 @@ fn kept<'e>(engine: &'e Engine, route: &Route) -> Option<&'e Kept> {
     engine.kept.get(used.at)?.as_ref()
 }
 
-/// The client's address as configured, cut to its prefix. A header that is missing, short or malformed gives the connection's.
-fn client<S: Stream>(engine: &Engine, headers: &HeaderMap, stream: &S) -> Option<Ip> {
-    let config = &engine.config.client_ip;
+/// The client's address as configured. A header that is missing, short or malformed gives the connection's.
+fn address<S: Stream>(config: &config::ClientIp, headers: &HeaderMap, stream: &S) -> Option<Ip> {
     let from_header = match config.source {
         IpSource::Connection => None,
         IpSource::XRealIp => headers.get("x-real-ip").and_then(Ip::parse),
@@ -396,6 +397,5 @@ fn client<S: Stream>(engine: &Engine, headers: &HeaderMap, stream: &S) -> Option
                 .and_then(Ip::parse)
         }
     };
-    let ip = from_header.or_else(|| stream.property(Property::SourceAddress).as_deref().and_then(Ip::parse))?;
-    Some(ip.masked(config.ipv4_prefix, config.ipv6_prefix))
+    from_header.or_else(|| stream.property(Property::SourceAddress).as_deref().and_then(Ip::parse))
 }

@@ -148,7 +148,7 @@ impl RateLimit {
 
     /// Takes the request's cost from its key's quota, or refuses and takes nothing.
     pub fn take<H: Host>(&self, host: &H, request: &Request<'_>, now: Nanos) -> Answer {
-        if self.is_exempt(request.client) {
+        if self.is_exempt(request.address) {
             return Answer::NotApplicable;
         }
         let mut hasher = KeyHasher::new(self.seed);
@@ -205,8 +205,9 @@ impl RateLimit {
         }
     }
 
-    fn is_exempt(&self, client: Option<Ip>) -> bool {
-        client.is_some_and(|ip| self.config.exempt.iter().any(|network| ip.is_in(network.address, network.prefix)))
+    /// By the whole address: a prefix that makes one client of a /64 makes no host of it a network.
+    fn is_exempt(&self, address: Option<Ip>) -> bool {
+        address.is_some_and(|ip| self.config.exempt.iter().any(|network| ip.is_in(network.address, network.prefix)))
     }
 
     /// What clients are told of a key. Hashed once more under the secret, for the hash itself says where the key's slot is: who knows it
