@@ -409,6 +409,31 @@ fn several_limits_are_all_or_nothing() {
 }
 
 #[test]
+fn of_several_limits_that_refuse_the_one_with_the_longest_wait_is_told() {
+    let limits = json!({
+        "second": {"limit": 2, "period": "10s", "burst": 2},
+        "day": {"algorithm": "fixed_window", "limit": 2, "period": "1h"},
+        "costly": {"limit": 100, "burst": 5, "period": "1s", "cost": {"header": "x-cost"}},
+        "tried": {"limit": 1, "period": "365d", "mode": "shadow"}});
+    for order in [["second", "day", "costly", "tried"], ["tried", "costly", "day", "second"]] {
+        let proxy =
+            Proxy::new(&json!({"rate_limits": &limits, "routes": [{"name": "r", "match": {}, "rate_limits": order}]}));
+        assert_eq!([(); 2].map(|()| proxy.status("/", &[])), [200, 200]);
+        let refused = proxy.request("/", &[], 200);
+        assert!(shown(&refused).starts_with("\"day\";r=0;t="), "{order:?}: {}", shown(&refused));
+        assert!(refused.state("haven.decision").unwrap().contains("rate_limited day enforce"));
+        assert!(!refused.state("haven.decision").unwrap().contains("second"), "one refusal is one decision");
+        let wait: u64 = refused.response_header("retry-after").unwrap().parse().unwrap();
+        assert!(wait > 3_000, "{wait}");
+        let never = proxy.request("/", &[("x-cost", b"6")], 200);
+        assert_eq!(shown(&never), "\"costly\";r=3;t=1", "what is never admitted waits longest");
+        assert_eq!(never.response_header("retry-after"), None);
+        proxy.machine.advance(Nanos::from_secs(wait));
+        assert_eq!(proxy.status("/", &[]), 200, "the promise holds");
+    }
+}
+
+#[test]
 fn shadow_counts_and_never_acts_nor_spends() {
     let config = json!({
         "rate_limits": {"l": {"limit": 1, "period": "1h"}},

@@ -29,7 +29,7 @@ use crate::base::headers::parse_number;
 use crate::base::ip::Ip;
 use crate::base::time::Nanos;
 use crate::config;
-use crate::host::Host;
+use crate::host::{Host, SharedData};
 use crate::policy::request::Request;
 use crate::store::Contended;
 use algorithm::{Algorithm, Take, Verdict};
@@ -148,15 +148,7 @@ impl RateLimit {
 
     /// Takes the request's cost from its key's quota, or refuses and takes nothing.
     pub fn take<H: Host>(&self, host: &H, request: &Request<'_>, now: Nanos) -> Answer {
-        if self.is_exempt(request.address) {
-            return Answer::NotApplicable;
-        }
-        let mut hasher = KeyHasher::new(self.seed);
-        if !key::hash(&self.config.key, self.config.missing_key, request, &mut hasher) {
-            return Answer::NotApplicable;
-        }
-        let hash = hasher.finish();
-        let (algorithm, cost) = (self.algorithm_of(hash), self.cost(request));
+        let Some((hash, algorithm, cost)) = self.asked(request) else { return Answer::NotApplicable };
         let (verdict, tokens, placement) = match self.leases.known(hash, algorithm.bucket(), now, cost) {
             Some((verdict, undo)) => (verdict, Tokens::Leased(undo), Placement::Known),
             None => {
@@ -180,9 +172,7 @@ impl RateLimit {
                 (verdict, undo.map_or(Tokens::Shared(take), Tokens::Leased), placement)
             }
         };
-        let (burst, period) = (algorithm.quota().burst, algorithm.quota().period);
-        let partition = self.shows_partition.then(|| self.partition(hash));
-        let quota = |remaining, reset| KeyQuota { burst, period, remaining, reset, partition };
+        let quota = |remaining, reset| self.key_quota(hash, algorithm, remaining, reset);
         let admitted = |quota, delay| Answer::Admitted { quota, taken: Taken { hash, tokens }, placement, delay };
         match verdict {
             Verdict::Admitted { remaining, reset } => admitted(quota(remaining, reset), Nanos::ZERO),
@@ -203,6 +193,41 @@ impl RateLimit {
                 Ok(())
             }
         }
+    }
+
+    /// Whether the limit would refuse the request, as [`Answer::Refused`] says it. Takes nothing.
+    pub fn look<H: SharedData>(
+        &self,
+        host: &H,
+        request: &Request<'_>,
+        now: Nanos,
+    ) -> Option<(KeyQuota, Option<Nanos>)> {
+        let (hash, algorithm, cost) = self.asked(request)?;
+        if algorithm.bucket().is_some_and(|bucket| self.leases.holds(hash, bucket, now, cost)) {
+            return None;
+        }
+        let Verdict::Refused { remaining, reset, wait } = self.table.look(host, hash, algorithm, now, cost) else {
+            return None;
+        };
+        Some((self.key_quota(hash, algorithm, remaining, reset), wait))
+    }
+
+    /// The key's hash, its algorithm and the request's cost; `None`: the limit does not apply.
+    fn asked(&self, request: &Request<'_>) -> Option<(u64, &Algorithm, u64)> {
+        let mut hasher = KeyHasher::new(self.seed);
+        if self.is_exempt(request.address)
+            || !key::hash(&self.config.key, self.config.missing_key, request, &mut hasher)
+        {
+            return None;
+        }
+        let hash = hasher.finish();
+        Some((hash, self.algorithm_of(hash), self.cost(request)))
+    }
+
+    fn key_quota(&self, hash: u64, algorithm: &Algorithm, remaining: u64, reset: Nanos) -> KeyQuota {
+        let (burst, period) = (algorithm.quota().burst, algorithm.quota().period);
+        let partition = self.shows_partition.then(|| self.partition(hash));
+        KeyQuota { burst, period, remaining, reset, partition }
     }
 
     /// By the whole address: a prefix that makes one client of a /64 makes no host of it a network.
