@@ -160,7 +160,7 @@ fn a_refusal_tells_all_that_a_client_and_an_operator_need() {
     let reply = refused.replied().unwrap();
     assert_eq!((reply.status, reply.grpc_status), (429, None));
     assert_eq!(refused.response_header("retry-after").as_deref(), Some("5"));
-    assert_eq!(refused.response_header("ratelimit").as_deref(), Some("\"l\";r=0;t=10"));
+    assert_eq!(refused.response_header("ratelimit").as_deref(), Some("\"l\";r=0;t=5"), "never later than Retry-After");
     assert_eq!(refused.response_header("content-type").as_deref(), Some("application/problem+json"));
     assert_eq!(refused.state("haven.decision").as_deref(), Some("rate_limited l enforce"));
     assert_eq!(proxy.machine.metric("haven_decisions_total;route=r;policy=l;reason=rate_limited;mode=enforce"), 1);

@@ -86,10 +86,18 @@ pub struct KeyQuota {
     pub period: Nanos,
     /// Whole tokens left.
     pub remaining: u64,
-    /// Time until nothing is owed any more.
+    /// Time until nothing is owed any more; of a refusal, until the same request is admitted.
     pub reset: Nanos,
     /// Tells the key from others without giving it away; `None`: all share one quota, or no header would show it.
     pub partition: Option<u64>,
+}
+
+impl KeyQuota {
+    /// As a refusal tells it: `RateLimit` must not speak of a later time than `Retry-After` does (the draft's section on the two).
+    #[must_use]
+    pub fn for_refusal(self, wait: Option<Nanos>) -> Self {
+        Self { reset: wait.map_or(self.reset, |wait| self.reset.min(wait)), ..self }
+    }
 }
 
 /// Tokens taken from a quota.

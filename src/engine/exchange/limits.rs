@@ -109,7 +109,7 @@ impl Exchange {
         // What the others said no longer holds: their tokens are back.
         self.quotas.clear();
         if config.is_some_and(|config| config.headers != QuotaHeaders::None) {
-            self.quotas.extend(quota.map(|quota| (used.at, quota)));
+            self.quotas.extend(quota.map(|quota| (used.at, quota.for_refusal(wait))));
         }
         Refusal { reason: Reason::RateLimited, policy, retry_after: wait }
     }
@@ -121,6 +121,9 @@ impl Exchange {
         self.quotas.retain(|(at, _)| *at == pause.by.at);
         self.decide(host, &pause.by, Reason::RateLimited, name);
         let wait = pause.until.since(self.start);
+        for (_, quota) in &mut self.quotas {
+            *quota = quota.for_refusal(Some(wait));
+        }
         Refusal { reason: Reason::RateLimited, policy: name, retry_after: Some(wait) }
     }
 
