@@ -669,6 +669,67 @@ fn a_grpc_call_is_judged_by_its_status_wherever_it_stands() {
 }
 
 #[test]
+fn a_pushback_is_heeded_wherever_it_stands() {
+    let grpc: &[(&str, &[u8])] = &[("content-type", b"application/grpc")];
+    let retry_after = |headers: &[(&str, &[u8])], trailers: &[(&str, &[u8])]| {
+        let proxy = Proxy::new(&json!({
+            "circuit_breakers": {"b": {"consecutive_failures": 1, "open_duration": "5s"}},
+            "routes": [{"name": "r", "circuit_breaker": "b"}]}));
+        let stream = SimStream::request("POST", "/s/m", grpc);
+        let mut exchange = proxy.begin(&stream);
+        stream.answer(200, Some("10.0.0.1:80"), headers);
+        exchange.on_response_headers(&proxy.worker, &stream, false);
+        stream.trail(trailers);
+        exchange.on_response_trailers(&proxy.worker, &stream);
+        exchange.on_end(&proxy.worker);
+        let refused = proxy.request("/s/m", &[], 200);
+        refused.response_header("retry-after").map(|seconds| seconds.parse::<u64>().unwrap())
+    };
+    let failed = ("grpc-status", &b"14"[..]);
+    assert_eq!(retry_after(&[], &[failed]), Some(5));
+    assert_eq!(retry_after(&[], &[failed, ("grpc-retry-pushback-ms", b"20000")]), Some(20), "as gRPC sends it");
+    assert_eq!(retry_after(&[("grpc-retry-pushback-ms", b"9000")], &[failed]), Some(9));
+    for malformed in [&b"-1"[..], b"soon", b"1.5", b""] {
+        assert_eq!(retry_after(&[], &[failed, ("grpc-retry-pushback-ms", malformed)]), Some(5), "{malformed:?}");
+    }
+}
+
+#[test]
+fn a_threshold_of_all_calls_can_be_reached_where_above_opens() {
+    for (breaker, slow) in [
+        (json!({"preset": "sentinel", "failure_rate_threshold": 100}), false),
+        (json!({"preset": "sentinel", "slow_call_duration": "1s"}), true),
+    ] {
+        let proxy =
+            Proxy::new(&json!({"circuit_breakers": {"b": breaker}, "routes": [{"name": "r", "circuit_breaker": "b"}]}));
+        let end = |exchange: &mut Exchange, stream: &SimStream| {
+            stream.answer(if slow { 200 } else { 500 }, Some("10.0.0.9:80"), &[]);
+            exchange.on_response(&proxy.worker, stream);
+            exchange.on_end(&proxy.worker);
+        };
+        // All at once: the window is as short as a slow call.
+        let streams: Vec<_> = (0..5)
+            .map(|_| {
+                let stream = SimStream::request("GET", "/", &[]);
+                (proxy.begin(&stream), stream)
+            })
+            .collect();
+        proxy.machine.advance(Nanos::from_secs(1));
+        for (mut exchange, stream) in streams {
+            end(&mut exchange, &stream);
+        }
+        assert_eq!(proxy.status("/", &[]), 503, "it is open");
+        proxy.machine.advance(Nanos::from_secs(5));
+        let probe = SimStream::request("GET", "/", &[]);
+        let mut exchange = proxy.begin(&probe);
+        assert!(probe.replied().is_none());
+        proxy.machine.advance(Nanos::from_secs(1));
+        end(&mut exchange, &probe);
+        assert_eq!(proxy.status("/", &[]), 503, "the probe failed as all do");
+    }
+}
+
+#[test]
 fn a_dead_endpoint_is_left_alone_and_tried_again_later() {
     let proxy = Proxy::new(&upstream(
         &json!({"upstreams": {"u": {"endpoints": [{"address": "10.0.0.1:80"}, {"address": "10.0.0.2:80"}, {"address": "10.0.0.3:80"}]}}}),

@@ -322,6 +322,7 @@ impl Exchange {
         if let Some(settlement) = self.unsettled.take() {
             let trailers = if self.grpc { stream.headers(Message::ResponseTrailers) } else { HeaderMap::default() };
             let status = trailers.get("grpc-status").and_then(parse_number);
+            let settlement = settlement.heed(&trailers);
             self.settle(&engine, route, settlement, status, host.monotonic(), host);
         }
     }

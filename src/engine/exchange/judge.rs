@@ -37,6 +37,13 @@ pub(super) struct Settlement {
     retry_after: Option<Nanos>,
 }
 
+impl Settlement {
+    /// The trailers may ask for a pause too: gRPC's servers do it there.
+    pub(super) fn heed(self, trailers: &HeaderMap) -> Self {
+        Self { retry_after: retry_after(trailers).or(self.retry_after), ..self }
+    }
+}
+
 /// gRPC statuses by which a server says that it failed: those that a breaker counts by default, and RESOURCE_EXHAUSTED.
 const GRPC_FAILURES: [u64; 6] = [2, 4, 8, 13, 14, 15];
 

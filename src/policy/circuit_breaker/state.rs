@@ -267,7 +267,8 @@ impl Settings {
         let reached = |part: u32, threshold: Percent| {
             let (part, whole) =
                 (u64::from(part).saturating_mul(10_000), u64::from(counts.calls).saturating_mul(threshold.0.into()));
-            part > whole || (part == whole && !self.config.open_above)
+            // Above all of them nothing can be: there it is reached all the same.
+            part > whole || (part == whole && (!self.config.open_above || threshold.0 >= 10_000))
         };
         if reached(counts.failures, self.config.failure_rate_threshold) {
             return Some(Cause::FailureRate);
