@@ -789,6 +789,7 @@ choice! { RetryOn {
     "retriable-4xx" => Self::Any("retriable-4xx"),
     "refused-stream" => Self::Any("refused-stream"),
     "retriable-status-codes" => Self::Any("retriable-status-codes"),
+    "retriable-headers" => Self::Any("retriable-headers"),
     "http3-post-connect-failure" => Self::Any("http3-post-connect-failure"),
     "cancelled" => Self::Grpc("cancelled"),
     "deadline-exceeded" => Self::Grpc("deadline-exceeded"),
