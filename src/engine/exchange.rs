@@ -32,6 +32,7 @@ pub(super) use deadline::POLICY as DEADLINE;
 use deadline::{Deadline, Timing};
 use judge::Settlement;
 use limits::Pause;
+use std::cell::LazyCell;
 use std::rc::Rc;
 
 /// What the host is to do with the message.
@@ -359,19 +360,17 @@ impl Exchange {
             upstream.leave(host, pick);
         }
         let unrecorded = upstream.filter(|_| !self.recorded);
-        let holds = epoch.is_some() || unrecorded.is_some() || self.permits.iter().any(Option::is_some);
-        // The usual end asks for no time: all has been told.
-        if timing == Timing::No && !holds {
-            return;
+        // The usual end asks for no time: all has been told. Reading the clock costs as much as any host call.
+        let now = LazyCell::new(|| host.monotonic());
+        if timing != Timing::No {
+            self.time_end(engine, route, timing, *now);
         }
-        let now = host.monotonic();
-        self.time_end(engine, route, timing, now);
-        self.leave_concurrency(engine, host, now);
+        self.leave_concurrency(engine, host, || *now);
         if let Some((breaker, epoch)) = route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(epoch) {
-            breaker.end(host, now, epoch, Call::IGNORED, &engine.rng);
+            breaker.end(host, *now, epoch, Call::IGNORED, &engine.rng);
         }
         if let Some((upstream, pick)) = unrecorded {
-            upstream.release(host, now, &pick, &engine.rng);
+            upstream.release(host, *now, &pick, &engine.rng);
         }
     }
 }

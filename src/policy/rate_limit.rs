@@ -24,7 +24,7 @@ pub mod sliding_window;
 pub mod table;
 pub mod warm_up;
 
-use crate::base::hash::{KeyHasher, Seed};
+use crate::base::hash::{KeyHasher, Seed, once_more};
 use crate::base::headers::parse_number;
 use crate::base::ip::Ip;
 use crate::base::time::Nanos;
@@ -234,22 +234,14 @@ impl RateLimit {
 
     fn key_quota(&self, hash: u64, algorithm: &Algorithm, remaining: u64, reset: Nanos) -> KeyQuota {
         let (burst, period) = (algorithm.quota().burst, algorithm.quota().period);
-        let partition = self.shows_partition.then(|| self.partition(hash));
+        // Hashed once more, for the hash itself says where the key's slot is: who knows it could look for keys that push another out.
+        let partition = self.shows_partition.then(|| once_more(hash, self.seed));
         KeyQuota { burst, period, remaining, reset, partition }
     }
 
     /// By the whole address: a prefix that makes one client of a /64 makes no host of it a network.
     fn is_exempt(&self, address: Option<Ip>) -> bool {
         address.is_some_and(|ip| self.config.exempt.iter().any(|network| ip.is_in(network.address, network.prefix)))
-    }
-
-    /// What clients are told of a key. Hashed once more under the secret, for the hash itself says where the key's slot is: who knows it
-    /// could look for keys that push another out.
-    fn partition(&self, hash: u64) -> u64 {
-        let mut hasher = KeyHasher::new(self.seed);
-        hasher.part(b"partition");
-        hasher.part(&hash.to_le_bytes());
-        hasher.finish()
     }
 
     fn algorithm_of(&self, hash: u64) -> &Algorithm {

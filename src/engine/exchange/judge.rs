@@ -211,6 +211,11 @@ impl Exchange {
         {
             self.note_answer(duration);
         }
+        // The answer is at its end, or as good as: what it took is told with this reading of the clock.
+        if self.timing == Timing::Answered {
+            self.timing = Timing::No;
+            self.time_end(engine, route, Timing::Answered, now);
+        }
         let call = |failure_on: &FailureOn| {
             let outcome =
                 if fails(failure_on, class, status, grpc_status) { Outcome::Failure } else { Outcome::Success };
