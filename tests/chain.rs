@@ -669,6 +669,29 @@ fn a_grpc_call_is_judged_by_its_status_wherever_it_stands() {
 }
 
 #[test]
+fn a_grpc_call_that_fails_without_a_grpc_status_has_the_one_that_its_client_makes_of_it() {
+    let vectors: Value = serde_json::from_str(include_str!("vectors/14_grpc_status_timeout.json")).unwrap();
+    let mapped = vectors["http_to_grpc"].as_object().unwrap();
+    assert_eq!(mapped.len(), 12);
+    for (status, code) in mapped {
+        let (status, code) = (status.parse().unwrap_or(599), code.as_u64().unwrap());
+        // Whoever says `application/grpc` to a service of another kind gets what else it answers: that must open no breaker for others.
+        for (listed, opens) in [(code, status >= 500), ((code + 1) % 17, false)] {
+            let on = json!({"status": [], "grpc_status": [listed]});
+            let proxy = Proxy::new(&json!({
+                "circuit_breakers": {"b": {"consecutive_failures": 1, "failure_on": on}}, "routes": [{"name": "r", "circuit_breaker": "b"}]}));
+            let stream = SimStream::request("POST", "/s/m", &[("content-type", b"application/grpc")]);
+            let mut exchange = proxy.begin(&stream);
+            stream.answer(status, Some("10.0.0.1:80"), &[("content-type", b"text/html")]);
+            exchange.on_response_headers(&proxy.worker, &stream, false);
+            exchange.on_response_body(&proxy.worker, &stream, 0, true);
+            exchange.on_end(&proxy.worker);
+            assert_eq!(proxy.status("/s/m", &[]) == 503, opens, "{status} {listed}");
+        }
+    }
+}
+
+#[test]
 fn a_pushback_is_heeded_wherever_it_stands() {
     let grpc: &[(&str, &[u8])] = &[("content-type", b"application/grpc")];
     let retry_after = |headers: &[(&str, &[u8])], trailers: &[(&str, &[u8])]| {

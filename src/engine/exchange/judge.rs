@@ -204,6 +204,7 @@ impl Exchange {
         host: &H,
     ) {
         let Settlement { class, status, tries, duration, retry_after } = settlement;
+        let grpc_status = grpc_status.or_else(|| if self.grpc { grpc_failure(status) } else { None });
         if class == Class::Answered
             && status < 500
             && status != 429
@@ -316,6 +317,16 @@ fn fails(on: &FailureOn, class: Class, status: u16, grpc_status: Option<u64>) ->
             on.status.iter().any(|(from, to)| (*from..=*to).contains(&status))
                 || grpc_status.is_some_and(|status| on.grpc_status.iter().any(|s| u64::from(*s) == status))
         }
+    }
+}
+
+/// What a gRPC client makes of a failure that has no grpc-status of its own: something between it and its server speaks plain HTTP. Not of
+/// other answers: a service that does not speak gRPC gives these to whoever says that he does, and no client is to open a breaker.
+const fn grpc_failure(status: u16) -> Option<u64> {
+    match status {
+        502..=504 => Some(14),
+        500.. => Some(2),
+        _ => None,
     }
 }
 
