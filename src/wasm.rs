@@ -5,6 +5,7 @@
 //! send (a header value that is not UTF-8), and a panic kills the worker; and it exports every callback of the ABI, each of which a host
 //! then calls for every request.
 
+mod abi;
 mod bindings;
 mod contexts;
 mod exports;

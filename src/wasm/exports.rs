@@ -6,14 +6,12 @@
 //! To add one: a function here with the ABI's parameters, which hands over to a method of [`super::Root`] or [`super::Http`]; and its
 //! name in `tests/envoy/module.rs`.
 
-use super::bindings::{self, Severity};
+use super::abi::{CONTINUE, PAUSE, Severity};
+use super::bindings;
 use super::contexts;
 use super::{Http, Root};
 use crate::engine::exchange::Action;
 use std::rc::Rc;
-
-const CONTINUE: u32 = 0;
-const PAUSE: u32 = 1;
 
 /// Its name is the version.
 #[unsafe(no_mangle)]
