@@ -5,6 +5,7 @@
 
 mod answer;
 mod breaker;
+mod canary;
 mod concurrency;
 mod deadline;
 mod endpoint;
@@ -171,6 +172,7 @@ impl Exchange {
         if route.needs_client {
             request.client = client(&engine, &headers, stream);
         }
+        let route = self.choose_side(&engine, route, config, &request, host);
         if let Some(refusal) = self.switch(&engine, route, host) {
             return self.refuse(&engine, route, &config.name, &refusal, host, stream);
         }
@@ -230,7 +232,8 @@ impl Exchange {
     }
 
     fn route_of<'e>(&self, engine: &'e Engine) -> Option<(&'e Route, &'e config::Route)> {
-        self.route.and_then(|at| engine.routes.get(at).zip(engine.config.routes.get(at)))
+        let route = engine.routes.get(self.route?)?;
+        Some((route, engine.config.routes.get(route.config)?))
     }
 
     /// Refuses if the route's switch is off.
@@ -250,15 +253,37 @@ impl Exchange {
         host: &H,
         stream: &S,
     ) -> Action {
-        let refused = self.concurrency(engine, route, host);
-        let refused = refused.or_else(|| self.breaker(engine, route, host));
-        let refused = refused.or_else(|| self.endpoint(engine, route, host, stream));
+        let mut route = route;
+        let decided = self.decisions.len();
+        let mut refused = self.admit(engine, route, host, stream);
+        // What a canary does not take goes where the others go.
+        if refused.is_some()
+            && let Some((at, stable)) = Self::back_from(engine, route)
+        {
+            self.release(engine, host);
+            self.decisions.truncate(decided);
+            (self.route, route) = (Some(at), stable);
+            refused = self.admit(engine, route, host, stream);
+        }
         if let Some(refusal) = refused {
             return self.refuse(engine, route, &config.name, &refusal, host, stream);
         }
+        self.take_side(route, config, host, stream);
         self.steer(route, config, host, stream);
         self.store_decisions(stream);
         Action::Continue
+    }
+
+    fn admit<'e, H: Host, S: Stream>(
+        &mut self,
+        engine: &'e Engine,
+        route: &Route,
+        host: &H,
+        stream: &S,
+    ) -> Option<Refusal<'e>> {
+        let refused = self.concurrency(engine, route, host);
+        let refused = refused.or_else(|| self.breaker(engine, route, host));
+        refused.or_else(|| self.endpoint(engine, route, host, stream))
     }
 
     /// The response's headers are there, and nothing follows but, perhaps, trailers: [`Exchange::on_response_headers`].

@@ -16,7 +16,6 @@
 pub mod algorithm;
 pub mod fixed_window;
 pub mod gcra;
-pub mod key;
 pub mod leaky_bucket;
 pub mod lease;
 pub mod quota_headers;
@@ -125,7 +124,7 @@ impl RateLimit {
             .overrides
             .iter()
             .map(|(values, quota)| {
-                (key::of_override(&config.key, values, prefixes, seed), Algorithm::new(config.algorithm, quota))
+                (super::key::of_override(&config.key, values, prefixes, seed), Algorithm::new(config.algorithm, quota))
             })
             .collect();
         overrides.sort_by_key(|(hash, _)| *hash);
@@ -152,7 +151,7 @@ impl RateLimit {
             return Answer::NotApplicable;
         }
         let mut hasher = KeyHasher::new(self.seed);
-        if !key::hash(&self.config.key, self.config.missing_key, request, &mut hasher) {
+        if !super::key::hash(&self.config.key, self.config.missing_key, request, &mut hasher) {
             return Answer::NotApplicable;
         }
         let hash = hasher.finish();
