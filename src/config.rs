@@ -724,6 +724,8 @@ pub struct Health {
     pub startupz: Option<String>,
     /// The simple health page.
     pub health: Option<String>,
+    /// Whether `grpc.health.v1.Health` is answered.
+    pub grpc: bool,
 }
 
 impl Default for Health {
@@ -733,6 +735,7 @@ impl Default for Health {
             readyz: Some("/readyz".into()),
             startupz: Some("/startupz".into()),
             health: Some("/health".into()),
+            grpc: true,
         }
     }
 }

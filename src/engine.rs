@@ -26,6 +26,7 @@ pub mod exchange;
 mod metrics;
 pub mod waiting;
 
+use crate::base::grpc_health::Serving;
 use crate::base::hash::Seed;
 use crate::base::headers::NameSet;
 use crate::base::rng::Rng;
@@ -317,8 +318,22 @@ impl Engine {
 
     /// The service's health document.
     fn health_document<H: Host>(&self, host: &H, now: Nanos) -> crate::host::Reply {
-        let components: Vec<_> = self
-            .upstreams
+        health::document(&self.config.service, &self.components(host, now), host.wall())
+    }
+
+    /// The state of what a gRPC health check names; `None`: there is no such thing.
+    fn serving<H: Host>(&self, host: &H, now: Nanos, service: &str) -> Option<Serving> {
+        health::grpc::serving(&self.components(host, now), service)
+    }
+
+    /// Whether a gRPC health check can ask for this.
+    fn has_service(&self, service: &str) -> bool {
+        service.is_empty() || self.config.upstreams.iter().any(|upstream| upstream.name == service)
+    }
+
+    /// All upstreams, as health documents show them.
+    fn components<H: Host>(&self, host: &H, now: Nanos) -> Vec<Component<'_>> {
+        self.upstreams
             .iter()
             .zip(&self.config.upstreams)
             .enumerate()
@@ -350,8 +365,7 @@ impl Engine {
                     critical: !only_canary,
                 }
             })
-            .collect();
-        health::document(&self.config.service, &components, host.wall())
+            .collect()
     }
 
     /// Compiles what becomes of the requests that a route's canary has, if it has one.

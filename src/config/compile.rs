@@ -668,7 +668,7 @@ fn health(raw: raw::Health, errors: &mut Errors) -> Health {
         }
         seen.push(path);
     }
-    Health { livez: raw.livez, readyz: raw.readyz, startupz: raw.startupz, health: raw.health }
+    Health { livez: raw.livez, readyz: raw.readyz, startupz: raw.startupz, health: raw.health, grpc: raw.grpc }
 }
 
 /// Numbers whose type bounds them to 255.

@@ -848,6 +848,9 @@ section! {
         startupz: Nullable<UrlPath> = Usual("\"/startupz\"");
         /// `OK`, or with `Accept: application/json` the health document.
         health: Nullable<UrlPath> = Usual("\"/health\"");
+        /// Answer `/grpc.health.v1.Health/Check` for the whole (the empty name) and for each upstream by its name. What Envoy needs for it stands
+        /// in `envoy.yaml`. `false` leaves these calls to the routes, as where the service behind answers them.
+        grpc: bool = Usual("true");
     }
 }
 

@@ -9,6 +9,7 @@ mod canary;
 mod concurrency;
 mod deadline;
 mod endpoint;
+mod health_check;
 mod judge;
 mod keep;
 mod limits;
@@ -23,6 +24,7 @@ use crate::config::{self, IpSource, Mode};
 use crate::host::{Host, Message, Property, Stream};
 use crate::policy::circuit_breaker::state::Call;
 use crate::policy::fallback::stale::{Asked, Draft};
+use crate::policy::health::grpc::{self, Check};
 use crate::policy::health::{self, Probe};
 use crate::policy::rate_limit::KeyQuota;
 use crate::policy::rate_limit::quota_headers;
@@ -42,6 +44,8 @@ pub enum Action {
     Continue,
     /// Nothing more: we have answered.
     Stop,
+    /// Keep the request, and each piece of its body, until [`Exchange::on_request_body`] or [`Exchange::on_request_trailers`] says otherwise.
+    Read,
     /// Keep the request until this moment of the monotonic clock and call [`Exchange::on_resume`] then, or, if there is no room for it,
     /// [`Exchange::on_no_room`] now.
     Wait {
@@ -60,6 +64,8 @@ pub struct Exchange {
     start: Nanos,
     /// How long it waited before `start`.
     waited: Nanos,
+    /// The health check that it is, while its message is being read.
+    health: Option<Check>,
     /// What it waits for, while it does.
     pause: Option<Pause>,
     grpc: bool,
@@ -107,6 +113,7 @@ impl Exchange {
             route: None,
             start: Nanos::ZERO,
             waited: Nanos::ZERO,
+            health: None,
             pause: None,
             grpc: false,
             deadline: Deadline::default(),
@@ -130,8 +137,13 @@ impl Exchange {
         }
     }
 
-    /// The request's headers are there: runs the chain.
+    /// The request's headers are there, and nothing follows: [`Exchange::on_request_headers`].
     pub fn on_request<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
+        self.on_request_headers(host, stream, true)
+    }
+
+    /// The request's headers are there: runs the chain. `end`: no body follows.
+    pub fn on_request_headers<H: Host, S: Stream>(&mut self, host: &H, stream: &S, end: bool) -> Action {
         let engine = Rc::clone(&self.engine);
         // One call for all headers: most policies want some, and one header costs nearly as much as all.
         let headers = stream.headers(Message::Request);
@@ -147,6 +159,9 @@ impl Exchange {
                 Probe::Document => engine.health_document(host, host.monotonic()),
             };
             return self.reply(stream, &reply);
+        }
+        if let Some(call) = grpc::call(&engine.config.health, &request) {
+            return self.on_health_call(&engine, call, end, host, stream);
         }
         let Some((at, config)) =
             engine.config.routes.iter().enumerate().find(|(_, r)| route::matches(&r.matcher, &request))
