@@ -26,6 +26,8 @@ mod concurrency;
 mod deadlines;
 #[path = "chain/fallbacks.rs"]
 mod fallbacks;
+#[path = "chain/grpc_health.rs"]
+mod grpc_health;
 #[path = "chain/switches.rs"]
 mod switches;
 

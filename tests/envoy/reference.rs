@@ -263,7 +263,8 @@ fn discovered(reference: &str, listener: &Path) -> (String, String) {
     let (before, rest) = reference.split_once("  listeners:\n  - name: haven\n").unwrap();
     let (listeners, clusters) = rest.split_once("\n  clusters:\n").unwrap();
     let kind = "type.googleapis.com/envoy.config.listener.v3.Listener";
-    let listeners = listeners.replace("  - name: haven-health", &format!("  - \"@type\": {kind}\n    name: haven-health"));
+    let listeners =
+        listeners.replace("  - name: haven-health", &format!("  - \"@type\": {kind}\n    name: haven-health"));
     let path = listener.display();
     let source = format!("\ndynamic_resources:\n  lds_config: {{ path_config_source: {{ path: {path} }} }}\n");
     let node = "node: { id: reference, cluster: reference }\n";
