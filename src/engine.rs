@@ -1,7 +1,7 @@
 //! Floor 4: the engine joins the policies.
 //!
 //! An [`Engine`] is a configuration made ready, one for each VM and configuration; [`exchange::Exchange`] takes one request through
-//! the chain, in this order: health → header hygiene → route → switch → deadline → rate limits → concurrency →
+//! the chain, in this order: health → header hygiene → route → canary → switch → deadline → rate limits → concurrency →
 //! breaker → endpoint → timeout and retry headers. The first refusal wins. A limit may
 //! have a request wait before it goes on: [`waiting`].
 //!
