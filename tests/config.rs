@@ -1046,7 +1046,7 @@ fn what_is_not_built_is_validated_all_the_same() {
             "routes[0].concurrency_limit: \"x\" is not allowed, want one of the concurrency_limits: \"c\", \"d\", \"e\"",
             "routes[0].retry.attempts: 11 is not allowed, want an integer from 0 to 10",
             "routes[0].retry.on[1]: \"bad\" is not allowed, want one of \"5xx\", \"gateway-error\", \"reset\", \"reset-before-request\", \
-             \"connect-failure\", \"envoy-ratelimited\", \"retriable-4xx\", \"refused-stream\", \"retriable-status-codes\", \
+             \"connect-failure\", \"envoy-ratelimited\", \"retriable-4xx\", \"refused-stream\", \"retriable-status-codes\", \"retriable-headers\", \
              \"http3-post-connect-failure\", \"cancelled\", \"deadline-exceeded\", \"internal\", \"resource-exhausted\", \"unavailable\"",
             "routes[0].switch: \"s\" is not allowed, want one of the switches: there are none",
             "routes[0].depends_on[0]: \"db\" is not allowed, want one of the components: there are none",

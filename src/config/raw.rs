@@ -467,7 +467,8 @@ section! {
         backoff_multiplier: Centi<100, 10_000> = Usual("1");
         /// The most that the open time grows to.
         max_open_duration: Option<Span<{ 100 * MS }, DAY>> = Else("`60s`, or `open_duration` if that is longer");
-        /// Random percentage by which an open time is lengthened or shortened.
+        /// Random percentage by which an open time is lengthened or shortened: 20 makes 4 to 6 s of 5 s. It stays within
+        /// `max_open_duration`.
         jitter: Pct = Usual("0");
         /// At most this many calls are in flight or counted while half-open; the same thresholds over them close or open it.
         half_open_calls: Int<1, 10_000> = Usual("5");
@@ -788,6 +789,7 @@ choice! { RetryOn {
     "retriable-4xx" => Self::Any("retriable-4xx"),
     "refused-stream" => Self::Any("refused-stream"),
     "retriable-status-codes" => Self::Any("retriable-status-codes"),
+    "retriable-headers" => Self::Any("retriable-headers"),
     "http3-post-connect-failure" => Self::Any("http3-post-connect-failure"),
     "cancelled" => Self::Grpc("cancelled"),
     "deadline-exceeded" => Self::Grpc("deadline-exceeded"),

@@ -35,6 +35,7 @@ pub(super) use deadline::POLICY as DEADLINE;
 use deadline::{Deadline, Timing};
 use judge::Settlement;
 use limits::Pause;
+use std::cell::LazyCell;
 use std::rc::Rc;
 
 /// What the host is to do with the message.
@@ -185,7 +186,9 @@ impl Exchange {
         request.route = &config.name;
         self.asked = kept(&engine, route).and_then(|kept| kept.policy.ask(&request)).map(Box::new);
         if route.needs_client {
-            request.client = client(&engine, &headers, stream);
+            let config = &engine.config.client_ip;
+            request.address = address(config, &headers, stream);
+            request.client = request.address.map(|ip| ip.masked(config.ipv4_prefix, config.ipv6_prefix));
         }
         let route = self.choose_side(&engine, route, config, &request, host);
         if let Some(refusal) = self.switch(&engine, route, host) {
@@ -360,6 +363,7 @@ impl Exchange {
         if let Some(settlement) = self.unsettled.take() {
             let trailers = if self.grpc { stream.headers(Message::ResponseTrailers) } else { HeaderMap::default() };
             let status = trailers.get("grpc-status").and_then(parse_number);
+            let settlement = settlement.heed(&trailers);
             self.settle(&engine, route, settlement, status, host.monotonic(), host);
         }
     }
@@ -396,19 +400,17 @@ impl Exchange {
             upstream.leave(host, pick);
         }
         let unrecorded = upstream.filter(|_| !self.recorded);
-        let holds = epoch.is_some() || unrecorded.is_some() || self.permits.iter().any(Option::is_some);
-        // The usual end asks for no time: all has been told.
-        if timing == Timing::No && !holds {
-            return;
+        // The usual end asks for no time: all has been told. Reading the clock costs as much as any host call.
+        let now = LazyCell::new(|| host.monotonic());
+        if timing != Timing::No {
+            self.time_end(engine, route, timing, *now);
         }
-        let now = host.monotonic();
-        self.time_end(engine, route, timing, now);
-        self.leave_concurrency(engine, host, now);
+        self.leave_concurrency(engine, host, || *now);
         if let Some((breaker, epoch)) = route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(epoch) {
-            breaker.end(host, now, epoch, Call::IGNORED, &engine.rng);
+            breaker.end(host, *now, epoch, Call::IGNORED, &engine.rng);
         }
         if let Some((upstream, pick)) = unrecorded {
-            upstream.release(host, now, &pick, &engine.rng);
+            upstream.release(host, *now, &pick, &engine.rng);
         }
     }
 }
@@ -419,9 +421,8 @@ fn kept<'e>(engine: &'e Engine, route: &Route) -> Option<&'e Kept> {
     engine.kept.get(used.at)?.as_ref()
 }
 
-/// The client's address as configured, cut to its prefix. A header that is missing, short or malformed gives the connection's.
-fn client<S: Stream>(engine: &Engine, headers: &HeaderMap, stream: &S) -> Option<Ip> {
-    let config = &engine.config.client_ip;
+/// The client's address as configured. A header that is missing, short or malformed gives the connection's.
+fn address<S: Stream>(config: &config::ClientIp, headers: &HeaderMap, stream: &S) -> Option<Ip> {
     let from_header = match config.source {
         IpSource::Connection => None,
         IpSource::XRealIp => headers.get("x-real-ip").and_then(Ip::parse),
@@ -436,6 +437,5 @@ fn client<S: Stream>(engine: &Engine, headers: &HeaderMap, stream: &S) -> Option
                 .and_then(Ip::parse)
         }
     };
-    let ip = from_header.or_else(|| stream.property(Property::SourceAddress).as_deref().and_then(Ip::parse))?;
-    Some(ip.masked(config.ipv4_prefix, config.ipv6_prefix))
+    from_header.or_else(|| stream.property(Property::SourceAddress).as_deref().and_then(Ip::parse))
 }
