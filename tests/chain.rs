@@ -18,12 +18,16 @@ use std::rc::Rc;
 
 #[path = "chain/algorithms.rs"]
 mod algorithms;
+#[path = "chain/canary.rs"]
+mod canary;
 #[path = "chain/concurrency.rs"]
 mod concurrency;
 #[path = "chain/deadlines.rs"]
 mod deadlines;
 #[path = "chain/fallbacks.rs"]
 mod fallbacks;
+#[path = "chain/grpc_health.rs"]
+mod grpc_health;
 #[path = "chain/switches.rs"]
 mod switches;
 

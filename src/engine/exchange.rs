@@ -5,9 +5,11 @@
 
 mod answer;
 mod breaker;
+mod canary;
 mod concurrency;
 mod deadline;
 mod endpoint;
+mod health_check;
 mod judge;
 mod keep;
 mod limits;
@@ -22,6 +24,7 @@ use crate::config::{self, IpSource, Mode};
 use crate::host::{Host, Message, Property, Stream};
 use crate::policy::circuit_breaker::state::Call;
 use crate::policy::fallback::stale::{Asked, Draft};
+use crate::policy::health::grpc::{self, Check};
 use crate::policy::health::{self, Probe};
 use crate::policy::rate_limit::KeyQuota;
 use crate::policy::rate_limit::quota_headers;
@@ -42,6 +45,8 @@ pub enum Action {
     Continue,
     /// Nothing more: we have answered.
     Stop,
+    /// Keep the request, and each piece of its body, until [`Exchange::on_request_body`] or [`Exchange::on_request_trailers`] says otherwise.
+    Read,
     /// Keep the request until this moment of the monotonic clock and call [`Exchange::on_resume`] then, or, if there is no room for it,
     /// [`Exchange::on_no_room`] now.
     Wait {
@@ -60,6 +65,8 @@ pub struct Exchange {
     start: Nanos,
     /// How long it waited before `start`.
     waited: Nanos,
+    /// The health check that it is, while its message is being read.
+    health: Option<Check>,
     /// What it waits for, while it does.
     pause: Option<Pause>,
     grpc: bool,
@@ -107,6 +114,7 @@ impl Exchange {
             route: None,
             start: Nanos::ZERO,
             waited: Nanos::ZERO,
+            health: None,
             pause: None,
             grpc: false,
             deadline: Deadline::default(),
@@ -130,8 +138,13 @@ impl Exchange {
         }
     }
 
-    /// The request's headers are there: runs the chain.
+    /// The request's headers are there, and nothing follows: [`Exchange::on_request_headers`].
     pub fn on_request<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
+        self.on_request_headers(host, stream, true)
+    }
+
+    /// The request's headers are there: runs the chain. `end`: no body follows.
+    pub fn on_request_headers<H: Host, S: Stream>(&mut self, host: &H, stream: &S, end: bool) -> Action {
         let engine = Rc::clone(&self.engine);
         // One call for all headers: most policies want some, and one header costs nearly as much as all.
         let headers = stream.headers(Message::Request);
@@ -147,6 +160,9 @@ impl Exchange {
                 Probe::Document => engine.health_document(host, host.monotonic()),
             };
             return self.reply(stream, &reply);
+        }
+        if let Some(call) = grpc::call(&engine.config.health, &request) {
+            return self.on_health_call(&engine, call, end, host, stream);
         }
         let Some((at, config)) =
             engine.config.routes.iter().enumerate().find(|(_, r)| route::matches(&r.matcher, &request))
@@ -174,6 +190,7 @@ impl Exchange {
             request.address = address(config, &headers, stream);
             request.client = request.address.map(|ip| ip.masked(config.ipv4_prefix, config.ipv6_prefix));
         }
+        let route = self.choose_side(&engine, route, config, &request, host);
         if let Some(refusal) = self.switch(&engine, route, host) {
             return self.refuse(&engine, route, &config.name, &refusal, host, stream);
         }
@@ -233,7 +250,8 @@ impl Exchange {
     }
 
     fn route_of<'e>(&self, engine: &'e Engine) -> Option<(&'e Route, &'e config::Route)> {
-        self.route.and_then(|at| engine.routes.get(at).zip(engine.config.routes.get(at)))
+        let route = engine.routes.get(self.route?)?;
+        Some((route, engine.config.routes.get(route.config)?))
     }
 
     /// Refuses if the route's switch is off.
@@ -253,15 +271,37 @@ impl Exchange {
         host: &H,
         stream: &S,
     ) -> Action {
-        let refused = self.concurrency(engine, route, host);
-        let refused = refused.or_else(|| self.breaker(engine, route, host));
-        let refused = refused.or_else(|| self.endpoint(engine, route, host, stream));
+        let mut route = route;
+        let decided = self.decisions.len();
+        let mut refused = self.admit(engine, route, host, stream);
+        // What a canary does not take goes where the others go.
+        if refused.is_some()
+            && let Some((at, stable)) = Self::back_from(engine, route)
+        {
+            self.release(engine, host);
+            self.decisions.truncate(decided);
+            (self.route, route) = (Some(at), stable);
+            refused = self.admit(engine, route, host, stream);
+        }
         if let Some(refusal) = refused {
             return self.refuse(engine, route, &config.name, &refusal, host, stream);
         }
+        self.take_side(route, config, host, stream);
         self.steer(route, config, host, stream);
         self.store_decisions(stream);
         Action::Continue
+    }
+
+    fn admit<'e, H: Host, S: Stream>(
+        &mut self,
+        engine: &'e Engine,
+        route: &Route,
+        host: &H,
+        stream: &S,
+    ) -> Option<Refusal<'e>> {
+        let refused = self.concurrency(engine, route, host);
+        let refused = refused.or_else(|| self.breaker(engine, route, host));
+        refused.or_else(|| self.endpoint(engine, route, host, stream))
     }
 
     /// The response's headers are there, and nothing follows but, perhaps, trailers: [`Exchange::on_response_headers`].

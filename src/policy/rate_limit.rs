@@ -1,6 +1,6 @@
 //! Rate limits: a quota per key, exact over all workers.
 //!
-//! Parts: [`algorithm`] joins the algorithms ([`gcra`], [`warm_up`], [`leaky_bucket`], [`sliding_window`], [`fixed_window`]), [`key`]
+//! Parts: [`algorithm`] joins the algorithms ([`gcra`], [`warm_up`], [`leaky_bucket`], [`sliding_window`], [`fixed_window`]), [`super::key`]
 //! finds out whose quota a request draws from, [`table`] keeps the states of all keys in shared data of bounded size. [`RateLimit`]
 //! joins them.
 //!
@@ -16,7 +16,6 @@
 pub mod algorithm;
 pub mod fixed_window;
 pub mod gcra;
-pub mod key;
 pub mod leaky_bucket;
 pub mod lease;
 pub mod quota_headers;
@@ -133,7 +132,7 @@ impl RateLimit {
             .overrides
             .iter()
             .map(|(values, quota)| {
-                (key::of_override(&config.key, values, prefixes, seed), Algorithm::new(config.algorithm, quota))
+                (super::key::of_override(&config.key, values, prefixes, seed), Algorithm::new(config.algorithm, quota))
             })
             .collect();
         overrides.sort_by_key(|(hash, _)| *hash);
@@ -224,7 +223,7 @@ impl RateLimit {
     fn asked(&self, request: &Request<'_>) -> Option<(u64, &Algorithm, u64)> {
         let mut hasher = KeyHasher::new(self.seed);
         if self.is_exempt(request.address)
-            || !key::hash(&self.config.key, self.config.missing_key, request, &mut hasher)
+            || !super::key::hash(&self.config.key, self.config.missing_key, request, &mut hasher)
         {
             return None;
         }

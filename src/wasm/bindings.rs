@@ -3,7 +3,7 @@
 //! What a call refuses is taken as absent: there is nobody to report to on the request path, and every absence has a safe meaning.
 
 use super::abi::{
-    COUNTER, GAUGE, HISTOGRAM, OK, PLUGIN_CONFIGURATION, REQUEST_HEADERS, REQUEST_STREAM, RESPONSE_BODY,
+    COUNTER, GAUGE, HISTOGRAM, OK, PLUGIN_CONFIGURATION, REQUEST_BODY, REQUEST_HEADERS, REQUEST_STREAM, RESPONSE_BODY,
     RESPONSE_HEADERS, RESPONSE_TRAILERS, Severity,
 };
 use crate::base::headers::HeaderMap;
@@ -230,6 +230,11 @@ impl Stream for Proxy {
     fn body(&self, size: usize) -> Option<Vec<u8>> {
         // SAFETY: the out pointers live through the call.
         owned(|data, length| unsafe { proxy_get_buffer_bytes(RESPONSE_BODY, 0, size, data, length) })
+    }
+
+    fn request_body(&self, size: usize) -> Option<Vec<u8>> {
+        // SAFETY: the out pointers live through the call.
+        owned(|data, length| unsafe { proxy_get_buffer_bytes(REQUEST_BODY, 0, size, data, length) })
     }
 
     fn property(&self, property: Property) -> Option<Vec<u8>> {

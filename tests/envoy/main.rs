@@ -20,10 +20,12 @@ mod filter;
 mod support;
 
 mod breaker;
+mod canary;
 mod concurrency;
 mod deadline;
 mod endpoints;
 mod fallback;
+mod grpc_health;
 mod harness;
 mod health;
 mod hostile;
