@@ -17,7 +17,7 @@ use haven::policy::circuit_breaker::CircuitBreaker;
 use haven::policy::circuit_breaker::state::Phase;
 use haven::policy::health_check::state::Status;
 use haven::policy::health_check::{grpc, report};
-use haven::policy::rate_limit::key;
+use haven::policy::key;
 use haven::policy::request::Request;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
@@ -691,7 +691,7 @@ impl Queued {
         let until = match exchange.on_request(&proxy.worker, &stream) {
             Action::Continue => Some(proxy.machine.now()),
             Action::Wait { until } => Some(until),
-            Action::Stop => None,
+            Action::Stop | Action::Read => None,
         };
         assert_eq!(until.is_none(), stream.replied().is_some(), "what is stopped is answered, and nothing else");
         Self { stream, exchange, until }

@@ -16,6 +16,7 @@ fn our_numbers_are_the_sdks() {
         (abi::CONTINUE, Action::Continue as u32),
         (abi::PAUSE, Action::Pause as u32),
         (abi::REQUEST_STREAM, StreamType::HttpRequest as u32),
+        (abi::REQUEST_BODY, BufferType::HttpRequestBody as u32),
         (abi::RESPONSE_BODY, BufferType::HttpResponseBody as u32),
         (abi::CALL_BODY, BufferType::HttpCallResponseBody as u32),
         (abi::GRPC_MESSAGE, BufferType::GrpcReceiveBuffer as u32),

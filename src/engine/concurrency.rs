@@ -127,11 +127,11 @@ impl Concurrency {
     }
 
     /// Counts it out again.
-    pub(super) fn leave<H: Host>(&self, host: &H, permit: Permit, ending: Ending) {
+    pub(super) fn leave<H: Host>(&self, host: &H, permit: Permit, ending: impl FnOnce() -> Ending) {
         host.add(self.in_flight, -1);
         self.own.set(self.own.get().saturating_sub(1));
         let Bound::Adaptive(settings) = self.bound else { return };
-        let Ending { now, elapsed, answered } = ending;
+        let Ending { now, elapsed, answered } = ending();
         // What goes on long after it was answered in time is a stream; its end says nothing of how soon a request is answered.
         let streams = |time: Nanos| time < settings.deadline && elapsed > settings.deadline.times(2);
         let counts = answered.map_or_else(|| settings.is_late(elapsed), |time| !streams(time));

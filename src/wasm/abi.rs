@@ -11,6 +11,8 @@ pub const PAUSE: u32 = 1;
 /// The direction of a stream from the client.
 pub const REQUEST_STREAM: u32 = 0;
 
+/// The buffer with the request's body, as far as it has come and is kept.
+pub const REQUEST_BODY: u32 = 0;
 /// The buffer with a piece of the response's body.
 pub const RESPONSE_BODY: u32 = 1;
 /// The buffer with the body of the answer to an HTTP call.

@@ -3,8 +3,8 @@
 //! What a call refuses is taken as absent: there is nobody to report to on the request path, and every absence has a safe meaning.
 
 use super::abi::{
-    CALL_BODY, CALL_HEADERS, COUNTER, GAUGE, GRPC_MESSAGE, HISTOGRAM, OK, PLUGIN_CONFIGURATION, REQUEST_HEADERS,
-    REQUEST_STREAM, RESPONSE_BODY, RESPONSE_HEADERS, RESPONSE_TRAILERS, Severity,
+    CALL_BODY, CALL_HEADERS, COUNTER, GAUGE, GRPC_MESSAGE, HISTOGRAM, OK, PLUGIN_CONFIGURATION, REQUEST_BODY,
+    REQUEST_HEADERS, REQUEST_STREAM, RESPONSE_BODY, RESPONSE_HEADERS, RESPONSE_TRAILERS, Severity,
 };
 use crate::base::headers::HeaderMap;
 use crate::base::time::Nanos;
@@ -12,7 +12,6 @@ use crate::host::{
     Call, CallId, Calls, Cas, CasMismatch, Clock, Log, Message, MetricId, MetricKind, Metrics, NoCall, Property,
     Random, Reply, SharedData, Stream,
 };
-use crate::policy::health_check::grpc::push_bytes;
 use std::ptr::{null, null_mut};
 
 /// The host, and the stream whose callback is running.
@@ -187,9 +186,7 @@ impl Calls for Proxy {
             }
             Call::Grpc { cluster, service, method, metadata, message, timeout } => {
                 // Envoy takes a GrpcService of its API. It takes a cluster's name too, but some names can be read as a message.
-                let (mut envoy_grpc, mut upstream) = (Vec::new(), Vec::new());
-                push_bytes(&mut envoy_grpc, 1, cluster.as_bytes());
-                push_bytes(&mut upstream, 1, &envoy_grpc);
+                let upstream = first_field(&first_field(cluster.as_bytes()));
                 let metadata = HeaderMap::from_pairs(metadata);
                 let metadata = metadata.as_bytes();
                 // SAFETY: all of them live through the call.
@@ -340,6 +337,11 @@ impl Stream for Proxy {
         owned(|data, length| unsafe { proxy_get_buffer_bytes(RESPONSE_BODY, 0, size, data, length) })
     }
 
+    fn request_body(&self, size: usize) -> Option<Vec<u8>> {
+        // SAFETY: the out pointers live through the call.
+        owned(|data, length| unsafe { proxy_get_buffer_bytes(REQUEST_BODY, 0, size, data, length) })
+    }
+
     fn property(&self, property: Property) -> Option<Vec<u8>> {
         let path = property.path();
         // SAFETY: path and out pointers live through the call.
@@ -380,6 +382,19 @@ const fn map(of: Message) -> u32 {
         Message::Response => RESPONSE_HEADERS,
         Message::ResponseTrailers => RESPONSE_TRAILERS,
     }
+}
+
+/// A message of Protocol Buffers whose field 1 is these bytes.
+fn first_field(bytes: &[u8]) -> Vec<u8> {
+    let mut message = vec![0x0a];
+    let mut rest = bytes.len();
+    while rest > 0x7f {
+        message.push((rest & 0x7f) as u8 | 0x80);
+        rest >>= 7;
+    }
+    message.push((rest & 0x7f) as u8);
+    message.extend_from_slice(bytes);
+    message
 }
 
 /// Runs a call that returns data: the host asks our allocator for memory, copies, and hands it over. A status that is not OK, or no

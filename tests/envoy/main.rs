@@ -20,11 +20,13 @@ mod filter;
 mod support;
 
 mod breaker;
+mod canary;
 mod checks;
 mod concurrency;
 mod deadline;
 mod endpoints;
 mod fallback;
+mod grpc_health;
 mod harness;
 mod health;
 mod hostile;
