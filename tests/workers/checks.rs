@@ -24,7 +24,7 @@ type Held = (u64, u32, Nanos, Nanos);
 fn of_one_configuration_no_two_hold_the_lease_at_once() {
     for_each_seed("of_one_configuration_no_two_hold_the_lease_at_once", 20_000, |seed| {
         let rng = Rng::new(seed);
-        let machine = Machine::new(if seed % 2 == 0 { CasRules::Envoy } else { CasRules::Nginx }, seed);
+        let machine = Machine::new(if seed.is_multiple_of(2) { CasRules::Envoy } else { CasRules::Nginx }, seed);
         machine.cas_failures.set([0, 20][rng.below(2) as usize]);
         let held: Rc<RefCell<Vec<Held>>> = Rc::default();
         let workers = 2 + rng.below(4);
@@ -107,7 +107,7 @@ struct World {
 impl World {
     fn new(seed: u64, vms: usize) -> Self {
         let rng = Rng::new(seed);
-        let machine = Machine::new(if seed % 2 == 0 { CasRules::Envoy } else { CasRules::Nginx }, seed);
+        let machine = Machine::new(if seed.is_multiple_of(2) { CasRules::Envoy } else { CasRules::Nginx }, seed);
         machine.cas_failures.set([0, 10][rng.below(2) as usize]);
         let mut world = Self {
             machine,
