@@ -30,7 +30,7 @@ const TARGETS: [Target; 6] = [
 ];
 
 /// The kept corpora together.
-const MAX_BYTES: usize = 300_000;
+const MAX_BYTES: usize = 320_000;
 
 fn folder(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz").join(path)
