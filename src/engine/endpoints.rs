@@ -1,6 +1,7 @@
 //! An upstream's endpoints at run time: who may be used, what is in flight where, and what their breakers say.
 
 use super::breaker::{Breaker, Subject, Telling};
+use super::checks::{self, Verdict};
 use super::metrics::Names;
 use crate::base::headers::HeaderMap;
 use crate::base::rng::Rng;
@@ -9,6 +10,7 @@ use crate::config::{self, Mode};
 use crate::host::{Host, MetricId};
 use crate::policy::Outcome;
 use crate::policy::circuit_breaker::state::{Admission, Call, Phase, State};
+use crate::policy::health_check::state::{Record, Status};
 use crate::policy::upstream::{self, Availability, Candidate, Census, LIST, List};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -31,8 +33,13 @@ const SANE_IN_FLIGHT: u64 = 1 << 40;
 pub struct Upstream {
     endpoints: Vec<Endpoint>,
     panic_threshold: config::Percent,
-    /// Whether any endpoint has a breaker: without, nobody has to know who answered, and no view changes.
+    /// Whether any endpoint has a breaker: without, nobody has to know who answered.
     has_breakers: bool,
+    /// Whether endpoints are checked. Without that, and without breakers, no view changes.
+    is_checked: bool,
+    check_duration: MetricId,
+    /// By component of the check: whether it is down on all endpoints that report it.
+    down: Vec<Cell<bool>>,
     /// Whether the answers' own attempt count is the proxy's.
     attempt_count: bool,
     /// Counts changes of any endpoint's breaker, over all workers.
@@ -51,6 +58,16 @@ struct Endpoint {
     healthy: MetricId,
     breaker: Option<Breaker>,
     view: Cell<View>,
+    /// What active checks have found.
+    check: Option<checks::Cell>,
+    verdict: Cell<Verdict>,
+}
+
+impl Endpoint {
+    /// The one state of an endpoint: it is out if its breaker, which goes by its answers to requests, or an active check says so.
+    fn availability(&self, now: Nanos) -> Availability {
+        if self.verdict.get().status.is_usable() { self.view.get().availability(now) } else { Availability::Out }
+    }
 }
 
 /// What a worker knows of an endpoint's breaker without asking.
@@ -102,9 +119,11 @@ impl Upstream {
         config: &config::Upstream,
         breaker: Option<&config::CircuitBreaker>,
         mode: Mode,
+        is_checked: bool,
         telling: &Rc<Telling>,
         host: &H,
     ) -> Self {
+        let check = config.health_check.as_ref().filter(|_| is_checked);
         let names = Names(host);
         let changes = names.endpoint_changes(&config.name);
         let endpoints = config.endpoints.iter().map(|endpoint| {
@@ -120,12 +139,17 @@ impl Upstream {
                 healthy: names.endpoint_healthy(&config.name, &endpoint.address),
                 breaker,
                 view: Cell::default(),
+                check: check.map(|check| checks::Cell::new(&config.name, &endpoint.address, check)),
+                verdict: Cell::default(),
             }
         });
         let endpoints: Vec<Endpoint> = endpoints.collect();
         Self {
             has_breakers: endpoints.iter().any(|endpoint| endpoint.breaker.is_some()),
             endpoints,
+            is_checked,
+            check_duration: if is_checked { names.health_check_duration(&config.name) } else { MetricId::NONE },
+            down: check.map(|check| check.components.iter().map(|_| Cell::default()).collect()).unwrap_or_default(),
             panic_threshold: config.panic_threshold,
             attempt_count: config.attempt_count,
             changes,
@@ -139,12 +163,14 @@ impl Upstream {
         self.endpoints.len()
     }
 
-    /// Reads all endpoints' breakers anew, and sets their gauges right.
+    /// Reads all endpoints' breakers and what checks have found anew, and sets their gauges right.
     pub(super) fn refresh<H: Host>(&self, host: &H, now: Nanos) {
         // Before the records: a change that comes between is then read again, never missed.
         let changes = host.value(self.changes);
         self.seen_changes.set(changes);
         self.refreshed.set(now);
+        // By component: how many report it down, and how many report it at all.
+        let mut reports = vec![(0u32, 0u32); self.down.len()];
         for endpoint in &self.endpoints {
             let mut well = endpoint.weight > 0;
             if let Some(breaker) = &endpoint.breaker {
@@ -153,14 +179,47 @@ impl Upstream {
                 well &= view.availability(now) == Availability::Available;
                 endpoint.view.set(view);
             }
+            if let Some(check) = &endpoint.check {
+                let record = check.read(host);
+                let Record { status, reason, detail, since, .. } = record;
+                endpoint.verdict.set(Verdict { status, reason, detail, since });
+                well &= status.is_usable();
+                for ((down, told), component) in reports.iter_mut().zip(record.components) {
+                    *told = told.saturating_add((component != Status::Unknown).into());
+                    *down = down.saturating_add(component.is_down().into());
+                }
+            }
             host.record(endpoint.healthy, well.into());
+        }
+        for (flag, (down, told)) in self.down.iter().zip(reports) {
+            flag.set(told > 0 && down == told);
         }
     }
 
     /// How many endpoints there are, and may be used.
     pub(super) fn census<H: Host>(&self, host: &H, now: Nanos) -> Census {
         self.catch_up(host, now);
-        Census::of(self.endpoints.iter().map(|e| (e.view.get().availability(now), e.weight)))
+        Census::of(self.endpoints.iter().map(|e| (e.availability(now), e.weight)))
+    }
+
+    /// Whether this component of the check is down on all endpoints that report it. It costs no host call but the look whether anything has
+    /// changed.
+    pub(super) fn is_down<H: Host>(&self, host: &H, now: Nanos, component: usize) -> bool {
+        self.catch_up(host, now);
+        self.down.get(component).is_some_and(Cell::get)
+    }
+
+    /// What the last check took that was answered, in milliseconds; `None` if there are no checks.
+    pub(super) fn response_time<H: Host>(&self, host: &H) -> Option<u64> {
+        self.is_checked.then(|| host.value(self.check_duration))
+    }
+
+    /// What checks have found of all endpoints, with their addresses.
+    pub(super) fn verdicts(&self) -> impl Iterator<Item = (&str, Verdict)> {
+        self.endpoints
+            .iter()
+            .filter(|e| e.weight > 0 && e.check.is_some())
+            .map(|e| (e.address.as_str(), e.verdict.get()))
     }
 
     /// Picks endpoints for a request and counts it in flight at the first; `None` if there is none to use.
@@ -177,7 +236,7 @@ impl Upstream {
                 let counts = view.availability(now) == Availability::Available;
                 *epoch = if counts { view.epoch } else { view.epoch.wrapping_sub(1) };
             }
-            if first.view.get().availability(now) == Availability::Trial {
+            if first.availability(now) == Availability::Trial {
                 match self.acquire(host, first, now) {
                     Some(epoch) => {
                         pick.trial = true;
@@ -295,15 +354,15 @@ impl Upstream {
         };
         let in_flight = host.value(endpoint.in_flight);
         Candidate {
-            availability: endpoint.view.get().availability(now),
+            availability: endpoint.availability(now),
             weight: endpoint.weight,
             in_flight: if in_flight > SANE_IN_FLIGHT { 0 } else { in_flight },
         }
     }
 
-    /// Reads the views anew if any endpoint's breaker has changed, in whatever worker.
+    /// Reads the views anew if any endpoint's breaker, or what checks say of it, has changed, in whatever worker.
     fn catch_up<H: Host>(&self, host: &H, now: Nanos) {
-        if !self.has_breakers || host.value(self.changes) == self.seen_changes.get() {
+        if !(self.has_breakers || self.is_checked) || host.value(self.changes) == self.seen_changes.get() {
             return;
         }
         let pause = if self.len() <= SMALL { Nanos::ZERO } else { REFRESH_PAUSE.times(self.len() as u64) };

@@ -21,6 +21,7 @@ mod support;
 
 mod breaker;
 mod canary;
+mod checks;
 mod concurrency;
 mod deadline;
 mod endpoints;
