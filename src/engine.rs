@@ -408,11 +408,9 @@ impl Engine {
         let Some(check) = &config.health_check else {
             return (if up { Status::Up } else { Status::Down }, String::new());
         };
-        let mut known = false;
         let mut worst: Option<Status> = None;
         let mut why = String::new();
         for (address, verdict) in upstream.verdicts() {
-            known |= verdict.status != Verdict::Unknown;
             if verdict.status.is_usable() {
                 continue;
             }
@@ -427,10 +425,6 @@ impl Engine {
             };
         }
         match worst {
-            // A proxy that has just started does not say that it is ready before anybody was found so.
-            _ if up && !known && upstream.verdicts().next().is_some() => {
-                (Status::Unknown, "no endpoint has been checked yet".to_owned())
-            }
             _ if up => (Status::Up, why),
             Some(worst) => (worst, why),
             None => (Status::Down, why),

@@ -56,8 +56,9 @@ async fn ready(envoy: &Envoy) -> (u16, Value) {
     (reply.status, reply.json())
 }
 
-async fn all_are_known(envoy: &Envoy) {
-    wait_for("the endpoints are known", async || ready(envoy).await.0 == 200).await;
+/// Waits until so many endpoints have answered.
+async fn all_are_known(envoy: &Envoy, count: usize) {
+    wait_for("the endpoints are known", async || envoy.logs().matches("UNKNOWN -> UP").count() >= count).await;
 }
 
 /// Endpoints that got one of so many requests.
@@ -78,7 +79,7 @@ fn an_endpoint_leaves_and_comes_back_without_any_traffic() {
         let (all, bad) = (addrs(&upstreams), &upstreams[1]);
         let filter = filter(&all, &json!({"report": true}));
         let mut envoy = Envoy::start(EnvoyConfig::proxy(all.clone()).haven(&filter)).await;
-        all_are_known(&envoy).await;
+        all_are_known(&envoy, 3).await;
         let asked = async || {
             let each: Vec<u64> = upstreams.iter().map(|upstream| upstream.counters().health_requests).collect();
             each.iter().all(|requests| *requests > 0)
@@ -162,7 +163,7 @@ fn a_component_is_critical_or_not_and_routes_can_depend_on_it() {
             ],
         });
         let mut envoy = Envoy::start(EnvoyConfig::proxy(all.clone()).haven(&filter)).await;
-        all_are_known(&envoy).await;
+        all_are_known(&envoy, 2).await;
         let report = async |upstream: &Upstream, name: &str, status: &str| {
             let component = component(status, None);
             upstream.set(|faults| drop(faults.health.components.insert(name.into(), component))).await;
@@ -295,7 +296,7 @@ fn a_grpc_check_asks_each_server_for_the_service() {
         let filter = filter(&all, &json!({"protocol": "grpc", "service": "user-service"}));
         let config = EnvoyConfig::empty().cluster(Cluster::new("users", all).http2()).route(Route::to("/", "users"));
         let mut envoy = Envoy::start(config.haven(&filter)).await;
-        all_are_known(&envoy).await;
+        all_are_known(&envoy, 2).await;
         wait_for("both are asked", async || [&a, &b].iter().all(|server| server.asked.lock().unwrap().len() > 2)).await;
         let frame = [&[0, 0, 0, 0, 14, 0x0a, 12][..], b"user-service"].concat();
         assert!([&a, &b].iter().all(|server| server.asked.lock().unwrap().iter().all(|message| *message == frame)));
@@ -323,7 +324,7 @@ fn a_newer_configuration_checks_and_the_older_stops() {
         let all = [upstream.addr()];
         let config = |path: &str| filter(&all, &json!({"path": path, "expected_status": ["200-599"]}));
         let mut envoy = Envoy::start(EnvoyConfig::proxy(all).haven(&config("/old")).lds()).await;
-        all_are_known(&envoy).await;
+        all_are_known(&envoy, 1).await;
         // `/new` and `/old` are requests to the upstream like any others; it counts both, so the paths tell who asks.
         wait_for("the old one asks", async || upstream.counters().requests > 3).await;
         // Keeps the old listener's connections, and with them its contexts.
@@ -368,7 +369,7 @@ fn how_long_a_bad_endpoint_harms() {
             let config =
                 EnvoyConfig::empty().cluster(Cluster::new("users", all)).route(Route::to("/", "users").retry(&policy));
             let mut envoy = Envoy::start(config.haven(&filter)).await;
-            all_are_known(&envoy).await;
+            all_are_known(&envoy, 3).await;
             for fault in ["killed", "hangs", "DOWN", "500"] {
                 let bad = &upstreams[0];
                 let clients = (0..8).map(|_| envoy.h1());
