@@ -355,7 +355,9 @@ fn how_long_a_bad_endpoint_harms() {
         println!(
             "interval 500ms, changing 100ms, timeout 300ms, 3 bad answers; 8 clients, a GET each 10 ms; route timeout 1s, per try 400ms"
         );
-        println!("fault    retries  gets no more after   answers  errors");
+        println!(
+            "fault    retries  gets no more after   answers  errors (a 500 is not what `retry.on` names by default)"
+        );
         for retries in [false, true] {
             let upstreams = Upstream::start_many(3).await;
             let all = addrs(&upstreams);
