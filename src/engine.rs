@@ -10,8 +10,10 @@
 //! | buckets, breakers | shared data | compare-and-swap | kept by name | kept |
 //! | outcomes since a breaker's record was written | gauges | atomic add | kept | kept |
 //! | kept responses | shared data | compare-and-swap | kept by name | kept |
-//! | requests in flight, of endpoints | gauges | atomic add | kept | the VM's share stays behind |
-//! | requests in flight, of concurrency limits | gauges | atomic add | kept | the VM's share is taken out after some 20 s |
+//! | requests in flight, of endpoints and concurrency limits | gauges | atomic add | kept | the VM's share is taken out after some 20 s |
+//! | latency and reported load of endpoints | gauges | each worker, the last one wins | kept by name | kept |
+//! | when endpoints were first seen | shared data | compare-and-swap, by a reload | kept | kept |
+//! | where round robin stands | the VM | itself | starts anew | starts anew |
 //! | concurrency limits that are found | gauges | each worker, by what it has seen | kept by name | kept |
 //! | views of breakers and endpoints | the VM | itself, from shared data | read anew | read anew |
 //!
@@ -23,6 +25,7 @@ mod breaker;
 mod concurrency;
 pub mod endpoints;
 pub mod exchange;
+mod in_flight;
 mod metrics;
 pub mod waiting;
 
@@ -32,7 +35,9 @@ use crate::base::rng::Rng;
 use crate::base::sketch::Sketch;
 use crate::base::text::number;
 use crate::base::time::Nanos;
-use crate::config::{self, BreakerScope, Config, Criticality, FallbackStep, Mode, RejectBelow, RequestTimeout};
+use crate::config::{
+    self, BalancePolicy, BreakerScope, Config, Criticality, FallbackStep, KeyPart, Mode, RejectBelow, RequestTimeout,
+};
 use crate::host::{Host, MetricId};
 use crate::policy::concurrency::adaptive::USUAL_DEADLINE;
 use crate::policy::fallback::stale::Stale;
@@ -257,6 +262,9 @@ impl Engine {
         for limit in &self.concurrency {
             limit.look_after(host, now, self.vm);
         }
+        for upstream in &self.upstreams {
+            upstream.look_after(host, now, self.vm, false);
+        }
         for (route, retry) in self.routes.iter().filter_map(|route| Some((route, route.retry.as_ref()?))) {
             let totals = retry.totals(route, host);
             retry.with(|budget| budget.look(now, totals));
@@ -284,6 +292,7 @@ impl Engine {
     fn look_after<H: Host>(&self, at: usize, host: &H, now: Nanos) -> usize {
         if let Some(upstream) = self.upstreams.get(at) {
             upstream.refresh(host, now);
+            upstream.look_after(host, now, self.vm, true);
             return upstream.len();
         }
         if let Some(breaker) = self.breakers.get(at.saturating_sub(self.upstreams.len())) {
@@ -422,7 +431,11 @@ impl Engine {
                 respond: answers("respond"),
             })
         });
-        let needs_client = limits.iter().any(|l| self.limits.get(l.at).is_some_and(|l| l.policy.needs_client()));
+        let hashes_client = upstream.as_ref().and_then(|used| config.upstreams.get(used.at)).is_some_and(|upstream| {
+            matches!(&upstream.policy, BalancePolicy::ConsistentHash { key, .. } if key.contains(&KeyPart::ClientIp))
+        });
+        let needs_client =
+            hashes_client || limits.iter().any(|l| self.limits.get(l.at).is_some_and(|l| l.policy.needs_client()));
         let needs_request_id =
             fallback.and_then(|f| config.fallbacks.get(f.at)).is_some_and(fallback::needs_request_id);
         let deadline = (route_mode != Mode::Off).then(|| Use {

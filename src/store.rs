@@ -62,8 +62,10 @@ pub enum Kind {
     RateLimit = b'r',
     /// A circuit breaker.
     CircuitBreaker = b'c',
-    /// VMs' shares of a gauge.
+    /// VMs' shares of gauges.
     Shares = b'g',
+    /// When an upstream's endpoints were first seen.
+    FirstSeen = b'e',
     /// What a set of kept responses holds.
     StaleIndex = b'i',
     /// A kept response.

@@ -81,6 +81,8 @@ pub struct Exchange {
     answered: Option<Nanos>,
     /// Epoch of the route's breaker, while it waits for the outcome.
     breaker: Option<u32>,
+    /// Hash of what the endpoint is chosen by.
+    key: Option<u64>,
     /// The endpoints picked, while in flight.
     pick: Option<Pick>,
     /// Whether the endpoints have been told the outcome.
@@ -119,6 +121,7 @@ impl Exchange {
             permits: [None; 2],
             answered: None,
             breaker: None,
+            key: None,
             pick: None,
             recorded: false,
             unsettled: None,
@@ -171,6 +174,7 @@ impl Exchange {
         if route.needs_client {
             request.client = client(&engine, &headers, stream);
         }
+        self.hash_key(&engine, route, &request);
         if let Some(refusal) = self.switch(&engine, route, host) {
             return self.refuse(&engine, route, &config.name, &refusal, host, stream);
         }

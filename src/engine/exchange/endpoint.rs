@@ -1,12 +1,27 @@
 //! The part of the chain that picks the endpoints.
 
 use super::{Exchange, Refusal};
-use crate::config::Mode;
+use crate::base::hash::{KeyHasher, Seed};
+use crate::config::{BalancePolicy, MissingKey, Mode};
 use crate::engine::{Engine, Route};
 use crate::host::{Host, Message, Stream};
 use crate::policy::Reason;
+use crate::policy::rate_limit::key;
+use crate::policy::request::Request;
 
 impl Exchange {
+    /// Hashes what the endpoint is to be chosen by, if that is so; a request that lacks a part is like one without a key.
+    ///
+    /// Not under the proxy's secret: all proxies, and each after a restart, are to lead a key to the same endpoint. Who aims at one endpoint finds
+    /// that its load is bounded.
+    pub(super) fn hash_key(&mut self, engine: &Engine, route: &Route, request: &Request<'_>) {
+        let upstream = route.upstream.as_ref().and_then(|used| engine.config.upstreams.get(used.at));
+        if let Some(BalancePolicy::ConsistentHash { key, .. }) = upstream.map(|upstream| &upstream.policy) {
+            let mut hasher = KeyHasher::new(Seed::default());
+            self.key = key::hash(key, MissingKey::Skip, request, &mut hasher).then(|| hasher.finish());
+        }
+    }
+
     pub(super) fn endpoint<'e, H: Host, S: Stream>(
         &mut self,
         engine: &'e Engine,
@@ -27,7 +42,7 @@ impl Exchange {
             }
             return None;
         }
-        match upstream.pick(host, self.start, &engine.rng) {
+        match upstream.pick(host, self.start, &engine.rng, self.key) {
             Some(pick) => {
                 // Added, not set, which costs a third less: a client's own was removed.
                 stream.add_header(Message::Request, &config.override_header, &upstream.addresses(&pick));
