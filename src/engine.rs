@@ -57,8 +57,7 @@ use std::rc::Rc;
 /// How often [`Engine::tick`] wants to be called.
 pub const TICK: Nanos = Nanos::from_secs(1);
 
-/// Endpoints and breakers looked after in one tick, unless one upstream alone has more: a tick holds up a worker's requests, at about
-/// 3 µs for each.
+/// Endpoints and breakers looked after in one tick: it holds up a worker's requests, at about 3 µs for each.
 const TICK_WORK: usize = 512;
 
 /// A configuration, ready for requests.
@@ -248,9 +247,8 @@ impl Engine {
             host.record(Names(host).switch_on(&switch.name), switch.on.into());
         }
         let now = host.monotonic();
-        for at in 0..engine.things() {
-            engine.look_after(at, host, now);
-        }
+        engine.upstreams.iter().for_each(|upstream| upstream.refresh(host, now));
+        engine.breakers.iter().for_each(|breaker| _ = breaker.refresh(host, now, None));
         Ok(engine)
     }
 
@@ -291,9 +289,8 @@ impl Engine {
     /// Sets the views and gauges of one of them right; how much work it was.
     fn look_after<H: Host>(&self, at: usize, host: &H, now: Nanos) -> usize {
         if let Some(upstream) = self.upstreams.get(at) {
-            upstream.refresh(host, now);
             upstream.look_after(host, now, self.vm, true);
-            return upstream.len();
+            return upstream.refresh_some(host, now);
         }
         if let Some(breaker) = self.breakers.get(at.saturating_sub(self.upstreams.len())) {
             breaker.refresh(host, now, None);

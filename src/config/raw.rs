@@ -136,7 +136,7 @@ section! {
         /// What `consistent_hash` hashes: parts as in a rate limit's `key`. A request that lacks one goes to any endpoint.
         hash_key: Option<HashKey> = Else("`[\"client_ip\"]`");
         /// With `consistent_hash`: the most requests in flight of an endpoint, as a multiple of its share of them all; a key whose endpoint has
-        /// as many goes to the next one.
+        /// as many goes to the next one. Two are always allowed.
         bounded_load: Option<Centi<100, 1_000>> = Else("1.25");
         /// The proxy's own zone: its endpoints are preferred. When they have less than 1/zones of the available weight, the part of the requests
         /// that they lack goes to the other zones. Every zone is taken to have as many clients.

@@ -9,6 +9,7 @@ use super::metrics::Names;
 use crate::base::hash::{of_names, place as place_of};
 use crate::base::headers::HeaderMap;
 use crate::base::rng::Rng;
+use crate::base::sort;
 use crate::base::time::Nanos;
 use crate::config::{self, BalancePolicy, LoadReport, Mode, Percent};
 use crate::host::{Host, MetricId};
@@ -35,6 +36,9 @@ const REFRESH_PAUSE: Nanos = Nanos(10_000);
 /// How long a worker leaves a half-open endpoint alone that has no permit left, before it asks again.
 const PERMIT_RECHECK: Nanos = Nanos::from_millis(100);
 
+/// Endpoints whose breakers are read anew in one tick.
+const REFRESHED_PER_TICK: usize = 64;
+
 /// An upstream.
 #[derive(Debug)]
 pub struct Upstream {
@@ -54,6 +58,8 @@ pub struct Upstream {
     seen_changes: Cell<u64>,
     /// When they were.
     refreshed: Cell<Nanos>,
+    /// The endpoint that the next tick begins with.
+    refresh_at: Cell<usize>,
     roster: RefCell<Rc<Roster>>,
     /// When the roster was made.
     built: Cell<Nanos>,
@@ -103,6 +109,20 @@ struct View {
     out_since: Nanos,
     /// Since when it is well again, the latest of all that says so; zero = it always was.
     well_since: Nanos,
+}
+
+impl Endpoint {
+    /// Reads its breaker anew, with the version of the upstream's changes that was read before, and sets its gauge right.
+    fn refresh<H: Host>(&self, host: &H, now: Nanos, changes: u64) {
+        let mut well = self.weight > 0;
+        if let Some(breaker) = &self.breaker {
+            let state = breaker.refresh(host, now, Some(changes));
+            let view = view_of(&state, breaker, now);
+            well &= view.availability(now) == Availability::Available;
+            self.view.set(view);
+        }
+        host.record(self.healthy, well.into());
+    }
 }
 
 impl View {
@@ -199,6 +219,7 @@ impl Upstream {
             changes,
             seen_changes: Cell::new(0),
             refreshed: Cell::new(Nanos::ZERO),
+            refresh_at: Cell::new(0),
             roster: RefCell::default(),
             built: Cell::new(Nanos::ZERO),
             due: Cell::new(Nanos::ZERO),
@@ -217,17 +238,20 @@ impl Upstream {
         let changes = host.value(self.changes);
         self.seen_changes.set(changes);
         self.refreshed.set(now);
-        for endpoint in &self.endpoints {
-            let mut well = endpoint.weight > 0;
-            if let Some(breaker) = &endpoint.breaker {
-                let state = breaker.refresh(host, now, Some(changes));
-                let view = view_of(&state, breaker, now);
-                well &= view.availability(now) == Availability::Available;
-                endpoint.view.set(view);
-            }
-            host.record(endpoint.healthy, well.into());
-        }
+        self.endpoints.iter().for_each(|endpoint| endpoint.refresh(host, now, changes));
         self.build(host, now);
+    }
+
+    /// Reads some of them anew, in turn, with every tick: a VM may have died between a change and the note of it. How many.
+    pub(super) fn refresh_some<H: Host>(&self, host: &H, now: Nanos) -> usize {
+        let changes = host.value(self.changes);
+        let from = self.refresh_at.get();
+        let some = self.endpoints.iter().skip(from).take(REFRESHED_PER_TICK);
+        some.for_each(|endpoint| endpoint.refresh(host, now, changes));
+        let next = from.saturating_add(REFRESHED_PER_TICK);
+        self.refresh_at.set(if next < self.endpoints.len() { next } else { 0 });
+        self.build(host, now);
+        self.endpoints.len().min(REFRESHED_PER_TICK)
     }
 
     /// Tells what is in flight, and takes out what a lost VM has left: with every tick where there is anything, otherwise when it is `due`.
@@ -602,11 +626,11 @@ fn id(address: &str) -> u64 {
 /// How levels and zones lie: the rules, and level and zone of each endpoint.
 fn layout(config: &config::Upstream) -> (Rules, Vec<(u16, u16)>) {
     let mut priorities: Vec<u32> = config.endpoints.iter().map(|endpoint| endpoint.priority).collect();
-    priorities.sort_unstable();
+    sort::by_key(&mut priorities, |priority| *priority);
     priorities.dedup();
     let mut zones: Vec<Option<&String>> = config.endpoints.iter().map(|endpoint| endpoint.zone.as_ref()).collect();
     zones.push(config.zone.as_ref());
-    zones.sort_unstable();
+    sort::by_key(&mut zones, |zone| *zone);
     zones.dedup();
     let place = |found: Result<usize, usize>| found.ok().and_then(|at| u16::try_from(at).ok()).unwrap_or(u16::MAX);
     let zone_of = |zone: Option<&String>| place(zones.binary_search(&zone));
@@ -617,7 +641,7 @@ fn layout(config: &config::Upstream) -> (Rules, Vec<(u16, u16)>) {
         .collect();
     let mut present: Vec<_> =
         config.endpoints.iter().zip(&places).filter(|(it, _)| it.weight > 0).map(|(_, place)| *place).collect();
-    present.sort_unstable();
+    sort::by_key(&mut present, |present| *present);
     present.dedup();
     let of_level = |level: usize| present.iter().filter(|(of, _)| usize::from(*of) == level).count();
     let rules = Rules {

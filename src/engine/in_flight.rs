@@ -1,5 +1,6 @@
 //! Gauges of requests in flight, and what a lost VM may have left in them.
 
+use crate::base::sort;
 use crate::base::time::Nanos;
 use crate::host::{Host, MetricId};
 use crate::policy::shares::{Shares, in_flight};
@@ -32,7 +33,7 @@ impl InFlight {
     pub(super) fn new(shares: Key, contention: MetricId, gauges: impl Iterator<Item = (u64, MetricId)>) -> Self {
         let gauges: Vec<_> = gauges.map(|(id, metric)| Gauge { id, metric, own: Cell::new(0) }).collect();
         let mut order: Vec<_> = (0..gauges.len()).collect();
-        order.sort_unstable_by_key(|at| gauges.get(*at).map(|gauge| gauge.id));
+        sort::by_key(&mut order, |at| gauges.get(*at).map(|gauge| gauge.id));
         Self { shares, contention, gauges, order, total: Cell::new(0), told: Cell::new(false) }
     }
 

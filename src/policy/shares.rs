@@ -9,6 +9,7 @@
 //!
 //! So what a lost VM held comes back after some 20 s, under any load, and a limit that it fills is not stuck.
 
+use crate::base::sort;
 use crate::base::time::Nanos;
 
 /// A VM that has not told for so long is lost: ten ticks.
@@ -75,7 +76,7 @@ impl Shares {
         let sums = self.sums();
         let full = self.vms.len() >= MOST;
         let mut before = std::mem::take(&mut self.drifts);
-        before.sort_unstable_by_key(|drift| drift.gauge);
+        sort::by_key(&mut before, |drift| drift.gauge);
         // Of gauges that are another configuration's, what is known is kept.
         let is_new = |id: u64| gauges.binary_search_by_key(&id, |(known, ..)| *known).is_err();
         let others = before.iter().filter(|drift| drift.since <= now && now.since(drift.since) < FORGOTTEN);
@@ -105,7 +106,7 @@ impl Shares {
     /// The shares of all VMs together, by gauge, in their order.
     fn sums(&self) -> Vec<(u64, u64)> {
         let mut all: Vec<_> = self.vms.iter().flat_map(|share| share.own.iter().copied()).collect();
-        all.sort_unstable();
+        sort::by_key(&mut all, |share| *share);
         let mut sums: Vec<(u64, u64)> = Vec::new();
         for (id, own) in all {
             match sums.last_mut() {

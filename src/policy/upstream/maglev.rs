@@ -12,6 +12,7 @@ use super::List;
 use super::choice::allowed;
 use super::roster::{Entry, Pool, Roster};
 use crate::base::hash::{place, xxh64};
+use crate::base::sort;
 use crate::config::Percent;
 use std::cell::Cell;
 
@@ -45,7 +46,7 @@ impl Table {
             })
             .collect();
         // Order decides who is first to claim a slot, and must not be the configuration's.
-        owners.sort_unstable_by_key(|(name, _)| *name);
+        sort::by_key(&mut owners, |(name, _)| *name);
         let Some(most) = owners.iter().map(|(_, owner)| owner.weight).max() else { return Self::default() };
         let mut slots = vec![u16::MAX; usize::try_from(size).unwrap_or(0)];
         let mut left = slots.len();
@@ -144,12 +145,16 @@ struct Owner {
     skip: u64,
 }
 
+/// So many requests may be in flight at an endpoint whatever the bound: a client's next request may come before all workers have seen the end of
+/// its last one, and is to go to the same endpoint.
+const ALWAYS: u64 = 2;
+
 /// Whether an entry with `in_flight` requests has room for one more, with `total` in flight in the pool: its share of them all, times `bound`
-/// (in hundredths), rounded up.
+/// (in hundredths), rounded up, and at least two.
 #[must_use]
 pub fn has_room(in_flight: u64, total: u64, weight: u32, all: u32, bound: Percent) -> bool {
     let has = u128::from(in_flight).saturating_mul(all.into()).saturating_mul(100);
     let may = u128::from(total).saturating_add(1).saturating_mul(weight.into()).saturating_mul(bound.0.into());
     // With one more it is at most the share rounded up: without, it is below the share.
-    has < may
+    in_flight < ALWAYS || has < may
 }

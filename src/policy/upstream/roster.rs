@@ -22,6 +22,7 @@
 
 use super::Availability;
 use crate::base::rng::Rng;
+use crate::base::sort;
 use crate::base::time::Nanos;
 use crate::config::Percent;
 use std::ops::Range;
@@ -286,7 +287,7 @@ impl Roster {
         let members = self.members.iter().enumerate();
         let out = members.filter(|(_, member)| member.weight > 0 && member.availability == Availability::Out);
         self.ejected.extend(out.map(|(at, member)| (member.out_since, at)));
-        self.ejected.sort_unstable();
+        sort::by_key(&mut self.ejected, |ejected| *ejected);
         let stay = self.ejected.len().saturating_sub(excess);
         for (_, at) in self.ejected.drain(..).skip(stay) {
             if let Some(member) = self.members.get_mut(at) {
@@ -320,7 +321,9 @@ impl Roster {
                 self.entries.push(Entry { at, weight: member.weight, upto: 0, trial, pool });
             }
         }
-        self.entries.sort_unstable_by_key(|entry| (entry.pool, entry.at));
+        if !self.is_simple() {
+            sort::by_key(&mut self.entries, |entry| (entry.pool, entry.at));
+        }
         let mut from = 0usize;
         for (index, pool) in self.pools.iter_mut().enumerate() {
             let mut to = from;

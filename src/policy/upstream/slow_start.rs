@@ -6,6 +6,7 @@
 //!
 //! When endpoints were first seen is one record for each upstream, so that all workers agree and reloads do not begin anew.
 
+use crate::base::sort;
 use crate::base::time::Nanos;
 
 /// The least share of a weight, as its divisor.
@@ -51,7 +52,7 @@ impl FirstSeen {
             Some(before) => before.of(id).unwrap_or(now),
         };
         let mut seen: Vec<_> = endpoints.take(MOST).map(|id| (id, known(id))).collect();
-        seen.sort_unstable();
+        sort::by_key(&mut seen, |seen| *seen);
         Self(seen)
     }
 
@@ -70,7 +71,7 @@ impl FirstSeen {
         let pairs = pairs.as_chunks::<2>().0.iter().take(MOST);
         let mut seen: Vec<_> =
             pairs.map(|[id, since]| (u64::from_le_bytes(*id), Nanos(u64::from_le_bytes(*since)))).collect();
-        seen.sort_unstable();
+        sort::by_key(&mut seen, |seen| *seen);
         Some(Self(seen))
     }
 

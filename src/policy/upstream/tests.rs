@@ -551,7 +551,7 @@ mod maglev_ {
                 let room = |entry: &Entry| has_room(in_flight[entry.at], request, entry.weight, pool.weight, Percent(bound));
                 let at = table.pick(xxh64(&key.to_le_bytes(), 0), &roster, pool, NOBODY, &room).first().unwrap();
                 in_flight[at] += 1;
-                let most = ((request + 1) * u64::from(bound)).div_ceil(100 * count as u64);
+                let most = ((request + 1) * u64::from(bound)).div_ceil(100 * count as u64).max(2);
                 prop_assert!(in_flight[at] <= most, "{} where {} may be", in_flight[at], most);
             }
         }
