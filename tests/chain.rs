@@ -18,6 +18,8 @@ use std::rc::Rc;
 
 #[path = "chain/algorithms.rs"]
 mod algorithms;
+#[path = "chain/balancing.rs"]
+mod balancing;
 #[path = "chain/concurrency.rs"]
 mod concurrency;
 #[path = "chain/deadlines.rs"]

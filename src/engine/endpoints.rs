@@ -323,7 +323,7 @@ impl Upstream {
             (Policy::RoundRobin(rotation), _) => match rotation.try_borrow_mut() {
                 Ok(mut rotation) => {
                     rotation.start(entries, rng);
-                    rotation.next(entries, &open)
+                    rotation.next(entries, &open, rng)
                 }
                 // Nobody holds it over a host call.
                 Err(_) => choice::random(entries, &open, rng),

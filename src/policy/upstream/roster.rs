@@ -145,6 +145,8 @@ pub struct Roster {
 struct Level {
     census: Census,
     share: u32,
+    /// Whether one is kept in rotation though its breaker is open.
+    kept: bool,
     /// Available weight, and that of the own zone.
     weight: u64,
     own: u64,
@@ -157,9 +159,9 @@ impl Roster {
         self.members.extend(members);
         self.own_zone = rules.zone;
         self.survey(rules);
+        self.eject(rules);
         self.share(rules);
         self.appoint(rules);
-        self.eject(rules);
         self.fill();
     }
 
@@ -243,9 +245,9 @@ impl Roster {
                 level.share = u32::try_from(part).unwrap_or(ALL);
             }
         } else if left == ALL
-            && let Some(level) = self.levels.iter_mut().find(|level| level.census.trial > 0)
+            && let Some(level) = self.levels.iter_mut().find(|level| level.census.trial > 0 || level.kept)
         {
-            // Nobody is available: who may be tried is.
+            // Nobody is available: who may be tried is, and who may not be taken out.
             level.share = ALL;
         }
     }
@@ -271,9 +273,6 @@ impl Roster {
     /// Leaves in rotation what breakers may not take out: the last that opened.
     fn eject(&mut self, rules: &Rules) {
         self.ejected.clear();
-        if self.panic {
-            return;
-        }
         let most = match u64::from(self.census.members).saturating_mul(rules.max_ejection.0.into()) {
             0 => 0,
             // One may always go.
@@ -290,8 +289,10 @@ impl Roster {
         sort::by_key(&mut self.ejected, |ejected| *ejected);
         let stay = self.ejected.len().saturating_sub(excess);
         for (_, at) in self.ejected.drain(..).skip(stay) {
-            if let Some(member) = self.members.get_mut(at) {
-                member.availability = Availability::Available;
+            let Some(member) = self.members.get_mut(at) else { continue };
+            member.availability = Availability::Available;
+            if let Some(level) = self.levels.get_mut(usize::from(member.level)) {
+                level.kept = true;
             }
         }
     }

@@ -39,49 +39,39 @@ impl Rotation {
         }
         let most = START.checked_div(entries.len() as u64).unwrap_or(0);
         for _ in 0..rng.below(most) {
-            self.next(entries, &|_| false);
+            self.next(entries, &|_| false, rng);
         }
     }
 
-    /// The next endpoint, and behind it the two that would be picked with the highest current weight.
-    pub fn next(&mut self, entries: &[Entry], open: &dyn Fn(usize) -> bool) -> List {
+    /// The next endpoint, and behind it two others: from a random place on, so that the retries of one that fails do not all go to one.
+    pub fn next(&mut self, entries: &[Entry], open: &dyn Fn(usize) -> bool, rng: &Rng) -> List {
         let mut total = 0i64;
-        let mut trial: Option<(i64, usize)> = None;
-        let mut best = [(i64::MIN, usize::MAX); super::LIST];
+        let mut best = (i64::MIN, usize::MAX);
         for entry in entries {
             if entry.trial && !open(entry.at) {
                 continue;
             }
             let Some(current) = self.current.get_mut(entry.at) else { continue };
-            *current = current.saturating_add(entry.weight.into());
-            total = total.saturating_add(entry.weight.into());
-            let own = (*current, entry.at);
-            if entry.trial {
-                if trial.is_none_or(|(best, _)| own.0 > best) {
-                    trial = Some(own);
-                }
-                continue;
-            }
-            let [first, second, third] = &mut best;
-            if own.0 > third.0 {
-                if own.0 > first.0 {
-                    (*third, *second, *first) = (*second, *first, own);
-                } else if own.0 > second.0 {
-                    (*third, *second) = (*second, own);
-                } else {
-                    *third = own;
-                }
+            let weight = i64::from(entry.weight);
+            // Far from any overflow: within the sum of all weights.
+            *current = current.wrapping_add(weight);
+            total = total.wrapping_add(weight);
+            if *current > best.0 {
+                best = (*current, entry.at);
             }
         }
         let mut list = List::default();
-        let [(first, at), ..] = best;
-        if let Some((_, tried)) = trial.filter(|own| (own.0, std::cmp::Reverse(own.1)) > (first, std::cmp::Reverse(at)))
-        {
-            list.push(tried);
+        if let Some(current) = self.current.get_mut(best.1) {
+            *current = current.wrapping_sub(total);
+            list.push(best.1);
         }
-        best.iter().filter(|(current, _)| *current > i64::MIN).for_each(|(_, at)| list.push(*at));
-        if let Some(current) = list.first().and_then(|at| self.current.get_mut(at)) {
-            *current = current.saturating_sub(total);
+        let start = usize::try_from(rng.below(entries.len() as u64)).unwrap_or(0);
+        let (before, from) = entries.split_at_checked(start).unwrap_or((entries, &[]));
+        for entry in from.iter().chain(before).filter(|entry| !entry.trial) {
+            if list.is_full() {
+                break;
+            }
+            list.push(entry.at);
         }
         list
     }

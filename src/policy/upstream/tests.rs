@@ -74,7 +74,7 @@ mod rotation_ {
     use super::*;
 
     fn sequence(entries: &[Entry], rotation: &mut Rotation, n: usize) -> String {
-        (0..n).map(|_| char::from(b'a' + rotation.next(entries, NOBODY).first().unwrap() as u8)).collect()
+        (0..n).map(|_| char::from(b'a' + rotation.next(entries, NOBODY, &Rng::new(1)).first().unwrap() as u8)).collect()
     }
 
     #[test]
@@ -91,7 +91,7 @@ mod rotation_ {
         let (entries, mut rotation) = (super::weights(&weights), Rotation::new(weights.len()));
         let mut got = vec![0u32; weights.len()];
         for _ in 0..counts["n"].as_u64().unwrap() {
-            got[rotation.next(&entries, NOBODY).first().unwrap()] += 1;
+            got[rotation.next(&entries, NOBODY, &Rng::new(1)).first().unwrap()] += 1;
         }
         assert_eq!(got, numbers(&counts["out"]));
         let zero = numbers(&vector["zero_weight"]["weights"]);
@@ -114,14 +114,18 @@ mod rotation_ {
     }
 
     #[test]
-    fn the_list_goes_on_with_the_next_best_and_a_trial_comes_first_or_not_at_all() {
+    fn the_list_goes_on_with_others_and_a_trial_comes_first_or_not_at_all() {
         let entries = entries(&[member(Available, 5), member(Trial, 5), member(Available, 2), member(Available, 1)]);
-        let mut rotation = Rotation::new(4);
-        assert_eq!(order(rotation.next(&entries, ANYBODY)), [0, 2, 3]);
-        assert_eq!(order(rotation.next(&entries, ANYBODY)), [1, 2, 3]);
-        for _ in 0..20 {
-            assert!(!order(rotation.next(&entries, NOBODY)).contains(&1));
+        let (mut rotation, rng) = (Rotation::new(4), Rng::new(1));
+        let mut second = std::collections::BTreeSet::new();
+        for _ in 0..200 {
+            let list = order(rotation.next(&entries, ANYBODY, &rng));
+            assert!(list.len() == 3 && !list[1..].contains(&1), "{list:?}");
+            assert!(list[0] != list[1] && list[1] != list[2] && list[0] != list[2]);
+            second.insert((list[0], list[1]));
+            assert!(!order(rotation.next(&entries, NOBODY, &rng)).contains(&1));
         }
+        assert!(second.contains(&(0, 2)) && second.contains(&(0, 3)), "retries are spread: {second:?}");
     }
 
     proptest! {
@@ -132,7 +136,7 @@ mod rotation_ {
             let mut rotation = Rotation::new(weights.len());
             let mut got = vec![0u32; weights.len()];
             for n in 1..=2 * total {
-                let list = rotation.next(&entries, NOBODY);
+                let list = rotation.next(&entries, NOBODY, &Rng::new(1));
                 got[list.first().unwrap()] += 1;
                 prop_assert_eq!(list.iter().count(), weights.len().min(LIST));
                 for (got, weight) in got.iter().zip(&weights) {
