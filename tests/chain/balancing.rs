@@ -35,12 +35,10 @@ fn list(stream: &SimStream) -> Vec<String> {
     header.split(',').map(str::to_owned).collect()
 }
 
+type Headers = Vec<(&'static str, Vec<u8>)>;
+
 /// So many requests one after the other, each answered with these headers by the first of its list: how many each got, in percent.
-fn shares(
-    proxy: &Proxy,
-    requests: u64,
-    headers: &dyn Fn(&str) -> Vec<(&'static str, Vec<u8>)>,
-) -> BTreeMap<String, u64> {
+fn shares(proxy: &Proxy, requests: u64, headers: &dyn Fn(&str) -> Headers) -> BTreeMap<String, u64> {
     let mut got = BTreeMap::<String, u64>::new();
     for _ in 0..requests {
         let stream = SimStream::request("GET", "/", &[]);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::filter::{Steady, assert_sound, endpoints, nothing_in_flight};
 use crate::support::{
@@ -10,6 +10,7 @@ use crate::support::{
 };
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 fn addrs(upstreams: &[Upstream]) -> Vec<SocketAddr> {
     upstreams.iter().map(|upstream| upstream.addr()).collect()
@@ -134,7 +135,7 @@ fn slow_endpoints_cost_no_more_than_with_envoys_own_policies() {
         for Lane { name, mean, p99, seen } in &lanes {
             println!("{name:20} mean {mean:>10.1?}  p99 {p99:>10.1?}  requests {seen:?}");
         }
-        let [least, ewma, envoys_least, envoys_turn] = &lanes[..] else { unreachable!() };
+        let [least, ewma, envoys_least, envoys_turn] = &lanes[..] else { panic!("so many there are") };
         // Both least_requests balance the same by another count; a busy machine tells them apart by chance alone.
         let best = envoys_least.p99.min(envoys_turn.p99);
         for lane in [least, ewma] {
@@ -240,7 +241,7 @@ fn the_second_level_serves_while_the_first_is_down() {
         let mut envoy = Envoy::start(EnvoyConfig::proxy(addrs(&upstreams)).haven(&filter)).await;
         let clients: Vec<Client> = (0..8).map(|_| envoy.h1()).collect();
         let steady = Steady::start(clients, "/", Duration::from_millis(4));
-        let [a, b, cold] = &upstreams[..] else { unreachable!() };
+        let [a, b, cold] = &upstreams[..] else { panic!("so many there are") };
         wait_for("the first level serves", async || a.counters().requests > 200 && b.counters().requests > 200).await;
         assert_eq!(cold.counters().requests, 0);
 

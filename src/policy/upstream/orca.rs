@@ -69,10 +69,10 @@ pub fn mean(loads: impl Iterator<Item = Load>, now: Nanos) -> Option<u32> {
 #[must_use]
 pub fn weighed(weight: u32, load: Load, mean: u32, now: Nanos) -> u32 {
     let (left, counts) = load.left(now).unwrap_or((mean, FULL));
-    let [left, counts, mean, full] = [left, counts, mean, FULL].map(u64::from);
-    let part =
-        left.saturating_mul(counts).saturating_add(mean.saturating_mul(full.saturating_sub(counts))) / full.max(1);
-    let weight_now = u64::from(weight).saturating_mul(part) / full.max(1);
+    let [left, counts, mean] = [left, counts, mean].map(u64::from);
+    const WHOLE: u64 = FULL as u64;
+    let part = left.saturating_mul(counts).saturating_add(mean.saturating_mul(WHOLE.saturating_sub(counts))) / WHOLE;
+    let weight_now = u64::from(weight).saturating_mul(part) / WHOLE;
     u32::try_from(weight_now).unwrap_or(weight).clamp(weight.min(1), weight)
 }
 
