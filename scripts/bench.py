@@ -366,11 +366,12 @@ def build_floor(body):
 def table(counts, name):
     """The rows of a table in markdown, each held against the row of its route without a filter."""
     rows = [count for count in counts if count.case.table == name]
-    bare = Case("no filter, 3", "proxied", count_attempts=True, policy="") if name == "balanced" else Case("no filter", rows[0].case.route)
-    base = next((count.median for count in counts if count.case == bare), None)
+    bases = {count.case.route: count.median for count in counts if count.case == Case("no filter", count.case.route)}
+    if name == "balanced":
+        bases = {count.case.route: count.median for count in rows if count.case.haven is None and count.case.endpoints == 3}
     lines = [f"| {name} | instructions per request | over no filter | ratio | allocator | spread | bad responses |", "|---|---|---|---|---|---|---|"]
     for count in rows:
-        median = count.median
+        median, base = count.median, bases.get(count.case.route)
         over, ratio = (f"{median - base:,.0f}", f"{median / base:.3f}") if base else ("", "")
         spread = (max(count.batches) - min(count.batches)) / median * 100
         lines.append(f"| {count.case.name} | {median:,.0f} | {over} | {ratio} | {count.allocator:,.0f} | {spread:.1f} % | {count.bad} |")

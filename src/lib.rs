@@ -7,7 +7,7 @@
 //!                  ▼                                               ▼                        ▼
 //!  engine   Exchange::on_request ── the chain ─┐          Exchange::on_response   Exchange::on_end     [4]
 //!                                              ▼                   │                        │
-//!  policy   route · deadline · rate_limit · concurrency · circuit_breaker · upstream · retry           [3]
+//!  policy   route · canary · deadline · rate_limit · concurrency · circuit_breaker · upstream · retry           [3]
 //!           fallback · health · request · reply │
 //!                                              │
 //!  store    records in shared data: pure steps inside a bounded compare-and-swap loop     [2]    config [2]

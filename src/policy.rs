@@ -1,11 +1,13 @@
 //! Floor 3: the policies. Each is a folder of its own and knows no other; the engine joins them in the order of
 //! [`crate::engine`]'s chain. What they share is here: the request as they see it, the reasons they refuse for, and the replies.
 
+pub mod canary;
 pub mod circuit_breaker;
 pub mod concurrency;
 pub mod deadline;
 pub mod fallback;
 pub mod health;
+pub mod key;
 pub mod rate_limit;
 pub mod reply;
 pub mod request;

@@ -5,6 +5,7 @@
 //! send (a header value that is not UTF-8), and a panic kills the worker; and it exports every callback of the ABI, each of which a host
 //! then calls for every request.
 
+mod abi;
 mod bindings;
 mod contexts;
 mod exports;
@@ -101,8 +102,8 @@ impl Http {
         Some(Self { id, root, exchange: RefCell::new(exchange), held: Cell::new(false) })
     }
 
-    fn on_request_headers(self: &Rc<Self>) -> Action {
-        match self.with(|exchange| exchange.on_request(&Proxy, &Proxy)) {
+    fn on_request_headers(self: &Rc<Self>, end: bool) -> Action {
+        match self.with(|exchange| exchange.on_request_headers(&Proxy, &Proxy, end)) {
             Action::Wait { until } if waiting::hold(until, self) => Action::Stop,
             Action::Wait { .. } => self.with(|exchange| exchange.on_no_room(&Proxy, &Proxy)),
             action => action,
@@ -117,8 +118,19 @@ impl Http {
 
     /// Where the plugin's `allow_on_headers_stop_iteration` is set, pausing at the headers does not keep a body or trailers from pushing
     /// the request on. A client must not get past its wait by sending one.
-    fn while_waiting(&self) -> Action {
-        self.with(|exchange| if exchange.is_waiting() { Action::Stop } else { Action::Continue })
+    fn while_waiting(exchange: &Exchange) -> Action {
+        if exchange.is_waiting() { Action::Stop } else { Action::Continue }
+    }
+
+    fn on_request_body(&self, end: bool) -> Action {
+        self.with(|exchange| match exchange.on_request_body(&Proxy, &Proxy, end) {
+            Action::Continue => Self::while_waiting(exchange),
+            action => action,
+        })
+    }
+
+    fn on_request_trailers(&self) -> Action {
+        self.on_request_body(true)
     }
 
     fn on_response_headers(&self, end: bool) -> Action {

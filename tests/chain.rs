@@ -20,12 +20,16 @@ use std::rc::Rc;
 mod algorithms;
 #[path = "chain/balancing.rs"]
 mod balancing;
+#[path = "chain/canary.rs"]
+mod canary;
 #[path = "chain/concurrency.rs"]
 mod concurrency;
 #[path = "chain/deadlines.rs"]
 mod deadlines;
 #[path = "chain/fallbacks.rs"]
 mod fallbacks;
+#[path = "chain/grpc_health.rs"]
+mod grpc_health;
 #[path = "chain/switches.rs"]
 mod switches;
 
@@ -162,7 +166,7 @@ fn a_refusal_tells_all_that_a_client_and_an_operator_need() {
     let reply = refused.replied().unwrap();
     assert_eq!((reply.status, reply.grpc_status), (429, None));
     assert_eq!(refused.response_header("retry-after").as_deref(), Some("5"));
-    assert_eq!(refused.response_header("ratelimit").as_deref(), Some("\"l\";r=0;t=10"));
+    assert_eq!(refused.response_header("ratelimit").as_deref(), Some("\"l\";r=0;t=5"), "never later than Retry-After");
     assert_eq!(refused.response_header("content-type").as_deref(), Some("application/problem+json"));
     assert_eq!(refused.state("haven.decision").as_deref(), Some("rate_limited l enforce"));
     assert_eq!(proxy.machine.metric("haven_decisions_total;route=r;policy=l;reason=rate_limited;mode=enforce"), 1);
@@ -351,6 +355,20 @@ fn costs_overrides_and_exemptions() {
 }
 
 #[test]
+fn exemptions_speak_of_whole_addresses_whatever_the_prefixes_of_keys() {
+    let passes = |exempt: &str, client: &str| {
+        let mut config = limited(&json!({"limit": 1, "period": "1h", "key": ["client_ip"], "exempt": [exempt]}));
+        config["client_ip"] = json!({"source": "x-forwarded-for", "ipv4_prefix": 24});
+        let proxy = Proxy::new(&config);
+        (0..3).all(|_| proxy.status("/api", &[("x-forwarded-for", client.as_bytes())]) == 200)
+    };
+    assert!(passes("::1/128", "::1") && passes("2001:db8::5", "2001:db8::5"), "one host of a /64");
+    assert!(!passes("2001:db8::5", "2001:db8::6") && !passes("2001:db8::/128", "2001:db8::6"), "and no other");
+    assert!(passes("10.0.0.5/32", "10.0.0.5") && !passes("10.0.0.0/32", "10.0.0.5"));
+    assert!(passes("10.0.0.4/30", "10.0.0.5") && !passes("10.0.0.0/30", "10.0.0.5"));
+}
+
+#[test]
 fn a_cost_above_the_burst_is_refused_without_a_promise() {
     let proxy = Proxy::new(&limited(&json!({"limit": 2, "period": "1s", "cost": {"header": "x-cost", "max": 50}})));
     let stream = proxy.request("/api", &[("x-cost", b"3")], 200);
@@ -394,6 +412,31 @@ fn several_limits_are_all_or_nothing() {
     }
     let other = proxy.request("/", &[("x-key", b"b")], 200);
     assert_eq!(shown(&other), "\"narrow\";r=0;t=3600, \"wide\";r=8;t=720", "refusals cost the wide limit nothing");
+}
+
+#[test]
+fn of_several_limits_that_refuse_the_one_with_the_longest_wait_is_told() {
+    let limits = json!({
+        "second": {"limit": 2, "period": "10s", "burst": 2},
+        "day": {"algorithm": "fixed_window", "limit": 2, "period": "1h"},
+        "costly": {"limit": 100, "burst": 5, "period": "1s", "cost": {"header": "x-cost"}},
+        "tried": {"limit": 1, "period": "365d", "mode": "shadow"}});
+    for order in [["second", "day", "costly", "tried"], ["tried", "costly", "day", "second"]] {
+        let proxy =
+            Proxy::new(&json!({"rate_limits": &limits, "routes": [{"name": "r", "match": {}, "rate_limits": order}]}));
+        assert_eq!([(); 2].map(|()| proxy.status("/", &[])), [200, 200]);
+        let refused = proxy.request("/", &[], 200);
+        assert!(shown(&refused).starts_with("\"day\";r=0;t="), "{order:?}: {}", shown(&refused));
+        assert!(refused.state("haven.decision").unwrap().contains("rate_limited day enforce"));
+        assert!(!refused.state("haven.decision").unwrap().contains("second"), "one refusal is one decision");
+        let wait: u64 = refused.response_header("retry-after").unwrap().parse().unwrap();
+        assert!(wait > 3_000, "{wait}");
+        let never = proxy.request("/", &[("x-cost", b"6")], 200);
+        assert_eq!(shown(&never), "\"costly\";r=3;t=1", "what is never admitted waits longest");
+        assert_eq!(never.response_header("retry-after"), None);
+        proxy.machine.advance(Nanos::from_secs(wait));
+        assert_eq!(proxy.status("/", &[]), 200, "the promise holds");
+    }
 }
 
 #[test]
@@ -629,6 +672,90 @@ fn a_grpc_call_is_judged_by_its_status_wherever_it_stands() {
     let proxy = Proxy::new(&upstream(&fallback));
     assert_eq!(call(&proxy, &local, None).replied().map(|r| (r.grpc_status, r.body)), Some((Some(14), Vec::new())));
     assert_eq!(call(&proxy, &alone, None).replied(), None, "an upstream's own gRPC status is its answer");
+}
+
+#[test]
+fn a_grpc_call_that_fails_without_a_grpc_status_has_the_one_that_its_client_makes_of_it() {
+    let vectors: Value = serde_json::from_str(include_str!("vectors/14_grpc_status_timeout.json")).unwrap();
+    let mapped = vectors["http_to_grpc"].as_object().unwrap();
+    assert_eq!(mapped.len(), 12);
+    for (status, code) in mapped {
+        let (status, code) = (status.parse().unwrap_or(599), code.as_u64().unwrap());
+        // Whoever says `application/grpc` to a service of another kind gets what else it answers: that must open no breaker for others.
+        for (listed, opens) in [(code, status >= 500), ((code + 1) % 17, false)] {
+            let on = json!({"status": [], "grpc_status": [listed]});
+            let proxy = Proxy::new(&json!({
+                "circuit_breakers": {"b": {"consecutive_failures": 1, "failure_on": on}}, "routes": [{"name": "r", "circuit_breaker": "b"}]}));
+            let stream = SimStream::request("POST", "/s/m", &[("content-type", b"application/grpc")]);
+            let mut exchange = proxy.begin(&stream);
+            stream.answer(status, Some("10.0.0.1:80"), &[("content-type", b"text/html")]);
+            exchange.on_response_headers(&proxy.worker, &stream, false);
+            exchange.on_response_body(&proxy.worker, &stream, 0, true);
+            exchange.on_end(&proxy.worker);
+            assert_eq!(proxy.status("/s/m", &[]) == 503, opens, "{status} {listed}");
+        }
+    }
+}
+
+#[test]
+fn a_pushback_is_heeded_wherever_it_stands() {
+    let grpc: &[(&str, &[u8])] = &[("content-type", b"application/grpc")];
+    let retry_after = |headers: &[(&str, &[u8])], trailers: &[(&str, &[u8])]| {
+        let proxy = Proxy::new(&json!({
+            "circuit_breakers": {"b": {"consecutive_failures": 1, "open_duration": "5s"}},
+            "routes": [{"name": "r", "circuit_breaker": "b"}]}));
+        let stream = SimStream::request("POST", "/s/m", grpc);
+        let mut exchange = proxy.begin(&stream);
+        stream.answer(200, Some("10.0.0.1:80"), headers);
+        exchange.on_response_headers(&proxy.worker, &stream, false);
+        stream.trail(trailers);
+        exchange.on_response_trailers(&proxy.worker, &stream);
+        exchange.on_end(&proxy.worker);
+        let refused = proxy.request("/s/m", &[], 200);
+        refused.response_header("retry-after").map(|seconds| seconds.parse::<u64>().unwrap())
+    };
+    let failed = ("grpc-status", &b"14"[..]);
+    assert_eq!(retry_after(&[], &[failed]), Some(5));
+    assert_eq!(retry_after(&[], &[failed, ("grpc-retry-pushback-ms", b"20000")]), Some(20), "as gRPC sends it");
+    assert_eq!(retry_after(&[("grpc-retry-pushback-ms", b"9000")], &[failed]), Some(9));
+    for malformed in [&b"-1"[..], b"soon", b"1.5", b""] {
+        assert_eq!(retry_after(&[], &[failed, ("grpc-retry-pushback-ms", malformed)]), Some(5), "{malformed:?}");
+    }
+}
+
+#[test]
+fn a_threshold_of_all_calls_can_be_reached_where_above_opens() {
+    for (breaker, slow) in [
+        (json!({"preset": "sentinel", "failure_rate_threshold": 100}), false),
+        (json!({"preset": "sentinel", "slow_call_duration": "1s"}), true),
+    ] {
+        let proxy =
+            Proxy::new(&json!({"circuit_breakers": {"b": breaker}, "routes": [{"name": "r", "circuit_breaker": "b"}]}));
+        let end = |exchange: &mut Exchange, stream: &SimStream| {
+            stream.answer(if slow { 200 } else { 500 }, Some("10.0.0.9:80"), &[]);
+            exchange.on_response(&proxy.worker, stream);
+            exchange.on_end(&proxy.worker);
+        };
+        // All at once: the window is as short as a slow call.
+        let streams: Vec<_> = (0..5)
+            .map(|_| {
+                let stream = SimStream::request("GET", "/", &[]);
+                (proxy.begin(&stream), stream)
+            })
+            .collect();
+        proxy.machine.advance(Nanos::from_secs(1));
+        for (mut exchange, stream) in streams {
+            end(&mut exchange, &stream);
+        }
+        assert_eq!(proxy.status("/", &[]), 503, "it is open");
+        proxy.machine.advance(Nanos::from_secs(5));
+        let probe = SimStream::request("GET", "/", &[]);
+        let mut exchange = proxy.begin(&probe);
+        assert!(probe.replied().is_none());
+        proxy.machine.advance(Nanos::from_secs(1));
+        end(&mut exchange, &probe);
+        assert_eq!(proxy.status("/", &[]), 503, "the probe failed as all do");
+    }
 }
 
 #[test]

@@ -8,10 +8,10 @@ use std::path::Path;
 
 use haven::base::time::Nanos;
 use haven::config::{
-    Algorithm, BalancePolicy, BreakerScope, Cidr, ConcurrencyAlgorithm, Config, Cost, Criticality, DynamicTimeout,
-    Endpoint, FallbackStep, HostMatch, IpSource, KeyPart, LoadReport, MissingKey, Mode, OnContention, PathMatch,
-    Percent, Quota, QuotaHeaders, RejectBelow, RequestTimeout, Retry, TemplatePart, Timeout, Window, parse, reference,
-    schema,
+    Algorithm, BalancePolicy, BreakerScope, Canary, Cidr, Color, ConcurrencyAlgorithm, Config, Cost, Criticality,
+    DynamicTimeout, Endpoint, FallbackStep, HostMatch, IpSource, KeyPart, LoadReport, Marks, MissingKey, Mode,
+    OnContention, PathMatch, Percent, Quota, QuotaHeaders, RejectBelow, RequestTimeout, Retry, TemplatePart, Timeout,
+    Window, parse, reference, schema,
 };
 use proptest::prelude::*;
 
@@ -182,6 +182,20 @@ fn the_full_document_is_read_as_it_is_meant() {
         (Some(0), &vec![1, 0], Some(0), Some(1))
     );
     assert_eq!(all.mode, Some(Mode::Off));
+    let mark = |name: &str, value: Option<&str>| vec![(name.to_owned(), value.map(str::to_owned))];
+    assert_eq!(
+        all.canary,
+        Some(Canary {
+            mode: Some(Mode::Shadow),
+            upstream: 1,
+            percent: Percent(250),
+            sticky: vec![KeyPart::ClientIp, KeyPart::Cookie("Id".into())],
+            forced: Marks { headers: mark("x-canary", Some("true")), cookies: mark("Version", Some("2")) },
+            stable: Marks { headers: mark("x-canary", None), cookies: mark("version", Some("1")) },
+            color: Some(Color { header: "x-color".into(), canary: "green".into(), stable: "blue".into() }),
+            circuit_breaker: Some(1),
+        })
+    );
     assert_eq!(exact.matcher.path, PathMatch::Exact("/a/b".into()));
     assert_eq!((exact.upstream, exact.circuit_breaker, exact.fallback, exact.mode), (None, None, None, None));
     assert_eq!(prefix.matcher.path, PathMatch::Prefix("/api/users".into()));
@@ -190,6 +204,40 @@ fn the_full_document_is_read_as_it_is_meant() {
     assert_eq!(config.health.livez.as_deref(), Some("/alive"));
     assert_eq!(config.health.readyz, None);
     assert_eq!(config.health.health.as_deref(), Some("/health"));
+}
+
+#[test]
+fn a_canary_takes_its_routes_breaker_and_its_upstreams_for_colours() {
+    let route = |canary: &str| {
+        let upstreams =
+            r#""upstreams": {"v1": {}, "v2": {"override": {"header": "x-pick"}}}, "circuit_breakers": {"b": {}}"#;
+        format!(
+            r#"{{{upstreams}, "routes": [{{"name": "r", "upstream": "v1", "circuit_breaker": "b", "canary": {canary}}}]}}"#
+        )
+    };
+    let config = parse(route(r#"{"upstream": "v2", "color_header": "x-c"}"#).as_bytes()).unwrap();
+    let canary = config.routes[0].canary.clone().unwrap();
+    assert_eq!((canary.percent, canary.circuit_breaker, canary.upstream), (Percent(0), Some(0), 1));
+    assert_eq!(canary.color, Some(Color { header: "x-c".into(), canary: "v2".into(), stable: "v1".into() }));
+    refused(
+        &route(r#"{"upstream": "v1"}"#),
+        &["routes[0].canary.upstream: \"v1\" is not allowed, want another upstream than the route's"],
+    );
+    refused(
+        &route(r#"{"upstream": "v2", "percent": 101, "color": "red"}"#),
+        &[
+            "routes[0].canary.percent: 101 is not allowed, want a number from 0 to 100 with at most two decimals",
+            "routes[0].canary.color: \"red\" is not allowed, want none: there is no color_header",
+        ],
+    );
+    for header in ["color", "x-envoy-max-retries", "x-haven-cluster", "x-pick", "x-request-id"] {
+        let found = errors(&route(&format!(r#"{{"upstream": "v2", "color_header": "{header}"}}"#)));
+        assert!(found.len() == 1 && found[0].contains("a header that says nothing else"), "{found:?}");
+    }
+    refused(
+        r#"{"upstreams": {"v2": {}}, "routes": [{"name": "r", "canary": {"upstream": "v2"}}]}"#,
+        &["routes[0].canary.upstream: \"v2\" is not allowed, want none: the route has no upstream of its own"],
+    );
 }
 
 #[test]
@@ -1033,7 +1081,7 @@ fn what_is_not_built_is_validated_all_the_same() {
             "routes[0].concurrency_limit: \"x\" is not allowed, want one of the concurrency_limits: \"c\", \"d\", \"e\"",
             "routes[0].retry.attempts: 11 is not allowed, want an integer from 0 to 10",
             "routes[0].retry.on[1]: \"bad\" is not allowed, want one of \"5xx\", \"gateway-error\", \"reset\", \"reset-before-request\", \
-             \"connect-failure\", \"envoy-ratelimited\", \"retriable-4xx\", \"refused-stream\", \"retriable-status-codes\", \
+             \"connect-failure\", \"envoy-ratelimited\", \"retriable-4xx\", \"refused-stream\", \"retriable-status-codes\", \"retriable-headers\", \
              \"http3-post-connect-failure\", \"cancelled\", \"deadline-exceeded\", \"internal\", \"resource-exhausted\", \"unavailable\"",
             "routes[0].switch: \"s\" is not allowed, want one of the switches: there are none",
             "routes[0].depends_on[0]: \"db\" is not allowed, want one of the components: there are none",

@@ -15,7 +15,7 @@ const FLOORS: &[(&str, u32)] =
     &[("base", 0), ("host", 1), ("config", 2), ("store", 2), ("policy", 3), ("engine", 4), ("wasm", 5)];
 
 /// What policies share: these are not policies.
-const SHARED_BY_POLICIES: &[&str] = &["request", "reply", "Reason", "Outcome"];
+const SHARED_BY_POLICIES: &[&str] = &["request", "key", "reply", "Reason", "Outcome"];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {

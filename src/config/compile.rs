@@ -23,6 +23,7 @@ pub(super) fn compile(raw: raw::Document, names: &Names, errors: &mut Errors) ->
     let references = References {
         names,
         upstream_scoped: raw.circuit_breakers.iter().map(|(_, it)| it.scope == BreakerScope::Upstream).collect(),
+        overrides: raw.upstreams.iter().map(|(_, it)| it.r#override.header.clone()).collect(),
         sends_on: raw.fallbacks.iter().map(|(_, it)| it.steps.iter().any(|step| step.cluster.is_some())).collect(),
     };
     let client_ip = ClientIp {
@@ -60,6 +61,8 @@ struct References<'a> {
     names: &'a Names,
     /// By breaker: whether its scope is the upstream.
     upstream_scoped: Vec<bool>,
+    /// By upstream: its override header.
+    overrides: Vec<String>,
     /// By fallback: whether it has a cluster step.
     sends_on: Vec<bool>,
 }
@@ -548,6 +551,13 @@ fn route(at: &Path<'_>, raw: raw::Route, references: &References<'_>, errors: &m
         let want = "a fallback without a cluster step, for the route has no upstream that names its own cluster";
         errors.refuse_text(&at.key("fallback"), name, want);
     }
+    let canary = raw.canary.map(|it| {
+        let stable = raw.upstream.as_deref();
+        Canary {
+            circuit_breaker: references.find(BREAKER, it.circuit_breaker.as_ref()).or(circuit_breaker),
+            ..canary(&at.key("canary"), it, stable, references, errors)
+        }
+    });
     Route {
         name: raw.name,
         mode: raw.mode,
@@ -561,6 +571,60 @@ fn route(at: &Path<'_>, raw: raw::Route, references: &References<'_>, errors: &m
         switch,
         timeout: timeout(&at.key("timeout"), raw.timeout, errors),
         retry: raw.retry.map(retry),
+        canary,
+    }
+}
+
+fn canary(
+    at: &Path<'_>,
+    raw: raw::Canary,
+    stable: Option<&str>,
+    references: &References<'_>,
+    errors: &mut Errors,
+) -> Canary {
+    if stable.is_none_or(|stable| stable == raw.upstream) && !raw.upstream.is_empty() {
+        let want = if stable.is_none() {
+            "none: the route has no upstream of its own"
+        } else {
+            "another upstream than the route's"
+        };
+        errors.refuse_text(&at.key("upstream"), &raw.upstream, want);
+    }
+    if let Some(header) = &raw.color_header
+        && !header.is_empty()
+        && (!header.starts_with("x-")
+            || header.starts_with("x-envoy-")
+            || RESERVED.contains(&header.as_str())
+            || references.overrides.iter().any(|known| known == header))
+    {
+        let want = [
+            "a header that says nothing else: it starts with \"x-\", not with \"x-envoy-\", and is no override header and none of ",
+            &RESERVED.join(", "),
+        ];
+        errors.refuse_text(&at.key("color_header"), header, &want.concat());
+    }
+    for (name, value) in [("color", &raw.color), ("stable_color", &raw.stable_color)] {
+        if let (Some(value), None) = (value, &raw.color_header) {
+            errors.refuse_text(&at.key(name), value, "none: there is no color_header");
+        }
+    }
+    let color = |given: Option<String>, upstream: &str| given.unwrap_or_else(|| upstream.into());
+    let (canary_color, stable_color) =
+        (color(raw.color, &raw.upstream), color(raw.stable_color, stable.unwrap_or_default()));
+    let wanted = |(name, value): (String, String)| (name, (value != "*").then_some(value));
+    let marks = |headers: Vec<(String, String)>, cookies: Vec<(String, String)>| Marks {
+        headers: headers.into_iter().map(wanted).collect(),
+        cookies: cookies.into_iter().map(wanted).collect(),
+    };
+    Canary {
+        mode: raw.mode,
+        upstream: references.find(UPSTREAM, Some(&raw.upstream)).unwrap_or_default(),
+        percent: raw.percent,
+        sticky: raw.sticky.into_iter().map(key_part).collect(),
+        forced: marks(raw.header, raw.cookie),
+        stable: marks(raw.stable.header, raw.stable.cookie),
+        color: raw.color_header.map(|header| Color { header, canary: canary_color, stable: stable_color }),
+        circuit_breaker: None,
     }
 }
 
@@ -646,7 +710,7 @@ fn health(raw: raw::Health, errors: &mut Errors) -> Health {
         }
         seen.push(path);
     }
-    Health { livez: raw.livez, readyz: raw.readyz, startupz: raw.startupz, health: raw.health }
+    Health { livez: raw.livez, readyz: raw.readyz, startupz: raw.startupz, health: raw.health, grpc: raw.grpc }
 }
 
 /// Numbers whose type bounds them to 255.

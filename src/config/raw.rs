@@ -489,7 +489,8 @@ section! {
         backoff_multiplier: Centi<100, 10_000> = Usual("1");
         /// The most that the open time grows to.
         max_open_duration: Option<Span<{ 100 * MS }, DAY>> = Else("`60s`, or `open_duration` if that is longer");
-        /// Random percentage by which an open time is lengthened or shortened.
+        /// Random percentage by which an open time is lengthened or shortened: 20 makes 4 to 6 s of 5 s. It stays within
+        /// `max_open_duration`.
         jitter: Pct = Usual("0");
         /// At most this many calls are in flight or counted while half-open; the same thresholds over them close or open it.
         half_open_calls: Int<1, 10_000> = Usual("5");
@@ -699,7 +700,7 @@ section! {
         /// A kill switch; while it is off, the route's requests are answered at once.
         switch: Option<Reference<SWITCH>> = Else("none");
         /// A share of the requests for another upstream.
-        @soon canary: Option<Canary> = Else("none");
+        canary: Option<Canary> = Else("none");
         /// Components of health documents without which the route is refused.
         @soon depends_on: Set<Reference<COMPONENT>, 0, 32> = Usual("[]");
     }
@@ -810,6 +811,7 @@ choice! { RetryOn {
     "retriable-4xx" => Self::Any("retriable-4xx"),
     "refused-stream" => Self::Any("refused-stream"),
     "retriable-status-codes" => Self::Any("retriable-status-codes"),
+    "retriable-headers" => Self::Any("retriable-headers"),
     "http3-post-connect-failure" => Self::Any("http3-post-connect-failure"),
     "cancelled" => Self::Grpc("cancelled"),
     "deadline-exceeded" => Self::Grpc("deadline-exceeded"),
@@ -819,12 +821,43 @@ choice! { RetryOn {
 } }
 
 section! {
-    /// A share of the requests for another upstream.
+    /// A share of the requests for another upstream. First come the headers that a request has, then its cookies, then its share.
     Canary {
+        /// Its mode. `shadow` counts which requests it would take, and sends all of them to the route's own upstream.
+        mode: Option<Mode> = Else("the route's, then the top level's");
         /// The other upstream.
         upstream: Reference<UPSTREAM> = Required;
-        /// Its share of the requests.
-        percent: Pct = Required;
+        /// Its share of the requests that nothing else decides for.
+        percent: Pct = Usual("0");
+        /// What tells clients apart: parts as in a rate limit's `key`. One client is always on one side, on every proxy and on all routes to
+        /// this canary; a higher `percent` only moves clients to the canary. A request that lacks a part goes to the route's own upstream.
+        /// Without parts each request is drawn anew.
+        sticky: Key = Usual("[]");
+        /// Headers with their exact values (`*` = present): a request that has all of them goes to the canary.
+        header: Map<HeaderName, HeaderValue, 8> = Usual("{}");
+        /// Cookies with their exact values (`*` = present): likewise.
+        cookie: Map<Token, HeaderValue, 8> = Usual("{}");
+        /// Requests that go to the route's own upstream; in case of doubt this is what holds.
+        stable: CanaryStable = Usual("{}");
+        /// Request header that tells the hops behind which side a request is on; starts with `x-`. A client's own value is removed, on all
+        /// routes: to trust a colour that a proxy in front has given, name the header in `header`.
+        color_header: Option<HeaderName> = Else("none");
+        /// What it says of the canary's requests.
+        color: Option<HeaderValue> = Else("the canary's upstream");
+        /// What it says of the others.
+        stable_color: Option<HeaderValue> = Else("the route's upstream");
+        /// The canary's own breaker, with a state of its own. While it is open, requests go to the route's own upstream.
+        circuit_breaker: Option<Reference<BREAKER>> = Else("the route's");
+    }
+}
+
+section! {
+    /// Requests that a canary does not get.
+    CanaryStable {
+        /// Headers with their exact values (`*` = present): a request that has all of them.
+        header: Map<HeaderName, HeaderValue, 8> = Usual("{}");
+        /// Cookies with their exact values (`*` = present): likewise.
+        cookie: Map<Token, HeaderValue, 8> = Usual("{}");
     }
 }
 
@@ -839,6 +872,9 @@ section! {
         startupz: Nullable<UrlPath> = Usual("\"/startupz\"");
         /// `OK`, or with `Accept: application/json` the health document.
         health: Nullable<UrlPath> = Usual("\"/health\"");
+        /// Answer `/grpc.health.v1.Health/Check` for the whole (the empty name) and for each upstream by its name. What Envoy needs for it stands
+        /// in `envoy.yaml`. `false` leaves these calls to the routes, as where the service behind answers them.
+        grpc: bool = Usual("true");
     }
 }
 

@@ -140,6 +140,11 @@ impl Key for HeaderName {
     const PLACEHOLDER: &'static str = "HEADER";
 }
 
+impl Key for Token {
+    const TEXT: &'static Text = TOKEN;
+    const PLACEHOLDER: &'static str = "COOKIE";
+}
+
 fn is_pattern(text: &str) -> bool {
     let mut names = Vec::new();
     for segment in text.split('/') {

@@ -92,6 +92,8 @@ pub(super) enum Subject<'a> {
     Route(&'a str),
     /// All routes' of an upstream.
     Upstream(&'a str),
+    /// Of what a route sends to its canary, by the names of both.
+    Canary(&'a str, &'a str),
     /// An endpoint's, by upstream and address. The metric is the version that all of an upstream's share.
     Endpoint(&'a str, &'a str, MetricId),
 }
@@ -105,9 +107,14 @@ impl Breaker {
         host: &H,
     ) -> Self {
         let names = Names(host);
+        let both;
         let (path, key): (&[&str], _) = match subject {
             Subject::Route(name) => (&["route", name], name),
             Subject::Upstream(name) => (&["upstream", name], name),
+            Subject::Canary(route, upstream) => {
+                both = [route, "/", upstream].concat();
+                (&["canary", route, upstream], both.as_str())
+            }
             Subject::Endpoint(upstream, address, _) => (&["endpoint", upstream, address], address),
         };
         let settings = Settings::new(config.clone());

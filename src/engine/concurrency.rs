@@ -122,10 +122,10 @@ impl Concurrency {
     }
 
     /// Counts it out again.
-    pub(super) fn leave<H: Host>(&self, host: &H, permit: Permit, ending: Ending) {
+    pub(super) fn leave<H: Host>(&self, host: &H, permit: Permit, ending: impl FnOnce() -> Ending) {
         self.in_flight.leave(host, 0);
         let Bound::Adaptive(settings) = self.bound else { return };
-        let Ending { now, elapsed, answered } = ending;
+        let Ending { now, elapsed, answered } = ending();
         // What goes on long after it was answered in time is a stream; its end says nothing of how soon a request is answered.
         let streams = |time: Nanos| time < settings.deadline && elapsed > settings.deadline.times(2);
         let counts = answered.map_or_else(|| settings.is_late(elapsed), |time| !streams(time));

@@ -5,9 +5,11 @@
 
 mod answer;
 mod breaker;
+mod canary;
 mod concurrency;
 mod deadline;
 mod endpoint;
+mod health_check;
 mod judge;
 mod keep;
 mod limits;
@@ -22,6 +24,7 @@ use crate::config::{self, IpSource, Mode};
 use crate::host::{Host, Message, Property, Stream};
 use crate::policy::circuit_breaker::state::Call;
 use crate::policy::fallback::stale::{Asked, Draft};
+use crate::policy::health::grpc::{self, Check};
 use crate::policy::health::{self, Probe};
 use crate::policy::rate_limit::KeyQuota;
 use crate::policy::rate_limit::quota_headers;
@@ -32,6 +35,7 @@ pub(super) use deadline::POLICY as DEADLINE;
 use deadline::{Deadline, Timing};
 use judge::Settlement;
 use limits::Pause;
+use std::cell::LazyCell;
 use std::rc::Rc;
 
 /// What the host is to do with the message.
@@ -41,6 +45,8 @@ pub enum Action {
     Continue,
     /// Nothing more: we have answered.
     Stop,
+    /// Keep the request, and each piece of its body, until [`Exchange::on_request_body`] or [`Exchange::on_request_trailers`] says otherwise.
+    Read,
     /// Keep the request until this moment of the monotonic clock and call [`Exchange::on_resume`] then, or, if there is no room for it,
     /// [`Exchange::on_no_room`] now.
     Wait {
@@ -59,6 +65,8 @@ pub struct Exchange {
     start: Nanos,
     /// How long it waited before `start`.
     waited: Nanos,
+    /// The health check that it is, while its message is being read.
+    health: Option<Check>,
     /// What it waits for, while it does.
     pause: Option<Pause>,
     grpc: bool,
@@ -83,6 +91,8 @@ pub struct Exchange {
     breaker: Option<u32>,
     /// Hash of what the endpoint is chosen by.
     key: Option<u64>,
+    /// The same for where it goes if a canary does not take it.
+    stable_key: Option<u64>,
     /// The endpoints picked, while in flight.
     pick: Option<Pick>,
     /// Whether the endpoints have been told the outcome.
@@ -108,6 +118,7 @@ impl Exchange {
             route: None,
             start: Nanos::ZERO,
             waited: Nanos::ZERO,
+            health: None,
             pause: None,
             grpc: false,
             deadline: Deadline::default(),
@@ -122,6 +133,7 @@ impl Exchange {
             answered: None,
             breaker: None,
             key: None,
+            stable_key: None,
             pick: None,
             recorded: false,
             unsettled: None,
@@ -132,8 +144,13 @@ impl Exchange {
         }
     }
 
-    /// The request's headers are there: runs the chain.
+    /// The request's headers are there, and nothing follows: [`Exchange::on_request_headers`].
     pub fn on_request<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
+        self.on_request_headers(host, stream, true)
+    }
+
+    /// The request's headers are there: runs the chain. `end`: no body follows.
+    pub fn on_request_headers<H: Host, S: Stream>(&mut self, host: &H, stream: &S, end: bool) -> Action {
         let engine = Rc::clone(&self.engine);
         // One call for all headers: most policies want some, and one header costs nearly as much as all.
         let headers = stream.headers(Message::Request);
@@ -149,6 +166,9 @@ impl Exchange {
                 Probe::Document => engine.health_document(host, host.monotonic()),
             };
             return self.reply(stream, &reply);
+        }
+        if let Some(call) = grpc::call(&engine.config.health, &request) {
+            return self.on_health_call(&engine, call, end, host, stream);
         }
         let Some((at, config)) =
             engine.config.routes.iter().enumerate().find(|(_, r)| route::matches(&r.matcher, &request))
@@ -172,8 +192,11 @@ impl Exchange {
         request.route = &config.name;
         self.asked = kept(&engine, route).and_then(|kept| kept.policy.ask(&request)).map(Box::new);
         if route.needs_client {
-            request.client = client(&engine, &headers, stream);
+            let config = &engine.config.client_ip;
+            request.address = address(config, &headers, stream);
+            request.client = request.address.map(|ip| ip.masked(config.ipv4_prefix, config.ipv6_prefix));
         }
+        let route = self.choose_side(&engine, route, config, &request, host);
         self.hash_key(&engine, route, &request);
         if let Some(refusal) = self.switch(&engine, route, host) {
             return self.refuse(&engine, route, &config.name, &refusal, host, stream);
@@ -234,7 +257,8 @@ impl Exchange {
     }
 
     fn route_of<'e>(&self, engine: &'e Engine) -> Option<(&'e Route, &'e config::Route)> {
-        self.route.and_then(|at| engine.routes.get(at).zip(engine.config.routes.get(at)))
+        let route = engine.routes.get(self.route?)?;
+        Some((route, engine.config.routes.get(route.config)?))
     }
 
     /// Refuses if the route's switch is off.
@@ -254,15 +278,38 @@ impl Exchange {
         host: &H,
         stream: &S,
     ) -> Action {
-        let refused = self.concurrency(engine, route, host);
-        let refused = refused.or_else(|| self.breaker(engine, route, host));
-        let refused = refused.or_else(|| self.endpoint(engine, route, host, stream));
+        let mut route = route;
+        let decided = self.decisions.len();
+        let mut refused = self.admit(engine, route, host, stream);
+        // What a canary does not take goes where the others go.
+        if refused.is_some()
+            && let Some((at, stable)) = Self::back_from(engine, route)
+        {
+            self.release(engine, host);
+            self.decisions.truncate(decided);
+            (self.route, route) = (Some(at), stable);
+            self.key = self.stable_key;
+            refused = self.admit(engine, route, host, stream);
+        }
         if let Some(refusal) = refused {
             return self.refuse(engine, route, &config.name, &refusal, host, stream);
         }
+        self.take_side(route, config, host, stream);
         self.steer(route, config, host, stream);
         self.store_decisions(stream);
         Action::Continue
+    }
+
+    fn admit<'e, H: Host, S: Stream>(
+        &mut self,
+        engine: &'e Engine,
+        route: &Route,
+        host: &H,
+        stream: &S,
+    ) -> Option<Refusal<'e>> {
+        let refused = self.concurrency(engine, route, host);
+        let refused = refused.or_else(|| self.breaker(engine, route, host));
+        refused.or_else(|| self.endpoint(engine, route, host, stream))
     }
 
     /// The response's headers are there, and nothing follows but, perhaps, trailers: [`Exchange::on_response_headers`].
@@ -324,6 +371,7 @@ impl Exchange {
         if let Some(settlement) = self.unsettled.take() {
             let trailers = if self.grpc { stream.headers(Message::ResponseTrailers) } else { HeaderMap::default() };
             let status = trailers.get("grpc-status").and_then(parse_number);
+            let settlement = settlement.heed(&trailers);
             self.settle(&engine, route, settlement, status, host.monotonic(), host);
         }
     }
@@ -360,19 +408,17 @@ impl Exchange {
             upstream.leave(host, pick);
         }
         let unrecorded = upstream.filter(|_| !self.recorded);
-        let holds = epoch.is_some() || unrecorded.is_some() || self.permits.iter().any(Option::is_some);
-        // The usual end asks for no time: all has been told.
-        if timing == Timing::No && !holds {
-            return;
+        // The usual end asks for no time: all has been told. Reading the clock costs as much as any host call.
+        let now = LazyCell::new(|| host.monotonic());
+        if timing != Timing::No {
+            self.time_end(engine, route, timing, *now);
         }
-        let now = host.monotonic();
-        self.time_end(engine, route, timing, now);
-        self.leave_concurrency(engine, host, now);
+        self.leave_concurrency(engine, host, || *now);
         if let Some((breaker, epoch)) = route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(epoch) {
-            breaker.end(host, now, epoch, Call::IGNORED, &engine.rng);
+            breaker.end(host, *now, epoch, Call::IGNORED, &engine.rng);
         }
         if let Some((upstream, pick)) = unrecorded {
-            upstream.release(host, now, &pick, &engine.rng);
+            upstream.release(host, *now, &pick, &engine.rng);
         }
     }
 }
@@ -383,9 +429,8 @@ fn kept<'e>(engine: &'e Engine, route: &Route) -> Option<&'e Kept> {
     engine.kept.get(used.at)?.as_ref()
 }
 
-/// The client's address as configured, cut to its prefix. A header that is missing, short or malformed gives the connection's.
-fn client<S: Stream>(engine: &Engine, headers: &HeaderMap, stream: &S) -> Option<Ip> {
-    let config = &engine.config.client_ip;
+/// The client's address as configured. A header that is missing, short or malformed gives the connection's.
+fn address<S: Stream>(config: &config::ClientIp, headers: &HeaderMap, stream: &S) -> Option<Ip> {
     let from_header = match config.source {
         IpSource::Connection => None,
         IpSource::XRealIp => headers.get("x-real-ip").and_then(Ip::parse),
@@ -400,6 +445,5 @@ fn client<S: Stream>(engine: &Engine, headers: &HeaderMap, stream: &S) -> Option
                 .and_then(Ip::parse)
         }
     };
-    let ip = from_header.or_else(|| stream.property(Property::SourceAddress).as_deref().and_then(Ip::parse))?;
-    Some(ip.masked(config.ipv4_prefix, config.ipv6_prefix))
+    from_header.or_else(|| stream.property(Property::SourceAddress).as_deref().and_then(Ip::parse))
 }

@@ -46,6 +46,7 @@ impl<H: Metrics> Names<'_, H> {
         let mut labels = vec![("circuit_breaker", breaker.name.as_str())];
         match subject {
             Subject::Route(name) | Subject::Upstream(name) => labels.push(("key", name)),
+            Subject::Canary(route, upstream) => labels.extend([("route", route), ("upstream", upstream)]),
             Subject::Endpoint(upstream, address, _) => labels.extend([("upstream", upstream), ("endpoint", address)]),
         }
         if mode == Mode::Shadow {
@@ -130,6 +131,16 @@ impl<H: Metrics> Names<'_, H> {
 
     pub(super) fn fallbacks(&self, route: &str, step: &str) -> MetricId {
         self.define(MetricKind::Counter, "haven_fallbacks_total", &[("route", route), ("step", step)])
+    }
+
+    pub(super) fn canary_requests(&self, route: &str, upstream: &str, mode: Mode) -> MetricId {
+        let labels = [("route", route), ("upstream", upstream), ("mode", mode_word(mode))];
+        self.define(MetricKind::Counter, "haven_canary_requests_total", &labels)
+    }
+
+    pub(super) fn canary_returned(&self, route: &str, reason: Reason) -> MetricId {
+        let labels = [("route", route), ("reason", reason.word())];
+        self.define(MetricKind::Counter, "haven_canary_returned_total", &labels)
     }
 
     pub(super) fn switch_on(&self, switch: &str) -> MetricId {

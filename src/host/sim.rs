@@ -261,6 +261,7 @@ pub struct SimStream {
     response: RefCell<Vec<(String, Vec<u8>)>>,
     trailers: RefCell<Vec<(String, Vec<u8>)>>,
     body: RefCell<Vec<u8>>,
+    request_body: RefCell<Vec<u8>>,
     properties: RefCell<Vec<(&'static str, Vec<u8>)>>,
     state: RefCell<Vec<(String, Vec<u8>)>>,
     reply: RefCell<Option<Reply>>,
@@ -300,6 +301,11 @@ impl SimStream {
             self.set_property(Property::UpstreamAddress, address.as_bytes());
             self.set_property(Property::AttemptCount, &1u64.to_le_bytes());
         }
+    }
+
+    /// Lets a piece of the request's body come, which is kept with what has come before.
+    pub fn send(&self, piece: &[u8]) {
+        self.request_body.borrow_mut().extend_from_slice(piece);
     }
 
     /// Lets a piece of the answer's body come.
@@ -389,6 +395,10 @@ impl Stream for SimStream {
 
     fn body(&self, size: usize) -> Option<Vec<u8>> {
         Some(self.body.borrow().iter().take(size).copied().collect())
+    }
+
+    fn request_body(&self, size: usize) -> Option<Vec<u8>> {
+        Some(self.request_body.borrow().iter().take(size).copied().collect())
     }
 
     fn property(&self, property: Property) -> Option<Vec<u8>> {

@@ -62,6 +62,11 @@ pub fn stale(found: Found, cause: Cause<'_>) -> Reply {
 pub fn respond(respond: &Respond, subject: &Subject<'_>, cause: Cause<'_>) -> Reply {
     let mut reply =
         Reply { status: respond.status, headers: vec![("proxy-status", cause.proxy_status())], ..Reply::default() };
+    // The same as the refusal would say, where the answer is an error too.
+    let own = respond.headers.iter().any(|(name, _)| name == "retry-after");
+    if let Some(wait) = cause.retry_after.filter(|_| subject.grpc || (respond.status >= 400 && !own)) {
+        reply.headers.push(("retry-after", number(retry_after_seconds(wait)).into_bytes()));
+    }
     if subject.grpc {
         // A gRPC client reads the status alone; a JSON body would only break its framing.
         reply.grpc_status = Some(cause.reason.grpc_status());
@@ -140,6 +145,30 @@ mod tests {
             let cause = Cause { retry_after: None, ..CAUSE };
             assert_eq!(super::respond(&fallback(body.clone()), &subject(id, false), cause).body, b"");
         }
+    }
+
+    #[test]
+    fn an_error_says_when_to_come_back() {
+        let told = |status, headers: Vec<(String, String)>, retry_after, grpc| {
+            let respond = Respond { status, headers, ..fallback(Vec::new()) };
+            let reply = super::respond(&respond, &subject(b"", grpc), Cause { retry_after, ..CAUSE });
+            reply.headers.iter().find(|(name, _)| *name == "retry-after").map(|(_, value)| value.clone())
+        };
+        for status in [429, 503] {
+            assert_eq!(told(status, Vec::new(), CAUSE.retry_after, false).as_deref(), Some(&b"2"[..]));
+        }
+        assert_eq!(told(200, Vec::new(), CAUSE.retry_after, false), None, "an answer as good as any");
+        assert_eq!(told(429, Vec::new(), None, false), None);
+        assert_eq!(
+            told(429, vec![("retry-after".into(), "9".into())], CAUSE.retry_after, false),
+            None,
+            "it has its own"
+        );
+        assert_eq!(
+            told(200, Vec::new(), CAUSE.retry_after, true).as_deref(),
+            Some(&b"2"[..]),
+            "gRPC's status is an error"
+        );
     }
 
     #[test]

@@ -2,6 +2,10 @@
 //!
 //! Liveness asks whether the proxy can answer at all; readiness whether it has somewhere to send requests. They must not be mixed: a
 //! liveness that follows the upstreams makes an orchestrator restart proxies that are well.
+//!
+//! [`grpc`] answers the same over gRPC.
+
+pub mod grpc;
 
 use super::request::Request;
 use crate::base::time::Nanos;
@@ -79,10 +83,16 @@ pub fn plain() -> Reply {
     reply(200, b"text/plain", b"OK".to_vec())
 }
 
+/// Whether the whole is well: all that is critical is.
+#[must_use]
+pub fn is_well(components: &[Component<'_>]) -> bool {
+    components.iter().all(|c| c.status == Status::Up || !c.critical)
+}
+
 /// The answer to [`Probe::Document`].
 #[must_use]
 pub fn document(service: &str, components: &[Component<'_>], wall: Nanos) -> Reply {
-    let well = components.iter().all(|c| c.status == Status::Up || !c.critical);
+    let well = is_well(components);
     let status = if well { Status::Up } else { Status::OutOfService };
     let document = Document { service, status, details: components, timestamp: rfc3339(wall) };
     match serde_json::to_vec(&document) {

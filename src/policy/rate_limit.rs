@@ -1,6 +1,6 @@
 //! Rate limits: a quota per key, exact over all workers.
 //!
-//! Parts: [`algorithm`] joins the algorithms ([`gcra`], [`warm_up`], [`leaky_bucket`], [`sliding_window`], [`fixed_window`]), [`key`]
+//! Parts: [`algorithm`] joins the algorithms ([`gcra`], [`warm_up`], [`leaky_bucket`], [`sliding_window`], [`fixed_window`]), [`super::key`]
 //! finds out whose quota a request draws from, [`table`] keeps the states of all keys in shared data of bounded size. [`RateLimit`]
 //! joins them.
 //!
@@ -16,7 +16,6 @@
 pub mod algorithm;
 pub mod fixed_window;
 pub mod gcra;
-pub mod key;
 pub mod leaky_bucket;
 pub mod lease;
 pub mod quota_headers;
@@ -24,12 +23,12 @@ pub mod sliding_window;
 pub mod table;
 pub mod warm_up;
 
-use crate::base::hash::{KeyHasher, Seed};
+use crate::base::hash::{KeyHasher, Seed, once_more};
 use crate::base::headers::parse_number;
 use crate::base::ip::Ip;
 use crate::base::time::Nanos;
 use crate::config;
-use crate::host::Host;
+use crate::host::{Host, SharedData};
 use crate::policy::request::Request;
 use crate::store::Contended;
 use algorithm::{Algorithm, Take, Verdict};
@@ -86,10 +85,18 @@ pub struct KeyQuota {
     pub period: Nanos,
     /// Whole tokens left.
     pub remaining: u64,
-    /// Time until nothing is owed any more.
+    /// Time until nothing is owed any more; of a refusal, until the same request is admitted.
     pub reset: Nanos,
     /// Tells the key from others without giving it away; `None`: all share one quota, or no header would show it.
     pub partition: Option<u64>,
+}
+
+impl KeyQuota {
+    /// As a refusal tells it: `RateLimit` must not speak of a later time than `Retry-After` does (the draft's section on the two).
+    #[must_use]
+    pub fn for_refusal(self, wait: Option<Nanos>) -> Self {
+        Self { reset: wait.map_or(self.reset, |wait| self.reset.min(wait)), ..self }
+    }
 }
 
 /// Tokens taken from a quota.
@@ -125,7 +132,7 @@ impl RateLimit {
             .overrides
             .iter()
             .map(|(values, quota)| {
-                (key::of_override(&config.key, values, prefixes, seed), Algorithm::new(config.algorithm, quota))
+                (super::key::of_override(&config.key, values, prefixes, seed), Algorithm::new(config.algorithm, quota))
             })
             .collect();
         overrides.sort_by_key(|(hash, _)| *hash);
@@ -148,15 +155,7 @@ impl RateLimit {
 
     /// Takes the request's cost from its key's quota, or refuses and takes nothing.
     pub fn take<H: Host>(&self, host: &H, request: &Request<'_>, now: Nanos) -> Answer {
-        if self.is_exempt(request.client) {
-            return Answer::NotApplicable;
-        }
-        let mut hasher = KeyHasher::new(self.seed);
-        if !key::hash(&self.config.key, self.config.missing_key, request, &mut hasher) {
-            return Answer::NotApplicable;
-        }
-        let hash = hasher.finish();
-        let (algorithm, cost) = (self.algorithm_of(hash), self.cost(request));
+        let Some((hash, algorithm, cost)) = self.asked(request) else { return Answer::NotApplicable };
         let (verdict, tokens, placement) = match self.leases.known(hash, algorithm.bucket(), now, cost) {
             Some((verdict, undo)) => (verdict, Tokens::Leased(undo), Placement::Known),
             None => {
@@ -180,9 +179,7 @@ impl RateLimit {
                 (verdict, undo.map_or(Tokens::Shared(take), Tokens::Leased), placement)
             }
         };
-        let (burst, period) = (algorithm.quota().burst, algorithm.quota().period);
-        let partition = self.shows_partition.then(|| self.partition(hash));
-        let quota = |remaining, reset| KeyQuota { burst, period, remaining, reset, partition };
+        let quota = |remaining, reset| self.key_quota(hash, algorithm, remaining, reset);
         let admitted = |quota, delay| Answer::Admitted { quota, taken: Taken { hash, tokens }, placement, delay };
         match verdict {
             Verdict::Admitted { remaining, reset } => admitted(quota(remaining, reset), Nanos::ZERO),
@@ -205,17 +202,45 @@ impl RateLimit {
         }
     }
 
-    fn is_exempt(&self, client: Option<Ip>) -> bool {
-        client.is_some_and(|ip| self.config.exempt.iter().any(|network| ip.is_in(network.address, network.prefix)))
+    /// Whether the limit would refuse the request, as [`Answer::Refused`] says it. Takes nothing.
+    pub fn look<H: SharedData>(
+        &self,
+        host: &H,
+        request: &Request<'_>,
+        now: Nanos,
+    ) -> Option<(KeyQuota, Option<Nanos>)> {
+        let (hash, algorithm, cost) = self.asked(request)?;
+        if algorithm.bucket().is_some_and(|bucket| self.leases.holds(hash, bucket, now, cost)) {
+            return None;
+        }
+        let Verdict::Refused { remaining, reset, wait } = self.table.look(host, hash, algorithm, now, cost) else {
+            return None;
+        };
+        Some((self.key_quota(hash, algorithm, remaining, reset), wait))
     }
 
-    /// What clients are told of a key. Hashed once more under the secret, for the hash itself says where the key's slot is: who knows it
-    /// could look for keys that push another out.
-    fn partition(&self, hash: u64) -> u64 {
+    /// The key's hash, its algorithm and the request's cost; `None`: the limit does not apply.
+    fn asked(&self, request: &Request<'_>) -> Option<(u64, &Algorithm, u64)> {
         let mut hasher = KeyHasher::new(self.seed);
-        hasher.part(b"partition");
-        hasher.part(&hash.to_le_bytes());
-        hasher.finish()
+        if self.is_exempt(request.address)
+            || !super::key::hash(&self.config.key, self.config.missing_key, request, &mut hasher)
+        {
+            return None;
+        }
+        let hash = hasher.finish();
+        Some((hash, self.algorithm_of(hash), self.cost(request)))
+    }
+
+    fn key_quota(&self, hash: u64, algorithm: &Algorithm, remaining: u64, reset: Nanos) -> KeyQuota {
+        let (burst, period) = (algorithm.quota().burst, algorithm.quota().period);
+        // Hashed once more, for the hash itself says where the key's slot is: who knows it could look for keys that push another out.
+        let partition = self.shows_partition.then(|| once_more(hash, self.seed));
+        KeyQuota { burst, period, remaining, reset, partition }
+    }
+
+    /// By the whole address: a prefix that makes one client of a /64 makes no host of it a network.
+    fn is_exempt(&self, address: Option<Ip>) -> bool {
+        address.is_some_and(|ip| self.config.exempt.iter().any(|network| ip.is_in(network.address, network.prefix)))
     }
 
     fn algorithm_of(&self, hash: u64) -> &Algorithm {

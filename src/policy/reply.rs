@@ -63,7 +63,7 @@ pub fn refusal(subject: &Subject<'_>, cause: Cause<'_>) -> Reply {
     if let Some(wait) = cause.retry_after {
         reply.headers.push(("retry-after", number(retry_after_seconds(wait)).into_bytes()));
     }
-    let detail = detail(cause.reason);
+    let detail = detail(&cause);
     if subject.grpc {
         reply.grpc_status = Some(cause.reason.grpc_status());
         reply.body = [detail, " (", cause.reason.word(), " ", cause.policy, ")"].concat().into_bytes();
@@ -103,8 +103,11 @@ const fn problem_type(reason: Reason) -> (&'static str, &'static str) {
     }
 }
 
-const fn detail(reason: Reason) -> &'static str {
-    match reason {
+const fn detail(cause: &Cause<'_>) -> &'static str {
+    match cause.reason {
+        Reason::RateLimited if cause.retry_after.is_none() => {
+            "The request costs more than its rate limit ever has at hand; it will not be admitted later either."
+        }
         Reason::RateLimited => "The rate limit is exhausted; try again after the time that Retry-After says.",
         Reason::CircuitOpen => "The upstream fails at present and is given time to recover.",
         Reason::NoEndpoint => "No endpoint of the upstream is available.",
@@ -138,6 +141,11 @@ mod tests {
         );
         assert_eq!(body["violated-policies"], serde_json::json!(["per-client"]));
         assert_eq!(header(&reply, "retry-after"), Some("1"), "never 0");
+        assert!(body["detail"].as_str().unwrap().contains("try again"));
+        let never = Cause { retry_after: None, ..CAUSE };
+        let reply = refusal(&Subject { route: "users", request_id: b"", grpc: false }, never);
+        let body: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
+        assert!(!body["detail"].as_str().unwrap().contains("try again"), "there is no use");
         assert_eq!(
             header(&reply, "proxy-status"),
             Some("haven; error=http_request_denied; details=\"rate_limited per-client\"")

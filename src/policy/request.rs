@@ -16,7 +16,9 @@ pub struct Request<'a> {
     pub query: &'a [u8],
     /// What its body is said to be.
     pub content_type: Option<&'a [u8]>,
-    /// The client's address, cut to its prefix; `None` if unknown, or not asked for.
+    /// The client's address; `None` if unknown, or not asked for.
+    pub address: Option<Ip>,
+    /// The same, cut to the prefix that tells clients apart.
     pub client: Option<Ip>,
     /// Name of the route that was taken; empty before.
     pub route: &'a str,
@@ -49,7 +51,7 @@ impl<'a> Request<'a> {
         let end = target.iter().position(|b| matches!(b, b'?' | b'#')).unwrap_or(target.len());
         let (path, rest) = target.split_at_checked(end).unwrap_or((target, &[]));
         let query = rest.strip_prefix(b"?").map_or(&[][..], |query| split(query, b'#').0);
-        Self { headers, method, path, query, content_type, client: None, route: "" }
+        Self { headers, method, path, query, content_type, address: None, client: None, route: "" }
     }
 
     /// The host without its port; case as sent.

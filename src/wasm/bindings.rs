@@ -2,6 +2,10 @@
 //!
 //! What a call refuses is taken as absent: there is nobody to report to on the request path, and every absence has a safe meaning.
 
+use super::abi::{
+    COUNTER, GAUGE, HISTOGRAM, OK, PLUGIN_CONFIGURATION, REQUEST_BODY, REQUEST_HEADERS, REQUEST_STREAM, RESPONSE_BODY,
+    RESPONSE_HEADERS, RESPONSE_TRAILERS, Severity,
+};
 use crate::base::headers::HeaderMap;
 use crate::base::time::Nanos;
 use crate::host::{
@@ -12,13 +16,6 @@ use std::ptr::{null, null_mut};
 /// The host, and the stream whose callback is running.
 pub struct Proxy;
 
-const OK: u32 = 0;
-const REQUEST_STREAM: u32 = 0;
-const RESPONSE_BODY: u32 = 1;
-const PLUGIN_CONFIGURATION: u32 = 7;
-const REQUEST_HEADERS: u32 = 0;
-const RESPONSE_HEADERS: u32 = 2;
-const RESPONSE_TRAILERS: u32 = 3;
 const WASI_MONOTONIC: u32 = 1;
 const WASI_OK: u16 = 0;
 
@@ -77,15 +74,6 @@ unsafe extern "C" {
 unsafe extern "C" {
     fn clock_time_get(clock: u32, precision: u64, time: *mut u64) -> u16;
     fn random_get(buffer: *mut u8, length: usize) -> u16;
-}
-
-/// How grave a line of the log is, as the ABI counts. What is less than [`Severity::Info`] never leaves the VM.
-#[derive(Clone, Copy, Debug)]
-pub enum Severity {
-    Info = 2,
-    Warn = 3,
-    Error = 4,
-    Critical = 5,
 }
 
 /// Writes a line to the proxy's log. The host has the last word on levels.
@@ -153,9 +141,9 @@ impl SharedData for Proxy {
 impl Metrics for Proxy {
     fn define(&self, kind: MetricKind, name: &str) -> MetricId {
         let kind = match kind {
-            MetricKind::Counter => 0,
-            MetricKind::Gauge => 1,
-            MetricKind::Histogram => 2,
+            MetricKind::Counter => COUNTER,
+            MetricKind::Gauge => GAUGE,
+            MetricKind::Histogram => HISTOGRAM,
         };
         let mut id = 0;
         // SAFETY: name and out pointer live through the call.
@@ -192,14 +180,16 @@ impl Metrics for Proxy {
 
 impl Random for Proxy {
     fn entropy(&self) -> u64 {
-        let mut bytes = [0; 8];
-        // SAFETY: the buffer has the length given and lives through the call.
-        if unsafe { random_get(bytes.as_mut_ptr(), bytes.len()) } == WASI_OK {
-            return u64::from_le_bytes(bytes);
-        }
         // Without entropy the clock has to do: hashing stays correct, and can be guessed.
-        self.wall().0.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        getrandom::u64().unwrap_or_else(|_| self.wall().0.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
+}
+
+/// Where getrandom takes entropy from on this target, for us and for any dependency: from the proxy.
+#[unsafe(no_mangle)]
+unsafe extern "Rust" fn __getrandom_v03_custom(buffer: *mut u8, length: usize) -> Result<(), getrandom::Error> {
+    // SAFETY: the caller gives a buffer of this length for the time of the call.
+    if unsafe { random_get(buffer, length) } == WASI_OK { Ok(()) } else { Err(getrandom::Error::UNSUPPORTED) }
 }
 
 impl Log for Proxy {
@@ -240,6 +230,11 @@ impl Stream for Proxy {
     fn body(&self, size: usize) -> Option<Vec<u8>> {
         // SAFETY: the out pointers live through the call.
         owned(|data, length| unsafe { proxy_get_buffer_bytes(RESPONSE_BODY, 0, size, data, length) })
+    }
+
+    fn request_body(&self, size: usize) -> Option<Vec<u8>> {
+        // SAFETY: the out pointers live through the call.
+        owned(|data, length| unsafe { proxy_get_buffer_bytes(REQUEST_BODY, 0, size, data, length) })
     }
 
     fn property(&self, property: Property) -> Option<Vec<u8>> {

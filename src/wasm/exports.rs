@@ -6,14 +6,12 @@
 //! To add one: a function here with the ABI's parameters, which hands over to a method of [`super::Root`] or [`super::Http`]; and its
 //! name in `tests/envoy/module.rs`.
 
-use super::bindings::{self, Severity};
+use super::abi::{CONTINUE, PAUSE, Severity};
+use super::bindings;
 use super::contexts;
 use super::{Http, Root};
 use crate::engine::exchange::Action;
 use std::rc::Rc;
-
-const CONTINUE: u32 = 0;
-const PAUSE: u32 = 1;
 
 /// Its name is the version.
 #[unsafe(no_mangle)]
@@ -59,18 +57,18 @@ extern "C" fn proxy_on_tick(root: u32) {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn proxy_on_request_headers(stream: u32, _count: usize, _end: u32) -> u32 {
-    on_stream(stream, Http::on_request_headers)
+extern "C" fn proxy_on_request_headers(stream: u32, _count: usize, end: u32) -> u32 {
+    on_stream(stream, |stream| stream.on_request_headers(end != 0))
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn proxy_on_request_body(stream: u32, _size: usize, _end: u32) -> u32 {
-    on_stream(stream, |stream| stream.while_waiting())
+extern "C" fn proxy_on_request_body(stream: u32, _size: usize, end: u32) -> u32 {
+    on_stream(stream, |stream| stream.on_request_body(end != 0))
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_request_trailers(stream: u32, _count: usize) -> u32 {
-    on_stream(stream, |stream| stream.while_waiting())
+    on_stream(stream, |stream| stream.on_request_trailers())
 }
 
 #[unsafe(no_mangle)]
@@ -95,7 +93,7 @@ fn on_root<R>(root: u32, callback: impl FnOnce(&Root) -> R) -> Option<R> {
 
 fn on_stream(stream: u32, callback: impl FnOnce(&Rc<Http>) -> Action) -> u32 {
     match contexts::stream(stream).map(|stream| callback(&stream)) {
-        Some(Action::Stop | Action::Wait { .. }) => PAUSE,
+        Some(Action::Stop | Action::Read | Action::Wait { .. }) => PAUSE,
         Some(Action::Continue) | None => CONTINUE,
     }
 }

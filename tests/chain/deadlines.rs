@@ -233,8 +233,9 @@ fn a_dynamic_timeout_follows_what_the_upstream_takes() {
             let stream = SimStream::request("GET", "/api", &[]);
             let mut exchange = proxy.begin(&stream);
             stream.answer(200, Some("10.0.0.1:80"), &[]);
-            exchange.on_response(&proxy.worker, &stream);
+            exchange.on_response_headers(&proxy.worker, &stream, false);
             proxy.machine.advance(Nanos::from_millis(200));
+            exchange.on_response_body(&proxy.worker, &stream, 0, true);
             exchange.on_end(&proxy.worker);
         }
     }

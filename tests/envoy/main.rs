@@ -21,10 +21,12 @@ mod support;
 
 mod balancing;
 mod breaker;
+mod canary;
 mod concurrency;
 mod deadline;
 mod endpoints;
 mod fallback;
+mod grpc_health;
 mod harness;
 mod health;
 mod hostile;

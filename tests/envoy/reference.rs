@@ -25,6 +25,49 @@ fn it_is_valid() {
     Envoy::validate(&EnvoyConfig::reference(&nobody)).unwrap();
 }
 
+/// The proxy of deploy/kubernetes answers its probes, and gives Prometheus its page.
+#[test]
+fn the_proxy_for_kubernetes_answers_its_probes() {
+    run(async {
+        let service = Upstream::start("a").await;
+        let text = std::fs::read_to_string(checkout("deploy/kubernetes/users.yaml")).unwrap();
+        let (_, text) = text.split_once("  envoy.yaml: |\n").unwrap();
+        let (text, _) = text.split_once("\n---\n").unwrap();
+        let mut text: String =
+            text.lines().map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or(line))).collect();
+        for (from, to) in [
+            ("address: 0.0.0.0, port_value: 10000", "address: 127.0.0.1, port_value: 0".to_owned()),
+            ("address: 0.0.0.0, port_value: 9902", "address: 127.0.0.1, port_value: 0".to_owned()),
+            // The admin page's own cluster cannot know a port that is not fixed: the page is asked for through the service's.
+            ("address: 127.0.0.1, port_value: 9901", "address: 127.0.0.1, port_value: 0".to_owned()),
+            ("port_value: 8080", format!("port_value: {}", service.addr().port())),
+            ("127.0.0.1:8080", service.addr().to_string()),
+            ("/haven/dist/haven.wasm", haven_wasm().unwrap().display().to_string()),
+        ] {
+            assert!(text.contains(from), "{from}");
+            text = text.replacen(from, &to, 1);
+        }
+        let mut envoy = Envoy::start(EnvoyConfig::text(text)).await;
+        let client = envoy.h1();
+        for path in ["/livez", "/readyz", "/startupz"] {
+            assert_eq!(client.get(path).await.unwrap().status, 200, "{path}");
+        }
+        let (status, reply) = crate::filter::grpc(&envoy.h2(), envoy.addr(), "/grpc.health.v1.Health/Check").await;
+        assert_eq!((status.as_deref(), &reply.body[..]), (Some("0"), &b"\0\0\0\0\x02\x08\x01"[..]));
+        let reply = client.get("/api/user").await.unwrap();
+        assert_eq!((reply.status, reply.header("proxy-status")), (200, None), "{reply:?}");
+        assert!(envoy.metrics().await.metric("haven_endpoint_healthy", &[("upstream", "users")]).is_some());
+        service.set(|faults| faults.close = true).await;
+        wait_for("the pod is taken out of service", async || {
+            load(&client, 5, 1, "/api/user/1", &[]).await;
+            load(&client, 20, 5, "/readyz", &[]).await.count(503) == 20
+        })
+        .await;
+        assert_eq!(client.get("/livez").await.unwrap().status, 200, "and not restarted");
+        assert_sound(&mut envoy).await;
+    });
+}
+
 #[test]
 fn it_limits_a_noisy_client_and_says_so_everywhere() {
     run(async {
@@ -263,6 +306,8 @@ fn discovered(reference: &str, listener: &Path) -> (String, String) {
     let (before, rest) = reference.split_once("  listeners:\n  - name: haven\n").unwrap();
     let (listeners, clusters) = rest.split_once("\n  clusters:\n").unwrap();
     let kind = "type.googleapis.com/envoy.config.listener.v3.Listener";
+    let listeners =
+        listeners.replace("  - name: haven-health", &format!("  - \"@type\": {kind}\n    name: haven-health"));
     let path = listener.display();
     let source = format!("\ndynamic_resources:\n  lds_config: {{ path_config_source: {{ path: {path} }} }}\n");
     let node = "node: { id: reference, cluster: reference }\n";

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! The Envoy binary is `HAVEN_ENVOY`, else `.tools/envoy` (`make envoy`); the filter is `HAVEN_WASM`, else `dist/haven.wasm`
-//! (`make wasm`). An Envoy dies with its handle, and with the test process however that ends. When a test panics, the tail
+//! (`make wasm`); gRPC's client for Python is in `HAVEN_GRPCIO`, else `.tools/grpcio` (`scripts/grpcio.sh`). An Envoy dies with its handle, and with the test process however that ends. When a test panics, the tail
 //! of its Envoy's log is printed and its directory kept.
 
 #![allow(dead_code, unused_imports, reason = "each test crate, and the demo, uses a part of it")]
@@ -101,6 +101,11 @@ pub fn envoy_binary() -> Result<PathBuf, String> {
 /// The filter, or what to do to have it.
 pub fn haven_wasm() -> Result<PathBuf, String> {
     from_env("HAVEN_WASM", "dist/haven.wasm", "make wasm")
+}
+
+/// The folder with gRPC's Python packages, or what to do to have it.
+pub fn grpcio() -> Result<PathBuf, String> {
+    from_env("HAVEN_GRPCIO", ".tools/grpcio", "scripts/grpcio.sh")
 }
 
 fn from_env(variable: &str, default: &str, command: &str) -> Result<PathBuf, String> {

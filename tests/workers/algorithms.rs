@@ -224,7 +224,7 @@ fn requests_are_paced_over_all_workers_whatever_happens() {
                         let action = exchange.on_request(&worker, &stream);
                         let now = machine.now();
                         match action {
-                            Action::Continue | Action::Stop => exchange.on_end(&worker),
+                            Action::Continue | Action::Stop | Action::Read => exchange.on_end(&worker),
                             Action::Wait { until } => {
                                 let mut seen = seen.borrow_mut();
                                 seen.moments.push(until.0);

@@ -84,7 +84,7 @@ fn begin(engine: &Rc<Engine>, worker: &Worker, rng: &Rng) -> Option<Begun> {
     match exchange.on_request(worker, &stream) {
         Action::Continue => Some(Begun { stream, exchange, until: None }),
         Action::Wait { until } => Some(Begun { stream, exchange, until: Some(until) }),
-        Action::Stop => {
+        Action::Stop | Action::Read => {
             // Hosts run the response callback for our own reply too.
             exchange.on_response(worker, &stream);
             exchange.on_end(worker);

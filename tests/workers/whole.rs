@@ -26,7 +26,8 @@ fn config(rng: &Rng) -> Value {
     let route = |name: &str, rng: &Rng| {
         json!({"name": name, "match": {"prefix": format!("/{name}")}, "mode": any_mode(rng), "upstream": "u", "rate_limits": ["pace", "all"],
             "concurrency_limit": "own", "circuit_breaker": "r", "fallback": name, "timeout": {"request": "1s", "per_try": "400ms"},
-            "retry": {"attempts": 2, "on": ["connect-failure", "reset", "unavailable"]}, "switch": "s"})
+            "retry": {"attempts": 2, "on": ["connect-failure", "reset", "unavailable"]}, "switch": "s",
+            "canary": {"upstream": "v2", "percent": 40, "mode": any_mode(rng), "color_header": "x-color"}})
     };
     json!({
         "trust_client_retry_headers": true,
@@ -40,7 +41,9 @@ fn config(rng: &Rng) -> Value {
         "circuit_breakers": {
             "ep": {"consecutive_failures": 2, "open_duration": "300ms", "half_open_calls": 1, "half_open_max_wait": "1h", "mode": any_mode(rng)},
             "r": {"minimum_calls": 3, "open_duration": "300ms", "half_open_calls": 2, "half_open_max_wait": "1h", "mode": any_mode(rng)}},
-        "upstreams": {"u": {"cluster": "main", "circuit_breaker": "ep", "concurrency_limit": "up", "load_balancer": {"panic_threshold": 0},
+        "upstreams": {"v2": {"cluster": "next", "circuit_breaker": "ep", "concurrency_limit": "up", "load_balancer": {"panic_threshold": 0},
+            "endpoints": [{"address": "10.0.1.1:80"}]},
+            "u": {"cluster": "main", "circuit_breaker": "ep", "concurrency_limit": "up", "load_balancer": {"panic_threshold": 0},
             "mode": any_mode(rng),
             "endpoints": [{"address": "10.0.0.1:80"}, {"address": "10.0.0.2:80"}]}},
         "fallbacks": {
@@ -225,6 +228,7 @@ fn recovers(machine: &Rc<Machine>) {
     }
     for route in config["routes"].as_array_mut().unwrap() {
         route["mode"] = json!("enforce");
+        route["canary"]["mode"] = json!("enforce");
         route.as_object_mut().unwrap().remove("switch");
     }
     let engine = engine(&worker, &config);

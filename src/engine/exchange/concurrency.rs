@@ -38,9 +38,13 @@ impl Exchange {
         None
     }
 
-    /// Takes the request out of flight; true if it was.
-    pub(super) fn leave_concurrency<H: Host>(&mut self, engine: &Engine, host: &H, now: Nanos) {
-        let ending = Ending { now, elapsed: now.since(self.start), answered: self.answered };
+    /// Takes the request out of flight. `now` is asked for only if a limit learns from it.
+    pub(super) fn leave_concurrency<H: Host>(&mut self, engine: &Engine, host: &H, now: impl Fn() -> Nanos) {
+        let (start, answered) = (self.start, self.answered);
+        let ending = || {
+            let now = now();
+            Ending { now, elapsed: now.since(start), answered }
+        };
         for permit in &mut self.permits {
             if let Some(permit) = permit.take()
                 && let Some(limit) = engine.concurrency.get(permit.at)

@@ -6,7 +6,7 @@ use crate::config::{BalancePolicy, MissingKey, Mode};
 use crate::engine::{Engine, Route};
 use crate::host::{Host, Message, Stream};
 use crate::policy::Reason;
-use crate::policy::rate_limit::key;
+use crate::policy::key;
 use crate::policy::request::Request;
 
 impl Exchange {
@@ -15,11 +15,16 @@ impl Exchange {
     /// Not under the proxy's secret: all proxies, and each after a restart, are to lead a key to the same endpoint. Who aims at one endpoint finds
     /// that its load is bounded.
     pub(super) fn hash_key(&mut self, engine: &Engine, route: &Route, request: &Request<'_>) {
-        let upstream = route.upstream.as_ref().and_then(|used| engine.config.upstreams.get(used.at));
-        if let Some(BalancePolicy::ConsistentHash { key, .. }) = upstream.map(|upstream| &upstream.policy) {
+        let key_for = |route: &Route| {
+            let used = route.upstream.as_ref()?;
+            let BalancePolicy::ConsistentHash { key, .. } = &engine.config.upstreams.get(used.at)?.policy else {
+                return None;
+            };
             let mut hasher = KeyHasher::new(Seed::default());
-            self.key = key::hash(key, MissingKey::Skip, request, &mut hasher).then(|| hasher.finish());
-        }
+            key::hash(key, MissingKey::Skip, request, &mut hasher).then(|| hasher.finish())
+        };
+        self.key = key_for(route);
+        self.stable_key = Self::back_from(engine, route).and_then(|(_, stable)| key_for(stable));
     }
 
     pub(super) fn endpoint<'e, H: Host, S: Stream>(

@@ -38,6 +38,13 @@ pub(super) struct Settlement {
     retry_after: Option<Nanos>,
 }
 
+impl Settlement {
+    /// The trailers may ask for a pause too: gRPC's servers do it there.
+    pub(super) fn heed(self, trailers: &HeaderMap) -> Self {
+        Self { retry_after: retry_after(trailers).or(self.retry_after), ..self }
+    }
+}
+
 /// gRPC statuses by which a server says that it failed: those that a breaker counts by default, and RESOURCE_EXHAUSTED.
 const GRPC_FAILURES: [u64; 6] = [2, 4, 8, 13, 14, 15];
 
@@ -210,12 +217,18 @@ impl Exchange {
         host: &H,
     ) {
         let Settlement { class, status, tries, duration, retry_after } = settlement;
+        let grpc_status = grpc_status.or_else(|| if self.grpc { grpc_failure(status) } else { None });
         if class == Class::Answered
             && status < 500
             && status != 429
             && grpc_status.is_none_or(|s| !GRPC_FAILURES.contains(&s))
         {
             self.note_answer(duration);
+        }
+        // The answer is at its end, or as good as: what it took is told with this reading of the clock.
+        if self.timing == Timing::Answered {
+            self.timing = Timing::No;
+            self.time_end(engine, route, Timing::Answered, now);
         }
         let call = |failure_on: &FailureOn| {
             let outcome =
@@ -317,6 +330,16 @@ fn fails(on: &FailureOn, class: Class, status: u16, grpc_status: Option<u64>) ->
             on.status.iter().any(|(from, to)| (*from..=*to).contains(&status))
                 || grpc_status.is_some_and(|status| on.grpc_status.iter().any(|s| u64::from(*s) == status))
         }
+    }
+}
+
+/// What a gRPC client makes of a failure that has no grpc-status of its own: something between it and its server speaks plain HTTP. Not of
+/// other answers: a service that does not speak gRPC gives these to whoever says that he does, and no client is to open a breaker.
+const fn grpc_failure(status: u16) -> Option<u64> {
+    match status {
+        502..=504 => Some(14),
+        500.. => Some(2),
+        _ => None,
     }
 }
 

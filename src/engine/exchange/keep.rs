@@ -7,8 +7,12 @@ use crate::engine::{Engine, Route};
 use crate::host::{Host, Stream};
 
 impl Exchange {
-    /// A good response begins: it is copied if it may be kept. What another cluster answered is not this route's.
+    /// A good response begins: it is copied if it may be kept. What another cluster answered is not this route's,
+    /// and a canary's version is not for those who are not on it.
     pub(super) fn draft(&mut self, engine: &Engine, route: &Route, headers: &HeaderMap, now: Nanos) {
+        if route.stable.is_some() {
+            return;
+        }
         if let (Some(kept), Some(asked), None) = (kept(engine, route), &self.asked, self.sent_on) {
             self.draft = kept.policy.begin(asked, headers, now).map(Box::new);
         }

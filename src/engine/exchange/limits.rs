@@ -7,7 +7,7 @@ use crate::engine::{Engine, Limit, Route, Use};
 use crate::host::Host;
 use crate::policy::Reason;
 use crate::policy::rate_limit::table::Placement;
-use crate::policy::rate_limit::{Answer, Taken};
+use crate::policy::rate_limit::{Answer, KeyQuota, Taken};
 use crate::policy::request::Request;
 
 /// A request's wait.
@@ -37,7 +37,7 @@ impl Exchange {
     ) -> Option<Refusal<'e>> {
         let mut taken: Vec<(usize, Taken)> = Vec::new();
         let mut longest: Option<(Nanos, Use)> = None;
-        for used in &route.limits {
+        for (place, used) in route.limits.iter().enumerate() {
             let Some(limit) = engine.limits.get(used.at) else { continue };
             let config = &limit.policy.config;
             let (quota, wait) = match limit.policy.take(host, request, self.start) {
@@ -71,20 +71,47 @@ impl Exchange {
                     (None, Some(Nanos::ZERO))
                 }
             };
-            self.decide(host, used, Reason::RateLimited, &config.name);
             if used.mode == Mode::Shadow {
+                self.decide(host, used, Reason::RateLimited, &config.name);
                 continue;
             }
             self.refund(engine, &taken, host, |_| true);
-            // What the others said no longer holds: their tokens are back. The one that refuses is the tightest there is.
-            self.quotas.clear();
-            if config.headers != QuotaHeaders::None {
-                self.quotas.extend(quota.map(|quota| (used.at, quota)));
-            }
-            return Some(Refusal { reason: Reason::RateLimited, policy: &config.name, retry_after: wait });
+            let rest = route.limits.get(place.saturating_add(1)..).unwrap_or_default();
+            return Some(self.tightest(engine, (used, quota, wait), rest, request, host));
         }
         self.pause = longest.map(|(delay, by)| Pause { until: self.start.plus(delay), by, taken });
         None
+    }
+
+    /// The refusal, by the limit that has the request wait longest: this one, or one of those that have not been asked yet. What it
+    /// promises is what holds. (Bug avoided: a client that is told to wait a second by one limit, and a day by the other.)
+    fn tightest<'e, H: Host>(
+        &mut self,
+        engine: &'e Engine,
+        first: (&Use, Option<KeyQuota>, Option<Nanos>),
+        rest: &[Use],
+        request: &Request<'_>,
+        host: &H,
+    ) -> Refusal<'e> {
+        let (mut used, mut quota, mut wait) = first;
+        for other in rest.iter().filter(|other| other.mode == Mode::Enforce) {
+            let looked = engine.limits.get(other.at).and_then(|limit| limit.policy.look(host, request, self.start));
+            // `None` is never.
+            if let Some((its_quota, its_wait)) =
+                looked.filter(|(_, its)| wait.is_some_and(|wait| its.is_none_or(|its| its > wait)))
+            {
+                (used, quota, wait) = (other, Some(its_quota), its_wait);
+            }
+        }
+        let config = engine.limits.get(used.at).map(|limit| &limit.policy.config);
+        let policy = config.map_or("", |config| config.name.as_str());
+        self.decide(host, used, Reason::RateLimited, policy);
+        // What the others said no longer holds: their tokens are back.
+        self.quotas.clear();
+        if config.is_some_and(|config| config.headers != QuotaHeaders::None) {
+            self.quotas.extend(quota.map(|quota| (used.at, quota.for_refusal(wait))));
+        }
+        Refusal { reason: Reason::RateLimited, policy, retry_after: wait }
     }
 
     /// The refusal of a request that would have to wait where there is no room.
@@ -94,6 +121,9 @@ impl Exchange {
         self.quotas.retain(|(at, _)| *at == pause.by.at);
         self.decide(host, &pause.by, Reason::RateLimited, name);
         let wait = pause.until.since(self.start);
+        for (_, quota) in &mut self.quotas {
+            *quota = quota.for_refusal(Some(wait));
+        }
         Refusal { reason: Reason::RateLimited, policy: name, retry_after: Some(wait) }
     }
 

@@ -30,6 +30,9 @@ pub use super::window::Counts;
 /// How far a record may be ahead of a worker's reading of the clock.
 const CLOCK_SLACK: Nanos = Nanos::from_secs(1);
 
+/// The shortest open time that an upstream may ask for, as of the configuration.
+const SHORTEST: Nanos = Nanos::from_millis(100);
+
 /// The breaker's parameters, ready for use.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -264,7 +267,8 @@ impl Settings {
         let reached = |part: u32, threshold: Percent| {
             let (part, whole) =
                 (u64::from(part).saturating_mul(10_000), u64::from(counts.calls).saturating_mul(threshold.0.into()));
-            part > whole || (part == whole && !self.config.open_above)
+            // Above all of them nothing can be: there it is reached all the same.
+            part > whole || (part == whole && (!self.config.open_above || threshold.0 >= 10_000))
         };
         if reached(counts.failures, self.config.failure_rate_threshold) {
             return Some(Cause::FailureRate);
@@ -272,28 +276,16 @@ impl Settings {
         reached(counts.slow, self.config.slow_call_rate_threshold).then_some(Cause::SlowCallRate)
     }
 
-    fn longest_plain_open_time(&self) -> Nanos {
-        self.config.max_open_duration.max(self.config.open_duration)
-    }
-
-    /// With all its jitter.
     fn longest_open_time(&self) -> Nanos {
-        let plain = self.longest_plain_open_time();
-        let spread = self.spread(plain);
-        plain.plus(Nanos(spread.saturating_sub(spread / 2)))
-    }
-
-    /// The jitter of an open time: from its least to its most.
-    fn spread(&self, time: Nanos) -> u64 {
-        u64::try_from(u128::from(time.0).saturating_mul(self.config.jitter.0.into()) / 10_000).unwrap_or(0)
+        self.config.max_open_duration.max(self.config.open_duration)
     }
 
     /// The open time of the opening after `rounds` failed rounds.
     fn open_time(&self, rounds: u32, asked: Option<Nanos>, random: u64) -> Nanos {
         let config = &self.config;
-        let longest = self.longest_plain_open_time();
+        let longest = self.longest_open_time();
         if let Some(asked) = asked.filter(|_| config.honour_retry_after) {
-            return asked.clamp(Nanos::from_millis(100), longest);
+            return asked.max(SHORTEST).min(longest);
         }
         let mut time = config.open_duration;
         for _ in 0..rounds {
@@ -303,11 +295,13 @@ impl Settings {
             let grown = u128::from(time.0).saturating_mul(config.backoff_multiplier_centi.into()) / 100;
             time = Nanos(u64::try_from(grown).unwrap_or(u64::MAX)).min(longest);
         }
-        // Half of the jitter below, half above: the mean stays what was asked for.
-        let spread = self.spread(time);
-        let drawn =
-            u64::try_from(u128::from(random).saturating_mul(u128::from(spread).saturating_add(1)) >> 64).unwrap_or(0);
-        Nanos(time.0.saturating_sub(spread / 2).saturating_add(drawn))
+        let share = u128::from(time.0).saturating_mul(config.jitter.0.into()) / 10_000;
+        let share = Nanos(u64::try_from(share).unwrap_or(u64::MAX));
+        // Where the longest cuts the upper part off, what is left is drawn from evenly: breakers that all grew to it spread too.
+        let (least, most) = (time.since(share).max(Nanos::from_millis(1)), time.plus(share).min(longest));
+        let spread = u128::from(most.since(least).0).saturating_add(1);
+        let drawn = u128::from(random).saturating_mul(spread) >> 64;
+        least.plus(Nanos(u64::try_from(drawn).unwrap_or(0)))
     }
 }
 

@@ -96,6 +96,12 @@ impl Leases {
         Some((verdict, undo))
     }
 
+    /// Whether the key's lease has as much.
+    pub fn holds(&self, hash: u64, bucket: &Gcra, now: Nanos, cost: u64) -> bool {
+        let slot = self.cell(hash).map(Cell::get).filter(|slot| slot.hash == hash && now >= slot.at);
+        slot.is_some_and(|slot| bucket.take_leased(slot.from, slot.to, now, cost).is_some())
+    }
+
     /// How many tokens to ask for beyond the cost.
     pub fn wanted(&self, hash: u64, bucket: &Gcra, now: Nanos) -> u64 {
         let Some(slot) = self.cell(hash).map(Cell::get) else { return 0 };

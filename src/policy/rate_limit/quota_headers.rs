@@ -5,7 +5,7 @@
 //! under a secret of the proxy: the same for the same client, and no way back to an address or a token. It changes when the proxy restarts.
 
 use super::KeyQuota;
-use crate::base::text::{number, push_all, push_number};
+use crate::base::text::{number, push_number};
 use crate::config::QuotaHeaders;
 use std::cmp::Reverse;
 
@@ -16,18 +16,24 @@ pub fn all<'a>(limits: impl Iterator<Item = (&'a str, QuotaHeaders, KeyQuota)>) 
     if limits.is_empty() {
         return Vec::new();
     }
-    limits.sort_by_key(|(_, _, q)| {
-        let left = u128::from(q.remaining).saturating_mul(1 << 32).checked_div(q.burst.into()).unwrap_or(0);
-        (left, Reverse(q.reset))
-    });
+    if limits.len() > 1 {
+        limits.sort_by_key(|(_, _, q)| {
+            let left = u128::from(q.remaining).saturating_mul(1 << 32).checked_div(q.burst.into()).unwrap_or(0);
+            (left, Reverse(q.reset))
+        });
+    }
     let mut headers = Vec::with_capacity(5);
     let ietf = |h: QuotaHeaders| matches!(h, QuotaHeaders::Ietf | QuotaHeaders::Both);
     if limits.iter().any(|(_, h, _)| ietf(*h)) {
-        let (mut policy, mut state) = (String::new(), String::new());
+        // Room for all: growing by steps costs more than all the rest.
+        let room = limits.iter().map(|(name, ..)| name.len().saturating_add(ITEM)).sum();
+        let (mut policy, mut state) = (String::with_capacity(room), String::with_capacity(room));
         for (name, _, quota) in limits.iter().filter(|(_, h, _)| ietf(*h)) {
             let window = quota.period.as_secs_ceil().max(1);
-            item(&mut policy, name, &[("q", quota.burst), ("w", window)], quota.partition);
-            item(&mut state, name, &[("r", quota.remaining), ("t", quota.reset.as_secs_ceil())], quota.partition);
+            let key = quota.partition.map(base64);
+            let key = key.as_ref().map(|key| std::str::from_utf8(key).unwrap_or_default());
+            item(&mut policy, name, [(";q=", quota.burst), (";w=", window)], key);
+            item(&mut state, name, [(";r=", quota.remaining), (";t=", quota.reset.as_secs_ceil())], key);
         }
         headers.push(("ratelimit-policy", policy.into_bytes()));
         headers.push(("ratelimit", state.into_bytes()));
@@ -41,29 +47,39 @@ pub fn all<'a>(limits: impl Iterator<Item = (&'a str, QuotaHeaders, KeyQuota)>) 
     headers
 }
 
+/// What an item needs beside its name: two numbers of 20 digits, the partition key, and what stands around them.
+const ITEM: usize = 72;
+
 /// Adds an item of a structured list (RFC 9651, 3.1): a string with integer parameters, and the partition key. Names need no escaping.
-fn item(list: &mut String, name: &str, parameters: &[(&str, u64)], partition: Option<u64>) {
-    push_all(list, &[if list.is_empty() { "\"" } else { ", \"" }, name, "\""]);
+fn item(list: &mut String, name: &str, parameters: [(&str, u64); 2], partition: Option<&str>) {
+    list.push_str(if list.is_empty() { "\"" } else { ", \"" });
+    list.push_str(name);
+    list.push('"');
     for (key, value) in parameters {
-        push_all(list, &[";", key, "="]);
-        push_number(list, *value);
+        list.push_str(key);
+        push_number(list, value);
     }
     if let Some(partition) = partition {
         list.push_str(";pk=:");
-        push_base64(list, partition);
+        list.push_str(partition);
         list.push(':');
     }
 }
 
 /// The 8 bytes of `n`, the highest first, in base64 (RFC 4648, 4): ten digits of six bits, one of four, and the padding.
-fn push_base64(list: &mut String, n: u64) {
+fn base64(n: u64) -> [u8; 12] {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let bits = u128::from(n) << 2;
-    for place in (0..11u32).rev() {
-        let digit = usize::try_from(bits >> place.saturating_mul(6) & 63).unwrap_or(0);
-        list.push(DIGITS.get(digit).copied().unwrap_or(b'A').into());
+    let digit = |bits: u64| DIGITS.get(usize::try_from(bits & 63).unwrap_or(0)).copied().unwrap_or(b'A');
+    let mut text = [b'='; 12];
+    let (mut last, rest) = (n << 2, text.split_last_mut());
+    if let Some((_, digits)) = rest {
+        // The two bits that the shift has pushed out belong to the first digit.
+        for (place, to) in digits.iter_mut().enumerate().rev() {
+            *to = digit(if place == 0 { n >> 58 } else { last });
+            last >>= 6;
+        }
     }
-    list.push('=');
+    text
 }
 
 #[cfg(test)]
@@ -106,9 +122,7 @@ mod tests {
         assert_eq!(given[0].1, "\"peruser\";q=5;w=5;pk=:cHsdsRa894A=:");
         assert_eq!(given[1].1, "\"peruser\";r=2;t=4;pk=:cHsdsRa894A=:");
         for (n, want) in [(0, "AAAAAAAAAAA="), (1, "AAAAAAAAAAE="), (u64::MAX, "//////////8=")] {
-            let mut list = String::new();
-            push_base64(&mut list, n);
-            assert_eq!(list, want);
+            assert_eq!(std::str::from_utf8(&base64(n)), Ok(want));
         }
     }
 

@@ -101,6 +101,13 @@ impl Table {
         })
     }
 
+    /// What [`Table::take`] would say.
+    pub fn look<H: SharedData>(&self, host: &H, hash: u64, algorithm: &Algorithm, now: Nanos, cost: u64) -> Verdict {
+        let mut bytes = store::read(host, &self.record(hash)).unwrap_or_default();
+        let state = Set::of(&mut bytes, self.wide).state(hash).unwrap_or_default();
+        algorithm.take_with(state, now, cost, 0).0
+    }
+
     /// Undoes a take made at `then`. The bound of the algorithm holds throughout: what others drew meanwhile may make the refund smaller.
     ///
     /// # Errors

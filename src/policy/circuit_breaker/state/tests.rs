@@ -248,8 +248,7 @@ fn open_times_grow_and_spread_as_resilience4js_intervals_do() {
     let randomized = &document["r4j_randomized"];
     let settings = Settings::new(config::CircuitBreaker {
         open_duration: Nanos::from_millis(number(&randomized["interval"])),
-        // Theirs is how far it goes to either side, ours the whole spread.
-        jitter: Percent((randomized["factor"].as_f64().unwrap() * 2.0 * 10_000.0) as u32),
+        jitter: Percent((randomized["factor"].as_f64().unwrap() * 10_000.0) as u32),
         ..config()
     });
     let bounds = [0, u64::MAX].map(|random| settings.open_time(0, None, random).as_millis());
@@ -273,8 +272,26 @@ fn ten_calls_of_which_five_failed_open_it_for_goresiliences_thirty_seconds() {
 #[test]
 fn jitter_stays_within_its_share() {
     let settings = Settings::new(config::CircuitBreaker { jitter: Percent(2_000), ..config() });
-    for (random, millis) in [(0, 4_500), (u64::MAX / 2, 5_000), (u64::MAX, 5_500)] {
+    for (random, millis) in [(0, 4_000), (u64::MAX / 2, 5_000), (u64::MAX, 6_000)] {
         assert_eq!(settings.open_time(0, None, random).as_millis(), millis);
+    }
+}
+
+#[test]
+fn jitter_neither_goes_beyond_the_longest_open_time_nor_below_the_shortest() {
+    let (least, most) = (Nanos::from_millis(1), Nanos::from_secs(6));
+    for (open, jitter, bounds) in [(5, 100, (least, most)), (6, 50, (Nanos::from_secs(3), most)), (6, 0, (most, most))]
+    {
+        let settings = Settings::new(config::CircuitBreaker {
+            open_duration: Nanos::from_secs(open),
+            max_open_duration: most,
+            jitter: Percent(jitter * 100),
+            ..config()
+        });
+        let drawn = [0, u64::MAX].map(|random| settings.open_time(0, None, random));
+        assert_eq!((drawn[0], drawn[1]), bounds, "{open} s, {jitter} %");
+        let middle = settings.open_time(0, None, u64::MAX / 2);
+        assert!(jitter == 0 || middle < most, "not all at once at the longest");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Whose bucket a request draws from.
+//! What a request is told from others by: whose bucket it draws from, which side of a canary it is on.
 //!
 //! The parts are hashed as they are found, so that a key is never copied. Where a part is absent, so is the key.
 

@@ -1,0 +1,335 @@
+//! The two messages of `grpc.health.v1.Health`, and the frame that gRPC puts around each.
+//!
+//! By hand: two fields are all there is, and a generated codec is seven times the code. What has to be read comes from the network, so
+//! whatever it is, reading it ends in a value or in a named error, copies nothing and takes time in proportion to its length.
+//!
+//! ```text
+//! frame:  compressed (1 byte, 0 or 1) · length (4 bytes, big endian) · message        gRPC over HTTP/2, "Length-Prefixed-Message"
+//! HealthCheckRequest  { string service = 1; }                                         grpc/health/v1/health.proto
+//! HealthCheckResponse { ServingStatus status = 1; }
+//! ```
+
+/// Path of the call that asks once.
+pub const CHECK: &str = "/grpc.health.v1.Health/Check";
+
+/// What the paths of all calls of the service begin with.
+pub const SERVICE: &str = "/grpc.health.v1.Health/";
+
+/// Bytes in front of a message.
+pub const PREFIX: usize = 5;
+
+/// The state of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serving {
+    /// Not known.
+    Unknown,
+    /// It takes calls.
+    Serving,
+    /// It takes none.
+    NotServing,
+    /// There is no such service; `Watch` alone says so.
+    ServiceUnknown,
+}
+
+/// Why bytes are not what they are to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// They end too early.
+    Cut,
+    /// More follows where nothing is to follow.
+    Trailing,
+    /// The message is compressed, which nobody has agreed on.
+    Compressed,
+    /// It is no message of Protocol Buffers.
+    Message,
+    /// A name that is not UTF-8.
+    Text,
+}
+
+impl Malformed {
+    /// What is wrong, for people.
+    #[must_use]
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Cut => "the message is cut off",
+            Self::Trailing => "more than one message",
+            Self::Compressed => "the message is compressed",
+            Self::Message => "the message is malformed",
+            Self::Text => "the service name is not UTF-8",
+        }
+    }
+}
+
+/// `message` in a frame, not compressed. No message of this module comes near the most that a length can say.
+#[must_use]
+pub fn frame(message: &[u8]) -> Vec<u8> {
+    let mut framed = Vec::with_capacity(PREFIX.saturating_add(message.len()));
+    framed.push(0);
+    framed.extend_from_slice(&u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes());
+    framed.extend_from_slice(message);
+    framed
+}
+
+/// The one message of a whole body.
+///
+/// # Errors
+/// The body is not exactly one frame, or its message is compressed.
+pub fn unframe(body: &[u8]) -> Result<&[u8], Malformed> {
+    let (prefix, message) = body.split_first_chunk::<PREFIX>().ok_or(Malformed::Cut)?;
+    let [flag, length @ ..] = *prefix;
+    match flag {
+        0 => {}
+        1 => return Err(Malformed::Compressed),
+        _ => return Err(Malformed::Message),
+    }
+    let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+    match message.len().cmp(&length) {
+        std::cmp::Ordering::Less => Err(Malformed::Cut),
+        std::cmp::Ordering::Equal => Ok(message),
+        std::cmp::Ordering::Greater => Err(Malformed::Trailing),
+    }
+}
+
+/// A `HealthCheckRequest`. The empty name asks for the whole server.
+#[must_use]
+pub fn encode_request(service: &str) -> Vec<u8> {
+    let mut message = Vec::with_capacity(service.len().saturating_add(6));
+    // A default value is left out.
+    if !service.is_empty() {
+        message.push(SERVICE_FIELD);
+        let mut rest = service.len();
+        while rest >= 0x80 {
+            message.push(low(rest) | 0x80);
+            rest >>= 7;
+        }
+        message.push(low(rest));
+        message.extend_from_slice(service.as_bytes());
+    }
+    message
+}
+
+/// The service that a `HealthCheckRequest` asks for.
+///
+/// # Errors
+/// It is malformed.
+pub fn decode_request(message: &[u8]) -> Result<&str, Malformed> {
+    let mut service: &[u8] = &[];
+    // A field that comes again replaces the one before; one of another type is a field of somebody else's.
+    fields(message, |number, value| {
+        if let (1, Value::Bytes(bytes)) = (number, value) {
+            service = bytes;
+        }
+    })?;
+    std::str::from_utf8(service).map_err(|_| Malformed::Text)
+}
+
+/// A `HealthCheckResponse`.
+#[must_use]
+pub const fn encode_response(status: Serving) -> &'static [u8] {
+    match status {
+        Serving::Unknown => &[],
+        Serving::Serving => &[STATUS_FIELD, 1],
+        Serving::NotServing => &[STATUS_FIELD, 2],
+        Serving::ServiceUnknown => &[STATUS_FIELD, 3],
+    }
+}
+
+/// The state that a `HealthCheckResponse` tells. A number that has no meaning yet is [`Serving::Unknown`].
+///
+/// # Errors
+/// It is malformed.
+pub fn decode_response(message: &[u8]) -> Result<Serving, Malformed> {
+    let mut status = 0;
+    fields(message, |number, value| {
+        if let (1, Value::Number(value)) = (number, value) {
+            status = value;
+        }
+    })?;
+    Ok(match status {
+        1 => Serving::Serving,
+        2 => Serving::NotServing,
+        3 => Serving::ServiceUnknown,
+        _ => Serving::Unknown,
+    })
+}
+
+/// Tag of field 1 as bytes, and as a number.
+const SERVICE_FIELD: u8 = 1 << 3 | 2;
+const STATUS_FIELD: u8 = 1 << 3;
+
+const fn low(number: usize) -> u8 {
+    number.to_le_bytes()[0] & 0x7f
+}
+
+enum Value<'a> {
+    Number(u64),
+    Bytes(&'a [u8]),
+    /// 4 or 8 bytes of a type that no field here has.
+    Fixed,
+}
+
+/// Hands on each field of a message. Groups, which no version of these messages has had, are malformed: to skip them takes a stack.
+fn fields<'a>(message: &'a [u8], mut each: impl FnMut(u32, Value<'a>)) -> Result<(), Malformed> {
+    let mut rest = message;
+    while !rest.is_empty() {
+        let tag = u32::try_from(varint(&mut rest)?).map_err(|_| Malformed::Message)?;
+        let value = match tag & 7 {
+            0 => Value::Number(varint(&mut rest)?),
+            1 => take(&mut rest, 8).map(|_| Value::Fixed)?,
+            2 => {
+                let length = usize::try_from(varint(&mut rest)?).unwrap_or(usize::MAX);
+                Value::Bytes(take(&mut rest, length)?)
+            }
+            5 => take(&mut rest, 4).map(|_| Value::Fixed)?,
+            _ => return Err(Malformed::Message),
+        };
+        match tag >> 3 {
+            0 => return Err(Malformed::Message),
+            number => each(number, value),
+        }
+    }
+    Ok(())
+}
+
+fn take<'a>(rest: &mut &'a [u8], length: usize) -> Result<&'a [u8], Malformed> {
+    let (taken, after) = rest.split_at_checked(length).ok_or(Malformed::Cut)?;
+    *rest = after;
+    Ok(taken)
+}
+
+/// Seven bits a byte, the lowest first; at most ten bytes, of which the last can hold one bit.
+fn varint(rest: &mut &[u8]) -> Result<u64, Malformed> {
+    let mut number = 0u64;
+    for place in 0..10u32 {
+        let [byte] = *take(rest, 1)? else { return Err(Malformed::Cut) };
+        if place == 9 && byte > 1 {
+            return Err(Malformed::Message);
+        }
+        number |= u64::from(byte & 0x7f).wrapping_shl(place.wrapping_mul(7));
+        if byte < 0x80 {
+            return Ok(number);
+        }
+    }
+    Err(Malformed::Message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::Value as Json;
+
+    const VECTORS: &str = include_str!("../../tests/vectors/15_grpc_health.json");
+
+    fn hex(text: &Json) -> Vec<u8> {
+        let text = text.as_str().unwrap();
+        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    }
+
+    #[test]
+    fn requests_are_those_of_the_vectors() {
+        let vectors: Json = serde_json::from_str(VECTORS).unwrap();
+        assert_eq!(vectors["path_check"], CHECK);
+        for path in ["path_check", "path_watch", "path_list"] {
+            assert!(vectors[path].as_str().unwrap().starts_with(SERVICE), "{path}");
+        }
+        let cases = vectors["request_hex"].as_array().unwrap();
+        assert!(cases.len() >= 3);
+        for case in cases {
+            let service = case["service"].as_str().unwrap();
+            let (message, framed) = (hex(&case["msg"]), hex(&case["frame"]));
+            assert_eq!(encode_request(service), message);
+            assert_eq!(frame(&message), framed);
+            assert_eq!(unframe(&framed), Ok(&message[..]));
+            assert_eq!(decode_request(&message), Ok(service));
+        }
+    }
+
+    #[test]
+    fn responses_are_those_of_the_vectors() {
+        let vectors: Json = serde_json::from_str(VECTORS).unwrap();
+        let all = [Serving::Unknown, Serving::Serving, Serving::NotServing, Serving::ServiceUnknown];
+        let cases = vectors["response_hex"].as_array().unwrap();
+        assert_eq!(cases.len(), all.len());
+        for case in cases {
+            let number = vectors["enum"][case["status"].as_str().unwrap()].as_u64().unwrap();
+            let (message, framed) = (hex(&case["msg"]), hex(&case["frame"]));
+            let status = all[usize::try_from(number).unwrap()];
+            assert_eq!(encode_response(status), message);
+            assert_eq!(frame(&message), framed);
+            assert_eq!(decode_response(unframe(&framed).unwrap()), Ok(status));
+        }
+    }
+
+    #[test]
+    fn frames_that_are_none_are_told_apart() {
+        for (body, wrong) in [
+            (&b""[..], Malformed::Cut),
+            (b"\0\0\0\0", Malformed::Cut),
+            (b"\0\0\0\0\x01", Malformed::Cut),
+            (b"\0\xff\xff\xff\xffx", Malformed::Cut),
+            (b"\0\0\0\0\0\0", Malformed::Trailing),
+            (b"\x01\0\0\0\0", Malformed::Compressed),
+            (b"\x02\0\0\0\0", Malformed::Message),
+        ] {
+            assert_eq!(unframe(body), Err(wrong), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn requests_are_read_as_protocol_buffers_are() {
+        for (message, read) in [
+            // The last of a field counts.
+            (&b"\x0a\x01a\x0a\x01b"[..], Ok("b")),
+            (b"\x0a\x01a\x0a\0", Ok("")),
+            // Fields of the future, of each type, and field 1 as a number.
+            (b"\x10\x96\x01\x0a\x01a\x1d1234\x21\x3112345678\x2a\x02xy", Err(Malformed::Cut)),
+            (b"\x10\x96\x01\x0a\x01a\x1d1234\x2112345678\x2a\x02xy", Ok("a")),
+            (b"\x08\x01", Ok("")),
+            // A length in more bytes than it needs.
+            (b"\x0a\x81\x80\0a", Ok("a")),
+            (b"\x0a", Err(Malformed::Cut)),
+            (b"\x0a\x02a", Err(Malformed::Cut)),
+            (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01a", Err(Malformed::Cut)),
+            (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02", Err(Malformed::Message)),
+            (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", Err(Malformed::Message)),
+            (b"\x02\0", Err(Malformed::Message)),
+            (b"\x0b\x0c", Err(Malformed::Message)),
+            (b"\x0e", Err(Malformed::Message)),
+            (b"\xf8\xff\xff\xff\xff\xff\x01\x01", Err(Malformed::Message)),
+            (b"\x0a\x02\xc3\x28", Err(Malformed::Text)),
+        ] {
+            assert_eq!(decode_request(message), read, "{message:?}");
+        }
+        for (message, status) in [
+            (&b"\x08\x02\x08\x01"[..], Ok(Serving::Serving)),
+            (b"\x08\x07", Ok(Serving::Unknown)),
+            (b"\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", Ok(Serving::Unknown)),
+            (b"\x0a\x01\x01", Ok(Serving::Unknown)),
+            (b"\x08", Err(Malformed::Cut)),
+        ] {
+            assert_eq!(decode_response(message), status, "{message:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(service in "\\PC{0,300}") {
+            let message = encode_request(&service);
+            let framed = frame(&message);
+            prop_assert_eq!(unframe(&framed).and_then(decode_request), Ok(&service[..]));
+        }
+
+        #[test]
+        fn whatever_comes_is_a_value_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = unframe(&bytes).and_then(decode_request);
+            let _ = decode_request(&bytes);
+            let _ = decode_response(&bytes);
+            // A message that can be read can be read with a field of the future behind it.
+            if let Ok(service) = decode_request(&bytes) {
+                let longer = [&bytes[..], b"\x7a\x01x"].concat();
+                prop_assert_eq!(decode_request(&longer), Ok(service));
+            }
+        }
+    }
+}

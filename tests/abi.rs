@@ -1,0 +1,44 @@
+//! The numbers of the ABI, held against those of the proxy-wasm SDK for Rust.
+//!
+//! The filter itself does without the SDK, see `src/wasm.rs`: what both must agree on is here.
+#![cfg(not(target_arch = "wasm32"))]
+#![allow(dead_code, reason = "the filter uses what is compared here")]
+
+#[path = "../src/wasm/abi.rs"]
+mod abi;
+
+use proxy_wasm::types::{Action, BufferType, LogLevel, MapType, MetricType, Status, StreamType};
+
+#[test]
+fn our_numbers_are_the_sdks() {
+    let pairs = [
+        (abi::OK, Status::Ok as u32),
+        (abi::CONTINUE, Action::Continue as u32),
+        (abi::PAUSE, Action::Pause as u32),
+        (abi::REQUEST_STREAM, StreamType::HttpRequest as u32),
+        (abi::REQUEST_BODY, BufferType::HttpRequestBody as u32),
+        (abi::RESPONSE_BODY, BufferType::HttpResponseBody as u32),
+        (abi::PLUGIN_CONFIGURATION, BufferType::PluginConfiguration as u32),
+        (abi::REQUEST_HEADERS, MapType::HttpRequestHeaders as u32),
+        (abi::RESPONSE_HEADERS, MapType::HttpResponseHeaders as u32),
+        (abi::RESPONSE_TRAILERS, MapType::HttpResponseTrailers as u32),
+        (abi::COUNTER, MetricType::Counter as u32),
+        (abi::GAUGE, MetricType::Gauge as u32),
+        (abi::HISTOGRAM, MetricType::Histogram as u32),
+        (abi::Severity::Info as u32, LogLevel::Info as u32),
+        (abi::Severity::Warn as u32, LogLevel::Warn as u32),
+        (abi::Severity::Error as u32, LogLevel::Error as u32),
+        (abi::Severity::Critical as u32, LogLevel::Critical as u32),
+    ];
+    for (place, (ours, theirs)) in pairs.into_iter().enumerate() {
+        assert_eq!(ours, theirs, "line {place} of the table");
+    }
+}
+
+#[test]
+fn the_table_leaves_no_number_out() {
+    let constants = include_str!("../src/wasm/abi.rs").matches("pub const ").count();
+    let compared = include_str!("abi.rs").matches("(abi::").count();
+    // Itself, in the line above, and the four severities, which are no constants.
+    assert_eq!(compared - 1 - 4, constants);
+}
