@@ -12,9 +12,11 @@ use haven::config::{self, ClientIp, Config, KeyPart, MissingKey};
 use haven::engine::Engine;
 use haven::engine::exchange::{Action, Exchange};
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};
-use haven::host::{MetricKind, Metrics, Property, SharedData};
+use haven::host::{CallAnswer, MetricKind, Metrics, Property, SharedData};
 use haven::policy::circuit_breaker::CircuitBreaker;
 use haven::policy::circuit_breaker::state::Phase;
+use haven::policy::health_check::state::Status;
+use haven::policy::health_check::{grpc, report};
 use haven::policy::key;
 use haven::policy::request::Request;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -1103,4 +1105,68 @@ fn assert_sound_json(stream: &SimStream) {
         let json: Result<serde_json::Value, _> = serde_json::from_slice(&reply.body);
         assert!(json.is_ok(), "{}", reply.body.escape_ascii());
     }
+}
+
+const REPORTS: &[u8] = br#"{"upstreams": {"u": {"endpoints": [{"address": "10.0.0.1:80"}], "health_check": {"report": true,
+    "unhealthy_threshold": 1, "healthy_threshold": 1, "components": {"db": {}, "redis": {"critical": false, "max_error_rate": 5}}}}},
+    "routes": [{"name": "r", "upstream": "u", "depends_on": ["redis"]}]}"#;
+
+/// A health report, after a byte that says whether its HTTP status is good: whatever an endpoint sends, the check has an outcome, the
+/// health document can be read, and no answer that says it is not well makes it so.
+///
+/// # Panics
+/// If that does not hold.
+pub fn check_report(input: &[u8]) {
+    static CONFIG: LazyLock<Config> = LazyLock::new(|| config::parse(REPORTS).expect("valid"));
+    let Some((first, body)) = input.split_first() else { return };
+    let (good, status) = if first % 2 == 0 { (true, 200) } else { (false, 503) };
+    let check = CONFIG.upstreams[0].health_check.as_ref().expect("it is there");
+    let judged = report::judge(body, good, status, check, Nanos::from_secs(1_800_000_000));
+    let json: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+    let details = json.as_ref().and_then(|json| json["details"].as_object());
+    match &judged {
+        None => {}
+        Some(sample) => {
+            assert_eq!(sample.components.len(), 2);
+            assert!(json.as_ref().is_some_and(|json| json["status"].is_string()), "judged by what it does not say");
+            if sample.status == Status::Up && !good {
+                assert!(
+                    details.is_some_and(|all| all.contains_key("redis")),
+                    "well in spite of its status, and no excuse"
+                );
+            }
+        }
+    }
+    let proxy = Proxy::new(&CONFIG, CasRules::Envoy);
+    proxy.engine.check(&proxy.worker, proxy.machine.now());
+    let calls = proxy.machine.take_outgoing();
+    assert_eq!(calls.len(), 1);
+    let headers =
+        HeaderMap::from_pairs(&[(":status", if good { "200" } else { "503" }), ("x-envoy-upstream-service-time", "1")]);
+    let kept = body.get(..report::MAX_BYTES).unwrap_or(body).to_vec();
+    let answer = CallAnswer::Http { headers, body: kept, size: body.len() };
+    proxy.engine.answered(&proxy.worker, calls[0].id, &answer, proxy.machine.now());
+    let well = judged.map_or(good, |sample| sample.status == Status::Up);
+    let stream = SimStream::request("GET", "/readyz", &[]);
+    let mut exchange = Exchange::new(Rc::clone(&proxy.engine));
+    exchange.on_request(&proxy.worker, &stream);
+    exchange.on_end(&proxy.worker);
+    let reply = stream.replied().expect("it is a probe");
+    assert_eq!(reply.status == 200, well, "{}", String::from_utf8_lossy(&reply.body));
+    serde_json::from_slice::<serde_json::Value>(&reply.body).expect("a document");
+}
+
+/// A `HealthCheckResponse`: it is one or it is none, and protobuf's rule holds that of a field which comes twice the last counts.
+///
+/// # Panics
+/// If that does not hold.
+pub fn check_grpc_health(input: &[u8]) {
+    let message = grpc::response(input);
+    let well = grpc::response(&[input, b"\x08\x01"].concat());
+    if message.is_some() {
+        assert_eq!(well, Some(Status::Up), "what follows is read as well");
+    }
+    // What we ask with can be read as a message of the same shape: a field of bytes, passed over.
+    let service = String::from_utf8_lossy(input);
+    assert_eq!(grpc::response(&grpc::request(&service)), Some(Status::Unsure));
 }

@@ -5,7 +5,7 @@
 
 mod compile;
 mod error;
-mod json;
+pub(crate) mod json;
 mod kind;
 mod raw;
 #[cfg(not(target_arch = "wasm32"))]
@@ -163,6 +163,65 @@ pub struct Upstream {
     pub circuit_breaker: Option<usize>,
     /// Index into [`Config::concurrency_limits`]: one for all routes of the upstream together.
     pub concurrency_limit: Option<usize>,
+    /// Active checks of its endpoints.
+    pub health_check: Option<HealthCheck>,
+}
+
+/// Active checks of an upstream's endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// What is asked.
+    pub ask: Ask,
+    /// Time between two checks of an endpoint, 100 ms to 1 h.
+    pub interval: Nanos,
+    /// The same while it is not clear what an endpoint is, 100 ms to `interval`.
+    pub interval_changing: Nanos,
+    /// Random share by which each interval is lengthened or shortened, at most 50 %.
+    pub jitter: Percent,
+    /// How long endpoints are left alone at first.
+    pub initial_delay: Nanos,
+    /// Time an answer may take, 1 ms to 1 min.
+    pub timeout: Nanos,
+    /// Good answers in a row that make an unhealthy endpoint healthy.
+    pub healthy_threshold: u32,
+    /// Bad answers in a row that make an endpoint unhealthy.
+    pub unhealthy_threshold: u32,
+    /// Whether the report in the body is judged.
+    pub report: bool,
+    /// What is known of the report's components.
+    pub components: Vec<Component>,
+}
+
+/// What an active check asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// A GET.
+    Http {
+        /// Path and query.
+        path: String,
+        /// Host; `None` = the endpoint's address.
+        host: Option<String>,
+        /// Inclusive ranges of good answers' statuses.
+        expected: Vec<(u16, u16)>,
+    },
+    /// `grpc.health.v1.Health/Check`.
+    Grpc {
+        /// The service asked about; empty = the whole server.
+        service: String,
+    },
+}
+
+/// A component of health reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Component {
+    /// Its name.
+    pub name: String,
+    /// Whether an endpoint is of no use without it.
+    pub critical: bool,
+    /// How often the endpoint looks after it, 100 ms to 1 h.
+    pub period: Nanos,
+    /// Above this share of errors it is DOWN.
+    pub max_error_rate: Option<Percent>,
 }
 
 /// One instance of an upstream.
@@ -597,6 +656,8 @@ pub struct Route {
     pub timeout: Timeout,
     /// Which of them are tried again.
     pub retry: Option<Retry>,
+    /// Indices into the components of its upstream's [`HealthCheck`]: it is refused while one of them is down.
+    pub depends_on: Vec<usize>,
     /// A share of them that goes elsewhere.
     pub canary: Option<Canary>,
 }

@@ -9,6 +9,7 @@
 //! |---|---|---|---|---|
 //! | buckets, breakers | shared data | compare-and-swap | kept by name | kept |
 //! | outcomes since a breaker's record was written | gauges | atomic add | kept | kept |
+//! | what checks found of endpoints | shared data | the one VM that checks | kept by name | kept |
 //! | kept responses | shared data | compare-and-swap | kept by name | kept |
 //! | requests in flight, of endpoints and concurrency limits | gauges | atomic add | kept | the VM's share is taken out after some 20 s |
 //! | latency and reported load of endpoints | gauges | each worker, the last one wins | kept by name | kept |
@@ -22,6 +23,7 @@
 //! died between changing a record and counting it.
 
 mod breaker;
+mod checks;
 mod concurrency;
 pub mod endpoints;
 pub mod exchange;
@@ -39,16 +41,18 @@ use crate::base::time::Nanos;
 use crate::config::{
     self, BalancePolicy, BreakerScope, Config, Criticality, FallbackStep, KeyPart, Mode, RejectBelow, RequestTimeout,
 };
-use crate::host::{Host, MetricId};
+use crate::host::{CallAnswer, CallId, Calls, Host, MetricId};
 use crate::policy::concurrency::adaptive::USUAL_DEADLINE;
 use crate::policy::fallback::stale::Stale;
 use crate::policy::fallback::stale::table::Change;
 use crate::policy::health::{self, Component, Status};
+use crate::policy::health_check::state::Status as Verdict;
 use crate::policy::rate_limit::RateLimit;
 use crate::policy::retry::{Budget, Totals};
 use crate::policy::{self, Reason, fallback};
 use crate::store::{self, Contended, Key, Kind, Step};
 use breaker::{Breaker, Subject, Telling};
+use checks::Checks;
 use concurrency::Concurrency;
 use endpoints::Upstream;
 use metrics::Names;
@@ -81,8 +85,10 @@ pub struct Engine {
     vm: u64,
     /// Where the next tick goes on: upstreams first, then breakers.
     tick_at: Cell<usize>,
-    /// What breakers share.
+    /// What breakers and checks share.
     telling: Rc<Telling>,
+    /// Active checks of endpoints.
+    checks: Option<Checks>,
 }
 
 #[derive(Debug)]
@@ -115,6 +121,8 @@ struct Route {
     criticality: Criticality,
     breaker: Option<Use>,
     upstream: Option<Use>,
+    /// Components of its upstream's check, `at` their index, without which it is refused.
+    depends_on: Vec<Use>,
     fallback: Option<FallbackUse>,
     /// The cluster that the proxy has to be told, since the fallback or the canary may choose another.
     cluster: Option<String>,
@@ -249,11 +257,13 @@ impl Engine {
             reserved_headers: reserved_headers(config.trust_client_retry_headers),
             tick_at: Cell::new(0),
             telling: Rc::default(),
+            checks: None,
             config: Config::default(),
         };
         for upstream in &config.upstreams {
             let breaker = upstream.circuit_breaker.and_then(|at| config.circuit_breakers.get(at));
-            engine.upstreams.push(Upstream::new(upstream, breaker, config.mode, &engine.telling, host));
+            let checked = checks::is_checked(&config, upstream);
+            engine.upstreams.push(Upstream::new(upstream, breaker, config.mode, checked, &engine.telling, host));
             engine.reserved_headers.add(&upstream.override_header);
         }
         engine.kept = config.fallbacks.iter().map(|fallback| Kept::new(fallback, seed, host)).collect();
@@ -263,6 +273,8 @@ impl Engine {
             let compiled = engine.compile_route(&config, route, [at, at], seed, &mut instances, host);
             engine.routes.push(compiled);
         }
+        let checks = Checks::new(&config, engine.vm, &engine.telling, host);
+        engine.checks = (!checks.is_empty()).then_some(checks);
         for (at, route) in config.routes.iter().enumerate() {
             engine.compile_canary(&config, route, at, seed, &mut instances, host);
         }
@@ -302,6 +314,24 @@ impl Engine {
             if work >= TICK_WORK {
                 break;
             }
+        }
+    }
+
+    /// Whether [`Engine::check`] has anything to do.
+    #[must_use]
+    pub const fn has_checks(&self) -> bool {
+        self.checks.is_some()
+    }
+
+    /// Asks endpoints how they are, if this is the VM that does and they are due. When it wants to be called again; `None`: never.
+    pub fn check<H: Host + Calls>(&self, host: &H, now: Nanos) -> Option<Nanos> {
+        Some(self.checks.as_ref()?.run(host, now))
+    }
+
+    /// A call that [`Engine::check`] has made was answered.
+    pub fn answered<H: Host>(&self, host: &H, id: CallId, answer: &CallAnswer, now: Nanos) {
+        if let Some(checks) = &self.checks {
+            checks.answered(host, id, answer, now);
         }
     }
 
@@ -356,8 +386,11 @@ impl Engine {
                                     >= u64::from(census.members).saturating_mul(least.0.into())
                         }
                     };
-                let error = (!up).then(|| {
-                    [&number(usable.into()), " of ", &number(census.members.into()), " endpoints available"].concat()
+                let (status, why) = self.upstream_status(upstream, config, up);
+                let error = (status != Status::Up).then(|| {
+                    let counts =
+                        [&number(usable.into()), " of ", &number(census.members.into()), " endpoints available"];
+                    [counts.concat().as_str(), if why.is_empty() { "" } else { "; " }, why.as_str()].concat()
                 });
                 let of = |used: &dyn Fn(&config::Route) -> Option<usize>| {
                     self.config.routes.iter().filter_map(used).any(|used| used == at)
@@ -365,13 +398,49 @@ impl Engine {
                 let only_canary = !of(&|route| route.upstream) && of(&|route| Some(route.canary.as_ref()?.upstream));
                 Component {
                     name: &config.name,
-                    status: if up { Status::Up } else { Status::Down },
+                    status,
+                    rt: upstream.response_time(host),
                     error,
                     // Without a canary its requests go where the others go.
                     critical: !only_canary,
                 }
             })
             .collect()
+    }
+
+    /// What an upstream is in the health document, and the reason of the first endpoint that checks have taken out. Its endpoints' states are
+    /// those of the last reading: nothing is asked here.
+    fn upstream_status(&self, upstream: &Upstream, config: &config::Upstream, up: bool) -> (Status, String) {
+        let Some(check) = &config.health_check else {
+            return (if up { Status::Up } else { Status::Down }, String::new());
+        };
+        let mut known = false;
+        let mut worst: Option<Status> = None;
+        let mut why = String::new();
+        for (address, verdict) in upstream.verdicts() {
+            known |= verdict.status != Verdict::Unknown;
+            if verdict.status.is_usable() {
+                continue;
+            }
+            if why.is_empty() {
+                why =
+                    [address, ": ", verdict.status.word(), ", ", &verdict.reason.text(verdict.detail, check)].concat();
+            }
+            worst = match (worst, verdict.status) {
+                (Some(Status::Down), _) | (_, Verdict::Down) => Some(Status::Down),
+                (Some(Status::OutOfService), _) | (_, Verdict::OutOfService) => Some(Status::OutOfService),
+                _ => Some(Status::Unknown),
+            };
+        }
+        match worst {
+            // A proxy that has just started does not say that it is ready before anybody was found so.
+            _ if up && !known && upstream.verdicts().next().is_some() => {
+                (Status::Unknown, "no endpoint has been checked yet".to_owned())
+            }
+            _ if up => (Status::Up, why),
+            Some(worst) => (worst, why),
+            None => (Status::Down, why),
+        }
     }
 
     /// Compiles what becomes of the requests that a route's canary has, if it has one.
@@ -400,6 +469,7 @@ impl Engine {
         let its = config::Route {
             upstream: Some(canary.upstream),
             circuit_breaker: canary.circuit_breaker,
+            depends_on: same_components(upstream, other, &route.depends_on),
             canary: None,
             ..route.clone()
         };
@@ -515,6 +585,12 @@ impl Engine {
             let mode = mode_of(upstream.mode);
             (mode != Mode::Off).then(|| Use { at, mode, refusals: refusals(&upstream.name, Reason::NoEndpoint, mode) })
         });
+        let check = route.upstream.and_then(|at| config.upstreams.get(at)).and_then(|u| u.health_check.as_ref());
+        let depends_on = route.depends_on.iter().filter_map(|at| {
+            let (Use { mode, .. }, component) = (upstream?, check?.components.get(*at)?);
+            Some(Use { at: *at, mode, refusals: refusals(&component.name, Reason::NoEndpoint, mode) })
+        });
+        let depends_on = depends_on.collect();
         let fallback = route.fallback.and_then(|at| {
             let fallback = config.fallbacks.get(at)?;
             let mode = mode_of(fallback.mode);
@@ -573,6 +649,7 @@ impl Engine {
             criticality: route.criticality,
             breaker,
             upstream,
+            depends_on,
             fallback,
             cluster: cluster(config, route),
             duration: names.upstream_duration(&route.name),
@@ -630,6 +707,16 @@ impl Engine {
             }
         }
     }
+}
+
+/// The components of `other` that have the names of these components of `upstream`.
+fn same_components(upstream: &config::Upstream, other: &config::Upstream, components: &[usize]) -> Vec<usize> {
+    let (Some(check), Some(others)) = (&upstream.health_check, &other.health_check) else { return Vec::new() };
+    let same = |at: &usize| {
+        let name = &check.components.get(*at)?.name;
+        others.components.iter().position(|component| component.name == *name)
+    };
+    components.iter().filter_map(same).collect()
 }
 
 /// In what time a route's requests are to be answered, at the most.

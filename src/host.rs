@@ -87,6 +87,76 @@ pub trait Log {
     fn log(&self, level: log::Level, message: &str);
 }
 
+/// Calls that we make by ourselves, outside of any request. The answer comes in a callback of the context that called, or, if its VM is
+/// lost, never.
+pub trait Calls {
+    /// Starts a call.
+    ///
+    /// # Errors
+    /// [`NoCall`]: there will be no callback.
+    fn call(&self, call: &Call<'_>) -> Result<CallId, NoCall>;
+}
+
+/// A call to start.
+#[derive(Clone, Copy, Debug)]
+pub enum Call<'a> {
+    /// A request without a body.
+    Http {
+        /// The proxy's cluster.
+        cluster: &'a str,
+        /// Pseudo-headers and headers.
+        headers: &'a [(&'a str, &'a str)],
+        /// Time that it may take.
+        timeout: Nanos,
+    },
+    /// A unary gRPC call.
+    Grpc {
+        /// The proxy's cluster.
+        cluster: &'a str,
+        /// The service's name.
+        service: &'a str,
+        /// The method's.
+        method: &'a str,
+        /// Headers.
+        metadata: &'a [(&'a str, &'a str)],
+        /// The request.
+        message: &'a [u8],
+        /// Time that it may take.
+        timeout: Nanos,
+    },
+}
+
+/// A call that was started. HTTP and gRPC calls are counted apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallId {
+    /// An HTTP call.
+    Http(u32),
+    /// A gRPC call.
+    Grpc(u32),
+}
+
+/// A call could not be started: there is no such cluster, or nobody in it. On Envoy either may still come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoCall;
+
+/// How a call ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CallAnswer {
+    /// An HTTP answer, perhaps of the proxy's own making.
+    Http {
+        /// Its headers; none at all where the host could not reach anybody and says so in that way.
+        headers: HeaderMap,
+        /// As much of the body as was asked for.
+        body: Vec<u8>,
+        /// How long the body is.
+        size: usize,
+    },
+    /// The message of a gRPC call that went well.
+    GrpcMessage(Vec<u8>),
+    /// The status of a gRPC call that did not.
+    GrpcStatus(u32),
+}
+
 /// One HTTP exchange, as seen from a callback of its own.
 pub trait Stream {
     /// All headers of a message in one call: reading them one by one costs nearly as much for each.

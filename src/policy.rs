@@ -7,6 +7,7 @@ pub mod concurrency;
 pub mod deadline;
 pub mod fallback;
 pub mod health;
+pub mod health_check;
 pub mod key;
 pub mod rate_limit;
 pub mod reply;

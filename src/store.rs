@@ -62,6 +62,10 @@ pub enum Kind {
     RateLimit = b'r',
     /// A circuit breaker.
     CircuitBreaker = b'c',
+    /// What active checks have found of an endpoint.
+    Health = b'h',
+    /// Who checks an upstream's endpoints.
+    HealthLease = b'l',
     /// VMs' shares of gauges.
     Shares = b'g',
     /// When an upstream's endpoints were first seen.

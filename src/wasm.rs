@@ -15,7 +15,8 @@ use crate::base::time::Nanos;
 use crate::config;
 use crate::engine::exchange::{Action, Exchange};
 use crate::engine::{Engine, TICK};
-use crate::host::{Clock, Log};
+use crate::host::{CallAnswer, CallId, Clock, Log};
+use crate::policy::health_check::report;
 use bindings::Proxy;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -44,8 +45,12 @@ impl Root {
             config::parse(&json).map_err(|errors| errors.to_string()).and_then(|config| Engine::new(config, &Proxy));
         match engine {
             Ok(engine) => {
+                let now = Proxy.monotonic();
+                if engine.has_checks() {
+                    self.ticks.want(now);
+                }
                 self.engine.replace(Some(Rc::new(engine)));
-                self.ticks.set(Proxy.monotonic());
+                self.ticks.set(now);
                 true
             }
             Err(message) => {
@@ -64,7 +69,36 @@ impl Root {
             self.next_look.set(now.plus(TICK));
             engine.tick(&Proxy);
         }
+        if let Some(next) = self.engine().and_then(|engine| engine.check(&Proxy, now)) {
+            self.ticks.want(next);
+        }
         self.ticks.set(Proxy.monotonic());
+    }
+
+    fn on_http_call_response(&self, call: u32, size: usize) {
+        // Whether it is of use is the engine's to say; it cannot ask for more than is there.
+        let (headers, body) = (bindings::call_headers(), bindings::call_body(size.min(report::MAX_BYTES)));
+        self.on_call(CallId::Http(call), &CallAnswer::Http { headers, body, size });
+    }
+
+    fn on_grpc_receive(&self, call: u32, size: usize) {
+        let message = bindings::grpc_message(size.min(report::MAX_BYTES));
+        self.on_call(CallId::Grpc(call), &CallAnswer::GrpcMessage(message));
+    }
+
+    fn on_grpc_close(&self, call: u32, status: u32) {
+        self.on_call(CallId::Grpc(call), &CallAnswer::GrpcStatus(status));
+    }
+
+    fn on_call(&self, call: CallId, answer: &CallAnswer) {
+        let Some(engine) = self.engine() else { return };
+        let now = Proxy.monotonic();
+        engine.answered(&Proxy, call, answer, now);
+        // What follows from it may be due sooner than what was known before.
+        if let Some(next) = engine.check(&Proxy, now) {
+            self.ticks.want(next);
+            self.ticks.set(now);
+        }
     }
 
     fn engine(&self) -> Option<Rc<Engine>> {

@@ -22,6 +22,8 @@ mod algorithms;
 mod balancing;
 #[path = "chain/canary.rs"]
 mod canary;
+#[path = "chain/checks.rs"]
+mod checks;
 #[path = "chain/concurrency.rs"]
 mod concurrency;
 #[path = "chain/deadlines.rs"]
@@ -1050,7 +1052,7 @@ fn many_breakers_that_flap_do_not_flood_the_log() {
     }
     assert_eq!(proxy.machine.logs().len(), 50, "in one second");
     proxy.engine.tick(&proxy.worker);
-    assert_eq!(proxy.machine.logs().last().unwrap().1, "circuit breakers: 30 more changes");
+    assert_eq!(proxy.machine.logs().last().unwrap().1, "circuit breakers and endpoints: 30 more changes");
     assert_eq!(proxy.machine.metric("haven_circuit_breaker_transitions_total;circuit_breaker=b;to=open"), 80);
     proxy.machine.advance(Nanos::from_secs(5));
     proxy.request("/7", &[], 200);

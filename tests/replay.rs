@@ -20,17 +20,19 @@ use std::path::{Path, PathBuf};
 /// Each target, its check, and how many mutations are tried.
 type Target = (&'static str, fn(&[u8]), u32);
 
-const TARGETS: [Target; 6] = [
+const TARGETS: [Target; 8] = [
     ("client_ip", checks::check_client_ip, 10_000),
     ("config", checks::check_config, 50_000),
     ("cost", checks::check_cost, 20_000),
     ("exchange", checks::check_exchange, 5_000),
+    ("grpc_health", checks::check_grpc_health, 20_000),
     ("records", checks::check_records, 5_000),
+    ("report", checks::check_report, 5_000),
     ("request_key", checks::check_request_key, 10_000),
 ];
 
 /// The kept corpora together.
-const MAX_BYTES: usize = 300_000;
+const MAX_BYTES: usize = 320_000;
 
 fn folder(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz").join(path)
@@ -123,6 +125,16 @@ fn costs() {
 #[test]
 fn exchanges() {
     replay("exchange");
+}
+
+#[test]
+fn grpc_health_messages() {
+    replay("grpc_health");
+}
+
+#[test]
+fn health_reports() {
+    replay("report");
 }
 
 #[test]

@@ -10,7 +10,9 @@ use super::kind::Names;
 use super::raw;
 use super::scalar::{DAY, HOUR, Int, SEC, Span, hundredths, show_size, show_span};
 use super::take::{Either, Take};
-use super::text::{BREAKER, CONCURRENCY_LIMIT, FALLBACK, RATE_LIMIT, SECTIONS, SWITCH, UPSTREAM, exact_host, segments};
+use super::text::{
+    BREAKER, COMPONENT, CONCURRENCY_LIMIT, FALLBACK, RATE_LIMIT, SECTIONS, SWITCH, UPSTREAM, exact_host, segments,
+};
 use super::*;
 use crate::base::ip::Ip;
 
@@ -22,6 +24,7 @@ pub(super) fn compile(raw: raw::Document, names: &Names, errors: &mut Errors) ->
     let root = Path::Root;
     let references = References {
         names,
+        components: raw.upstreams.iter().map(|(_, it)| component_names(it)).collect(),
         upstream_scoped: raw.circuit_breakers.iter().map(|(_, it)| it.scope == BreakerScope::Upstream).collect(),
         overrides: raw.upstreams.iter().map(|(_, it)| it.r#override.header.clone()).collect(),
         sends_on: raw.fallbacks.iter().map(|(_, it)| it.steps.iter().any(|step| step.cluster.is_some())).collect(),
@@ -59,6 +62,8 @@ pub(super) fn compile(raw: raw::Document, names: &Names, errors: &mut Errors) ->
 /// What references refer to. That it is there, the checker has seen to.
 struct References<'a> {
     names: &'a Names,
+    /// By upstream: the components of its health check.
+    components: Vec<Vec<String>>,
     /// By breaker: whether its scope is the upstream.
     upstream_scoped: Vec<bool>,
     /// By upstream: its override header.
@@ -103,6 +108,7 @@ fn upstream(
         let want = ["a header name that starts with \"x-\" and is none of ", &RESERVED.join(", ")].concat();
         errors.refuse_text(&at.key("override").key("header"), &header, &want);
     }
+    let health_check = raw.health_check.map(|it| health_check(&at.key("health_check"), it, errors));
     let endpoint =
         |it: raw::Endpoint| Endpoint { address: it.address, weight: it.weight, priority: it.priority, zone: it.zone };
     let balancer = raw.load_balancer;
@@ -130,6 +136,7 @@ fn upstream(
         attempt_count,
         circuit_breaker,
         concurrency_limit: references.find(CONCURRENCY_LIMIT, raw.concurrency_limit.as_ref()),
+        health_check,
         name,
     }
 }
@@ -161,6 +168,59 @@ fn balance_policy(at: &Path<'_>, raw: raw::LoadBalancer, errors: &mut Errors) ->
 
 /// The most load of an endpoint, in hundredths of its share, if `bounded_load` is not given.
 const USUAL_BOUND: Percent = Percent(125);
+
+fn component_names(raw: &raw::Upstream) -> Vec<String> {
+    let names = |check: &raw::HealthCheck| check.components.iter().map(|(name, _)| name.clone()).collect();
+    raw.health_check.as_ref().map(names).unwrap_or_default()
+}
+
+/// How often an endpoint is asked, at the least, while it is not clear what it is, if `interval_changing` is not given.
+const USUAL_CHANGING: Nanos = Nanos(SEC);
+
+fn health_check(at: &Path<'_>, raw: raw::HealthCheck, errors: &mut Errors) -> HealthCheck {
+    let http = raw.protocol == raw::CheckProtocol::Http;
+    if raw.protocol == raw::CheckProtocol::Tcp {
+        let want = "\"http\" or \"grpc\": a filter cannot open a bare connection; Envoy's own health_checks can, for the cluster";
+        errors.refuse_text(&at.key("protocol"), "tcp", want);
+    }
+    if let (Some(host), false) = (&raw.host, http) {
+        errors.refuse_text(&at.key("host"), host, "none: only an HTTP check has a host");
+    }
+    if let (Some(service), true) = (&raw.service, http) {
+        errors.refuse_text(&at.key("service"), service, "none: only a gRPC check has a service");
+    }
+    if raw.report && !http {
+        errors.refuse_shown(&at.key("report"), "true", "false: only the answer to an HTTP check has a report");
+    }
+    if let (Some((name, _)), false) = (raw.components.first(), raw.report) {
+        errors.refuse_text(&at.key("components"), name, "none without \"report\": true");
+    }
+    if let Some(changing) = raw.interval_changing.filter(|it| *it > raw.interval && !errors.touches(at)) {
+        let want = ["at most the interval of ", &show_span(raw.interval)].concat();
+        errors.refuse_text(&at.key("interval_changing"), &show_span(changing), &want);
+    }
+    let component = |(name, it): (String, raw::Component)| Component {
+        name,
+        critical: it.critical,
+        period: it.period.unwrap_or(raw.interval),
+        max_error_rate: it.max_error_rate,
+    };
+    HealthCheck {
+        ask: match raw.protocol {
+            raw::CheckProtocol::Grpc => Ask::Grpc { service: raw.service.unwrap_or_default() },
+            _ => Ask::Http { path: raw.path, host: raw.host, expected: raw.expected_status },
+        },
+        interval: raw.interval,
+        interval_changing: raw.interval_changing.unwrap_or(raw.interval.min(USUAL_CHANGING)),
+        jitter: raw.jitter,
+        initial_delay: raw.initial_delay,
+        timeout: raw.timeout,
+        healthy_threshold: raw.healthy_threshold,
+        unhealthy_threshold: raw.unhealthy_threshold,
+        report: raw.report,
+        components: raw.components.into_iter().map(component).collect(),
+    }
+}
 
 /// Headers that mean something else; the override header is stripped from clients and set by us.
 const RESERVED: &[&str] = &["x-forwarded-for", "x-forwarded-proto", "x-haven-cluster", "x-real-ip", "x-request-id"];
@@ -551,6 +611,19 @@ fn route(at: &Path<'_>, raw: raw::Route, references: &References<'_>, errors: &m
         let want = "a fallback without a cluster step, for the route has no upstream that names its own cluster";
         errors.refuse_text(&at.key("fallback"), name, want);
     }
+    let known = upstream.and_then(|i| references.components.get(i)).map(Vec::as_slice).unwrap_or_default();
+    let mut depends_on = Vec::new();
+    for (i, name) in raw.depends_on.iter().enumerate().filter(|(_, name)| !name.is_empty()) {
+        match known.iter().position(|known| known == name) {
+            Some(component) => depends_on.push(component),
+            // One that no upstream has was refused already.
+            None if references.find(COMPONENT, Some(name)).is_none() => {}
+            None => {
+                let want = "a component of the health_check of the route's own upstream";
+                errors.refuse_text(&at.key("depends_on").index(i), name, want);
+            }
+        }
+    }
     let canary = raw.canary.map(|it| {
         let stable = raw.upstream.as_deref();
         Canary {
@@ -571,6 +644,7 @@ fn route(at: &Path<'_>, raw: raw::Route, references: &References<'_>, errors: &m
         switch,
         timeout: timeout(&at.key("timeout"), raw.timeout, errors),
         retry: raw.retry.map(retry),
+        depends_on,
         canary,
     }
 }

@@ -89,7 +89,7 @@ section! {
         /// A concurrency limit for all routes of the upstream together.
         concurrency_limit: Option<Reference<CONCURRENCY_LIMIT>> = Else("none");
         /// Active checks of the endpoints.
-        @soon health_check: Option<HealthCheck> = Else("none");
+        health_check: Option<HealthCheck> = Else("none");
         /// The upstream is UP while at least this percentage of its endpoints is well.
         min_healthy: Option<Pct> = Else("one endpoint");
         /// The most endpoints that their breakers take out of rotation, in percent; of what is not 0, one may always go. The first that
@@ -180,33 +180,43 @@ section! {
 }
 
 section! {
-    /// Active checks of endpoints.
+    /// Active checks of endpoints: one worker of the proxy asks each endpoint by itself, and all workers heed what it finds. Until the
+    /// first answer an endpoint is used like a healthy one.
     HealthCheck {
-        /// What is asked.
+        /// What is asked: `http`, a GET of `path`; `grpc`, `grpc.health.v1.Health/Check`.
         protocol: CheckProtocol = Usual("\"http\"");
         /// Path of an HTTP check.
         path: UrlPath = Usual("\"/health\"");
+        /// Host that an HTTP check asks for.
+        host: Option<HeaderValue> = Else("the endpoint's address");
         /// Service name of a gRPC check.
         service: Option<Label> = Else("all");
         /// Time between two checks of an endpoint.
         interval: Span<{ 100 * MS }, HOUR> = Usual("\"5s\"");
+        /// The same while an endpoint's answers are not what they were, until it is clear what it is; at most `interval`.
+        interval_changing: Option<Span<{ 100 * MS }, HOUR>> = Else("`interval`, at most 1s");
+        /// Random percentage by which each interval is lengthened or shortened, so that many proxies do not ask at once.
+        jitter: Centi<0, 5_000> = Usual("10");
+        /// How long endpoints are left alone after the proxy's start.
+        initial_delay: Span<0, HOUR> = Usual("\"0s\"");
         /// Time an answer may take.
         timeout: Span<MS, MIN> = Usual("\"1s\"");
-        /// Good answers in a row that make an endpoint healthy.
+        /// Good answers in a row that make an unhealthy endpoint healthy.
         healthy_threshold: Int<1, 100> = Usual("2");
-        /// Bad answers in a row that make it unhealthy.
+        /// Bad answers in a row that make an endpoint unhealthy.
         unhealthy_threshold: Int<1, 100> = Usual("3");
-        /// Statuses of good answers.
+        /// Statuses of good answers to HTTP checks.
         expected_status: Set<Statuses, 1, 32> = Usual("[\"200-299\"]");
-        /// Judge endpoints by the health document in the body.
+        /// Judge endpoints by the health report in the body of an HTTP check. What is no such report, or longer than 64 KiB, counts by its
+        /// status alone.
         report: bool = Usual("false");
-        /// Components of the health document that are judged by themselves.
+        /// What is known of the report's components. Those that are not named here are as critical as the report says, by default they are.
         components: Map<Name, Component, 256> = Usual("{}");
     }
 }
 
 /// What a health check asks.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) enum CheckProtocol {
     #[default]
     Http,
@@ -217,10 +227,14 @@ pub(super) enum CheckProtocol {
 choice! { CheckProtocol { "http" => Self::Http, "grpc" => Self::Grpc, "tcp" => Self::Tcp, } }
 
 section! {
-    /// A component of a health document.
+    /// A component of a health report.
     Component {
-        /// Whether the whole is out of service without it.
+        /// Whether an endpoint is of no use without it.
         critical: bool = Usual("true");
+        /// How often the endpoint looks after it. A state that is older than three times this is UNKNOWN.
+        period: Option<Span<{ 100 * MS }, HOUR>> = Else("the check's `interval`");
+        /// Percentage of errors, in the report's `error_rate`, above which it is DOWN whatever its status.
+        max_error_rate: Option<Pct> = Else("not looked at");
     }
 }
 
@@ -701,8 +715,9 @@ section! {
         switch: Option<Reference<SWITCH>> = Else("none");
         /// A share of the requests for another upstream.
         canary: Option<Canary> = Else("none");
-        /// Components of health documents without which the route is refused.
-        @soon depends_on: Set<Reference<COMPONENT>, 0, 32> = Usual("[]");
+        /// Components of its upstream's health reports (`health_check.components`) without which the route is useless: while one of them is DOWN
+        /// on all endpoints that report it, its requests are refused with `no_endpoint`, policy = the component.
+        depends_on: Set<Reference<COMPONENT>, 0, 32> = Usual("[]");
     }
 }
 

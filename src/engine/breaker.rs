@@ -50,7 +50,7 @@ impl Telling {
     }
 
     /// Writes a line, if there is room for it.
-    fn write<H: Host>(&self, host: &H, level: log::Level, line: impl FnOnce() -> String) {
+    pub(super) fn write<H: Host>(&self, host: &H, level: log::Level, line: impl FnOnce() -> String) {
         let second = host.monotonic().as_millis() / 1_000;
         if self.second.replace(second) != second {
             self.tell_withheld(host);
@@ -68,7 +68,10 @@ impl Telling {
     pub(super) fn tell_withheld<H: Host>(&self, host: &H) {
         let withheld = self.withheld.replace(0);
         if withheld > 0 {
-            host.log(log::Level::Warn, &["circuit breakers: ", &number(withheld), " more changes"].concat());
+            host.log(
+                log::Level::Warn,
+                &["circuit breakers and endpoints: ", &number(withheld), " more changes"].concat(),
+            );
         }
     }
 }

@@ -4,6 +4,7 @@
 //! open time that is over, a ramp, a report that fades. A request finds it ready, whatever the number of endpoints.
 
 use super::breaker::{Breaker, Subject, Telling};
+use super::checks::{self, Verdict};
 use super::in_flight::InFlight;
 use super::metrics::Names;
 use crate::base::hash::{of_names, place as place_of};
@@ -15,6 +16,7 @@ use crate::config::{self, BalancePolicy, LoadReport, Mode, Percent};
 use crate::host::{Host, MetricId};
 use crate::policy::Outcome;
 use crate::policy::circuit_breaker::state::{Admission, Call, Phase, State};
+use crate::policy::health_check::state::{Record, Status};
 use crate::policy::upstream::maglev::{self, Table};
 use crate::policy::upstream::orca::{self, Load};
 use crate::policy::upstream::peak_ewma::Latency;
@@ -48,8 +50,13 @@ pub struct Upstream {
     rules: Rules,
     slow_start: Option<Nanos>,
     load_report: bool,
-    /// Whether any endpoint has a breaker: without, no view changes.
+    /// Whether any endpoint has a breaker: without, nobody has to know who answered.
     has_breakers: bool,
+    /// Whether endpoints are checked. Without that, and without breakers, no view changes.
+    is_checked: bool,
+    check_duration: MetricId,
+    /// By component of the check: whether it is down on all endpoints that report it.
+    down: Vec<Cell<bool>>,
     /// Whether the answers' own attempt count is the proxy's.
     attempt_count: bool,
     /// Counts changes of any endpoint's breaker, over all workers.
@@ -96,6 +103,22 @@ struct Endpoint {
     load: MetricId,
     breaker: Option<Breaker>,
     view: Cell<View>,
+    /// What active checks have found.
+    check: Option<checks::Cell>,
+    verdict: Cell<Verdict>,
+}
+
+impl Endpoint {
+    /// The one state of an endpoint: it is out if its breaker, which goes by its answers to requests, or an active check says so.
+    fn availability(&self, now: Nanos) -> Availability {
+        if self.verdict.get().status.is_usable() { self.view.get().availability(now) } else { Availability::Out }
+    }
+
+    /// Since when checks find it well that was not; zero = it always was, as far as they know.
+    fn well_since(&self) -> Nanos {
+        let Verdict { status, since, .. } = self.verdict.get();
+        if self.check.is_some() && status.is_usable() { since } else { Nanos::ZERO }
+    }
 }
 
 /// What a worker knows of an endpoint without asking.
@@ -113,13 +136,23 @@ struct View {
 
 impl Endpoint {
     /// Reads its breaker anew, with the version of the upstream's changes that was read before, and sets its gauge right.
-    fn refresh<H: Host>(&self, host: &H, now: Nanos, changes: u64) {
+    fn refresh<H: Host>(&self, host: &H, now: Nanos, changes: u64, reports: &mut [(u32, u32)]) {
         let mut well = self.weight > 0;
         if let Some(breaker) = &self.breaker {
             let state = breaker.refresh(host, now, Some(changes));
             let view = view_of(&state, breaker, now);
             well &= view.availability(now) == Availability::Available;
             self.view.set(view);
+        }
+        if let Some(check) = &self.check {
+            let record = check.read(host);
+            let Record { status, reason, detail, since, .. } = record;
+            self.verdict.set(Verdict { status, reason, detail, since });
+            well &= status.is_usable();
+            for ((down, told), component) in reports.iter_mut().zip(record.components) {
+                *told = told.saturating_add((component != Status::Unknown).into());
+                *down = down.saturating_add(component.is_down().into());
+            }
         }
         host.record(self.healthy, well.into());
     }
@@ -165,9 +198,11 @@ impl Upstream {
         config: &config::Upstream,
         breaker: Option<&config::CircuitBreaker>,
         mode: Mode,
+        is_checked: bool,
         telling: &Rc<Telling>,
         host: &H,
     ) -> Self {
+        let check = config.health_check.as_ref().filter(|_| is_checked);
         let names = Names(host);
         let changes = names.endpoint_changes(&config.name);
         let (rules, places) = layout(config);
@@ -194,6 +229,8 @@ impl Upstream {
                 load: if load_report { names.endpoint_load(&config.name, &endpoint.address) } else { MetricId::NONE },
                 breaker,
                 view: Cell::default(),
+                check: check.map(|check| checks::Cell::new(&config.name, &endpoint.address, check)),
+                verdict: Cell::default(),
                 address: endpoint.address.clone(),
             }
         });
@@ -215,6 +252,9 @@ impl Upstream {
             load_report,
             has_breakers: endpoints.iter().any(|endpoint| endpoint.breaker.is_some()),
             endpoints,
+            is_checked,
+            check_duration: if is_checked { names.health_check_duration(&config.name) } else { MetricId::NONE },
+            down: check.map(|check| check.components.iter().map(|_| Cell::default()).collect()).unwrap_or_default(),
             attempt_count: config.attempt_count,
             changes,
             seen_changes: Cell::new(0),
@@ -232,26 +272,37 @@ impl Upstream {
         self.endpoints.len()
     }
 
-    /// Reads all endpoints' breakers anew, and sets their gauges right.
+    /// Reads all endpoints' breakers and what checks have found anew, and sets their gauges right.
     pub(super) fn refresh<H: Host>(&self, host: &H, now: Nanos) {
         // Before the records: a change that comes between is then read again, never missed.
         let changes = host.value(self.changes);
         self.seen_changes.set(changes);
         self.refreshed.set(now);
-        self.endpoints.iter().for_each(|endpoint| endpoint.refresh(host, now, changes));
+        // By component: how many report it down, and how many report it at all.
+        let mut reports = vec![(0u32, 0u32); self.down.len()];
+        for endpoint in &self.endpoints {
+            endpoint.refresh(host, now, changes, &mut reports);
+        }
+        for (flag, (down, told)) in self.down.iter().zip(reports) {
+            flag.set(told > 0 && down == told);
+        }
         self.build(host, now);
     }
 
     /// Reads some of them anew, in turn, with every tick: a VM may have died between a change and the note of it. How many.
     pub(super) fn refresh_some<H: Host>(&self, host: &H, now: Nanos) -> usize {
+        if self.is_checked || self.endpoints.len() <= REFRESHED_PER_TICK {
+            self.refresh(host, now);
+            return self.endpoints.len();
+        }
         let changes = host.value(self.changes);
         let from = self.refresh_at.get();
         let some = self.endpoints.iter().skip(from).take(REFRESHED_PER_TICK);
-        some.for_each(|endpoint| endpoint.refresh(host, now, changes));
+        some.for_each(|endpoint| endpoint.refresh(host, now, changes, &mut []));
         let next = from.saturating_add(REFRESHED_PER_TICK);
         self.refresh_at.set(if next < self.endpoints.len() { next } else { 0 });
         self.build(host, now);
-        self.endpoints.len().min(REFRESHED_PER_TICK)
+        REFRESHED_PER_TICK
     }
 
     /// Tells what is in flight, and takes out what a lost VM has left: with every tick where there is anything, otherwise when it is `due`.
@@ -264,6 +315,26 @@ impl Upstream {
     /// How many endpoints there are, and may be used.
     pub(super) fn census<H: Host>(&self, host: &H, now: Nanos) -> Census {
         self.roster(host, now).census
+    }
+
+    /// Whether this component of the check is down on all endpoints that report it. It costs no host call but the look whether anything has
+    /// changed.
+    pub(super) fn is_down<H: Host>(&self, host: &H, now: Nanos, component: usize) -> bool {
+        drop(self.roster(host, now));
+        self.down.get(component).is_some_and(Cell::get)
+    }
+
+    /// What the last check took that was answered, in milliseconds; `None` if there are no checks.
+    pub(super) fn response_time<H: Host>(&self, host: &H) -> Option<u64> {
+        self.is_checked.then(|| host.value(self.check_duration))
+    }
+
+    /// What checks have found of all endpoints, with their addresses.
+    pub(super) fn verdicts(&self) -> impl Iterator<Item = (&str, Verdict)> {
+        self.endpoints
+            .iter()
+            .filter(|e| e.weight > 0 && e.check.is_some())
+            .map(|e| (e.address.as_str(), e.verdict.get()))
     }
 
     /// Picks endpoints for a request and counts it in flight at the first; `None` if there is none to use. `hash`: of its key, if it has one.
@@ -281,7 +352,7 @@ impl Upstream {
                 let counts = view.availability(now) == Availability::Available;
                 *epoch = if counts { view.epoch } else { view.epoch.wrapping_sub(1) };
             }
-            if first.view.get().availability(now) == Availability::Trial {
+            if first.availability(now) == Availability::Trial {
                 match self.acquire(host, first, now) {
                     Some(epoch) => {
                         pick.trial = true;
@@ -312,7 +383,7 @@ impl Upstream {
         let pool = roster.pool(u16::try_from(draw).unwrap_or(0))?;
         let entries = roster.entries(pool);
         let endpoint = |at: usize| self.endpoints.get(at);
-        let open = |at: usize| endpoint(at).is_some_and(|e| e.view.get().availability(now) == Availability::Trial);
+        let open = |at: usize| endpoint(at).is_some_and(|e| e.availability(now) == Availability::Trial);
         let mut list = match (&self.policy, hash) {
             (Policy::LeastRequest, _) => choice::cheapest(entries, &open, &|at| self.in_flight.value(host, at), rng),
             (Policy::PeakEwma, _) => {
@@ -492,7 +563,8 @@ impl Upstream {
     fn roster<H: Host>(&self, host: &H, now: Nanos) -> Rc<Roster> {
         let pause = if self.len() <= SMALL { Nanos::ZERO } else { REFRESH_PAUSE.times(self.len() as u64) };
         let may = |last: Nanos| now < last || now.since(last) >= pause;
-        if self.has_breakers && host.value(self.changes) != self.seen_changes.get() && may(self.refreshed.get()) {
+        let changing = self.has_breakers || self.is_checked;
+        if changing && host.value(self.changes) != self.seen_changes.get() && may(self.refreshed.get()) {
             self.refresh(host, now);
         } else if (now >= self.due.get() || now < self.built.get()) && may(self.built.get()) {
             self.build(host, now);
@@ -517,7 +589,7 @@ impl Upstream {
             let view = endpoint.view.get();
             let mut weight = endpoint.weight.saturating_mul(UNIT);
             if let Some(window) = self.slow_start {
-                let since = view.well_since.max(endpoint.first_seen);
+                let since = endpoint.well_since().max(view.well_since).max(endpoint.first_seen);
                 weight = slow_start::ramped(weight, since, window, now);
                 if slow_start::ramps(since, window, now) {
                     due = due.min(now.plus(Nanos(window.0 / slow_start::STEPS)));
@@ -526,12 +598,12 @@ impl Upstream {
             if let (Some(mean), Some(load)) = (mean, loads.get(at)) {
                 weight = orca::weighed(weight, *load, mean, now);
             }
-            let availability = view.availability(now);
-            if availability == Availability::Out {
+            if view.availability(now) == Availability::Out {
                 due = due.min(view.trial_at);
             }
-            let (level, zone) = (endpoint.level, endpoint.zone);
-            members.push(Member { availability, out_since: view.out_since, weight, level, zone });
+            let (level, zone, out_since) = (endpoint.level, endpoint.zone, view.out_since);
+            let unwell = !endpoint.verdict.get().status.is_usable();
+            members.push(Member { availability: endpoint.availability(now), unwell, out_since, weight, level, zone });
         }
         let Ok(mut current) = self.roster.try_borrow_mut() else { return };
         let mut roster = Rc::try_unwrap(std::mem::take(&mut *current)).unwrap_or_default();

@@ -101,6 +101,33 @@ impl<H: Metrics> Names<'_, H> {
         self.define(MetricKind::Gauge, "haven_upstream_panic", &[("upstream", upstream)])
     }
 
+    /// Why an active check takes an endpoint for what it does: [`crate::policy::health_check::state::Reason`]'s numbers.
+    pub(super) fn endpoint_reason(&self, upstream: &str, endpoint: &str) -> MetricId {
+        self.define(MetricKind::Gauge, "haven_endpoint_check_reason", &[("upstream", upstream), ("endpoint", endpoint)])
+    }
+
+    /// Unix time of the last change by an active check, in seconds.
+    pub(super) fn endpoint_changed(&self, upstream: &str, endpoint: &str) -> MetricId {
+        self.define(
+            MetricKind::Gauge,
+            "haven_endpoint_changed_timestamp_seconds",
+            &[("upstream", upstream), ("endpoint", endpoint)],
+        )
+    }
+
+    pub(super) fn health_checks(&self, upstream: &str, reason: &str) -> MetricId {
+        self.define(MetricKind::Counter, "haven_health_checks_total", &[("upstream", upstream), ("reason", reason)])
+    }
+
+    /// What the last check took that was answered.
+    pub(super) fn health_check_duration(&self, upstream: &str) -> MetricId {
+        self.define(MetricKind::Gauge, "haven_health_check_duration_ms", &[("upstream", upstream)])
+    }
+
+    pub(super) fn health_check_takeovers(&self, upstream: &str) -> MetricId {
+        self.define(MetricKind::Counter, "haven_health_check_takeovers_total", &[("upstream", upstream)])
+    }
+
     pub(super) fn rate_limit_keys(&self, policy: &str) -> MetricId {
         self.define(MetricKind::Gauge, "haven_rate_limit_keys", &[("policy", policy)])
     }

@@ -77,11 +77,11 @@ impl<T> Waiting<T> {
         Some((waiter.stream, waiter.request))
     }
 
-    /// How soon the next tick is wanted: whole milliseconds, from 1 to [`TICK`].
+    /// How soon the next tick is wanted, at the latest at this moment: whole milliseconds, from 1 to [`TICK`].
     #[must_use]
-    pub fn tick_period(&self, now: Nanos) -> Nanos {
-        let Some(next) = self.queue.last() else { return TICK };
-        Nanos::from_millis(next.until.since(now).0.div_ceil(1_000_000)).clamp(SHORTEST, TICK)
+    pub fn tick_period(&self, now: Nanos, latest: Nanos) -> Nanos {
+        let next = self.queue.last().map_or(latest, |next| next.until.min(latest));
+        Nanos::from_millis(next.since(now).0.div_ceil(1_000_000)).clamp(SHORTEST, TICK)
     }
 
     /// How many wait.
@@ -129,11 +129,16 @@ mod tests {
     #[test]
     fn ticks_come_as_soon_as_somebody_is_due() {
         let mut waiting = Waiting::new();
-        assert_eq!(waiting.tick_period(Nanos::ZERO), TICK);
+        assert_eq!(waiting.tick_period(Nanos::ZERO, Nanos::MAX), TICK);
         waiting.add(Nanos::from_secs(60), 1, ()).unwrap();
-        assert_eq!(waiting.tick_period(Nanos::ZERO), TICK, "what else a tick does is done as often as ever");
+        assert_eq!(
+            waiting.tick_period(Nanos::ZERO, Nanos::MAX),
+            TICK,
+            "what else a tick does is done as often as ever"
+        );
         waiting.add(Nanos(5_000_001), 2, ()).unwrap();
-        assert_eq!(waiting.tick_period(Nanos::ZERO), Nanos::from_millis(6), "not before it is due");
-        assert_eq!(waiting.tick_period(Nanos::from_secs(1)), SHORTEST, "never 0");
+        assert_eq!(waiting.tick_period(Nanos::ZERO, Nanos::MAX), Nanos::from_millis(6), "not before it is due");
+        assert_eq!(waiting.tick_period(Nanos::from_secs(1), Nanos::MAX), SHORTEST, "never 0");
+        assert_eq!(waiting.tick_period(Nanos::ZERO, Nanos(2_000_001)), Nanos::from_millis(3), "for what else is due");
     }
 }

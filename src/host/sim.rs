@@ -5,7 +5,8 @@
 //! that step. Losing a VM is the scheduler's part: it drops the worker's state in the middle.
 
 use super::{
-    Cas, CasMismatch, Clock, Log, Message, MetricId, MetricKind, Metrics, Property, Random, Reply, SharedData, Stream,
+    Call, CallId, Calls, Cas, CasMismatch, Clock, Log, Message, MetricId, MetricKind, Metrics, NoCall, Property,
+    Random, Reply, SharedData, Stream,
 };
 use crate::base::headers::HeaderMap;
 use crate::base::rng::Rng;
@@ -44,6 +45,35 @@ pub struct Machine {
     logs: RefCell<Vec<(log::Level, String)>>,
     hook: RefCell<Option<Rc<dyn Fn()>>>,
     calls: Cell<u64>,
+    /// A proxy that knows no cluster: no call of ours can be started.
+    pub no_clusters: Cell<bool>,
+    outgoing: RefCell<Vec<Outgoing>>,
+    next_call: Cell<u32>,
+}
+
+/// A call that a worker has started and that waits for its answer: the test is the network, and hands the answer to the worker's engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outgoing {
+    /// Its number.
+    pub id: CallId,
+    /// The cluster.
+    pub cluster: String,
+    /// Headers, or a gRPC call's metadata.
+    pub headers: Vec<(String, String)>,
+    /// The message of a gRPC call.
+    pub message: Vec<u8>,
+    /// Time that it may take.
+    pub timeout: Nanos,
+    /// When it was started.
+    pub at: Nanos,
+}
+
+impl Outgoing {
+    /// A header's value.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
 }
 
 impl std::fmt::Debug for Machine {
@@ -73,6 +103,9 @@ impl Machine {
             logs: RefCell::default(),
             hook: RefCell::new(None),
             calls: Cell::new(0),
+            no_clusters: Cell::new(false),
+            outgoing: RefCell::default(),
+            next_call: Cell::new(1),
         })
     }
 
@@ -146,6 +179,11 @@ impl Machine {
     #[must_use]
     pub fn calls(&self) -> u64 {
         self.calls.get()
+    }
+
+    /// Takes the calls that were started since it was asked last.
+    pub fn take_outgoing(&self) -> Vec<Outgoing> {
+        self.outgoing.take()
     }
 
     fn called(&self) {
@@ -242,6 +280,42 @@ impl Metrics for Worker {
 impl Random for Worker {
     fn entropy(&self) -> u64 {
         self.0.rng.bits()
+    }
+}
+
+impl Calls for Worker {
+    fn call(&self, call: &Call<'_>) -> Result<CallId, NoCall> {
+        self.0.called();
+        if self.0.no_clusters.get() {
+            return Err(NoCall);
+        }
+        let number = self.0.next_call.get();
+        self.0.next_call.set(number.wrapping_add(1));
+        let owned = |headers: &[(&str, &str)]| {
+            headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let at = self.0.monotonic.get();
+        let outgoing = match *call {
+            Call::Http { cluster, headers, timeout } => Outgoing {
+                id: CallId::Http(number),
+                cluster: cluster.to_owned(),
+                headers: owned(headers),
+                message: Vec::new(),
+                timeout,
+                at,
+            },
+            Call::Grpc { cluster, metadata, message, timeout, .. } => Outgoing {
+                id: CallId::Grpc(number),
+                cluster: cluster.to_owned(),
+                headers: owned(metadata),
+                message: message.to_vec(),
+                timeout,
+                at,
+            },
+        };
+        let id = outgoing.id;
+        self.0.outgoing.borrow_mut().push(outgoing);
+        Ok(id)
     }
 }
 

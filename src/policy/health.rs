@@ -45,6 +45,9 @@ pub struct Component<'a> {
     pub name: &'a str,
     /// Its state.
     pub status: Status,
+    /// What its last check took, in milliseconds, if it is checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rt: Option<u64>,
     /// What is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -161,7 +164,7 @@ mod tests {
     }
 
     fn component(name: &str, status: Status, critical: bool) -> Component<'_> {
-        Component { name, status, error: (status != Status::Up).then(|| "0 of 2 endpoints".into()), critical }
+        Component { name, status, rt: None, error: (status != Status::Up).then(|| "0 of 2 endpoints".into()), critical }
     }
 
     fn document_of(components: &[Component<'_>]) -> (u16, serde_json::Value) {

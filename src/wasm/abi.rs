@@ -15,6 +15,10 @@ pub const REQUEST_STREAM: u32 = 0;
 pub const REQUEST_BODY: u32 = 0;
 /// The buffer with a piece of the response's body.
 pub const RESPONSE_BODY: u32 = 1;
+/// The buffer with the body of the answer to an HTTP call.
+pub const CALL_BODY: u32 = 4;
+/// The buffer with the message that answers a gRPC call.
+pub const GRPC_MESSAGE: u32 = 5;
 /// The buffer with the plugin's configuration.
 pub const PLUGIN_CONFIGURATION: u32 = 7;
 
@@ -24,6 +28,8 @@ pub const REQUEST_HEADERS: u32 = 0;
 pub const RESPONSE_HEADERS: u32 = 2;
 /// The map of the response's trailers.
 pub const RESPONSE_TRAILERS: u32 = 3;
+/// The headers of the answer to an HTTP call.
+pub const CALL_HEADERS: u32 = 6;
 
 /// A metric that only grows.
 pub const COUNTER: u32 = 0;

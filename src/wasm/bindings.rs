@@ -3,13 +3,14 @@
 //! What a call refuses is taken as absent: there is nobody to report to on the request path, and every absence has a safe meaning.
 
 use super::abi::{
-    COUNTER, GAUGE, HISTOGRAM, OK, PLUGIN_CONFIGURATION, REQUEST_BODY, REQUEST_HEADERS, REQUEST_STREAM, RESPONSE_BODY,
-    RESPONSE_HEADERS, RESPONSE_TRAILERS, Severity,
+    CALL_BODY, CALL_HEADERS, COUNTER, GAUGE, GRPC_MESSAGE, HISTOGRAM, OK, PLUGIN_CONFIGURATION, REQUEST_BODY,
+    REQUEST_HEADERS, REQUEST_STREAM, RESPONSE_BODY, RESPONSE_HEADERS, RESPONSE_TRAILERS, Severity,
 };
 use crate::base::headers::HeaderMap;
 use crate::base::time::Nanos;
 use crate::host::{
-    Cas, CasMismatch, Clock, Log, Message, MetricId, MetricKind, Metrics, Property, Random, Reply, SharedData, Stream,
+    Call, CallId, Calls, Cas, CasMismatch, Clock, Log, Message, MetricId, MetricKind, Metrics, NoCall, Property,
+    Random, Reply, SharedData, Stream,
 };
 use std::ptr::{null, null_mut};
 
@@ -58,6 +59,34 @@ unsafe extern "C" {
     fn proxy_record_metric(id: u32, value: u64) -> u32;
     fn proxy_get_metric(id: u32, value: *mut u64) -> u32;
     #[allow(clippy::too_many_arguments, reason = "the ABI's")]
+    fn proxy_http_call(
+        cluster: *const u8,
+        cluster_size: usize,
+        headers: *const u8,
+        headers_size: usize,
+        body: *const u8,
+        body_size: usize,
+        trailers: *const u8,
+        trailers_size: usize,
+        timeout: u32,
+        token: *mut u32,
+    ) -> u32;
+    #[allow(clippy::too_many_arguments, reason = "the ABI's")]
+    fn proxy_grpc_call(
+        upstream: *const u8,
+        upstream_size: usize,
+        service: *const u8,
+        service_size: usize,
+        method: *const u8,
+        method_size: usize,
+        metadata: *const u8,
+        metadata_size: usize,
+        message: *const u8,
+        message_size: usize,
+        timeout: u32,
+        token: *mut u32,
+    ) -> u32;
+    #[allow(clippy::too_many_arguments, reason = "the ABI's")]
     fn proxy_send_local_response(
         status: u32,
         details: *const u8,
@@ -105,6 +134,82 @@ pub fn set_effective_context(context: u32) -> bool {
 pub fn continue_request() -> bool {
     // SAFETY: takes a number.
     unsafe { proxy_continue_stream(REQUEST_STREAM) == OK }
+}
+
+/// The headers of the answer to a call; only in its callback.
+pub fn call_headers() -> HeaderMap {
+    // SAFETY: the out pointers live through the call.
+    HeaderMap::from_host(
+        owned(|data, size| unsafe { proxy_get_header_map_pairs(CALL_HEADERS, data, size) }).unwrap_or_default(),
+    )
+}
+
+/// At most `size` bytes of the body of the answer to a call; only in its callback.
+pub fn call_body(size: usize) -> Vec<u8> {
+    // SAFETY: the out pointers live through the call.
+    owned(|data, length| unsafe { proxy_get_buffer_bytes(CALL_BODY, 0, size, data, length) }).unwrap_or_default()
+}
+
+/// At most `size` bytes of the message that answers a gRPC call; only in its callback.
+pub fn grpc_message(size: usize) -> Vec<u8> {
+    // SAFETY: the out pointers live through the call.
+    owned(|data, length| unsafe { proxy_get_buffer_bytes(GRPC_MESSAGE, 0, size, data, length) }).unwrap_or_default()
+}
+
+impl Calls for Proxy {
+    fn call(&self, call: &Call<'_>) -> Result<CallId, NoCall> {
+        // 0 would be "no timeout", and a callback that may never come.
+        let millis = |timeout: Nanos| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX).max(1);
+        let mut token = 0;
+        match *call {
+            Call::Http { cluster, headers, timeout } => {
+                let headers = HeaderMap::from_pairs(headers);
+                let headers = headers.as_bytes();
+                // No trailers: none is a map of none.
+                let trailers = 0u32.to_le_bytes();
+                // SAFETY: all of them live through the call.
+                let status = unsafe {
+                    proxy_http_call(
+                        cluster.as_ptr(),
+                        cluster.len(),
+                        headers.as_ptr(),
+                        headers.len(),
+                        null(),
+                        0,
+                        trailers.as_ptr(),
+                        trailers.len(),
+                        millis(timeout),
+                        &raw mut token,
+                    )
+                };
+                if status == OK { Ok(CallId::Http(token)) } else { Err(NoCall) }
+            }
+            Call::Grpc { cluster, service, method, metadata, message, timeout } => {
+                // Envoy takes a GrpcService of its API. It takes a cluster's name too, but some names can be read as a message.
+                let upstream = first_field(&first_field(cluster.as_bytes()));
+                let metadata = HeaderMap::from_pairs(metadata);
+                let metadata = metadata.as_bytes();
+                // SAFETY: all of them live through the call.
+                let status = unsafe {
+                    proxy_grpc_call(
+                        upstream.as_ptr(),
+                        upstream.len(),
+                        service.as_ptr(),
+                        service.len(),
+                        method.as_ptr(),
+                        method.len(),
+                        metadata.as_ptr(),
+                        metadata.len(),
+                        message.as_ptr(),
+                        message.len(),
+                        millis(timeout),
+                        &raw mut token,
+                    )
+                };
+                if status == OK { Ok(CallId::Grpc(token)) } else { Err(NoCall) }
+            }
+        }
+    }
 }
 
 impl Clock for Proxy {
@@ -277,6 +382,19 @@ const fn map(of: Message) -> u32 {
         Message::Response => RESPONSE_HEADERS,
         Message::ResponseTrailers => RESPONSE_TRAILERS,
     }
+}
+
+/// A message of Protocol Buffers whose field 1 is these bytes.
+fn first_field(bytes: &[u8]) -> Vec<u8> {
+    let mut message = vec![0x0a];
+    let mut rest = bytes.len();
+    while rest > 0x7f {
+        message.push((rest & 0x7f) as u8 | 0x80);
+        rest >>= 7;
+    }
+    message.push((rest & 0x7f) as u8);
+    message.extend_from_slice(bytes);
+    message
 }
 
 /// Runs a call that returns data: the host asks our allocator for memory, copies, and hands it over. A status that is not OK, or no

@@ -87,6 +87,23 @@ extern "C" fn proxy_on_response_trailers(stream: u32, _count: usize) -> u32 {
     on_stream(stream, |stream| stream.on_response_trailers())
 }
 
+/// The answer to a call of ours, or word that there is none. Not for a request: what costs requests are the callbacks above.
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_http_call_response(root: u32, call: u32, _headers: u32, size: usize, _trailers: u32) {
+    on_root(root, |root| root.on_http_call_response(call, size));
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_grpc_receive(root: u32, call: u32, size: usize) {
+    on_root(root, |root| root.on_grpc_receive(call, size));
+}
+
+/// The end of a gRPC call that has no message.
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_grpc_close(root: u32, call: u32, status: u32) {
+    on_root(root, |root| root.on_grpc_close(call, status));
+}
+
 fn on_root<R>(root: u32, callback: impl FnOnce(&Root) -> R) -> Option<R> {
     contexts::root(root).map(|root| callback(&root))
 }

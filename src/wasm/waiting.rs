@@ -23,12 +23,20 @@ fn queue<R>(with: impl FnOnce(&mut Waiting<Rc<Http>>) -> R) -> Option<R> {
 pub struct Ticks {
     period: Cell<Nanos>,
     next: Cell<Nanos>,
+    /// When a tick is wanted for other reasons than the queue's.
+    wanted: Cell<Option<Nanos>>,
 }
 
 impl Ticks {
-    /// Sets the period to what the queue wants. Only in a callback of the root context, or of one of its streams.
+    /// Sets the moment at which the next tick is wanted, whoever waits.
+    pub fn want(&self, at: Nanos) {
+        self.wanted.set(Some(at));
+    }
+
+    /// Sets the period to what the queue wants, or what is wanted sooner. Only in a callback of the root context, or of one of its streams.
     pub fn set(&self, now: Nanos) {
-        let period = queue(|waiting| waiting.tick_period(now)).unwrap_or(crate::engine::TICK);
+        let until = self.wanted.get().map_or(Nanos::MAX, |wanted| wanted);
+        let period = queue(|waiting| waiting.tick_period(now, until)).unwrap_or(crate::engine::TICK);
         if self.period.replace(period) != period {
             bindings::set_tick_period(period);
         }

@@ -22,6 +22,7 @@ mod support;
 mod balancing;
 mod breaker;
 mod canary;
+mod checks;
 mod concurrency;
 mod deadline;
 mod endpoints;

@@ -19,6 +19,9 @@ const IMPORTS: &[&str] = &[
     "env.proxy_increment_metric",
     "env.proxy_record_metric",
     "env.proxy_set_shared_data",
+    // Calls of its own: health checks.
+    "env.proxy_grpc_call",
+    "env.proxy_http_call",
     // The request and its answer.
     "env.proxy_add_header_map_value",
     "env.proxy_continue_stream",
@@ -41,6 +44,9 @@ const EXPORTS: &[&str] = &[
     "proxy_on_configure",
     "proxy_on_context_create",
     "proxy_on_delete",
+    "proxy_on_grpc_close",
+    "proxy_on_grpc_receive",
+    "proxy_on_http_call_response",
     "proxy_on_request_body",
     "proxy_on_request_headers",
     "proxy_on_request_trailers",

@@ -259,7 +259,7 @@ fn requests_are_paced_over_all_workers_whatever_happens() {
                     }
                     // The machine's time goes on while all sleep, by what the queue asks for.
                     if !vm.queue.is_empty() && rng.below(4) == 0 {
-                        machine.advance(vm.queue.tick_period(now));
+                        machine.advance(vm.queue.tick_period(now, Nanos::MAX));
                     }
                 }
             }) as Box<dyn FnOnce()>

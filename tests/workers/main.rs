@@ -12,6 +12,7 @@
 mod algorithms;
 mod breaker;
 mod chain;
+mod checks;
 mod concurrency;
 mod limits;
 mod scheduler;

@@ -39,6 +39,14 @@ impl Exchange {
         if config.endpoints.is_empty() {
             return None;
         }
+        if let Some(needed) = route.depends_on.iter().find(|needed| upstream.is_down(host, self.start, needed.at)) {
+            let components = config.health_check.as_ref().map(|check| check.components.as_slice()).unwrap_or_default();
+            let policy = components.get(needed.at).map_or("", |component| component.name.as_str());
+            self.decide(host, needed, Reason::NoEndpoint, policy);
+            if needed.mode == Mode::Enforce {
+                return Some(Refusal { reason: Reason::NoEndpoint, policy, retry_after: None });
+            }
+        }
         if used.mode == Mode::Shadow {
             // Only a look: no permit is taken, nothing is counted in flight, no header is written.
             let census = upstream.census(host, self.start);

@@ -41,7 +41,9 @@ const NONE: u16 = u16::MAX;
 pub struct Member {
     /// Whether it may be used.
     pub availability: Availability,
-    /// Since when it is out.
+    /// Whether it is out for more than its breaker.
+    pub unwell: bool,
+    /// Since when its breaker has it out.
     pub out_since: Nanos,
     /// Its weight at the moment, in [`UNIT`]s; 0 = drained.
     pub weight: u32,
@@ -278,13 +280,15 @@ impl Roster {
             // One may always go.
             some => usize::try_from(some / 10_000).unwrap_or(usize::MAX).max(1),
         };
-        let taken = usize::try_from(self.census.members.saturating_sub(self.census.available)).unwrap_or(0);
+        let by_breaker =
+            |member: &Member| member.weight > 0 && !member.unwell && member.availability != Availability::Available;
+        let taken = self.members.iter().filter(|member| by_breaker(member)).count();
         let excess = taken.saturating_sub(most);
         if excess == 0 {
             return;
         }
         let members = self.members.iter().enumerate();
-        let out = members.filter(|(_, member)| member.weight > 0 && member.availability == Availability::Out);
+        let out = members.filter(|(_, member)| by_breaker(member) && member.availability == Availability::Out);
         self.ejected.extend(out.map(|(at, member)| (member.out_since, at)));
         sort::by_key(&mut self.ejected, |ejected| *ejected);
         let stay = self.ejected.len().saturating_sub(excess);

@@ -1,0 +1,174 @@
+//! When which endpoint is asked. Pure: the caller brings the time and the chance.
+//!
+//! Each endpoint has its own moment. The first ones follow each other by [`SPREAD`], so that a handful is known at once and a
+//! thousand are spread over seconds; from then on each is asked at its interval, and the jitter drives apart what falls together. However
+//! long nobody came to ask, no more are asked at once than at a steady pace: what was missed is not caught up.
+
+use crate::base::time::Nanos;
+use crate::config::HealthCheck;
+
+/// Time between the first questions to two endpoints.
+const SPREAD: Nanos = Nanos::from_millis(5);
+
+/// The least and the most calls that may be in flight for an upstream; between them it is a quarter of its endpoints.
+const IN_FLIGHT: (usize, usize) = (32, 256);
+
+/// The moments of an upstream's endpoints.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    /// By endpoint; [`Nanos::MAX`] while it is being asked.
+    due: Vec<Nanos>,
+    in_flight: usize,
+}
+
+impl Schedule {
+    /// The schedule of `count` endpoints that begins `now`.
+    #[must_use]
+    pub fn new(count: usize, now: Nanos) -> Self {
+        Self { due: (0..count).map(|at| now.plus(SPREAD.times(at as u64))).collect(), in_flight: 0 }
+    }
+
+    /// How late a check may be: what is due within this time is asked in one tick.
+    #[must_use]
+    pub fn quantum(check: &HealthCheck) -> Nanos {
+        Nanos(check.interval_changing.0 / 10).clamp(Nanos::from_millis(5), Nanos::from_millis(50))
+    }
+
+    /// The endpoints to ask now, those that are longest overdue first; they are taken as being asked.
+    #[must_use]
+    pub fn take_due(&mut self, check: &HealthCheck, now: Nanos) -> Vec<usize> {
+        let (least, most) = IN_FLIGHT;
+        let room = (self.due.len() / 4).clamp(least, most).saturating_sub(self.in_flight);
+        // Twice the pace at which they come due when all are asked as often as can be.
+        let pace = (self.due.len() as u64)
+            .saturating_mul(Self::quantum(check).0)
+            .saturating_mul(2)
+            .checked_div(check.interval_changing.0)
+            .map_or(1, |n| usize::try_from(n).unwrap_or(usize::MAX).saturating_add(1));
+        let mut ready: Vec<(Nanos, usize)> =
+            self.due.iter().enumerate().filter(|(_, due)| **due <= now).map(|(at, due)| (*due, at)).collect();
+        ready.sort_unstable();
+        ready.truncate(room.min(pace));
+        for (_, at) in &ready {
+            self.in_flight = self.in_flight.saturating_add(1);
+            self.set(*at, Nanos::MAX);
+        }
+        ready.into_iter().map(|(_, at)| at).collect()
+    }
+
+    /// The endpoint has answered, or will not; it was asked at `asked`. `random`: any number.
+    pub fn answered(&mut self, at: usize, check: &HealthCheck, changing: bool, asked: Nanos, now: Nanos, random: u64) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        let interval = if changing { check.interval_changing } else { check.interval };
+        // The next one no sooner than a moment after this answer, for all those whose answers take longer than the interval.
+        self.set(at, asked.plus(jittered(interval, check.jitter.0, random)).max(now.plus(SPREAD)));
+    }
+
+    /// The endpoint could not be asked; it is tried again after `pause`.
+    pub fn put_off(&mut self, at: usize, now: Nanos, pause: Nanos) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.set(at, now.plus(pause));
+    }
+
+    /// When the next one is due.
+    #[must_use]
+    pub fn next(&self) -> Nanos {
+        self.due.iter().copied().min().unwrap_or(Nanos::MAX)
+    }
+
+    fn set(&mut self, at: usize, due: Nanos) {
+        if let Some(known) = self.due.get_mut(at) {
+            *known = due;
+        }
+    }
+}
+
+/// `interval`, longer or shorter by up to `jitter` hundredths of a percent.
+fn jittered(interval: Nanos, jitter: u32, random: u64) -> Nanos {
+    let most = u64::try_from(u128::from(interval.0).saturating_mul(jitter.into()) / 10_000).unwrap_or(u64::MAX);
+    let range = most.saturating_mul(2).saturating_add(1);
+    interval.since(Nanos(most)).plus(Nanos(random.checked_rem(range).unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::rng::Rng;
+
+    fn check(fields: &str) -> HealthCheck {
+        let config = format!(r#"{{"upstreams": {{"u": {{"health_check": {{{fields}}}}}}}}}"#);
+        crate::config::parse(config.as_bytes()).unwrap().upstreams[0].health_check.clone().unwrap()
+    }
+
+    /// Runs it for a time, with answers that take 1 ms; the moments at which each endpoint was asked.
+    fn run(schedule: &mut Schedule, check: &HealthCheck, from: Nanos, time: Nanos) -> Vec<Vec<Nanos>> {
+        let rng = Rng::new(1);
+        let mut asked = vec![Vec::new(); schedule.due.len()];
+        let mut now = from;
+        while now < from.plus(time) {
+            for at in schedule.take_due(check, now) {
+                asked[at].push(now);
+                schedule.answered(at, check, false, now, now.plus(Nanos::from_millis(1)), rng.bits());
+            }
+            now = now.plus(Schedule::quantum(check));
+        }
+        asked
+    }
+
+    #[test]
+    fn each_is_asked_at_its_interval() {
+        for (count, fields, interval) in [(3, r#""interval": "100ms""#, 100), (1_000, r#""interval": "5s""#, 5_000)] {
+            let check = check(fields);
+            let mut schedule = Schedule::new(count, Nanos::ZERO);
+            let asked = run(&mut schedule, &check, Nanos::ZERO, Nanos::from_millis(interval * 20));
+            for moments in asked {
+                assert!((16..=21).contains(&moments.len()), "{count}: {}", moments.len());
+                for pair in moments.windows(2) {
+                    let gap = pair[1].since(pair[0]).as_millis();
+                    assert!(gap >= interval * 9 / 10 && gap <= interval * 13 / 10, "{count}: {gap}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_thousand_are_spread_out_and_a_stall_is_not_caught_up() {
+        let check = check(r#""interval": "5s""#);
+        let mut schedule = Schedule::new(1_000, Nanos::ZERO);
+        run(&mut schedule, &check, Nanos::ZERO, Nanos::from_secs(20));
+        let begin = Nanos::from_secs(80);
+        let asked = run(&mut schedule, &check, begin, Nanos::from_secs(5));
+        let mut by_tick = std::collections::BTreeMap::<Nanos, u32>::new();
+        for moment in asked.iter().flatten() {
+            *by_tick.entry(*moment).or_default() += 1;
+        }
+        assert!(by_tick.values().all(|asked| *asked <= 101), "{by_tick:?}");
+        assert!(asked.iter().all(|moments| (1..=2).contains(&moments.len())), "each once, or once more");
+    }
+
+    #[test]
+    fn so_many_are_in_flight_at_once() {
+        let check = check(r#""interval": "100ms", "timeout": "10s""#);
+        for (count, most) in [(10, 10), (100, 32), (1_000, 250), (5_000, 256)] {
+            let mut schedule = Schedule::new(count, Nanos::ZERO);
+            let mut taken = 0;
+            for tick in 0..200 {
+                taken += schedule.take_due(&check, Nanos::from_secs(100 + tick)).len();
+            }
+            assert_eq!(taken, most, "{count}");
+        }
+    }
+
+    #[test]
+    fn answers_that_take_longer_than_the_interval_are_not_piled_up() {
+        let check = check(r#""interval": "100ms", "timeout": "1s""#);
+        let mut schedule = Schedule::new(1, Nanos::ZERO);
+        assert_eq!(schedule.take_due(&check, Nanos::ZERO), [0]);
+        let late = Nanos::from_secs(1);
+        assert_eq!(schedule.take_due(&check, late), [0usize; 0]);
+        schedule.answered(0, &check, false, Nanos::ZERO, late, 0);
+        assert_eq!(schedule.next(), late.plus(SPREAD));
+        schedule.put_off(0, late, Nanos::from_secs(1));
+        assert_eq!(schedule.next(), Nanos::from_secs(2));
+    }
+}
