@@ -107,7 +107,7 @@ struct World {
 impl World {
     fn new(seed: u64, vms: usize) -> Self {
         let rng = Rng::new(seed);
-        let machine = Machine::new(if seed % 2 == 0 { CasRules::Envoy } else { CasRules::Nginx }, seed);
+        let machine = Machine::new(if seed.is_multiple_of(2) { CasRules::Envoy } else { CasRules::Nginx }, seed);
         machine.cas_failures.set([0, 10][rng.below(2) as usize]);
         let mut world = Self {
             machine,
