@@ -7,6 +7,8 @@ busy machine, where times do. It leaves out the kernel, cache misses and waits. 
 tcmalloc, which is slower here than in life: valgrind lacks rseq, which its per-CPU caches need.
 Proxied cases go to an nginx that this script starts; direct ones end in Envoy with a direct_response.
 
+--balance adds each balancing policy over 3 and over 1,000 endpoints.
+
 --floors adds what the host alone charges for the calls that haven makes: rows of benches/floor, a module that makes them
 and does nothing else. No filter of this ABI can go below, whatever it is written in.
 """
@@ -32,6 +34,7 @@ CONFIGS = ROOT / "benches/envoy"
 REQUEST = "/api/v1/items?id=1"
 HEADERS = ["x-client: c1", "authorization: Bearer abcdefghijklmnopqrstuvwxyz0123456789", "x-request-tag: some-medium-length-value"]
 UPSTREAMS = 3
+MANY = 1000
 STACK = ["health_check", "fault", "local_ratelimit", "admission_control", "adaptive_concurrency"]
 TOOLS = {"valgrind": "valgrind", "callgrind_control": "valgrind", "nginx": "nginx", "h2load": "nghttp2-client", "readelf": "binutils"}
 
@@ -49,9 +52,13 @@ class Case:
     floor: str | None = None  # the calls that benches/floor is to make
     body: bool = True  # whether it has the callback for the response's body, too
     answer: int = 2  # class of the status: 2 for 2xx
+    policy: str | None = None  # how haven picks an endpoint, where that is what is measured
+    endpoints: int = 3
 
     @property
     def table(self):
+        if self.policy is not None:
+            return "balanced"
         return self.route if self.floor is None else "floor"
 
 
@@ -70,6 +77,13 @@ CASES = [
     Case("haven 429, no quota headers", "direct", haven="haven-refusing-plain.json", answer=4),
     Case("haven 429", "direct", haven="haven-refusing.json", answer=4),
 ]
+# Few endpoints and many. A route to as many with Envoy's own round robin tells what of the difference is Envoy's.
+BALANCED = [Case(f"{name}, {count}", "proxied", haven=haven, cluster=cluster, count_attempts=True, policy=policy, endpoints=count)
+            for name, haven, cluster, policy in [
+                ("no filter", None, None, ""),
+                *((policy, "haven-balance.json", "haven", policy)
+                  for policy in ("round_robin", "least_request", "peak_ewma", "consistent_hash", "random", "first"))]
+            for count in (3, MANY)]
 FLOORS = [
     Case("haven's cluster, no filter", "proxied", cluster="haven"),
     Case("callbacks but for the response's body", "proxied", floor="", body=False),
@@ -134,19 +148,27 @@ def free_ports(count):
             probe.close()
 
 
-def socket_address(port):
-    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+def socket_address(port, address="127.0.0.1"):
+    return {"socket_address": {"address": address, "port_value": port}}
 
 
 def http_filter(name, typed_config):
     return {"name": name, "typed_config": typed_config}
 
 
-def haven_config(name, upstreams):
-    plugin = config(name)
+def addresses(case, upstreams):
+    """The endpoints of a case, by address and port. Where there are many, they are the addresses of the loopback."""
+    if case.policy is None:
+        return [("127.0.0.1", port) for port in upstreams]
+    return [(f"127.0.{1 + number // 250}.{1 + number % 250}", upstreams[0]) for number in range(case.endpoints)]
+
+
+def haven_config(case, endpoints):
+    plugin = config(case.haven)
     for upstream in plugin.get("upstreams", {}).values():
-        for endpoint, port in zip(upstream["endpoints"], upstreams, strict=True):
-            endpoint["address"] = f"127.0.0.1:{port}"
+        upstream["endpoints"] = [{"address": f"{address}:{port}"} for address, port in endpoints]
+        if case.policy:
+            upstream["load_balancer"] = {"policy": case.policy}
     return json.dumps(plugin)
 
 
@@ -174,12 +196,13 @@ def bootstrap(case, modules, port, admin, upstreams):
     native = config("filters.json")
     chain = [http_filter(name, native[name]) for name in case.filters]
     if case.haven:
-        chain.append(wasm_filter(modules["haven"], haven_config(case.haven, upstreams)))
+        chain.append(wasm_filter(modules["haven"], haven_config(case, addresses(case, upstreams))))
     if case.floor is not None:
         chain.append(wasm_filter(modules["floor", case.body], case.floor))
     manager["http_filters"] = chain + manager["http_filters"]
     cluster = envoy["static_resources"]["clusters"][0]
-    cluster["load_assignment"]["endpoints"][0]["lb_endpoints"] = [{"endpoint": {"address": socket_address(p)}} for p in upstreams]
+    cluster["load_assignment"]["endpoints"][0]["lb_endpoints"] = [
+        {"endpoint": {"address": socket_address(port, address)}} for address, port in addresses(case, upstreams)]
     if case.cluster:
         cluster.update(copy.deepcopy(config("clusters.json")[case.cluster]))
     return envoy
@@ -189,11 +212,12 @@ class Nginx:
     """An upstream that answers a few bytes, on several ports."""
 
     def __init__(self, program, folder, ports):
-        listens = " ".join(f"listen 127.0.0.1:{port};" for port in ports)
+        many = Case("", "", policy="", endpoints=MANY)
+        listens = " ".join(f"listen {address}:{port};" for address, port in {*addresses(many, ports), *(("127.0.0.1", port) for port in ports)})
         temporary = " ".join(f"{kind}_temp_path {folder};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
         path = folder / "nginx.conf"
         path.write_text(
-            f"daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/nginx.log; events {{}}\n"
+            f"daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/nginx.log; events {{ worker_connections 8192; }}\n"
             f"http {{ access_log off; keepalive_requests 1000000000; keepalive_timeout 1h; {temporary}\n"
             f'server {{ {listens} location / {{ default_type text/plain; return 200 "ok\\n"; }} }} }}\n')
         self.process = subprocess.Popen([program, "-c", path, "-e", folder / "nginx.log"], stderr=subprocess.DEVNULL)
@@ -301,9 +325,19 @@ class Bench:
             batches, allocated, bad = [], [], 0
             for number in range(1, self.options.batches + 1):
                 self.control(process, "--zero")
+                begun = time.monotonic()
                 bad += self.load(port, self.options.requests, case.answer)
-                dump = self.dumped(process, folder, number)
-                batches.append(int(re.search(r"^totals: (\d+)", dump, re.M)[1]) / self.options.requests)
+                took = time.monotonic() - begun
+                dump = self.dumped(process, folder, 2 * number - 1)
+                total = int(re.search(r"^totals: (\d+)", dump, re.M)[1])
+                if case.policy is not None:
+                    # What Envoy and haven do by the clock, whether or not requests come: in an Envoy that is slowed down fifty times it would
+                    # be shared by so many fewer requests.
+                    self.control(process, "--zero")
+                    time.sleep(took)
+                    idle = self.dumped(process, folder, 2 * number)
+                    total -= int(re.search(r"^totals: (\d+)", idle, re.M)[1])
+                batches.append(total / self.options.requests)
                 allocated.append(self.allocator.instructions(dump) / self.options.requests)
             if self.options.keep:
                 self.options.keep.mkdir(parents=True, exist_ok=True)
@@ -333,6 +367,8 @@ def table(counts, name):
     """The rows of a table in markdown, each held against the row of its route without a filter."""
     rows = [count for count in counts if count.case.table == name]
     bases = {count.case.route: count.median for count in counts if count.case == Case("no filter", count.case.route)}
+    if name == "balanced":
+        bases = {count.case.route: count.median for count in rows if count.case.haven is None and count.case.endpoints == 3}
     lines = [f"| {name} | instructions per request | over no filter | ratio | allocator | spread | bad responses |", "|---|---|---|---|---|---|---|"]
     for count in rows:
         median, base = count.median, bases.get(count.case.route)
@@ -348,6 +384,7 @@ def parse():
     parser.add_argument("--wasm", type=pathlib.Path, default=ROOT / "dist/haven.wasm", help="the filter (default dist/haven.wasm)")
     parser.add_argument("--only", default="", metavar="REGEX", help="the cases whose `route name` matches, e.g. 'proxied|429'")
     parser.add_argument("--floors", action="store_true", help="count what the host alone charges, too")
+    parser.add_argument("--balance", action="store_true", help=f"count the balancing policies over 3 and {MANY} endpoints, too")
     parser.add_argument("--requests", type=int, default=1000, help="requests in a batch (1000)")
     parser.add_argument("--batches", type=int, default=3, help="counted batches of a case (3)")
     parser.add_argument("--warm", type=int, default=6000, help="requests before the count (6000)")
@@ -364,7 +401,7 @@ def parse():
 def main():
     options = parse()
     tools = find_tools()
-    cases = [case for case in CASES + FLOORS * options.floors if re.search(options.only, f"{case.table} {case.name}")]
+    cases = [case for case in CASES + BALANCED * options.balance + FLOORS * options.floors if re.search(options.only, f"{case.table} {case.name}")]
     modules = {"haven": options.wasm}
     if options.floors:
         modules.update((("floor", body), build_floor(body)) for body in (True, False))

@@ -7,5 +7,6 @@ pub mod id_map;
 pub mod ip;
 pub mod rng;
 pub mod sketch;
+pub mod sort;
 pub mod text;
 pub mod time;

@@ -145,6 +145,14 @@ pub struct Upstream {
     pub policy: BalancePolicy,
     /// Below this share of available endpoints all are used again; 0 = never.
     pub panic_threshold: Percent,
+    /// Breakers take at most this share of the endpoints out of rotation.
+    pub max_ejection: Percent,
+    /// Time over which a new or recovered endpoint gets its full share.
+    pub slow_start: Option<Nanos>,
+    /// The proxy's own zone.
+    pub zone: Option<String>,
+    /// Which reports of endpoints count.
+    pub load_report: LoadReport,
     /// The upstream is UP while at least this share of its endpoints is well; `None` = at least one endpoint.
     pub min_healthy: Option<Percent>,
     /// The request header (lower case) that carries the picked endpoints to the proxy.
@@ -223,13 +231,42 @@ pub struct Endpoint {
     pub address: String,
     /// Relative capacity; 0 = drained.
     pub weight: u32,
+    /// Those of a higher number are used when those of the lower ones are out, 0 to 127.
+    pub priority: u32,
+    /// Its zone.
+    pub zone: Option<String>,
 }
 
 /// How an endpoint is picked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BalancePolicy {
+    /// In turn, by weight.
+    RoundRobin,
     /// Least requests in flight for its weight.
     LeastRequest,
+    /// Least latency times requests in flight, for its weight.
+    PeakEwma,
+    /// The owner of the request's key.
+    ConsistentHash {
+        /// What is hashed.
+        key: Vec<KeyPart>,
+        /// The most requests in flight of an endpoint, in hundredths of its share of them all.
+        bounded_load: Percent,
+    },
+    /// A draw by weight.
+    Random,
+    /// The first that may be used.
+    First,
+}
+
+/// Which reports of endpoints count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoadReport {
+    /// None.
+    #[default]
+    None,
+    /// The header `endpoint-load-metrics`.
+    Orca,
 }
 
 /// A quota per key.

@@ -11,8 +11,10 @@
 //! | outcomes since a breaker's record was written | gauges | atomic add | kept | kept |
 //! | what checks found of endpoints | shared data | the one VM that checks | kept by name | kept |
 //! | kept responses | shared data | compare-and-swap | kept by name | kept |
-//! | requests in flight, of endpoints | gauges | atomic add | kept | the VM's share stays behind |
-//! | requests in flight, of concurrency limits | gauges | atomic add | kept | the VM's share is taken out after some 20 s |
+//! | requests in flight, of endpoints and concurrency limits | gauges | atomic add | kept | the VM's share is taken out after some 20 s |
+//! | latency and reported load of endpoints | gauges | each worker, the last one wins | kept by name | kept |
+//! | when endpoints were first seen | shared data | compare-and-swap, by a reload | kept | kept |
+//! | where round robin stands | the VM | itself | starts anew | starts anew |
 //! | concurrency limits that are found | gauges | each worker, by what it has seen | kept by name | kept |
 //! | views of breakers and endpoints | the VM | itself, from shared data | read anew | read anew |
 //!
@@ -25,6 +27,7 @@ mod checks;
 mod concurrency;
 pub mod endpoints;
 pub mod exchange;
+mod in_flight;
 mod metrics;
 pub mod waiting;
 
@@ -35,7 +38,9 @@ use crate::base::rng::Rng;
 use crate::base::sketch::Sketch;
 use crate::base::text::number;
 use crate::base::time::Nanos;
-use crate::config::{self, BreakerScope, Config, Criticality, FallbackStep, Mode, RejectBelow, RequestTimeout};
+use crate::config::{
+    self, BalancePolicy, BreakerScope, Config, Criticality, FallbackStep, KeyPart, Mode, RejectBelow, RequestTimeout,
+};
 use crate::host::{CallAnswer, CallId, Calls, Host, MetricId};
 use crate::policy::concurrency::adaptive::USUAL_DEADLINE;
 use crate::policy::fallback::stale::Stale;
@@ -57,8 +62,7 @@ use std::rc::Rc;
 /// How often [`Engine::tick`] wants to be called.
 pub const TICK: Nanos = Nanos::from_secs(1);
 
-/// Endpoints and breakers looked after in one tick, unless one upstream alone has more: a tick holds up a worker's requests, at about
-/// 3 µs for each.
+/// Endpoints and breakers looked after in one tick: it holds up a worker's requests, at about 3 µs for each.
 const TICK_WORK: usize = 512;
 
 /// A configuration, ready for requests.
@@ -279,9 +283,8 @@ impl Engine {
             host.record(Names(host).switch_on(&switch.name), switch.on.into());
         }
         let now = host.monotonic();
-        for at in 0..engine.things() {
-            engine.look_after(at, host, now);
-        }
+        engine.upstreams.iter().for_each(|upstream| upstream.refresh(host, now));
+        engine.breakers.iter().for_each(|breaker| _ = breaker.refresh(host, now, None));
         Ok(engine)
     }
 
@@ -292,6 +295,9 @@ impl Engine {
         // All of them in each tick: a VM that tells nothing is taken for lost.
         for limit in &self.concurrency {
             limit.look_after(host, now, self.vm);
+        }
+        for upstream in &self.upstreams {
+            upstream.look_after(host, now, self.vm, false);
         }
         for (route, retry) in self.routes.iter().filter_map(|route| Some((route, route.retry.as_ref()?))) {
             let totals = retry.totals(route, host);
@@ -337,8 +343,8 @@ impl Engine {
     /// Sets the views and gauges of one of them right; how much work it was.
     fn look_after<H: Host>(&self, at: usize, host: &H, now: Nanos) -> usize {
         if let Some(upstream) = self.upstreams.get(at) {
-            upstream.refresh(host, now);
-            return upstream.len();
+            upstream.look_after(host, now, self.vm, true);
+            return upstream.refresh_some(host, now);
         }
         if let Some(breaker) = self.breakers.get(at.saturating_sub(self.upstreams.len())) {
             breaker.refresh(host, now, None);
@@ -470,7 +476,7 @@ impl Engine {
         if mode == Mode::Enforce {
             compiled.sent = counters[1];
         }
-        let needs_client = policy::canary::needs_client(canary);
+        let needs_client = policy::canary::needs_client(canary) || compiled.needs_client;
         self.routes.push(compiled);
         if let Some(route) = self.routes.get_mut(at) {
             route.needs_client |= needs_client;
@@ -596,7 +602,11 @@ impl Engine {
                 respond: answers("respond"),
             })
         });
-        let needs_client = limits.iter().any(|l| self.limits.get(l.at).is_some_and(|l| l.policy.needs_client()));
+        let hashes_client = upstream.as_ref().and_then(|used| config.upstreams.get(used.at)).is_some_and(|upstream| {
+            matches!(&upstream.policy, BalancePolicy::ConsistentHash { key, .. } if key.contains(&KeyPart::ClientIp))
+        });
+        let needs_client =
+            hashes_client || limits.iter().any(|l| self.limits.get(l.at).is_some_and(|l| l.policy.needs_client()));
         let needs_request_id =
             fallback.and_then(|f| config.fallbacks.get(f.at)).is_some_and(fallback::needs_request_id);
         let deadline = (route_mode != Mode::Off).then(|| Use {

@@ -14,6 +14,7 @@ pub mod reply;
 pub mod request;
 pub mod retry;
 pub mod route;
+pub mod shares;
 pub mod upstream;
 
 /// Why a request was refused, or an answer replaced. The words appear in metrics, headers, bodies and logs.

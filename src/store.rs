@@ -66,8 +66,10 @@ pub enum Kind {
     Health = b'h',
     /// Who checks an upstream's endpoints.
     HealthLease = b'l',
-    /// VMs' shares of a gauge.
+    /// VMs' shares of gauges.
     Shares = b'g',
+    /// When an upstream's endpoints were first seen.
+    FirstSeen = b'e',
     /// What a set of kept responses holds.
     StaleIndex = b'i',
     /// A kept response.

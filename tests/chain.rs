@@ -18,6 +18,8 @@ use std::rc::Rc;
 
 #[path = "chain/algorithms.rs"]
 mod algorithms;
+#[path = "chain/balancing.rs"]
+mod balancing;
 #[path = "chain/canary.rs"]
 mod canary;
 #[path = "chain/checks.rs"]

@@ -8,9 +8,10 @@ use std::path::Path;
 
 use haven::base::time::Nanos;
 use haven::config::{
-    Algorithm, Ask, BreakerScope, Canary, Cidr, Color, ConcurrencyAlgorithm, Config, Cost, Criticality, DynamicTimeout,
-    Endpoint, FallbackStep, HostMatch, IpSource, KeyPart, Marks, MissingKey, Mode, OnContention, PathMatch, Percent,
-    Quota, QuotaHeaders, RejectBelow, RequestTimeout, Retry, TemplatePart, Timeout, Window, parse, reference, schema,
+    Algorithm, Ask, BalancePolicy, BreakerScope, Canary, Cidr, Color, ConcurrencyAlgorithm, Config, Cost, Criticality,
+    DynamicTimeout, Endpoint, FallbackStep, HostMatch, IpSource, KeyPart, LoadReport, Marks, MissingKey, Mode,
+    OnContention, PathMatch, Percent, Quota, QuotaHeaders, RejectBelow, RequestTimeout, Retry, TemplatePart, Timeout,
+    Window, parse, reference, schema,
 };
 use proptest::prelude::*;
 
@@ -68,8 +69,8 @@ fn the_full_document_is_read_as_it_is_meant() {
     assert_eq!(
         users.endpoints,
         [
-            Endpoint { address: "192.168.1.10:8080".into(), weight: 3 },
-            Endpoint { address: "[2001:db8::1]:80".into(), weight: 1 },
+            Endpoint { address: "192.168.1.10:8080".into(), weight: 3, priority: 0, zone: Some("a".into()) },
+            Endpoint { address: "[2001:db8::1]:80".into(), weight: 1, priority: 1, zone: None },
         ]
     );
     assert_eq!((users.panic_threshold, users.min_healthy), (Percent(3350), Some(Percent(5000))));
@@ -470,7 +471,7 @@ fn upstreams_are_checked() {
             ),
             (
                 r#"{"load_balancer": {"policy": "best"}}"#,
-                "upstreams.u.load_balancer.policy: \"best\" is not allowed, want \"least_request\"",
+                "upstreams.u.load_balancer.policy: \"best\" is not allowed, want one of \"least_request\", \"round_robin\", \"peak_ewma\", \"consistent_hash\", \"random\", \"first\"",
             ),
             (
                 r#"{"load_balancer": {"panic_threshold": 100.01}}"#,
@@ -1003,23 +1004,6 @@ fn what_is_not_built_is_refused_unless_it_is_the_default() {
         "{@}",
         &[
             (r#""admin": {}"#, "admin: {} is not supported yet"),
-            (r#""upstreams": {"u": {"load_report": true}}"#, "upstreams.u.load_report: true is not supported yet"),
-            (
-                r#""upstreams": {"u": {"load_balancer": {"policy": "random"}}}"#,
-                "upstreams.u.load_balancer.policy: \"random\" is not supported yet",
-            ),
-            (
-                r#""upstreams": {"u": {"load_balancer": {"hash_key": ["path"]}}}"#,
-                "upstreams.u.load_balancer.hash_key: [\"path\"] is not supported yet",
-            ),
-            (
-                r#""upstreams": {"u": {"load_balancer": {"bounded_load": 1.25}}}"#,
-                "upstreams.u.load_balancer.bounded_load: 1.25 is not supported yet",
-            ),
-            (
-                r#""upstreams": {"u": {"endpoints": [{"address": "1.2.3.4:5", "priority": 1}]}}"#,
-                "upstreams.u.endpoints[0].priority: 1 is not supported yet",
-            ),
             (
                 r#""rate_limits": {"l": {"limit": 1, "global": {"cluster": "c"}}}"#,
                 "rate_limits.l.global: {\"cluster\":\"c\"} is not supported yet",
@@ -1028,8 +1012,34 @@ fn what_is_not_built_is_refused_unless_it_is_the_default() {
     );
     good(
         r#"{"switches": {}, "concurrency_limits": {}, "trust_client_retry_headers": false,
-            "upstreams": {"u": {"load_report": false, "endpoints": [{"address": "1.2.3.4:5", "priority": 0}]}},
+            "upstreams": {"u": {"endpoints": [{"address": "1.2.3.4:5", "priority": 0}]}},
             "routes": [{"name": "r", "timeout": {}, "criticality": "critical", "depends_on": []}]}"#,
+    );
+}
+
+#[test]
+fn what_a_balancing_policy_does_not_heed_is_refused() {
+    refuses(
+        r#"{"upstreams": {"u": {@}}}"#,
+        &[
+            (
+                r#""load_balancer": {"hash_key": ["path", "host"]}"#,
+                "upstreams.u.load_balancer.hash_key: a list of 2 is not allowed, want none: only consistent_hash has a key",
+            ),
+            (
+                r#""load_balancer": {"policy": "random", "bounded_load": 1.5}"#,
+                "upstreams.u.load_balancer.bounded_load: 1.5 is not allowed, want none: only consistent_hash bounds load",
+            ),
+            (
+                r#""load_balancer": {"policy": "first", "slow_start": "10s"}"#,
+                "upstreams.u.load_balancer.slow_start: \"10s\" is not allowed, want none: with first there are no shares",
+            ),
+            (
+                r#""load_balancer": {"policy": "consistent_hash"}, "load_report": "orca""#,
+                "upstreams.u.load_report: \"orca\" is not allowed, want \"none\": with consistent_hash and first there are no shares",
+            ),
+            (r#""load_report": true"#, "upstreams.u.load_report: true is not allowed, want one of \"none\", \"orca\""),
+        ],
     );
 }
 
@@ -1108,6 +1118,31 @@ fn a_health_check_that_cannot_be_is_refused() {
             "routes[1].depends_on[0]: \"db\" is not allowed, want a component of the health_check of the route's own upstream",
         ],
     );
+}
+
+#[test]
+fn balancing_is_read_as_it_is_meant() {
+    let config = good(
+        r#"{"upstreams": {
+            "plain": {},
+            "bold": {"load_balancer": {"panic_threshold": 0}},
+            "hash": {"load_balancer": {"policy": "consistent_hash"}},
+            "all": {"load_balancer": {"policy": "consistent_hash", "hash_key": [{"header": "X-User"}, "path"], "bounded_load": 2, "slow_start": "30s", "zone": "a"},
+                    "max_ejection_percent": 10},
+            "orca": {"load_balancer": {"policy": "round_robin"}, "load_report": "orca"}}}"#,
+    );
+    let [plain, bold, hash, all, orca] = &config.upstreams[..] else { panic!() };
+    assert_eq!((&plain.policy, plain.slow_start, &plain.zone), (&BalancePolicy::LeastRequest, None, &None));
+    assert_eq!(
+        (plain.max_ejection, bold.max_ejection, all.max_ejection),
+        (Percent(5_000), Percent(10_000), Percent(1_000))
+    );
+    let usual = BalancePolicy::ConsistentHash { key: vec![KeyPart::ClientIp], bounded_load: Percent(125) };
+    assert_eq!(hash.policy, usual);
+    let key = vec![KeyPart::Header("x-user".into()), KeyPart::Path];
+    assert_eq!(all.policy, BalancePolicy::ConsistentHash { key, bounded_load: Percent(200) });
+    assert_eq!((all.slow_start, all.zone.as_deref()), (Some(Nanos::from_secs(30)), Some("a")));
+    assert_eq!((orca.load_report, plain.load_report), (LoadReport::Orca, LoadReport::None));
 }
 
 #[test]
@@ -1232,7 +1267,7 @@ fn the_schema_says_what_parse_says() {
         r#"{"health": {"livez": 1}}"#,
         r#"{"routes": [{"name": "r", "timeout": {"per_try": 1}}]}"#,
         r#"{"routes": [{"name": "r", "retry": {"on": []}}]}"#,
-        r#"{"upstreams": {"u": {"endpoints": [{"address": "1.2.3.4:5", "priority": 1}]}}}"#,
+        r#"{"upstreams": {"u": {"endpoints": [{"address": "1.2.3.4:5", "priority": 128}]}}}"#,
     ] {
         assert!(!fits(bad) && parse(bad.as_bytes()).is_err(), "{bad}");
     }

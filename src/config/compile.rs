@@ -8,7 +8,7 @@ use super::error::{Errors, Path};
 use super::json::{Json, show_text};
 use super::kind::Names;
 use super::raw;
-use super::scalar::{DAY, HOUR, Int, SEC, Span, show_size, show_span};
+use super::scalar::{DAY, HOUR, Int, SEC, Span, hundredths, show_size, show_span};
 use super::take::{Either, Take};
 use super::text::{
     BREAKER, COMPONENT, CONCURRENCY_LIMIT, FALLBACK, RATE_LIMIT, SECTIONS, SWITCH, UPSTREAM, exact_host, segments,
@@ -109,14 +109,28 @@ fn upstream(
         errors.refuse_text(&at.key("override").key("header"), &header, &want);
     }
     let health_check = raw.health_check.map(|it| health_check(&at.key("health_check"), it, errors));
-    let endpoint = |it: raw::Endpoint| Endpoint { address: it.address, weight: it.weight };
+    let endpoint =
+        |it: raw::Endpoint| Endpoint { address: it.address, weight: it.weight, priority: it.priority, zone: it.zone };
+    let balancer = raw.load_balancer;
+    if let (LoadReport::Orca, raw::BalancePolicy::ConsistentHash | raw::BalancePolicy::First) =
+        (raw.load_report, balancer.policy)
+    {
+        let want = "\"none\": with consistent_hash and first there are no shares";
+        errors.refuse_text(&at.key("load_report"), "orca", want);
+    }
+    let (panic_threshold, slow_start, zone) = (balancer.panic_threshold, balancer.slow_start, balancer.zone.clone());
+    // What may be taken out is what may be missing before all are used again.
+    let max_ejection = raw.max_ejection_percent.unwrap_or_else(|| Percent(10_000u32.saturating_sub(panic_threshold.0)));
     Upstream {
         mode: raw.mode,
         cluster: raw.cluster.unwrap_or_else(|| name.clone()),
         endpoints: raw.endpoints.into_iter().map(endpoint).collect(),
-        // The others are not built yet, and were refused.
-        policy: BalancePolicy::LeastRequest,
-        panic_threshold: raw.load_balancer.panic_threshold,
+        policy: balance_policy(&at.key("load_balancer"), balancer, errors),
+        panic_threshold,
+        max_ejection,
+        slow_start,
+        zone,
+        load_report: raw.load_report,
         min_healthy: raw.min_healthy,
         override_header: header,
         attempt_count,
@@ -126,6 +140,34 @@ fn upstream(
         name,
     }
 }
+
+fn balance_policy(at: &Path<'_>, raw: raw::LoadBalancer, errors: &mut Errors) -> BalancePolicy {
+    let hashes = raw.policy == raw::BalancePolicy::ConsistentHash;
+    if let (Some(key), false) = (&raw.hash_key, hashes) {
+        let shown = ["a list of ", &key.len().to_string()].concat();
+        errors.refuse_shown(&at.key("hash_key"), &shown, "none: only consistent_hash has a key");
+    }
+    if let (Some(bound), false) = (raw.bounded_load, hashes) {
+        errors.refuse_shown(&at.key("bounded_load"), &hundredths(bound.0), "none: only consistent_hash bounds load");
+    }
+    if let (Some(span), raw::BalancePolicy::First) = (raw.slow_start, raw.policy) {
+        errors.refuse_text(&at.key("slow_start"), &show_span(span), "none: with first there are no shares");
+    }
+    match raw.policy {
+        raw::BalancePolicy::LeastRequest => BalancePolicy::LeastRequest,
+        raw::BalancePolicy::RoundRobin => BalancePolicy::RoundRobin,
+        raw::BalancePolicy::PeakEwma => BalancePolicy::PeakEwma,
+        raw::BalancePolicy::Random => BalancePolicy::Random,
+        raw::BalancePolicy::First => BalancePolicy::First,
+        raw::BalancePolicy::ConsistentHash => BalancePolicy::ConsistentHash {
+            key: raw.hash_key.map_or_else(|| vec![KeyPart::ClientIp], |key| key.into_iter().map(key_part).collect()),
+            bounded_load: raw.bounded_load.unwrap_or(USUAL_BOUND),
+        },
+    }
+}
+
+/// The most load of an endpoint, in hundredths of its share, if `bounded_load` is not given.
+const USUAL_BOUND: Percent = Percent(125);
 
 fn component_names(raw: &raw::Upstream) -> Vec<String> {
     let names = |check: &raw::HealthCheck| check.components.iter().map(|(name, _)| name.clone()).collect();

@@ -15,7 +15,7 @@ use super::text::{
     Address, BREAKER, COMPONENT, CONCURRENCY_LIMIT, FALLBACK, HeaderName, HeaderValue, Host, Label, Method, Name, Net,
     Pattern, Quantile, RATE_LIMIT, Reference, SWITCH, Statuses, Template, Token, UPSTREAM, UrlPath, Value,
 };
-use super::{BreakerScope, Criticality, IpSource, MissingKey, Mode, OnContention, QuotaHeaders};
+use super::{BreakerScope, Criticality, IpSource, LoadReport, MissingKey, Mode, OnContention, QuotaHeaders};
 
 /// The most routes, and the most policies of a kind.
 pub(super) const MAX_NAMED: u32 = 1000;
@@ -92,8 +92,14 @@ section! {
         health_check: Option<HealthCheck> = Else("none");
         /// The upstream is UP while at least this percentage of its endpoints is well.
         min_healthy: Option<Pct> = Else("one endpoint");
-        /// Heed the load that endpoints report in `endpoint-load-metrics` (ORCA).
-        @soon load_report: bool = Usual("false");
+        /// The most endpoints that their breakers take out of rotation, in percent; of what is not 0, one may always go. The first that
+        /// opened are out, those beyond stay in use. A level of priorities may be left wholly for the next one.
+        max_ejection_percent: Option<Pct> = Else("100 less `panic_threshold`: 50");
+        /// Whether endpoints report their load. `orca`: in the response header `endpoint-load-metrics`, `TEXT` or `JSON` (not `BIN`);
+        /// `application_utilization`, else `cpu_utilization`, u: an endpoint's weight is multiplied with 1 - u, at least 0.05; one that does not
+        /// report has the mean of the others. A report counts in full for 5 s and is forgotten after 30 s. Clients do not see the header.
+        /// Not for `consistent_hash` and `first`.
+        load_report: LoadReport = Usual("\"none\"");
     }
 }
 
@@ -104,31 +110,42 @@ section! {
         address: Address = Required;
         /// Its share relative to the others; 0 = drained.
         weight: Int<0, 1000> = Usual("1");
-        /// Endpoints of a higher number are used only when those of the lower ones are out.
-        @soon priority: Int<0, 127> = Usual("0");
+        /// Its level. Endpoints of a higher number are used when those of the lower ones are out: while at least `panic_threshold` percent of
+        /// a level are available it gets all requests, below it keeps as much as its share is of the threshold, and the next level gets
+        /// the rest.
+        priority: Int<0, 127> = Usual("0");
         /// Its zone.
-        @soon zone: Option<Label> = Else("none");
+        zone: Option<Label> = Else("none");
     }
 }
 
 section! {
     /// How an endpoint is picked.
     LoadBalancer {
-        /// The algorithm; `least_request` counts requests in flight over all workers, for each endpoint's weight.
+        /// The algorithm. `round_robin`: in turn, nginx's smooth weighted order. `least_request`: the fewest requests in flight over all
+        /// workers, for its weight. `peak_ewma`: the least latency times requests in flight, over all workers, for its weight.
+        /// `consistent_hash`: the endpoint that owns the request's `hash_key`. `random`: a draw by weight. `first`: the first of the list
+        /// that may be used. Where more than 8 are in rotation, `least_request` and `peak_ewma` compare 8 drawn at random.
         policy: BalancePolicy = Usual("\"least_request\"");
-        /// Time over which a new or recovered endpoint gets its full share.
-        @soon slow_start: Option<Span<MS, HOUR>> = Else("off");
-        /// Below this percentage of available endpoints all are used again; 0 = never.
+        /// Time over which an endpoint that is new, or whose breaker has closed again, gets its full share: its weight grows in a straight line
+        /// from a tenth. Endpoints that were there when the proxy started are not new. With `consistent_hash` its keys come by and by. Not for
+        /// `first`.
+        slow_start: Option<Span<MS, HOUR>> = Else("off");
+        /// Below this percentage of available endpoints, in all levels of `priority` together, all are used again; 0 = never.
         panic_threshold: Pct = Usual("50");
-        /// What `consistent_hash` hashes: parts as in a rate limit's `key`.
-        @soon hash_key: Option<Key> = Else("none");
-        /// With `consistent_hash`: the most load of an endpoint, as a multiple of the average.
-        @soon bounded_load: Option<Centi<100, 1_000>> = Else("1.25");
+        /// What `consistent_hash` hashes: parts as in a rate limit's `key`. A request that lacks one goes to any endpoint.
+        hash_key: Option<HashKey> = Else("`[\"client_ip\"]`");
+        /// With `consistent_hash`: the most requests in flight of an endpoint, as a multiple of its share of them all; a key whose endpoint has
+        /// as many goes to the next one. Two are always allowed.
+        bounded_load: Option<Centi<100, 1_000>> = Else("1.25");
+        /// The proxy's own zone: its endpoints are preferred. When they have less than 1/zones of the available weight, the part of the requests
+        /// that they lack goes to the other zones. Every zone is taken to have as many clients.
+        zone: Option<Label> = Else("none");
     }
 }
 
 /// How an endpoint is picked.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) enum BalancePolicy {
     #[default]
     LeastRequest,
@@ -141,12 +158,14 @@ pub(super) enum BalancePolicy {
 
 choice! { BalancePolicy {
     "least_request" => Self::LeastRequest,
-    @soon "round_robin" => Self::RoundRobin,
-    @soon "peak_ewma" => Self::PeakEwma,
-    @soon "consistent_hash" => Self::ConsistentHash,
-    @soon "random" => Self::Random,
-    @soon "first" => Self::First,
+    "round_robin" => Self::RoundRobin,
+    "peak_ewma" => Self::PeakEwma,
+    "consistent_hash" => Self::ConsistentHash,
+    "random" => Self::Random,
+    "first" => Self::First,
 } }
+
+choice! { LoadReport { "none" => Self::None, "orca" => Self::Orca, } }
 
 section! {
     /// How the pick reaches the proxy.
@@ -291,6 +310,9 @@ choice! { IpSource {
     "x-forwarded-for" => Self::XForwardedFor,
     "x-real-ip" => Self::XRealIp,
 } }
+
+/// The parts of a key that has some, each at most once.
+pub(super) type HashKey = Set<KeyPart, 1, 16>;
 
 /// The parts of a key, each at most once.
 pub(super) type Key = Set<KeyPart, 0, 16>;

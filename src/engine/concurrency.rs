@@ -3,30 +3,25 @@
 //! A request costs three calls of metrics to come in and one to go, of `adaptive` two more; shared data is used once per tick, for what
 //! a lost VM may have left behind.
 
+use super::in_flight::InFlight;
 use super::metrics::Names;
 use crate::base::hash::of_names;
 use crate::base::time::Nanos;
 use crate::config::{self, ConcurrencyAlgorithm, Criticality};
 use crate::host::{Host, MetricId};
 use crate::policy::concurrency::adaptive::{Seen, Settings};
-use crate::policy::concurrency::shares::Shares;
-use crate::policy::concurrency::{has_room, in_flight};
-use crate::store::{self, Key, Kind, Step};
+use crate::policy::concurrency::has_room;
+use crate::store::{Key, Kind};
 use std::cell::Cell;
 
 /// A limit of one subject.
 #[derive(Debug)]
 pub(super) struct Concurrency {
     name: String,
-    shares: Key,
     bound: Bound,
-    in_flight: MetricId,
+    /// One gauge.
+    in_flight: InFlight,
     limit: MetricId,
-    contention: MetricId,
-    /// Requests in flight of this VM and configuration.
-    own: Cell<u64>,
-    /// How many of them were told last.
-    told: Cell<u64>,
     seen: Cell<Seen>,
 }
 
@@ -73,13 +68,13 @@ impl Concurrency {
         };
         let new = Self {
             name: config.name.clone(),
-            shares: Key::new(Kind::Shares, of_names(&[&config.name, kind, key]), 0),
             bound,
-            in_flight: names.concurrency_in_flight(&config.name, key),
+            in_flight: InFlight::new(
+                Key::new(Kind::Shares, of_names(&[&config.name, kind, key]), 0),
+                names.contention(&config.name),
+                std::iter::once((0, names.concurrency_in_flight(&config.name, key))),
+            ),
             limit: names.concurrency_limit(&config.name, key),
-            contention: names.contention(&config.name),
-            own: Cell::new(0),
-            told: Cell::new(0),
             seen: Cell::new(Seen::default()),
         };
         // What a former configuration found goes on, within the bounds of this one.
@@ -93,7 +88,7 @@ impl Concurrency {
 
     /// Whether this is the limit of that subject: its gauges are.
     pub(super) fn is(&self, other: &Self) -> bool {
-        self.shares == other.shares
+        self.in_flight.key() == other.in_flight.key()
     }
 
     /// The limit is shared by a route with this deadline too: the shortest holds.
@@ -112,31 +107,30 @@ impl Concurrency {
         criticality: Criticality,
         enforce: bool,
     ) -> (Option<Permit>, bool) {
-        host.add(self.in_flight, 1);
+        self.in_flight.add(host, 0);
         // At least itself, whatever the gauge says.
-        let among = in_flight(host.value(self.in_flight)).max(1);
+        let among = self.in_flight.value(host, 0).max(1);
         let limit = self.limit(host);
         let room = has_room(among.saturating_sub(1), limit, criticality);
         self.learn(host, now, limit, |seen, settings| seen.came(settings, now, among, limit, room));
         if !room && enforce {
-            host.add(self.in_flight, -1);
+            self.in_flight.drop(host, 0);
             return (None, false);
         }
-        self.own.set(self.own.get().saturating_add(1));
+        self.in_flight.keep(0);
         (Some(Permit { at, among }), room)
     }
 
     /// Counts it out again.
     pub(super) fn leave<H: Host>(&self, host: &H, permit: Permit, ending: impl FnOnce() -> Ending) {
-        host.add(self.in_flight, -1);
-        self.own.set(self.own.get().saturating_sub(1));
+        self.in_flight.leave(host, 0);
         let Bound::Adaptive(settings) = self.bound else { return };
         let Ending { now, elapsed, answered } = ending();
         // What goes on long after it was answered in time is a stream; its end says nothing of how soon a request is answered.
         let streams = |time: Nanos| time < settings.deadline && elapsed > settings.deadline.times(2);
         let counts = answered.map_or_else(|| settings.is_late(elapsed), |time| !streams(time));
         if counts {
-            let (among, limit) = (in_flight(host.value(self.in_flight)), self.limit(host));
+            let (among, limit) = (self.in_flight.value(host, 0), self.limit(host));
             self.learn(host, now, limit, |seen, settings| {
                 // One that hung for long must not outweigh all others.
                 let elapsed = elapsed.min(settings.deadline.times(2));
@@ -148,28 +142,7 @@ impl Concurrency {
     /// Sets the gauges right: the limit's, and what a lost VM has left in the other.
     pub(super) fn look_after<H: Host>(&self, host: &H, now: Nanos, vm: u64) {
         host.record(self.limit, self.limit(host));
-        let own = self.own.get();
-        // Idle, and known to be.
-        if own == 0 && self.told.replace(own) == 0 && host.value(self.in_flight) == 0 {
-            return;
-        }
-        self.told.set(own);
-        let told = store::update(host, &self.shares, |bytes| {
-            let before = Shares::decode(bytes);
-            let mut after = before.clone();
-            // Within the loop, so that both are of one moment.
-            let correction = after.tell(now, vm, own, host.value(self.in_flight));
-            if after == before {
-                return Step::Keep(correction);
-            }
-            after.encode(bytes);
-            Step::Write(correction)
-        });
-        match told {
-            Ok(0) => {}
-            Ok(correction) => host.add(self.in_flight, correction),
-            Err(_) => host.add(self.contention, 1),
-        }
+        self.in_flight.look_after(host, now, vm);
     }
 
     fn limit<H: Host>(&self, host: &H) -> u64 {

@@ -1,18 +1,31 @@
 //! An upstream's endpoints at run time: who may be used, what is in flight where, and what their breakers say.
+//!
+//! Who is in rotation stands in a [`Roster`], which each worker makes anew when a breaker has changed, or when time has changed something: an
+//! open time that is over, a ramp, a report that fades. A request finds it ready, whatever the number of endpoints.
 
 use super::breaker::{Breaker, Subject, Telling};
 use super::checks::{self, Verdict};
+use super::in_flight::InFlight;
 use super::metrics::Names;
+use crate::base::hash::{of_names, place as place_of};
 use crate::base::headers::HeaderMap;
 use crate::base::rng::Rng;
+use crate::base::sort;
 use crate::base::time::Nanos;
-use crate::config::{self, Mode};
+use crate::config::{self, BalancePolicy, LoadReport, Mode, Percent};
 use crate::host::{Host, MetricId};
 use crate::policy::Outcome;
 use crate::policy::circuit_breaker::state::{Admission, Call, Phase, State};
 use crate::policy::health_check::state::{Record, Status};
-use crate::policy::upstream::{self, Availability, Candidate, Census, LIST, List};
-use std::cell::Cell;
+use crate::policy::upstream::maglev::{self, Table};
+use crate::policy::upstream::orca::{self, Load};
+use crate::policy::upstream::peak_ewma::Latency;
+use crate::policy::upstream::roster::{Census, Entry, Member, Pool, Roster, Rules, UNIT};
+use crate::policy::upstream::rotation::Rotation;
+use crate::policy::upstream::slow_start::{self, FirstSeen};
+use crate::policy::upstream::{self, Availability, LIST, List, choice};
+use crate::store::{self, Key, Kind, Step};
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 /// Up to so many endpoints a change is seen by the very next request; beyond, reading all of them again and again while many change at
@@ -25,14 +38,18 @@ const REFRESH_PAUSE: Nanos = Nanos(10_000);
 /// How long a worker leaves a half-open endpoint alone that has no permit left, before it asks again.
 const PERMIT_RECHECK: Nanos = Nanos::from_millis(100);
 
-/// In-flight gauges above this have wrapped below zero (a metric reset, a share lost twice): taken as none.
-const SANE_IN_FLIGHT: u64 = 1 << 40;
+/// Endpoints whose breakers are read anew in one tick.
+const REFRESHED_PER_TICK: usize = 64;
 
 /// An upstream.
 #[derive(Debug)]
 pub struct Upstream {
     endpoints: Vec<Endpoint>,
-    panic_threshold: config::Percent,
+    in_flight: InFlight,
+    policy: Policy,
+    rules: Rules,
+    slow_start: Option<Nanos>,
+    load_report: bool,
     /// Whether any endpoint has a breaker: without, nobody has to know who answered.
     has_breakers: bool,
     /// Whether endpoints are checked. Without that, and without breakers, no view changes.
@@ -48,14 +65,42 @@ pub struct Upstream {
     seen_changes: Cell<u64>,
     /// When they were.
     refreshed: Cell<Nanos>,
+    /// The endpoint that the next tick begins with.
+    refresh_at: Cell<usize>,
+    roster: RefCell<Rc<Roster>>,
+    /// When the roster was made.
+    built: Cell<Nanos>,
+    /// When it has to be made anew, at the latest.
+    due: Cell<Nanos>,
+    panic: MetricId,
+}
+
+/// How endpoints are picked, ready for use.
+#[derive(Debug)]
+enum Policy {
+    RoundRobin(RefCell<Rotation>),
+    LeastRequest,
+    PeakEwma,
+    /// A table for each level.
+    ConsistentHash {
+        tables: Vec<Table>,
+        bounded_load: Percent,
+    },
+    Random,
+    First,
 }
 
 #[derive(Debug)]
 struct Endpoint {
     address: String,
     weight: u32,
-    in_flight: MetricId,
+    level: u16,
+    zone: u16,
+    /// When it was first seen, if it came after the proxy's start.
+    first_seen: Nanos,
     healthy: MetricId,
+    latency: MetricId,
+    load: MetricId,
     breaker: Option<Breaker>,
     view: Cell<View>,
     /// What active checks have found.
@@ -68,15 +113,49 @@ impl Endpoint {
     fn availability(&self, now: Nanos) -> Availability {
         if self.verdict.get().status.is_usable() { self.view.get().availability(now) } else { Availability::Out }
     }
+
+    /// Since when checks find it well that was not; zero = it always was, as far as they know.
+    fn well_since(&self) -> Nanos {
+        let Verdict { status, since, .. } = self.verdict.get();
+        if self.check.is_some() && status.is_usable() { since } else { Nanos::ZERO }
+    }
 }
 
-/// What a worker knows of an endpoint's breaker without asking.
+/// What a worker knows of an endpoint without asking.
 #[derive(Clone, Copy, Debug, Default)]
 struct View {
     availability: Availability,
     /// When something that is out may be tried.
     trial_at: Nanos,
     epoch: u32,
+    /// Since when it is out.
+    out_since: Nanos,
+    /// Since when it is well again, the latest of all that says so; zero = it always was.
+    well_since: Nanos,
+}
+
+impl Endpoint {
+    /// Reads its breaker anew, with the version of the upstream's changes that was read before, and sets its gauge right.
+    fn refresh<H: Host>(&self, host: &H, now: Nanos, changes: u64, reports: &mut [(u32, u32)]) {
+        let mut well = self.weight > 0;
+        if let Some(breaker) = &self.breaker {
+            let state = breaker.refresh(host, now, Some(changes));
+            let view = view_of(&state, breaker, now);
+            well &= view.availability(now) == Availability::Available;
+            self.view.set(view);
+        }
+        if let Some(check) = &self.check {
+            let record = check.read(host);
+            let Record { status, reason, detail, since, .. } = record;
+            self.verdict.set(Verdict { status, reason, detail, since });
+            well &= status.is_usable();
+            for ((down, told), component) in reports.iter_mut().zip(record.components) {
+                *told = told.saturating_add((component != Status::Unknown).into());
+                *down = down.saturating_add(component.is_down().into());
+            }
+        }
+        host.record(self.healthy, well.into());
+    }
 }
 
 impl View {
@@ -126,35 +205,65 @@ impl Upstream {
         let check = config.health_check.as_ref().filter(|_| is_checked);
         let names = Names(host);
         let changes = names.endpoint_changes(&config.name);
-        let endpoints = config.endpoints.iter().map(|endpoint| {
+        let (rules, places) = layout(config);
+        let peak_ewma = config.policy == BalancePolicy::PeakEwma;
+        let load_report = config.load_report == LoadReport::Orca;
+        let seen = config.slow_start.and_then(|_| first_seen(config, host));
+        let endpoints = config.endpoints.iter().zip(places).map(|(endpoint, (level, zone))| {
             let breaker = breaker.and_then(|breaker| {
                 let mode = breaker.mode.or(config.mode).unwrap_or(mode);
                 let subject = Subject::Endpoint(&config.name, &endpoint.address, changes);
                 (mode != Mode::Off).then(|| Breaker::new(breaker, subject, mode, telling, host))
             });
             Endpoint {
-                address: endpoint.address.clone(),
                 weight: endpoint.weight,
-                in_flight: names.endpoint_in_flight(&config.name, &endpoint.address),
+                level,
+                zone,
+                first_seen: seen.as_ref().and_then(|seen| seen.of(id(&endpoint.address))).unwrap_or(Nanos::ZERO),
                 healthy: names.endpoint_healthy(&config.name, &endpoint.address),
+                latency: if peak_ewma {
+                    names.endpoint_latency(&config.name, &endpoint.address)
+                } else {
+                    MetricId::NONE
+                },
+                load: if load_report { names.endpoint_load(&config.name, &endpoint.address) } else { MetricId::NONE },
                 breaker,
                 view: Cell::default(),
                 check: check.map(|check| checks::Cell::new(&config.name, &endpoint.address, check)),
                 verdict: Cell::default(),
+                address: endpoint.address.clone(),
             }
         });
         let endpoints: Vec<Endpoint> = endpoints.collect();
+        let policy = Policy::new(&config.policy, &endpoints, rules.zones.len());
+        let gauges = endpoints.iter().map(|e| (id(&e.address), names.endpoint_in_flight(&config.name, &e.address)));
+        // Behind those of the endpoints: all together, which only a bounded load asks for.
+        let total =
+            matches!(policy, Policy::ConsistentHash { .. }).then(|| (TOTAL, names.upstream_in_flight(&config.name)));
         Self {
+            in_flight: InFlight::new(
+                Key::new(Kind::Shares, of_names(&["endpoints", &config.name]), 0),
+                names.contention(&config.name),
+                gauges.chain(total),
+            ),
+            policy,
+            rules,
+            slow_start: config.slow_start,
+            load_report,
             has_breakers: endpoints.iter().any(|endpoint| endpoint.breaker.is_some()),
             endpoints,
             is_checked,
             check_duration: if is_checked { names.health_check_duration(&config.name) } else { MetricId::NONE },
             down: check.map(|check| check.components.iter().map(|_| Cell::default()).collect()).unwrap_or_default(),
-            panic_threshold: config.panic_threshold,
             attempt_count: config.attempt_count,
             changes,
             seen_changes: Cell::new(0),
             refreshed: Cell::new(Nanos::ZERO),
+            refresh_at: Cell::new(0),
+            roster: RefCell::default(),
+            built: Cell::new(Nanos::ZERO),
+            due: Cell::new(Nanos::ZERO),
+            panic: names.upstream_panic(&config.name),
         }
     }
 
@@ -172,40 +281,46 @@ impl Upstream {
         // By component: how many report it down, and how many report it at all.
         let mut reports = vec![(0u32, 0u32); self.down.len()];
         for endpoint in &self.endpoints {
-            let mut well = endpoint.weight > 0;
-            if let Some(breaker) = &endpoint.breaker {
-                let state = breaker.refresh(host, now, Some(changes));
-                let view = view_of(&state, breaker, now);
-                well &= view.availability(now) == Availability::Available;
-                endpoint.view.set(view);
-            }
-            if let Some(check) = &endpoint.check {
-                let record = check.read(host);
-                let Record { status, reason, detail, since, .. } = record;
-                endpoint.verdict.set(Verdict { status, reason, detail, since });
-                well &= status.is_usable();
-                for ((down, told), component) in reports.iter_mut().zip(record.components) {
-                    *told = told.saturating_add((component != Status::Unknown).into());
-                    *down = down.saturating_add(component.is_down().into());
-                }
-            }
-            host.record(endpoint.healthy, well.into());
+            endpoint.refresh(host, now, changes, &mut reports);
         }
         for (flag, (down, told)) in self.down.iter().zip(reports) {
             flag.set(told > 0 && down == told);
+        }
+        self.build(host, now);
+    }
+
+    /// Reads some of them anew, in turn, with every tick: a VM may have died between a change and the note of it. How many.
+    pub(super) fn refresh_some<H: Host>(&self, host: &H, now: Nanos) -> usize {
+        if self.is_checked || self.endpoints.len() <= REFRESHED_PER_TICK {
+            self.refresh(host, now);
+            return self.endpoints.len();
+        }
+        let changes = host.value(self.changes);
+        let from = self.refresh_at.get();
+        let some = self.endpoints.iter().skip(from).take(REFRESHED_PER_TICK);
+        some.for_each(|endpoint| endpoint.refresh(host, now, changes, &mut []));
+        let next = from.saturating_add(REFRESHED_PER_TICK);
+        self.refresh_at.set(if next < self.endpoints.len() { next } else { 0 });
+        self.build(host, now);
+        REFRESHED_PER_TICK
+    }
+
+    /// Tells what is in flight, and takes out what a lost VM has left: with every tick where there is anything, otherwise when it is `due`.
+    pub(super) fn look_after<H: Host>(&self, host: &H, now: Nanos, vm: u64, due: bool) {
+        if due || self.in_flight.is_busy() {
+            self.in_flight.look_after(host, now, vm);
         }
     }
 
     /// How many endpoints there are, and may be used.
     pub(super) fn census<H: Host>(&self, host: &H, now: Nanos) -> Census {
-        self.catch_up(host, now);
-        Census::of(self.endpoints.iter().map(|e| (e.availability(now), e.weight)))
+        self.roster(host, now).census
     }
 
     /// Whether this component of the check is down on all endpoints that report it. It costs no host call but the look whether anything has
     /// changed.
     pub(super) fn is_down<H: Host>(&self, host: &H, now: Nanos, component: usize) -> bool {
-        self.catch_up(host, now);
+        drop(self.roster(host, now));
         self.down.get(component).is_some_and(Cell::get)
     }
 
@@ -222,13 +337,14 @@ impl Upstream {
             .map(|e| (e.address.as_str(), e.verdict.get()))
     }
 
-    /// Picks endpoints for a request and counts it in flight at the first; `None` if there is none to use.
-    pub(super) fn pick<H: Host>(&self, host: &H, now: Nanos, rng: &Rng) -> Option<Pick> {
-        let panic = self.census(host, now).panics(self.panic_threshold);
+    /// Picks endpoints for a request and counts it in flight at the first; `None` if there is none to use. `hash`: of its key, if it has one.
+    pub(super) fn pick<H: Host>(&self, host: &H, now: Nanos, rng: &Rng, hash: Option<u64>) -> Option<Pick> {
+        let roster = self.roster(host, now);
         // Each round without success marks one endpoint as out, so there are at most as many rounds as trials in the sample.
         for _ in 0..=upstream::SAMPLE {
-            let list = upstream::pick(self.endpoints.len(), |at| self.candidate(host, at, now), panic, rng);
-            let first = self.endpoints.get(list.first()?)?;
+            let list = self.list(host, now, &roster, rng, hash)?;
+            let at = list.first()?;
+            let first = self.endpoints.get(at)?;
             let mut pick = Pick { list, ..Pick::default() };
             for (epoch, at) in pick.epochs.iter_mut().zip(list.iter()) {
                 let view = self.endpoints.get(at).map(|e| e.view.get()).unwrap_or_default();
@@ -245,15 +361,77 @@ impl Upstream {
                         }
                     }
                     // In a panic it is used all the same; its outcome then says nothing.
-                    None if !panic => continue,
+                    None if !roster.panic => continue,
                     None => {}
                 }
             }
             // Counted now, over all workers: the next choice, here or elsewhere, must see it.
-            host.add(first.in_flight, 1);
+            self.enter(host, at);
             return Some(pick);
         }
         None
+    }
+
+    /// Endpoints in the policy's order.
+    fn list<H: Host>(&self, host: &H, now: Nanos, roster: &Roster, rng: &Rng, hash: Option<u64>) -> Option<List> {
+        // The upper bits: the lower ones choose the slot. One key is to stay in one level and zone.
+        let draw = match hash {
+            _ if roster.is_simple() => 0,
+            Some(hash) => hash >> 48,
+            None => rng.bits() >> 48,
+        };
+        let pool = roster.pool(u16::try_from(draw).unwrap_or(0))?;
+        let entries = roster.entries(pool);
+        let endpoint = |at: usize| self.endpoints.get(at);
+        let open = |at: usize| endpoint(at).is_some_and(|e| e.availability(now) == Availability::Trial);
+        let mut list = match (&self.policy, hash) {
+            (Policy::LeastRequest, _) => choice::cheapest(entries, &open, &|at| self.in_flight.value(host, at), rng),
+            (Policy::PeakEwma, _) => {
+                let latency = |at| Latency(endpoint(at).map_or(0, |e| host.value(e.latency)));
+                let cost = |at| latency(at).cost(now, self.in_flight.value(host, at));
+                choice::cheapest(entries, &open, &cost, rng)
+            }
+            (Policy::RoundRobin(rotation), _) => match rotation.try_borrow_mut() {
+                Ok(mut rotation) => {
+                    rotation.start(entries, rng);
+                    rotation.next(entries, &open, rng)
+                }
+                // Nobody holds it over a host call.
+                Err(_) => choice::random(entries, &open, rng),
+            },
+            (Policy::ConsistentHash { tables, bounded_load }, Some(hash)) => {
+                let table = tables.get(usize::from(pool.level))?;
+                let room = |entry: &_| self.has_room(host, pool, entry, hash, *bounded_load);
+                table.pick(hash, roster, pool, &open, &room)
+            }
+            (Policy::First, _) => choice::first(entries, &open),
+            (Policy::Random | Policy::ConsistentHash { .. }, _) => choice::random(entries, &open, rng),
+        };
+        if !list.is_full() && !roster.is_simple() {
+            roster.others(pool, rng).take(LIST).for_each(|at| list.push(at));
+        }
+        Some(list)
+    }
+
+    /// Whether the owner of a key may have it: it is not yet too busy, and, while it ramps, the key is one of those that have come to it.
+    fn has_room<H: Host>(&self, host: &H, pool: &Pool, entry: &Entry, hash: u64, bound: Percent) -> bool {
+        let full = self.endpoints.get(entry.at).map_or(0, |e| e.weight.saturating_mul(UNIT));
+        // Other bits for each endpoint, so that keys which pass it over are not those that pass over the next.
+        let place = hash.rotate_left(20) ^ (entry.at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        if entry.weight < full && place_of(place, full) >= entry.weight {
+            return false;
+        }
+        let all = self.in_flight.value(host, self.endpoints.len());
+        // This pool's part of them.
+        let all = all.saturating_mul(pool.share.into()) >> 16;
+        maglev::has_room(self.in_flight.value(host, entry.at), all, entry.weight, pool.weight, bound)
+    }
+
+    fn enter<H: Host>(&self, host: &H, at: usize) {
+        for at in [at, self.endpoints.len()] {
+            self.in_flight.add(host, at);
+            self.in_flight.keep(at);
+        }
     }
 
     /// The override header's value.
@@ -269,8 +447,8 @@ impl Upstream {
     }
 
     /// Whether it matters who answered.
-    pub(super) const fn has_breakers(&self) -> bool {
-        self.has_breakers
+    pub(super) const fn asks_who(&self) -> bool {
+        self.has_breakers || self.load_report || matches!(self.policy, Policy::PeakEwma)
     }
 
     /// Who was asked, if the answer's attempt count tells that there was but one try. On a bad answer it is not believed: who is to blame
@@ -334,6 +512,39 @@ impl Upstream {
         }
     }
 
+    /// Takes note of what an answer, or its failure to come, says of who was asked: how long it took, and how busy it is.
+    pub(super) fn learn<H: Host>(&self, host: &H, now: Nanos, pick: &Pick, tries: Tries, took: Nanos, failed: bool) {
+        if !matches!(self.policy, Policy::PeakEwma) {
+            return;
+        }
+        let note = |at: usize, failed: bool| {
+            let Some(endpoint) = self.endpoints.get(at) else { return };
+            let before = Latency(host.value(endpoint.latency));
+            let after = before.with(now, took, failed);
+            if after != before {
+                host.record(endpoint.latency, after.0);
+            }
+        };
+        if tries.before == 0 {
+            return note(tries.last, failed);
+        }
+        // How long each try took is not known: at most the whole. It speaks against those that failed.
+        let before = usize::try_from(tries.before).unwrap_or(usize::MAX);
+        pick.list.iter().take(before).filter(|at| *at != tries.last).for_each(|at| note(at, true));
+    }
+
+    /// Takes note of an endpoint's report on its load.
+    pub(super) fn report<H: Host>(&self, host: &H, now: Nanos, at: usize, report: &[u8]) {
+        if let (Some(endpoint), Some(utilization)) = (self.endpoints.get(at), orca::parse(report)) {
+            host.record(endpoint.load, Load(host.value(endpoint.load)).with(now, utilization).0);
+        }
+    }
+
+    /// Whether endpoints report their load.
+    pub(super) const fn has_reports(&self) -> bool {
+        self.load_report
+    }
+
     /// Gives back the permit of a pick whose call ended without a verdict.
     pub(super) fn release<H: Host>(&self, host: &H, now: Nanos, pick: &Pick, rng: &Rng) {
         if let (true, Some(at), Some(epoch)) = (pick.trial, pick.list.first(), pick.epochs.first()) {
@@ -343,32 +554,66 @@ impl Upstream {
 
     /// Takes the request out of flight.
     pub(super) fn leave<H: Host>(&self, host: &H, pick: &Pick) {
-        if let Some(first) = pick.list.first().and_then(|at| self.endpoints.get(at)) {
-            host.add(first.in_flight, -1);
+        if let Some(first) = pick.list.first() {
+            [first, self.endpoints.len()].iter().for_each(|at| self.in_flight.leave(host, *at));
         }
     }
 
-    fn candidate<H: Host>(&self, host: &H, at: usize, now: Nanos) -> Candidate {
-        let Some(endpoint) = self.endpoints.get(at) else {
-            return Candidate { availability: Availability::Out, weight: 0, in_flight: 0 };
-        };
-        let in_flight = host.value(endpoint.in_flight);
-        Candidate {
-            availability: endpoint.availability(now),
-            weight: endpoint.weight,
-            in_flight: if in_flight > SANE_IN_FLIGHT { 0 } else { in_flight },
-        }
-    }
-
-    /// Reads the views anew if any endpoint's breaker, or what checks say of it, has changed, in whatever worker.
-    fn catch_up<H: Host>(&self, host: &H, now: Nanos) {
-        if !(self.has_breakers || self.is_checked) || host.value(self.changes) == self.seen_changes.get() {
-            return;
-        }
+    /// Who is in rotation at this moment.
+    fn roster<H: Host>(&self, host: &H, now: Nanos) -> Rc<Roster> {
         let pause = if self.len() <= SMALL { Nanos::ZERO } else { REFRESH_PAUSE.times(self.len() as u64) };
-        if now.since(self.refreshed.get()) >= pause || now < self.refreshed.get() {
+        let may = |last: Nanos| now < last || now.since(last) >= pause;
+        let changing = self.has_breakers || self.is_checked;
+        if changing && host.value(self.changes) != self.seen_changes.get() && may(self.refreshed.get()) {
             self.refresh(host, now);
+        } else if (now >= self.due.get() || now < self.built.get()) && may(self.built.get()) {
+            self.build(host, now);
         }
+        self.roster.try_borrow().map(|roster| Rc::clone(&roster)).unwrap_or_default()
+    }
+
+    /// Makes the roster anew, of the views as they are.
+    fn build<H: Host>(&self, host: &H, now: Nanos) {
+        let mut due = Nanos::MAX;
+        let loads: Vec<Load> = if self.load_report {
+            self.endpoints.iter().map(|e| Load(host.value(e.load))).collect()
+        } else {
+            Vec::new()
+        };
+        let mean = orca::mean(loads.iter().copied(), now);
+        if self.load_report {
+            due = now.plus(orca::PERIOD);
+        }
+        let mut members = Vec::with_capacity(self.endpoints.len());
+        for (at, endpoint) in self.endpoints.iter().enumerate() {
+            let view = endpoint.view.get();
+            let mut weight = endpoint.weight.saturating_mul(UNIT);
+            if let Some(window) = self.slow_start {
+                let since = endpoint.well_since().max(view.well_since).max(endpoint.first_seen);
+                weight = slow_start::ramped(weight, since, window, now);
+                if slow_start::ramps(since, window, now) {
+                    due = due.min(now.plus(Nanos(window.0 / slow_start::STEPS)));
+                }
+            }
+            if let (Some(mean), Some(load)) = (mean, loads.get(at)) {
+                weight = orca::weighed(weight, *load, mean, now);
+            }
+            if view.availability(now) == Availability::Out {
+                due = due.min(view.trial_at);
+            }
+            let (level, zone, out_since) = (endpoint.level, endpoint.zone, view.out_since);
+            let unwell = !endpoint.verdict.get().status.is_usable();
+            members.push(Member { availability: endpoint.availability(now), unwell, out_since, weight, level, zone });
+        }
+        let Ok(mut current) = self.roster.try_borrow_mut() else { return };
+        let mut roster = Rc::try_unwrap(std::mem::take(&mut *current)).unwrap_or_default();
+        roster.build(&self.rules, members.into_iter());
+        let panic = roster.panic;
+        *current = Rc::new(roster);
+        drop(current);
+        self.built.set(now);
+        self.due.set(due);
+        host.record(self.panic, panic.into());
     }
 
     /// Asks for a half-open permit; without one the endpoint is out for a while.
@@ -377,8 +622,10 @@ impl Upstream {
         if let Some(epoch) = admitted(breaker.acquire(host, now)) {
             return Some(epoch);
         }
-        let epoch = endpoint.view.get().epoch;
-        endpoint.view.set(View { availability: Availability::Out, trial_at: now.plus(PERMIT_RECHECK), epoch });
+        let trial_at = now.plus(PERMIT_RECHECK);
+        endpoint.view.set(View { availability: Availability::Out, trial_at, ..endpoint.view.get() });
+        // The roster still has it; who comes there finds out. What it may become then, the next one says.
+        self.due.set(self.due.get().min(trial_at));
         None
     }
 
@@ -412,22 +659,107 @@ const fn admitted(answer: Option<Admission>) -> Option<u32> {
 }
 
 fn view_of(state: &State, breaker: &Breaker, now: Nanos) -> View {
-    let epoch = state.epoch;
-    let out = |trial_at| View { availability: Availability::Out, trial_at, epoch };
+    let view = View {
+        availability: Availability::Available,
+        trial_at: Nanos::ZERO,
+        epoch: state.epoch,
+        out_since: Nanos::ZERO,
+        // A breaker that was never open is Closed since zero.
+        well_since: if state.phase == Phase::Closed { state.since } else { Nanos::ZERO },
+    };
+    let out = |trial_at| View { availability: Availability::Out, trial_at, out_since: state.since, ..view };
+    let trial = View { availability: Availability::Trial, trial_at: now, out_since: state.since, ..view };
     if breaker.is_shadow() {
-        return View { availability: Availability::Available, trial_at: Nanos::ZERO, epoch };
+        return View { well_since: Nanos::ZERO, ..view };
     }
     if state.is_from_the_future(now) {
         // The clock has stepped back: asking lets the record follow it.
-        return View { availability: Availability::Trial, trial_at: now, epoch };
+        return trial;
     }
     match state.phase {
-        Phase::Closed => View { availability: Availability::Available, trial_at: Nanos::ZERO, epoch },
+        Phase::Closed => view,
         Phase::Open => out(state.until),
         // At the round's end it is asked, or a permit lost with its VM would keep it out for as long as views are read anew all the time.
         Phase::HalfOpen if state.permits >= breaker.config().half_open_calls => {
             out(state.until.min(now.plus(PERMIT_RECHECK)))
         }
-        Phase::HalfOpen => View { availability: Availability::Trial, trial_at: now, epoch },
+        Phase::HalfOpen => trial,
+    }
+}
+
+/// The number of the gauge of all requests in flight; no endpoint's is, but by chance.
+const TOTAL: u64 = 0;
+
+/// A number for an endpoint, the same in all configurations.
+fn id(address: &str) -> u64 {
+    of_names(&[address])
+}
+
+/// How levels and zones lie: the rules, and level and zone of each endpoint.
+fn layout(config: &config::Upstream) -> (Rules, Vec<(u16, u16)>) {
+    let mut priorities: Vec<u32> = config.endpoints.iter().map(|endpoint| endpoint.priority).collect();
+    sort::by_key(&mut priorities, |priority| *priority);
+    priorities.dedup();
+    let mut zones: Vec<Option<&String>> = config.endpoints.iter().map(|endpoint| endpoint.zone.as_ref()).collect();
+    zones.push(config.zone.as_ref());
+    sort::by_key(&mut zones, |zone| *zone);
+    zones.dedup();
+    let place = |found: Result<usize, usize>| found.ok().and_then(|at| u16::try_from(at).ok()).unwrap_or(u16::MAX);
+    let zone_of = |zone: Option<&String>| place(zones.binary_search(&zone));
+    let places: Vec<(u16, u16)> = config
+        .endpoints
+        .iter()
+        .map(|it| (place(priorities.binary_search(&it.priority)), zone_of(it.zone.as_ref())))
+        .collect();
+    let mut present: Vec<_> =
+        config.endpoints.iter().zip(&places).filter(|(it, _)| it.weight > 0).map(|(_, place)| *place).collect();
+    sort::by_key(&mut present, |present| *present);
+    present.dedup();
+    let of_level = |level: usize| present.iter().filter(|(of, _)| usize::from(*of) == level).count();
+    let rules = Rules {
+        panic_threshold: config.panic_threshold,
+        max_ejection: config.max_ejection,
+        zone: config.zone.as_ref().map(|zone| zone_of(Some(zone))),
+        zones: (0..priorities.len()).map(|level| u32::try_from(of_level(level)).unwrap_or(u32::MAX)).collect(),
+    };
+    (rules, places)
+}
+
+/// When the endpoints were first seen, over all workers and reloads.
+fn first_seen<H: Host>(config: &config::Upstream, host: &H) -> Option<FirstSeen> {
+    let now = host.monotonic();
+    let key = Key::new(Kind::FirstSeen, of_names(&[&config.name]), 0);
+    let ids = || config.endpoints.iter().map(|endpoint| id(&endpoint.address));
+    // Without an answer none is taken for new.
+    store::update(host, &key, |bytes| {
+        let before = FirstSeen::decode(bytes);
+        let seen = FirstSeen::now(before.clone(), ids(), now);
+        if before.as_ref() == Some(&seen) {
+            return Step::Keep(seen);
+        }
+        seen.encode(bytes);
+        Step::Write(seen)
+    })
+    .ok()
+}
+
+impl Policy {
+    fn new(config: &BalancePolicy, endpoints: &[Endpoint], levels: usize) -> Self {
+        match config {
+            BalancePolicy::RoundRobin => Self::RoundRobin(RefCell::new(Rotation::new(endpoints.len()))),
+            BalancePolicy::LeastRequest => Self::LeastRequest,
+            BalancePolicy::PeakEwma => Self::PeakEwma,
+            BalancePolicy::Random => Self::Random,
+            BalancePolicy::First => Self::First,
+            BalancePolicy::ConsistentHash { bounded_load, .. } => {
+                let table = |level| {
+                    let endpoints = endpoints.iter().enumerate().filter(|(_, e)| usize::from(e.level) == level);
+                    let named =
+                        endpoints.filter_map(|(at, e)| Some((e.address.as_str(), u16::try_from(at).ok()?, e.weight)));
+                    Table::new(named, maglev::SIZE)
+                };
+                Self::ConsistentHash { tables: (0..levels).map(table).collect(), bounded_load: *bounded_load }
+            }
+        }
     }
 }

@@ -89,6 +89,10 @@ pub struct Exchange {
     answered: Option<Nanos>,
     /// Epoch of the route's breaker, while it waits for the outcome.
     breaker: Option<u32>,
+    /// Hash of what the endpoint is chosen by.
+    key: Option<u64>,
+    /// The same for where it goes if a canary does not take it.
+    stable_key: Option<u64>,
     /// The endpoints picked, while in flight.
     pick: Option<Pick>,
     /// Whether the endpoints have been told the outcome.
@@ -128,6 +132,8 @@ impl Exchange {
             permits: [None; 2],
             answered: None,
             breaker: None,
+            key: None,
+            stable_key: None,
             pick: None,
             recorded: false,
             unsettled: None,
@@ -191,6 +197,7 @@ impl Exchange {
             request.client = request.address.map(|ip| ip.masked(config.ipv4_prefix, config.ipv6_prefix));
         }
         let route = self.choose_side(&engine, route, config, &request, host);
+        self.hash_key(&engine, route, &request);
         if let Some(refusal) = self.switch(&engine, route, host) {
             return self.refuse(&engine, route, &config.name, &refusal, host, stream);
         }
@@ -281,6 +288,7 @@ impl Exchange {
             self.release(engine, host);
             self.decisions.truncate(decided);
             (self.route, route) = (Some(at), stable);
+            self.key = self.stable_key;
             refused = self.admit(engine, route, host, stream);
         }
         if let Some(refusal) = refused {

@@ -83,6 +83,24 @@ impl<H: Metrics> Names<'_, H> {
         self.define(MetricKind::Counter, "haven_endpoint_changes_total", &[("upstream", upstream)])
     }
 
+    /// What `peak_ewma` knows of an endpoint's latency, packed.
+    pub(super) fn endpoint_latency(&self, upstream: &str, endpoint: &str) -> MetricId {
+        self.define(MetricKind::Gauge, "haven_endpoint_latency", &[("upstream", upstream), ("endpoint", endpoint)])
+    }
+
+    /// What an endpoint has reported of its load, packed.
+    pub(super) fn endpoint_load(&self, upstream: &str, endpoint: &str) -> MetricId {
+        self.define(MetricKind::Gauge, "haven_endpoint_load", &[("upstream", upstream), ("endpoint", endpoint)])
+    }
+
+    pub(super) fn upstream_in_flight(&self, upstream: &str) -> MetricId {
+        self.define(MetricKind::Gauge, "haven_upstream_in_flight", &[("upstream", upstream)])
+    }
+
+    pub(super) fn upstream_panic(&self, upstream: &str) -> MetricId {
+        self.define(MetricKind::Gauge, "haven_upstream_panic", &[("upstream", upstream)])
+    }
+
     /// Why an active check takes an endpoint for what it does: [`crate::policy::health_check::state::Reason`]'s numbers.
     pub(super) fn endpoint_reason(&self, upstream: &str, endpoint: &str) -> MetricId {
         self.define(MetricKind::Gauge, "haven_endpoint_check_reason", &[("upstream", upstream), ("endpoint", endpoint)])

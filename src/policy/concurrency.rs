@@ -4,16 +4,12 @@
 //! was too much. So never more are admitted than the limit allows: of two that come at once, each sees the other. The price is that
 //! both may be refused where one had room: a refusal counts for as long as two host calls take.
 //!
-//! [`adaptive`] finds the limit by itself; [`shares`] finds what a lost VM has left in the gauge.
+//! [`adaptive`] finds the limit by itself; [`super::shares`] finds what a lost VM has left in the gauge.
 
 pub mod adaptive;
-pub mod shares;
 
 use crate::base::time::Nanos;
 use crate::config::Criticality;
-
-/// Gauges above this have wrapped below zero (a metric reset, a share taken back twice): taken as none.
-const SANE: u64 = 1 << 40;
 
 /// What a refused client is told to wait. How long the overload lasts, nobody knows.
 pub const RETRY_AFTER: Nanos = Nanos::from_secs(1);
@@ -29,12 +25,6 @@ pub const fn has_room(others: u64, limit: u64, criticality: Criticality) -> bool
         Criticality::CriticalPlus => 100,
     };
     others.saturating_mul(100) < limit.saturating_mul(percent)
-}
-
-/// Requests in flight, by what the gauge says.
-#[must_use]
-pub const fn in_flight(gauge: u64) -> u64 {
-    if gauge > SANE { 0 } else { gauge }
 }
 
 #[cfg(test)]
@@ -59,10 +49,5 @@ mod tests {
             assert_eq!([Sheddable, SheddablePlus, Critical, CriticalPlus].map(|c| room(limit, c)), rooms, "{limit}");
         }
         assert!(!has_room(u64::MAX, u64::MAX, Sheddable));
-    }
-
-    #[test]
-    fn a_gauge_below_zero_is_empty() {
-        assert_eq!([0, 7, u64::MAX, u64::MAX - 3].map(in_flight), [0, 7, 0, 0]);
     }
 }

@@ -19,6 +19,7 @@ mod filter;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod balancing;
 mod breaker;
 mod canary;
 mod checks;

@@ -1,12 +1,32 @@
 //! The part of the chain that picks the endpoints.
 
 use super::{Exchange, Refusal};
-use crate::config::Mode;
+use crate::base::hash::{KeyHasher, Seed};
+use crate::config::{BalancePolicy, MissingKey, Mode};
 use crate::engine::{Engine, Route};
 use crate::host::{Host, Message, Stream};
 use crate::policy::Reason;
+use crate::policy::key;
+use crate::policy::request::Request;
 
 impl Exchange {
+    /// Hashes what the endpoint is to be chosen by, if that is so; a request that lacks a part is like one without a key.
+    ///
+    /// Not under the proxy's secret: all proxies, and each after a restart, are to lead a key to the same endpoint. Who aims at one endpoint finds
+    /// that its load is bounded.
+    pub(super) fn hash_key(&mut self, engine: &Engine, route: &Route, request: &Request<'_>) {
+        let key_for = |route: &Route| {
+            let used = route.upstream.as_ref()?;
+            let BalancePolicy::ConsistentHash { key, .. } = &engine.config.upstreams.get(used.at)?.policy else {
+                return None;
+            };
+            let mut hasher = KeyHasher::new(Seed::default());
+            key::hash(key, MissingKey::Skip, request, &mut hasher).then(|| hasher.finish())
+        };
+        self.key = key_for(route);
+        self.stable_key = Self::back_from(engine, route).and_then(|(_, stable)| key_for(stable));
+    }
+
     pub(super) fn endpoint<'e, H: Host, S: Stream>(
         &mut self,
         engine: &'e Engine,
@@ -35,7 +55,7 @@ impl Exchange {
             }
             return None;
         }
-        match upstream.pick(host, self.start, &engine.rng) {
+        match upstream.pick(host, self.start, &engine.rng, self.key) {
             Some(pick) => {
                 // Added, not set, which costs a third less: a client's own was removed.
                 stream.add_header(Message::Request, &config.override_header, &upstream.addresses(&pick));

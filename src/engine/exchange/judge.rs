@@ -11,6 +11,7 @@ use crate::engine::{Engine, Route};
 use crate::host::{Host, Message, Property, Reply, Stream};
 use crate::policy::circuit_breaker::state::Call;
 use crate::policy::reply::Cause;
+use crate::policy::upstream::orca;
 use crate::policy::{Outcome, Reason};
 
 /// How the upstream answered, or why it did not.
@@ -62,11 +63,11 @@ impl Exchange {
         let grpc_status = if self.grpc { headers.get("grpc-status").and_then(parse_number) } else { None };
         // On gRPC the proxy's own errors have status 200 too.
         let suspect = status >= 500 || grpc_status.is_some_and(|s| s != 0);
-        // Who answered matters only where endpoints have breakers of their own, or retries were granted. That somebody did, Envoy's own
+        // Who answered matters only where something is known of each endpoint (a breaker, latency, load), or retries were granted. That somebody did, Envoy's own
         // header tells for nothing.
         let elsewhere = self.sent_on.is_some();
         let upstream = route.upstream.filter(|_| !elsewhere).and_then(|used| engine.upstreams.get(used.at));
-        let matters = upstream.is_some_and(|upstream| self.granted > 0 || upstream.has_breakers());
+        let matters = upstream.is_some_and(|upstream| self.granted > 0 || upstream.asks_who());
         let pick = self.pick.unwrap_or_default();
         let first = upstream.filter(|_| !suspect).and_then(|upstream| upstream.first_try(&pick, &headers));
         let reached = (first.is_some() || !matters) && headers.get("x-envoy-upstream-service-time").is_some();
@@ -93,6 +94,18 @@ impl Exchange {
                 }
                 None => None,
             };
+            if let Some((upstream, tries)) = upstream.zip(tries) {
+                let good = class == Class::Answered && !suspect && status != 429;
+                upstream.learn(host, now, &pick, tries, duration, !good);
+                if upstream.has_reports()
+                    && class == Class::Answered
+                    && let Some(report) = headers.get(orca::HEADER)
+                {
+                    upstream.report(host, now, tries.last, report);
+                    // How busy a service is, its clients need not know.
+                    stream.remove_header(Message::Response, orca::HEADER);
+                }
+            }
             match class {
                 Class::Timeout => self.time_cut_off(engine, route, now, duration),
                 // A refusal is soon said: it tells nothing of how long an answer takes.
