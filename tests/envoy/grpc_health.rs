@@ -1,4 +1,4 @@
-//! gRPC health checks in a real Envoy with the reference configuration: gRPC's own client for Python, and frames by hand.
+//! gRPC health checks in a real Envoy with the reference configuration: gRPC's own client for Python, tonic's, and frames by hand.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -11,6 +11,9 @@ use hyper::body::{Body, Bytes, Frame};
 use hyper::{HeaderMap, Request};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
+use tonic::transport::Endpoint;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::filter::assert_sound;
 use crate::support::config::reference_text;
@@ -36,8 +39,25 @@ async fn python(addr: SocketAddr, names: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// What tonic's client makes of it: a status of the service, or of the call.
+async fn tonic(addr: SocketAddr, names: &[&str]) -> Vec<String> {
+    let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect().await.unwrap();
+    let mut client = HealthClient::new(channel);
+    let mut answers = Vec::new();
+    for name in names {
+        let answer = client.check(HealthCheckRequest { service: (*name).to_owned() }).await;
+        answers.push(match answer {
+            Ok(answer) => answer.into_inner().status().as_str_name().to_owned(),
+            Err(status) => format!("{:?}", status.code()),
+        });
+    }
+    let watch = client.watch(HealthCheckRequest::default()).await;
+    answers.push(watch.map_or_else(|status| format!("{:?}", status.code()), |_| "a stream".to_owned()));
+    answers
+}
+
 #[test]
-fn a_client_of_grpcs_own_gets_it_right() {
+fn clients_of_grpcs_own_get_it_right() {
     run(async {
         let upstreams = Upstream::start_many(3).await;
         let mut envoy = reference(&upstreams).await;
@@ -46,6 +66,10 @@ fn a_client_of_grpcs_own_gets_it_right() {
             python(envoy.addr(), &["", "users", "nobody", "ü", &long]).await,
             json!({"check": {"": "SERVING", "users": "SERVING", "nobody": "NOT_FOUND", "ü": "NOT_FOUND", (long): "RESOURCE_EXHAUSTED"},
                    "watch": "UNIMPLEMENTED"})
+        );
+        assert_eq!(
+            tonic(envoy.addr(), &["", "users", "nobody"]).await,
+            ["SERVING", "SERVING", "NotFound", "Unimplemented"]
         );
         for upstream in &upstreams {
             upstream.set(|faults| faults.close = true).await;
@@ -60,6 +84,10 @@ fn a_client_of_grpcs_own_gets_it_right() {
         assert_eq!(
             python(envoy.addr(), &["", "users", "nobody"]).await["check"],
             json!({"": "NOT_SERVING", "users": "NOT_SERVING", "nobody": "NOT_FOUND"})
+        );
+        assert_eq!(
+            tonic(envoy.addr(), &["", "users", "nobody"]).await,
+            ["NOT_SERVING", "NOT_SERVING", "NotFound", "Unimplemented"]
         );
         assert_sound(&mut envoy).await;
     });
