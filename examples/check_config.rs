@@ -1,6 +1,7 @@
 //! Validates a filter configuration offline, with the code and the messages of the filter.
 //!
-//! `check_config FILE` exits with 0 if the file is valid, 1 if it is not, 2 if it could not be read.
+//! `check_config FILE` exits with 0 if the file is valid, 1 if it is not, 2 if it could not be
+//! read.
 
 #[cfg(not(target_arch = "wasm32"))]
 fn main() -> std::process::ExitCode {

@@ -1,14 +1,19 @@
-//! The demo of `make demo`: a real Envoy with `envoy.yaml`, three unequal upstreams, steady traffic, and all that can go wrong.
+//! The demo of `make demo`: a real Envoy with `envoy.yaml`, three unequal upstreams, steady
+//! traffic, and all that can go wrong.
 //!
-//! Envoy gets a copy of `envoy.yaml` in which only addresses differ: free loopback ports, the upstreams of this process, and the
-//! path of the filter. Seven acts, each with counts and with expectations that are checked: the exit code is 0 if all were met, 1 if
-//! not, 2 if the story could not begin. `KEEP=1` leaves everything running afterwards, until Ctrl-C or SIGTERM.
+//! Envoy gets a copy of `envoy.yaml` in which only addresses differ: free loopback ports, the
+//! upstreams of this process, and the path of the filter. Seven acts, each with counts and with
+//! expectations that are checked: the exit code is 0 if all were met, 1 if not, 2 if the story
+//! could not begin. `KEEP=1` leaves everything running afterwards, until Ctrl-C or SIGTERM.
 //!
 //! ```text
 //! HAVEN_ENVOY=.tools/envoy HAVEN_WASM=dist/haven.wasm cargo run --example demo
 //! ```
 
-#![allow(clippy::arithmetic_side_effects, reason = "a native program: counts of a minute's requests do not overflow")]
+#![allow(
+    clippy::arithmetic_side_effects,
+    reason = "a native program: counts of a minute's requests do not overflow"
+)]
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -70,7 +75,11 @@ async fn main() -> ExitCode {
     }
     drop(stage);
     out.plain("\nEnvoy and the upstreams are stopped.");
-    if met { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if met {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn cannot_begin(why: &str) -> ExitCode {

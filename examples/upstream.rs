@@ -11,7 +11,8 @@
 //! curl -s -X POST localhost:40002/admin/reset                       # all faults off, counters to zero
 //! ```
 //!
-//! The faults are the fields of [`server::faults::Faults`]. SIGTERM and SIGINT end it: requests in flight are answered first.
+//! The faults are the fields of [`server::faults::Faults`]. SIGTERM and SIGINT end it: requests in
+//! flight are answered first.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -55,7 +56,11 @@ async fn run(options: Options) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let upstream = Upstream::start(options).await?;
-    println!("listening {} admin {}", upstream.addr(), upstream.admin_addr());
+    println!(
+        "listening {} admin {}",
+        upstream.addr(),
+        upstream.admin_addr()
+    );
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -83,5 +88,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Options>, Stri
 }
 
 fn address(flag: &str, value: &str) -> Result<SocketAddr, String> {
-    value.parse().map_err(|_| format!("{flag}: {value:?} is not an address like 127.0.0.1:8080"))
+    value
+        .parse()
+        .map_err(|_| format!("{flag}: {value:?} is not an address like 127.0.0.1:8080"))
 }

@@ -1,8 +1,9 @@
 //! What must hold of any input, one check for each fuzz target. A check panics if it does not hold.
 //!
-//! Two programs run them: the targets beside this file, for as long as one likes, and `tests/replay.rs` in every `make test`, over the
-//! kept corpus and some mutations of it. They go through whole engines on the simulated host wherever they can, so that they speak of
-//! what a client gets and not of how it is done.
+//! Two programs run them: the targets beside this file, for as long as one likes, and
+//! `tests/replay.rs` in every `make test`, over the kept corpus and some mutations of it. They go
+//! through whole engines on the simulated host wherever they can, so that they speak of what a
+//! client gets and not of how it is done.
 
 use haven::base::hash::{KeyHasher, Seed};
 use haven::base::headers::HeaderMap;
@@ -34,26 +35,43 @@ impl Proxy {
     fn new(config: &Config, rules: CasRules) -> Self {
         let machine = Machine::new(rules, 7);
         let worker = Worker(Rc::clone(&machine));
-        let engine = Rc::new(Engine::new(config.clone(), &worker).expect("a valid configuration becomes an engine"));
-        Self { machine, worker, engine }
+        let engine = Rc::new(
+            Engine::new(config.clone(), &worker).expect("a valid configuration becomes an engine"),
+        );
+        Self {
+            machine,
+            worker,
+            engine,
+        }
     }
 
     /// Another worker of it.
     fn beside(&self, config: &Config) -> Self {
         let (machine, worker) = (Rc::clone(&self.machine), Worker(Rc::clone(&self.machine)));
-        let engine = Rc::new(Engine::new(config.clone(), &worker).expect("what was accepted once is accepted again"));
-        Self { machine, worker, engine }
+        let engine = Rc::new(
+            Engine::new(config.clone(), &worker).expect("what was accepted once is accepted again"),
+        );
+        Self {
+            machine,
+            worker,
+            engine,
+        }
     }
 
     /// Sends a request as far as the router.
     fn begin(&self, stream: &SimStream) -> Exchange {
         let mut exchange = Exchange::new(Rc::clone(&self.engine));
         let action = exchange.on_request(&self.worker, stream);
-        assert_eq!(action == Action::Stop, stream.replied().is_some(), "what is stopped is answered, and nothing else");
+        assert_eq!(
+            action == Action::Stop,
+            stream.replied().is_some(),
+            "what is stopped is answered, and nothing else"
+        );
         exchange
     }
 
-    /// A whole request that its upstream answers with 200. The status is that which the client sees.
+    /// A whole request that its upstream answers with 200. The status is that which the client
+    /// sees.
     fn status(&self, headers: &[(&str, &[u8])]) -> u16 {
         self.ask(headers, 200).1
     }
@@ -84,7 +102,8 @@ fn parsed(json: &str) -> Config {
     config::parse(json.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
-/// A document is refused with a reason, or becomes an engine that serves requests; the same each time, on a reload as well.
+/// A document is refused with a reason, or becomes an engine that serves requests; the same each
+/// time, on a reload as well.
 pub fn check_config(data: &[u8]) {
     let config = match config::parse(data) {
         Ok(config) => config,
@@ -93,15 +112,28 @@ pub fn check_config(data: &[u8]) {
             return;
         }
     };
-    assert_eq!(config::parse(data).as_ref().ok(), Some(&config), "the same bytes mean the same");
+    assert_eq!(
+        config::parse(data).as_ref().ok(),
+        Some(&config),
+        "the same bytes mean the same"
+    );
     let mut proxy = Proxy::new(&config, CasRules::Envoy);
     for _ in 0..2 {
-        for (method, target) in [("GET", "/"), ("POST", "/users/7/orders?q=1"), ("GET", "/health"), ("GET", "/readyz")]
-        {
+        for (method, target) in [
+            ("GET", "/"),
+            ("POST", "/users/7/orders?q=1"),
+            ("GET", "/health"),
+            ("GET", "/readyz"),
+        ] {
             let stream = SimStream::request(
                 method,
                 target,
-                &[("x-key", b"k"), ("x-forwarded-for", b"10.1.2.3"), ("x-request-id", b"\"<>"), ("cookie", b"sid=1")],
+                &[
+                    ("x-key", b"k"),
+                    ("x-forwarded-for", b"10.1.2.3"),
+                    ("x-request-id", b"\"<>"),
+                    ("cookie", b"sid=1"),
+                ],
             );
             let mut exchange = proxy.begin(&stream);
             if stream.replied().is_none() {
@@ -114,14 +146,14 @@ pub fn check_config(data: &[u8]) {
         proxy.machine.advance(Nanos::from_secs(1));
         proxy.engine.tick(&proxy.worker);
         proxy.assert_idle();
-        let engine =
-            Engine::new(config.clone(), &proxy.worker).expect("what was accepted once is accepted on a reload");
+        let engine = Engine::new(config.clone(), &proxy.worker)
+            .expect("what was accepted once is accepted on a reload");
         proxy.engine = Rc::new(engine);
     }
 }
 
-/// The parts of a request, its key and its hash are those of a plain model; the same parts have the same hash, however the header map
-/// is written, and an override finds the key that it spells out.
+/// The parts of a request, its key and its hash are those of a plain model; the same parts have the
+/// same hash, however the header map is written, and an override finds the key that it spells out.
 ///
 /// The bytes are taken as a host's header map, and once more as lines of `name: value`.
 pub fn check_request_key(data: &[u8]) {
@@ -135,8 +167,18 @@ type Pair = (Vec<u8>, Vec<u8>);
 fn lines(data: &[u8]) -> Vec<Pair> {
     let pair = |line: &[u8]| {
         // A colon at the start belongs to the name.
-        let at = line.iter().skip(1).position(|b| *b == b':').map_or(line.len(), |at| at + 1);
-        (line[..at].to_vec(), line.get(at + 1..).unwrap_or(&[]).trim_ascii_start().to_vec())
+        let at = line
+            .iter()
+            .skip(1)
+            .position(|b| *b == b':')
+            .map_or(line.len(), |at| at + 1);
+        (
+            line[..at].to_vec(),
+            line.get(at + 1..)
+                .unwrap_or(&[])
+                .trim_ascii_start()
+                .to_vec(),
+        )
     };
     data.split(|b| *b == b'\n').map(pair).collect()
 }
@@ -144,8 +186,18 @@ fn lines(data: &[u8]) -> Vec<Pair> {
 const SEED: Seed = Seed(3, 5);
 
 fn parts() -> Vec<KeyPart> {
-    let mut parts = vec![KeyPart::ClientIp, KeyPart::Method, KeyPart::Path, KeyPart::Host, KeyPart::Route];
-    parts.extend([KeyPart::Header("x-key".into()), KeyPart::Cookie("sid".into()), KeyPart::Query("q".into())]);
+    let mut parts = vec![
+        KeyPart::ClientIp,
+        KeyPart::Method,
+        KeyPart::Path,
+        KeyPart::Host,
+        KeyPart::Route,
+    ];
+    parts.extend([
+        KeyPart::Header("x-key".into()),
+        KeyPart::Cookie("sid".into()),
+        KeyPart::Query("q".into()),
+    ]);
     parts.extend([0, 1, 255].map(KeyPart::PathSegment));
     parts
 }
@@ -158,7 +210,10 @@ fn hashes(headers: &HeaderMap) -> Vec<Option<u64>> {
         let mut hasher = KeyHasher::new(SEED);
         key::hash(parts, MissingKey::Skip, &request, &mut hasher).then(|| hasher.finish())
     };
-    let mut all: Vec<_> = parts.iter().map(|part| hash(std::slice::from_ref(part))).collect();
+    let mut all: Vec<_> = parts
+        .iter()
+        .map(|part| hash(std::slice::from_ref(part)))
+        .collect();
     all.push(hash(&parts));
     let mut shared = KeyHasher::new(SEED);
     assert!(
@@ -180,7 +235,10 @@ fn request(headers: &HeaderMap) -> Request<'_> {
 }
 
 fn check_map(headers: &HeaderMap) {
-    let pairs: Vec<Pair> = headers.iter().map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
+    let pairs: Vec<Pair> = headers
+        .iter()
+        .map(|(n, v)| (n.to_vec(), v.to_vec()))
+        .collect();
     // From the end malformed bytes may read otherwise; they must not panic.
     let _ = headers.iter().rev().count();
     let found = hashes(headers);
@@ -188,17 +246,44 @@ fn check_map(headers: &HeaderMap) {
         assert_eq!(hashes(&HeaderMap::from_pairs(changed)), found, "{why}");
     };
     same(&pairs, "what was read, written anew");
-    let change = |with: &dyn Fn(&[u8], &[u8]) -> Pair| -> Vec<Pair> { pairs.iter().map(|(n, v)| with(n, v)).collect() };
-    let is_host = |n: &[u8]| n.eq_ignore_ascii_case(b":authority") || n.eq_ignore_ascii_case(b"host");
+    let change = |with: &dyn Fn(&[u8], &[u8]) -> Pair| -> Vec<Pair> {
+        pairs.iter().map(|(n, v)| with(n, v)).collect()
+    };
+    let is_host =
+        |n: &[u8]| n.eq_ignore_ascii_case(b":authority") || n.eq_ignore_ascii_case(b"host");
     // Names of pseudo-headers come from the proxy, always in lower case.
-    let upper =
-        |n: &[u8], v: &[u8]| (if n.starts_with(b":") { n.to_vec() } else { n.to_ascii_uppercase() }, v.to_vec());
+    let upper = |n: &[u8], v: &[u8]| {
+        (
+            if n.starts_with(b":") {
+                n.to_vec()
+            } else {
+                n.to_ascii_uppercase()
+            },
+            v.to_vec(),
+        )
+    };
     same(&change(&upper), "the case of names means nothing");
-    let loud = |n: &[u8], v: &[u8]| (n.to_vec(), if is_host(n) { v.to_ascii_uppercase() } else { v.to_vec() });
+    let loud = |n: &[u8], v: &[u8]| {
+        (
+            n.to_vec(),
+            if is_host(n) {
+                v.to_ascii_uppercase()
+            } else {
+                v.to_vec()
+            },
+        )
+    };
     same(&change(&loud), "nor does that of hosts");
     let ported = |n: &[u8], v: &[u8]| {
         let bare = is_host(n) && (!v.contains(&b':') || v.ends_with(b"]"));
-        (n.to_vec(), if bare { [v, b":8443"].concat() } else { v.to_vec() })
+        (
+            n.to_vec(),
+            if bare {
+                [v, b":8443"].concat()
+            } else {
+                v.to_vec()
+            },
+        )
     };
     same(&change(&ported), "nor does the port");
     let mut more = pairs.clone();
@@ -207,7 +292,9 @@ fn check_map(headers: &HeaderMap) {
     same(&more, "nor do other headers");
 
     let request = request(headers);
-    let Some(values) = model(&pairs, &request) else { return };
+    let Some(values) = model(&pairs, &request) else {
+        return;
+    };
     let parts = parts();
     for ((part, value), hash) in parts.iter().zip(&values).zip(&found) {
         let expected = value.as_ref().map(|value| {
@@ -215,51 +302,79 @@ fn check_map(headers: &HeaderMap) {
             hasher.part(value);
             hasher.finish()
         });
-        assert_eq!(*hash, expected, "{part:?}: {}", value.as_deref().unwrap_or(b"missing").escape_ascii());
+        assert_eq!(
+            *hash,
+            expected,
+            "{part:?}: {}",
+            value.as_deref().unwrap_or(b"missing").escape_ascii()
+        );
     }
     let texts: Option<Vec<String>> = parts
         .iter()
         .zip(&values)
         .map(|(part, value)| match part {
-            KeyPart::ClientIp => request.client.map(|ip| Ipv6Addr::from_bits(ip.0).to_string()),
+            KeyPart::ClientIp => request
+                .client
+                .map(|ip| Ipv6Addr::from_bits(ip.0).to_string()),
             _ => String::from_utf8(value.clone()?).ok(),
         })
         .collect();
     if let Some(texts) = texts {
         let spelt = key::of_override(&parts, &texts, &ClientIp::default(), SEED);
-        assert_eq!(Some(spelt), found[parts.len()], "an override finds its key: {texts:?}");
+        assert_eq!(
+            Some(spelt),
+            found[parts.len()],
+            "an override finds its key: {texts:?}"
+        );
     }
 }
 
 /// The values of [`parts`], found the slow way; `None` for a map that no proxy makes.
 fn model(pairs: &[Pair], request: &Request<'_>) -> Option<Vec<Option<Vec<u8>>>> {
     let all = |name: &str| -> Vec<&Vec<u8>> {
-        pairs.iter().filter(|(n, _)| n.to_ascii_lowercase() == name.as_bytes()).map(|(_, v)| v).collect()
+        pairs
+            .iter()
+            .filter(|(n, _)| n.to_ascii_lowercase() == name.as_bytes())
+            .map(|(_, v)| v)
+            .collect()
     };
     let first = |name: &str| all(name).first().map(|value| value.to_vec());
-    let before = |bytes: &[u8], end: u8| bytes.split(|b| *b == end).next().unwrap_or_default().to_vec();
+    let before = |bytes: &[u8], end: u8| {
+        bytes
+            .split(|b| *b == end)
+            .next()
+            .unwrap_or_default()
+            .to_vec()
+    };
     let (methods, paths) = (all(":method"), all(":path"));
     if methods.len() > 1
         || paths.len() > 1
-        || pairs.iter().any(|(n, _)| n.starts_with(b":") && *n != n.to_ascii_lowercase())
+        || pairs
+            .iter()
+            .any(|(n, _)| n.starts_with(b":") && *n != n.to_ascii_lowercase())
     {
         return None;
     }
     let target = before(&first(":path").unwrap_or_default(), b'#');
     let path = before(&target, b'?');
     let query = target.get(path.len() + 1..).unwrap_or_default().to_vec();
-    let host = first(":authority").or_else(|| first("host")).map(|mut host| {
-        if let Some(colon) = host.iter().rposition(|b| *b == b':')
-            && !host[colon..].contains(&b']')
-        {
-            host.truncate(colon);
-        }
-        host.to_ascii_lowercase()
-    });
-    let cookie = all("cookie").iter().flat_map(|line| line.split(|b| *b == b';')).find_map(|pair| {
-        let pair = pair.trim_ascii();
-        pair.strip_prefix(b"sid=").map(<[u8]>::to_vec)
-    });
+    let host = first(":authority")
+        .or_else(|| first("host"))
+        .map(|mut host| {
+            if let Some(colon) = host.iter().rposition(|b| *b == b':')
+                && !host[colon..].contains(&b']')
+            {
+                host.truncate(colon);
+            }
+            host.to_ascii_lowercase()
+        });
+    let cookie = all("cookie")
+        .iter()
+        .flat_map(|line| line.split(|b| *b == b';'))
+        .find_map(|pair| {
+            let pair = pair.trim_ascii();
+            pair.strip_prefix(b"sid=").map(<[u8]>::to_vec)
+        });
     let parameter = query.split(|b| *b == b'&').find_map(|pair| match pair {
         b"q" => Some(Vec::new()),
         _ => pair.strip_prefix(b"q=").map(<[u8]>::to_vec),
@@ -268,22 +383,45 @@ fn model(pairs: &[Pair], request: &Request<'_>) -> Option<Vec<Option<Vec<u8>>>> 
     if segments.len() > 1 && segments[0].is_empty() {
         segments.remove(0);
     }
-    let segment = |at: usize| segments.get(at).filter(|segment| !segment.is_empty()).cloned();
+    let segment = |at: usize| {
+        segments
+            .get(at)
+            .filter(|segment| !segment.is_empty())
+            .cloned()
+    };
     let client = request.client.map(|ip| ip.0.to_be_bytes().to_vec());
-    let mut values =
-        vec![client, Some(first(":method").unwrap_or_default()), Some(path.clone()), host, Some(b"r".to_vec())];
-    values.extend([first("x-key"), cookie, parameter, segment(0), segment(1), segment(255)]);
+    let mut values = vec![
+        client,
+        Some(first(":method").unwrap_or_default()),
+        Some(path.clone()),
+        host,
+        Some(b"r".to_vec()),
+    ];
+    values.extend([
+        first("x-key"),
+        cookie,
+        parameter,
+        segment(0),
+        segment(1),
+        segment(255),
+    ]);
     Some(values)
 }
 
-/// Whose bucket a request draws from is decided by the trusted entry alone: what a client writes left of it changes nothing, all
-/// spellings of an address are one client, and without an address there it is the connection's.
+/// Whose bucket a request draws from is decided by the trusted entry alone: what a client writes
+/// left of it changes nothing, all spellings of an address are one client, and without an address
+/// there it is the connection's.
 ///
-/// The first byte says what is trusted: `1`, `2` or `3` hops of `X-Forwarded-For`, anything else for `X-Real-IP`. Each line that follows
-/// is the value of one header.
+/// The first byte says what is trusted: `1`, `2` or `3` hops of `X-Forwarded-For`, anything else
+/// for `X-Real-IP`. Each line that follows is the value of one header.
 pub fn check_client_ip(data: &[u8]) {
     static CONFIGS: LazyLock<Vec<Config>> = LazyLock::new(|| {
-        let sources = [("x-forwarded-for", 1), ("x-forwarded-for", 2), ("x-forwarded-for", 3), ("x-real-ip", 1)];
+        let sources = [
+            ("x-forwarded-for", 1),
+            ("x-forwarded-for", 2),
+            ("x-forwarded-for", 3),
+            ("x-real-ip", 1),
+        ];
         let config = |(source, hops)| {
             parsed(&format!(
                 r#"{{"client_ip": {{"source": "{source}", "trusted_hops": {hops}}},
@@ -293,20 +431,30 @@ pub fn check_client_ip(data: &[u8]) {
         };
         sources.map(config).into()
     });
-    let Some((first, rest)) = data.split_first() else { return };
+    let Some((first, rest)) = data.split_first() else {
+        return;
+    };
     let hops = match first {
         b'1'..=b'3' => usize::from(first - b'0'),
         _ => 0,
     };
     let config = &CONFIGS[hops.checked_sub(1).unwrap_or(3)];
-    let name = if hops == 0 { "x-real-ip" } else { "x-forwarded-for" };
+    let name = if hops == 0 {
+        "x-real-ip"
+    } else {
+        "x-forwarded-for"
+    };
     let values: Vec<&[u8]> = rest.split(|b| *b == b'\n').collect();
     let proxy = Proxy::new(config, CasRules::Envoy);
     let ask = |values: &[&[u8]]| {
         let headers: Vec<(&str, &[u8])> = values.iter().map(|value| (name, *value)).collect();
         proxy.status(&headers)
     };
-    assert_eq!(ask(&values), 200, "every client has a bucket of its own, and this is the first to come");
+    assert_eq!(
+        ask(&values),
+        200,
+        "every client has a bucket of its own, and this is the first to come"
+    );
 
     let joined = values.join(&b',');
     let entries: Vec<&[u8]> = joined.split(|b| *b == b',').collect();
@@ -317,31 +465,56 @@ pub fn check_client_ip(data: &[u8]) {
     if let Some(at) = entries.len().checked_sub(hops).filter(|_| hops > 0) {
         let kept = entries[at..].join(&b',');
         let forged = [b"6.6.6.6, unknown,,[::1]:9,\xff," as &[u8], &kept].concat();
-        for values in [&[kept.as_slice()][..], &[forged.as_slice()], &[b"8.8.8.8", b"", &kept]] {
-            assert_eq!(ask(values), 429, "the client is the same, whatever stands left of the trusted entry");
+        for values in [
+            &[kept.as_slice()][..],
+            &[forged.as_slice()],
+            &[b"8.8.8.8", b"", &kept],
+        ] {
+            assert_eq!(
+                ask(values),
+                429,
+                "the client is the same, whatever stands left of the trusted entry"
+            );
         }
     } else if hops == 0 {
-        assert_eq!(ask(&[values[0], b"6.6.6.6"]), 429, "one value is meant, and it is the first");
+        assert_eq!(
+            ask(&[values[0], b"6.6.6.6"]),
+            429,
+            "one value is meant, and it is the first"
+        );
     }
 
     let parsed = trusted.and_then(Ip::parse);
     if let Some(text) = trusted.and_then(|bytes| std::str::from_utf8(bytes.trim_ascii()).ok()) {
         assert_parses_as_in_std(text);
     }
-    let client = parsed.unwrap_or(Ip(Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped().to_bits())).masked(32, 64);
+    let client = parsed
+        .unwrap_or(Ip(Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped().to_bits()))
+        .masked(32, 64);
     let repeated = |text: &str| vec![text; hops.max(1)].join(",");
     for spelling in spellings(client) {
-        assert_eq!(ask(&[repeated(&spelling).as_bytes()]), 429, "{spelling} is the same client");
+        assert_eq!(
+            ask(&[repeated(&spelling).as_bytes()]),
+            429,
+            "{spelling} is the same client"
+        );
     }
     let neighbour = Ip(client.0 ^ if client.is_v4() { 1 } else { 1 << 64 });
     for (spelling, status) in spellings(neighbour).iter().zip([200, 429]) {
-        assert_eq!(ask(&[repeated(spelling).as_bytes()]), status, "{spelling} is another client, and only one");
+        assert_eq!(
+            ask(&[repeated(spelling).as_bytes()]),
+            status,
+            "{spelling} is another client, and only one"
+        );
     }
 }
 
 /// What the standard library takes for an address is that address.
 fn assert_parses_as_in_std(text: &str) {
-    let known = text.parse::<IpAddr>().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|socket| socket.ip()));
+    let known = text
+        .parse::<IpAddr>()
+        .ok()
+        .or_else(|| text.parse::<SocketAddr>().ok().map(|socket| socket.ip()));
     // A zone names an interface of another machine: not an address to us.
     if let Some(ip) = known.filter(|_| !text.contains('%')) {
         let bits = match ip {
@@ -355,7 +528,12 @@ fn assert_parses_as_in_std(text: &str) {
 fn spellings(ip: Ip) -> Vec<String> {
     let v6 = Ipv6Addr::from_bits(ip.0);
     let groups = v6.segments().map(|group| format!("{group:04X}")).join(":");
-    let mut all = vec![groups.clone(), v6.to_string(), format!("[{v6}]"), format!(" [{groups}]:65536\t")];
+    let mut all = vec![
+        groups.clone(),
+        v6.to_string(),
+        format!("[{v6}]"),
+        format!(" [{groups}]:65536\t"),
+    ];
     match v6.to_ipv4_mapped() {
         Some(v4) => all.extend([v4.to_string(), format!("{v4}:0")]),
         // The interface's half does not tell clients apart.
@@ -364,13 +542,18 @@ fn spellings(ip: Ip) -> Vec<String> {
     all
 }
 
-/// A request costs what its header says, cut to `max`, or else the default: digits alone say anything, however many. A cost above the
-/// burst is refused without a promise, and costs nothing.
+/// A request costs what its header says, cut to `max`, or else the default: digits alone say
+/// anything, however many. A cost above the burst is refused without a promise, and costs nothing.
 ///
 /// The first byte chooses one of four limits, the rest is the header's value.
 pub fn check_cost(data: &[u8]) {
     /// Default, max and burst.
-    const CASES: [(u64, u64, u64); 4] = [(1, 100, 1_000), (5, 1_000_000_000, 1_000_000), (0, 1, 10), (7, 7, 7)];
+    const CASES: [(u64, u64, u64); 4] = [
+        (1, 100, 1_000),
+        (5, 1_000_000_000, 1_000_000),
+        (0, 1, 10),
+        (7, 7, 7),
+    ];
     static CONFIGS: LazyLock<Vec<Config>> = LazyLock::new(|| {
         let config = |(default, max, burst)| {
             parsed(&format!(
@@ -380,14 +563,20 @@ pub fn check_cost(data: &[u8]) {
         };
         CASES.map(config).into()
     });
-    let Some((first, value)) = data.split_first() else { return };
+    let Some((first, value)) = data.split_first() else {
+        return;
+    };
     let case = usize::from(first % 4);
     let (default, max, burst) = CASES[case];
     let digits = value.trim_ascii();
     let cost = if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         default
     } else {
-        digits.iter().fold(0, |n: u64, digit| n.saturating_mul(10).saturating_add(u64::from(digit - b'0')).min(max))
+        digits.iter().fold(0, |n: u64, digit| {
+            n.saturating_mul(10)
+                .saturating_add(u64::from(digit - b'0'))
+                .min(max)
+        })
     };
     assert!(cost <= max);
     let proxy = Proxy::new(&CONFIGS[case], CasRules::Envoy);
@@ -398,21 +587,34 @@ pub fn check_cost(data: &[u8]) {
     });
     let value = value.escape_ascii();
     if cost > burst {
-        assert_eq!((status, left), (429, Some(burst)), "{value}: refused for ever, and nothing spent");
-        assert_eq!(stream.response_header("retry-after"), None, "{value}: no time makes it pass");
+        assert_eq!(
+            (status, left),
+            (429, Some(burst)),
+            "{value}: refused for ever, and nothing spent"
+        );
+        assert_eq!(
+            stream.response_header("retry-after"),
+            None,
+            "{value}: no time makes it pass"
+        );
     } else {
         assert_eq!((status, left), (200, Some(burst - cost)), "{value}");
     }
 }
 
-/// Shared records may hold anything: another version, half a write, noise. Nothing panics, no limit admits more than its burst at once
-/// (and what workers had leased before), no breaker more than its trial calls, the moments that a leaky bucket gives out are spaced, a
-/// promised wait holds; and after one request and the time that a full bucket, or an open breaker, takes at most, all is as ever.
+/// Shared records may hold anything: another version, half a write, noise. Nothing panics, no limit
+/// admits more than its burst at once (and what workers had leased before), no breaker more than
+/// its trial calls, the moments that a leaky bucket gives out are spaced, a promised wait holds;
+/// and after one request and the time that a full bucket, or an open breaker, takes at most, all is
+/// as ever.
 ///
-/// The first byte chooses limits and breaker, the second the clock and the host; the third is the place of the remaining bytes in the
-/// record that was there, or 255: they replace it, or 254: they are numbers to be added to those of its first slot.
+/// The first byte chooses limits and breaker, the second the clock and the host; the third is the
+/// place of the remaining bytes in the record that was there, or 255: they replace it, or 254: they
+/// are numbers to be added to those of its first slot.
 pub fn check_records(data: &[u8]) {
-    let [which, how, place, bytes @ ..] = data else { return };
+    let [which, how, place, bytes @ ..] = data else {
+        return;
+    };
     check_bucket_record(*which, *how, *place, bytes);
     check_queue_record(*which, *how, *place, bytes);
     check_leased_record(*which, *how, *place, bytes);
@@ -420,7 +622,8 @@ pub fn check_records(data: &[u8]) {
     check_stale_record(*which, *how, *place, bytes);
 }
 
-/// Of kept responses: what cannot be read is not there, what is found can be sent, and what is kept next is found.
+/// Of kept responses: what cannot be read is not there, what is found can be sent, and what is kept
+/// next is found.
 fn check_stale_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
     static CONFIG: LazyLock<Config> = LazyLock::new(|| {
         parsed(
@@ -447,7 +650,9 @@ fn check_stale_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
         stream.replied().expect("the fallback answers")
     };
     let kind = [b'i', b'k', b'n'][usize::from(which) % 3];
-    let proxy = corrupted(&CONFIG, how, place, bytes, kind, |proxy| keep(proxy, "/a", b"first"));
+    let proxy = corrupted(&CONFIG, how, place, bytes, kind, |proxy| {
+        keep(proxy, "/a", b"first")
+    });
     let reply = failing(&proxy, "/a");
     if is_of_no_version(place, bytes) && kind != b'n' {
         assert_eq!(reply.status, 203, "what cannot be read is not there");
@@ -457,7 +662,10 @@ fn check_stale_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
         keep(&proxy, path, body);
         let found = failing(&proxy, path);
         // A record that says it is a second newer than it is has its way until then.
-        assert!(found.status == 203 || path == "/a" || found.body == body, "what is kept is found");
+        assert!(
+            found.status == 203 || path == "/a" || found.body == body,
+            "what is kept is found"
+        );
     }
     proxy.machine.advance(Nanos::from_secs(1_000_000));
     keep(&proxy, "/c", b"third");
@@ -465,8 +673,16 @@ fn check_stale_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
     assert_eq!((found.status, found.body.as_slice()), (200, &b"third"[..]));
 }
 
-/// A proxy whose records of this kind were overwritten after `first` was asked for, and whose clock may have moved since.
-fn corrupted(config: &Config, how: u8, place: u8, bytes: &[u8], kind: u8, first: impl Fn(&Proxy)) -> Proxy {
+/// A proxy whose records of this kind were overwritten after `first` was asked for, and whose clock
+/// may have moved since.
+fn corrupted(
+    config: &Config,
+    how: u8,
+    place: u8,
+    bytes: &[u8],
+    kind: u8,
+    first: impl Fn(&Proxy),
+) -> Proxy {
     let proxy = Proxy::new(config, rules_of(how));
     first(&proxy);
     corrupt(&proxy, how, place, bytes, kind);
@@ -474,7 +690,11 @@ fn corrupted(config: &Config, how: u8, place: u8, bytes: &[u8], kind: u8, first:
 }
 
 fn rules_of(how: u8) -> CasRules {
-    if how & 1 == 0 { CasRules::Envoy } else { CasRules::Nginx }
+    if how & 1 == 0 {
+        CasRules::Envoy
+    } else {
+        CasRules::Nginx
+    }
 }
 
 fn corrupt(proxy: &Proxy, how: u8, place: u8, bytes: &[u8], kind: u8) {
@@ -490,11 +710,15 @@ fn corrupt(proxy: &Proxy, how: u8, place: u8, bytes: &[u8], kind: u8) {
     let keys = keys.into_inner();
     assert!(!keys.is_empty(), "the records were found");
     for key in keys {
-        let mut record = proxy.worker.shared(&key).map_or_else(Vec::new, |(bytes, _)| bytes);
+        let mut record = proxy
+            .worker
+            .shared(&key)
+            .map_or_else(Vec::new, |(bytes, _)| bytes);
         match place {
             255 => record = bytes.to_vec(),
             254 => {
-                // Behind the header and the slot's tag. What is near to the truth is found more easily so.
+                // Behind the header and the slot's tag. What is near to the truth is found more
+                // easily so.
                 let (numbers, _) = record.get_mut(16..).unwrap_or(&mut []).as_chunks_mut::<8>();
                 for (number, change) in numbers.iter_mut().zip(bytes.as_chunks::<8>().0) {
                     let sum = u64::from_le_bytes(*number).wrapping_add(u64::from_le_bytes(*change));
@@ -512,14 +736,17 @@ fn corrupt(proxy: &Proxy, how: u8, place: u8, bytes: &[u8], kind: u8) {
     match how >> 1 & 3 {
         1 => proxy.machine.set_clock(Nanos::from_secs(1)),
         2 => proxy.machine.advance(Nanos::from_secs(30 * 86_400)),
-        3 => proxy.machine.set_clock(Nanos(proxy.machine.now().0 - 500_000_000)),
+        3 => proxy
+            .machine
+            .set_clock(Nanos(proxy.machine.now().0 - 500_000_000)),
         _ => {}
     }
     // Workers look at endpoints' records once a second.
     proxy.engine.tick(&proxy.worker);
 }
 
-/// Whether these bytes in this place give the record a version that there is not: they count up from 1, and will not get that far.
+/// Whether these bytes in this place give the record a version that there is not: they count up
+/// from 1, and will not get that far.
 fn is_of_no_version(place: u8, bytes: &[u8]) -> bool {
     match bytes.first() {
         None => place == 255,
@@ -529,7 +756,11 @@ fn is_of_no_version(place: u8, bytes: &[u8]) -> bool {
 
 /// What a client is told to wait, in whole seconds.
 fn promised(stream: &SimStream) -> Option<Nanos> {
-    stream.response_header("retry-after")?.parse().ok().map(Nanos::from_secs)
+    stream
+        .response_header("retry-after")?
+        .parse()
+        .ok()
+        .map(Nanos::from_secs)
 }
 
 /// Debts of up to a minute beyond the bucket are not taken for errors.
@@ -538,7 +769,9 @@ const MINUTE: Nanos = Nanos::from_secs(60);
 /// Limits as a configuration each, in one route.
 fn limited<const N: usize>(limits: [&str; N]) -> Vec<Config> {
     let config = |limit| {
-        parsed(&format!(r#"{{"rate_limits": {{"l": {limit}}}, "routes": [{{"name": "r", "rate_limits": ["l"]}}]}}"#))
+        parsed(&format!(
+            r#"{{"rate_limits": {{"l": {limit}}}, "routes": [{{"name": "r", "rate_limits": ["l"]}}]}}"#
+        ))
     };
     limits.map(config).into()
 }
@@ -548,16 +781,36 @@ fn check_bucket_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
     /// Burst, time to owe nothing at worst, and the limit.
     const LIMITS: [(usize, Nanos, &str); 12] = [
         (5, Nanos(1_666_666_667), r#"{"limit": 3, "burst": 5}"#),
-        (1, Nanos::from_secs(366 * DAY), r#"{"limit": 1, "period": "366d"}"#),
+        (
+            1,
+            Nanos::from_secs(366 * DAY),
+            r#"{"limit": 1, "period": "366d"}"#,
+        ),
         (
             4,
             Nanos::from_secs(40),
             r#"{"limit": 1, "period": "10s", "burst": 4, "key": [{"header": "x-key"}], "max_keys": 40}"#,
         ),
-        (8, Nanos(8), r#"{"limit": 1000000, "period": "1ms", "burst": 8, "key": ["client_ip"], "max_keys": 2}"#),
-        (3, Nanos::from_secs(20), r#"{"algorithm": "sliding_window", "limit": 3, "period": "10s", "key": ["path"]}"#),
-        (3, Nanos::from_secs(10), r#"{"algorithm": "fixed_window", "limit": 3, "period": "10s"}"#),
-        (6, Nanos::from_secs(9), r#"{"limit": 2, "burst": 6, "warm_up": "1m", "key": ["path"], "max_keys": 3}"#),
+        (
+            8,
+            Nanos(8),
+            r#"{"limit": 1000000, "period": "1ms", "burst": 8, "key": ["client_ip"], "max_keys": 2}"#,
+        ),
+        (
+            3,
+            Nanos::from_secs(20),
+            r#"{"algorithm": "sliding_window", "limit": 3, "period": "10s", "key": ["path"]}"#,
+        ),
+        (
+            3,
+            Nanos::from_secs(10),
+            r#"{"algorithm": "fixed_window", "limit": 3, "period": "10s"}"#,
+        ),
+        (
+            6,
+            Nanos::from_secs(9),
+            r#"{"limit": 2, "burst": 6, "warm_up": "1m", "key": ["path"], "max_keys": 3}"#,
+        ),
         (
             5,
             Nanos::from_secs(5),
@@ -569,11 +822,24 @@ fn check_bucket_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
             r#"{"algorithm": "fixed_window", "limit": 4, "period": "1ms", "key": [{"header": "x-key"}], "max_keys": 20}"#,
         ),
         // A window may be said to begin a period from now.
-        (7, Nanos::from_secs(2 * 366 * DAY), r#"{"algorithm": "fixed_window", "limit": 7, "period": "366d"}"#),
-        (2, Nanos::from_secs(3 * 366 * DAY), r#"{"algorithm": "sliding_window", "limit": 2, "period": "366d"}"#),
-        (9, Nanos(5_400_000_000), r#"{"limit": 5, "burst": 9, "warm_up": "1h"}"#),
+        (
+            7,
+            Nanos::from_secs(2 * 366 * DAY),
+            r#"{"algorithm": "fixed_window", "limit": 7, "period": "366d"}"#,
+        ),
+        (
+            2,
+            Nanos::from_secs(3 * 366 * DAY),
+            r#"{"algorithm": "sliding_window", "limit": 2, "period": "366d"}"#,
+        ),
+        (
+            9,
+            Nanos(5_400_000_000),
+            r#"{"limit": 5, "burst": 9, "warm_up": "1h"}"#,
+        ),
     ];
-    static CONFIGS: LazyLock<Vec<Config>> = LazyLock::new(|| limited(LIMITS.map(|(_, _, limit)| limit)));
+    static CONFIGS: LazyLock<Vec<Config>> =
+        LazyLock::new(|| limited(LIMITS.map(|(_, _, limit)| limit)));
     let at = usize::from((which & 3) | (which >> 2 & 12)) % LIMITS.len();
     let (burst, fill, _) = LIMITS[at];
     let ask = |proxy: &Proxy| proxy.ask(&[("x-key", b"k")], 200);
@@ -581,23 +847,40 @@ fn check_bucket_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
     let proxy = corrupted(&CONFIGS[at], how, place, bytes, b'r', first);
     let admitted = || (0..burst + 2).filter(|_| ask(&proxy).1 == 200).count();
     // Cold, it gives a third.
-    let least = if LIMITS[at].2.contains("warm_up") { burst / 3 } else { burst };
+    let least = if LIMITS[at].2.contains("warm_up") {
+        burst / 3
+    } else {
+        burst
+    };
     let full = least..=burst;
     // A token's time is rounded up, by less than a nanosecond.
     let fill = fill.plus(Nanos(burst as u64));
     let at_once = admitted();
     assert!(at_once <= burst, "never more than the burst");
     if is_of_no_version(place, bytes) {
-        assert!(full.contains(&at_once), "what cannot be read is an unused bucket");
+        assert!(
+            full.contains(&at_once),
+            "what cannot be read is an unused bucket"
+        );
     }
     let (refused, status) = ask(&proxy);
     assert_eq!(status, 429, "no time has passed");
     let wait = promised(&refused).expect("a wait is promised");
-    assert!(wait.0 <= fill.plus(MINUTE).0 + 1_000_000_000, "{wait:?} is no wait");
+    assert!(
+        wait.0 <= fill.plus(MINUTE).0 + 1_000_000_000,
+        "{wait:?} is no wait"
+    );
     proxy.machine.advance(wait);
-    assert_eq!(ask(&proxy.beside(&CONFIGS[at])).1, 200, "the promise holds at another worker too");
+    assert_eq!(
+        ask(&proxy.beside(&CONFIGS[at])).1,
+        200,
+        "the promise holds at another worker too"
+    );
     proxy.machine.advance(fill.plus(MINUTE));
-    assert!(full.contains(&admitted()), "a bucket that has had the time is full");
+    assert!(
+        full.contains(&admitted()),
+        "a bucket that has had the time is full"
+    );
     proxy.machine.advance(fill);
     assert!(full.contains(&admitted()), "and is again");
 }
@@ -634,7 +917,8 @@ fn check_queue_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
             r#"{"algorithm": "leaky_bucket", "limit": 1, "period": "1h", "burst": 2, "max_wait": "1h"}"#,
         ),
     ];
-    static CONFIGS: LazyLock<Vec<Config>> = LazyLock::new(|| limited(LIMITS.map(|(_, _, _, _, limit)| limit)));
+    static CONFIGS: LazyLock<Vec<Config>> =
+        LazyLock::new(|| limited(LIMITS.map(|(_, _, _, _, limit)| limit)));
     let at = usize::from(which >> 4 & 3);
     let (at_once, pace, furthest, greatest, _) = LIMITS[at];
     let config = &CONFIGS[at];
@@ -649,29 +933,51 @@ fn check_queue_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
         assert!(refused.until.is_none(), "the queue is full");
         queue.retain(|queued| queued.until.is_some());
         let moments: Vec<_> = queue.iter().filter_map(|queued| queued.until).collect();
-        assert!(moments.windows(2).all(|pair| pair[1].since(pair[0]) >= pace), "{moments:?}: closer than {pace:?}");
-        assert!(moments.iter().all(|until| until.since(now()) <= furthest), "{moments:?} from {:?}", now());
+        assert!(
+            moments
+                .windows(2)
+                .all(|pair| pair[1].since(pair[0]) >= pace),
+            "{moments:?}: closer than {pace:?}"
+        );
+        assert!(
+            moments.iter().all(|until| until.since(now()) <= furthest),
+            "{moments:?} from {:?}",
+            now()
+        );
         assert!(queue.len() <= at_once, "never more than may wait");
         (queue, refused)
     };
     let (queue, refused) = all();
     if is_of_no_version(place, bytes) {
-        assert_eq!(queue.len(), at_once, "what cannot be read is an empty queue");
+        assert_eq!(
+            queue.len(),
+            at_once,
+            "what cannot be read is an empty queue"
+        );
     }
     let wait = promised(&refused.stream).expect("a wait is promised");
     // A reading of the clock, and what a request of the greatest cost keeps the others waiting.
-    let drained = furthest.plus(pace.times(greatest)).plus(Nanos::from_secs(1));
+    let drained = furthest
+        .plus(pace.times(greatest))
+        .plus(Nanos::from_secs(1));
     assert!(wait <= drained.plus(MINUTE), "{wait:?} is no wait");
     proxy.machine.advance(wait);
     let other = proxy.beside(config);
     let kept = ask(&other);
-    assert!(kept.until.is_some(), "the promise holds at another worker too");
+    assert!(
+        kept.until.is_some(),
+        "the promise holds at another worker too"
+    );
     queue.into_iter().for_each(|queued| queued.go(&proxy));
     kept.go(&other);
     for _ in 0..2 {
         proxy.machine.advance(drained.plus(MINUTE));
         let (queue, _) = all();
-        assert_eq!(queue.len(), at_once, "a queue that has had the time is empty");
+        assert_eq!(
+            queue.len(),
+            at_once,
+            "a queue that has had the time is empty"
+        );
         queue.into_iter().for_each(|queued| queued.go(&proxy));
     }
 }
@@ -693,15 +999,28 @@ impl Queued {
             Action::Wait { until } => Some(until),
             Action::Stop | Action::Read => None,
         };
-        assert_eq!(until.is_none(), stream.replied().is_some(), "what is stopped is answered, and nothing else");
-        Self { stream, exchange, until }
+        assert_eq!(
+            until.is_none(),
+            stream.replied().is_some(),
+            "what is stopped is answered, and nothing else"
+        );
+        Self {
+            stream,
+            exchange,
+            until,
+        }
     }
 
     /// Lets it go as soon as it may, and end.
     fn go(mut self, proxy: &Proxy) {
         if self.exchange.is_waiting() {
-            proxy.machine.advance(self.until.unwrap_or_default().since(proxy.machine.now()));
-            assert_eq!(self.exchange.on_resume(&proxy.worker, &self.stream), Action::Continue);
+            proxy
+                .machine
+                .advance(self.until.unwrap_or_default().since(proxy.machine.now()));
+            assert_eq!(
+                self.exchange.on_resume(&proxy.worker, &self.stream),
+                Action::Continue
+            );
         }
         self.stream.answer(200, Some(ENDPOINT), &[]);
         self.exchange.on_response(&proxy.worker, &self.stream);
@@ -709,12 +1028,20 @@ impl Queued {
     }
 }
 
-/// Workers hold leases of a bucket whose record is then overwritten: what they hold may be admitted beside a whole bucket, not more.
+/// Workers hold leases of a bucket whose record is then overwritten: what they hold may be admitted
+/// beside a whole bucket, not more.
 fn check_leased_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
     const WORKERS: usize = 3;
-    /// Burst, cost of a request, time to fill, between two requests so that there are leases, and the limit.
+    /// Burst, cost of a request, time to fill, between two requests so that there are leases, and
+    /// the limit.
     const LIMITS: [(usize, usize, Nanos, Nanos, &str); 4] = [
-        (64, 1, Nanos::from_millis(32), Nanos::from_millis(1), r#"{"limit": 2000, "burst": 64}"#),
+        (
+            64,
+            1,
+            Nanos::from_millis(32),
+            Nanos::from_millis(1),
+            r#"{"limit": 2000, "burst": 64}"#,
+        ),
         (
             96,
             1,
@@ -722,14 +1049,31 @@ fn check_leased_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
             Nanos(50_000),
             r#"{"limit": 20000, "burst": 96, "key": [{"header": "x-key"}], "max_keys": 40}"#,
         ),
-        (48, 1, Nanos(48), Nanos(1), r#"{"limit": 1000000000, "burst": 48, "key": ["client_ip"], "max_keys": 1}"#),
-        (128, 3, Nanos(25_600_000), Nanos::from_millis(1), r#"{"limit": 5000, "burst": 128, "cost": 3}"#),
+        (
+            48,
+            1,
+            Nanos(48),
+            Nanos(1),
+            r#"{"limit": 1000000000, "burst": 48, "key": ["client_ip"], "max_keys": 1}"#,
+        ),
+        (
+            128,
+            3,
+            Nanos(25_600_000),
+            Nanos::from_millis(1),
+            r#"{"limit": 5000, "burst": 128, "cost": 3}"#,
+        ),
     ];
-    static CONFIGS: LazyLock<Vec<Config>> = LazyLock::new(|| limited(LIMITS.map(|(_, _, _, _, limit)| limit)));
+    static CONFIGS: LazyLock<Vec<Config>> =
+        LazyLock::new(|| limited(LIMITS.map(|(_, _, _, _, limit)| limit)));
     let at = usize::from(which >> 6);
     let (burst, cost, fill, pause, _) = LIMITS[at];
     let mut workers = vec![Proxy::new(&CONFIGS[at], rules_of(how))];
-    workers.extend((1..WORKERS).map(|_| workers[0].beside(&CONFIGS[at])).collect::<Vec<_>>());
+    workers.extend(
+        (1..WORKERS)
+            .map(|_| workers[0].beside(&CONFIGS[at]))
+            .collect::<Vec<_>>(),
+    );
     let ask = |worker: &Proxy| worker.status(&[("x-key", b"k")]) == 200;
     let machine = &workers[0].machine;
     for worker in workers.iter().cycle().take(WORKERS * 3) {
@@ -748,17 +1092,26 @@ fn check_leased_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
     };
     let at_once = admitted();
     let held = WORKERS * (burst / 16);
-    assert!(at_once <= burst + held, "{at_once}: never more than the burst and what was leased");
+    assert!(
+        at_once <= burst + held,
+        "{at_once}: never more than the burst and what was leased"
+    );
     // What is left of a lease may be too little for a request.
     let full = burst - (WORKERS + 1) * (cost - 1)..=burst;
     if is_of_no_version(place, bytes) {
-        assert!(at_once >= *full.start(), "what cannot be read is an unused bucket");
+        assert!(
+            at_once >= *full.start(),
+            "what cannot be read is an unused bucket"
+        );
     }
     let fill = fill.plus(Nanos(burst as u64));
     machine.advance(fill.plus(MINUTE));
     for _ in 0..2 {
         let again = admitted();
-        assert!(full.contains(&again), "{again}: a bucket that has had the time is full");
+        assert!(
+            full.contains(&again),
+            "{again}: a bucket that has had the time is full"
+        );
         machine.advance(fill);
     }
 }
@@ -793,9 +1146,20 @@ fn check_breaker_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
     static CONFIGS: LazyLock<Vec<Config>> = LazyLock::new(|| {
         let config = |(i, used)| {
             let (_, _, breaker) = BREAKERS[i];
-            parsed(&format!(r#"{{"circuit_breakers": {{"b": {{"consecutive_failures": 1, {breaker}}}}}, {used}}}"#))
+            parsed(&format!(
+                r#"{{"circuit_breakers": {{"b": {{"consecutive_failures": 1, {breaker}}}}}, {used}}}"#
+            ))
         };
-        [(0, USES[0]), (1, USES[0]), (0, USES[1]), (1, USES[1]), (2, USES[0]), (2, USES[1])].map(config).into()
+        [
+            (0, USES[0]),
+            (1, USES[0]),
+            (0, USES[1]),
+            (1, USES[1]),
+            (2, USES[0]),
+            (2, USES[1]),
+        ]
+        .map(config)
+        .into()
     });
     let at = usize::from(which >> 2) % CONFIGS.len();
     let (trials, longest, _) = BREAKERS[if at < 4 { at % 2 } else { 2 }];
@@ -803,10 +1167,15 @@ fn check_breaker_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
     let first = |proxy: &Proxy| assert_eq!(proxy.status(&[]), 200);
     let proxy = corrupted(&CONFIGS[at], how, place, bytes, b'c', first);
     if how & 8 != 0 {
-        // What workers add to may hold anything as well: it outlives its record, and operators may set it back.
-        let noise = bytes.iter().fold(0u64, |noise, byte| noise.rotate_left(8) ^ u64::from(*byte));
+        // What workers add to may hold anything as well: it outlives its record, and operators may
+        // set it back.
+        let noise = bytes
+            .iter()
+            .fold(0u64, |noise, byte| noise.rotate_left(8) ^ u64::from(*byte));
         for (name, _) in proxy.machine.metrics_of("haven_circuit_breaker_tally") {
-            proxy.worker.record(proxy.worker.define(MetricKind::Gauge, &name), noise);
+            proxy
+                .worker
+                .record(proxy.worker.define(MetricKind::Gauge, &name), noise);
         }
     }
     let pause = |proxy: &Proxy| {
@@ -814,7 +1183,11 @@ fn check_breaker_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
         proxy.engine.tick(&proxy.worker);
     };
     if is_of_no_version(place, bytes) {
-        assert_eq!(proxy.status(&[]), 200, "what cannot be read is a closed breaker");
+        assert_eq!(
+            proxy.status(&[]),
+            200,
+            "what cannot be read is a closed breaker"
+        );
     }
     // At worst: half-open, undecided; opens again; half-open.
     let passed = (0..4).any(|_| {
@@ -841,19 +1214,25 @@ fn check_breaker_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
         exchange.on_response(&proxy.worker, &stream);
         exchange.on_end(&proxy.worker);
     }
-    assert!((0..10).all(|_| proxy.status(&[]) == 200), "and closed again");
+    assert!(
+        (0..10).all(|_| proxy.status(&[]) == 200),
+        "and closed again"
+    );
     proxy.assert_idle();
 }
 
-/// Any sequence of requests, answers, failures, ends, pauses, clock steps, ticks and reloads over an engine with all its parts. Nothing
-/// panics, what a client sees is well formed, what it wrote into headers of ours does not reach the upstream, and when all requests
-/// have ended nothing stays granted: none is in flight, and no permit is held.
+/// Any sequence of requests, answers, failures, ends, pauses, clock steps, ticks and reloads over
+/// an engine with all its parts. Nothing panics, what a client sees is well formed, what it wrote
+/// into headers of ours does not reach the upstream, and when all requests have ended nothing stays
+/// granted: none is in flight, and no permit is held.
 ///
-/// A script of lines. `> METHOD TARGET` begins a request; `< STATUS [ENDPOINT]` answers it, `! STATUS DETAILS` lets the proxy answer,
-/// `{` answers it with a body that follows, `& TEXT` a piece of it and `} TEXT` the last, `| FLAGS DETAILS` cuts it and ends it,
-/// `=` brings trailers, each with the lines of `name: value` that follow it as headers; `.` ends the newest request, `,` the oldest
-/// (answers go to the newest too, `/` makes the oldest the newest); `^` lets the newest go on if it waits, `$` has no room for it; `+ MS` and `- MS` move the clock; `*` ticks; `~` reloads; `@ N` is
-/// the number of tries, `% ADDRESS` the connection's peer for what follows.
+/// A script of lines. `> METHOD TARGET` begins a request; `< STATUS [ENDPOINT]` answers it, `!
+/// STATUS DETAILS` lets the proxy answer, `{` answers it with a body that follows, `& TEXT` a piece
+/// of it and `} TEXT` the last, `| FLAGS DETAILS` cuts it and ends it, `=` brings trailers, each
+/// with the lines of `name: value` that follow it as headers; `.` ends the newest request, `,` the
+/// oldest (answers go to the newest too, `/` makes the oldest the newest); `^` lets the newest go
+/// on if it waits, `$` has no room for it; `+ MS` and `- MS` move the clock; `*` ticks; `~`
+/// reloads; `@ N` is the number of tries, `% ADDRESS` the connection's peer for what follows.
 pub fn check_exchange(data: &[u8]) {
     static CONFIGS: LazyLock<[Config; 2]> = LazyLock::new(|| {
         let second = EVERYTHING
@@ -888,7 +1267,8 @@ pub fn check_exchange(data: &[u8]) {
             '~' => {
                 script.reloads += 1;
                 let engine = Engine::new(CONFIGS[script.reloads % 2].clone(), &script.proxy.worker);
-                script.proxy.engine = Rc::new(engine.expect("a valid configuration becomes an engine"));
+                script.proxy.engine =
+                    Rc::new(engine.expect("a valid configuration becomes an engine"));
             }
             _ => script.step(*op, argument, headers),
         }
@@ -943,8 +1323,13 @@ const EVERYTHING: &str = r#"{
 }"#;
 
 /// The endpoints of [`EVERYTHING`], by upstream.
-const ENDPOINTS: [(&str, &str); 5] =
-    [("u", "10.0.0.1:80"), ("u", "10.0.0.2:80"), ("u", "10.0.0.3:80"), ("p", "10.0.1.1:80"), ("p", "[2001:db8::1]:80")];
+const ENDPOINTS: [(&str, &str); 5] = [
+    ("u", "10.0.0.1:80"),
+    ("u", "10.0.0.2:80"),
+    ("u", "10.0.0.3:80"),
+    ("p", "10.0.1.1:80"),
+    ("p", "[2001:db8::1]:80"),
+];
 
 /// A letter, what follows it, and headers.
 type Step<'a> = (char, &'a str, Vec<(&'a str, &'a [u8])>);
@@ -967,7 +1352,9 @@ impl Script {
         match op {
             '>' => self.begin(first, second, headers),
             '<' | '!' | '=' | '{' => {
-                let Some((stream, exchange)) = self.open.last_mut() else { return };
+                let Some((stream, exchange)) = self.open.last_mut() else {
+                    return;
+                };
                 let status = u16::try_from(number(first)).unwrap_or(0);
                 match op {
                     '=' => {
@@ -976,28 +1363,42 @@ impl Script {
                         return;
                     }
                     '<' | '{' => {
-                        stream.answer(status, Some(second).filter(|address| !address.is_empty()), headers);
+                        stream.answer(
+                            status,
+                            Some(second).filter(|address| !address.is_empty()),
+                            headers,
+                        );
                         stream.set_property(Property::AttemptCount, &self.attempts.to_le_bytes());
                     }
                     _ => stream.fail(status, second, None, self.attempts),
                 }
                 let action = exchange.on_response_headers(&self.proxy.worker, stream, op != '{');
-                assert!(action == Action::Continue || stream.replied().is_some(), "what is stopped is answered");
+                assert!(
+                    action == Action::Continue || stream.replied().is_some(),
+                    "what is stopped is answered"
+                );
                 assert_sound_json(stream);
             }
             '&' | '}' => {
-                let Some((stream, exchange)) = self.open.last_mut() else { return };
+                let Some((stream, exchange)) = self.open.last_mut() else {
+                    return;
+                };
                 stream.piece(argument.as_bytes());
                 exchange.on_response_body(&self.proxy.worker, stream, argument.len(), op == '}');
             }
             '|' => {
-                let Some((stream, _)) = self.open.last() else { return };
+                let Some((stream, _)) = self.open.last() else {
+                    return;
+                };
                 stream.set_property(Property::ResponseCodeDetails, second.as_bytes());
                 stream.set_property(Property::ResponseFlags, &number(first).to_le_bytes());
                 self.end(self.open.len().wrapping_sub(1));
             }
             '^' | '$' => {
-                let Some((stream, exchange)) = self.open.last_mut().filter(|(_, exchange)| exchange.is_waiting())
+                let Some((stream, exchange)) = self
+                    .open
+                    .last_mut()
+                    .filter(|(_, exchange)| exchange.is_waiting())
                 else {
                     return;
                 };
@@ -1006,7 +1407,11 @@ impl Script {
                 } else {
                     exchange.on_no_room(&self.proxy.worker, stream)
                 };
-                assert_eq!(action == Action::Stop, stream.replied().is_some(), "what is stopped is answered");
+                assert_eq!(
+                    action == Action::Stop,
+                    stream.replied().is_some(),
+                    "what is stopped is answered"
+                );
                 assert!(!exchange.is_waiting(), "it waits once");
             }
             '.' => self.end(self.open.len().wrapping_sub(1)),
@@ -1032,12 +1437,23 @@ impl Script {
                 "clients do not choose clusters"
             );
             let retries = stream.request_header("x-envoy-max-retries");
-            assert!(retries.is_none_or(|n| matches!(n.as_str(), "0" | "1" | "2")), "nor steer retries");
-            assert_eq!(stream.request_header("x-envoy-retriable-status-codes"), None, "nor steer retries");
+            assert!(
+                retries.is_none_or(|n| matches!(n.as_str(), "0" | "1" | "2")),
+                "nor steer retries"
+            );
+            assert_eq!(
+                stream.request_header("x-envoy-retriable-status-codes"),
+                None,
+                "nor steer retries"
+            );
             for name in ["x-haven-upstream", "x-pick"] {
                 let list = stream.request_header(name).unwrap_or_default();
-                let ours = |address: &str| ENDPOINTS.iter().any(|(_, endpoint)| *endpoint == address);
-                assert!(list.is_empty() || list.split(',').all(ours), "nor endpoints: {list}");
+                let ours =
+                    |address: &str| ENDPOINTS.iter().any(|(_, endpoint)| *endpoint == address);
+                assert!(
+                    list.is_empty() || list.split(',').all(ours),
+                    "nor endpoints: {list}"
+                );
             }
         }
         assert_sound_json(&stream);
@@ -1060,9 +1476,12 @@ impl Script {
     fn assert_nothing_granted(&self) {
         let places = || {
             let gauges = ["haven_concurrency_in_flight", "haven_endpoint_in_flight"];
-            gauges.map(|gauges| self.proxy.machine.metrics_of(gauges)).concat()
+            gauges
+                .map(|gauges| self.proxy.machine.metrics_of(gauges))
+                .concat()
         };
-        // After a leap of the clock, or a tick of the new configuration alone, what is in flight may have been taken for lost: that comes right.
+        // After a leap of the clock, or a tick of the new configuration alone, what is in flight
+        // may have been taken for lost: that comes right.
         for _ in 0..4 {
             if places().iter().any(|(_, n)| *n != 0) {
                 self.proxy.machine.advance(Nanos::from_secs(11));
@@ -1070,37 +1489,67 @@ impl Script {
             }
         }
         assert!(places().iter().all(|(_, n)| *n == 0), "{:?}", places());
-        let mut breakers: Vec<_> =
-            ENDPOINTS.iter().map(|(upstream, endpoint)| ("e", vec!["endpoint", *upstream, *endpoint])).collect();
+        let mut breakers: Vec<_> = ENDPOINTS
+            .iter()
+            .map(|(upstream, endpoint)| ("e", vec!["endpoint", *upstream, *endpoint]))
+            .collect();
         breakers.extend(["a", "shadow", "plain"].map(|route| ("r", vec!["route", route])));
         breakers.push(("s", vec!["upstream", "p"]));
         for (name, subject) in breakers {
             for namespace in ["", "shadow"] {
                 let state = CircuitBreaker::new(name, &subject, namespace).look(&self.proxy.worker);
-                // A permit of a call that was judged stays with its verdict until the round is over.
-                let held =
-                    if state.phase == Phase::HalfOpen { state.permits.saturating_sub(state.trial.calls) } else { 0 };
-                assert_eq!(held, 0, "{name} of {subject:?}: a permit was not given back");
+                // A permit of a call that was judged stays with its verdict until the round is
+                // over.
+                let held = if state.phase == Phase::HalfOpen {
+                    state.permits.saturating_sub(state.trial.calls)
+                } else {
+                    0
+                };
+                assert_eq!(
+                    held, 0,
+                    "{name} of {subject:?}: a permit was not given back"
+                );
             }
         }
     }
 }
 
-/// An answer of ours is well formed whatever a client sent: a status, and headers that are one line each.
+/// An answer of ours is well formed whatever a client sent: a status, and headers that are one line
+/// each.
 fn assert_sound(stream: &SimStream) {
-    let Some(reply) = stream.replied() else { return };
+    let Some(reply) = stream.replied() else {
+        return;
+    };
     assert!((200..=599).contains(&reply.status), "{reply:?}");
     let one_line = |value: &[u8]| !value.iter().any(|b| matches!(b, b'\r' | b'\n' | 0));
-    assert!(reply.headers.iter().all(|(_, value)| one_line(value)), "{reply:?}");
-    assert!(reply.kept_headers.iter().all(|(name, value)| one_line(name) && one_line(value)), "{reply:?}");
-    assert!(reply.configured_headers.iter().all(|(_, value)| one_line(value.as_bytes())), "{reply:?}");
+    assert!(
+        reply.headers.iter().all(|(_, value)| one_line(value)),
+        "{reply:?}"
+    );
+    assert!(
+        reply
+            .kept_headers
+            .iter()
+            .all(|(name, value)| one_line(name) && one_line(value)),
+        "{reply:?}"
+    );
+    assert!(
+        reply
+            .configured_headers
+            .iter()
+            .all(|(_, value)| one_line(value.as_bytes())),
+        "{reply:?}"
+    );
 }
 
 /// And JSON where it says so; only of a configuration that says so rightly.
 fn assert_sound_json(stream: &SimStream) {
     assert_sound(stream);
-    let Some(reply) = stream.replied() else { return };
-    let says_json = |(name, value): &(&str, Vec<u8>)| *name == "content-type" && value.ends_with(b"json");
+    let Some(reply) = stream.replied() else {
+        return;
+    };
+    let says_json =
+        |(name, value): &(&str, Vec<u8>)| *name == "content-type" && value.ends_with(b"json");
     if reply.headers.iter().any(says_json) {
         let json: Result<serde_json::Value, _> = serde_json::from_slice(&reply.body);
         assert!(json.is_ok(), "{}", reply.body.escape_ascii());
@@ -1111,16 +1560,26 @@ const REPORTS: &[u8] = br#"{"upstreams": {"u": {"endpoints": [{"address": "10.0.
     "unhealthy_threshold": 1, "healthy_threshold": 1, "components": {"db": {}, "redis": {"critical": false, "max_error_rate": 5}}}}},
     "routes": [{"name": "r", "upstream": "u", "depends_on": ["redis"]}]}"#;
 
-/// A health report, after a byte that says whether its HTTP status is good: whatever an endpoint sends, the check has an outcome, the
-/// health document can be read, and no answer that says it is not well makes it so.
+/// A health report, after a byte that says whether its HTTP status is good: whatever an endpoint
+/// sends, the check has an outcome, the health document can be read, and no answer that says it is
+/// not well makes it so.
 ///
 /// # Panics
 /// If that does not hold.
 pub fn check_report(input: &[u8]) {
     static CONFIG: LazyLock<Config> = LazyLock::new(|| config::parse(REPORTS).expect("valid"));
-    let Some((first, body)) = input.split_first() else { return };
-    let (good, status) = if first % 2 == 0 { (true, 200) } else { (false, 503) };
-    let check = CONFIG.upstreams[0].health_check.as_ref().expect("it is there");
+    let Some((first, body)) = input.split_first() else {
+        return;
+    };
+    let (good, status) = if first % 2 == 0 {
+        (true, 200)
+    } else {
+        (false, 503)
+    };
+    let check = CONFIG.upstreams[0]
+        .health_check
+        .as_ref()
+        .expect("it is there");
     let judged = report::judge(body, good, status, check, Nanos::from_secs(1_800_000_000));
     let json: Option<serde_json::Value> = serde_json::from_slice(body).ok();
     let details = json.as_ref().and_then(|json| json["details"].as_object());
@@ -1128,7 +1587,10 @@ pub fn check_report(input: &[u8]) {
         None => {}
         Some(sample) => {
             assert_eq!(sample.components.len(), 2);
-            assert!(json.as_ref().is_some_and(|json| json["status"].is_string()), "judged by what it does not say");
+            assert!(
+                json.as_ref().is_some_and(|json| json["status"].is_string()),
+                "judged by what it does not say"
+            );
             if sample.status == Status::Up && !good {
                 assert!(
                     details.is_some_and(|all| all.contains_key("redis")),
@@ -1141,22 +1603,36 @@ pub fn check_report(input: &[u8]) {
     proxy.engine.check(&proxy.worker, proxy.machine.now());
     let calls = proxy.machine.take_outgoing();
     assert_eq!(calls.len(), 1);
-    let headers =
-        HeaderMap::from_pairs(&[(":status", if good { "200" } else { "503" }), ("x-envoy-upstream-service-time", "1")]);
+    let headers = HeaderMap::from_pairs(&[
+        (":status", if good { "200" } else { "503" }),
+        ("x-envoy-upstream-service-time", "1"),
+    ]);
     let kept = body.get(..report::MAX_BYTES).unwrap_or(body).to_vec();
-    let answer = CallAnswer::Http { headers, body: kept, size: body.len() };
-    proxy.engine.answered(&proxy.worker, calls[0].id, &answer, proxy.machine.now());
+    let answer = CallAnswer::Http {
+        headers,
+        body: kept,
+        size: body.len(),
+    };
+    proxy
+        .engine
+        .answered(&proxy.worker, calls[0].id, &answer, proxy.machine.now());
     let well = judged.map_or(good, |sample| sample.status == Status::Up);
     let stream = SimStream::request("GET", "/readyz", &[]);
     let mut exchange = Exchange::new(Rc::clone(&proxy.engine));
     exchange.on_request(&proxy.worker, &stream);
     exchange.on_end(&proxy.worker);
     let reply = stream.replied().expect("it is a probe");
-    assert_eq!(reply.status == 200, well, "{}", String::from_utf8_lossy(&reply.body));
+    assert_eq!(
+        reply.status == 200,
+        well,
+        "{}",
+        String::from_utf8_lossy(&reply.body)
+    );
     serde_json::from_slice::<serde_json::Value>(&reply.body).expect("a document");
 }
 
-/// A `HealthCheckResponse`: it is one or it is none, and protobuf's rule holds that of a field which comes twice the last counts.
+/// A `HealthCheckResponse`: it is one or it is none, and protobuf's rule holds that of a field
+/// which comes twice the last counts.
 ///
 /// # Panics
 /// If that does not hold.
@@ -1168,5 +1644,8 @@ pub fn check_grpc_health(input: &[u8]) {
     }
     // What we ask with can be read as a message of the same shape: a field of bytes, passed over.
     let service = String::from_utf8_lossy(input);
-    assert_eq!(grpc::response(&grpc::request(&service)), Some(Status::Unsure));
+    assert_eq!(
+        grpc::response(&grpc::request(&service)),
+        Some(Status::Unsure)
+    );
 }

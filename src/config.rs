@@ -1,7 +1,8 @@
 //! Floor 2: the filter's JSON as validated, typed values.
 //!
-//! What stands here is what the engine works with: every reference is an index, every default is filled in, every range is kept.
-//! It can only be had from [`parse`], which reports all errors of a document at once.
+//! What stands here is what the engine works with: every reference is an index, every default is
+//! filled in, every range is kept. It can only be had from [`parse`], which reports all errors of a
+//! document at once.
 
 mod compile;
 mod error;
@@ -45,16 +46,22 @@ pub fn parse(document: &[u8]) -> Result<Config, ConfigErrors> {
 /// The document as JSON, if it is that.
 fn tree(document: &[u8], errors: &mut error::Errors) -> Option<Json> {
     if document.len() > MAX_BYTES {
-        errors.document(format!("{} bytes are not allowed, want at most {MAX_BYTES}", document.len()));
+        errors.document(format!(
+            "{} bytes are not allowed, want at most {MAX_BYTES}",
+            document.len()
+        ));
         return None;
     }
     if document.trim_ascii().is_empty() {
         return Some(Json::Object(Vec::new()));
     }
-    json::parse(document).map_err(|error| errors.malformed(document, &error)).ok()
+    json::parse(document)
+        .map_err(|error| errors.malformed(document, &error))
+        .ok()
 }
 
-/// What a policy does with its verdict. The innermost mode that is set wins: policy, then route, then the top level.
+/// What a policy does with its verdict. The innermost mode that is set wins: policy, then route,
+/// then the top level.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
     /// Act on it.
@@ -66,7 +73,8 @@ pub enum Mode {
     Off,
 }
 
-/// A percentage in hundredths of a percent: 0 to 10,000. Floats stay out of decisions and shared state.
+/// A percentage in hundredths of a percent: 0 to 10,000. Floats stay out of decisions and shared
+/// state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Percent(pub u32);
 
@@ -114,7 +122,12 @@ pub struct ClientIp {
 
 impl Default for ClientIp {
     fn default() -> Self {
-        Self { source: IpSource::Connection, trusted_hops: 1, ipv4_prefix: 32, ipv6_prefix: 64 }
+        Self {
+            source: IpSource::Connection,
+            trusted_hops: 1,
+            ipv4_prefix: 32,
+            ipv6_prefix: 64,
+        }
     }
 }
 
@@ -153,7 +166,8 @@ pub struct Upstream {
     pub zone: Option<String>,
     /// Which reports of endpoints count.
     pub load_report: LoadReport,
-    /// The upstream is UP while at least this share of its endpoints is well; `None` = at least one endpoint.
+    /// The upstream is UP while at least this share of its endpoints is well; `None` = at least one
+    /// endpoint.
     pub min_healthy: Option<Percent>,
     /// The request header (lower case) that carries the picked endpoints to the proxy.
     pub override_header: String,
@@ -324,7 +338,8 @@ pub struct Quota {
     pub limit: u64,
     /// The period, 1 ms to 366 days.
     pub period: Nanos,
-    /// Capacity, 1 to 1,000,000,000; of a leaky bucket the most that may wait, of a window the limit.
+    /// Capacity, 1 to 1,000,000,000; of a leaky bucket the most that may wait, of a window the
+    /// limit.
     pub burst: u64,
 }
 
@@ -366,7 +381,8 @@ pub enum MissingKey {
 pub enum Cost {
     /// The same for every request; 0 only looks.
     Fixed(u64),
-    /// Read from a request header (lower case): malformed or negative = `default`, above `max` = `max`.
+    /// Read from a request header (lower case): malformed or negative = `default`, above `max` =
+    /// `max`.
     Header {
         /// The header's name.
         name: String,
@@ -401,7 +417,8 @@ pub enum QuotaHeaders {
     None,
 }
 
-/// A network: an address and the number of leading bits that count. IPv4 is kept as IPv4-mapped IPv6 (prefix + 96).
+/// A network: an address and the number of leading bits that count. IPv4 is kept as IPv4-mapped
+/// IPv6 (prefix + 96).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cidr {
     /// The network's address with the host bits cleared.
@@ -427,13 +444,15 @@ pub struct CircuitBreaker {
     pub slow_call_duration: Nanos,
     /// Opens after so many failures in a row; 0 = off.
     pub consecutive_failures: u32,
-    /// No rate is judged below so many calls in the window; a count window that is smaller is judged when it is full.
+    /// No rate is judged below so many calls in the window; a count window that is smaller is
+    /// judged when it is full.
     pub minimum_calls: u32,
     /// The calls that count.
     pub window: Window,
     /// How long it stays open the first time.
     pub open_duration: Nanos,
-    /// Factor by which the open time grows with each failed half-open round, in hundredths (200 = doubles).
+    /// Factor by which the open time grows with each failed half-open round, in hundredths (200 =
+    /// doubles).
     pub backoff_multiplier_centi: u32,
     /// The most that the open time grows to.
     pub max_open_duration: Nanos,
@@ -588,7 +607,8 @@ pub struct Stale {
 }
 
 impl Stale {
-    /// The most bytes that a response takes beside its body: its key, its headers and those that it varies by.
+    /// The most bytes that a response takes beside its body: its key, its headers and those that it
+    /// varies by.
     pub const HEAD: usize = 16 * 1024;
 }
 
@@ -656,7 +676,8 @@ pub struct Route {
     pub timeout: Timeout,
     /// Which of them are tried again.
     pub retry: Option<Retry>,
-    /// Indices into the components of its upstream's [`HealthCheck`]: it is refused while one of them is down.
+    /// Indices into the components of its upstream's [`HealthCheck`]: it is refused while one of
+    /// them is down.
     pub depends_on: Vec<usize>,
     /// A share of them that goes elsewhere.
     pub canary: Option<Canary>,

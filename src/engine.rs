@@ -1,9 +1,10 @@
 //! Floor 4: the engine joins the policies.
 //!
-//! An [`Engine`] is a configuration made ready, one for each VM and configuration; [`exchange::Exchange`] takes one request through
-//! the chain, in this order: health → header hygiene → route → canary → switch → deadline → rate limits → concurrency →
-//! breaker → endpoint → timeout and retry headers. The first refusal wins. A limit may
-//! have a request wait before it goes on: [`waiting`].
+//! An [`Engine`] is a configuration made ready, one for each VM and configuration;
+//! [`exchange::Exchange`] takes one request through the chain, in this order: health → header
+//! hygiene → route → canary → switch → deadline → rate limits → concurrency → breaker → endpoint →
+//! timeout and retry headers. The first refusal wins. A limit may have a request wait before it
+//! goes on: [`waiting`].
 //!
 //! | state | kept in | written by | after a reload | after a lost VM |
 //! |---|---|---|---|---|
@@ -18,9 +19,10 @@
 //! | concurrency limits that are found | gauges | each worker, by what it has seen | kept by name | kept |
 //! | views of breakers and endpoints | the VM | itself, from shared data | read anew | read anew |
 //!
-//! Views make the request path independent of the number of endpoints, and cheap: they are read again when a counter of changes (a metric, so
-//! atomic over all workers and cheap to read; of each breaker, or of all in an upstream) has moved, and once per tick in case a VM
-//! died between changing a record and counting it.
+//! Views make the request path independent of the number of endpoints, and cheap: they are read
+//! again when a counter of changes (a metric, so atomic over all workers and cheap to read; of each
+//! breaker, or of all in an upstream) has moved, and once per tick in case a VM died between
+//! changing a record and counting it.
 
 mod breaker;
 mod checks;
@@ -39,7 +41,8 @@ use crate::base::sketch::Sketch;
 use crate::base::text::number;
 use crate::base::time::Nanos;
 use crate::config::{
-    self, BalancePolicy, BreakerScope, Config, Criticality, FallbackStep, KeyPart, Mode, RejectBelow, RequestTimeout,
+    self, BalancePolicy, BreakerScope, Config, Criticality, FallbackStep, KeyPart, Mode,
+    RejectBelow, RequestTimeout,
 };
 use crate::host::{CallAnswer, CallId, Calls, Host, MetricId};
 use crate::policy::concurrency::adaptive::USUAL_DEADLINE;
@@ -62,7 +65,8 @@ use std::rc::Rc;
 /// How often [`Engine::tick`] wants to be called.
 pub const TICK: Nanos = Nanos::from_secs(1);
 
-/// Endpoints and breakers looked after in one tick: it holds up a worker's requests, at about 3 µs for each.
+/// Endpoints and breakers looked after in one tick: it holds up a worker's requests, at about 3 µs
+/// for each.
 const TICK_WORK: usize = 512;
 
 /// A configuration, ready for requests.
@@ -124,7 +128,8 @@ struct Route {
     /// Components of its upstream's check, `at` their index, without which it is refused.
     depends_on: Vec<Use>,
     fallback: Option<FallbackUse>,
-    /// The cluster that the proxy has to be told, since the fallback or the canary may choose another.
+    /// The cluster that the proxy has to be told, since the fallback or the canary may choose
+    /// another.
     cluster: Option<String>,
     duration: MetricId,
     retries: MetricId,
@@ -139,8 +144,9 @@ struct Route {
 #[derive(Clone, Copy, Debug)]
 struct Canary {
     mode: Mode,
-    /// What becomes of its requests, in [`Engine::routes`]: everything as on its route, but for the upstream, and with a breaker and
-    /// a view of times of its own, so that nothing that it does is held against the route.
+    /// What becomes of its requests, in [`Engine::routes`]: everything as on its route, but for the
+    /// upstream, and with a breaker and a view of times of its own, so that nothing that it does is
+    /// held against the route.
     at: usize,
     /// Counts what a shadow would have sent.
     would: [MetricId; 2],
@@ -157,7 +163,10 @@ struct Retries {
 
 impl Retries {
     fn totals<H: Host>(&self, route: &Route, host: &H) -> Totals {
-        Totals { requests: host.value(self.requests), retries: host.value(route.retries) }
+        Totals {
+            requests: host.value(self.requests),
+            retries: host.value(route.retries),
+        }
     }
 
     fn with<R: Default>(&self, run: impl FnOnce(&mut Budget) -> R) -> R {
@@ -165,13 +174,17 @@ impl Retries {
     }
 }
 
-/// What requests of a VM share. It is never held over a host call, so that nobody finds it in use; were it so, nothing would happen.
+/// What requests of a VM share. It is never held over a host call, so that nobody finds it in use;
+/// were it so, nothing would happen.
 #[derive(Debug)]
 struct Shared<T>(RefCell<T>);
 
 impl<T> Shared<T> {
     fn with<R: Default>(&self, run: impl FnOnce(&mut T) -> R) -> R {
-        self.0.try_borrow_mut().map(|mut it| run(&mut it)).unwrap_or_default()
+        self.0
+            .try_borrow_mut()
+            .map(|mut it| run(&mut it))
+            .unwrap_or_default()
     }
 }
 
@@ -225,8 +238,11 @@ impl Kept {
     fn count<H: Host>(&self, host: &H, changed: Result<Option<Change>, Contended>) {
         match changed {
             Ok(Some(change)) => {
-                let all =
-                    [(self.entries, change.entries), (self.bytes, change.bytes), (self.evictions, change.evicted)];
+                let all = [
+                    (self.entries, change.entries),
+                    (self.bytes, change.bytes),
+                    (self.evictions, change.evicted),
+                ];
                 for (metric, change) in all.into_iter().filter(|(_, change)| *change != 0) {
                     host.add(metric, change);
                 }
@@ -238,13 +254,15 @@ impl Kept {
 }
 
 impl Engine {
-    /// Makes a configuration ready: defines its metrics, and reads what a former configuration or another worker left.
+    /// Makes a configuration ready: defines its metrics, and reads what a former configuration or
+    /// another worker left.
     ///
     /// # Errors
     /// A message, if shared data could not be used.
     pub fn new<H: Host>(config: Config, host: &H) -> Result<Self, String> {
-        let seed = shared_seed(host)
-            .map_err(|Contended| "shared data could not be written: all attempts were contended".to_owned())?;
+        let seed = shared_seed(host).map_err(|Contended| {
+            "shared data could not be written: all attempts were contended".to_owned()
+        })?;
         let mut engine = Self {
             rng: Rng::new(host.entropy()),
             limits: Vec::new(),
@@ -261,16 +279,31 @@ impl Engine {
             config: Config::default(),
         };
         for upstream in &config.upstreams {
-            let breaker = upstream.circuit_breaker.and_then(|at| config.circuit_breakers.get(at));
+            let breaker = upstream
+                .circuit_breaker
+                .and_then(|at| config.circuit_breakers.get(at));
             let checked = checks::is_checked(&config, upstream);
-            engine.upstreams.push(Upstream::new(upstream, breaker, config.mode, checked, &engine.telling, host));
+            engine.upstreams.push(Upstream::new(
+                upstream,
+                breaker,
+                config.mode,
+                checked,
+                &engine.telling,
+                host,
+            ));
             engine.reserved_headers.add(&upstream.override_header);
         }
-        engine.kept = config.fallbacks.iter().map(|fallback| Kept::new(fallback, seed, host)).collect();
-        // Uses of one limit share its buckets: (index of the limit, shadow) -> index of its instance.
+        engine.kept = config
+            .fallbacks
+            .iter()
+            .map(|fallback| Kept::new(fallback, seed, host))
+            .collect();
+        // Uses of one limit share its buckets: (index of the limit, shadow) -> index of its
+        // instance.
         let mut instances: Vec<((usize, bool), usize)> = Vec::new();
         for (at, route) in config.routes.iter().enumerate() {
-            let compiled = engine.compile_route(&config, route, [at, at], seed, &mut instances, host);
+            let compiled =
+                engine.compile_route(&config, route, [at, at], seed, &mut instances, host);
             engine.routes.push(compiled);
         }
         let checks = Checks::new(&config, engine.vm, &engine.telling, host);
@@ -283,13 +316,19 @@ impl Engine {
             host.record(Names(host).switch_on(&switch.name), switch.on.into());
         }
         let now = host.monotonic();
-        engine.upstreams.iter().for_each(|upstream| upstream.refresh(host, now));
-        engine.breakers.iter().for_each(|breaker| _ = breaker.refresh(host, now, None));
+        engine
+            .upstreams
+            .iter()
+            .for_each(|upstream| upstream.refresh(host, now));
+        engine
+            .breakers
+            .iter()
+            .for_each(|breaker| _ = breaker.refresh(host, now, None));
         Ok(engine)
     }
 
-    /// Looks after what no request does: views and gauges that a lost VM may have left wrong. Where there is too much for one tick the
-    /// next goes on.
+    /// Looks after what no request does: views and gauges that a lost VM may have left wrong. Where
+    /// there is too much for one tick the next goes on.
     pub fn tick<H: Host>(&self, host: &H) {
         let now = host.monotonic();
         // All of them in each tick: a VM that tells nothing is taken for lost.
@@ -299,7 +338,11 @@ impl Engine {
         for upstream in &self.upstreams {
             upstream.look_after(host, now, self.vm, false);
         }
-        for (route, retry) in self.routes.iter().filter_map(|route| Some((route, route.retry.as_ref()?))) {
+        for (route, retry) in self
+            .routes
+            .iter()
+            .filter_map(|route| Some((route, route.retry.as_ref()?)))
+        {
             let totals = retry.totals(route, host);
             retry.with(|budget| budget.look(now, totals));
         }
@@ -323,7 +366,8 @@ impl Engine {
         self.checks.is_some()
     }
 
-    /// Asks endpoints how they are, if this is the VM that does and they are due. When it wants to be called again; `None`: never.
+    /// Asks endpoints how they are, if this is the VM that does and they are due. When it wants to
+    /// be called again; `None`: never.
     pub fn check<H: Host + Calls>(&self, host: &H, now: Nanos) -> Option<Nanos> {
         Some(self.checks.as_ref()?.run(host, now))
     }
@@ -354,7 +398,11 @@ impl Engine {
 
     /// The service's health document.
     fn health_document<H: Host>(&self, host: &H, now: Nanos) -> crate::host::Reply {
-        health::document(&self.config.service, &self.components(host, now), host.wall())
+        health::document(
+            &self.config.service,
+            &self.components(host, now),
+            host.wall(),
+        )
     }
 
     /// The state of what a gRPC health check names; `None`: there is no such thing.
@@ -364,7 +412,12 @@ impl Engine {
 
     /// Whether a gRPC health check can ask for this.
     fn has_service(&self, service: &str) -> bool {
-        service.is_empty() || self.config.upstreams.iter().any(|upstream| upstream.name == service)
+        service.is_empty()
+            || self
+                .config
+                .upstreams
+                .iter()
+                .any(|upstream| upstream.name == service)
     }
 
     /// All upstreams, as health documents show them.
@@ -375,7 +428,8 @@ impl Engine {
             .enumerate()
             .map(|(at, (upstream, config))| {
                 let census = upstream.census(host, now);
-                // An endpoint that may be tried counts: were it not, a proxy taken out of traffic would never try it, and stay out.
+                // An endpoint that may be tried counts: were it not, a proxy taken out of traffic
+                // would never try it, and stay out.
                 let usable = census.available.saturating_add(census.trial);
                 let up = config.endpoints.is_empty()
                     || match config.min_healthy {
@@ -388,14 +442,28 @@ impl Engine {
                     };
                 let (status, why) = self.upstream_status(upstream, config, up);
                 let error = (status != Status::Up).then(|| {
-                    let counts =
-                        [&number(usable.into()), " of ", &number(census.members.into()), " endpoints available"];
-                    [counts.concat().as_str(), if why.is_empty() { "" } else { "; " }, why.as_str()].concat()
+                    let counts = [
+                        &number(usable.into()),
+                        " of ",
+                        &number(census.members.into()),
+                        " endpoints available",
+                    ];
+                    [
+                        counts.concat().as_str(),
+                        if why.is_empty() { "" } else { "; " },
+                        why.as_str(),
+                    ]
+                    .concat()
                 });
                 let of = |used: &dyn Fn(&config::Route) -> Option<usize>| {
-                    self.config.routes.iter().filter_map(used).any(|used| used == at)
+                    self.config
+                        .routes
+                        .iter()
+                        .filter_map(used)
+                        .any(|used| used == at)
                 };
-                let only_canary = !of(&|route| route.upstream) && of(&|route| Some(route.canary.as_ref()?.upstream));
+                let only_canary = !of(&|route| route.upstream)
+                    && of(&|route| Some(route.canary.as_ref()?.upstream));
                 Component {
                     name: &config.name,
                     status,
@@ -408,9 +476,14 @@ impl Engine {
             .collect()
     }
 
-    /// What an upstream is in the health document, and the reason of the first endpoint that checks have taken out. Its endpoints' states are
-    /// those of the last reading: nothing is asked here.
-    fn upstream_status(&self, upstream: &Upstream, config: &config::Upstream, up: bool) -> (Status, String) {
+    /// What an upstream is in the health document, and the reason of the first endpoint that checks
+    /// have taken out. Its endpoints' states are those of the last reading: nothing is asked here.
+    fn upstream_status(
+        &self,
+        upstream: &Upstream,
+        config: &config::Upstream,
+        up: bool,
+    ) -> (Status, String) {
         let Some(check) = &config.health_check else {
             return (if up { Status::Up } else { Status::Down }, String::new());
         };
@@ -421,12 +494,20 @@ impl Engine {
                 continue;
             }
             if why.is_empty() {
-                why =
-                    [address, ": ", verdict.status.word(), ", ", &verdict.reason.text(verdict.detail, check)].concat();
+                why = [
+                    address,
+                    ": ",
+                    verdict.status.word(),
+                    ", ",
+                    &verdict.reason.text(verdict.detail, check),
+                ]
+                .concat();
             }
             worst = match (worst, verdict.status) {
                 (Some(Status::Down), _) | (_, Verdict::Down) => Some(Status::Down),
-                (Some(Status::OutOfService), _) | (_, Verdict::OutOfService) => Some(Status::OutOfService),
+                (Some(Status::OutOfService), _) | (_, Verdict::OutOfService) => {
+                    Some(Status::OutOfService)
+                }
                 _ => Some(Status::Unknown),
             };
         }
@@ -449,9 +530,10 @@ impl Engine {
     ) {
         let Some(canary) = &route.canary else { return };
         let mode = canary.mode.or(route.mode).unwrap_or(config.mode);
-        let (Some(upstream), Some(other)) =
-            (route.upstream.and_then(|at| config.upstreams.get(at)), config.upstreams.get(canary.upstream))
-        else {
+        let (Some(upstream), Some(other)) = (
+            route.upstream.and_then(|at| config.upstreams.get(at)),
+            config.upstreams.get(canary.upstream),
+        ) else {
             return;
         };
         if let Some(color) = &canary.color {
@@ -471,8 +553,13 @@ impl Engine {
         let mut compiled = self.compile_route(config, &its, [number, at], seed, instances, host);
         compiled.stable = Some(at);
         compiled.retry = self.routes.get(at).and_then(|route| route.retry.clone());
-        compiled.cluster = self.routes.get(at).and_then(|route| route.cluster.as_ref()).map(|_| other.cluster.clone());
-        let counters = [upstream, other].map(|it| Names(host).canary_requests(&route.name, &it.name, mode));
+        compiled.cluster = self
+            .routes
+            .get(at)
+            .and_then(|route| route.cluster.as_ref())
+            .map(|_| other.cluster.clone());
+        let counters =
+            [upstream, other].map(|it| Names(host).canary_requests(&route.name, &it.name, mode));
         if mode == Mode::Enforce {
             compiled.sent = counters[1];
         }
@@ -484,11 +571,16 @@ impl Engine {
             if mode == Mode::Enforce {
                 route.sent = counters[0];
             }
-            route.canary = Some(Canary { mode, at: number, would: counters });
+            route.canary = Some(Canary {
+                mode,
+                at: number,
+                would: counters,
+            });
         }
     }
 
-    /// Compiles a route. `at`: its number here, and in the configuration; where they are not the same, it is a canary's.
+    /// Compiles a route. `at`: its number here, and in the configuration; where they are not the
+    /// same, it is a canary's.
     fn compile_route<H: Host>(
         &mut self,
         config: &Config,
@@ -506,12 +598,19 @@ impl Engine {
             (route_mode != Mode::Off).then(|| Use {
                 at,
                 mode: route_mode,
-                refusals: names.decisions(&route.name, &switch.name, Reason::SwitchedOff, route_mode),
+                refusals: names.decisions(
+                    &route.name,
+                    &switch.name,
+                    Reason::SwitchedOff,
+                    route_mode,
+                ),
             })
         });
         let mut limits = Vec::new();
         for at in &route.rate_limits {
-            let Some(limit) = config.rate_limits.get(*at) else { continue };
+            let Some(limit) = config.rate_limits.get(*at) else {
+                continue;
+            };
             let mode = mode_of(limit.mode);
             if mode == Mode::Off {
                 continue;
@@ -520,9 +619,18 @@ impl Engine {
             let instance = match instances.iter().find(|(known, _)| *known == id) {
                 Some((_, instance)) => *instance,
                 None => {
-                    let alone =
-                        config.routes.iter().filter(|r| r.rate_limits.contains(at)).all(|r| r.rate_limits.len() == 1);
-                    let policy = RateLimit::new(limit.clone(), &config.client_ip, namespace(mode), alone, seed);
+                    let alone = config
+                        .routes
+                        .iter()
+                        .filter(|r| r.rate_limits.contains(at))
+                        .all(|r| r.rate_limits.len() == 1);
+                    let policy = RateLimit::new(
+                        limit.clone(),
+                        &config.client_ip,
+                        namespace(mode),
+                        alone,
+                        seed,
+                    );
                     self.limits.push(Limit {
                         policy,
                         keys: names.rate_limit_keys(&limit.name),
@@ -548,49 +656,96 @@ impl Engine {
             _ => names.decisions(&route.name, policy, reason, mode),
         };
         let mut concurrency = [
-            self.concurrency(config, route, route.concurrency_limit, ["route", &route.name], route_mode, host),
-            route.upstream.and_then(|at| config.upstreams.get(at)).and_then(|upstream| {
-                let mode = mode_of(upstream.mode);
-                self.concurrency(config, route, upstream.concurrency_limit, ["upstream", &upstream.name], mode, host)
-            }),
+            self.concurrency(
+                config,
+                route,
+                route.concurrency_limit,
+                ["route", &route.name],
+                route_mode,
+                host,
+            ),
+            route
+                .upstream
+                .and_then(|at| config.upstreams.get(at))
+                .and_then(|upstream| {
+                    let mode = mode_of(upstream.mode);
+                    self.concurrency(
+                        config,
+                        route,
+                        upstream.concurrency_limit,
+                        ["upstream", &upstream.name],
+                        mode,
+                        host,
+                    )
+                }),
         ];
         if is_canary {
             for used in concurrency.iter_mut().flatten() {
-                let name = self.concurrency.get(used.at).map_or("", |limit| limit.name());
+                let name = self
+                    .concurrency
+                    .get(used.at)
+                    .map_or("", |limit| limit.name());
                 used.refusals = refusals(name, Reason::Overload, used.mode);
             }
         }
-        let breaker = route.circuit_breaker.and_then(|at| config.circuit_breakers.get(at)).and_then(|breaker| {
-            let mode = mode_of(breaker.mode);
-            if mode == Mode::Off {
-                return None;
-            }
-            let upstream = route.upstream.and_then(|at| config.upstreams.get(at));
-            let subject = match (breaker.scope, upstream) {
-                (BreakerScope::Upstream, Some(upstream)) => Subject::Upstream(&upstream.name),
-                (_, Some(upstream)) if is_canary => Subject::Canary(&route.name, &upstream.name),
-                _ => Subject::Route(&route.name),
-            };
-            let at = self.breaker(breaker, subject, mode, host);
-            Some(Use { at, mode, refusals: refusals(&breaker.name, Reason::CircuitOpen, mode) })
-        });
+        let breaker = route
+            .circuit_breaker
+            .and_then(|at| config.circuit_breakers.get(at))
+            .and_then(|breaker| {
+                let mode = mode_of(breaker.mode);
+                if mode == Mode::Off {
+                    return None;
+                }
+                let upstream = route.upstream.and_then(|at| config.upstreams.get(at));
+                let subject = match (breaker.scope, upstream) {
+                    (BreakerScope::Upstream, Some(upstream)) => Subject::Upstream(&upstream.name),
+                    (_, Some(upstream)) if is_canary => {
+                        Subject::Canary(&route.name, &upstream.name)
+                    }
+                    _ => Subject::Route(&route.name),
+                };
+                let at = self.breaker(breaker, subject, mode, host);
+                Some(Use {
+                    at,
+                    mode,
+                    refusals: refusals(&breaker.name, Reason::CircuitOpen, mode),
+                })
+            });
         let upstream = route.upstream.and_then(|at| {
             let upstream = config.upstreams.get(at)?;
             let mode = mode_of(upstream.mode);
-            (mode != Mode::Off).then(|| Use { at, mode, refusals: refusals(&upstream.name, Reason::NoEndpoint, mode) })
+            (mode != Mode::Off).then(|| Use {
+                at,
+                mode,
+                refusals: refusals(&upstream.name, Reason::NoEndpoint, mode),
+            })
         });
-        let check = route.upstream.and_then(|at| config.upstreams.get(at)).and_then(|u| u.health_check.as_ref());
+        let check = route
+            .upstream
+            .and_then(|at| config.upstreams.get(at))
+            .and_then(|u| u.health_check.as_ref());
         let depends_on = route.depends_on.iter().filter_map(|at| {
             let (Use { mode, .. }, component) = (upstream?, check?.components.get(*at)?);
-            Some(Use { at: *at, mode, refusals: refusals(&component.name, Reason::NoEndpoint, mode) })
+            Some(Use {
+                at: *at,
+                mode,
+                refusals: refusals(&component.name, Reason::NoEndpoint, mode),
+            })
         });
         let depends_on = depends_on.collect();
         let fallback = route.fallback.and_then(|at| {
             let fallback = config.fallbacks.get(at)?;
             let mode = mode_of(fallback.mode);
             let answers = |word: &str| {
-                let has = fallback.steps.iter().any(|step| fallback::word(step) == word);
-                if has { names.fallbacks(&route.name, word) } else { MetricId::NONE }
+                let has = fallback
+                    .steps
+                    .iter()
+                    .any(|step| fallback::word(step) == word);
+                if has {
+                    names.fallbacks(&route.name, word)
+                } else {
+                    MetricId::NONE
+                }
             };
             (mode != Mode::Off).then(|| FallbackUse {
                 at,
@@ -605,21 +760,38 @@ impl Engine {
         let hashes_client = upstream.as_ref().and_then(|used| config.upstreams.get(used.at)).is_some_and(|upstream| {
             matches!(&upstream.policy, BalancePolicy::ConsistentHash { key, .. } if key.contains(&KeyPart::ClientIp))
         });
-        let needs_client =
-            hashes_client || limits.iter().any(|l| self.limits.get(l.at).is_some_and(|l| l.policy.needs_client()));
-        let needs_request_id =
-            fallback.and_then(|f| config.fallbacks.get(f.at)).is_some_and(fallback::needs_request_id);
+        let needs_client = hashes_client
+            || limits.iter().any(|l| {
+                self.limits
+                    .get(l.at)
+                    .is_some_and(|l| l.policy.needs_client())
+            });
+        let needs_request_id = fallback
+            .and_then(|f| config.fallbacks.get(f.at))
+            .is_some_and(fallback::needs_request_id);
         let deadline = (route_mode != Mode::Off).then(|| Use {
             at: 0,
             mode: route_mode,
-            refusals: names.decisions(&route.name, exchange::DEADLINE, Reason::Deadline, route_mode),
+            refusals: names.decisions(
+                &route.name,
+                exchange::DEADLINE,
+                Reason::Deadline,
+                route_mode,
+            ),
         });
-        let retry = route.retry.as_ref().filter(|_| route_mode == Mode::Enforce).map(|retry| Retries {
-            requests: names.retry_requests(&route.name),
-            budget: Rc::new(Shared(RefCell::new(Budget::new(retry)))),
-        });
+        let retry = route
+            .retry
+            .as_ref()
+            .filter(|_| route_mode == Mode::Enforce)
+            .map(|retry| Retries {
+                requests: names.retry_requests(&route.name),
+                budget: Rc::new(Shared(RefCell::new(Budget::new(retry)))),
+            });
         let has_breaker = breaker.is_some()
-            || route.upstream.and_then(|at| config.upstreams.get(at)).is_some_and(|u| u.circuit_breaker.is_some());
+            || route
+                .upstream
+                .and_then(|at| config.upstreams.get(at))
+                .is_some_and(|u| u.circuit_breaker.is_some());
         let observes = has_breaker
             || retry.is_some()
             || matches!(route.timeout.request, Some(RequestTimeout::Dynamic(_)))
@@ -681,7 +853,11 @@ impl Engine {
         if let Some(known) = self.concurrency.get_mut(at) {
             known.share(deadline);
         }
-        Some(Use { at, mode, refusals: Names(host).decisions(&route.name, &limit.name, Reason::Overload, mode) })
+        Some(Use {
+            at,
+            mode,
+            refusals: Names(host).decisions(&route.name, &limit.name, Reason::Overload, mode),
+        })
     }
 
     /// The breaker of this subject: routes of one upstream may share one.
@@ -693,7 +869,11 @@ impl Engine {
         host: &H,
     ) -> usize {
         let breaker = Breaker::new(config, subject, mode, &self.telling, host);
-        match self.breakers.iter().position(|known| known.is_same(&breaker)) {
+        match self
+            .breakers
+            .iter()
+            .position(|known| known.is_same(&breaker))
+        {
             Some(at) => at,
             None => {
                 self.breakers.push(breaker);
@@ -704,25 +884,37 @@ impl Engine {
 }
 
 /// The components of `other` that have the names of these components of `upstream`.
-fn same_components(upstream: &config::Upstream, other: &config::Upstream, components: &[usize]) -> Vec<usize> {
-    let (Some(check), Some(others)) = (&upstream.health_check, &other.health_check) else { return Vec::new() };
+fn same_components(
+    upstream: &config::Upstream,
+    other: &config::Upstream,
+    components: &[usize],
+) -> Vec<usize> {
+    let (Some(check), Some(others)) = (&upstream.health_check, &other.health_check) else {
+        return Vec::new();
+    };
     let same = |at: &usize| {
         let name = &check.components.get(*at)?.name;
-        others.components.iter().position(|component| component.name == *name)
+        others
+            .components
+            .iter()
+            .position(|component| component.name == *name)
     };
     components.iter().filter_map(same).collect()
 }
 
 /// In what time a route's requests are to be answered, at the most.
 fn deadline(route: &config::Route) -> Nanos {
-    route.timeout.request.map_or(USUAL_DEADLINE, RequestTimeout::longest)
+    route
+        .timeout
+        .request
+        .map_or(USUAL_DEADLINE, RequestTimeout::longest)
 }
 
 /// The request header that names the cluster, for routes of the proxy that take it from there.
 const CLUSTER_HEADER: &str = "x-haven-cluster";
 
-/// Headers by which Envoy's router is steered. It drops a client's own only if it takes the client for external, which one on the
-/// proxy's own machine is not.
+/// Headers by which Envoy's router is steered. It drops a client's own only if it takes the client
+/// for external, which one on the proxy's own machine is not.
 const STEERING: &[&str] = &[
     "x-envoy-hedge-on-per-try-timeout",
     "x-envoy-max-retries",
@@ -736,22 +928,38 @@ const STEERING: &[&str] = &[
     "x-envoy-upstream-stream-duration-ms",
 ];
 
-/// The cluster that a route's requests have to name to the proxy: that of its upstream, if its fallback or its canary may choose another.
+/// The cluster that a route's requests have to name to the proxy: that of its upstream, if its
+/// fallback or its canary may choose another.
 fn cluster(config: &Config, route: &config::Route) -> Option<String> {
     let upstream = |at: usize| config.upstreams.get(at);
     let own = &upstream(route.upstream?)?.cluster;
     let sends_on = route
         .fallback
         .and_then(|at| config.fallbacks.get(at))
-        .is_some_and(|fallback| fallback.steps.iter().any(|step| matches!(step, FallbackStep::Cluster(_))));
-    let canary = route.canary.as_ref().and_then(|canary| upstream(canary.upstream));
+        .is_some_and(|fallback| {
+            fallback
+                .steps
+                .iter()
+                .any(|step| matches!(step, FallbackStep::Cluster(_)))
+        });
+    let canary = route
+        .canary
+        .as_ref()
+        .and_then(|canary| upstream(canary.upstream));
     (sends_on || canary.is_some_and(|canary| canary.cluster != *own)).then(|| own.clone())
 }
 
 fn reserved_headers(trust_client_retry_headers: bool) -> NameSet {
-    let steering = if trust_client_retry_headers { &[] } else { STEERING };
+    let steering = if trust_client_retry_headers {
+        &[]
+    } else {
+        STEERING
+    };
     let mut names = NameSet::default();
-    [CLUSTER_HEADER].iter().chain(steering).for_each(|name| names.add(name));
+    [CLUSTER_HEADER]
+        .iter()
+        .chain(steering)
+        .for_each(|name| names.add(name));
     names
 }
 

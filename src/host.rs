@@ -1,4 +1,5 @@
-//! Floor 1: what haven needs of a proxy, as small ports. On wasm32 they are host calls; natively a simulation stands behind them.
+//! Floor 1: what haven needs of a proxy, as small ports. On wasm32 they are host calls; natively a
+//! simulation stands behind them.
 
 #[cfg(not(target_arch = "wasm32"))]
 pub mod sim;
@@ -40,7 +41,8 @@ pub struct Cas(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CasMismatch;
 
-/// Counters, gauges and histograms; on Envoy atomic over all workers, and cheaper than shared data by ten times.
+/// Counters, gauges and histograms; on Envoy atomic over all workers, and cheaper than shared data
+/// by ten times.
 pub trait Metrics {
     /// The metric of this name, made if missing.
     fn define(&self, kind: MetricKind, name: &str) -> MetricId;
@@ -66,7 +68,8 @@ pub enum MetricKind {
     Histogram,
 }
 
-/// A metric that was defined. [`MetricId::NONE`] swallows everything: a host without metrics is no reason to fail.
+/// A metric that was defined. [`MetricId::NONE`] swallows everything: a host without metrics is no
+/// reason to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MetricId(pub u32);
 
@@ -87,8 +90,8 @@ pub trait Log {
     fn log(&self, level: log::Level, message: &str);
 }
 
-/// Calls that we make by ourselves, outside of any request. The answer comes in a callback of the context that called, or, if its VM is
-/// lost, never.
+/// Calls that we make by ourselves, outside of any request. The answer comes in a callback of the
+/// context that called, or, if its VM is lost, never.
 pub trait Calls {
     /// Starts a call.
     ///
@@ -135,7 +138,8 @@ pub enum CallId {
     Grpc(u32),
 }
 
-/// A call could not be started: there is no such cluster, or nobody in it. On Envoy either may still come.
+/// A call could not be started: there is no such cluster, or nobody in it. On Envoy either may
+/// still come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoCall;
 
@@ -174,7 +178,8 @@ pub trait Stream {
     /// What has come of the response's body with the callback that runs, at most `size` bytes.
     fn body(&self, size: usize) -> Option<Vec<u8>>;
 
-    /// What has come of the request's body while the request was kept, at most `size` bytes. In callbacks of the body and the trailers.
+    /// What has come of the request's body while the request was kept, at most `size` bytes. In
+    /// callbacks of the body and the trailers.
     fn request_body(&self, size: usize) -> Option<Vec<u8>>;
 
     /// A property of the exchange.

@@ -1,4 +1,5 @@
-//! haven: high availability for any service behind Envoy (and other proxy-wasm hosts), in one WebAssembly filter.
+//! haven: high availability for any service behind Envoy (and other proxy-wasm hosts), in one
+//! WebAssembly filter.
 //!
 //! ```text
 //!            request headers                                response headers          end of stream
@@ -15,12 +16,20 @@
 //!  base     time, hashing, header maps, addresses, random choice                                        [0]
 //! ```
 //!
-//! A module uses only lower floors, and policies never use each other: the engine joins them. `tests/floors.rs` keeps it so.
+//! A module uses only lower floors, and policies never use each other: the engine joins them.
+//! `tests/floors.rs` keeps it so.
 //!
-//! **The one invariant**: what a request was granted (a place in flight, a half-open permit) is given back exactly once, at its end,
-//! whether it was answered, reset, cancelled or answered by us, and whatever the configuration has become in between.
+//! **The one invariant**: what a request was granted (a place in flight, a half-open permit) is
+//! given back exactly once, at its end, whether it was answered, reset, cancelled or answered by
+//! us, and whatever the configuration has become in between.
 
-#![cfg_attr(test, allow(clippy::arithmetic_side_effects, reason = "tests may overflow: they then fail"))]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::arithmetic_side_effects,
+        reason = "tests may overflow: they then fail"
+    )
+)]
 
 pub mod base;
 pub mod config;

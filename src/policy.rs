@@ -1,5 +1,6 @@
-//! Floor 3: the policies. Each is a folder of its own and knows no other; the engine joins them in the order of
-//! [`crate::engine`]'s chain. What they share is here: the request as they see it, the reasons they refuse for, and the replies.
+//! Floor 3: the policies. Each is a folder of its own and knows no other; the engine joins them in
+//! the order of [`crate::engine`]'s chain. What they share is here: the request as they see it, the
+//! reasons they refuse for, and the replies.
 
 pub mod canary;
 pub mod circuit_breaker;
@@ -17,7 +18,8 @@ pub mod route;
 pub mod shares;
 pub mod upstream;
 
-/// Why a request was refused, or an answer replaced. The words appear in metrics, headers, bodies and logs.
+/// Why a request was refused, or an answer replaced. The words appear in metrics, headers, bodies
+/// and logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
     /// A rate limit's bucket is empty.
@@ -59,7 +61,11 @@ impl Reason {
     pub const fn status(self) -> u16 {
         match self {
             Self::RateLimited => 429,
-            Self::CircuitOpen | Self::NoEndpoint | Self::Overload | Self::SwitchedOff | Self::UpstreamError => 503,
+            Self::CircuitOpen
+            | Self::NoEndpoint
+            | Self::Overload
+            | Self::SwitchedOff
+            | Self::UpstreamError => 503,
             Self::Deadline | Self::Timeout => 504,
         }
     }
@@ -69,7 +75,11 @@ impl Reason {
     pub const fn grpc_status(self) -> u8 {
         match self {
             Self::RateLimited => 8,
-            Self::CircuitOpen | Self::NoEndpoint | Self::Overload | Self::SwitchedOff | Self::UpstreamError => 14,
+            Self::CircuitOpen
+            | Self::NoEndpoint
+            | Self::Overload
+            | Self::SwitchedOff
+            | Self::UpstreamError => 14,
             Self::Deadline | Self::Timeout => 4,
         }
     }

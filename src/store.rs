@@ -1,16 +1,18 @@
 //! Floor 2: records in the proxy's shared data. Nothing else in haven touches shared data.
 //!
-//! A step is a pure function from the old bytes to an answer and, perhaps, new bytes. The store runs it inside a compare-and-swap
-//! loop, so that it may run several times; a step that writes nothing costs one read. The loop is bounded: when others keep winning,
-//! the caller gets [`Contended`], an outcome that each policy gives a documented meaning.
+//! A step is a pure function from the old bytes to an answer and, perhaps, new bytes. The store
+//! runs it inside a compare-and-swap loop, so that it may run several times; a step that writes
+//! nothing costs one read. The loop is bounded: when others keep winning, the caller gets
+//! [`Contended`], an outcome that each policy gives a documented meaning.
 //!
-//! Hosts differ in how a missing key is inserted (Envoy overwrites blindly on version 0, nginx requires version 0): [`insert`] works
-//! on both, and never overwrites what another worker wrote first.
+//! Hosts differ in how a missing key is inserted (Envoy overwrites blindly on version 0, nginx
+//! requires version 0): [`insert`] works on both, and never overwrites what another worker wrote
+//! first.
 
 use crate::host::{Cas, CasMismatch, SharedData};
 
-/// How often a step is tried before it is given up. With two workers hammering one key 2 to 4 % of the writes lose once, so that
-/// sixteen losses in a row mean that something is wrong.
+/// How often a step is tried before it is given up. With two workers hammering one key 2 to 4 % of
+/// the writes lose once, so that sixteen losses in a row mean that something is wrong.
 pub const ATTEMPTS: u32 = 16;
 
 /// On Envoy a version that no record has: setting with it writes only if the key is missing.
@@ -31,7 +33,8 @@ pub enum Step<A> {
     Write(A),
 }
 
-/// Name of a record: what it is, whose it is (a hash of names), and its number. Fixed length, made without formatting.
+/// Name of a record: what it is, whose it is (a hash of names), and its number. Fixed length, made
+/// without formatting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key([u8; 15]);
 
@@ -40,8 +43,14 @@ impl Key {
     #[must_use]
     pub fn new(kind: Kind, owner: u64, index: u32) -> Self {
         let mut key = *b"hv\0\0\0\0\0\0\0\0\0\0\0\0\0";
-        let fields = [kind as u8].into_iter().chain(owner.to_le_bytes()).chain(index.to_le_bytes());
-        key.iter_mut().skip(2).zip(fields).for_each(|(to, from)| *to = from);
+        let fields = [kind as u8]
+            .into_iter()
+            .chain(owner.to_le_bytes())
+            .chain(index.to_le_bytes());
+        key.iter_mut()
+            .skip(2)
+            .zip(fields)
+            .for_each(|(to, from)| *to = from);
         Self(key)
     }
 
@@ -52,7 +61,8 @@ impl Key {
     }
 }
 
-/// What a record is. The letters never change their meaning: records outlive a version of the filter.
+/// What a record is. The letters never change their meaning: records outlive a version of the
+/// filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -117,10 +127,14 @@ pub fn read<H: SharedData>(host: &H, key: &Key) -> Option<Vec<u8>> {
 /// # Errors
 /// [`CasMismatch`] if another worker was faster.
 pub fn insert<H: SharedData>(host: &H, key: &Key, bytes: &[u8]) -> Result<(), CasMismatch> {
-    if host.set_shared(key.as_bytes(), bytes, ABSENT_ON_ENVOY).is_ok() {
+    if host
+        .set_shared(key.as_bytes(), bytes, ABSENT_ON_ENVOY)
+        .is_ok()
+    {
         return Ok(());
     }
-    // Refused: the key exists, or this host spells "absent" as 0, which on Envoy would overwrite an existing record blindly.
+    // Refused: the key exists, or this host spells "absent" as 0, which on Envoy would overwrite an
+    // existing record blindly.
     if host.shared(key.as_bytes()).is_some() {
         return Err(CasMismatch);
     }

@@ -1,9 +1,10 @@
 //! Floor 5: the glue to a proxy-wasm host. It translates and decides nothing.
 //!
-//! [`exports`] are the entry points that a host calls, [`bindings`] the calls that we make of it, [`contexts`] what stands between two
-//! entries. All three are our own and small. An SDK's calls panic on a status that they did not expect, and some on what a client can
-//! send (a header value that is not UTF-8), and a panic kills the worker; and it exports every callback of the ABI, each of which a host
-//! then calls for every request.
+//! [`exports`] are the entry points that a host calls, [`bindings`] the calls that we make of it,
+//! [`contexts`] what stands between two entries. All three are our own and small. An SDK's calls
+//! panic on a status that they did not expect, and some on what a client can send (a header value
+//! that is not UTF-8), and a panic kills the worker; and it exports every callback of the ABI, each
+//! of which a host then calls for every request.
 
 mod abi;
 mod bindings;
@@ -22,7 +23,8 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use waiting::Ticks;
 
-/// One per configuration in each VM. A reload makes a new one beside the old, which keeps its engine until its requests are done.
+/// One per configuration in each VM. A reload makes a new one beside the old, which keeps its
+/// engine until its requests are done.
 #[derive(Debug)]
 struct Root {
     id: u32,
@@ -35,14 +37,21 @@ struct Root {
 
 impl Root {
     fn new(id: u32) -> Self {
-        Self { id, engine: RefCell::default(), ticks: Ticks::default(), next_look: Cell::new(Nanos::ZERO) }
+        Self {
+            id,
+            engine: RefCell::default(),
+            ticks: Ticks::default(),
+            next_look: Cell::new(Nanos::ZERO),
+        }
     }
 
-    /// The configuration is there, of so many bytes. `false`: at start the proxy exits, on an update it keeps the one that it has.
+    /// The configuration is there, of so many bytes. `false`: at start the proxy exits, on an
+    /// update it keeps the one that it has.
     fn on_configure(&self, size: usize) -> bool {
         let json = bindings::plugin_configuration(size);
-        let engine =
-            config::parse(&json).map_err(|errors| errors.to_string()).and_then(|config| Engine::new(config, &Proxy));
+        let engine = config::parse(&json)
+            .map_err(|errors| errors.to_string())
+            .and_then(|config| Engine::new(config, &Proxy));
         match engine {
             Ok(engine) => {
                 let now = Proxy.monotonic();
@@ -55,7 +64,10 @@ impl Root {
             }
             Err(message) => {
                 for line in message.lines() {
-                    Proxy.log(log::Level::Error, &["configuration refused: ", line].concat());
+                    Proxy.log(
+                        log::Level::Error,
+                        &["configuration refused: ", line].concat(),
+                    );
                 }
                 false
             }
@@ -77,8 +89,18 @@ impl Root {
 
     fn on_http_call_response(&self, call: u32, size: usize) {
         // Whether it is of use is the engine's to say; it cannot ask for more than is there.
-        let (headers, body) = (bindings::call_headers(), bindings::call_body(size.min(report::MAX_BYTES)));
-        self.on_call(CallId::Http(call), &CallAnswer::Http { headers, body, size });
+        let (headers, body) = (
+            bindings::call_headers(),
+            bindings::call_body(size.min(report::MAX_BYTES)),
+        );
+        self.on_call(
+            CallId::Http(call),
+            &CallAnswer::Http {
+                headers,
+                body,
+                size,
+            },
+        );
     }
 
     fn on_grpc_receive(&self, call: u32, size: usize) {
@@ -116,8 +138,9 @@ struct Http {
     held: Cell<bool>,
 }
 
-/// The end of a stream, however it came about: the host deletes its context, which drops it. `on_log` and `on_done` would tell the same
-/// a little earlier, each for the price of another trip into the VM.
+/// The end of a stream, however it came about: the host deletes its context, which drops it.
+/// `on_log` and `on_done` would tell the same a little earlier, each for the price of another trip
+/// into the VM.
 impl Drop for Http {
     fn drop(&mut self) {
         let exchange = self.exchange.get_mut();
@@ -130,10 +153,16 @@ impl Drop for Http {
 }
 
 impl Http {
-    /// `None` without an engine (a host that goes on after a refused configuration): everything passes.
+    /// `None` without an engine (a host that goes on after a refused configuration): everything
+    /// passes.
     fn new(id: u32, root: Rc<Root>) -> Option<Self> {
         let exchange = Exchange::new(root.engine()?);
-        Some(Self { id, root, exchange: RefCell::new(exchange), held: Cell::new(false) })
+        Some(Self {
+            id,
+            root,
+            exchange: RefCell::new(exchange),
+            held: Cell::new(false),
+        })
     }
 
     fn on_request_headers(self: &Rc<Self>, end: bool) -> Action {
@@ -147,20 +176,31 @@ impl Http {
     /// The moment that it waited for has come.
     fn on_resume(&self) -> Action {
         // Running already, it is not to be let go from here.
-        self.exchange.try_borrow_mut().map_or(Action::Stop, |mut exchange| exchange.on_resume(&Proxy, &Proxy))
+        self.exchange
+            .try_borrow_mut()
+            .map_or(Action::Stop, |mut exchange| {
+                exchange.on_resume(&Proxy, &Proxy)
+            })
     }
 
-    /// Where the plugin's `allow_on_headers_stop_iteration` is set, pausing at the headers does not keep a body or trailers from pushing
-    /// the request on. A client must not get past its wait by sending one.
+    /// Where the plugin's `allow_on_headers_stop_iteration` is set, pausing at the headers does not
+    /// keep a body or trailers from pushing the request on. A client must not get past its wait by
+    /// sending one.
     fn while_waiting(exchange: &Exchange) -> Action {
-        if exchange.is_waiting() { Action::Stop } else { Action::Continue }
+        if exchange.is_waiting() {
+            Action::Stop
+        } else {
+            Action::Continue
+        }
     }
 
     fn on_request_body(&self, end: bool) -> Action {
-        self.with(|exchange| match exchange.on_request_body(&Proxy, &Proxy, end) {
-            Action::Continue => Self::while_waiting(exchange),
-            action => action,
-        })
+        self.with(
+            |exchange| match exchange.on_request_body(&Proxy, &Proxy, end) {
+                Action::Continue => Self::while_waiting(exchange),
+                action => action,
+            },
+        )
     }
 
     fn on_request_trailers(&self) -> Action {
@@ -185,9 +225,12 @@ impl Http {
         })
     }
 
-    /// Runs `with` on the exchange. One that is running already is left alone: a host that calls back in from a call of ours, about the
-    /// same stream, has nothing to tell it that it does not know.
+    /// Runs `with` on the exchange. One that is running already is left alone: a host that calls
+    /// back in from a call of ours, about the same stream, has nothing to tell it that it does not
+    /// know.
     fn with(&self, with: impl FnOnce(&mut Exchange) -> Action) -> Action {
-        self.exchange.try_borrow_mut().map_or(Action::Continue, |mut exchange| with(&mut exchange))
+        self.exchange
+            .try_borrow_mut()
+            .map_or(Action::Continue, |mut exchange| with(&mut exchange))
     }
 }

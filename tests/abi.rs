@@ -20,7 +20,10 @@ fn our_numbers_are_the_sdks() {
         (abi::RESPONSE_BODY, BufferType::HttpResponseBody as u32),
         (abi::CALL_BODY, BufferType::HttpCallResponseBody as u32),
         (abi::GRPC_MESSAGE, BufferType::GrpcReceiveBuffer as u32),
-        (abi::PLUGIN_CONFIGURATION, BufferType::PluginConfiguration as u32),
+        (
+            abi::PLUGIN_CONFIGURATION,
+            BufferType::PluginConfiguration as u32,
+        ),
         (abi::REQUEST_HEADERS, MapType::HttpRequestHeaders as u32),
         (abi::RESPONSE_HEADERS, MapType::HttpResponseHeaders as u32),
         (abi::RESPONSE_TRAILERS, MapType::HttpResponseTrailers as u32),
@@ -40,7 +43,9 @@ fn our_numbers_are_the_sdks() {
 
 #[test]
 fn the_table_leaves_no_number_out() {
-    let constants = include_str!("../src/wasm/abi.rs").matches("pub const ").count();
+    let constants = include_str!("../src/wasm/abi.rs")
+        .matches("pub const ")
+        .count();
     let compared = include_str!("abi.rs").matches("(abi::").count();
     // Itself, in the line above, and the four severities, which are no constants.
     assert_eq!(compared - 1 - 4, constants);

@@ -47,11 +47,16 @@ impl Proxy {
         let machine = Machine::new(CasRules::Envoy, 7);
         let worker = Worker(Rc::clone(&machine));
         let engine = Self::engine(&worker, config);
-        Self { machine, worker, engine }
+        Self {
+            machine,
+            worker,
+            engine,
+        }
     }
 
     fn engine(worker: &Worker, config: &Value) -> Rc<Engine> {
-        let config = haven::config::parse(config.to_string().as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
+        let config = haven::config::parse(config.to_string().as_bytes())
+            .unwrap_or_else(|errors| panic!("{errors}"));
         Rc::new(Engine::new(config, worker).unwrap())
     }
 
@@ -72,9 +77,14 @@ impl Proxy {
         let stream = SimStream::request("GET", path, headers);
         let mut exchange = self.begin(&stream);
         if stream.replied().is_none() {
-            let first =
-                stream.request_header("x-haven-upstream").map(|list| list.split(',').next().unwrap().to_owned());
-            stream.answer(status, Some(first.as_deref().unwrap_or("10.0.0.9:80")), &[("x-secret", b"upstream's own")]);
+            let first = stream
+                .request_header("x-haven-upstream")
+                .map(|list| list.split(',').next().unwrap().to_owned());
+            stream.answer(
+                status,
+                Some(first.as_deref().unwrap_or("10.0.0.9:80")),
+                &[("x-secret", b"upstream's own")],
+            );
             exchange.on_response(&self.worker, &stream);
         }
         exchange.on_end(&self.worker);
@@ -105,9 +115,9 @@ fn upstream(extra: &Value) -> Value {
 
 fn merge(into: &mut Value, from: &Value) {
     match (into, from) {
-        (Value::Object(into), Value::Object(from)) => {
-            from.iter().for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value))
-        }
+        (Value::Object(into), Value::Object(from)) => from
+            .iter()
+            .for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value)),
         (into, from) => *into = from.clone(),
     }
 }
@@ -117,7 +127,11 @@ fn a_request_that_matches_no_route_only_loses_reserved_headers() {
     let proxy = Proxy::new(&upstream(&json!({})));
     let stream = proxy.request(
         "/other",
-        &[("X-Haven-Upstream", b"6.6.6.6:1"), ("x-haven-cluster", b"evil"), ("x-mine", b"1")],
+        &[
+            ("X-Haven-Upstream", b"6.6.6.6:1"),
+            ("x-haven-cluster", b"evil"),
+            ("x-mine", b"1"),
+        ],
         200,
     );
     assert_eq!(stream.request_header("x-haven-upstream"), None);
@@ -141,7 +155,9 @@ fn clients_do_not_steer_the_proxys_retries_and_timeouts_unless_trusted() {
         for path in ["/api", "/other"] {
             let stream = proxy.request(path, steering, 200);
             assert!(
-                steering.iter().all(|(name, _)| stream.request_header(name).is_some() == trusted),
+                steering
+                    .iter()
+                    .all(|(name, _)| stream.request_header(name).is_some() == trusted),
                 "{path} {trusted}"
             );
         }
@@ -152,7 +168,11 @@ fn clients_do_not_steer_the_proxys_retries_and_timeouts_unless_trusted() {
 fn an_empty_configuration_answers_health_only() {
     let proxy = Proxy::new(&json!({}));
     for path in ["/livez", "/readyz", "/startupz", "/health"] {
-        assert_eq!(proxy.request(path, &[], 500).replied().unwrap().status, 200, "{path}");
+        assert_eq!(
+            proxy.request(path, &[], 500).replied().unwrap().status,
+            200,
+            "{path}"
+        );
     }
     assert!(proxy.request("/api", &[], 500).replied().is_none());
 }
@@ -161,17 +181,38 @@ fn an_empty_configuration_answers_health_only() {
 fn a_refusal_tells_all_that_a_client_and_an_operator_need() {
     let proxy = Proxy::new(&limited(&json!({"limit": 2, "period": "10s"})));
     let first = proxy.request("/api", &[], 200);
-    assert_eq!(first.response_header("ratelimit-policy").as_deref(), Some("\"l\";q=2;w=10"));
-    assert_eq!(first.response_header("ratelimit").as_deref(), Some("\"l\";r=1;t=5"));
+    assert_eq!(
+        first.response_header("ratelimit-policy").as_deref(),
+        Some("\"l\";q=2;w=10")
+    );
+    assert_eq!(
+        first.response_header("ratelimit").as_deref(),
+        Some("\"l\";r=1;t=5")
+    );
     proxy.request("/api", &[], 200);
     let refused = proxy.request("/api", &[], 200);
     let reply = refused.replied().unwrap();
     assert_eq!((reply.status, reply.grpc_status), (429, None));
     assert_eq!(refused.response_header("retry-after").as_deref(), Some("5"));
-    assert_eq!(refused.response_header("ratelimit").as_deref(), Some("\"l\";r=0;t=5"), "never later than Retry-After");
-    assert_eq!(refused.response_header("content-type").as_deref(), Some("application/problem+json"));
-    assert_eq!(refused.state("haven.decision").as_deref(), Some("rate_limited l enforce"));
-    assert_eq!(proxy.machine.metric("haven_decisions_total;route=r;policy=l;reason=rate_limited;mode=enforce"), 1);
+    assert_eq!(
+        refused.response_header("ratelimit").as_deref(),
+        Some("\"l\";r=0;t=5"),
+        "never later than Retry-After"
+    );
+    assert_eq!(
+        refused.response_header("content-type").as_deref(),
+        Some("application/problem+json")
+    );
+    assert_eq!(
+        refused.state("haven.decision").as_deref(),
+        Some("rate_limited l enforce")
+    );
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_decisions_total;route=r;policy=l;reason=rate_limited;mode=enforce"),
+        1
+    );
     proxy.machine.advance(Nanos(5_000_000_000 - 1));
     assert_eq!(proxy.status("/api", &[]), 429, "the promised wait is exact");
     proxy.machine.advance(Nanos(1));
@@ -183,9 +224,17 @@ fn debts_from_before_a_reload_are_at_most_those_of_an_empty_bucket() {
     let mut proxy = Proxy::new(&limited(&json!({"limit": 1, "period": "1h", "burst": 2})));
     assert_eq!([(); 3].map(|()| proxy.status("/api", &[])), [200, 200, 429]);
     proxy.reload(&limited(&json!({"limit": 10, "period": "1s", "burst": 5})));
-    assert_eq!(proxy.status("/api", &[]), 429, "two hours of debt are an empty bucket");
+    assert_eq!(
+        proxy.status("/api", &[]),
+        429,
+        "two hours of debt are an empty bucket"
+    );
     proxy.machine.advance(Nanos::from_millis(100));
-    assert_eq!([(); 2].map(|()| proxy.status("/api", &[])), [200, 429], "which fills at the new rate");
+    assert_eq!(
+        [(); 2].map(|()| proxy.status("/api", &[])),
+        [200, 429],
+        "which fills at the new rate"
+    );
 }
 
 #[test]
@@ -210,7 +259,11 @@ fn a_reload_that_shortens_the_open_time_counts_for_an_open_breaker() {
         proxy.reload(&config("3s"));
         assert_eq!(proxy.status("/api", &[]), status, "{on}: still open");
         proxy.machine.advance(Nanos::from_secs(2));
-        assert_eq!(proxy.status("/api", &[]), 200, "{on}: three seconds after it opened it is tried");
+        assert_eq!(
+            proxy.status("/api", &[]),
+            200,
+            "{on}: three seconds after it opened it is tried"
+        );
     }
 }
 
@@ -233,28 +286,65 @@ fn a_round_whose_trial_call_was_lost_ends_however_often_the_records_are_read() {
     pause(4);
     assert_eq!(proxy.status("/api", &[]), 503, "its permit is missed");
     pause(1);
-    assert_eq!(proxy.status("/api", &[]), 503, "until the round times out, and it opens again");
+    assert_eq!(
+        proxy.status("/api", &[]),
+        503,
+        "until the round times out, and it opens again"
+    );
     pause(1);
     assert_eq!(proxy.status("/api", &[]), 200);
 }
 
 #[test]
 fn debts_of_a_warming_bucket_from_before_a_reload_are_forgotten_too() {
-    let mut proxy = Proxy::new(&limited(&json!({"limit": 1, "period": "1h", "burst": 2, "warm_up": "1s"})));
-    assert_eq!([(); 2].map(|()| proxy.status("/api", &[])), [200, 429], "cold, one request is three hours of debt");
-    proxy.reload(&limited(&json!({"limit": 10, "period": "1s", "burst": 5, "warm_up": "1s"})));
+    let mut proxy = Proxy::new(&limited(
+        &json!({"limit": 1, "period": "1h", "burst": 2, "warm_up": "1s"}),
+    ));
+    assert_eq!(
+        [(); 2].map(|()| proxy.status("/api", &[])),
+        [200, 429],
+        "cold, one request is three hours of debt"
+    );
+    proxy.reload(&limited(
+        &json!({"limit": 10, "period": "1s", "burst": 5, "warm_up": "1s"}),
+    ));
     assert_eq!(proxy.status("/api", &[]), 429);
     proxy.machine.advance(Nanos::from_secs(2));
-    assert_eq!(proxy.status("/api", &[]), 200, "the deepest debt of the new bucket is 1.5 s");
+    assert_eq!(
+        proxy.status("/api", &[]),
+        200,
+        "the deepest debt of the new bucket is 1.5 s"
+    );
 }
 
 #[test]
 fn keys_are_told_apart_by_their_parts() {
     type Headers<'a> = &'a [(&'a str, &'a [u8])];
     let cases: &[(Value, &str, Headers<'_>, &str, Headers<'_>, bool)] = &[
-        (json!([{"header": "X-Key"}]), "/api", &[("x-key", b"a")], "/api", &[("x-key", b"b")], false),
-        (json!([{"header": "x-key"}]), "/api", &[("x-key", b"a")], "/api/other", &[("x-key", b"a")], true),
-        (json!([{"header": "x-key"}]), "/api", &[("x-key", b"\xff")], "/api", &[("x-key", b"\xfe")], false),
+        (
+            json!([{"header": "X-Key"}]),
+            "/api",
+            &[("x-key", b"a")],
+            "/api",
+            &[("x-key", b"b")],
+            false,
+        ),
+        (
+            json!([{"header": "x-key"}]),
+            "/api",
+            &[("x-key", b"a")],
+            "/api/other",
+            &[("x-key", b"a")],
+            true,
+        ),
+        (
+            json!([{"header": "x-key"}]),
+            "/api",
+            &[("x-key", b"\xff")],
+            "/api",
+            &[("x-key", b"\xfe")],
+            false,
+        ),
         (
             json!([{"header": "a"}, {"header": "b"}]),
             "/api",
@@ -263,20 +353,59 @@ fn keys_are_told_apart_by_their_parts() {
             &[("a", b"a"), ("b", b"bc")],
             false,
         ),
-        (json!([{"cookie": "sid"}]), "/api", &[("cookie", b"x=1; sid=7")], "/api", &[("cookie", b"sid=7; y=2")], true),
-        (json!([{"query": "user"}]), "/api?user=1", &[], "/api?a=b&user=1", &[], true),
-        (json!([{"query": "user"}]), "/api?user=1", &[], "/api?user=2", &[], false),
+        (
+            json!([{"cookie": "sid"}]),
+            "/api",
+            &[("cookie", b"x=1; sid=7")],
+            "/api",
+            &[("cookie", b"sid=7; y=2")],
+            true,
+        ),
+        (
+            json!([{"query": "user"}]),
+            "/api?user=1",
+            &[],
+            "/api?a=b&user=1",
+            &[],
+            true,
+        ),
+        (
+            json!([{"query": "user"}]),
+            "/api?user=1",
+            &[],
+            "/api?user=2",
+            &[],
+            false,
+        ),
         (json!(["path"]), "/api/a?x", &[], "/api/a?y", &[], true),
         (json!(["path"]), "/api/a", &[], "/api/b", &[], false),
-        (json!([{"path_segment": 1}]), "/api/7/a", &[], "/api/7/b", &[], true),
-        (json!(["host"]), "/api", &[(":authority", b"ignored")], "/api", &[], true),
+        (
+            json!([{"path_segment": 1}]),
+            "/api/7/a",
+            &[],
+            "/api/7/b",
+            &[],
+            true,
+        ),
+        (
+            json!(["host"]),
+            "/api",
+            &[(":authority", b"ignored")],
+            "/api",
+            &[],
+            true,
+        ),
         (json!(["method", "route"]), "/api", &[], "/api/x", &[], true),
     ];
     for (key, path, headers, other_path, other, same) in cases {
         let proxy = Proxy::new(&limited(&json!({"limit": 1, "period": "1h", "key": key})));
         assert_eq!(proxy.status(path, headers), 200);
         assert_eq!(proxy.status(path, headers), 429, "{key}: the same request");
-        assert_eq!(proxy.status(other_path, other) == 429, *same, "{key} {path} {other_path}");
+        assert_eq!(
+            proxy.status(other_path, other) == 429,
+            *same,
+            "{key} {path} {other_path}"
+        );
     }
 }
 
@@ -288,7 +417,11 @@ fn a_missing_part_skips_the_limit_or_shares_one_bucket() {
         ));
         proxy.status("/api", &[]);
         assert_eq!(proxy.status("/api", &[]), expected, "{missing}");
-        assert_eq!(proxy.status("/api", &[("x-key", b"")]), 200, "an empty value is a value");
+        assert_eq!(
+            proxy.status("/api", &[("x-key", b"")]),
+            200,
+            "an empty value is a value"
+        );
     }
 }
 
@@ -305,13 +438,28 @@ fn clients_are_known_by_the_trusted_entry() {
         proxy.status("/api", headers);
         proxy.status("/api", again) == 429
     };
-    assert!(xff(1, &[("x-forwarded-for", b"1.1.1.1, 2.2.2.2")], &[("x-forwarded-for", b"9.9.9.9,2.2.2.2:80")]));
-    assert!(!xff(1, &[("x-forwarded-for", b"1.1.1.1, 2.2.2.2")], &[("x-forwarded-for", b"1.1.1.1, 3.3.3.3")]));
-    assert!(xff(2, &[("x-forwarded-for", b"1.1.1.1, 2.2.2.2")], &[("x-forwarded-for", b"1.1.1.1, 3.3.3.3")]));
+    assert!(xff(
+        1,
+        &[("x-forwarded-for", b"1.1.1.1, 2.2.2.2")],
+        &[("x-forwarded-for", b"9.9.9.9,2.2.2.2:80")]
+    ));
+    assert!(!xff(
+        1,
+        &[("x-forwarded-for", b"1.1.1.1, 2.2.2.2")],
+        &[("x-forwarded-for", b"1.1.1.1, 3.3.3.3")]
+    ));
+    assert!(xff(
+        2,
+        &[("x-forwarded-for", b"1.1.1.1, 2.2.2.2")],
+        &[("x-forwarded-for", b"1.1.1.1, 3.3.3.3")]
+    ));
     assert!(
         xff(
             2,
-            &[("x-forwarded-for", b"1.1.1.1"), ("x-forwarded-for", b"2.2.2.2")],
+            &[
+                ("x-forwarded-for", b"1.1.1.1"),
+                ("x-forwarded-for", b"2.2.2.2")
+            ],
             &[("x-forwarded-for", b"1.1.1.1, 3.3.3.3")]
         ),
         "lines are one list"
@@ -319,9 +467,16 @@ fn clients_are_known_by_the_trusted_entry() {
     for broken in [&b""[..], b"unknown", b"\xff", b"2.2.2.2,", b",,,,"] {
         assert!(xff(1, &[("x-forwarded-for", broken)], &[]), "{broken:?}");
     }
-    assert!(xff(3, &[("x-forwarded-for", b"1.1.1.1, 2.2.2.2")], &[]), "too short");
     assert!(
-        xff(1, &[("x-forwarded-for", b"2001:DB8::1")], &[("x-forwarded-for", b"[2001:db8:0:0::2]:443")]),
+        xff(3, &[("x-forwarded-for", b"1.1.1.1, 2.2.2.2")], &[]),
+        "too short"
+    );
+    assert!(
+        xff(
+            1,
+            &[("x-forwarded-for", b"2001:DB8::1")],
+            &[("x-forwarded-for", b"[2001:db8:0:0::2]:443")]
+        ),
         "one /64 is one client"
     );
     let proxy = with(json!({"source": "x-real-ip", "ipv4_prefix": 24}));
@@ -330,7 +485,10 @@ fn clients_are_known_by_the_trusted_entry() {
     assert_eq!(proxy.status("/api", &[("x-real-ip", b"7.7.8.1")]), 200);
     let proxy = with(json!({"source": "connection"}));
     proxy.status("/api", &[("x-forwarded-for", b"1.1.1.1")]);
-    assert_eq!(proxy.status("/api", &[("x-forwarded-for", b"2.2.2.2")]), 429);
+    assert_eq!(
+        proxy.status("/api", &[("x-forwarded-for", b"2.2.2.2")]),
+        429
+    );
 }
 
 #[test]
@@ -338,14 +496,33 @@ fn costs_overrides_and_exemptions() {
     let proxy = Proxy::new(&limited(&json!({
         "limit": 10, "period": "1h", "key": [{"header": "x-key"}], "cost": {"header": "x-cost", "default": 1, "max": 6},
         "overrides": [{"key": ["vip"], "limit": 100, "period": "1h"}]})));
-    let cost = |key: &[u8], cost: &[u8]| proxy.request("/api", &[("x-key", key), ("x-cost", cost)], 200);
-    let remaining =
-        |stream: &SimStream| stream.response_header("ratelimit").unwrap().split(';').nth(1).unwrap().to_owned();
+    let cost =
+        |key: &[u8], cost: &[u8]| proxy.request("/api", &[("x-key", key), ("x-cost", cost)], 200);
+    let remaining = |stream: &SimStream| {
+        stream
+            .response_header("ratelimit")
+            .unwrap()
+            .split(';')
+            .nth(1)
+            .unwrap()
+            .to_owned()
+    };
     assert_eq!(remaining(&cost(b"a", b"0")), "r=10", "0 looks");
     assert_eq!(remaining(&cost(b"a", b"3")), "r=7");
-    assert_eq!(remaining(&cost(b"a", b"-5")), "r=6", "negative: the default");
-    assert_eq!(remaining(&cost(b"a", b"\xff")), "r=5", "malformed: the default");
-    assert!(cost(b"a", b"99999999999999999999999").replied().is_some(), "capped at 6, and 5 are left");
+    assert_eq!(
+        remaining(&cost(b"a", b"-5")),
+        "r=6",
+        "negative: the default"
+    );
+    assert_eq!(
+        remaining(&cost(b"a", b"\xff")),
+        "r=5",
+        "malformed: the default"
+    );
+    assert!(
+        cost(b"a", b"99999999999999999999999").replied().is_some(),
+        "capped at 6, and 5 are left"
+    );
     assert_eq!(remaining(&cost(b"vip", b"1")), "r=99");
     let mut config = limited(&json!({"limit": 1, "period": "1h", "exempt": ["192.0.2.0/24"]}));
     let proxy = Proxy::new(&config);
@@ -353,34 +530,55 @@ fn costs_overrides_and_exemptions() {
     config["rate_limits"]["l"]["exempt"] = json!(["198.51.100.0/24", "::/0"]);
     let proxy = Proxy::new(&config);
     proxy.status("/api", &[]);
-    assert_eq!(proxy.status("/api", &[]), 429, "an IPv4 client is neither in the other network nor in ::/0");
+    assert_eq!(
+        proxy.status("/api", &[]),
+        429,
+        "an IPv4 client is neither in the other network nor in ::/0"
+    );
 }
 
 #[test]
 fn exemptions_speak_of_whole_addresses_whatever_the_prefixes_of_keys() {
     let passes = |exempt: &str, client: &str| {
-        let mut config = limited(&json!({"limit": 1, "period": "1h", "key": ["client_ip"], "exempt": [exempt]}));
+        let mut config =
+            limited(&json!({"limit": 1, "period": "1h", "key": ["client_ip"], "exempt": [exempt]}));
         config["client_ip"] = json!({"source": "x-forwarded-for", "ipv4_prefix": 24});
         let proxy = Proxy::new(&config);
         (0..3).all(|_| proxy.status("/api", &[("x-forwarded-for", client.as_bytes())]) == 200)
     };
-    assert!(passes("::1/128", "::1") && passes("2001:db8::5", "2001:db8::5"), "one host of a /64");
-    assert!(!passes("2001:db8::5", "2001:db8::6") && !passes("2001:db8::/128", "2001:db8::6"), "and no other");
+    assert!(
+        passes("::1/128", "::1") && passes("2001:db8::5", "2001:db8::5"),
+        "one host of a /64"
+    );
+    assert!(
+        !passes("2001:db8::5", "2001:db8::6") && !passes("2001:db8::/128", "2001:db8::6"),
+        "and no other"
+    );
     assert!(passes("10.0.0.5/32", "10.0.0.5") && !passes("10.0.0.0/32", "10.0.0.5"));
     assert!(passes("10.0.0.4/30", "10.0.0.5") && !passes("10.0.0.0/30", "10.0.0.5"));
 }
 
 #[test]
 fn a_cost_above_the_burst_is_refused_without_a_promise() {
-    let proxy = Proxy::new(&limited(&json!({"limit": 2, "period": "1s", "cost": {"header": "x-cost", "max": 50}})));
+    let proxy = Proxy::new(&limited(
+        &json!({"limit": 2, "period": "1s", "cost": {"header": "x-cost", "max": 50}}),
+    ));
     let stream = proxy.request("/api", &[("x-cost", b"3")], 200);
-    assert_eq!((stream.replied().unwrap().status, stream.response_header("retry-after")), (429, None));
+    assert_eq!(
+        (
+            stream.replied().unwrap().status,
+            stream.response_header("retry-after")
+        ),
+        (429, None)
+    );
 }
 
 /// The `RateLimit` header without partition keys.
 fn shown(stream: &SimStream) -> String {
     let header = stream.response_header("ratelimit").unwrap();
-    let items = header.split(", ").map(|item| item.split(";pk=").next().unwrap());
+    let items = header
+        .split(", ")
+        .map(|item| item.split(";pk=").next().unwrap());
     items.collect::<Vec<_>>().join(", ")
 }
 
@@ -389,17 +587,33 @@ fn a_key_is_told_apart_in_the_headers_and_not_told() {
     let limit = json!({"limit": 9, "period": "1h", "key": [{"header": "x-key"}]});
     let proxy = Proxy::new(&limited(&limit));
     let partition = |proxy: &Proxy, key: &[u8], name: &str| {
-        let header = proxy.request("/api", &[("x-key", key)], 200).response_header(name).unwrap();
-        header.split_once(";pk=:").unwrap().1.strip_suffix(":").unwrap().to_owned()
+        let header = proxy
+            .request("/api", &[("x-key", key)], 200)
+            .response_header(name)
+            .unwrap();
+        header
+            .split_once(";pk=:")
+            .unwrap()
+            .1
+            .strip_suffix(":")
+            .unwrap()
+            .to_owned()
     };
     let of_a = partition(&proxy, b"a", "ratelimit");
-    assert_eq!((of_a.len(), partition(&proxy, b"a", "ratelimit-policy")), (12, of_a.clone()));
+    assert_eq!(
+        (of_a.len(), partition(&proxy, b"a", "ratelimit-policy")),
+        (12, of_a.clone())
+    );
     assert_ne!(partition(&proxy, b"b", "ratelimit"), of_a);
     let mut other = Proxy::new(&limited(&limit));
     other.machine = Machine::new(CasRules::Envoy, 8);
     other.worker = Worker(Rc::clone(&other.machine));
     other.reload(&limited(&limit));
-    assert_ne!(partition(&other, b"a", "ratelimit"), of_a, "the secret is each proxy's own");
+    assert_ne!(
+        partition(&other, b"a", "ratelimit"),
+        of_a,
+        "the secret is each proxy's own"
+    );
 }
 
 #[test]
@@ -413,7 +627,11 @@ fn several_limits_are_all_or_nothing() {
         assert_eq!(shown(&refused), "\"narrow\";r=0;t=3600");
     }
     let other = proxy.request("/", &[("x-key", b"b")], 200);
-    assert_eq!(shown(&other), "\"narrow\";r=0;t=3600, \"wide\";r=8;t=720", "refusals cost the wide limit nothing");
+    assert_eq!(
+        shown(&other),
+        "\"narrow\";r=0;t=3600, \"wide\";r=8;t=720",
+        "refusals cost the wide limit nothing"
+    );
 }
 
 #[test]
@@ -423,18 +641,42 @@ fn of_several_limits_that_refuse_the_one_with_the_longest_wait_is_told() {
         "day": {"algorithm": "fixed_window", "limit": 2, "period": "1h"},
         "costly": {"limit": 100, "burst": 5, "period": "1s", "cost": {"header": "x-cost"}},
         "tried": {"limit": 1, "period": "365d", "mode": "shadow"}});
-    for order in [["second", "day", "costly", "tried"], ["tried", "costly", "day", "second"]] {
-        let proxy =
-            Proxy::new(&json!({"rate_limits": &limits, "routes": [{"name": "r", "match": {}, "rate_limits": order}]}));
+    for order in [
+        ["second", "day", "costly", "tried"],
+        ["tried", "costly", "day", "second"],
+    ] {
+        let proxy = Proxy::new(
+            &json!({"rate_limits": &limits, "routes": [{"name": "r", "match": {}, "rate_limits": order}]}),
+        );
         assert_eq!([(); 2].map(|()| proxy.status("/", &[])), [200, 200]);
         let refused = proxy.request("/", &[], 200);
-        assert!(shown(&refused).starts_with("\"day\";r=0;t="), "{order:?}: {}", shown(&refused));
-        assert!(refused.state("haven.decision").unwrap().contains("rate_limited day enforce"));
-        assert!(!refused.state("haven.decision").unwrap().contains("second"), "one refusal is one decision");
-        let wait: u64 = refused.response_header("retry-after").unwrap().parse().unwrap();
+        assert!(
+            shown(&refused).starts_with("\"day\";r=0;t="),
+            "{order:?}: {}",
+            shown(&refused)
+        );
+        assert!(
+            refused
+                .state("haven.decision")
+                .unwrap()
+                .contains("rate_limited day enforce")
+        );
+        assert!(
+            !refused.state("haven.decision").unwrap().contains("second"),
+            "one refusal is one decision"
+        );
+        let wait: u64 = refused
+            .response_header("retry-after")
+            .unwrap()
+            .parse()
+            .unwrap();
         assert!(wait > 3_000, "{wait}");
         let never = proxy.request("/", &[("x-cost", b"6")], 200);
-        assert_eq!(shown(&never), "\"costly\";r=3;t=1", "what is never admitted waits longest");
+        assert_eq!(
+            shown(&never),
+            "\"costly\";r=3;t=1",
+            "what is never admitted waits longest"
+        );
         assert_eq!(never.response_header("retry-after"), None);
         proxy.machine.advance(Nanos::from_secs(wait));
         assert_eq!(proxy.status("/", &[]), 200, "the promise holds");
@@ -449,9 +691,21 @@ fn shadow_counts_and_never_acts_nor_spends() {
     let proxy = Proxy::new(&config);
     let streams: Vec<_> = (0..3).map(|_| proxy.request("/try", &[], 200)).collect();
     assert!(streams.iter().all(|s| s.replied().is_none()));
-    assert_eq!(streams[2].state("haven.decision").as_deref(), Some("rate_limited l shadow"));
-    assert_eq!(proxy.machine.metric("haven_decisions_total;route=try;policy=l;reason=rate_limited;mode=shadow"), 2);
-    assert_eq!(proxy.status("/", &[]), 200, "the enforced bucket is untouched");
+    assert_eq!(
+        streams[2].state("haven.decision").as_deref(),
+        Some("rate_limited l shadow")
+    );
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_decisions_total;route=try;policy=l;reason=rate_limited;mode=shadow"),
+        2
+    );
+    assert_eq!(
+        proxy.status("/", &[]),
+        200,
+        "the enforced bucket is untouched"
+    );
     assert_eq!(proxy.status("/", &[]), 429);
 }
 
@@ -476,7 +730,11 @@ fn the_innermost_mode_wins() {
         set("/rate_limits/l", policy);
         let proxy = Proxy::new(&config);
         proxy.status("/api", &[]);
-        assert_eq!(proxy.status("/api", &[]) == 429, refused, "{top:?} {route:?} {policy:?}");
+        assert_eq!(
+            proxy.status("/api", &[]) == 429,
+            refused,
+            "{top:?} {route:?} {policy:?}"
+        );
     }
 }
 
@@ -488,8 +746,10 @@ fn merged(value: &Value, mode: &str) -> Value {
 
 #[test]
 fn buckets_and_breakers_survive_a_reload() {
-    let mut config = upstream(&json!({"rate_limits": {"l": {"limit": 10, "period": "1h"}}, "routes": [{
-        "name": "r", "match": {"prefix": "/api"}, "upstream": "u", "circuit_breaker": "r", "rate_limits": ["l"]}]}));
+    let mut config = upstream(
+        &json!({"rate_limits": {"l": {"limit": 10, "period": "1h"}}, "routes": [{
+        "name": "r", "match": {"prefix": "/api"}, "upstream": "u", "circuit_breaker": "r", "rate_limits": ["l"]}]}),
+    );
     let mut proxy = Proxy::new(&config);
     for _ in 0..3 {
         proxy.request("/api", &[], 500);
@@ -500,7 +760,11 @@ fn buckets_and_breakers_survive_a_reload() {
     let stream = proxy.request("/api", &[], 200);
     assert_eq!(stream.replied().unwrap().status, 503, "still open");
     assert_eq!(
-        stream.response_header("ratelimit").as_deref().map(|h| h.split(';').nth(1).unwrap().to_owned()).as_deref(),
+        stream
+            .response_header("ratelimit")
+            .as_deref()
+            .map(|h| h.split(';').nth(1).unwrap().to_owned())
+            .as_deref(),
         Some("r=5")
     );
 }
@@ -513,12 +777,21 @@ fn an_open_breaker_says_how_long_and_recovers_by_one_trial() {
     }
     proxy.machine.advance(Nanos::from_millis(1_500));
     let refused = proxy.request("/api", &[], 200);
-    assert_eq!(refused.response_header("retry-after").as_deref(), Some("4"), "3.5 s are left");
+    assert_eq!(
+        refused.response_header("retry-after").as_deref(),
+        Some("4"),
+        "3.5 s are left"
+    );
     assert_eq!(
         refused.response_header("proxy-status").as_deref(),
         Some("haven; error=destination_unavailable; details=\"circuit_open r\"")
     );
-    assert_eq!(proxy.machine.metric("haven_circuit_breaker_state;circuit_breaker=r;key=r"), 1);
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_circuit_breaker_state;circuit_breaker=r;key=r"),
+        1
+    );
     proxy.machine.advance(Nanos::from_millis(3_500));
     // One trial in flight: everybody else is still refused.
     let trial = SimStream::request("GET", "/api", &[]);
@@ -527,9 +800,24 @@ fn an_open_breaker_says_how_long_and_recovers_by_one_trial() {
     // The client of the trial goes away: the permit is given back.
     exchange.on_end(&proxy.worker);
     assert_eq!(proxy.request("/api", &[], 200).replied(), None);
-    assert_eq!(proxy.machine.metric("haven_circuit_breaker_state;circuit_breaker=r;key=r"), 0);
-    let lines = proxy.machine.logs().into_iter().filter(|(_, line)| line.contains("circuit breaker r of r")).count();
-    assert_eq!(lines, 3, "one line for each change: {:?}", proxy.machine.logs());
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_circuit_breaker_state;circuit_breaker=r;key=r"),
+        0
+    );
+    let lines = proxy
+        .machine
+        .logs()
+        .into_iter()
+        .filter(|(_, line)| line.contains("circuit breaker r of r"))
+        .count();
+    assert_eq!(
+        lines,
+        3,
+        "one line for each change: {:?}",
+        proxy.machine.logs()
+    );
 }
 
 #[test]
@@ -538,17 +826,33 @@ fn a_failed_response_is_replaced_and_nothing_of_it_leaks() {
     let proxy = Proxy::new(&upstream(&fallback));
     let stream = proxy.request("/api", &[], 500);
     let reply = stream.replied().unwrap();
-    assert_eq!((reply.status, reply.body.as_slice()), (200, &b"upstream_error r"[..]));
+    assert_eq!(
+        (reply.status, reply.body.as_slice()),
+        (200, &b"upstream_error r"[..])
+    );
     assert_eq!(stream.response_header("x-secret"), None);
     assert_eq!(
         stream.response_header("proxy-status").as_deref(),
-        Some("haven; error=http_response_incomplete; received-status=500; details=\"upstream_error f\"")
+        Some(
+            "haven; error=http_response_incomplete; received-status=500; details=\"upstream_error f\""
+        )
     );
-    assert_eq!(stream.state("haven.decision").as_deref(), Some("upstream_error f enforce"));
-    assert_eq!(proxy.machine.metric("haven_fallbacks_total;route=r;step=respond"), 1);
+    assert_eq!(
+        stream.state("haven.decision").as_deref(),
+        Some("upstream_error f enforce")
+    );
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_fallbacks_total;route=r;step=respond"),
+        1
+    );
     // What is no failure passes untouched.
     for status in [200, 302, 404, 429] {
-        assert!(proxy.request("/api", &[], status).replied().is_none(), "{status}");
+        assert!(
+            proxy.request("/api", &[], status).replied().is_none(),
+            "{status}"
+        );
     }
 }
 
@@ -559,10 +863,18 @@ fn timeouts_and_resets_are_told_apart_from_answers() {
     for (status, details, body) in [
         (504, "response_timeout", Some("timeout r")),
         (504, "upstream_per_try_timeout", Some("timeout r")),
-        (503, "upstream_reset_before_response_started{connection_failure}", Some("upstream_error r")),
+        (
+            503,
+            "upstream_reset_before_response_started{connection_failure}",
+            Some("upstream_error r"),
+        ),
         (503, "no_healthy_upstream", Some("upstream_error r")),
         (503, "cluster_not_found", Some("upstream_error r")),
-        (503, "upstream_reset_before_response_started{overflow}", None),
+        (
+            503,
+            "upstream_reset_before_response_started{overflow}",
+            None,
+        ),
         (500, "ext_authz_error", None),
         (503, "direct_response", None),
     ] {
@@ -571,19 +883,35 @@ fn timeouts_and_resets_are_told_apart_from_answers() {
         stream.fail(status, details, Some("10.0.0.1:80"), 1);
         exchange.on_response(&proxy.worker, &stream);
         exchange.on_end(&proxy.worker);
-        assert_eq!(stream.replied().map(|r| String::from_utf8(r.body).unwrap()).as_deref(), body, "{details}");
+        assert_eq!(
+            stream
+                .replied()
+                .map(|r| String::from_utf8(r.body).unwrap())
+                .as_deref(),
+            body,
+            "{details}"
+        );
     }
 }
 
 #[test]
 fn a_client_that_is_slow_to_send_says_nothing_of_the_upstream() {
     let breaker = json!({"consecutive_failures": 2, "minimum_calls": 100});
-    let proxy =
-        Proxy::new(&json!({"circuit_breakers": {"b": breaker}, "routes": [{"name": "r", "circuit_breaker": "b"}]}));
+    let proxy = Proxy::new(
+        &json!({"circuit_breakers": {"b": breaker}, "routes": [{"name": "r", "circuit_breaker": "b"}]}),
+    );
     let cut_off = |headers: &[(&str, &[u8])], status: u16| {
         let stream = SimStream::request("POST", "/api", headers);
         let mut exchange = proxy.begin(&stream);
-        stream.answer(status, Some("10.0.0.9:80"), if status == 200 { &[("grpc-status", b"14")] } else { &[] });
+        stream.answer(
+            status,
+            Some("10.0.0.9:80"),
+            if status == 200 {
+                &[("grpc-status", b"14")]
+            } else {
+                &[]
+            },
+        );
         stream.set_property(Property::ResponseCodeDetails, b"request_overall_timeout");
         exchange.on_response(&proxy.worker, &stream);
         exchange.on_end(&proxy.worker);
@@ -606,7 +934,10 @@ fn fallbacks_answer_refusals_only_for_their_causes() {
     for _ in 0..3 {
         proxy.request("/api", &[], 500);
     }
-    assert_eq!(proxy.request("/api", &[], 200).replied().unwrap().body, b"circuit_open r");
+    assert_eq!(
+        proxy.request("/api", &[], 200).replied().unwrap().body,
+        b"circuit_open r"
+    );
     assert_eq!(
         proxy.request("/api", &[], 200).replied().unwrap().status,
         429,
@@ -617,7 +948,10 @@ fn fallbacks_answer_refusals_only_for_their_causes() {
     for _ in 0..4 {
         assert!(proxy.request("/api", &[], 200).replied().is_none());
     }
-    assert_eq!(proxy.request("/api", &[], 200).replied().unwrap().body, b"rate_limited r");
+    assert_eq!(
+        proxy.request("/api", &[], 200).replied().unwrap().body,
+        b"rate_limited r"
+    );
 }
 
 #[test]
@@ -625,7 +959,14 @@ fn grpc_gets_its_statuses() {
     let proxy = Proxy::new(&limited(&json!({"limit": 1, "period": "1h"})));
     let grpc: &[(&str, &[u8])] = &[("content-type", b"application/grpc+proto")];
     proxy.status("/api", grpc);
-    assert_eq!(proxy.request("/api", grpc, 200).replied().unwrap().grpc_status, Some(8));
+    assert_eq!(
+        proxy
+            .request("/api", grpc, 200)
+            .replied()
+            .unwrap()
+            .grpc_status,
+        Some(8)
+    );
 }
 
 #[test]
@@ -646,12 +987,15 @@ fn a_grpc_call_is_judged_by_its_status_wherever_it_stands() {
         stream
     };
     let answered = |stream: &SimStream| stream.answer(200, Some("10.0.0.1:80"), &[]);
-    let alone = |stream: &SimStream| stream.answer(200, Some("10.0.0.1:80"), &[("grpc-status", b"14")]);
+    let alone =
+        |stream: &SimStream| stream.answer(200, Some("10.0.0.1:80"), &[("grpc-status", b"14")]);
     // What Envoy makes of a refused connection for a gRPC client.
     let local = |stream: &SimStream| {
         stream.answer(200, Some("10.0.0.1:80"), &[("grpc-status", b"14")]);
-        stream
-            .set_property(Property::ResponseCodeDetails, b"upstream_reset_before_response_started{connection_failure}");
+        stream.set_property(
+            Property::ResponseCodeDetails,
+            b"upstream_reset_before_response_started{connection_failure}",
+        );
     };
     for (answer, trailers, opens) in [
         (&answered as &dyn Fn(&SimStream), Some(&b"0"[..]), false),
@@ -668,29 +1012,51 @@ fn a_grpc_call_is_judged_by_its_status_wherever_it_stands() {
         }
         let refused = call(&proxy, &answered, None).replied().is_some();
         assert_eq!(refused, opens, "{trailers:?}");
-        assert!(proxy.machine.metrics_of("haven_endpoint_in_flight").iter().all(|(_, n)| *n == 0));
+        assert!(
+            proxy
+                .machine
+                .metrics_of("haven_endpoint_in_flight")
+                .iter()
+                .all(|(_, n)| *n == 0)
+        );
     }
     let fallback = json!({"routes": [{"name": "r", "match": {"prefix": "/api"}, "upstream": "u", "fallback": "f"}]});
     let proxy = Proxy::new(&upstream(&fallback));
-    assert_eq!(call(&proxy, &local, None).replied().map(|r| (r.grpc_status, r.body)), Some((Some(14), Vec::new())));
-    assert_eq!(call(&proxy, &alone, None).replied(), None, "an upstream's own gRPC status is its answer");
+    assert_eq!(
+        call(&proxy, &local, None)
+            .replied()
+            .map(|r| (r.grpc_status, r.body)),
+        Some((Some(14), Vec::new()))
+    );
+    assert_eq!(
+        call(&proxy, &alone, None).replied(),
+        None,
+        "an upstream's own gRPC status is its answer"
+    );
 }
 
 #[test]
 fn a_grpc_call_that_fails_without_a_grpc_status_has_the_one_that_its_client_makes_of_it() {
-    let vectors: Value = serde_json::from_str(include_str!("vectors/14_grpc_status_timeout.json")).unwrap();
+    let vectors: Value =
+        serde_json::from_str(include_str!("vectors/14_grpc_status_timeout.json")).unwrap();
     let mapped = vectors["http_to_grpc"].as_object().unwrap();
     assert_eq!(mapped.len(), 12);
     for (status, code) in mapped {
         let (status, code) = (status.parse().unwrap_or(599), code.as_u64().unwrap());
-        // Whoever says `application/grpc` to a service of another kind gets what else it answers: that must open no breaker for others.
+        // Whoever says `application/grpc` to a service of another kind gets what else it answers:
+        // that must open no breaker for others.
         for (listed, opens) in [(code, status >= 500), ((code + 1) % 17, false)] {
             let on = json!({"status": [], "grpc_status": [listed]});
             let proxy = Proxy::new(&json!({
                 "circuit_breakers": {"b": {"consecutive_failures": 1, "failure_on": on}}, "routes": [{"name": "r", "circuit_breaker": "b"}]}));
-            let stream = SimStream::request("POST", "/s/m", &[("content-type", b"application/grpc")]);
+            let stream =
+                SimStream::request("POST", "/s/m", &[("content-type", b"application/grpc")]);
             let mut exchange = proxy.begin(&stream);
-            stream.answer(status, Some("10.0.0.1:80"), &[("content-type", b"text/html")]);
+            stream.answer(
+                status,
+                Some("10.0.0.1:80"),
+                &[("content-type", b"text/html")],
+            );
             exchange.on_response_headers(&proxy.worker, &stream, false);
             exchange.on_response_body(&proxy.worker, &stream, 0, true);
             exchange.on_end(&proxy.worker);
@@ -714,25 +1080,45 @@ fn a_pushback_is_heeded_wherever_it_stands() {
         exchange.on_response_trailers(&proxy.worker, &stream);
         exchange.on_end(&proxy.worker);
         let refused = proxy.request("/s/m", &[], 200);
-        refused.response_header("retry-after").map(|seconds| seconds.parse::<u64>().unwrap())
+        refused
+            .response_header("retry-after")
+            .map(|seconds| seconds.parse::<u64>().unwrap())
     };
     let failed = ("grpc-status", &b"14"[..]);
     assert_eq!(retry_after(&[], &[failed]), Some(5));
-    assert_eq!(retry_after(&[], &[failed, ("grpc-retry-pushback-ms", b"20000")]), Some(20), "as gRPC sends it");
-    assert_eq!(retry_after(&[("grpc-retry-pushback-ms", b"9000")], &[failed]), Some(9));
+    assert_eq!(
+        retry_after(&[], &[failed, ("grpc-retry-pushback-ms", b"20000")]),
+        Some(20),
+        "as gRPC sends it"
+    );
+    assert_eq!(
+        retry_after(&[("grpc-retry-pushback-ms", b"9000")], &[failed]),
+        Some(9)
+    );
     for malformed in [&b"-1"[..], b"soon", b"1.5", b""] {
-        assert_eq!(retry_after(&[], &[failed, ("grpc-retry-pushback-ms", malformed)]), Some(5), "{malformed:?}");
+        assert_eq!(
+            retry_after(&[], &[failed, ("grpc-retry-pushback-ms", malformed)]),
+            Some(5),
+            "{malformed:?}"
+        );
     }
 }
 
 #[test]
 fn a_threshold_of_all_calls_can_be_reached_where_above_opens() {
     for (breaker, slow) in [
-        (json!({"preset": "sentinel", "failure_rate_threshold": 100}), false),
-        (json!({"preset": "sentinel", "slow_call_duration": "1s"}), true),
+        (
+            json!({"preset": "sentinel", "failure_rate_threshold": 100}),
+            false,
+        ),
+        (
+            json!({"preset": "sentinel", "slow_call_duration": "1s"}),
+            true,
+        ),
     ] {
-        let proxy =
-            Proxy::new(&json!({"circuit_breakers": {"b": breaker}, "routes": [{"name": "r", "circuit_breaker": "b"}]}));
+        let proxy = Proxy::new(
+            &json!({"circuit_breakers": {"b": breaker}, "routes": [{"name": "r", "circuit_breaker": "b"}]}),
+        );
         let end = |exchange: &mut Exchange, stream: &SimStream| {
             stream.answer(if slow { 200 } else { 500 }, Some("10.0.0.9:80"), &[]);
             exchange.on_response(&proxy.worker, stream);
@@ -770,7 +1156,9 @@ fn a_dead_endpoint_is_left_alone_and_tried_again_later() {
             .map(|_| {
                 let stream = SimStream::request("GET", "/api", &[]);
                 let mut exchange = proxy.begin(&stream);
-                let list = stream.request_header("x-haven-upstream").expect("not refused");
+                let list = stream
+                    .request_header("x-haven-upstream")
+                    .expect("not refused");
                 // The proxy tries in order: a dead first entry costs a retry.
                 let answering = list.split(',').find(|a| Some(*a) != dead).unwrap();
                 stream.answer(200, Some(answering), &[]);
@@ -780,28 +1168,55 @@ fn a_dead_endpoint_is_left_alone_and_tried_again_later() {
             })
             .collect()
     };
-    assert!(lists(60, None).iter().all(|l| l.split(',').count() == 3), "all are well: three are listed");
+    assert!(
+        lists(60, None).iter().all(|l| l.split(',').count() == 3),
+        "all are well: three are listed"
+    );
     let dead = "10.0.0.2:80";
     lists(60, Some(dead));
-    assert_eq!(proxy.machine.metric("haven_endpoint_healthy;upstream=u;endpoint=10.0.0.2:80"), 0);
-    assert!(lists(60, Some(dead)).iter().all(|l| !l.contains(dead)), "left alone");
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_endpoint_healthy;upstream=u;endpoint=10.0.0.2:80"),
+        0
+    );
+    assert!(
+        lists(60, Some(dead)).iter().all(|l| !l.contains(dead)),
+        "left alone"
+    );
     assert!(proxy.machine.metric("haven_retries_total;route=r") >= 2);
     proxy.machine.advance(Nanos::from_millis(1_001));
     let trial = lists(60, Some(dead));
-    assert_eq!(trial.iter().filter(|l| l.contains(dead)).count(), 1, "one trial, first on its list: {trial:?}");
-    assert!(trial.iter().all(|l| !l.contains(dead) || l.starts_with(dead)));
+    assert_eq!(
+        trial.iter().filter(|l| l.contains(dead)).count(),
+        1,
+        "one trial, first on its list: {trial:?}"
+    );
+    assert!(
+        trial
+            .iter()
+            .all(|l| !l.contains(dead) || l.starts_with(dead))
+    );
     proxy.machine.advance(Nanos::from_millis(1_001));
     lists(60, None);
-    assert!(lists(60, None).iter().any(|l| l.starts_with(dead)), "and back in use");
+    assert!(
+        lists(60, None).iter().any(|l| l.starts_with(dead)),
+        "and back in use"
+    );
 }
 
 #[test]
 fn an_endpoints_breaker_in_shadow_opens_and_closes_and_takes_nobody_out() {
     let state = "haven_circuit_breaker_state;circuit_breaker=ep;key=10.0.0.1:80";
     for what in ["breaker", "upstream", "route"] {
-        let mut config = upstream(&json!({"upstreams": {"u": {"load_balancer": {"panic_threshold": 0},
-            "endpoints": [{"address": "10.0.0.1:80"}]}}}));
-        config["routes"][0].as_object_mut().unwrap().remove("circuit_breaker");
+        let mut config = upstream(
+            &json!({"upstreams": {"u": {"load_balancer": {"panic_threshold": 0},
+            "endpoints": [{"address": "10.0.0.1:80"}]}}}),
+        );
+        config["routes"][0]
+            .as_object_mut()
+            .unwrap()
+            .remove("circuit_breaker");
         match what {
             "breaker" => config["circuit_breakers"]["ep"]["mode"] = json!("shadow"),
             "upstream" => config["upstreams"]["u"]["mode"] = json!("shadow"),
@@ -828,11 +1243,17 @@ fn an_endpoints_breaker_in_shadow_opens_and_closes_and_takes_nobody_out() {
 
 #[test]
 fn what_a_shadow_sees_takes_no_trial_calls_place() {
-    let mut config = upstream(&json!({"upstreams": {"u": {"load_balancer": {"panic_threshold": 0},
-        "endpoints": [{"address": "10.0.0.1:80"}]}}}));
+    let mut config = upstream(
+        &json!({"upstreams": {"u": {"load_balancer": {"panic_threshold": 0},
+        "endpoints": [{"address": "10.0.0.1:80"}]}}}),
+    );
     config["routes"] = json!([{"name": "s", "match": {"path": "/shadow"}, "upstream": "u", "mode": "shadow"}, {"name": "r", "upstream": "u"}]);
     let proxy = Proxy::new(&config);
-    let state = || proxy.machine.metric("haven_circuit_breaker_state;circuit_breaker=ep;key=10.0.0.1:80");
+    let state = || {
+        proxy
+            .machine
+            .metric("haven_circuit_breaker_state;circuit_breaker=ep;key=10.0.0.1:80")
+    };
     for _ in 0..2 {
         proxy.request("/api", &[], 500);
     }
@@ -856,15 +1277,17 @@ fn what_a_shadow_sees_takes_no_trial_calls_place() {
 #[test]
 fn each_endpoint_that_was_asked_in_vain_is_told() {
     let three = json!([{"address": "10.0.0.1:80"}, {"address": "10.0.0.2:80"}, {"address": "10.0.0.3:80"}, {"address": "10.0.0.4:80"}]);
-    let once =
-        json!({"upstreams": {"u": {"endpoints": three}}, "circuit_breakers": {"ep": {"consecutive_failures": 1}}});
+    let once = json!({"upstreams": {"u": {"endpoints": three}}, "circuit_breakers": {"ep": {"consecutive_failures": 1}}});
     // Who answered, after how many tries, and how many of the listed are then out.
     for (answering, attempts, out) in [(0, 1, 0), (1, 2, 1), (2, 3, 2), (3, 4, 3), (3, 1, 0)] {
         let proxy = Proxy::new(&upstream(&once));
         let stream = SimStream::request("GET", "/api", &[]);
         let mut exchange = proxy.begin(&stream);
         let list = stream.request_header("x-haven-upstream").unwrap();
-        let unlisted = (1..=4).map(|n| format!("10.0.0.{n}:80")).find(|a| !list.contains(a)).unwrap();
+        let unlisted = (1..=4)
+            .map(|n| format!("10.0.0.{n}:80"))
+            .find(|a| !list.contains(a))
+            .unwrap();
         let order: Vec<_> = list.split(',').chain([unlisted.as_str()]).collect();
         stream.answer(200, Some(order[answering]), &[]);
         stream.set_property(Property::AttemptCount, &u64::to_le_bytes(attempts));
@@ -877,13 +1300,21 @@ fn each_endpoint_that_was_asked_in_vain_is_told() {
             .map(|(_, state)| *state)
             .sum();
         assert_eq!(healthy, out, "{answering} {attempts}");
-        assert_eq!(proxy.machine.metric("haven_retries_total;route=r"), attempts - 1);
+        assert_eq!(
+            proxy.machine.metric("haven_retries_total;route=r"),
+            attempts - 1
+        );
     }
     // Nobody answered: the number of tries tells.
     let proxy = Proxy::new(&upstream(&once));
     let stream = SimStream::request("GET", "/api", &[]);
     let mut exchange = proxy.begin(&stream);
-    stream.fail(503, "upstream_reset_before_response_started{connection_failure}", None, 2);
+    stream.fail(
+        503,
+        "upstream_reset_before_response_started{connection_failure}",
+        None,
+        2,
+    );
     exchange.on_response(&proxy.worker, &stream);
     exchange.on_end(&proxy.worker);
     let out: u64 = proxy
@@ -898,7 +1329,10 @@ fn each_endpoint_that_was_asked_in_vain_is_told() {
 #[test]
 fn a_panic_uses_all_and_never_panicking_refuses() {
     let mut config = upstream(&json!({}));
-    config["routes"][0].as_object_mut().unwrap().remove("circuit_breaker");
+    config["routes"][0]
+        .as_object_mut()
+        .unwrap()
+        .remove("circuit_breaker");
     let outage = |proxy: &Proxy| {
         for _ in 0..10 {
             let stream = SimStream::request("GET", "/api", &[]);
@@ -918,21 +1352,33 @@ fn a_panic_uses_all_and_never_panicking_refuses() {
     let proxy = Proxy::new(&config);
     outage(&proxy);
     assert!(
-        proxy.request("/api", &[], 200).request_header("x-haven-upstream").is_some(),
+        proxy
+            .request("/api", &[], 200)
+            .request_header("x-haven-upstream")
+            .is_some(),
         "in a panic the list is still written"
     );
     let ready = proxy.request("/readyz", &[], 200).replied().unwrap();
     assert_eq!(ready.status, 503);
     let body: Value = serde_json::from_slice(&ready.body).unwrap();
-    assert_eq!((&body["status"], &body["details"]["u"]["status"]), (&"OUT_OF_SERVICE".into(), &"DOWN".into()));
+    assert_eq!(
+        (&body["status"], &body["details"]["u"]["status"]),
+        (&"OUT_OF_SERVICE".into(), &"DOWN".into())
+    );
     config["upstreams"]["u"]["load_balancer"] = json!({"panic_threshold": 0});
     let proxy = Proxy::new(&config);
     outage(&proxy);
     let refused = proxy.request("/api", &[], 200);
-    assert_eq!(refused.state("haven.decision").as_deref(), Some("no_endpoint u enforce"));
+    assert_eq!(
+        refused.state("haven.decision").as_deref(),
+        Some("no_endpoint u enforce")
+    );
     // The outage ends: what may be tried makes ready again, or nothing would ever come to try it.
     proxy.machine.advance(Nanos::from_millis(1_001));
-    assert_eq!(proxy.request("/readyz", &[], 200).replied().unwrap().status, 200);
+    assert_eq!(
+        proxy.request("/readyz", &[], 200).replied().unwrap().status,
+        200
+    );
 }
 
 #[test]
@@ -942,28 +1388,42 @@ fn health_is_answered_while_everything_else_is_refused() {
     let proxy = Proxy::new(&config);
     proxy.status("/x", &[]);
     assert_eq!(proxy.status("/x", &[]), 429);
-    assert!((0..50).all(|_| proxy.status("/health", &[]) == 200 && proxy.status("/readyz", &[]) == 200));
+    assert!(
+        (0..50).all(|_| proxy.status("/health", &[]) == 200 && proxy.status("/readyz", &[]) == 200)
+    );
 }
 
 #[test]
 fn an_unknown_client_is_not_everybody() {
-    let proxy = Proxy::new(&limited(&json!({"limit": 1, "period": "1h", "key": ["client_ip"]})));
+    let proxy = Proxy::new(&limited(
+        &json!({"limit": 1, "period": "1h", "key": ["client_ip"]}),
+    ));
     for _ in 0..3 {
         let stream = SimStream::request("GET", "/api", &[]);
         stream.set_property(Property::SourceAddress, b"pipe:/tmp/socket");
         proxy.begin(&stream).on_end(&proxy.worker);
-        assert!(stream.replied().is_none(), "without an address the key is missing, and the limit is skipped");
+        assert!(
+            stream.replied().is_none(),
+            "without an address the key is missing, and the limit is skipped"
+        );
     }
 }
 
 #[test]
 fn unbounded_contention_has_the_configured_answer() {
     for (on_contention, status) in [("allow", 200), ("deny", 429)] {
-        let proxy = Proxy::new(&limited(&json!({"limit": 5, "period": "1h", "on_contention": on_contention})));
+        let proxy = Proxy::new(&limited(
+            &json!({"limit": 5, "period": "1h", "on_contention": on_contention}),
+        ));
         proxy.status("/api", &[]);
         proxy.machine.cas_failures.set(100);
         assert_eq!(proxy.status("/api", &[]), status);
-        assert_eq!(proxy.machine.metric("haven_store_contention_total;policy=l"), 1);
+        assert_eq!(
+            proxy
+                .machine
+                .metric("haven_store_contention_total;policy=l"),
+            1
+        );
     }
 }
 
@@ -972,7 +1432,9 @@ fn what_one_worker_finds_out_about_an_upstream_all_know() {
     for no_metrics in [false, true] {
         let mut proxy = Proxy::new(&upstream(&json!({})));
         proxy.machine.no_metrics.set(no_metrics);
-        let config = upstream(&json!({"circuit_breakers": {"r": {"window": {"type": "time", "size": "1s"}}}}));
+        let config = upstream(
+            &json!({"circuit_breakers": {"r": {"window": {"type": "time", "size": "1s"}}}}),
+        );
         let workers = [(); 3].map(|()| {
             proxy.reload(&config);
             Rc::clone(&proxy.engine)
@@ -983,20 +1445,42 @@ fn what_one_worker_finds_out_about_an_upstream_all_know() {
                 worker: proxy.worker.clone(),
                 engine: Rc::clone(&workers[worker]),
             };
-            proxy.request("/api", &[], status).replied().map(|reply| reply.status)
+            proxy
+                .request("/api", &[], status)
+                .replied()
+                .map(|reply| reply.status)
         };
-        assert_eq!([(0, 500), (1, 500), (2, 200)].map(|(worker, status)| ask(worker, status)), [None; 3]);
-        assert_eq!([0, 1, 2].map(|worker| ask(worker, 200)), [Some(503); 3], "two of three failed");
+        assert_eq!(
+            [(0, 500), (1, 500), (2, 200)].map(|(worker, status)| ask(worker, status)),
+            [None; 3]
+        );
+        assert_eq!(
+            [0, 1, 2].map(|worker| ask(worker, 200)),
+            [Some(503); 3],
+            "two of three failed"
+        );
         proxy.machine.advance(Nanos::from_secs(5));
         assert_eq!(ask(1, 200), None, "one trial");
-        assert_eq!([0, 1, 2].map(|worker| ask(worker, 500)), [None; 3], "closed for all, with an empty window");
+        assert_eq!(
+            [0, 1, 2].map(|worker| ask(worker, 500)),
+            [None; 3],
+            "closed for all, with an empty window"
+        );
         assert_eq!([0, 1, 2].map(|worker| ask(worker, 200)), [Some(503); 3]);
         // Calls leave the window with time, whoever counted them.
         proxy.machine.advance(Nanos::from_secs(5));
         assert_eq!([2, 0, 1, 0].map(|worker| ask(worker, 200)), [None; 4]);
-        assert_eq!([0, 1].map(|worker| ask(worker, 500)), [None; 2], "two of five");
+        assert_eq!(
+            [0, 1].map(|worker| ask(worker, 500)),
+            [None; 2],
+            "two of five"
+        );
         proxy.machine.advance(Nanos::from_secs(2));
-        assert_eq!([2, 1].map(|worker| ask(worker, 500)), [None; 2], "two of two are too few");
+        assert_eq!(
+            [2, 1].map(|worker| ask(worker, 500)),
+            [None; 2],
+            "two of two are too few"
+        );
         assert_eq!(ask(0, 200), None);
         assert_eq!(ask(0, 200), Some(503), "two of three are not");
     }
@@ -1010,15 +1494,22 @@ fn a_count_window_opens_by_the_last_calls() {
     for status in [200, 200, 500, 200, 200, 200, 500] {
         assert_eq!(proxy.request("/api", &[], status).replied(), None);
     }
-    assert_eq!(proxy.request("/api", &[], 500).replied(), None, "two of the last four");
+    assert_eq!(
+        proxy.request("/api", &[], 500).replied(),
+        None,
+        "two of the last four"
+    );
     assert_eq!(proxy.status("/api", &[]), 503);
 }
 
 #[test]
 fn each_change_of_a_breaker_has_its_cause_its_time_and_one_log_line() {
     let proxy = Proxy::new(&upstream(&json!({})));
-    let seconds =
-        |proxy: &Proxy| proxy.machine.metric("haven_circuit_breaker_changed_timestamp_seconds;circuit_breaker=r;key=r");
+    let seconds = |proxy: &Proxy| {
+        proxy
+            .machine
+            .metric("haven_circuit_breaker_changed_timestamp_seconds;circuit_breaker=r;key=r")
+    };
     for _ in 0..3 {
         proxy.request("/api", &[], 500);
     }
@@ -1026,11 +1517,31 @@ fn each_change_of_a_breaker_has_its_cause_its_time_and_one_log_line() {
     proxy.machine.advance(Nanos::from_secs(7));
     proxy.request("/api", &[], 200);
     assert_eq!(seconds(&proxy), 1_800_000_007);
-    let of =
-        |cause| proxy.machine.metric(&format!("haven_circuit_breaker_causes_total;circuit_breaker=r;cause={cause}"));
-    assert_eq!(["failure_rate", "open_time_over", "trial_passed", "trial_timed_out"].map(of), [1, 1, 1, 0]);
-    let lines: Vec<_> = proxy.machine.logs().into_iter().map(|(_, line)| line).collect();
-    let told: Vec<_> = lines.iter().filter_map(|line| line.strip_prefix("circuit breaker r of r: ")).collect();
+    let of = |cause| {
+        proxy.machine.metric(&format!(
+            "haven_circuit_breaker_causes_total;circuit_breaker=r;cause={cause}"
+        ))
+    };
+    assert_eq!(
+        [
+            "failure_rate",
+            "open_time_over",
+            "trial_passed",
+            "trial_timed_out"
+        ]
+        .map(of),
+        [1, 1, 1, 0]
+    );
+    let lines: Vec<_> = proxy
+        .machine
+        .logs()
+        .into_iter()
+        .map(|(_, line)| line)
+        .collect();
+    let told: Vec<_> = lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("circuit breaker r of r: "))
+        .collect();
     assert_eq!(
         told,
         [
@@ -1046,14 +1557,24 @@ fn many_breakers_that_flap_do_not_flood_the_log() {
     let routes: Vec<_> = (0..80)
         .map(|n| json!({"name": format!("r{n}"), "match": {"prefix": format!("/{n}")}, "circuit_breaker": "b"}))
         .collect();
-    let proxy = Proxy::new(&json!({"circuit_breakers": {"b": {"consecutive_failures": 1}}, "routes": routes}));
+    let proxy = Proxy::new(
+        &json!({"circuit_breakers": {"b": {"consecutive_failures": 1}}, "routes": routes}),
+    );
     for n in 0..80 {
         proxy.request(&format!("/{n}"), &[], 500);
     }
     assert_eq!(proxy.machine.logs().len(), 50, "in one second");
     proxy.engine.tick(&proxy.worker);
-    assert_eq!(proxy.machine.logs().last().unwrap().1, "circuit breakers and endpoints: 30 more changes");
-    assert_eq!(proxy.machine.metric("haven_circuit_breaker_transitions_total;circuit_breaker=b;to=open"), 80);
+    assert_eq!(
+        proxy.machine.logs().last().unwrap().1,
+        "circuit breakers and endpoints: 30 more changes"
+    );
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_circuit_breaker_transitions_total;circuit_breaker=b;to=open"),
+        80
+    );
     proxy.machine.advance(Nanos::from_secs(5));
     proxy.request("/7", &[], 200);
     assert_eq!(proxy.machine.logs().len(), 52);
@@ -1068,7 +1589,10 @@ fn the_proxys_own_attempt_count_spares_asking_who_answered_and_is_not_believed_o
         let stream = SimStream::request("GET", "/api", &[]);
         let mut exchange = proxy.begin(&stream);
         let list = stream.request_header("x-haven-upstream").unwrap();
-        let said = [("x-envoy-upstream-service-time", &b"1"[..]), ("x-envoy-attempt-count", count)];
+        let said = [
+            ("x-envoy-upstream-service-time", &b"1"[..]),
+            ("x-envoy-attempt-count", count),
+        ];
         stream.answer(status, list.split(',').nth(from), &said);
         stream.set_property(Property::AttemptCount, &u64::to_le_bytes(from as u64 + 1));
         exchange.on_response(&proxy.worker, &stream);
@@ -1077,11 +1601,23 @@ fn the_proxys_own_attempt_count_spares_asking_who_answered_and_is_not_believed_o
         (asked, proxy.machine.metric("haven_retries_total;route=r"))
     };
     assert_eq!(answer(&config, 200, b"1", 0), (0, 0));
-    assert_eq!(answer(&config, 200, b"2", 1), (1, 1), "more than one try: the address tells who");
-    assert_eq!(answer(&config, 500, b"1", 0).0, 1, "who is to blame is asked");
+    assert_eq!(
+        answer(&config, 200, b"2", 1),
+        (1, 1),
+        "more than one try: the address tells who"
+    );
+    assert_eq!(
+        answer(&config, 500, b"1", 0).0,
+        1,
+        "who is to blame is asked"
+    );
     for nonsense in [&b"0"[..], b"", b"\xff", b"1,1"] {
         assert_eq!(answer(&config, 200, nonsense, 1), (1, 1));
     }
     config["upstreams"]["u"]["override"] = json!({});
-    assert_eq!(answer(&config, 200, b"1", 1), (1, 1), "not said to be the proxy's: whatever an endpoint sends");
+    assert_eq!(
+        answer(&config, 200, b"1", 1),
+        (1, 1),
+        "not said to be the proxy's: whatever an endpoint sends"
+    );
 }

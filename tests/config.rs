@@ -2,16 +2,21 @@
 
 #![cfg(not(target_arch = "wasm32"))]
 // Helpers outside of test functions do not count as tests for clippy.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
 
 use std::path::Path;
 
 use haven::base::time::Nanos;
 use haven::config::{
-    Algorithm, Ask, BalancePolicy, BreakerScope, Canary, Cidr, Color, ConcurrencyAlgorithm, Config, Cost, Criticality,
-    DynamicTimeout, Endpoint, FallbackStep, HostMatch, IpSource, KeyPart, LoadReport, Marks, MissingKey, Mode,
-    OnContention, PathMatch, Percent, Quota, QuotaHeaders, RejectBelow, RequestTimeout, Retry, TemplatePart, Timeout,
-    Window, parse, reference, schema,
+    Algorithm, Ask, BalancePolicy, BreakerScope, Canary, Cidr, Color, ConcurrencyAlgorithm, Config,
+    Cost, Criticality, DynamicTimeout, Endpoint, FallbackStep, HostMatch, IpSource, KeyPart,
+    LoadReport, Marks, MissingKey, Mode, OnContention, PathMatch, Percent, Quota, QuotaHeaders,
+    RejectBelow, RequestTimeout, Retry, TemplatePart, Timeout, Window, parse, reference, schema,
 };
 use proptest::prelude::*;
 
@@ -50,37 +55,86 @@ fn nothing_is_a_valid_configuration() {
         let config = good(document);
         assert_eq!(config.service, "haven");
         assert_eq!(config.health.livez.as_deref(), Some("/livez"));
-        assert_eq!(Config { service: String::new(), ..config }, Config::default());
+        assert_eq!(
+            Config {
+                service: String::new(),
+                ..config
+            },
+            Config::default()
+        );
     }
 }
 
 #[test]
 fn the_full_document_is_read_as_it_is_meant() {
     let config = good(FULL);
-    assert_eq!((config.service.as_str(), config.mode), ("user-service", Mode::Shadow));
+    assert_eq!(
+        (config.service.as_str(), config.mode),
+        ("user-service", Mode::Shadow)
+    );
     assert_eq!(config.client_ip.source, IpSource::XForwardedFor);
     assert_eq!(
-        (config.client_ip.trusted_hops, config.client_ip.ipv4_prefix, config.client_ip.ipv6_prefix),
+        (
+            config.client_ip.trusted_hops,
+            config.client_ip.ipv4_prefix,
+            config.client_ip.ipv6_prefix
+        ),
         (2, 24, 56)
     );
 
-    let [users, plain] = &config.upstreams[..] else { panic!() };
-    assert_eq!((users.name.as_str(), users.cluster.as_str()), ("users", "users-v1"));
+    let [users, plain] = &config.upstreams[..] else {
+        panic!()
+    };
+    assert_eq!(
+        (users.name.as_str(), users.cluster.as_str()),
+        ("users", "users-v1")
+    );
     assert_eq!(
         users.endpoints,
         [
-            Endpoint { address: "192.168.1.10:8080".into(), weight: 3, priority: 0, zone: Some("a".into()) },
-            Endpoint { address: "[2001:db8::1]:80".into(), weight: 1, priority: 1, zone: None },
+            Endpoint {
+                address: "192.168.1.10:8080".into(),
+                weight: 3,
+                priority: 0,
+                zone: Some("a".into())
+            },
+            Endpoint {
+                address: "[2001:db8::1]:80".into(),
+                weight: 1,
+                priority: 1,
+                zone: None
+            },
         ]
     );
-    assert_eq!((users.panic_threshold, users.min_healthy), (Percent(3350), Some(Percent(5000))));
-    assert_eq!((users.override_header.as_str(), users.circuit_breaker), ("x-pick", Some(1)));
+    assert_eq!(
+        (users.panic_threshold, users.min_healthy),
+        (Percent(3350), Some(Percent(5000)))
+    );
+    assert_eq!(
+        (users.override_header.as_str(), users.circuit_breaker),
+        ("x-pick", Some(1))
+    );
     assert_eq!(users.mode, Some(Mode::Enforce));
-    assert_eq!((plain.cluster.as_str(), plain.override_header.as_str()), ("plain", "x-haven-upstream"));
-    assert_eq!((plain.panic_threshold, plain.min_healthy, plain.mode), (Percent(5000), None, None));
+    assert_eq!(
+        (plain.cluster.as_str(), plain.override_header.as_str()),
+        ("plain", "x-haven-upstream")
+    );
+    assert_eq!(
+        (plain.panic_threshold, plain.min_healthy, plain.mode),
+        (Percent(5000), None, None)
+    );
 
-    let [client, usual] = &config.rate_limits[..] else { panic!() };
-    assert_eq!(client.quota, Quota { limit: 100, period: Nanos::from_millis(1500), burst: 50 });
+    let [client, usual] = &config.rate_limits[..] else {
+        panic!()
+    };
+    assert_eq!(
+        client.quota,
+        Quota {
+            limit: 100,
+            period: Nanos::from_millis(1500),
+            burst: 50
+        }
+    );
     assert_eq!(
         client.key,
         [
@@ -92,21 +146,57 @@ fn the_full_document_is_read_as_it_is_meant() {
             KeyPart::PathSegment(0),
         ]
     );
-    assert_eq!(client.cost, Cost::Header { name: "x-cost".into(), default: 2, max: 10 });
+    assert_eq!(
+        client.cost,
+        Cost::Header {
+            name: "x-cost".into(),
+            default: 2,
+            max: 10
+        }
+    );
     assert_eq!(client.overrides.len(), 1);
-    assert_eq!(client.overrides[0].1, Quota { limit: 5, period: Nanos::from_millis(1500), burst: 5 });
+    assert_eq!(
+        client.overrides[0].1,
+        Quota {
+            limit: 5,
+            period: Nanos::from_millis(1500),
+            burst: 5
+        }
+    );
     assert_eq!(
         client.exempt,
         [
-            Cidr { address: 0xffff_0a00_0000, prefix: 104 },
-            Cidr { address: 0x2001_0db8 << 96, prefix: 32 },
-            Cidr { address: 1, prefix: 128 },
+            Cidr {
+                address: 0xffff_0a00_0000,
+                prefix: 104
+            },
+            Cidr {
+                address: 0x2001_0db8 << 96,
+                prefix: 32
+            },
+            Cidr {
+                address: 1,
+                prefix: 128
+            },
         ]
     );
-    assert_eq!((client.missing_key, client.max_keys, client.headers), (MissingKey::Share, 10, QuotaHeaders::Both));
+    assert_eq!(
+        (client.missing_key, client.max_keys, client.headers),
+        (MissingKey::Share, 10, QuotaHeaders::Both)
+    );
     assert_eq!(client.on_contention, OnContention::Deny);
-    assert_eq!(usual.quota, Quota { limit: 7, period: Nanos::from_secs(1), burst: 7 });
-    assert_eq!((&usual.key, &usual.cost, usual.max_keys), (&vec![], &Cost::Fixed(1), 65_536));
+    assert_eq!(
+        usual.quota,
+        Quota {
+            limit: 7,
+            period: Nanos::from_secs(1),
+            burst: 7
+        }
+    );
+    assert_eq!(
+        (&usual.key, &usual.cost, usual.max_keys),
+        (&vec![], &Cost::Fixed(1), 65_536)
+    );
     assert_eq!(
         (usual.headers, usual.on_contention, usual.missing_key),
         (QuotaHeaders::Ietf, OnContention::Allow, MissingKey::Skip)
@@ -115,39 +205,79 @@ fn the_full_document_is_read_as_it_is_meant() {
     let breaker = &config.circuit_breakers[0];
     assert_eq!(
         (breaker.scope, breaker.consecutive_failures, breaker.window),
-        (BreakerScope::Upstream, 5, Window::Time(Nanos::from_secs(20)))
+        (
+            BreakerScope::Upstream,
+            5,
+            Window::Time(Nanos::from_secs(20))
+        )
     );
-    assert_eq!((breaker.backoff_multiplier_centi, breaker.jitter), (150, Percent(1000)));
-    assert_eq!((breaker.open_duration, breaker.max_open_duration), (Nanos::from_secs(90), Nanos::from_secs(90)));
-    assert_eq!(breaker.failure_on.status, [(500, 599), (429, 429), (408, 408)]);
+    assert_eq!(
+        (breaker.backoff_multiplier_centi, breaker.jitter),
+        (150, Percent(1000))
+    );
+    assert_eq!(
+        (breaker.open_duration, breaker.max_open_duration),
+        (Nanos::from_secs(90), Nanos::from_secs(90))
+    );
+    assert_eq!(
+        breaker.failure_on.status,
+        [(500, 599), (429, 429), (408, 408)]
+    );
     assert_eq!(breaker.failure_on.grpc_status, [14]);
     assert!(
-        !breaker.failure_on.reset && breaker.failure_on.timeout && !breaker.honour_retry_after && !breaker.open_above
+        !breaker.failure_on.reset
+            && breaker.failure_on.timeout
+            && !breaker.honour_retry_after
+            && !breaker.open_above
     );
     let usual = &config.circuit_breakers[1];
-    assert_eq!((usual.failure_rate_threshold, usual.slow_call_rate_threshold), (Percent(5000), Percent(10_000)));
+    assert_eq!(
+        (usual.failure_rate_threshold, usual.slow_call_rate_threshold),
+        (Percent(5000), Percent(10_000))
+    );
     assert_eq!(
         (usual.minimum_calls, usual.window, usual.open_duration),
         (20, Window::Time(Nanos::from_secs(10)), Nanos::from_secs(5))
     );
-    assert_eq!((usual.half_open_calls, usual.half_open_max_wait), (5, Nanos::from_secs(30)));
-    assert_eq!((usual.max_open_duration, usual.backoff_multiplier_centi), (Nanos::from_secs(60), 100));
-    assert_eq!((usual.slow_call_duration, usual.consecutive_failures), (Nanos::from_secs(60), 0));
+    assert_eq!(
+        (usual.half_open_calls, usual.half_open_max_wait),
+        (5, Nanos::from_secs(30))
+    );
+    assert_eq!(
+        (usual.max_open_duration, usual.backoff_multiplier_centi),
+        (Nanos::from_secs(60), 100)
+    );
+    assert_eq!(
+        (usual.slow_call_duration, usual.consecutive_failures),
+        (Nanos::from_secs(60), 0)
+    );
     assert_eq!(usual.failure_on.status, [(500, 599)]);
     assert_eq!(usual.failure_on.grpc_status, [2, 4, 8, 13, 14, 15]);
     assert!(usual.honour_retry_after && usual.failure_on.reset && usual.failure_on.timeout);
 
     let fallback = &config.fallbacks[0];
     assert!(fallback.on.rate_limited && fallback.on.timeout && !fallback.on.overload);
-    let [FallbackStep::Stale(stale), FallbackStep::Cluster(cluster), FallbackStep::Respond(respond)] =
-        &fallback.steps[..]
+    let [
+        FallbackStep::Stale(stale),
+        FallbackStep::Cluster(cluster),
+        FallbackStep::Respond(respond),
+    ] = &fallback.steps[..]
     else {
         panic!("{:?}", fallback.steps)
     };
-    assert_eq!((stale.max_age, stale.max_body, stale.max_entries), (Nanos::from_secs(600), 32 << 10, 9));
-    assert_eq!((stale.vary.as_slice(), stale.max_bytes), (&["accept".to_owned()][..], 1 << 20));
+    assert_eq!(
+        (stale.max_age, stale.max_body, stale.max_entries),
+        (Nanos::from_secs(600), 32 << 10, 9)
+    );
+    assert_eq!(
+        (stale.vary.as_slice(), stale.max_bytes),
+        (&["accept".to_owned()][..], 1 << 20)
+    );
     assert_eq!(cluster, "other");
-    assert_eq!((respond.status, respond.content_type.as_str()), (299, "application/json"));
+    assert_eq!(
+        (respond.status, respond.content_type.as_str()),
+        (299, "application/json")
+    );
     assert_eq!(respond.headers, [("x-a".into(), "ü".into())]);
     assert_eq!(
         respond.body,
@@ -162,10 +292,19 @@ fn the_full_document_is_read_as_it_is_meant() {
         ]
     );
     let on = config.fallbacks[1].on;
-    assert!(!on.rate_limited && on.overload && on.circuit_open && on.no_endpoint && on.deadline && on.switched_off);
+    assert!(
+        !on.rate_limited
+            && on.overload
+            && on.circuit_open
+            && on.no_endpoint
+            && on.deadline
+            && on.switched_off
+    );
     assert!(on.upstream_error && on.timeout);
 
-    let [all, exact, prefix, pattern] = &config.routes[..] else { panic!() };
+    let [all, exact, prefix, pattern] = &config.routes[..] else {
+        panic!()
+    };
     assert_eq!(all.matcher.path, PathMatch::Prefix(String::new()));
     assert_eq!(all.matcher.methods, ["GET", "PURGE"]);
     assert_eq!(
@@ -176,9 +315,17 @@ fn the_full_document_is_read_as_it_is_meant() {
             HostMatch::Exact("[::1]".into()),
         ]
     );
-    assert_eq!(all.matcher.headers, [("x-a".into(), Some("1".into())), ("x-b".into(), None)]);
     assert_eq!(
-        (all.upstream, &all.rate_limits, all.circuit_breaker, all.fallback),
+        all.matcher.headers,
+        [("x-a".into(), Some("1".into())), ("x-b".into(), None)]
+    );
+    assert_eq!(
+        (
+            all.upstream,
+            &all.rate_limits,
+            all.circuit_breaker,
+            all.fallback
+        ),
         (Some(0), &vec![1, 0], Some(0), Some(1))
     );
     assert_eq!(all.mode, Some(Mode::Off));
@@ -190,16 +337,37 @@ fn the_full_document_is_read_as_it_is_meant() {
             upstream: 1,
             percent: Percent(250),
             sticky: vec![KeyPart::ClientIp, KeyPart::Cookie("Id".into())],
-            forced: Marks { headers: mark("x-canary", Some("true")), cookies: mark("Version", Some("2")) },
-            stable: Marks { headers: mark("x-canary", None), cookies: mark("version", Some("1")) },
-            color: Some(Color { header: "x-color".into(), canary: "green".into(), stable: "blue".into() }),
+            forced: Marks {
+                headers: mark("x-canary", Some("true")),
+                cookies: mark("Version", Some("2"))
+            },
+            stable: Marks {
+                headers: mark("x-canary", None),
+                cookies: mark("version", Some("1"))
+            },
+            color: Some(Color {
+                header: "x-color".into(),
+                canary: "green".into(),
+                stable: "blue".into()
+            }),
             circuit_breaker: Some(1),
         })
     );
     assert_eq!(exact.matcher.path, PathMatch::Exact("/a/b".into()));
-    assert_eq!((exact.upstream, exact.circuit_breaker, exact.fallback, exact.mode), (None, None, None, None));
+    assert_eq!(
+        (
+            exact.upstream,
+            exact.circuit_breaker,
+            exact.fallback,
+            exact.mode
+        ),
+        (None, None, None, None)
+    );
     assert_eq!(prefix.matcher.path, PathMatch::Prefix("/api/users".into()));
-    assert_eq!(pattern.matcher.path, PathMatch::Pattern(vec![Some("users".into()), None, Some("orders".into())]));
+    assert_eq!(
+        pattern.matcher.path,
+        PathMatch::Pattern(vec![Some("users".into()), None, Some("orders".into())])
+    );
 
     assert_eq!(config.health.livez.as_deref(), Some("/alive"));
     assert_eq!(config.health.readyz, None);
@@ -209,19 +377,30 @@ fn the_full_document_is_read_as_it_is_meant() {
 #[test]
 fn a_canary_takes_its_routes_breaker_and_its_upstreams_for_colours() {
     let route = |canary: &str| {
-        let upstreams =
-            r#""upstreams": {"v1": {}, "v2": {"override": {"header": "x-pick"}}}, "circuit_breakers": {"b": {}}"#;
+        let upstreams = r#""upstreams": {"v1": {}, "v2": {"override": {"header": "x-pick"}}}, "circuit_breakers": {"b": {}}"#;
         format!(
             r#"{{{upstreams}, "routes": [{{"name": "r", "upstream": "v1", "circuit_breaker": "b", "canary": {canary}}}]}}"#
         )
     };
     let config = parse(route(r#"{"upstream": "v2", "color_header": "x-c"}"#).as_bytes()).unwrap();
     let canary = config.routes[0].canary.clone().unwrap();
-    assert_eq!((canary.percent, canary.circuit_breaker, canary.upstream), (Percent(0), Some(0), 1));
-    assert_eq!(canary.color, Some(Color { header: "x-c".into(), canary: "v2".into(), stable: "v1".into() }));
+    assert_eq!(
+        (canary.percent, canary.circuit_breaker, canary.upstream),
+        (Percent(0), Some(0), 1)
+    );
+    assert_eq!(
+        canary.color,
+        Some(Color {
+            header: "x-c".into(),
+            canary: "v2".into(),
+            stable: "v1".into()
+        })
+    );
     refused(
         &route(r#"{"upstream": "v1"}"#),
-        &["routes[0].canary.upstream: \"v1\" is not allowed, want another upstream than the route's"],
+        &[
+            "routes[0].canary.upstream: \"v1\" is not allowed, want another upstream than the route's",
+        ],
     );
     refused(
         &route(r#"{"upstream": "v2", "percent": 101, "color": "red"}"#),
@@ -230,20 +409,38 @@ fn a_canary_takes_its_routes_breaker_and_its_upstreams_for_colours() {
             "routes[0].canary.color: \"red\" is not allowed, want none: there is no color_header",
         ],
     );
-    for header in ["color", "x-envoy-max-retries", "x-haven-cluster", "x-pick", "x-request-id"] {
-        let found = errors(&route(&format!(r#"{{"upstream": "v2", "color_header": "{header}"}}"#)));
-        assert!(found.len() == 1 && found[0].contains("a header that says nothing else"), "{found:?}");
+    for header in [
+        "color",
+        "x-envoy-max-retries",
+        "x-haven-cluster",
+        "x-pick",
+        "x-request-id",
+    ] {
+        let found = errors(&route(&format!(
+            r#"{{"upstream": "v2", "color_header": "{header}"}}"#
+        )));
+        assert!(
+            found.len() == 1 && found[0].contains("a header that says nothing else"),
+            "{found:?}"
+        );
     }
     refused(
         r#"{"upstreams": {"v2": {}}, "routes": [{"name": "r", "canary": {"upstream": "v2"}}]}"#,
-        &["routes[0].canary.upstream: \"v2\" is not allowed, want none: the route has no upstream of its own"],
+        &[
+            "routes[0].canary.upstream: \"v2\" is not allowed, want none: the route has no upstream of its own",
+        ],
     );
 }
 
 #[test]
 fn the_contract_is_refused_only_where_it_is_not_built_yet() {
     let errors = errors(CONTRACT);
-    assert!(errors.iter().all(|error| error.ends_with(" is not supported yet")), "{errors:#?}");
+    assert!(
+        errors
+            .iter()
+            .all(|error| error.ends_with(" is not supported yet")),
+        "{errors:#?}"
+    );
 }
 
 #[test]
@@ -283,11 +480,26 @@ fn all_errors_come_at_once() {
 #[test]
 fn what_is_not_json_has_a_place() {
     for (document, expected) in [
-        (&b"{"[..], "line 1, column 1: the document is not JSON: EOF while parsing an object"),
-        (b"{\n  \"mode\" \"off\"}", "line 2, column 10: the document is not JSON: expected `:`"),
-        (b"{\"\xc3\xa9\": }", "line 1, column 7: the document is not JSON: expected value"),
-        (b"{\n\"a\xff\": 1}", "line 2, column 3: the document is not JSON: invalid unicode code point"),
-        (b"{\"mode\": 1e400}", "line 1, column 14: the document is not JSON: number out of range"),
+        (
+            &b"{"[..],
+            "line 1, column 1: the document is not JSON: EOF while parsing an object",
+        ),
+        (
+            b"{\n  \"mode\" \"off\"}",
+            "line 2, column 10: the document is not JSON: expected `:`",
+        ),
+        (
+            b"{\"\xc3\xa9\": }",
+            "line 1, column 7: the document is not JSON: expected value",
+        ),
+        (
+            b"{\n\"a\xff\": 1}",
+            "line 2, column 3: the document is not JSON: invalid unicode code point",
+        ),
+        (
+            b"{\"mode\": 1e400}",
+            "line 1, column 14: the document is not JSON: number out of range",
+        ),
         (b"[1]", "the document: [1] is not allowed, want an object"),
         (b"null", "the document: null is not allowed, want an object"),
     ] {
@@ -305,7 +517,10 @@ fn what_is_not_json_has_a_place() {
 fn deep_documents_are_refused() {
     for open in ["[", "{\"a\":", "{\"routes\":[", "{\"upstreams\":{\"a\":"] {
         let errors = errors(&open.repeat(50_000));
-        assert!(errors.len() == 1 && errors[0].contains("recursion limit exceeded"), "{errors:?}");
+        assert!(
+            errors.len() == 1 && errors[0].contains("recursion limit exceeded"),
+            "{errors:?}"
+        );
     }
     let nested = format!("{}{}", "[".repeat(126), "]".repeat(126));
     assert!(errors(&format!("{{\"mode\": {nested}}}"))[0].starts_with("mode: [[["));
@@ -313,7 +528,10 @@ fn deep_documents_are_refused() {
 
 #[test]
 fn duplicates_are_refused_wherever_they_are() {
-    refused(r#"{"mode": "off", "mode": "off"}"#, &["mode: \"off\" is not allowed, want this key only once"]);
+    refused(
+        r#"{"mode": "off", "mode": "off"}"#,
+        &["mode: \"off\" is not allowed, want this key only once"],
+    );
     refused(
         r#"{"rate_limits": {"a": {"limit": 1}, "a": {"limit": 2}}}"#,
         &["rate_limits.a: {\"limit\":2} is not allowed, want this key only once"],
@@ -324,7 +542,9 @@ fn duplicates_are_refused_wherever_they_are() {
     );
     refused(
         r#"{"upstreams": {"a": {"endpoints": [{"address": "[2001:DB8:0::1]:80"}, {"address": "[2001:db8::1]:80"}]}}}"#,
-        &["upstreams.a.endpoints[1].address: \"[2001:db8::1]:80\" is not allowed, want each address only once"],
+        &[
+            "upstreams.a.endpoints[1].address: \"[2001:db8::1]:80\" is not allowed, want each address only once",
+        ],
     );
     refused(
         r#"{"rate_limits": {"a": {"limit": 1}}, "routes": [{"name": "r", "rate_limits": ["a", "a"]}]}"#,
@@ -348,7 +568,9 @@ fn duplicates_are_refused_wherever_they_are() {
     refused(
         r#"{"rate_limits": {"a": {"limit": 1, "key": ["client_ip"], "overrides": [
             {"key": ["2001:db8::1"], "limit": 1}, {"key": ["2001:DB8::2"], "limit": 2}]}}}"#,
-        &["rate_limits.a.overrides[1].key: \"2001:DB8::2\" is not allowed, want each key only once"],
+        &[
+            "rate_limits.a.overrides[1].key: \"2001:DB8::2\" is not allowed, want each key only once",
+        ],
     );
 }
 
@@ -379,7 +601,12 @@ fn numbers_are_judged_exactly() {
     }
     for (number, limit) in [("1", 1), ("1e9", 1_000_000_000), ("5.0", 5), ("1E+2", 100)] {
         assert_eq!(
-            good(&format!(r#"{{"rate_limits": {{"a": {{"limit": {number}}}}}}}"#)).rate_limits[0].quota.limit,
+            good(&format!(
+                r#"{{"rate_limits": {{"a": {{"limit": {number}}}}}}}"#
+            ))
+            .rate_limits[0]
+                .quota
+                .limit,
             limit
         );
     }
@@ -397,19 +624,32 @@ fn at_most_64_errors_are_listed() {
 fn values_are_shown_short() {
     let error = &errors(&format!("{{\"mode\": \"{}\"}}", "ä".repeat(10_000)))[0];
     assert!(error.ends_with("ä... is not allowed, want one of \"enforce\", \"shadow\", \"off\""));
-    assert_eq!(error.split(" is not").next().unwrap().chars().count(), "mode: ".len() + 64);
+    assert_eq!(
+        error.split(" is not").next().unwrap().chars().count(),
+        "mode: ".len() + 64
+    );
     let error = &errors(&format!("{{\"{}\": 1}}", "k".repeat(100_000)))[0];
     assert!(error.len() < 1000, "{}", error.len());
-    assert_eq!(errors("{\"mode\": \"a\\nb\\u001b[31m\"}")[0].lines().count(), 1);
+    assert_eq!(
+        errors("{\"mode\": \"a\\nb\\u001b[31m\"}")[0]
+            .lines()
+            .count(),
+        1
+    );
 }
 
 #[test]
 fn secrets_are_not_shown() {
-    for document in
-        [r#"{"admin": {"token": "geheim", "x": 1}}"#, r#"{"admin": {"token": ["geheim"]}}"#, r#"{"token": "geheim"}"#]
-    {
+    for document in [
+        r#"{"admin": {"token": "geheim", "x": 1}}"#,
+        r#"{"admin": {"token": ["geheim"]}}"#,
+        r#"{"token": "geheim"}"#,
+    ] {
         let errors = errors(document).join("\n");
-        assert!(errors.contains("***") && !errors.contains("geheim"), "{errors}");
+        assert!(
+            errors.contains("***") && !errors.contains("geheim"),
+            "{errors}"
+        );
     }
 }
 
@@ -418,7 +658,11 @@ fn modes_stand_everywhere() {
     let template = r#"{"mode": "@", "upstreams": {"u": {"mode": "@"}}, "rate_limits": {"l": {"limit": 1, "mode": "@"}},
         "circuit_breakers": {"b": {"mode": "@"}}, "fallbacks": {"f": {"mode": "@", "steps": [{"respond": {}}]}},
         "routes": [{"name": "r", "mode": "@"}]}"#;
-    for (word, mode) in [("enforce", Mode::Enforce), ("shadow", Mode::Shadow), ("off", Mode::Off)] {
+    for (word, mode) in [
+        ("enforce", Mode::Enforce),
+        ("shadow", Mode::Shadow),
+        ("off", Mode::Off),
+    ] {
         let config = good(&template.replace('@', word));
         assert_eq!(config.mode, mode);
         let modes = [
@@ -449,7 +693,9 @@ fn upstreams_are_checked() {
     ] {
         refused(
             &format!(r#"{{"upstreams": {{"u": {{"endpoints": [{{"address": "{bad}"}}]}}}}}}"#),
-            &[&format!("upstreams.u.endpoints[0].address: \"{bad}\" is not allowed, {address}")],
+            &[&format!(
+                "upstreams.u.endpoints[0].address: \"{bad}\" is not allowed, {address}"
+            )],
         );
     }
     let reserved = "want a header name that starts with \"x-\" and is none of x-forwarded-for, x-forwarded-proto, x-haven-cluster, \
@@ -498,10 +744,17 @@ fn upstreams_are_checked() {
            has a state per endpoint",
         ],
     );
-    let many: Vec<_> = (0..1001).map(|i| format!("{{\"address\": \"10.0.{}.{}:80\"}}", i / 250, i % 250)).collect();
-    let errors = errors(&format!(r#"{{"upstreams": {{"u": {{"endpoints": [{}]}}}}}}"#, many.join(",")));
+    let many: Vec<_> = (0..1001)
+        .map(|i| format!("{{\"address\": \"10.0.{}.{}:80\"}}", i / 250, i % 250))
+        .collect();
+    let errors = errors(&format!(
+        r#"{{"upstreams": {{"u": {{"endpoints": [{}]}}}}}}"#,
+        many.join(",")
+    ));
     assert_eq!(errors.len(), 1);
-    assert!(errors[0].ends_with("is not allowed, want a list of at most 1000 items, each an object"));
+    assert!(
+        errors[0].ends_with("is not allowed, want a list of at most 1000 items, each an object")
+    );
 }
 
 #[test]
@@ -682,13 +935,24 @@ fn circuit_breakers_are_checked() {
 
 #[test]
 fn presets_fill_in_what_is_not_set() {
-    let breaker = |text: &str| good(&format!(r#"{{"circuit_breakers": {{"b": {text}}}}}"#)).circuit_breakers.remove(0);
+    let breaker = |text: &str| {
+        good(&format!(r#"{{"circuit_breakers": {{"b": {text}}}}}"#))
+            .circuit_breakers
+            .remove(0)
+    };
     let hystrix = breaker(r#"{"preset": "hystrix", "minimum_calls": 7}"#);
     assert_eq!(
-        (hystrix.minimum_calls, hystrix.half_open_calls, hystrix.window),
+        (
+            hystrix.minimum_calls,
+            hystrix.half_open_calls,
+            hystrix.window
+        ),
         (7, 1, Window::Time(Nanos::from_secs(10)))
     );
-    assert_eq!((hystrix.open_duration, hystrix.failure_rate_threshold), (Nanos::from_secs(5), Percent(5000)));
+    assert_eq!(
+        (hystrix.open_duration, hystrix.failure_rate_threshold),
+        (Nanos::from_secs(5), Percent(5000))
+    );
     let go = breaker(r#"{"preset": "goresilience"}"#);
     assert_eq!(
         (go.minimum_calls, go.open_duration, go.max_open_duration),
@@ -696,20 +960,36 @@ fn presets_fill_in_what_is_not_set() {
     );
     let sentinel = breaker(r#"{"preset": "sentinel"}"#);
     assert_eq!(
-        (sentinel.minimum_calls, sentinel.window, sentinel.half_open_calls),
+        (
+            sentinel.minimum_calls,
+            sentinel.window,
+            sentinel.half_open_calls
+        ),
         (5, Window::Time(Nanos::from_secs(1)), 1)
     );
     assert!(sentinel.open_above && !hystrix.open_above && !go.open_above);
     let r4j = breaker(r#"{"preset": "resilience4j", "window": {"size": "2s"}}"#);
     assert_eq!(r4j.window, Window::Time(Nanos::from_secs(2)));
     let r4j = breaker(r#"{"preset": "resilience4j"}"#);
-    assert_eq!((r4j.minimum_calls, r4j.window, r4j.half_open_calls), (100, Window::Count(100), 10));
-    assert_eq!((r4j.failure_rate_threshold, r4j.open_above), (Percent(5000), false));
+    assert_eq!(
+        (r4j.minimum_calls, r4j.window, r4j.half_open_calls),
+        (100, Window::Count(100), 10)
+    );
+    assert_eq!(
+        (r4j.failure_rate_threshold, r4j.open_above),
+        (Percent(5000), false)
+    );
     let count = breaker(r#"{"window": {"type": "count"}}"#);
-    assert_eq!((count.minimum_calls, count.window), (20, Window::Count(100)));
+    assert_eq!(
+        (count.minimum_calls, count.window),
+        (20, Window::Count(100))
+    );
     let count = breaker(r#"{"window": {"type": "count", "size": 1024}}"#);
     assert_eq!(count.window, Window::Count(1_024));
-    assert_eq!((r4j.open_duration, r4j.max_open_duration), (Nanos::from_secs(60), Nanos::from_secs(60)));
+    assert_eq!(
+        (r4j.open_duration, r4j.max_open_duration),
+        (Nanos::from_secs(60), Nanos::from_secs(60))
+    );
 }
 
 #[test]
@@ -805,9 +1085,14 @@ fn fallbacks_are_checked() {
         ],
     );
     let body = "x".repeat(65_536);
-    good(&format!(r#"{{"fallbacks": {{"f": {{"steps": [{{"respond": {{"body": "{body}"}}}}]}}}}}}"#));
+    good(&format!(
+        r#"{{"fallbacks": {{"f": {{"steps": [{{"respond": {{"body": "{body}"}}}}]}}}}}}"#
+    ));
     assert_eq!(
-        errors(&format!(r#"{{"fallbacks": {{"f": {{"steps": [{{"respond": {{"body": "{body}x"}}}}]}}}}}}"#)).len(),
+        errors(&format!(
+            r#"{{"fallbacks": {{"f": {{"steps": [{{"respond": {{"body": "{body}x"}}}}]}}}}}}"#
+        ))
+        .len(),
         1
     );
 }
@@ -820,27 +1105,53 @@ fn routes_are_checked() {
     for (field, values, want) in [
         ("path", &["", "a", "/a?b", "/a#b", "/ä", "/a b"][..], path),
         ("prefix", &["api", "*"], path),
-        ("pattern", &["users", "/a{id}", "/{a}/{a}", "/{}", "/{a}b", "/{{a}}"], pattern),
+        (
+            "pattern",
+            &["users", "/a{id}", "/{a}/{a}", "/{}", "/{a}b", "/{{a}}"],
+            pattern,
+        ),
     ] {
         for value in values {
             refused(
                 &format!(r#"{{"routes": [{{"name": "r", "match": {{"{field}": "{value}"}}}}]}}"#),
-                &[&format!("routes[0].match.{field}: \"{value}\" is not allowed, {want}")],
+                &[&format!(
+                    "routes[0].match.{field}: \"{value}\" is not allowed, {want}"
+                )],
             );
         }
     }
-    for value in ["", "a:80", "a..b", ".a", "*a", "a.*", "*.", "ä.de", "a b", "[1.2.3.4]", "http://a"] {
+    for value in [
+        "",
+        "a:80",
+        "a..b",
+        ".a",
+        "*a",
+        "a.*",
+        "*.",
+        "ä.de",
+        "a b",
+        "[1.2.3.4]",
+        "http://a",
+    ] {
         refused(
             &format!(r#"{{"routes": [{{"name": "r", "match": {{"hosts": ["{value}"]}}}}]}}"#),
-            &[&format!("routes[0].match.hosts[0]: \"{value}\" is not allowed, {host}")],
+            &[&format!(
+                "routes[0].match.hosts[0]: \"{value}\" is not allowed, {host}"
+            )],
         );
     }
     refuses(
         r#"{"routes": [@]}"#,
         &[
             ("5", "routes[0]: 5 is not allowed, want an object"),
-            (r#"{"name": ""}"#, "routes[0].name: \"\" is not allowed, want a name: 1 to 64 of A-Z a-z 0-9 . _ : / -"),
-            ("{}", "routes[0].name: nothing is not allowed, want a name: 1 to 64 of A-Z a-z 0-9 . _ : / - (required)"),
+            (
+                r#"{"name": ""}"#,
+                "routes[0].name: \"\" is not allowed, want a name: 1 to 64 of A-Z a-z 0-9 . _ : / -",
+            ),
+            (
+                "{}",
+                "routes[0].name: nothing is not allowed, want a name: 1 to 64 of A-Z a-z 0-9 . _ : / - (required)",
+            ),
             (
                 r#"{"name": "r", "match": {"path": "/a", "prefix": "/b"}}"#,
                 "routes[0].match.prefix: \"/b\" is not allowed, want no prefix besides the path",
@@ -870,7 +1181,9 @@ fn routes_are_checked() {
            upstream",
         ],
     );
-    let many: Vec<_> = (0..1001).map(|i| format!("{{\"name\": \"{i}\"}}")).collect();
+    let many: Vec<_> = (0..1001)
+        .map(|i| format!("{{\"name\": \"{i}\"}}"))
+        .collect();
     assert!(
         errors(&format!("{{\"routes\": [{}]}}", many.join(",")))[0]
             .ends_with("want a list of at most 1000 items, each an object")
@@ -892,9 +1205,14 @@ fn switches_are_on_or_off() {
             "routes[0].switch: \"u\" is not allowed, want one of the switches: \"s\", \"t\"",
         ],
     );
-    let config = good(r#"{"switches": {"s": "off", "t": "on"}, "routes": [{"name": "r", "switch": "s"}]}"#);
+    let config =
+        good(r#"{"switches": {"s": "off", "t": "on"}, "routes": [{"name": "r", "switch": "s"}]}"#);
     assert_eq!(
-        config.switches.iter().map(|s| (s.name.as_str(), s.on)).collect::<Vec<_>>(),
+        config
+            .switches
+            .iter()
+            .map(|s| (s.name.as_str(), s.on))
+            .collect::<Vec<_>>(),
         [("s", false), ("t", true)]
     );
     assert_eq!(config.routes[0].switch, Some(0));
@@ -910,17 +1228,35 @@ fn concurrency_limits_are_read_with_their_bounds() {
     );
     let adaptive = |min, max, initial| ConcurrencyAlgorithm::Adaptive { min, max, initial };
     assert_eq!(
-        config.concurrency_limits.iter().map(|c| (c.name.as_str(), c.mode, c.algorithm)).collect::<Vec<_>>(),
+        config
+            .concurrency_limits
+            .iter()
+            .map(|c| (c.name.as_str(), c.mode, c.algorithm))
+            .collect::<Vec<_>>(),
         [
             ("usual", None, adaptive(3, 1000, 20)),
             ("small", None, adaptive(3, 10, 10)),
             ("large", None, adaptive(50, 1000, 50)),
-            ("given", Some(Mode::Shadow), ConcurrencyAlgorithm::Fixed { limit: 7 }),
+            (
+                "given",
+                Some(Mode::Shadow),
+                ConcurrencyAlgorithm::Fixed { limit: 7 }
+            ),
         ]
     );
-    assert_eq!((config.upstreams[0].concurrency_limit, config.routes[0].concurrency_limit), (Some(3), Some(0)));
     assert_eq!(
-        config.routes.iter().map(|r| r.criticality).collect::<Vec<_>>(),
+        (
+            config.upstreams[0].concurrency_limit,
+            config.routes[0].concurrency_limit
+        ),
+        (Some(3), Some(0))
+    );
+    assert_eq!(
+        config
+            .routes
+            .iter()
+            .map(|r| r.criticality)
+            .collect::<Vec<_>>(),
         [Criticality::Sheddable, Criticality::Critical]
     );
     refused(
@@ -935,7 +1271,11 @@ fn concurrency_limits_are_read_with_their_bounds() {
 
 #[test]
 fn timeouts_and_retries_are_taken_with_their_defaults() {
-    let route = |text: &str| good(&format!(r#"{{"routes": [{{"name": "r"{text}}}]}}"#)).routes.remove(0);
+    let route = |text: &str| {
+        good(&format!(r#"{{"routes": [{{"name": "r"{text}}}]}}"#))
+            .routes
+            .remove(0)
+    };
     let plain = route("");
     assert_eq!((plain.timeout, plain.retry), (Timeout::default(), None));
     let fixed = route(
@@ -956,10 +1296,17 @@ fn timeouts_and_retries_are_taken_with_their_defaults() {
         min: Nanos::from_millis(50),
         max: Nanos::from_secs(2),
     };
-    let usual = route(r#", "timeout": {"request": {"dynamic": {}}, "reject_below": "p50"}"#).timeout;
+    let usual =
+        route(r#", "timeout": {"request": {"dynamic": {}}, "reject_below": "p50"}"#).timeout;
     assert_eq!(usual.request, Some(RequestTimeout::Dynamic(dynamic)));
-    assert_eq!(usual.reject_below, Some(RejectBelow::Quantile(Percent(5_000))));
-    assert_eq!([fixed.timeout.request, usual.request].map(|t| t.unwrap().longest().as_millis()), [1_000, 2_000]);
+    assert_eq!(
+        usual.reject_below,
+        Some(RejectBelow::Quantile(Percent(5_000)))
+    );
+    assert_eq!(
+        [fixed.timeout.request, usual.request].map(|t| t.unwrap().longest().as_millis()),
+        [1_000, 2_000]
+    );
     let retry = route(r#", "retry": {}"#).retry.unwrap();
     assert_eq!(
         retry,
@@ -967,13 +1314,20 @@ fn timeouts_and_retries_are_taken_with_their_defaults() {
             attempts: 1,
             on: "connect-failure,reset,gateway-error".into(),
             grpc_on: String::new(),
-            methods: ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"].map(str::to_owned).into(),
+            methods: ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"]
+                .map(str::to_owned)
+                .into(),
             budget: Percent(2_000),
             min_per_second: 3,
         }
     );
-    let retry = route(r#", "retry": {"on": ["unavailable", "5xx", "internal"], "attempts": 0}"#).retry.unwrap();
-    assert_eq!((retry.on.as_str(), retry.grpc_on.as_str(), retry.attempts), ("5xx", "unavailable,internal", 0));
+    let retry = route(r#", "retry": {"on": ["unavailable", "5xx", "internal"], "attempts": 0}"#)
+        .retry
+        .unwrap();
+    assert_eq!(
+        (retry.on.as_str(), retry.grpc_on.as_str(), retry.attempts),
+        ("5xx", "unavailable,internal", 0)
+    );
     refuses(
         r#"{"routes": [{"name": "r", @}]}"#,
         &[
@@ -1038,7 +1392,10 @@ fn what_a_balancing_policy_does_not_heed_is_refused() {
                 r#""load_balancer": {"policy": "consistent_hash"}, "load_report": "orca""#,
                 "upstreams.u.load_report: \"orca\" is not allowed, want \"none\": with consistent_hash and first there are no shares",
             ),
-            (r#""load_report": true"#, "upstreams.u.load_report: true is not allowed, want one of \"none\", \"orca\""),
+            (
+                r#""load_report": true"#,
+                "upstreams.u.load_report: true is not allowed, want one of \"none\", \"orca\"",
+            ),
         ],
     );
 }
@@ -1054,21 +1411,67 @@ fn a_health_check_is_taken_with_its_defaults() {
             "g": {"health_check": {"protocol": "grpc", "service": "user-service", "interval": "500ms"}}},
             "routes": [{"name": "a", "upstream": "r", "depends_on": ["redis", "db"]}]}"#,
     );
-    let [usual, report, grpc] = &config.upstreams[..] else { panic!() };
+    let [usual, report, grpc] = &config.upstreams[..] else {
+        panic!()
+    };
     let usual = usual.health_check.as_ref().unwrap();
-    assert_eq!(usual.ask, Ask::Http { path: "/health".into(), host: None, expected: vec![(200, 299)] });
-    assert_eq!((usual.interval, usual.interval_changing), (Nanos::from_secs(5), Nanos::from_secs(1)));
-    assert_eq!((usual.timeout, usual.initial_delay, usual.jitter), (Nanos::from_secs(1), Nanos::ZERO, Percent(1_000)));
-    assert_eq!((usual.healthy_threshold, usual.unhealthy_threshold, usual.report), (2, 3, false));
+    assert_eq!(
+        usual.ask,
+        Ask::Http {
+            path: "/health".into(),
+            host: None,
+            expected: vec![(200, 299)]
+        }
+    );
+    assert_eq!(
+        (usual.interval, usual.interval_changing),
+        (Nanos::from_secs(5), Nanos::from_secs(1))
+    );
+    assert_eq!(
+        (usual.timeout, usual.initial_delay, usual.jitter),
+        (Nanos::from_secs(1), Nanos::ZERO, Percent(1_000))
+    );
+    assert_eq!(
+        (
+            usual.healthy_threshold,
+            usual.unhealthy_threshold,
+            usual.report
+        ),
+        (2, 3, false)
+    );
     let report = report.health_check.as_ref().unwrap();
     let expected = vec![(200, 299), (401, 401)];
-    assert_eq!(report.ask, Ask::Http { path: "/up".into(), host: Some("api.example".into()), expected });
-    let [db, redis] = &report.components[..] else { panic!() };
-    assert_eq!((db.critical, db.period, db.max_error_rate), (true, Nanos::from_secs(10), None));
-    assert_eq!((redis.critical, redis.period, redis.max_error_rate), (false, Nanos::from_secs(30), Some(Percent(500))));
+    assert_eq!(
+        report.ask,
+        Ask::Http {
+            path: "/up".into(),
+            host: Some("api.example".into()),
+            expected
+        }
+    );
+    let [db, redis] = &report.components[..] else {
+        panic!()
+    };
+    assert_eq!(
+        (db.critical, db.period, db.max_error_rate),
+        (true, Nanos::from_secs(10), None)
+    );
+    assert_eq!(
+        (redis.critical, redis.period, redis.max_error_rate),
+        (false, Nanos::from_secs(30), Some(Percent(500)))
+    );
     let grpc = grpc.health_check.as_ref().unwrap();
-    assert_eq!(grpc.ask, Ask::Grpc { service: "user-service".into() });
-    assert_eq!(grpc.interval_changing, Nanos::from_millis(500), "no longer than the interval");
+    assert_eq!(
+        grpc.ask,
+        Ask::Grpc {
+            service: "user-service".into()
+        }
+    );
+    assert_eq!(
+        grpc.interval_changing,
+        Nanos::from_millis(500),
+        "no longer than the interval"
+    );
     assert_eq!(config.routes[0].depends_on, [1, 0]);
 }
 
@@ -1131,18 +1534,38 @@ fn balancing_is_read_as_it_is_meant() {
                     "max_ejection_percent": 10},
             "orca": {"load_balancer": {"policy": "round_robin"}, "load_report": "orca"}}}"#,
     );
-    let [plain, bold, hash, all, orca] = &config.upstreams[..] else { panic!() };
-    assert_eq!((&plain.policy, plain.slow_start, &plain.zone), (&BalancePolicy::LeastRequest, None, &None));
+    let [plain, bold, hash, all, orca] = &config.upstreams[..] else {
+        panic!()
+    };
+    assert_eq!(
+        (&plain.policy, plain.slow_start, &plain.zone),
+        (&BalancePolicy::LeastRequest, None, &None)
+    );
     assert_eq!(
         (plain.max_ejection, bold.max_ejection, all.max_ejection),
         (Percent(5_000), Percent(10_000), Percent(1_000))
     );
-    let usual = BalancePolicy::ConsistentHash { key: vec![KeyPart::ClientIp], bounded_load: Percent(125) };
+    let usual = BalancePolicy::ConsistentHash {
+        key: vec![KeyPart::ClientIp],
+        bounded_load: Percent(125),
+    };
     assert_eq!(hash.policy, usual);
     let key = vec![KeyPart::Header("x-user".into()), KeyPart::Path];
-    assert_eq!(all.policy, BalancePolicy::ConsistentHash { key, bounded_load: Percent(200) });
-    assert_eq!((all.slow_start, all.zone.as_deref()), (Some(Nanos::from_secs(30)), Some("a")));
-    assert_eq!((orca.load_report, plain.load_report), (LoadReport::Orca, LoadReport::None));
+    assert_eq!(
+        all.policy,
+        BalancePolicy::ConsistentHash {
+            key,
+            bounded_load: Percent(200)
+        }
+    );
+    assert_eq!(
+        (all.slow_start, all.zone.as_deref()),
+        (Some(Nanos::from_secs(30)), Some("a"))
+    );
+    assert_eq!(
+        (orca.load_report, plain.load_report),
+        (LoadReport::Orca, LoadReport::None)
+    );
 }
 
 #[test]
@@ -1176,12 +1599,14 @@ fn the_reference_is_up_to_date() {
     up_to_date("docs/config.md", &reference());
 }
 
-/// Whether `value` fits `schema`, as far as the keywords go that ours uses; `pattern` and `propertyNames` are left to parse.
+/// Whether `value` fits `schema`, as far as the keywords go that ours uses; `pattern` and
+/// `propertyNames` are left to parse.
 fn fits(schema: &serde_json::Value, value: &serde_json::Value) -> bool {
     use serde_json::Value;
     let bound = |key: &str| schema.get(key).and_then(Value::as_f64);
-    let within =
-        |n: f64, min: &str, max: &str| bound(min).is_none_or(|min| n >= min) && bound(max).is_none_or(|max| n <= max);
+    let within = |n: f64, min: &str, max: &str| {
+        bound(min).is_none_or(|min| n >= min) && bound(max).is_none_or(|max| n <= max)
+    };
     let typed = match schema.get("type").and_then(Value::as_str) {
         None => true,
         Some("object") => value.is_object(),
@@ -1198,17 +1623,31 @@ fn fits(schema: &serde_json::Value, value: &serde_json::Value) -> bool {
         Value::String(text) => within(text.chars().count() as f64, "minLength", "maxLength"),
         Value::Array(items) => {
             let unique = schema.get("uniqueItems").is_none()
-                || items.iter().enumerate().all(|(i, item)| !items[..i].contains(item));
+                || items
+                    .iter()
+                    .enumerate()
+                    .all(|(i, item)| !items[..i].contains(item));
             unique
                 && within(items.len() as f64, "minItems", "maxItems")
-                && schema.get("items").is_none_or(|schema| items.iter().all(|item| fits(schema, item)))
+                && schema
+                    .get("items")
+                    .is_none_or(|schema| items.iter().all(|item| fits(schema, item)))
         }
         Value::Object(entries) => {
-            let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
+            let required = schema
+                .get("required")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten();
             within(entries.len() as f64, "minProperties", "maxProperties")
-                && required.into_iter().all(|name| entries.contains_key(name.as_str().unwrap()))
+                && required
+                    .into_iter()
+                    .all(|name| entries.contains_key(name.as_str().unwrap()))
                 && entries.iter().all(|(key, value)| {
-                    match (schema.get("properties").and_then(|all| all.get(key)), schema.get("additionalProperties")) {
+                    match (
+                        schema.get("properties").and_then(|all| all.get(key)),
+                        schema.get("additionalProperties"),
+                    ) {
                         (Some(schema), _) => fits(schema, value),
                         (None, Some(Value::Bool(allowed))) => *allowed,
                         (None, Some(schema)) => fits(schema, value),
@@ -1220,10 +1659,19 @@ fn fits(schema: &serde_json::Value, value: &serde_json::Value) -> bool {
     };
     typed
         && shaped
-        && schema.get("enum").is_none_or(|all| all.as_array().unwrap().contains(value))
+        && schema
+            .get("enum")
+            .is_none_or(|all| all.as_array().unwrap().contains(value))
         && schema.get("const").is_none_or(|only| only == value)
-        && schema.get("anyOf").is_none_or(|all| all.as_array().unwrap().iter().any(|schema| fits(schema, value)))
-        && schema.get("if").is_none_or(|when| !fits(when, value) || fits(&schema["then"], value))
+        && schema.get("anyOf").is_none_or(|all| {
+            all.as_array()
+                .unwrap()
+                .iter()
+                .any(|schema| fits(schema, value))
+        })
+        && schema
+            .get("if")
+            .is_none_or(|when| !fits(when, value) || fits(&schema["then"], value))
 }
 
 #[test]
@@ -1234,13 +1682,38 @@ fn each_algorithm_has_its_own_parameters() {
         (limit.algorithm, limit.quota.burst)
     };
     let ms = Nanos::from_millis;
-    assert_eq!(of(r#""burst": 9"#), (Algorithm::TokenBucket { warm_up: None }, 9));
-    assert_eq!(of(r#""warm_up": "1m""#), (Algorithm::TokenBucket { warm_up: Some(ms(60_000)) }, 7));
-    assert_eq!(of(r#""algorithm": "leaky_bucket""#), (Algorithm::LeakyBucket { max_wait: ms(1_000) }, 7));
+    assert_eq!(
+        of(r#""burst": 9"#),
+        (Algorithm::TokenBucket { warm_up: None }, 9)
+    );
+    assert_eq!(
+        of(r#""warm_up": "1m""#),
+        (
+            Algorithm::TokenBucket {
+                warm_up: Some(ms(60_000))
+            },
+            7
+        )
+    );
+    assert_eq!(
+        of(r#""algorithm": "leaky_bucket""#),
+        (
+            Algorithm::LeakyBucket {
+                max_wait: ms(1_000)
+            },
+            7
+        )
+    );
     let leaky = of(r#""algorithm": "leaky_bucket", "max_wait": "0s", "burst": 2"#);
     assert_eq!(leaky, (Algorithm::LeakyBucket { max_wait: ms(0) }, 2));
-    assert_eq!(of(r#""algorithm": "sliding_window""#), (Algorithm::SlidingWindow, 7));
-    assert_eq!(of(r#""algorithm": "fixed_window""#), (Algorithm::FixedWindow, 7));
+    assert_eq!(
+        of(r#""algorithm": "sliding_window""#),
+        (Algorithm::SlidingWindow, 7)
+    );
+    assert_eq!(
+        of(r#""algorithm": "fixed_window""#),
+        (Algorithm::FixedWindow, 7)
+    );
 }
 
 #[test]
@@ -1291,7 +1764,10 @@ fn up_to_date(file: &str, text: &str) {
         std::fs::write(&path, text).unwrap();
     }
     let checked_in = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(checked_in == text, "{file} is out of date: run HAVEN_BLESS=1 cargo test --test config");
+    assert!(
+        checked_in == text,
+        "{file} is out of date: run HAVEN_BLESS=1 cargo test --test config"
+    );
 }
 
 /// The numbers, words and braces of the full document, each replaced by something else.
@@ -1316,8 +1792,11 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
         Just("\\u0000"),
     ];
     let source = prop_oneof![Just(FULL), Just(CONTRACT)];
-    (source, proptest::collection::vec((any::<prop::sample::Index>(), 0..30_usize, junk), 1..4)).prop_map(
-        |(source, changes)| {
+    (
+        source,
+        proptest::collection::vec((any::<prop::sample::Index>(), 0..30_usize, junk), 1..4),
+    )
+        .prop_map(|(source, changes)| {
             let mut bytes = source.as_bytes().to_vec();
             for (at, length, junk) in changes {
                 let at = at.index(bytes.len());
@@ -1325,8 +1804,7 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
                 bytes.splice(at..end, junk.bytes());
             }
             bytes
-        },
-    )
+        })
 }
 
 /// Every value of the full document, replaced by something of another type or range.
@@ -1335,10 +1813,15 @@ fn no_value_can_be_replaced_by_nonsense() {
     fn paths(value: &serde_json::Value, at: String, found: &mut Vec<String>) {
         match value {
             serde_json::Value::Object(entries) => {
-                entries.iter().for_each(|(key, value)| paths(value, format!("{at}/{}", key.replace('/', "~1")), found));
+                entries.iter().for_each(|(key, value)| {
+                    paths(value, format!("{at}/{}", key.replace('/', "~1")), found)
+                });
             }
             serde_json::Value::Array(items) => {
-                items.iter().enumerate().for_each(|(i, value)| paths(value, format!("{at}/{i}"), found));
+                items
+                    .iter()
+                    .enumerate()
+                    .for_each(|(i, value)| paths(value, format!("{at}/{i}"), found));
             }
             _ => {}
         }

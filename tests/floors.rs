@@ -1,4 +1,5 @@
-//! The architecture, kept by a test: a module uses only lower floors, policies never use each other, and the core cannot name the host.
+//! The architecture, kept by a test: a module uses only lower floors, policies never use each
+//! other, and the core cannot name the host.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -11,8 +12,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the crate's top level, from the ground up.
-const FLOORS: &[(&str, u32)] =
-    &[("base", 0), ("host", 1), ("config", 2), ("store", 2), ("policy", 3), ("engine", 4), ("wasm", 5)];
+const FLOORS: &[(&str, u32)] = &[
+    ("base", 0),
+    ("host", 1),
+    ("config", 2),
+    ("store", 2),
+    ("policy", 3),
+    ("engine", 4),
+    ("wasm", 5),
+];
 
 /// What policies share: these are not policies.
 const SHARED_BY_POLICIES: &[&str] = &["request", "key", "reply", "Reason", "Outcome"];
@@ -28,7 +36,8 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Each source with its module path ("policy/rate_limit/gcra.rs") and its text without tests and comments.
+/// Each source with its module path ("policy/rate_limit/gcra.rs") and its text without tests and
+/// comments.
 fn modules() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();
@@ -36,10 +45,20 @@ fn modules() -> Vec<(String, String)> {
     let modules: Vec<_> = found
         .iter()
         .map(|path| {
-            let name = path.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
+            let name = path
+                .strip_prefix(&root)
+                .unwrap()
+                .to_string_lossy()
+                .into_owned();
             let text = fs::read_to_string(path).unwrap();
-            let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or(&text);
-            let code: Vec<_> = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+            let code = text
+                .split("\n#[cfg(test)]\nmod tests")
+                .next()
+                .unwrap_or(&text);
+            let code: Vec<_> = code
+                .lines()
+                .filter(|line| !line.trim_start().starts_with("//"))
+                .collect();
             (name, code.join("\n"))
         })
         .filter(|(name, _)| !name.ends_with("tests.rs"))
@@ -49,18 +68,31 @@ fn modules() -> Vec<(String, String)> {
 }
 
 fn floor(top: &str) -> Option<u32> {
-    FLOORS.iter().find(|(name, _)| *name == top).map(|(_, floor)| *floor)
+    FLOORS
+        .iter()
+        .find(|(name, _)| *name == top)
+        .map(|(_, floor)| *floor)
 }
 
 /// First segments of all `crate::…` paths, `{a, b}` groups included.
 fn uses(code: &str, prefix: &str) -> Vec<String> {
-    let word =
-        |text: &str| text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let word = |text: &str| {
+        text.trim_start()
+            .chars()
+            .take_while(|c| c.is_alphanumeric() || *c == '_')
+            .collect::<String>()
+    };
     code.match_indices(prefix)
         .flat_map(|(at, _)| {
             let rest = &code[at + prefix.len()..];
             match rest.strip_prefix('{') {
-                Some(group) => group.split('}').next().unwrap().split(',').map(word).collect(),
+                Some(group) => group
+                    .split('}')
+                    .next()
+                    .unwrap()
+                    .split(',')
+                    .map(word)
+                    .collect(),
                 None => vec![word(rest)],
             }
         })
@@ -76,10 +108,14 @@ fn a_module_uses_only_lower_floors() {
         if top == "lib" {
             continue;
         }
-        let own = floor(top).unwrap_or_else(|| panic!("src/{name} has no floor: give it one in FLOORS"));
+        let own =
+            floor(top).unwrap_or_else(|| panic!("src/{name} has no floor: give it one in FLOORS"));
         for used in uses(&code, "crate::") {
             let Some(other) = floor(&used) else { continue };
-            assert!(used == top || other < own, "src/{name} (floor {own}) uses crate::{used} (floor {other})");
+            assert!(
+                used == top || other < own,
+                "src/{name} (floor {own}) uses crate::{used} (floor {other})"
+            );
             checked += 1;
         }
     }
@@ -89,14 +125,22 @@ fn a_module_uses_only_lower_floors() {
 #[test]
 fn policies_do_not_use_each_other() {
     for (name, code) in modules() {
-        let Some(policy) = name.strip_prefix("policy/").and_then(|n| n.split(['/', '.']).next()) else { continue };
-        for used in uses(&code, "crate::policy::")
-            .into_iter()
-            .chain(uses(&code, "super::").into_iter().filter(|_| name.matches('/').count() == 1))
-        {
+        let Some(policy) = name
+            .strip_prefix("policy/")
+            .and_then(|n| n.split(['/', '.']).next())
+        else {
+            continue;
+        };
+        for used in uses(&code, "crate::policy::").into_iter().chain(
+            uses(&code, "super::")
+                .into_iter()
+                .filter(|_| name.matches('/').count() == 1),
+        ) {
             let allowed = used == policy
                 || SHARED_BY_POLICIES.contains(&used.as_str())
-                || !Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/policy/{used}.rs")).exists();
+                || !Path::new(env!("CARGO_MANIFEST_DIR"))
+                    .join(format!("src/policy/{used}.rs"))
+                    .exists();
             assert!(allowed, "src/{name} uses the policy {used}");
         }
     }
@@ -105,8 +149,16 @@ fn policies_do_not_use_each_other() {
 #[test]
 fn only_the_glue_names_the_proxy() {
     for (name, code) in modules() {
-        for word in ["proxy_wasm", "proxy_get_", "std::time::Instant", "SystemTime"] {
-            assert!(name.starts_with("wasm") || name == "lib.rs" || !code.contains(word), "src/{name} names {word}");
+        for word in [
+            "proxy_wasm",
+            "proxy_get_",
+            "std::time::Instant",
+            "SystemTime",
+        ] {
+            assert!(
+                name.starts_with("wasm") || name == "lib.rs" || !code.contains(word),
+                "src/{name} names {word}"
+            );
         }
     }
 }

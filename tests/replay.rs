@@ -1,5 +1,5 @@
-//! The fuzz targets' checks over the kept corpus, and over some mutations of it: what fuzzing found once stays found. To fuzz for
-//! longer: `make fuzz`.
+//! The fuzz targets' checks over the kept corpus, and over some mutations of it: what fuzzing found
+//! once stays found. To fuzz for longer: `make fuzz`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -35,7 +35,9 @@ const TARGETS: [Target; 8] = [
 const MAX_BYTES: usize = 320_000;
 
 fn folder(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz").join(path)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz")
+        .join(path)
 }
 
 fn entries(folder: &Path) -> Vec<PathBuf> {
@@ -50,19 +52,30 @@ fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
     assert!(files.len() >= 5, "{target} has a corpus");
     files
         .iter()
-        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(path).unwrap()))
+        .map(|path| {
+            (
+                path.file_name().unwrap().to_string_lossy().into_owned(),
+                fs::read(path).unwrap(),
+            )
+        })
         .collect()
 }
 
 fn run(check: fn(&[u8]), input: &[u8], target: &str, what: &str) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| check(input))) {
-        eprintln!("{target} fails on {what}, which is b\"{}\"", input.escape_ascii());
+        eprintln!(
+            "{target} fails on {what}, which is b\"{}\"",
+            input.escape_ascii()
+        );
         resume_unwind(panic);
     }
 }
 
 fn replay(target: &str) {
-    let (_, check, mutations) = TARGETS.into_iter().find(|(name, ..)| *name == target).unwrap();
+    let (_, check, mutations) = TARGETS
+        .into_iter()
+        .find(|(name, ..)| *name == target)
+        .unwrap();
     let corpus = corpus(target);
     for (name, input) in &corpus {
         run(check, input, target, name);
@@ -75,7 +88,12 @@ fn replay(target: &str) {
             mutate(&mut input, &corpus[below(&rng, corpus.len())].1, &rng);
         }
         input.truncate(8 * 1024);
-        run(check, &input, target, &format!("mutation {i}, of {}", corpus[at].0));
+        run(
+            check,
+            &input,
+            target,
+            &format!("mutation {i}, of {}", corpus[at].0),
+        );
     }
 }
 
@@ -85,7 +103,16 @@ fn below(rng: &Rng, n: usize) -> usize {
 
 /// One step of what fuzzers do: bits, bytes, pieces of itself and of another input.
 fn mutate(input: &mut Vec<u8>, other: &[u8], rng: &Rng) {
-    const WORDS: [&[u8]; 8] = [b"\xff", b"\0", b"\n", b",", b":", b"0", b"18446744073709551616", b"\xff\xff\xff\xff"];
+    const WORDS: [&[u8]; 8] = [
+        b"\xff",
+        b"\0",
+        b"\n",
+        b",",
+        b":",
+        b"0",
+        b"18446744073709551616",
+        b"\xff\xff\xff\xff",
+    ];
     let from = below(rng, input.len() + 1);
     let to = from + below(rng, (input.len() - from).min(16) + 1);
     match rng.below(7) {
@@ -154,7 +181,16 @@ fn every_target_is_replayed_and_the_corpus_stays_small() {
         .map(|path| path.file_stem().unwrap().to_string_lossy().into_owned())
         .collect();
     assert_eq!(targets, TARGETS.map(|(name, ..)| name.to_owned()));
-    let sizes: Vec<(&str, usize)> =
-        TARGETS.map(|(name, ..)| (name, corpus(name).iter().map(|(_, input)| input.len()).sum())).into();
-    assert!(sizes.iter().map(|(_, size)| size).sum::<usize>() <= MAX_BYTES, "{sizes:?}");
+    let sizes: Vec<(&str, usize)> = TARGETS
+        .map(|(name, ..)| {
+            (
+                name,
+                corpus(name).iter().map(|(_, input)| input.len()).sum(),
+            )
+        })
+        .into();
+    assert!(
+        sizes.iter().map(|(_, size)| size).sum::<usize>() <= MAX_BYTES,
+        "{sizes:?}"
+    );
 }

@@ -1,8 +1,10 @@
-//! The adaptive concurrency limit against simulated upstreams that queue: what is answered in time, and what is shed.
+//! The adaptive concurrency limit against simulated upstreams that queue: what is answered in time,
+//! and what is shed.
 //!
-//! A discrete-event simulation in simulated time: open-loop clients (Poisson arrivals), workers that share two gauges as the proxy's workers do,
-//! endpoints that serve so many at a time and queue the rest first come first served. The clients give up, as far as counting goes, at the deadline; the
-//! upstream does not know and serves on.
+//! A discrete-event simulation in simulated time: open-loop clients (Poisson arrivals), workers
+//! that share two gauges as the proxy's workers do, endpoints that serve so many at a time and
+//! queue the rest first come first served. The clients give up, as far as counting goes, at the
+//! deadline; the upstream does not know and serves on.
 
 #![cfg(not(target_arch = "wasm32"))]
 #![allow(
@@ -29,7 +31,12 @@ const MS: u64 = 1_000_000;
 const DEADLINE: u64 = 500 * MS;
 
 /// The one configuration of all scenarios: the contract's defaults, a deadline of 500 ms.
-const SETTINGS: Settings = Settings { min: 3, max: 1000, initial: 20, deadline: Nanos(DEADLINE) };
+const SETTINGS: Settings = Settings {
+    min: 3,
+    max: 1000,
+    initial: 20,
+    deadline: Nanos(DEADLINE),
+};
 
 /// What an endpoint does, from a moment on.
 #[derive(Clone, Copy)]
@@ -42,15 +49,28 @@ struct Service {
     broken: bool,
 }
 
-const FAST: Service = Service { time: 40 * MS, random: false, broken: false };
-const SLOW: Service = Service { time: 200 * MS, random: false, broken: false };
+const FAST: Service = Service {
+    time: 40 * MS,
+    random: false,
+    broken: false,
+};
+const SLOW: Service = Service {
+    time: 200 * MS,
+    random: false,
+    broken: false,
+};
 
 /// Arrivals per second of each criticality, from a moment on.
 type Load = [(Criticality, f64); 4];
 
 fn load(total: f64, sheddable: f64) -> Load {
     use Criticality::{Critical, CriticalPlus, Sheddable, SheddablePlus};
-    [(Sheddable, total * sheddable), (SheddablePlus, 0.0), (Critical, total * (1.0 - sheddable)), (CriticalPlus, 0.0)]
+    [
+        (Sheddable, total * sheddable),
+        (SheddablePlus, 0.0),
+        (Critical, total * (1.0 - sheddable)),
+        (CriticalPlus, 0.0),
+    ]
 }
 
 struct World {
@@ -194,7 +214,14 @@ fn run(world: &World) -> Run {
     }
     let serve_time = |now: u64, rng: &Rng| {
         let service = current(&world.services, now);
-        (if service.random { exponential(rng, service.time as f64) } else { service.time }, service.broken)
+        (
+            if service.random {
+                exponential(rng, service.time as f64)
+            } else {
+                service.time
+            },
+            service.broken,
+        )
     };
     while let Some(Reverse((now, _, event))) = events.pop() {
         if now >= world.until {
@@ -207,7 +234,11 @@ fn run(world: &World) -> Run {
                     push(&mut events, now + 10 * MS, Event::Arrival(k));
                     continue;
                 }
-                push(&mut events, now + exponential(&arrivals[k], 1e9 / rate), Event::Arrival(k));
+                push(
+                    &mut events,
+                    now + exponential(&arrivals[k], 1e9 / rate),
+                    Event::Arrival(k),
+                );
                 if now == 0 {
                     continue;
                 }
@@ -222,7 +253,9 @@ fn run(world: &World) -> Run {
                 }
                 limits.push((now, limit, in_flight));
                 log.push((now, criticality, !admitted, None));
-                let endpoint = (0..world.endpoints).min_by_key(|e| (at_endpoint[*e], rng.bits())).unwrap();
+                let endpoint = (0..world.endpoints)
+                    .min_by_key(|e| (at_endpoint[*e], rng.bits()))
+                    .unwrap();
                 requests.push(Request {
                     at: now,
                     worker,
@@ -241,19 +274,43 @@ fn run(world: &World) -> Run {
                 }
                 if current(&world.services, now).broken {
                     requests[id].failed = true;
-                    push(&mut events, now + MS, Event::Done { endpoint: usize::MAX, request: id });
+                    push(
+                        &mut events,
+                        now + MS,
+                        Event::Done {
+                            endpoint: usize::MAX,
+                            request: id,
+                        },
+                    );
                 } else if busy[endpoint] < world.slots {
                     busy[endpoint] += 1;
-                    push(&mut events, now + serve_time(now, &rng).0, Event::Done { endpoint, request: id });
+                    push(
+                        &mut events,
+                        now + serve_time(now, &rng).0,
+                        Event::Done {
+                            endpoint,
+                            request: id,
+                        },
+                    );
                 } else {
                     queues[endpoint].push_back(id);
                 }
             }
-            Event::Done { endpoint, request: id } => {
+            Event::Done {
+                endpoint,
+                request: id,
+            } => {
                 if let Some(queue) = queues.get_mut(endpoint) {
                     match queue.pop_front() {
                         Some(next) => {
-                            push(&mut events, now + serve_time(now, &rng).0, Event::Done { endpoint, request: next });
+                            push(
+                                &mut events,
+                                now + serve_time(now, &rng).0,
+                                Event::Done {
+                                    endpoint,
+                                    request: next,
+                                },
+                            );
                         }
                         None => busy[endpoint] -= 1,
                     }
@@ -285,7 +342,14 @@ fn end(seen: &mut [Seen], request: &Request, now: u64, in_flight: u64, gauge: &m
     let limit = SETTINGS.limit(*gauge);
     let seen = &mut seen[request.worker];
     let elapsed = Nanos(now - request.at);
-    seen.ended(&SETTINGS, Nanos(now + 1), request.admitted_at, elapsed, in_flight, limit);
+    seen.ended(
+        &SETTINGS,
+        Nanos(now + 1),
+        request.admitted_at,
+        elapsed,
+        in_flight,
+        limit,
+    );
     if let Some(new) = seen.turn(&SETTINGS, Nanos(now + 1), limit) {
         *gauge = new;
     }
@@ -296,12 +360,18 @@ fn capacity(from: u64, to: u64) -> f64 {
     0.6 * (to - from) as f64
 }
 
-/// Each scenario for every number of workers, with and without a proxy that cuts requests off at the deadline, and with several seeds.
+/// Each scenario for every number of workers, with and without a proxy that cuts requests off at
+/// the deadline, and with several seeds.
 fn for_all(mut check: impl FnMut(World)) {
     for workers in [1, 4, 16] {
         for cuts in [true, false] {
             for seed in 1..=3 {
-                check(World { workers, cuts, seed, ..World::default() });
+                check(World {
+                    workers,
+                    cuts,
+                    seed,
+                    ..World::default()
+                });
             }
         }
     }
@@ -310,16 +380,30 @@ fn for_all(mut check: impl FnMut(World)) {
 #[test]
 fn under_three_times_the_load_as_much_as_ever_is_answered_in_time_and_it_is_the_critical() {
     for_all(|world| {
-        let world = World { loads: vec![(0, load(1_800.0, 0.5))], ..world };
+        let world = World {
+            loads: vec![(0, load(1_800.0, 0.5))],
+            ..world
+        };
         let run = run(&world);
         let all = run.of(0, 20_000);
-        assert!(all.good() >= 0.95 * capacity(0, 20_000), "from a cold start on: {all:?} {}", run.trace(500));
+        assert!(
+            all.good() >= 0.95 * capacity(0, 20_000),
+            "from a cold start on: {all:?} {}",
+            run.trace(500)
+        );
         assert!(all.critical_share() >= 0.9, "{all:?}");
         let steady = run.of(4_000, 20_000);
-        assert!(steady.good() >= 0.99 * capacity(4_000, 20_000), "no idle capacity: {steady:?}");
+        assert!(
+            steady.good() >= 0.99 * capacity(4_000, 20_000),
+            "no idle capacity: {steady:?}"
+        );
         assert!(steady.critical_share() >= 0.99, "{steady:?}");
         // Without a limit next to nothing is in time: this was an overload.
-        let plain = self::run(&World { limited: false, ..world }).of(4_000, 20_000);
+        let plain = self::run(&World {
+            limited: false,
+            ..world
+        })
+        .of(4_000, 20_000);
         assert!(plain.good() < 0.1 * capacity(4_000, 20_000), "{plain:?}");
     });
 }
@@ -334,29 +418,68 @@ fn endpoints_that_turn_five_times_slower_and_still_fit_shed_nothing() {
                 ..world
             };
             let run = run(&world);
-            let (ours, plain) = (run.of(0, 20_000), self::run(&World { limited: false, ..world }).of(0, 20_000));
-            assert_eq!((ours.shed(), ours.in_time), (0, plain.in_time), "{before} -> {after}: {}", run.trace(500));
+            let (ours, plain) = (
+                run.of(0, 20_000),
+                self::run(&World {
+                    limited: false,
+                    ..world
+                })
+                .of(0, 20_000),
+            );
+            assert_eq!(
+                (ours.shed(), ours.in_time),
+                (0, plain.in_time),
+                "{before} -> {after}: {}",
+                run.trace(500)
+            );
         }
     });
 }
 
 #[test]
 fn service_times_of_any_length_are_as_good() {
-    let fast = Service { random: true, ..FAST };
+    let fast = Service {
+        random: true,
+        ..FAST
+    };
     for_all(|world| {
-        let world = World { loads: vec![(0, load(1_800.0, 0.5))], services: vec![(0, fast)], ..world };
-        let run = run(&world);
-        let steady = run.of(2_000, 20_000);
-        assert!(steady.good() >= 0.95 * capacity(2_000, 20_000), "{steady:?} {}", run.trace(500));
-        assert!(steady.critical_share() >= 0.95, "{steady:?}");
-        // Close to capacity, where a queue may well grow beyond the deadline, it answers as many as plain does, or more.
         let world = World {
-            loads: vec![(0, load(108.0, 0.5))],
-            services: vec![(0, fast), (5_000 * MS, Service { random: true, ..SLOW })],
+            loads: vec![(0, load(1_800.0, 0.5))],
+            services: vec![(0, fast)],
             ..world
         };
-        let (ours, plain) =
-            (self::run(&world).of(0, 20_000), self::run(&World { limited: false, ..world }).of(0, 20_000));
+        let run = run(&world);
+        let steady = run.of(2_000, 20_000);
+        assert!(
+            steady.good() >= 0.95 * capacity(2_000, 20_000),
+            "{steady:?} {}",
+            run.trace(500)
+        );
+        assert!(steady.critical_share() >= 0.95, "{steady:?}");
+        // Close to capacity, where a queue may well grow beyond the deadline, it answers as many as
+        // plain does, or more.
+        let world = World {
+            loads: vec![(0, load(108.0, 0.5))],
+            services: vec![
+                (0, fast),
+                (
+                    5_000 * MS,
+                    Service {
+                        random: true,
+                        ..SLOW
+                    },
+                ),
+            ],
+            ..world
+        };
+        let (ours, plain) = (
+            self::run(&world).of(0, 20_000),
+            self::run(&World {
+                limited: false,
+                ..world
+            })
+            .of(0, 20_000),
+        );
         assert!(ours.good() >= 0.97 * plain.good(), "{ours:?} {plain:?}");
         assert!(ours.shed() <= 100, "5 %: {ours:?}");
     });
@@ -366,16 +489,35 @@ fn service_times_of_any_length_are_as_good() {
 fn a_step_in_the_load_is_met() {
     for_all(|world| {
         for before in [10.0, 100.0, 500.0] {
-            let loads =
-                vec![(0, load(before, 0.5)), (5_000 * MS, load(1_800.0, 0.5)), (10_000 * MS, load(before, 0.5))];
-            let run = run(&World { loads, ..world_of(&world) });
+            let loads = vec![
+                (0, load(before, 0.5)),
+                (5_000 * MS, load(1_800.0, 0.5)),
+                (10_000 * MS, load(before, 0.5)),
+            ];
+            let run = run(&World {
+                loads,
+                ..world_of(&world)
+            });
             let first = run.of(5_000, 6_500);
-            assert!(first.good() >= 0.75 * capacity(5_000, 6_500), "{before}: {first:?} {}", run.trace(100));
+            assert!(
+                first.good() >= 0.75 * capacity(5_000, 6_500),
+                "{before}: {first:?} {}",
+                run.trace(100)
+            );
             let then = run.of(6_500, 10_000);
-            assert!(then.good() >= 0.99 * capacity(6_500, 10_000), "{before}: {then:?} {}", run.trace(100));
+            assert!(
+                then.good() >= 0.99 * capacity(6_500, 10_000),
+                "{before}: {then:?} {}",
+                run.trace(100)
+            );
             assert!(then.critical_share() >= 0.98, "{before}: {then:?}");
             let after = run.of(11_000, 20_000);
-            assert_eq!(after.shed(), 0, "and what fits again passes: {before}: {}", run.trace(500));
+            assert_eq!(
+                after.shed(),
+                0,
+                "and what fits again passes: {before}: {}",
+                run.trace(500)
+            );
         }
     });
 }
@@ -384,7 +526,10 @@ fn a_step_in_the_load_is_met() {
 fn it_recovers_from_an_outage() {
     for_all(|world| {
         // Errors at once: a breaker's matter. The limit stays.
-        let broken = Service { broken: true, ..FAST };
+        let broken = Service {
+            broken: true,
+            ..FAST
+        };
         let run_ = run(&World {
             loads: vec![(0, load(400.0, 0.5))],
             services: vec![(0, FAST), (5_000 * MS, broken), (8_000 * MS, FAST)],
@@ -392,14 +537,21 @@ fn it_recovers_from_an_outage() {
         });
         assert_eq!(run_.of(3_000, 20_000).shed(), 0, "{}", run_.trace(500));
         // Hung for 3 s: the endpoints' own queue takes as long again.
-        let hung = Service { time: 1_000 * MS, ..FAST };
+        let hung = Service {
+            time: 1_000 * MS,
+            ..FAST
+        };
         let run_ = run(&World {
             loads: vec![(0, load(400.0, 0.5))],
             services: vec![(0, FAST), (5_000 * MS, hung), (8_000 * MS, FAST)],
             ..world_of(&world)
         });
         let after = run_.of(10_500, 20_000);
-        assert!(after.good() >= 0.98 * 0.4 * 9_500.0, "{after:?} {}", run_.trace(500));
+        assert!(
+            after.good() >= 0.98 * 0.4 * 9_500.0,
+            "{after:?} {}",
+            run_.trace(500)
+        );
         assert!(after.shed() <= 20, "{after:?} {}", run_.trace(500));
     });
 }
@@ -408,16 +560,36 @@ fn it_recovers_from_an_outage() {
 fn all_four_criticalities_go_in_their_order() {
     use Criticality::{Critical, CriticalPlus, Sheddable, SheddablePlus};
     // Each could fill half of the capacity: two of the four fit, nearly.
-    let loads = vec![(0, [(Sheddable, 300.0), (SheddablePlus, 300.0), (Critical, 300.0), (CriticalPlus, 300.0)])];
+    let loads = vec![(
+        0,
+        [
+            (Sheddable, 300.0),
+            (SheddablePlus, 300.0),
+            (Critical, 300.0),
+            (CriticalPlus, 300.0),
+        ],
+    )];
     for_all(|world| {
-        let steady = run(&World { loads: loads.clone(), ..world }).of(4_000, 20_000);
+        let steady = run(&World {
+            loads: loads.clone(),
+            ..world
+        })
+        .of(4_000, 20_000);
         let share = |k: usize| steady.in_time[k] as f64 / steady.offered[k] as f64;
         assert!(share(3) > 0.98 && share(2) > 0.85, "{steady:?}");
         assert!(share(0) < 0.05 && share(1) < 0.15, "{steady:?}");
-        assert!(steady.good() >= 0.99 * capacity(4_000, 20_000), "no idle capacity: {steady:?}");
+        assert!(
+            steady.good() >= 0.99 * capacity(4_000, 20_000),
+            "no idle capacity: {steady:?}"
+        );
     });
 }
 
 fn world_of(world: &World) -> World {
-    World { workers: world.workers, cuts: world.cuts, seed: world.seed, ..World::default() }
+    World {
+        workers: world.workers,
+        cuts: world.cuts,
+        seed: world.seed,
+        ..World::default()
+    }
 }

@@ -1,6 +1,12 @@
-//! What differs inside wasm: 32-bit sizes, and arithmetic and hashing that must agree with every other build. Run under node.
+//! What differs inside wasm: 32-bit sizes, and arithmetic and hashing that must agree with every
+//! other build. Run under node.
 #![cfg(target_arch = "wasm32")]
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
 
 use haven::base::hash::{self, KeyHasher, Seed};
 use haven::base::headers::{HeaderMap, parse_number};
@@ -19,7 +25,10 @@ fn sizes_are_32_bit_here() {
 fn lengths_that_lie_about_4_gib_are_harmless() {
     for count in [1u32, 2, 0x1fff_ffff, 0x2000_0000, 0x7fff_ffff, u32::MAX] {
         for length in [0u32, 1, 0x7fff_ffff, 0xffff_fffe, u32::MAX] {
-            let bytes: Vec<u8> = [count, length, length, 0].iter().flat_map(|n| n.to_le_bytes()).collect();
+            let bytes: Vec<u8> = [count, length, length, 0]
+                .iter()
+                .flat_map(|n| n.to_le_bytes())
+                .collect();
             let map = HeaderMap::from_host(bytes);
             assert!(map.iter().count() <= 1);
             assert!(map.iter().rev().count() <= 1);
@@ -30,8 +39,12 @@ fn lengths_that_lie_about_4_gib_are_harmless() {
 
 #[wasm_bindgen_test]
 fn hashes_are_those_of_every_other_build() {
-    // The native tests hold the same numbers: shared records are found again whatever built the filter.
-    assert_eq!(hash::of_names(&["per-client", "users"]), 5_780_167_904_523_750_881);
+    // The native tests hold the same numbers: shared records are found again whatever built the
+    // filter.
+    assert_eq!(
+        hash::of_names(&["per-client", "users"]),
+        5_780_167_904_523_750_881
+    );
     let mut hasher = KeyHasher::new(Seed(1, 2));
     hasher.part(b"\xff\x00");
     assert_eq!(hash::place(hasher.finish(), 1), 0);
@@ -40,7 +53,11 @@ fn hashes_are_those_of_every_other_build() {
 
 #[wasm_bindgen_test]
 fn large_times_and_numbers_do_not_wrap() {
-    let quota = Quota { limit: 1_000_000_000, period: Nanos::from_secs(1), burst: 1_000_000_000 };
+    let quota = Quota {
+        limit: 1_000_000_000,
+        period: Nanos::from_secs(1),
+        burst: 1_000_000_000,
+    };
     let bucket = Gcra::new(&quota);
     for now in [0, 1, u64::MAX / 64, u64::MAX] {
         for cost in [0, 1, 1_000_000_000, u64::MAX] {
@@ -66,12 +83,18 @@ fn choices_stay_in_range() {
 #[wasm_bindgen_test]
 fn configurations_are_read_and_refused() {
     assert!(config::parse(b"").is_ok());
-    let good = br#"{"rate_limits": {"l": {"limit": 5}}, "routes": [{"name": "r", "rate_limits": ["l"]}]}"#;
+    let good =
+        br#"{"rate_limits": {"l": {"limit": 5}}, "routes": [{"name": "r", "rate_limits": ["l"]}]}"#;
     assert_eq!(config::parse(good).unwrap().rate_limits[0].quota.burst, 5);
-    let bad = config::parse(br#"{"rate_limits": {"l": {"limit": 0, "period": "18446744073709551615h"}}}"#)
-        .unwrap_err()
-        .to_string();
-    assert!(bad.contains("rate_limits.l.limit: 0 is not allowed, want an integer from 1 to 1000000000"), "{bad}");
+    let bad = config::parse(
+        br#"{"rate_limits": {"l": {"limit": 0, "period": "18446744073709551615h"}}}"#,
+    )
+    .unwrap_err()
+    .to_string();
+    assert!(
+        bad.contains("rate_limits.l.limit: 0 is not allowed, want an integer from 1 to 1000000000"),
+        "{bad}"
+    );
     assert!(bad.contains("rate_limits.l.period"), "{bad}");
     // Deeper than any stack should be asked to go.
     assert!(config::parse("[".repeat(100_000).as_bytes()).is_err());

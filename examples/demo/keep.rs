@@ -10,10 +10,15 @@ const RATE: u32 = 5;
 /// Starts light traffic and says what is where. The traffic ends with what is returned.
 pub fn leave_running(stage: &Stage) -> Vec<Stream> {
     let (out, envoy) = (&stage.out, &stage.envoy);
-    let traffic = vec![stage.stream(Who::Crowd, FIRST, RATE), stage.stream(Who::Steady, CALM, RATE)];
+    let traffic = vec![
+        stage.stream(Who::Crowd, FIRST, RATE),
+        stage.stream(Who::Steady, CALM, RATE),
+    ];
     let (served, admin) = (envoy.addr(), envoy.admin_addr());
     let mut lines = vec![
-        format!("Two clients of {RATE}/s go on; changes of circuits are told below. Ctrl-C stops everything."),
+        format!(
+            "Two clients of {RATE}/s go on; changes of circuits are told below. Ctrl-C stops everything."
+        ),
         String::new(),
         "the service behind Envoy and haven:".to_owned(),
         format!("  curl -i http://{served}/api/users/1"),
@@ -21,9 +26,11 @@ pub fn leave_running(stage: &Stage) -> Vec<Stream> {
         "be a noisy client, and count the answers by status:".to_owned(),
         "  curl -sZ --parallel-max 40 -o /dev/null -w '%{http_code}\\n' \\".to_owned(),
         format!("    'http://{served}/api/users/[1-500]' | sort | uniq -c"),
-        "the dashboard for now is Envoy's admin page (haven's own comes in a later release):".to_owned(),
+        "the dashboard for now is Envoy's admin page (haven's own comes in a later release):"
+            .to_owned(),
         format!("  http://{admin}/"),
-        "circuits, retries, fallbacks, refusals and requests in flight, as Prometheus sees them:".to_owned(),
+        "circuits, retries, fallbacks, refusals and requests in flight, as Prometheus sees them:"
+            .to_owned(),
         format!("  curl -s 'http://{admin}/stats/prometheus?filter=haven_'"),
         "Envoy's view of the endpoints:".to_owned(),
         format!("  curl -s http://{admin}/clusters"),
@@ -35,11 +42,16 @@ pub fn leave_running(stage: &Stage) -> Vec<Stream> {
     }
     for (upstream, name) in stage.upstreams.iter().zip(NAMES) {
         let faults = format!("  curl -s http://{}/admin/faults -d", upstream.admin_addr());
-        lines.push(format!("upstream {name}, at {}: killed, hangs, answers 503, well again:", upstream.addr()));
+        lines.push(format!(
+            "upstream {name}, at {}: killed, hangs, answers 503, well again:",
+            upstream.addr()
+        ));
         for fault in ["{\"close\":true}", "{\"hang\":true}", "{\"status\":503}"] {
             lines.push(format!("{faults} '{fault}'"));
         }
-        lines.push(format!("{faults} '{{\"close\":null,\"hang\":null,\"status\":null}}'"));
+        lines.push(format!(
+            "{faults} '{{\"close\":null,\"hang\":null,\"status\":null}}'"
+        ));
     }
     out.act("left running");
     for line in lines {

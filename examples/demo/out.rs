@@ -30,10 +30,14 @@ impl Out {
     pub fn new() -> Self {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let color = wanted && std::io::stdout().is_terminal();
-        Self { color, act_began: Mutex::new(Instant::now()) }
+        Self {
+            color,
+            act_began: Mutex::new(Instant::now()),
+        }
     }
 
-    /// A line. That nobody reads it any more is no reason to leave processes behind: errors are ignored.
+    /// A line. That nobody reads it any more is no reason to leave processes behind: errors are
+    /// ignored.
     pub fn line(&self, look: Look, text: &str) {
         let mut out = std::io::stdout().lock();
         let _ = match self.code(look) {
@@ -49,7 +53,10 @@ impl Out {
 
     /// A heading with a rule to the right margin; the act's clock starts.
     pub fn act(&self, title: &str) {
-        *self.act_began.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self
+            .act_began
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Instant::now();
         self.plain("");
         self.heading(title);
     }
@@ -59,7 +66,8 @@ impl Out {
         self.line(Look::Bold, &format!("── {title} {rule}"));
     }
 
-    /// Text of any length, broken after a comma or a space if there is one, each line after `indent` columns.
+    /// Text of any length, broken after a comma or a space if there is one, each line after
+    /// `indent` columns.
     pub fn wrapped(&self, indent: usize, text: &str) {
         let width = WIDTH.saturating_sub(indent);
         let mut line = String::new();
@@ -75,13 +83,22 @@ impl Out {
 
     /// Something that happened, with the act's time.
     pub fn event(&self, text: &str) {
-        let seconds = self.act_began.lock().unwrap_or_else(PoisonError::into_inner).elapsed().as_secs_f64();
+        let seconds = self
+            .act_began
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .elapsed()
+            .as_secs_f64();
         self.line(Look::Event, &format!("{seconds:>6.1} s  » {text}"));
     }
 
     /// An expectation, and whether it was met.
     pub fn verdict(&self, met: bool, text: &str) {
-        let (look, mark) = if met { (Look::Good, "✓") } else { (Look::Bad, "✗") };
+        let (look, mark) = if met {
+            (Look::Good, "✓")
+        } else {
+            (Look::Bad, "✗")
+        };
         match self.code(look) {
             Some(code) => self.plain(&format!("  \x1b[{code}m{mark}\x1b[0m {text}")),
             None => self.plain(&format!("  {mark} {text}")),

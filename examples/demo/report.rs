@@ -1,4 +1,5 @@
-//! Counts, and their rows: one set of columns for the lines while an act runs and for the table at its end.
+//! Counts, and their rows: one set of columns for the lines while an act runs and for the table at
+//! its end.
 
 use std::time::Duration;
 
@@ -38,7 +39,10 @@ impl Counts {
                 Outcome::Failed => counts.failed += 1,
                 Outcome::Error => counts.errors += 1,
             }
-            if matches!(sample.outcome, Outcome::Real(_) | Outcome::Stale | Outcome::Fixed) {
+            if matches!(
+                sample.outcome,
+                Outcome::Real(_) | Outcome::Stale | Outcome::Fixed
+            ) {
                 counts.latencies.push(sample.latency());
             }
         }
@@ -60,17 +64,29 @@ impl Counts {
     /// An upstream's share of the real answers, in percent.
     pub fn share(&self, upstream: usize) -> f64 {
         let served = self.by_upstream.get(upstream).copied().unwrap_or(0);
-        if self.real == 0 { 0.0 } else { served as f64 * 100.0 / self.real as f64 }
+        if self.real == 0 {
+            0.0
+        } else {
+            served as f64 * 100.0 / self.real as f64
+        }
     }
 
     /// The shares, as `70 / 23 / 7 %`.
     pub fn shares(&self) -> String {
-        let shares: Vec<String> = (0..NAMES.len()).map(|at| format!("{:.0}", self.share(at))).collect();
+        let shares: Vec<String> = (0..NAMES.len())
+            .map(|at| format!("{:.0}", self.share(at)))
+            .collect();
         format!("{} %", shares.join(" / "))
     }
 
     pub fn row(&self, label: &str) -> String {
-        let share = |at| if self.real == 0 { "-".to_owned() } else { format!("{:.0} %", self.share(at)) };
+        let share = |at| {
+            if self.real == 0 {
+                "-".to_owned()
+            } else {
+                format!("{:.0} %", self.share(at))
+            }
+        };
         let cells = [
             self.requests.to_string(),
             self.real.to_string(),
@@ -91,12 +107,18 @@ impl Counts {
 
 /// The names of the columns.
 pub fn columns(label: &str) -> String {
-    let cells = ["requests", "200 real", "stale", "fixed", "429", "5xx", "errors", "p50", "p99", "a", "b", "c"];
+    let cells = [
+        "requests", "200 real", "stale", "fixed", "429", "5xx", "errors", "p50", "p99", "a", "b",
+        "c",
+    ];
     line(label, &cells.map(str::to_owned))
 }
 
 pub fn milliseconds(duration: Option<Duration>) -> String {
-    duration.map_or_else(|| "-".to_owned(), |duration| format!("{} ms", duration.as_millis()))
+    duration.map_or_else(
+        || "-".to_owned(),
+        |duration| format!("{} ms", duration.as_millis()),
+    )
 }
 
 pub fn seconds(duration: Duration) -> String {

@@ -1,4 +1,5 @@
-//! What the story needs: Envoy, the upstreams, the traffic, and a place to note what was expected and what happened.
+//! What the story needs: Envoy, the upstreams, the traffic, and a place to note what was expected
+//! and what happened.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -24,7 +25,8 @@ pub const CROWD: (u8, u32) = (5, 28);
 /// What the steady client asks for per second.
 pub const STEADY: u32 = 10;
 
-/// Last numbers of the clients' addresses in 127.0.0.0/24: the first of the ordinary ones, the steady and the noisy one.
+/// Last numbers of the clients' addresses in 127.0.0.0/24: the first of the ordinary ones, the
+/// steady and the noisy one.
 pub const FIRST: u8 = 11;
 pub const CALM: u8 = 31;
 pub const LOUD: u8 = 66;
@@ -99,13 +101,22 @@ impl Stage {
         envoy_binary()?;
         haven_wasm()?;
         for host in clients() {
-            std::net::TcpListener::bind((loopback(host), 0))
-                .map_err(|error| format!("clients need addresses of their own, but {}: {error}", loopback(host)))?;
+            std::net::TcpListener::bind((loopback(host), 0)).map_err(|error| {
+                format!(
+                    "clients need addresses of their own, but {}: {error}",
+                    loopback(host)
+                )
+            })?;
         }
         let mut upstreams = Vec::new();
         for (name, (service_time_ms, capacity)) in NAMES.iter().zip(SPEEDS) {
-            let options = Options { name: (*name).to_owned(), ..Options::default() };
-            let upstream = Upstream::start(options).await.map_err(|error| format!("upstream {name}: {error}"))?;
+            let options = Options {
+                name: (*name).to_owned(),
+                ..Options::default()
+            };
+            let upstream = Upstream::start(options)
+                .await
+                .map_err(|error| format!("upstream {name}: {error}"))?;
             upstream
                 .update(|faults| {
                     faults.service_time_ms = service_time_ms;
@@ -136,7 +147,8 @@ impl Stage {
     /// The traffic that goes on through all acts.
     pub fn start_traffic(&mut self) {
         for number in 0..CROWD.0 {
-            self.streams.push(self.stream(Who::Crowd, FIRST + number, CROWD.1));
+            self.streams
+                .push(self.stream(Who::Crowd, FIRST + number, CROWD.1));
         }
         self.streams.push(self.stream(Who::Steady, CALM, STEADY));
     }
@@ -169,10 +181,17 @@ impl Stage {
                 out.line(Look::Dim, &counts.row(&format!("{passed:>6} s")));
             }
         });
-        Act { number, title, before, expectations: Vec::new(), progress }
+        Act {
+            number,
+            title,
+            before,
+            expectations: Vec::new(),
+            progress,
+        }
     }
 
-    /// Ends an act: what is on its way comes in, and is counted. Requests sent from now on are the next act's.
+    /// Ends an act: what is on its way comes in, and is counted. Requests sent from now on are the
+    /// next act's.
     pub async fn end(&self, act: &Act) -> Ended {
         self.ledger.next_act();
         self.ledger.settle(act.number).await;
@@ -182,10 +201,19 @@ impl Stage {
         let lost = self.ledger.lost(act.number);
         counts.requests += lost;
         counts.errors += lost;
-        let ended = Ended { counts, samples, before: act.before.clone(), after: self.watch.now().await };
+        let ended = Ended {
+            counts,
+            samples,
+            before: act.before.clone(),
+            after: self.watch.now().await,
+        };
         let out = &self.out;
         out.line(Look::Bold, &columns("  counts"));
-        let groups = [("  5 clients", Who::Crowd), ("  steady client", Who::Steady), ("  noisy client", Who::Noisy)];
+        let groups = [
+            ("  5 clients", Who::Crowd),
+            ("  steady client", Who::Steady),
+            ("  noisy client", Who::Noisy),
+        ];
         for (label, group) in groups {
             let counts = ended.of(|who| who == group);
             if counts.requests > 0 {
@@ -202,7 +230,10 @@ impl Stage {
             ended.grew("haven_decisions_total", &[("reason", "rate_limited")]),
             ended.grew("haven_decisions_total", &[("reason", "overload")]),
         ));
-        out.plain(&format!("  circuits        {}", self.watch.in_words(&ended.after)));
+        out.plain(&format!(
+            "  circuits        {}",
+            self.watch.in_words(&ended.after)
+        ));
         for (text, count) in self.ledger.wrongs(act.number).iter().take(5) {
             let text: String = text.chars().take(80).collect();
             out.line(Look::Bad, &format!("  {count:>5} × {text}"));
@@ -216,12 +247,17 @@ impl Stage {
             self.out.verdict(*met, text);
         }
         let met = act.expectations.iter().all(|(met, _)| *met);
-        self.summary.push((met, format!("{} · {:<22} {conclusion}", act.number, act.title)));
+        self.summary.push((
+            met,
+            format!("{} · {:<22} {conclusion}", act.number, act.title),
+        ));
     }
 
     /// Changes an upstream's faults.
     pub async fn fault(&self, upstream: usize, what: &str, change: impl FnOnce(&mut Faults)) {
-        let Some(target) = self.upstreams.get(upstream) else { return };
+        let Some(target) = self.upstreams.get(upstream) else {
+            return;
+        };
         match target.update(change).await {
             Ok(()) => self.out.event(what),
             Err(error) => self.out.event(&format!("{what}: this failed: {error}")),
@@ -232,7 +268,11 @@ impl Stage {
     pub async fn heal(&self, upstream: usize, what: &str) {
         self.fault(upstream, what, |faults| {
             let (service_time_ms, capacity) = (faults.service_time_ms, faults.capacity);
-            *faults = Faults { service_time_ms, capacity, ..Faults::default() };
+            *faults = Faults {
+                service_time_ms,
+                capacity,
+                ..Faults::default()
+            };
         })
         .await;
     }

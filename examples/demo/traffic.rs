@@ -1,4 +1,5 @@
-//! Clients that send at their own pace, whatever comes back (open loop), and the ledger of what came back.
+//! Clients that send at their own pace, whatever comes back (open loop), and the ledger of what
+//! came back.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -11,7 +12,8 @@ use tokio::time::Instant;
 use crate::NAMES;
 use crate::support::{Client, Reply, holds_within};
 
-/// What answers of one kind may take to come in once an act is over: more than the route's timeout of 1 s.
+/// What answers of one kind may take to come in once an act is over: more than the route's timeout
+/// of 1 s.
 const SETTLE: Duration = Duration::from_secs(5);
 
 /// Who asks.
@@ -95,12 +97,23 @@ impl Ledger {
         let left = || self.book().pending.get(&act).copied().unwrap_or(0);
         if !holds_within(SETTLE, async || left() == 0).await {
             let lost = left();
-            self.book().wrongs.insert((act, format!("no answer {} s after the act's end", SETTLE.as_secs())), lost);
+            self.book().wrongs.insert(
+                (
+                    act,
+                    format!("no answer {} s after the act's end", SETTLE.as_secs()),
+                ),
+                lost,
+            );
         }
     }
 
     pub fn of_act(&self, act: usize) -> Vec<Sample> {
-        self.book().samples.iter().filter(|sample| sample.act == act).copied().collect()
+        self.book()
+            .samples
+            .iter()
+            .filter(|sample| sample.act == act)
+            .copied()
+            .collect()
     }
 
     pub fn all(&self) -> Vec<Sample> {
@@ -109,9 +122,18 @@ impl Ledger {
 
     /// What was answered in the time up to now.
     pub fn answered_within(&self, time: Duration) -> Vec<Sample> {
-        let Some(since) = Instant::now().checked_sub(time) else { return Vec::new() };
+        let Some(since) = Instant::now().checked_sub(time) else {
+            return Vec::new();
+        };
         // Newest last: nothing older than what any request may take needs a look.
-        self.book().samples.iter().rev().take(5_000).filter(|sample| sample.done >= since).copied().collect()
+        self.book()
+            .samples
+            .iter()
+            .rev()
+            .take(5_000)
+            .filter(|sample| sample.done >= since)
+            .copied()
+            .collect()
     }
 
     /// Requests that never came back.
@@ -122,7 +144,9 @@ impl Ledger {
     pub fn wrongs(&self, act: usize) -> Vec<(String, u64)> {
         let book = self.book();
         let of_act = book.wrongs.iter().filter(|((a, _), _)| *a == act);
-        of_act.map(|((_, text), count)| (text.clone(), *count)).collect()
+        of_act
+            .map(|((_, text), count)| (text.clone(), *count))
+            .collect()
     }
 
     pub fn a_limited(&self) -> Option<Reply> {
@@ -143,7 +167,12 @@ impl Ledger {
 
     /// The first answer of this kind to what was sent after `since`.
     pub fn first_after(&self, since: Instant, want: impl Fn(Outcome) -> bool) -> Option<Instant> {
-        self.book().samples.iter().filter(|s| s.sent >= since && want(s.outcome)).map(|s| s.done).min()
+        self.book()
+            .samples
+            .iter()
+            .filter(|s| s.sent >= since && want(s.outcome))
+            .map(|s| s.done)
+            .min()
     }
 
     fn begin(&self) -> usize {
@@ -162,7 +191,9 @@ impl Ledger {
         }
         match (outcome, answer) {
             (Outcome::Limited, Ok(reply)) => {
-                let wait: Option<u64> = reply.header("retry-after").and_then(|value| value.parse().ok());
+                let wait: Option<u64> = reply
+                    .header("retry-after")
+                    .and_then(|value| value.parse().ok());
                 book.without_wait += u64::from(wait.is_none_or(|seconds| seconds < 1));
                 book.limited = Some(reply);
             }
@@ -170,7 +201,13 @@ impl Ledger {
             (Outcome::Fixed, Ok(reply)) => book.fixed = Some(reply),
             _ => {}
         }
-        book.samples.push(Sample { act, who, outcome, sent, done });
+        book.samples.push(Sample {
+            act,
+            who,
+            outcome,
+            sent,
+            done,
+        });
         if let Some(pending) = book.pending.get_mut(&act) {
             *pending = pending.saturating_sub(1);
         }
@@ -190,19 +227,30 @@ fn judge(answer: &Result<Reply, String>) -> (Outcome, Option<String>) {
     if let Some(cut) = &reply.cut {
         return (Outcome::Error, Some(format!("the answer was cut: {cut}")));
     }
-    let by_haven = reply.header("proxy-status").is_some_and(|value| value.starts_with("haven"));
+    let by_haven = reply
+        .header("proxy-status")
+        .is_some_and(|value| value.starts_with("haven"));
     match reply.status {
         200 if by_haven && reply.header("age").is_some() => (Outcome::Stale, None),
         200 if by_haven => (Outcome::Fixed, None),
         200 => {
             let body: serde_json::Value = serde_json::from_slice(&reply.body).unwrap_or_default();
-            match NAMES.iter().position(|name| body.get("served_by").is_some_and(|served_by| served_by == name)) {
+            match NAMES.iter().position(|name| {
+                body.get("served_by")
+                    .is_some_and(|served_by| served_by == name)
+            }) {
                 Some(upstream) => (Outcome::Real(upstream), None),
-                None => (Outcome::Error, Some(format!("a 200 that nobody sent: {}", reply.text()))),
+                None => (
+                    Outcome::Error,
+                    Some(format!("a 200 that nobody sent: {}", reply.text())),
+                ),
             }
         }
         429 => (Outcome::Limited, None),
-        status @ 500..=599 => (Outcome::Failed, Some(format!("status {status}: {}", reply.text().trim()))),
+        status @ 500..=599 => (
+            Outcome::Failed,
+            Some(format!("status {status}: {}", reply.text().trim())),
+        ),
         status => (Outcome::Error, Some(format!("status {status}"))),
     }
 }
@@ -213,7 +261,13 @@ pub struct Stream(JoinHandle<()>);
 
 impl Stream {
     /// `rate` requests per second to `envoy` from the address `from`.
-    pub fn start(ledger: &Arc<Ledger>, who: Who, envoy: SocketAddr, from: IpAddr, rate: u32) -> Self {
+    pub fn start(
+        ledger: &Arc<Ledger>,
+        who: Who,
+        envoy: SocketAddr,
+        from: IpAddr,
+        rate: u32,
+    ) -> Self {
         let (ledger, client) = (ledger.clone(), Client::h1_from(envoy, from));
         let period = Duration::from_secs(1) / rate.max(1);
         // Each client begins at another part of the period, or all would send at once.
@@ -229,7 +283,11 @@ impl Stream {
                 number += 1;
                 let (ledger, client) = (ledger.clone(), client.clone());
                 let act = ledger.begin();
-                let user = if who == Who::Steady { 1_000 + number } else { number % 100 };
+                let user = if who == Who::Steady {
+                    1_000 + number
+                } else {
+                    number % 100
+                };
                 tokio::spawn(async move {
                     let answer = client.get(&format!("/api/users/{user}")).await;
                     ledger.finish(act, who, due, answer);

@@ -1,4 +1,5 @@
-//! haven's metrics on Envoy's Prometheus page: read ten times a second, changes of breakers told as they happen.
+//! haven's metrics on Envoy's Prometheus page: read ten times a second, changes of breakers told as
+//! they happen.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -30,9 +31,16 @@ struct Page {
 }
 
 impl Watch {
-    pub async fn start(admin: SocketAddr, upstreams: &[SocketAddr], out: Arc<Out>) -> Result<Self, String> {
+    pub async fn start(
+        admin: SocketAddr,
+        upstreams: &[SocketAddr],
+        out: Arc<Out>,
+    ) -> Result<Self, String> {
         let addresses = upstreams.iter().map(ToString::to_string).collect();
-        let page = Page { admin: Client::h1(admin), addresses };
+        let page = Page {
+            admin: Client::h1(admin),
+            addresses,
+        };
         let first = page.read().await?;
         let mut known = page.breakers(&first);
         let (sender, newest) = watch::channel(first);
@@ -42,11 +50,17 @@ impl Watch {
             loop {
                 ticks.tick().await;
                 // Envoy may be gone already: then there is nothing to tell.
-                let Ok(metrics) = reader.read().await else { continue };
+                let Ok(metrics) = reader.read().await else {
+                    continue;
+                };
                 for (name, state) in reader.breakers(&metrics) {
                     let before = known.insert(name.clone(), state).unwrap_or(0);
                     if before != state {
-                        out.event(&format!("circuit breaker of {name}: {} → {}", word(before), word(state)));
+                        out.event(&format!(
+                            "circuit breaker of {name}: {} → {}",
+                            word(before),
+                            word(state)
+                        ));
                     }
                 }
                 sender.send_replace(metrics);
@@ -66,7 +80,9 @@ impl Watch {
     /// Waits until `condition` holds; says whether it did within `patience`.
     pub async fn until(&self, patience: Duration, condition: impl FnMut(&Metrics) -> bool) -> bool {
         let mut newest = self.newest.clone();
-        tokio::time::timeout(patience, newest.wait_for(condition)).await.is_ok_and(|found| found.is_ok())
+        tokio::time::timeout(patience, newest.wait_for(condition))
+            .await
+            .is_ok_and(|found| found.is_ok())
     }
 
     /// State of an endpoint's breaker.
@@ -78,7 +94,9 @@ impl Watch {
     /// All breakers in words.
     pub fn in_words(&self, metrics: &Metrics) -> String {
         let words = self.page.breakers(metrics);
-        let words = words.iter().map(|(name, state)| format!("{name} {}", word(*state)));
+        let words = words
+            .iter()
+            .map(|(name, state)| format!("{name} {}", word(*state)));
         words.collect::<Vec<_>>().join(" · ")
     }
 }
@@ -93,14 +111,20 @@ impl Page {
     async fn read(&self) -> Result<Metrics, String> {
         let reply = self.admin.get("/stats/prometheus?filter=haven_").await?;
         if reply.status != 200 || reply.cut.is_some() {
-            return Err(format!("/stats/prometheus: {} {}", reply.status, reply.text()));
+            return Err(format!(
+                "/stats/prometheus: {} {}",
+                reply.status,
+                reply.text()
+            ));
         }
         Ok(Metrics::parse(&reply.text()))
     }
 
     /// The breakers that are used, by name.
     fn breakers(&self, metrics: &Metrics) -> BTreeMap<String, u8> {
-        let keys = metrics.matching(STATE, &[]).filter_map(|series| series.labels.get("key"));
+        let keys = metrics
+            .matching(STATE, &[])
+            .filter_map(|series| series.labels.get("key"));
         let named = keys.filter(|key| *key != "users-write").map(|key| {
             let at = self.addresses.iter().position(|address| address == key);
             let name = at

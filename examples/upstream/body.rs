@@ -43,12 +43,16 @@ pub enum Payload {
 impl Payload {
     /// All of it.
     pub fn whole(data: Bytes, trailers: Option<HeaderMap>) -> Self {
-        Self::Whole { data: Some(data).filter(|data| !data.is_empty()), trailers }
+        Self::Whole {
+            data: Some(data).filter(|data| !data.is_empty()),
+            trailers,
+        }
     }
 
     /// Half of it, then the connection's end.
     pub fn cut(data: &Bytes, link: Arc<Link>) -> Self {
-        // Padded, so that "so many bytes went out" cannot be the settings and acknowledgements of HTTP/2 alone.
+        // Padded, so that "so many bytes went out" cannot be the settings and acknowledgements of
+        // HTTP/2 alone.
         let mut data = data.to_vec();
         data.resize(data.len().max(CUT_BODY), b' ');
         let length = data.len() as u64;
@@ -63,7 +67,11 @@ impl Payload {
             // The connection's task drops us now; an end from here could overtake it.
             std::future::pending().await
         });
-        Self::Cut { length, half: Some(half), cut }
+        Self::Cut {
+            length,
+            half: Some(half),
+            cut,
+        }
     }
 }
 
@@ -77,7 +85,10 @@ impl Body for Payload {
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         match &mut *self {
             Self::Whole { data, trailers } => {
-                let frame = data.take().map(Frame::data).or_else(|| trailers.take().map(Frame::trailers));
+                let frame = data
+                    .take()
+                    .map(Frame::data)
+                    .or_else(|| trailers.take().map(Frame::trailers));
                 Poll::Ready(frame.map(Ok))
             }
             Self::Cut { half, cut, .. } => {
@@ -93,12 +104,21 @@ impl Body for Payload {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Whole { data: None, trailers: None })
+        matches!(
+            self,
+            Self::Whole {
+                data: None,
+                trailers: None
+            }
+        )
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Whole { data, trailers: None } => SizeHint::with_exact(data.as_ref().map_or(0, |d| d.len() as u64)),
+            Self::Whole {
+                data,
+                trailers: None,
+            } => SizeHint::with_exact(data.as_ref().map_or(0, |d| d.len() as u64)),
             // Trailers need a message without a length.
             Self::Whole { .. } => SizeHint::default(),
             Self::Cut { length, .. } => SizeHint::with_exact(*length),

@@ -14,19 +14,22 @@ pub struct Faults {
     pub status: Option<u16>,
     /// Milliseconds of latency before the answer.
     pub delay_ms: u64,
-    /// Accept requests and never answer them. Those caught stay so until their connection or stream ends.
+    /// Accept requests and never answer them. Those caught stay so until their connection or stream
+    /// ends.
     pub hang: bool,
     /// RST the connection in place of an answer.
     pub reset: bool,
     /// Refuse new connections and drop the existing ones, like a process that is gone.
     pub close: bool,
-    /// Send the headers and half of the body (padded with spaces to 16 KiB), then RST the connection.
+    /// Send the headers and half of the body (padded with spaces to 16 KiB), then RST the
+    /// connection.
     pub cut: bool,
     /// Serve at most so many requests at once; the rest wait in the order of their arrival.
     pub capacity: Option<u32>,
     /// Milliseconds for which a request occupies one place of the capacity.
     pub service_time_ms: u64,
-    /// `status`, `delay_ms`, `hang`, `reset` and `cut` strike each so-manieth request: 1 = all, 2 = every other.
+    /// `status`, `delay_ms`, `hang`, `reset` and `cut` strike each so-manieth request: 1 = all, 2 =
+    /// every other.
     pub every: u64,
     /// The report served at `/health`.
     pub health: HealthReport,
@@ -96,14 +99,21 @@ impl HealthReport {
     pub fn overall(&self) -> &str {
         match &self.status {
             Some(status) => status,
-            None if self.components.values().any(|c| c.status != "UP" && c.critical != Some(false)) => "OUT_OF_SERVICE",
+            None if self
+                .components
+                .values()
+                .any(|c| c.status != "UP" && c.critical != Some(false)) =>
+            {
+                "OUT_OF_SERVICE"
+            }
             None => "UP",
         }
     }
 }
 
 impl Faults {
-    /// These faults with the fields of `patch` in place of theirs; a field of `null` goes back to its default.
+    /// These faults with the fields of `patch` in place of theirs; a field of `null` goes back to
+    /// its default.
     pub fn patched(&self, patch: &[u8]) -> Result<Self, String> {
         let patch: Map<String, Value> =
             serde_json::from_slice(patch).map_err(|error| format!("not a JSON object: {error}"))?;
@@ -115,24 +125,40 @@ impl Faults {
         for (name, value) in patch {
             let Some(field) = fields.get_mut(&name) else {
                 let known: Vec<&str> = defaults.keys().map(String::as_str).collect();
-                return Err(format!("{name}: unknown field, want one of {}", known.join(", ")));
+                return Err(format!(
+                    "{name}: unknown field, want one of {}",
+                    known.join(", ")
+                ));
             };
-            *field = if value.is_null() { defaults.remove(&name).unwrap_or_default() } else { value };
+            *field = if value.is_null() {
+                defaults.remove(&name).unwrap_or_default()
+            } else {
+                value
+            };
         }
-        let faults: Self = serde_json::from_value(Value::Object(fields)).map_err(|error| error.to_string())?;
+        let faults: Self =
+            serde_json::from_value(Value::Object(fields)).map_err(|error| error.to_string())?;
         faults.check()?;
         Ok(faults)
     }
 
     /// Whether every value can be sent.
     pub fn check(&self) -> Result<(), String> {
-        for (name, status) in [("status", self.status), ("health.http_status", self.health.http_status)] {
+        for (name, status) in [
+            ("status", self.status),
+            ("health.http_status", self.health.http_status),
+        ] {
             if let Some(status) = status.filter(|status| !(200..=599).contains(status)) {
-                return Err(format!("{name}: {status} is not allowed, want an integer from 200 to 599"));
+                return Err(format!(
+                    "{name}: {status} is not allowed, want an integer from 200 to 599"
+                ));
             }
         }
         if self.capacity == Some(0) {
-            return Err("capacity: 0 is not allowed, want an integer from 1 on; \"hang\" serves nobody".to_owned());
+            return Err(
+                "capacity: 0 is not allowed, want an integer from 1 on; \"hang\" serves nobody"
+                    .to_owned(),
+            );
         }
         if self.every == 0 {
             return Err("every: 0 is not allowed, want an integer from 1 on".to_owned());
@@ -149,8 +175,18 @@ pub fn header_map(what: &str, fields: &BTreeMap<String, String>) -> Result<Heade
     for (name, value) in fields {
         let key = HeaderName::from_bytes(name.as_bytes())
             .map_err(|_| format!("{what}: {name:?} is not the name of a header"))?;
-        if ["connection", "content-length", "te", "transfer-encoding", "upgrade"].contains(&key.as_str()) {
-            return Err(format!("{what}: {name:?} is not allowed, the server frames its messages itself"));
+        if [
+            "connection",
+            "content-length",
+            "te",
+            "transfer-encoding",
+            "upgrade",
+        ]
+        .contains(&key.as_str())
+        {
+            return Err(format!(
+                "{what}: {name:?} is not allowed, the server frames its messages itself"
+            ));
         }
         let value = HeaderValue::from_str(value)
             .map_err(|_| format!("{what}.{name}: {value:?} is not the value of a header"))?;

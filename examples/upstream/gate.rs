@@ -67,7 +67,11 @@ impl Gate {
 
     /// How many wait.
     pub fn waiting(&self) -> usize {
-        self.lock().waiting.iter().filter(|sender| !sender.is_closed()).count()
+        self.lock()
+            .waiting
+            .iter()
+            .filter(|sender| !sender.is_closed())
+            .count()
     }
 
     fn admit(self: &Arc<Self>) {
@@ -77,12 +81,14 @@ impl Gate {
                 if !line.has_room() {
                     return;
                 }
-                let Some(next) = line.waiting.pop_front() else { return };
+                let Some(next) = line.waiting.pop_front() else {
+                    return;
+                };
                 line.inside += 1;
                 next
             };
-            // Outside of the lock: a permit that nobody takes comes back here. It must not be dropped, or a long line of
-            // those who left would end in as deep a recursion.
+            // Outside of the lock: a permit that nobody takes comes back here. It must not be
+            // dropped, or a long line of those who left would end in as deep a recursion.
             if let Err(mut unwanted) = next.send(self.permit()) {
                 unwanted.gate = None;
                 self.lock().inside -= 1;
@@ -91,7 +97,9 @@ impl Gate {
     }
 
     fn permit(self: &Arc<Self>) -> Permit {
-        Permit { gate: Some(self.clone()) }
+        Permit {
+            gate: Some(self.clone()),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Line> {

@@ -1,6 +1,8 @@
-//! The demo upstream as a part of a process: the program of `examples/upstream.rs`, and what tests start in their own.
+//! The demo upstream as a part of a process: the program of `examples/upstream.rs`, and what tests
+//! start in their own.
 //!
-//! Two listeners: one for requests, which the faults strike, and one for the control of the faults, which they never touch.
+//! Two listeners: one for requests, which the faults strike, and one for the control of the faults,
+//! which they never touch.
 //!
 //! | admin request | does |
 //! |---|---|
@@ -8,8 +10,14 @@
 //! | `POST /admin/faults` | sets the fields that are given (JSON; `null` = back to the default), refuses unknown ones |
 //! | `POST /admin/reset` | all faults off, counters to zero |
 
-#![allow(dead_code, reason = "the program uses a part of it, each test crate another")]
-#![allow(clippy::arithmetic_side_effects, reason = "a native program: counters of requests do not overflow")]
+#![allow(
+    dead_code,
+    reason = "the program uses a part of it, each test crate another"
+)]
+#![allow(
+    clippy::arithmetic_side_effects,
+    reason = "a native program: counters of requests do not overflow"
+)]
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -65,7 +73,11 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-        Self { listen: loopback, admin: loopback, name: "upstream".to_owned() }
+        Self {
+            listen: loopback,
+            admin: loopback,
+            name: "upstream".to_owned(),
+        }
     }
 }
 
@@ -140,7 +152,12 @@ impl Upstream {
             tokio::spawn(serve_requests(state.clone(), reserved, listener)),
             tokio::spawn(serve_admin(state.clone(), admin)),
         ];
-        Ok(Self { state, addr, admin_addr, tasks })
+        Ok(Self {
+            state,
+            addr,
+            admin_addr,
+            tasks,
+        })
     }
 
     /// Where it serves requests.
@@ -158,7 +175,8 @@ impl Upstream {
         Faults::clone(&self.state.faults.borrow())
     }
 
-    /// Changes the faults. When it returns, they are in force: a closed port refuses, a reopened one accepts.
+    /// Changes the faults. When it returns, they are in force: a closed port refuses, a reopened
+    /// one accepts.
     pub async fn update(&self, change: impl FnOnce(&mut Faults)) -> Result<(), String> {
         let mut faults = self.faults();
         change(&mut faults);
@@ -201,7 +219,11 @@ impl Drop for Upstream {
 impl State {
     async fn apply(&self, faults: Faults) -> Result<(), String> {
         faults.check()?;
-        let want = if faults.close { Listening::Closed } else { Listening::Open };
+        let want = if faults.close {
+            Listening::Closed
+        } else {
+            Listening::Open
+        };
         self.gate.resize(faults.capacity);
         let mut listening = self.listening.subscribe();
         self.faults.send_replace(Arc::new(faults));
@@ -219,8 +241,13 @@ impl State {
         self.apply(Faults::default()).await?;
         let mut counters = self.counters();
         let (in_flight, serving) = (counters.in_flight, counters.serving);
-        *counters =
-            Counters { in_flight, max_in_flight: in_flight, serving, max_serving: serving, ..Counters::default() };
+        *counters = Counters {
+            in_flight,
+            max_in_flight: in_flight,
+            serving,
+            max_serving: serving,
+            ..Counters::default()
+        };
         Ok(())
     }
 
@@ -230,7 +257,11 @@ impl State {
 
     fn as_json(&self) -> Value {
         let counters = self.counters().clone();
-        let answered: BTreeMap<String, u64> = counters.answered.iter().map(|(k, v)| (k.to_string(), *v)).collect();
+        let answered: BTreeMap<String, u64> = counters
+            .answered
+            .iter()
+            .map(|(k, v)| (k.to_string(), *v))
+            .collect();
         json!({
             "name": self.name,
             "faults": **self.faults.borrow(),
@@ -253,7 +284,11 @@ impl State {
 // --- Sockets
 
 fn bind(addr: SocketAddr) -> io::Result<socket2::Socket> {
-    let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::STREAM, None)?;
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(addr),
+        socket2::Type::STREAM,
+        None,
+    )?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
@@ -261,7 +296,10 @@ fn bind(addr: SocketAddr) -> io::Result<socket2::Socket> {
 }
 
 fn local_addr(socket: &socket2::Socket) -> io::Result<SocketAddr> {
-    socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("bound to something that is no IP address"))
+    socket
+        .local_addr()?
+        .as_socket()
+        .ok_or_else(|| io::Error::other("bound to something that is no IP address"))
 }
 
 fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
@@ -283,7 +321,11 @@ async fn serve_requests(state: Arc<State>, _reserved: socket2::Socket, listener:
             connections.shutdown().await;
             state.listening.send_replace(Listening::Closed);
         } else if !close && listener.is_none() {
-            match addr.as_ref().map_err(io::Error::to_string).and_then(|a| listen(*a).map_err(|e| e.to_string())) {
+            match addr
+                .as_ref()
+                .map_err(io::Error::to_string)
+                .and_then(|a| listen(*a).map_err(|e| e.to_string()))
+            {
                 Ok(fresh) => {
                     listener = Some(fresh);
                     state.listening.send_replace(Listening::Open);
@@ -312,11 +354,14 @@ async fn serve_requests(state: Arc<State>, _reserved: socket2::Socket, listener:
 
 /// The next connection; never returns without a listener.
 async fn accept(listener: Option<&TcpListener>) -> TcpStream {
-    let Some(listener) = listener else { return std::future::pending().await };
+    let Some(listener) = listener else {
+        return std::future::pending().await;
+    };
     loop {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
-            // The peer has gone already, or we are out of descriptors: leave the machine some time to recover.
+            // The peer has gone already, or we are out of descriptors: leave the machine some time
+            // to recover.
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
@@ -326,7 +371,10 @@ fn protocol() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // Requests with odd names and many fields are what the tests send: they are to arrive.
     builder.http1().max_headers(1000);
-    builder.http2().max_header_list_size(MAX_HEADERS).max_concurrent_streams(10_000);
+    builder
+        .http2()
+        .max_header_list_size(MAX_HEADERS)
+        .max_concurrent_streams(10_000);
     builder
 }
 
@@ -370,7 +418,13 @@ impl InFlight {
         counters.requests += 1;
         counters.in_flight += 1;
         counters.max_in_flight = counters.max_in_flight.max(counters.in_flight);
-        (Self { state: state.clone(), status: None }, counters.requests)
+        (
+            Self {
+                state: state.clone(),
+                status: None,
+            },
+            counters.requests,
+        )
     }
 }
 
@@ -397,7 +451,10 @@ impl Serving {
         let mut counters = state.counters();
         counters.serving += 1;
         counters.max_serving = counters.max_serving.max(counters.serving);
-        Self { state: state.clone(), _permit: permit }
+        Self {
+            state: state.clone(),
+            _permit: permit,
+        }
     }
 }
 
@@ -408,7 +465,11 @@ impl Drop for Serving {
     }
 }
 
-async fn answer(state: Arc<State>, link: Arc<Link>, request: Request<Incoming>) -> Result<Response<Payload>, Gone> {
+async fn answer(
+    state: Arc<State>,
+    link: Arc<Link>,
+    request: Request<Incoming>,
+) -> Result<Response<Payload>, Gone> {
     let mut faults = Faults::clone(&state.faults.borrow());
     let health = request.uri().path() == "/health";
     let mut in_flight = None;
@@ -419,7 +480,14 @@ async fn answer(state: Arc<State>, link: Arc<Link>, request: Request<Incoming>) 
         let (guard, number) = InFlight::new(&state);
         in_flight = Some(guard);
         if !number.is_multiple_of(faults.every) {
-            faults = Faults { status: None, delay_ms: 0, hang: false, reset: false, cut: false, ..faults };
+            faults = Faults {
+                status: None,
+                delay_ms: 0,
+                hang: false,
+                reset: false,
+                cut: false,
+                ..faults
+            };
         }
     }
     if faults.reset {
@@ -449,27 +517,49 @@ async fn answer(state: Arc<State>, link: Arc<Link>, request: Request<Incoming>) 
         let (status, body) = report(&state.name, &faults.health);
         (status, "application/json", body)
     } else if path == "/echo" || path.starts_with("/echo/") {
-        (StatusCode::OK, "application/json", echo(&state.name, &parts, received).to_string())
+        (
+            StatusCode::OK,
+            "application/json",
+            echo(&state.name, &parts, received).to_string(),
+        )
     } else {
         let users = json!({"users": ["ada", "grace", "linus"], "served_by": state.name});
         (StatusCode::OK, "application/json", users.to_string())
     };
-    let status = faults.status.and_then(|status| StatusCode::from_u16(status).ok()).unwrap_or(status);
+    let status = faults
+        .status
+        .and_then(|status| StatusCode::from_u16(status).ok())
+        .unwrap_or(status);
     let body = Bytes::from(faults.body.filter(|_| !health).unwrap_or(body));
     // Both were checked when they were set.
-    let trailers = Some(header_map("trailers", &faults.trailers).unwrap_or_default()).filter(|map| !map.is_empty());
-    let payload = if faults.cut { Payload::cut(&body, link) } else { Payload::whole(body, trailers) };
+    let trailers = Some(header_map("trailers", &faults.trailers).unwrap_or_default())
+        .filter(|map| !map.is_empty());
+    let payload = if faults.cut {
+        Payload::cut(&body, link)
+    } else {
+        Payload::whole(body, trailers)
+    };
     let mut response = Response::new(payload);
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response.headers_mut().extend(header_map("headers", &faults.headers).unwrap_or_default());
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+        .headers_mut()
+        .extend(header_map("headers", &faults.headers).unwrap_or_default());
     Ok(finish(response, &method, in_flight))
 }
 
-fn finish(mut response: Response<Payload>, method: &Method, in_flight: Option<InFlight>) -> Response<Payload> {
+fn finish(
+    mut response: Response<Payload>,
+    method: &Method,
+    in_flight: Option<InFlight>,
+) -> Response<Payload> {
     if method == Method::HEAD {
         if let Some(length) = response.body().size_hint().exact() {
-            response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+            response
+                .headers_mut()
+                .insert(CONTENT_LENGTH, HeaderValue::from(length));
         }
         *response.body_mut() = Payload::whole(Bytes::new(), None);
     }
@@ -529,8 +619,15 @@ fn echo(name: &str, request: &hyper::http::request::Parts, received: usize) -> V
 
 fn report(name: &str, health: &HealthReport) -> (StatusCode, String) {
     let overall = health.overall();
-    let usual = if overall == "UP" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let status = health.http_status.and_then(|status| StatusCode::from_u16(status).ok()).unwrap_or(usual);
+    let usual = if overall == "UP" {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let status = health
+        .http_status
+        .and_then(|status| StatusCode::from_u16(status).ok())
+        .unwrap_or(usual);
     let body = health.raw.clone().unwrap_or_else(|| {
         let timestamp = health.timestamp.clone().unwrap_or_else(now);
         json!({"service": name, "status": overall, "details": health.components, "timestamp": timestamp}).to_string()
@@ -540,22 +637,33 @@ fn report(name: &str, health: &HealthReport) -> (StatusCode, String) {
 
 /// The present time as RFC 3339, in UTC.
 fn now() -> String {
-    #[allow(clippy::disallowed_methods, reason = "a native program: the lint guards the filter")]
-    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "a native program: the lint guards the filter"
+    )]
+    let since_epoch = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
     rfc3339(since_epoch)
 }
 
 fn rfc3339(since_epoch: Duration) -> String {
     let seconds = since_epoch.as_secs();
     let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Days to a date of the Gregorian calendar, in years that begin in March: a leap day is then the last of its year.
+    // Days to a date of the Gregorian calendar, in years that begin in March: a leap day is then
+    // the last of its year.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let month = if from_march < 10 {
+        from_march + 3
+    } else {
+        from_march - 9
+    };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     format!(
         "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
@@ -587,7 +695,10 @@ async fn serve_admin(state: Arc<State>, listener: TcpListener) {
     }
 }
 
-async fn admin(state: Arc<State>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn admin(
+    state: Arc<State>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let (parts, body) = request.into_parts();
     let (status, reply) = match (parts.method.as_str(), parts.uri.path()) {
         ("GET", "/admin/state") => (StatusCode::OK, state.as_json()),
@@ -603,11 +714,16 @@ async fn admin(state: Arc<State>, request: Request<Incoming>) -> Result<Response
             StatusCode::METHOD_NOT_ALLOWED,
             json!({"error": "GET /admin/state, POST /admin/faults, POST /admin/reset"}),
         ),
-        _ => (StatusCode::NOT_FOUND, json!({"error": "want /admin/state, /admin/faults or /admin/reset"})),
+        _ => (
+            StatusCode::NOT_FOUND,
+            json!({"error": "want /admin/state, /admin/faults or /admin/reset"}),
+        ),
     };
     let mut response = Response::new(Full::new(Bytes::from(format!("{reply}\n"))));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
 }
 
@@ -615,12 +731,20 @@ async fn set(state: &State, body: Incoming) -> Result<(), (StatusCode, String)> 
     let patch = match Limited::new(body, MAX_PATCH).collect().await {
         Ok(patch) => patch.to_bytes(),
         Err(error) if error.is::<LengthLimitError>() => {
-            return Err((StatusCode::PAYLOAD_TOO_LARGE, format!("at most {MAX_PATCH} bytes are read")));
+            return Err((
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("at most {MAX_PATCH} bytes are read"),
+            ));
         }
         Err(error) => return Err((StatusCode::BAD_REQUEST, error.to_string())),
     };
-    let faults = Faults::clone(&state.faults.borrow()).patched(&patch).map_err(|e| (StatusCode::BAD_REQUEST, e))?;
-    state.apply(faults).await.map_err(|e| (StatusCode::BAD_REQUEST, e))
+    let faults = Faults::clone(&state.faults.borrow())
+        .patched(&patch)
+        .map_err(|e| (StatusCode::BAD_REQUEST, e))?;
+    state
+        .apply(faults)
+        .await
+        .map_err(|e| (StatusCode::BAD_REQUEST, e))
 }
 
 #[cfg(test)]
@@ -643,14 +767,26 @@ mod tests {
 
     #[test]
     fn a_patch_changes_what_it_names_and_refuses_what_it_cannot_mean() {
-        let faults = Faults { hang: true, ..Faults::default() };
+        let faults = Faults {
+            hang: true,
+            ..Faults::default()
+        };
         let patched = faults.patched(br#"{"status":503,"hang":null}"#).unwrap();
-        assert_eq!(patched, Faults { status: Some(503), ..Faults::default() });
+        assert_eq!(
+            patched,
+            Faults {
+                status: Some(503),
+                ..Faults::default()
+            }
+        );
         for (patch, want) in [
             (r#"{"statsu":503}"#, "statsu: unknown field, want one of"),
             (r#"{"status":99}"#, "status: 99 is not allowed"),
             (r#"{"capacity":0}"#, "capacity: 0 is not allowed"),
-            (r#"{"headers":{"content-length":"1"}}"#, "\"content-length\" is not allowed"),
+            (
+                r#"{"headers":{"content-length":"1"}}"#,
+                "\"content-length\" is not allowed",
+            ),
             (r#"{"health":{"x":1}}"#, "unknown field"),
             ("[]", "not a JSON object"),
         ] {

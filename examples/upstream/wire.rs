@@ -76,7 +76,9 @@ impl Wire {
 
     fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(count)) = &result {
-            self.link.written.send_modify(|written| *written += *count as u64);
+            self.link
+                .written
+                .send_modify(|written| *written += *count as u64);
         }
         result
     }
@@ -85,7 +87,8 @@ impl Wire {
 impl Drop for Wire {
     fn drop(&mut self) {
         if self.link.with_rst.load(Ordering::Acquire) {
-            // With a linger time of zero the close that follows sends an RST. Should it fail, the peer sees a plain end.
+            // With a linger time of zero the close that follows sends an RST. Should it fail, the
+            // peer sees a plain end.
             let _ = self.stream.set_zero_linger();
         }
         self.link.closed.send_replace(true);
@@ -93,13 +96,21 @@ impl Drop for Wire {
 }
 
 impl AsyncRead for Wire {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Wire {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.wrote(result)
     }

@@ -1,7 +1,8 @@
 //! The two messages of `grpc.health.v1.Health`, and the frame that gRPC puts around each.
 //!
-//! By hand: two fields are all there is, and a generated codec is seven times the code. What has to be read comes from the network, so
-//! whatever it is, reading it ends in a value or in a named error, copies nothing and takes time in proportion to its length.
+//! By hand: two fields are all there is, and a generated codec is seven times the code. What has to
+//! be read comes from the network, so whatever it is, reading it ends in a value or in a named
+//! error, copies nothing and takes time in proportion to its length.
 //!
 //! ```text
 //! frame:  compressed (1 byte, 0 or 1) · length (4 bytes, big endian) · message        gRPC over HTTP/2, "Length-Prefixed-Message"
@@ -60,12 +61,17 @@ impl Malformed {
     }
 }
 
-/// `message` in a frame, not compressed. No message of this module comes near the most that a length can say.
+/// `message` in a frame, not compressed. No message of this module comes near the most that a
+/// length can say.
 #[must_use]
 pub fn frame(message: &[u8]) -> Vec<u8> {
     let mut framed = Vec::with_capacity(PREFIX.saturating_add(message.len()));
     framed.push(0);
-    framed.extend_from_slice(&u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes());
+    framed.extend_from_slice(
+        &u32::try_from(message.len())
+            .unwrap_or(u32::MAX)
+            .to_be_bytes(),
+    );
     framed.extend_from_slice(message);
     framed
 }
@@ -114,7 +120,8 @@ pub fn encode_request(service: &str) -> Vec<u8> {
 /// It is malformed.
 pub fn decode_request(message: &[u8]) -> Result<&str, Malformed> {
     let mut service: &[u8] = &[];
-    // A field that comes again replaces the one before; one of another type is a field of somebody else's.
+    // A field that comes again replaces the one before; one of another type is a field of somebody
+    // else's.
     fields(message, |number, value| {
         if let (1, Value::Bytes(bytes)) = (number, value) {
             service = bytes;
@@ -134,7 +141,8 @@ pub const fn encode_response(status: Serving) -> &'static [u8] {
     }
 }
 
-/// The state that a `HealthCheckResponse` tells. A number that has no meaning yet is [`Serving::Unknown`].
+/// The state that a `HealthCheckResponse` tells. A number that has no meaning yet is
+/// [`Serving::Unknown`].
 ///
 /// # Errors
 /// It is malformed.
@@ -168,7 +176,8 @@ enum Value<'a> {
     Fixed,
 }
 
-/// Hands on each field of a message. Groups, which no version of these messages has had, are malformed: to skip them takes a stack.
+/// Hands on each field of a message. Groups, which no version of these messages has had, are
+/// malformed: to skip them takes a stack.
 fn fields<'a>(message: &'a [u8], mut each: impl FnMut(u32, Value<'a>)) -> Result<(), Malformed> {
     let mut rest = message;
     while !rest.is_empty() {
@@ -201,7 +210,9 @@ fn take<'a>(rest: &mut &'a [u8], length: usize) -> Result<&'a [u8], Malformed> {
 fn varint(rest: &mut &[u8]) -> Result<u64, Malformed> {
     let mut number = 0u64;
     for place in 0..10u32 {
-        let [byte] = *take(rest, 1)? else { return Err(Malformed::Cut) };
+        let [byte] = *take(rest, 1)? else {
+            return Err(Malformed::Cut);
+        };
         if place == 9 && byte > 1 {
             return Err(Malformed::Message);
         }
@@ -223,7 +234,10 @@ mod tests {
 
     fn hex(text: &Json) -> Vec<u8> {
         let text = text.as_str().unwrap();
-        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+        (0..text.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+            .collect()
     }
 
     #[test]
@@ -231,7 +245,10 @@ mod tests {
         let vectors: Json = serde_json::from_str(VECTORS).unwrap();
         assert_eq!(vectors["path_check"], CHECK);
         for path in ["path_check", "path_watch", "path_list"] {
-            assert!(vectors[path].as_str().unwrap().starts_with(SERVICE), "{path}");
+            assert!(
+                vectors[path].as_str().unwrap().starts_with(SERVICE),
+                "{path}"
+            );
         }
         let cases = vectors["request_hex"].as_array().unwrap();
         assert!(cases.len() >= 3);
@@ -248,11 +265,18 @@ mod tests {
     #[test]
     fn responses_are_those_of_the_vectors() {
         let vectors: Json = serde_json::from_str(VECTORS).unwrap();
-        let all = [Serving::Unknown, Serving::Serving, Serving::NotServing, Serving::ServiceUnknown];
+        let all = [
+            Serving::Unknown,
+            Serving::Serving,
+            Serving::NotServing,
+            Serving::ServiceUnknown,
+        ];
         let cases = vectors["response_hex"].as_array().unwrap();
         assert_eq!(cases.len(), all.len());
         for case in cases {
-            let number = vectors["enum"][case["status"].as_str().unwrap()].as_u64().unwrap();
+            let number = vectors["enum"][case["status"].as_str().unwrap()]
+                .as_u64()
+                .unwrap();
             let (message, framed) = (hex(&case["msg"]), hex(&case["frame"]));
             let status = all[usize::try_from(number).unwrap()];
             assert_eq!(encode_response(status), message);
@@ -283,16 +307,31 @@ mod tests {
             (&b"\x0a\x01a\x0a\x01b"[..], Ok("b")),
             (b"\x0a\x01a\x0a\0", Ok("")),
             // Fields of the future, of each type, and field 1 as a number.
-            (b"\x10\x96\x01\x0a\x01a\x1d1234\x21\x3112345678\x2a\x02xy", Err(Malformed::Cut)),
-            (b"\x10\x96\x01\x0a\x01a\x1d1234\x2112345678\x2a\x02xy", Ok("a")),
+            (
+                b"\x10\x96\x01\x0a\x01a\x1d1234\x21\x3112345678\x2a\x02xy",
+                Err(Malformed::Cut),
+            ),
+            (
+                b"\x10\x96\x01\x0a\x01a\x1d1234\x2112345678\x2a\x02xy",
+                Ok("a"),
+            ),
             (b"\x08\x01", Ok("")),
             // A length in more bytes than it needs.
             (b"\x0a\x81\x80\0a", Ok("a")),
             (b"\x0a", Err(Malformed::Cut)),
             (b"\x0a\x02a", Err(Malformed::Cut)),
-            (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01a", Err(Malformed::Cut)),
-            (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02", Err(Malformed::Message)),
-            (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", Err(Malformed::Message)),
+            (
+                b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01a",
+                Err(Malformed::Cut),
+            ),
+            (
+                b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02",
+                Err(Malformed::Message),
+            ),
+            (
+                b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+                Err(Malformed::Message),
+            ),
             (b"\x02\0", Err(Malformed::Message)),
             (b"\x0b\x0c", Err(Malformed::Message)),
             (b"\x0e", Err(Malformed::Message)),
@@ -304,7 +343,10 @@ mod tests {
         for (message, status) in [
             (&b"\x08\x02\x08\x01"[..], Ok(Serving::Serving)),
             (b"\x08\x07", Ok(Serving::Unknown)),
-            (b"\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", Ok(Serving::Unknown)),
+            (
+                b"\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+                Ok(Serving::Unknown),
+            ),
             (b"\x0a\x01\x01", Ok(Serving::Unknown)),
             (b"\x08", Err(Malformed::Cut)),
         ] {

@@ -1,7 +1,8 @@
 //! Keyed hashing of what clients send, and of names.
 //!
-//! SipHash-1-3 (Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012): with a secret key a client cannot aim for collisions.
-//! Both uses are stored or shared between VMs, so the algorithm must never depend on a library's or a build's whim.
+//! SipHash-1-3 (Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012): with a secret key
+//! a client cannot aim for collisions. Both uses are stored or shared between VMs, so the algorithm
+//! must never depend on a library's or a build's whim.
 
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
@@ -10,7 +11,8 @@ use std::hash::Hasher;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seed(pub u64, pub u64);
 
-/// Hashes a sequence of parts. Each is preceded by its length, so that ("ab", "c") and ("a", "bc") differ.
+/// Hashes a sequence of parts. Each is preceded by its length, so that ("ab", "c") and ("a", "bc")
+/// differ.
 #[derive(Debug)]
 pub struct KeyHasher(SipHasher13);
 
@@ -23,7 +25,8 @@ impl KeyHasher {
 
     /// Adds a part.
     pub fn part(&mut self, bytes: &[u8]) {
-        self.0.write_u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        self.0
+            .write_u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         self.0.write(bytes);
     }
 
@@ -39,7 +42,8 @@ impl KeyHasher {
     }
 }
 
-/// A hash of a hash, under the same secret: it tells as much apart, and does not give the first away.
+/// A hash of a hash, under the same secret: it tells as much apart, and does not give the first
+/// away.
 #[must_use]
 pub fn once_more(hash: u64, seed: Seed) -> u64 {
     // Under a key of its own, lest it be the hash of some client's key.
@@ -48,7 +52,8 @@ pub fn once_more(hash: u64, seed: Seed) -> u64 {
     hasher.finish()
 }
 
-/// A hash of names from the configuration, the same in every build: it names records in shared data.
+/// A hash of names from the configuration, the same in every build: it names records in shared
+/// data.
 #[must_use]
 pub fn of_names(names: &[&str]) -> u64 {
     let mut hasher = KeyHasher::new(Seed::default());
@@ -58,7 +63,8 @@ pub fn of_names(names: &[&str]) -> u64 {
     hasher.finish()
 }
 
-/// XXH64 (Collet, "xxHash fast digest algorithm", 0.1.1): not for what clients could aim at, but what Envoy hashes endpoints with.
+/// XXH64 (Collet, "xxHash fast digest algorithm", 0.1.1): not for what clients could aim at, but
+/// what Envoy hashes endpoints with.
 #[must_use]
 pub fn xxh64(bytes: &[u8], seed: u64) -> u64 {
     const P: [u64; 5] = [
@@ -69,45 +75,65 @@ pub fn xxh64(bytes: &[u8], seed: u64) -> u64 {
         0x27d4_eb2f_1656_67c5,
     ];
     const fn round(lane: u64, input: u64) -> u64 {
-        lane.wrapping_add(input.wrapping_mul(P[1])).rotate_left(31).wrapping_mul(P[0])
+        lane.wrapping_add(input.wrapping_mul(P[1]))
+            .rotate_left(31)
+            .wrapping_mul(P[0])
     }
     let word = |bytes: &[u8; 8]| u64::from_le_bytes(*bytes);
     let (mut hash, mut rest) = (seed.wrapping_add(P[4]), bytes);
     if bytes.len() >= 32 {
-        let mut lanes =
-            [seed.wrapping_add(P[0]).wrapping_add(P[1]), seed.wrapping_add(P[1]), seed, seed.wrapping_sub(P[0])];
+        let mut lanes = [
+            seed.wrapping_add(P[0]).wrapping_add(P[1]),
+            seed.wrapping_add(P[1]),
+            seed,
+            seed.wrapping_sub(P[0]),
+        ];
         while let Some((stripe, after)) = rest.split_first_chunk::<32>() {
             for (lane, input) in lanes.iter_mut().zip(stripe.as_chunks::<8>().0) {
                 *lane = round(*lane, word(input));
             }
             rest = after;
         }
-        hash =
-            [1, 7, 12, 18].into_iter().zip(lanes).fold(0u64, |sum, (by, lane)| sum.wrapping_add(lane.rotate_left(by)));
+        hash = [1, 7, 12, 18]
+            .into_iter()
+            .zip(lanes)
+            .fold(0u64, |sum, (by, lane)| {
+                sum.wrapping_add(lane.rotate_left(by))
+            });
         for lane in lanes {
-            hash = (hash ^ round(0, lane)).wrapping_mul(P[0]).wrapping_add(P[3]);
+            hash = (hash ^ round(0, lane))
+                .wrapping_mul(P[0])
+                .wrapping_add(P[3]);
         }
     }
     hash = hash.wrapping_add(bytes.len() as u64);
     while let Some((input, after)) = rest.split_first_chunk::<8>() {
-        hash = (hash ^ round(0, word(input))).rotate_left(27).wrapping_mul(P[0]).wrapping_add(P[3]);
+        hash = (hash ^ round(0, word(input)))
+            .rotate_left(27)
+            .wrapping_mul(P[0])
+            .wrapping_add(P[3]);
         rest = after;
     }
     if let Some((input, after)) = rest.split_first_chunk::<4>() {
         let input = u64::from(u32::from_le_bytes(*input));
-        hash = (hash ^ input.wrapping_mul(P[0])).rotate_left(23).wrapping_mul(P[1]).wrapping_add(P[2]);
+        hash = (hash ^ input.wrapping_mul(P[0]))
+            .rotate_left(23)
+            .wrapping_mul(P[1])
+            .wrapping_add(P[2]);
         rest = after;
     }
     for byte in rest {
-        hash = (hash ^ u64::from(*byte).wrapping_mul(P[4])).rotate_left(11).wrapping_mul(P[0]);
+        hash = (hash ^ u64::from(*byte).wrapping_mul(P[4]))
+            .rotate_left(11)
+            .wrapping_mul(P[0]);
     }
     hash = (hash ^ hash >> 33).wrapping_mul(P[1]);
     hash = (hash ^ hash >> 29).wrapping_mul(P[2]);
     hash ^ hash >> 32
 }
 
-/// Maps a hash to one of `n` places evenly, without a division (Lemire, "Fast random integer generation in an interval", 2019).
-/// `n` = 0 gives 0.
+/// Maps a hash to one of `n` places evenly, without a division (Lemire, "Fast random integer
+/// generation in an interval", 2019). `n` = 0 gives 0.
 #[must_use]
 pub fn place(hash: u64, n: u32) -> u32 {
     let scaled = u128::from(hash).wrapping_mul(u128::from(n)) >> 64;
@@ -143,14 +169,24 @@ mod tests {
     #[test]
     fn a_hash_of_a_hash_is_another_and_the_secrets_own() {
         let seed = Seed(1, 2);
-        let all = [once_more(1, seed), once_more(2, seed), once_more(1, Seed(1, 3)), 1, hash(&["\u{1}\0\0\0\0\0\0\0"])];
-        assert!((0..all.len()).all(|i| !all[..i].contains(&all[i])), "{all:?}");
+        let all = [
+            once_more(1, seed),
+            once_more(2, seed),
+            once_more(1, Seed(1, 3)),
+            1,
+            hash(&["\u{1}\0\0\0\0\0\0\0"]),
+        ];
+        assert!(
+            (0..all.len()).all(|i| !all[..i].contains(&all[i])),
+            "{all:?}"
+        );
         assert_eq!(once_more(1, seed), all[0]);
     }
 
     #[test]
     fn names_hash_the_same_in_every_build() {
-        // A record that one version of the filter wrote to shared data must be found again by the next.
+        // A record that one version of the filter wrote to shared data must be found again by the
+        // next.
         assert_eq!(of_names(&["per-client", "users"]), NAMES_HASH);
     }
 

@@ -1,8 +1,9 @@
 //! A header map in the form in which proxy-wasm hosts hand it over, read in place.
 //!
-//! The form (proxy-wasm ABI 0.2.1, "Serialization"): the number of pairs, then for each pair the length of name and value, all as
-//! little-endian u32, then each name and value with a NUL behind it. One call gives all headers for the price of one, and nothing is
-//! copied again: values are bytes, since clients and upstreams may send anything.
+//! The form (proxy-wasm ABI 0.2.1, "Serialization"): the number of pairs, then for each pair the
+//! length of name and value, all as little-endian u32, then each name and value with a NUL behind
+//! it. One call gives all headers for the price of one, and nothing is copied again: values are
+//! bytes, since clients and upstreams may send anything.
 
 /// All headers of a message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,10 +19,19 @@ impl HeaderMap {
     /// Serialises pairs as a host does.
     #[must_use]
     pub fn from_pairs<N: AsRef<[u8]>, V: AsRef<[u8]>>(pairs: &[(N, V)]) -> Self {
-        let data: usize =
-            pairs.iter().map(|(name, value)| name.as_ref().len().saturating_add(value.as_ref().len())).sum();
-        let mut bytes = Vec::with_capacity(pairs.len().saturating_mul(10).saturating_add(data).saturating_add(4));
-        let mut number = |n: usize| bytes.extend_from_slice(&u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes());
+        let data: usize = pairs
+            .iter()
+            .map(|(name, value)| name.as_ref().len().saturating_add(value.as_ref().len()))
+            .sum();
+        let mut bytes = Vec::with_capacity(
+            pairs
+                .len()
+                .saturating_mul(10)
+                .saturating_add(data)
+                .saturating_add(4),
+        );
+        let mut number =
+            |n: usize| bytes.extend_from_slice(&u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes());
         number(pairs.len());
         for (name, value) in pairs {
             number(name.as_ref().len());
@@ -46,7 +56,9 @@ impl HeaderMap {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&[u8]> {
         // Length first: it tells most names apart, and costs one comparison.
-        self.iter().find(|(n, _)| n.len() == name.len() && n.eq_ignore_ascii_case(name.as_bytes())).map(|(_, v)| v)
+        self.iter()
+            .find(|(n, _)| n.len() == name.len() && n.eq_ignore_ascii_case(name.as_bytes()))
+            .map(|(_, v)| v)
     }
 
     /// All values of `name` (lower case), in order.
@@ -61,7 +73,9 @@ impl HeaderMap {
     pub fn iter(&self) -> Pairs<'_> {
         let (count, rest) = split_number(&self.0).unwrap_or((0, &[]));
         // A count that the bytes cannot hold is a lie: trust the bytes.
-        let (lengths, data) = rest.split_at_checked(count.saturating_mul(8)).unwrap_or((&[], &[]));
+        let (lengths, data) = rest
+            .split_at_checked(count.saturating_mul(8))
+            .unwrap_or((&[], &[]));
         Pairs { lengths, data }
     }
 }
@@ -111,7 +125,8 @@ fn split_number_back(bytes: &[u8]) -> Option<(&[u8], usize)> {
     Some((rest, usize::try_from(u32::from_le_bytes(*number)).ok()?))
 }
 
-/// Names that are looked for in every request, where hardly any has one of them: a name's length tells nearly all apart.
+/// Names that are looked for in every request, where hardly any has one of them: a name's length
+/// tells nearly all apart.
 #[derive(Clone, Debug, Default)]
 pub struct NameSet {
     names: Vec<String>,
@@ -134,7 +149,10 @@ impl NameSet {
         if self.lengths & Self::length(name.len()) == 0 {
             return None;
         }
-        self.names.iter().find(|known| name.eq_ignore_ascii_case(known.as_bytes())).map(String::as_str)
+        self.names
+            .iter()
+            .find(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+            .map(String::as_str)
     }
 
     const fn length(bytes: usize) -> u64 {
@@ -149,7 +167,9 @@ pub fn parse_number(bytes: &[u8]) -> Option<u64> {
         return None;
     }
     bytes.iter().try_fold(0u64, |n, b| match b {
-        b'0'..=b'9' => n.checked_mul(10)?.checked_add(u64::from(b.wrapping_sub(b'0'))),
+        b'0'..=b'9' => n
+            .checked_mul(10)?
+            .checked_add(u64::from(b.wrapping_sub(b'0'))),
         _ => None,
     })
 }
@@ -161,9 +181,13 @@ mod tests {
 
     #[test]
     fn names_match_in_any_case_and_values_are_bytes() {
-        let map = HeaderMap::from_pairs(&[("X-Key", &b"\xff\x00"[..]), ("x-key", b"2"), ("other", b"")]);
+        let map =
+            HeaderMap::from_pairs(&[("X-Key", &b"\xff\x00"[..]), ("x-key", b"2"), ("other", b"")]);
         assert_eq!(map.get("x-key"), Some(&b"\xff\x00"[..]));
-        assert_eq!(map.all("x-key").collect::<Vec<_>>(), [&b"\xff\x00"[..], b"2"]);
+        assert_eq!(
+            map.all("x-key").collect::<Vec<_>>(),
+            [&b"\xff\x00"[..], b"2"]
+        );
         assert_eq!(map.all("x-key").next_back(), Some(&b"2"[..]));
         assert_eq!(map.get("other"), Some(&b""[..]));
         assert_eq!(map.get("missing"), None);
@@ -178,14 +202,26 @@ mod tests {
             names.add(name);
         }
         assert_eq!(names.names, ["x-a", "x-b", &long]);
-        assert_eq!((names.find(b"X-B"), names.find(b"x-c"), names.find(b"x-")), (Some("x-b"), None, None));
-        assert_eq!((names.find(long.as_bytes()), names.find("y".repeat(100).as_bytes())), (Some(long.as_str()), None));
+        assert_eq!(
+            (names.find(b"X-B"), names.find(b"x-c"), names.find(b"x-")),
+            (Some("x-b"), None, None)
+        );
+        assert_eq!(
+            (
+                names.find(long.as_bytes()),
+                names.find("y".repeat(100).as_bytes())
+            ),
+            (Some(long.as_str()), None)
+        );
     }
 
     #[test]
     fn numbers_are_plain_decimals() {
-        for (text, number) in [("0", Some(0)), ("18446744073709551615", Some(u64::MAX)), ("18446744073709551616", None)]
-        {
+        for (text, number) in [
+            ("0", Some(0)),
+            ("18446744073709551615", Some(u64::MAX)),
+            ("18446744073709551616", None),
+        ] {
             assert_eq!(parse_number(text.as_bytes()), number);
         }
         for bad in ["", "-1", "+1", " 1", "1.0", "0x1"] {

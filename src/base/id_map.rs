@@ -6,8 +6,9 @@ use std::hash::{BuildHasherDefault, Hasher};
 /// How many values have a place that their number alone leads to.
 const NEAR: usize = 256;
 
-/// The map. Numbers that are counted up and alive together seldom share their last bits: most have a place of their own, which costs a
-/// few instructions to find, and a hash map is for those that find theirs taken.
+/// The map. Numbers that are counted up and alive together seldom share their last bits: most have
+/// a place of their own, which costs a few instructions to find, and a hash map is for those that
+/// find theirs taken.
 #[derive(Debug)]
 pub struct IdMap<V> {
     /// Empty until there is a first value, lest a module carries so many zeros.
@@ -19,7 +20,10 @@ impl<V> IdMap<V> {
     /// An empty map.
     #[must_use]
     pub const fn new() -> Self {
-        Self { near: Vec::new(), far: HashMap::with_hasher(BuildHasherDefault::new()) }
+        Self {
+            near: Vec::new(),
+            far: HashMap::with_hasher(BuildHasherDefault::new()),
+        }
     }
 
     /// The value of `id`.

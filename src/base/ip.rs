@@ -1,5 +1,5 @@
-//! Addresses of clients and networks, in one form: IPv4 as IPv4-mapped IPv6 (RFC 4291, 2.5.5.2), so that case, brackets, ports,
-//! zero compression and mapping never split a client in two.
+//! Addresses of clients and networks, in one form: IPv4 as IPv4-mapped IPv6 (RFC 4291, 2.5.5.2), so
+//! that case, brackets, ports, zero compression and mapping never split a client in two.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,7 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub struct Ip(pub u128);
 
 impl Ip {
-    /// Reads `1.2.3.4`, `1.2.3.4:80`, `::1`, `[::1]`, `[::1]:80`, with spaces around. A port of any digits is ignored.
+    /// Reads `1.2.3.4`, `1.2.3.4:80`, `::1`, `[::1]`, `[::1]:80`, with spaces around. A port of any
+    /// digits is ignored.
     #[must_use]
     pub fn parse(text: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(text.trim_ascii()).ok()?;
@@ -36,15 +37,21 @@ impl Ip {
         self.0 >> 32 == 0xffff
     }
 
-    /// The address with only the leading bits kept: `v4` of an IPv4 address, `v6` of an IPv6 address.
+    /// The address with only the leading bits kept: `v4` of an IPv4 address, `v6` of an IPv6
+    /// address.
     #[must_use]
     pub fn masked(self, v4: u8, v6: u8) -> Self {
-        let bits = if self.is_v4() { v4.saturating_add(96) } else { v6 };
+        let bits = if self.is_v4() {
+            v4.saturating_add(96)
+        } else {
+            v6
+        };
         Self(self.0 & mask(bits))
     }
 
-    /// Whether the address lies in the network of `prefix` bits at `network`. An IPv6 network wider than the IPv4-mapped one holds no
-    /// IPv4 address: `::/0` is all of IPv6, and nobody who writes it means IPv4.
+    /// Whether the address lies in the network of `prefix` bits at `network`. An IPv6 network wider
+    /// than the IPv4-mapped one holds no IPv4 address: `::/0` is all of IPv6, and nobody who writes
+    /// it means IPv4.
     #[must_use]
     pub fn is_in(self, network: u128, prefix: u8) -> bool {
         (self.0 ^ network) & mask(prefix) == 0 && (prefix >= 96 || !self.is_v4())
@@ -60,11 +67,16 @@ impl Ip {
 }
 
 fn is_port_or_nothing(text: &str) -> bool {
-    text.is_empty() || text.strip_prefix(':').is_some_and(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()))
+    text.is_empty()
+        || text
+            .strip_prefix(':')
+            .is_some_and(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()))
 }
 
 fn mask(bits: u8) -> u128 {
-    u128::MAX.checked_shl(128u32.saturating_sub(u32::from(bits))).unwrap_or(0)
+    u128::MAX
+        .checked_shl(128u32.saturating_sub(u32::from(bits)))
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -82,7 +94,12 @@ mod tests {
                 "::FFFF:C000:0201",
                 "[::ffff:192.0.2.1]:1",
             ][..],
-            &["2001:db8::1", "2001:DB8:0:0:0:0:0:1", "[2001:db8::1]", "[2001:db8::1]:443"],
+            &[
+                "2001:db8::1",
+                "2001:DB8:0:0:0:0:0:1",
+                "[2001:db8::1]",
+                "[2001:db8::1]:443",
+            ],
         ] {
             let first = Ip::parse(group[0].as_bytes()).unwrap();
             for text in group {
@@ -122,7 +139,10 @@ mod tests {
         assert_eq!(ip("2001:db8::1").masked(32, 0), Ip(0));
         assert!(ip("10.1.2.3").is_in(ip("10.0.0.0").0, 104));
         assert!(!ip("11.1.2.3").is_in(ip("10.0.0.0").0, 104));
-        assert!(ip("2001:db8::1").is_in(0, 0) && !ip("1.1.1.1").is_in(0, 0), "::/0 is IPv6 only");
+        assert!(
+            ip("2001:db8::1").is_in(0, 0) && !ip("1.1.1.1").is_in(0, 0),
+            "::/0 is IPv6 only"
+        );
         assert!(
             ip("1.1.1.1").is_in(ip("0.0.0.0").0, 96) && !ip("::1").is_in(ip("0.0.0.0").0, 96),
             "0.0.0.0/0 is IPv4 only"

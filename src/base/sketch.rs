@@ -1,14 +1,17 @@
 //! What times have been like lately: a histogram of bounded size, from which quantiles are read.
 //!
-//! Buckets are eight to an octave, from 65 µs to 73 minutes, as in HdrHistogram (Tene) with three significant bits: a quantile is known
-//! to an eighth of itself. Counts are kept for two windows, a running one and the one before it. A window ends after [`WINDOW`] if it has
-//! seen [`ENOUGH`], else when that has come together, and after [`STALE`] at the latest. So a busy subject is followed within seconds,
-//! and a quiet one still has numbers; what is older than two minutes is forgotten.
+//! Buckets are eight to an octave, from 65 µs to 73 minutes, as in HdrHistogram (Tene) with three
+//! significant bits: a quantile is known to an eighth of itself. Counts are kept for two windows, a
+//! running one and the one before it. A window ends after [`WINDOW`] if it has seen [`ENOUGH`],
+//! else when that has come together, and after [`STALE`] at the latest. So a busy subject is
+//! followed within seconds, and a quiet one still has numbers; what is older than two minutes is
+//! forgotten.
 //!
-//! A time that was cut off (a timeout, a client that went away) is known only as "longer than". Counted as it stands it would pull the
-//! quantiles down, and a timeout that is made from them would shrink with every request that it cuts off. It is counted as one of the
-//! longer times that were seen, drawn at random, or as itself if there is none: Efron, "The two sample problem with censored data"
-//! (1967), redistribution to the right.
+//! A time that was cut off (a timeout, a client that went away) is known only as "longer than".
+//! Counted as it stands it would pull the quantiles down, and a timeout that is made from them
+//! would shrink with every request that it cuts off. It is counted as one of the longer times that
+//! were seen, drawn at random, or as itself if there is none: Efron, "The two sample problem with
+//! censored data" (1967), redistribution to the right.
 
 use super::time::Nanos;
 
@@ -102,7 +105,8 @@ impl Sketch {
         let least = bucket(time);
         let longer = || (least.saturating_add(1)..BUCKETS).map(|at| (at, self.total_of(at)));
         let all = longer().fold(0u64, |sum, (_, count)| sum.saturating_add(count));
-        let mut drawn = u64::try_from(u128::from(random).saturating_mul(all.into()) >> 64).unwrap_or(0);
+        let mut drawn =
+            u64::try_from(u128::from(random).saturating_mul(all.into()) >> 64).unwrap_or(0);
         let found = longer().find(|(_, count)| {
             let here = drawn < *count;
             drawn = drawn.saturating_sub(*count);
@@ -114,7 +118,10 @@ impl Sketch {
     /// Where the quantile `centi` (hundredths of a percent) lies; `None` while too little is known.
     pub fn quantile(&mut self, now: Nanos, centi: u32) -> Option<Between> {
         self.advance(now);
-        if let Some(known) = self.known.filter(|known| known.centi == centi && known.good_for > 0) {
+        if let Some(known) = self
+            .known
+            .filter(|known| known.centi == centi && known.good_for > 0)
+        {
             return Some(known.value);
         }
         let total = self.running.total.saturating_add(self.before.total);
@@ -122,15 +129,24 @@ impl Sketch {
             return None;
         }
         // The so-manieth, rounded up, at least the first.
-        let rank = u128::from(total).saturating_mul(centi.into()).div_ceil(10_000);
+        let rank = u128::from(total)
+            .saturating_mul(centi.into())
+            .div_ceil(10_000);
         let mut sum = 0u128;
         let at = (0..BUCKETS).find(|at| {
             sum = sum.saturating_add(self.total_of(*at).into());
             sum >= rank.max(1)
         });
         let at = at.unwrap_or(BUCKETS);
-        let value = Between { least: at.checked_sub(1).map_or(Nanos::ZERO, end), most: end(at) };
-        self.known = Some(Known { centi, value, good_for: (total / 16).max(1) });
+        let value = Between {
+            least: at.checked_sub(1).map_or(Nanos::ZERO, end),
+            most: end(at),
+        };
+        self.known = Some(Known {
+            centi,
+            value,
+            good_for: (total / 16).max(1),
+        });
         Some(value)
     }
 
@@ -150,7 +166,9 @@ impl Sketch {
     }
 
     fn total_of(&self, bucket: usize) -> u64 {
-        self.running.count(bucket).saturating_add(self.before.count(bucket))
+        self.running
+            .count(bucket)
+            .saturating_add(self.before.count(bucket))
     }
 
     /// Ends the running window if it is time.
@@ -176,18 +194,30 @@ impl Sketch {
 /// The bucket of a time.
 fn bucket(time: Nanos) -> usize {
     let log = time.0.max(1).ilog2();
-    let Some(octave) = log.checked_sub(FIRST) else { return 0 };
+    let Some(octave) = log.checked_sub(FIRST) else {
+        return 0;
+    };
     let part = time.0 >> log.saturating_sub(BITS) & ((1 << BITS) - 1);
-    let at = u64::from(octave << BITS).saturating_add(part).saturating_add(1);
-    usize::try_from(at).unwrap_or(BUCKETS).min(BUCKETS.saturating_sub(1))
+    let at = u64::from(octave << BITS)
+        .saturating_add(part)
+        .saturating_add(1);
+    usize::try_from(at)
+        .unwrap_or(BUCKETS)
+        .min(BUCKETS.saturating_sub(1))
 }
 
 /// Where a bucket ends.
 fn end(bucket: usize) -> Nanos {
-    let at = u32::try_from(bucket).unwrap_or(u32::MAX).min(OCTAVES << BITS);
+    let at = u32::try_from(bucket)
+        .unwrap_or(u32::MAX)
+        .min(OCTAVES << BITS);
     let (octave, part) = (at >> BITS, at & ((1 << BITS) - 1));
     let eighths = u64::from(part).saturating_add(1 << BITS);
-    Nanos(eighths.checked_shl(octave.saturating_add(FIRST).saturating_sub(BITS)).unwrap_or(u64::MAX))
+    Nanos(
+        eighths
+            .checked_shl(octave.saturating_add(FIRST).saturating_sub(BITS))
+            .unwrap_or(u64::MAX),
+    )
 }
 
 #[cfg(test)]
@@ -204,7 +234,9 @@ mod tests {
 
     fn filled(times: impl IntoIterator<Item = u64>) -> Sketch {
         let mut sketch = Sketch::default();
-        times.into_iter().for_each(|time| sketch.add(ms(1), ms(time)));
+        times
+            .into_iter()
+            .for_each(|time| sketch.add(ms(1), ms(time)));
         sketch
     }
 
@@ -212,7 +244,11 @@ mod tests {
     fn buckets_join_without_a_gap() {
         for at in 1..BUCKETS {
             let start = end(at - 1);
-            assert_eq!((bucket(start), bucket(Nanos(start.0 - 1))), (at, at - 1), "{at}");
+            assert_eq!(
+                (bucket(start), bucket(Nanos(start.0 - 1))),
+                (at, at - 1),
+                "{at}"
+            );
             assert!(end(at).0 - start.0 <= start.0 / 8 + 1, "{at}");
         }
         assert_eq!([bucket(Nanos(0)), bucket(Nanos::MAX)], [0, BUCKETS - 1]);
@@ -236,14 +272,20 @@ mod tests {
             now = now.plus(Nanos::from_secs(1));
             (0..10).for_each(|_| sketch.add(now, ms(50)));
         }
-        assert!(sketch.quantile(now, 100).unwrap().least >= ms(40), "the old times are forgotten");
+        assert!(
+            sketch.quantile(now, 100).unwrap().least >= ms(40),
+            "the old times are forgotten"
+        );
     }
 
     #[test]
     fn a_quiet_subject_still_has_numbers_and_loses_them_in_the_end() {
         let mut sketch = filled(std::iter::repeat_n(5, 30));
         for second in [20, 50, 75] {
-            assert!(sketch.quantile(Nanos::from_secs(second), P50).is_some(), "{second}");
+            assert!(
+                sketch.quantile(Nanos::from_secs(second), P50).is_some(),
+                "{second}"
+            );
         }
         assert_eq!(sketch.quantile(Nanos::from_secs(150), P50), None);
         let mut sketch = filled(std::iter::repeat_n(5, 30));
@@ -263,14 +305,22 @@ mod tests {
     fn what_was_cut_off_pulls_no_quantile_down() {
         let times = || (0..1_000).map(|n| 10 + n / 10);
         let mut sketch = filled(times());
-        let (p50, p99) = (sketch.quantile(ms(1), P50).unwrap(), sketch.quantile(ms(1), P99).unwrap());
+        let (p50, p99) = (
+            sketch.quantile(ms(1), P50).unwrap(),
+            sketch.quantile(ms(1), P99).unwrap(),
+        );
         let mut random = 1u64;
         for _ in 0..5_000 {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             sketch.add_cut_off(ms(1), ms(1), random);
         }
         assert!(sketch.quantile(ms(1), P50).unwrap().most >= p50.least);
-        assert!(sketch.quantile(ms(1), P99).unwrap().most >= p99.least, "an impatient client hides no slow tail");
+        assert!(
+            sketch.quantile(ms(1), P99).unwrap().most >= p99.least,
+            "an impatient client hides no slow tail"
+        );
     }
 
     proptest! {

@@ -1,6 +1,8 @@
-//! Sorting where a library's sort would weigh more than all else around it: about 10 KB of code for each type that is sorted.
+//! Sorting where a library's sort would weigh more than all else around it: about 10 KB of code for
+//! each type that is sorted.
 
-/// Sorts by a key (heapsort; Williams, "Algorithm 232", 1964): n log n at the worst, in place, not stable.
+/// Sorts by a key (heapsort; Williams, "Algorithm 232", 1964): n log n at the worst, in place, not
+/// stable.
 pub fn by_key<T, K: Ord>(items: &mut [T], key: impl Fn(&T) -> K) {
     let len = items.len();
     for root in (0..len / 2).rev() {

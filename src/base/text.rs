@@ -14,7 +14,9 @@ pub fn push_number(text: &mut String, number: u64) {
             break;
         }
     }
-    let digits = digits.get(digits.len().saturating_sub(used)..).unwrap_or_default();
+    let digits = digits
+        .get(digits.len().saturating_sub(used)..)
+        .unwrap_or_default();
     text.push_str(std::str::from_utf8(digits).unwrap_or_default());
 }
 
@@ -38,7 +40,18 @@ mod tests {
 
     #[test]
     fn numbers_are_those_of_the_standard_formatter() {
-        for n in [0, 1, 9, 10, 99, 100, 12_345, u64::from(u32::MAX), u64::MAX - 1, u64::MAX] {
+        for n in [
+            0,
+            1,
+            9,
+            10,
+            99,
+            100,
+            12_345,
+            u64::from(u32::MAX),
+            u64::MAX - 1,
+            u64::MAX,
+        ] {
             assert_eq!(number(n), n.to_string());
         }
     }

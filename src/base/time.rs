@@ -1,4 +1,5 @@
-//! Time as plain nanoseconds, with arithmetic that saturates: a clock may step, an addition must not wrap.
+//! Time as plain nanoseconds, with arithmetic that saturates: a clock may step, an addition must
+//! not wrap.
 
 /// A length of time, or a moment on a monotonic clock, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

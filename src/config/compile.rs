@@ -1,6 +1,8 @@
-//! From the document as written to the typed configuration: defaults that depend on other fields, references, cross checks.
+//! From the document as written to the typed configuration: defaults that depend on other fields,
+//! references, cross checks.
 //!
-//! Every check here spans fields. It is skipped where one of them has been refused already: its complaint could only mislead.
+//! Every check here spans fields. It is skipped where one of them has been refused already: its
+//! complaint could only mislead.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +13,8 @@ use super::raw;
 use super::scalar::{DAY, HOUR, Int, SEC, Span, hundredths, show_size, show_span};
 use super::take::{Either, Take};
 use super::text::{
-    BREAKER, COMPONENT, CONCURRENCY_LIMIT, FALLBACK, RATE_LIMIT, SECTIONS, SWITCH, UPSTREAM, exact_host, segments,
+    BREAKER, COMPONENT, CONCURRENCY_LIMIT, FALLBACK, RATE_LIMIT, SECTIONS, SWITCH, UPSTREAM,
+    exact_host, segments,
 };
 use super::*;
 use crate::base::ip::Ip;
@@ -24,10 +27,26 @@ pub(super) fn compile(raw: raw::Document, names: &Names, errors: &mut Errors) ->
     let root = Path::Root;
     let references = References {
         names,
-        components: raw.upstreams.iter().map(|(_, it)| component_names(it)).collect(),
-        upstream_scoped: raw.circuit_breakers.iter().map(|(_, it)| it.scope == BreakerScope::Upstream).collect(),
-        overrides: raw.upstreams.iter().map(|(_, it)| it.r#override.header.clone()).collect(),
-        sends_on: raw.fallbacks.iter().map(|(_, it)| it.steps.iter().any(|step| step.cluster.is_some())).collect(),
+        components: raw
+            .upstreams
+            .iter()
+            .map(|(_, it)| component_names(it))
+            .collect(),
+        upstream_scoped: raw
+            .circuit_breakers
+            .iter()
+            .map(|(_, it)| it.scope == BreakerScope::Upstream)
+            .collect(),
+        overrides: raw
+            .upstreams
+            .iter()
+            .map(|(_, it)| it.r#override.header.clone())
+            .collect(),
+        sends_on: raw
+            .fallbacks
+            .iter()
+            .map(|(_, it)| it.steps.iter().any(|step| step.cluster.is_some()))
+            .collect(),
     };
     let client_ip = ClientIp {
         source: raw.client_ip.source,
@@ -45,14 +64,23 @@ pub(super) fn compile(raw: raw::Document, names: &Names, errors: &mut Errors) ->
         rate_limits: named(raw.rate_limits, &root.key("rate_limits"), |at, name, it| {
             rate_limit(at, name, it, &client_ip, errors)
         }),
-        circuit_breakers: named(raw.circuit_breakers, &root.key("circuit_breakers"), |at, name, it| {
-            circuit_breaker(at, name, it, errors)
+        circuit_breakers: named(
+            raw.circuit_breakers,
+            &root.key("circuit_breakers"),
+            |at, name, it| circuit_breaker(at, name, it, errors),
+        ),
+        concurrency_limits: named(
+            raw.concurrency_limits,
+            &root.key("concurrency_limits"),
+            |_, name, it| concurrency_limit(name, &it),
+        ),
+        fallbacks: named(raw.fallbacks, &root.key("fallbacks"), |at, name, it| {
+            fallback(at, name, it, errors)
         }),
-        concurrency_limits: named(raw.concurrency_limits, &root.key("concurrency_limits"), |_, name, it| {
-            concurrency_limit(name, &it)
+        switches: named(raw.switches, &root.key("switches"), |_, name, it| Switch {
+            name,
+            on: it == raw::Switch::On,
         }),
-        fallbacks: named(raw.fallbacks, &root.key("fallbacks"), |at, name, it| fallback(at, name, it, errors)),
-        switches: named(raw.switches, &root.key("switches"), |_, name, it| Switch { name, on: it == raw::Switch::On }),
         routes: routes(raw.routes, &references, errors),
         health: health(raw.health, errors),
         client_ip,
@@ -78,8 +106,14 @@ impl References<'_> {
     }
 }
 
-fn named<T, U>(map: Vec<(String, T)>, at: &Path<'_>, mut compile: impl FnMut(&Path<'_>, String, T) -> U) -> Vec<U> {
-    map.into_iter().map(|(name, it)| compile(&at.key(&name.clone()), name, it)).collect()
+fn named<T, U>(
+    map: Vec<(String, T)>,
+    at: &Path<'_>,
+    mut compile: impl FnMut(&Path<'_>, String, T) -> U,
+) -> Vec<U> {
+    map.into_iter()
+        .map(|(name, it)| compile(&at.key(&name.clone()), name, it))
+        .collect()
 }
 
 fn upstream(
@@ -93,7 +127,11 @@ fn upstream(
     for (i, endpoint) in raw.endpoints.iter().enumerate() {
         let address = &endpoint.address;
         if !address.is_empty() && !seen.insert(address) {
-            errors.refuse_text(&at.key("endpoints").index(i).key("address"), address, "each address only once");
+            errors.refuse_text(
+                &at.key("endpoints").index(i).key("address"),
+                address,
+                "each address only once",
+            );
         }
     }
     let circuit_breaker = references.find(BREAKER, raw.circuit_breaker.as_ref());
@@ -103,14 +141,27 @@ fn upstream(
         let want = "a circuit breaker without \"scope\": \"upstream\": on an upstream it has a state per endpoint";
         errors.refuse_text(&at.key("circuit_breaker"), breaker, want);
     }
-    let raw::Override { header, attempt_count } = raw.r#override;
+    let raw::Override {
+        header,
+        attempt_count,
+    } = raw.r#override;
     if !header.is_empty() && (!header.starts_with("x-") || RESERVED.contains(&header.as_str())) {
-        let want = ["a header name that starts with \"x-\" and is none of ", &RESERVED.join(", ")].concat();
+        let want = [
+            "a header name that starts with \"x-\" and is none of ",
+            &RESERVED.join(", "),
+        ]
+        .concat();
         errors.refuse_text(&at.key("override").key("header"), &header, &want);
     }
-    let health_check = raw.health_check.map(|it| health_check(&at.key("health_check"), it, errors));
-    let endpoint =
-        |it: raw::Endpoint| Endpoint { address: it.address, weight: it.weight, priority: it.priority, zone: it.zone };
+    let health_check = raw
+        .health_check
+        .map(|it| health_check(&at.key("health_check"), it, errors));
+    let endpoint = |it: raw::Endpoint| Endpoint {
+        address: it.address,
+        weight: it.weight,
+        priority: it.priority,
+        zone: it.zone,
+    };
     let balancer = raw.load_balancer;
     if let (LoadReport::Orca, raw::BalancePolicy::ConsistentHash | raw::BalancePolicy::First) =
         (raw.load_report, balancer.policy)
@@ -118,9 +169,15 @@ fn upstream(
         let want = "\"none\": with consistent_hash and first there are no shares";
         errors.refuse_text(&at.key("load_report"), "orca", want);
     }
-    let (panic_threshold, slow_start, zone) = (balancer.panic_threshold, balancer.slow_start, balancer.zone.clone());
+    let (panic_threshold, slow_start, zone) = (
+        balancer.panic_threshold,
+        balancer.slow_start,
+        balancer.zone.clone(),
+    );
     // What may be taken out is what may be missing before all are used again.
-    let max_ejection = raw.max_ejection_percent.unwrap_or_else(|| Percent(10_000u32.saturating_sub(panic_threshold.0)));
+    let max_ejection = raw
+        .max_ejection_percent
+        .unwrap_or_else(|| Percent(10_000u32.saturating_sub(panic_threshold.0)));
     Upstream {
         mode: raw.mode,
         cluster: raw.cluster.unwrap_or_else(|| name.clone()),
@@ -145,13 +202,25 @@ fn balance_policy(at: &Path<'_>, raw: raw::LoadBalancer, errors: &mut Errors) ->
     let hashes = raw.policy == raw::BalancePolicy::ConsistentHash;
     if let (Some(key), false) = (&raw.hash_key, hashes) {
         let shown = ["a list of ", &key.len().to_string()].concat();
-        errors.refuse_shown(&at.key("hash_key"), &shown, "none: only consistent_hash has a key");
+        errors.refuse_shown(
+            &at.key("hash_key"),
+            &shown,
+            "none: only consistent_hash has a key",
+        );
     }
     if let (Some(bound), false) = (raw.bounded_load, hashes) {
-        errors.refuse_shown(&at.key("bounded_load"), &hundredths(bound.0), "none: only consistent_hash bounds load");
+        errors.refuse_shown(
+            &at.key("bounded_load"),
+            &hundredths(bound.0),
+            "none: only consistent_hash bounds load",
+        );
     }
     if let (Some(span), raw::BalancePolicy::First) = (raw.slow_start, raw.policy) {
-        errors.refuse_text(&at.key("slow_start"), &show_span(span), "none: with first there are no shares");
+        errors.refuse_text(
+            &at.key("slow_start"),
+            &show_span(span),
+            "none: with first there are no shares",
+        );
     }
     match raw.policy {
         raw::BalancePolicy::LeastRequest => BalancePolicy::LeastRequest,
@@ -160,7 +229,10 @@ fn balance_policy(at: &Path<'_>, raw: raw::LoadBalancer, errors: &mut Errors) ->
         raw::BalancePolicy::Random => BalancePolicy::Random,
         raw::BalancePolicy::First => BalancePolicy::First,
         raw::BalancePolicy::ConsistentHash => BalancePolicy::ConsistentHash {
-            key: raw.hash_key.map_or_else(|| vec![KeyPart::ClientIp], |key| key.into_iter().map(key_part).collect()),
+            key: raw.hash_key.map_or_else(
+                || vec![KeyPart::ClientIp],
+                |key| key.into_iter().map(key_part).collect(),
+            ),
             bounded_load: raw.bounded_load.unwrap_or(USUAL_BOUND),
         },
     }
@@ -170,11 +242,18 @@ fn balance_policy(at: &Path<'_>, raw: raw::LoadBalancer, errors: &mut Errors) ->
 const USUAL_BOUND: Percent = Percent(125);
 
 fn component_names(raw: &raw::Upstream) -> Vec<String> {
-    let names = |check: &raw::HealthCheck| check.components.iter().map(|(name, _)| name.clone()).collect();
+    let names = |check: &raw::HealthCheck| {
+        check
+            .components
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect()
+    };
     raw.health_check.as_ref().map(names).unwrap_or_default()
 }
 
-/// How often an endpoint is asked, at the least, while it is not clear what it is, if `interval_changing` is not given.
+/// How often an endpoint is asked, at the least, while it is not clear what it is, if
+/// `interval_changing` is not given.
 const USUAL_CHANGING: Nanos = Nanos(SEC);
 
 fn health_check(at: &Path<'_>, raw: raw::HealthCheck, errors: &mut Errors) -> HealthCheck {
@@ -187,15 +266,26 @@ fn health_check(at: &Path<'_>, raw: raw::HealthCheck, errors: &mut Errors) -> He
         errors.refuse_text(&at.key("host"), host, "none: only an HTTP check has a host");
     }
     if let (Some(service), true) = (&raw.service, http) {
-        errors.refuse_text(&at.key("service"), service, "none: only a gRPC check has a service");
+        errors.refuse_text(
+            &at.key("service"),
+            service,
+            "none: only a gRPC check has a service",
+        );
     }
     if raw.report && !http {
-        errors.refuse_shown(&at.key("report"), "true", "false: only the answer to an HTTP check has a report");
+        errors.refuse_shown(
+            &at.key("report"),
+            "true",
+            "false: only the answer to an HTTP check has a report",
+        );
     }
     if let (Some((name, _)), false) = (raw.components.first(), raw.report) {
         errors.refuse_text(&at.key("components"), name, "none without \"report\": true");
     }
-    if let Some(changing) = raw.interval_changing.filter(|it| *it > raw.interval && !errors.touches(at)) {
+    if let Some(changing) = raw
+        .interval_changing
+        .filter(|it| *it > raw.interval && !errors.touches(at))
+    {
         let want = ["at most the interval of ", &show_span(raw.interval)].concat();
         errors.refuse_text(&at.key("interval_changing"), &show_span(changing), &want);
     }
@@ -207,11 +297,19 @@ fn health_check(at: &Path<'_>, raw: raw::HealthCheck, errors: &mut Errors) -> He
     };
     HealthCheck {
         ask: match raw.protocol {
-            raw::CheckProtocol::Grpc => Ask::Grpc { service: raw.service.unwrap_or_default() },
-            _ => Ask::Http { path: raw.path, host: raw.host, expected: raw.expected_status },
+            raw::CheckProtocol::Grpc => Ask::Grpc {
+                service: raw.service.unwrap_or_default(),
+            },
+            _ => Ask::Http {
+                path: raw.path,
+                host: raw.host,
+                expected: raw.expected_status,
+            },
         },
         interval: raw.interval,
-        interval_changing: raw.interval_changing.unwrap_or(raw.interval.min(USUAL_CHANGING)),
+        interval_changing: raw
+            .interval_changing
+            .unwrap_or(raw.interval.min(USUAL_CHANGING)),
         jitter: raw.jitter,
         initial_delay: raw.initial_delay,
         timeout: raw.timeout,
@@ -223,7 +321,13 @@ fn health_check(at: &Path<'_>, raw: raw::HealthCheck, errors: &mut Errors) -> He
 }
 
 /// Headers that mean something else; the override header is stripped from clients and set by us.
-const RESERVED: &[&str] = &["x-forwarded-for", "x-forwarded-proto", "x-haven-cluster", "x-real-ip", "x-request-id"];
+const RESERVED: &[&str] = &[
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-haven-cluster",
+    "x-real-ip",
+    "x-request-id",
+];
 
 fn rate_limit(
     at: &Path<'_>,
@@ -245,13 +349,21 @@ fn rate_limit(
     let key: Vec<_> = raw.key.into_iter().map(key_part).collect();
     for (i, it) in raw.overrides.iter().enumerate() {
         if let (Some(burst), true) = (it.burst, windows) {
-            errors.refuse_number(&at.key("overrides").index(i).key("burst"), u64::from(burst), NO_BURST);
+            errors.refuse_number(
+                &at.key("overrides").index(i).key("burst"),
+                u64::from(burst),
+                NO_BURST,
+            );
         }
     }
     let overrides = quota_overrides(at, &key, raw.period, raw.overrides, client_ip, errors);
     let cost = match raw.cost {
         Either::First(cost) => Cost::Fixed(u64::from(cost)),
-        Either::Second(it) => Cost::Header { name: it.header, default: u64::from(it.default), max: u64::from(it.max) },
+        Either::Second(it) => Cost::Header {
+            name: it.header,
+            default: u64::from(it.default),
+            max: u64::from(it.max),
+        },
     };
     match cost {
         Cost::Fixed(cost) if sound && cost > quota.burst => {
@@ -289,26 +401,49 @@ fn rate_limit(
 
 const NO_BURST: &str = "none: only token_bucket and leaky_bucket have a burst";
 
-/// How long a request waits at a leaky bucket if `max_wait` is not given: a client that waits longer is likely to have gone.
+/// How long a request waits at a leaky bucket if `max_wait` is not given: a client that waits
+/// longer is likely to have gone.
 const USUAL_WAIT: Nanos = Nanos(SEC);
 
 fn algorithm(at: &Path<'_>, raw: &raw::RateLimit, errors: &mut Errors) -> Algorithm {
-    if let (Some(span), true) = (raw.warm_up, raw.algorithm != raw::LimitAlgorithm::TokenBucket) {
-        errors.refuse_text(&at.key("warm_up"), &show_span(span), "none: only token_bucket warms up");
+    if let (Some(span), true) = (
+        raw.warm_up,
+        raw.algorithm != raw::LimitAlgorithm::TokenBucket,
+    ) {
+        errors.refuse_text(
+            &at.key("warm_up"),
+            &show_span(span),
+            "none: only token_bucket warms up",
+        );
     }
-    if let (Some(span), true) = (raw.max_wait, raw.algorithm != raw::LimitAlgorithm::LeakyBucket) {
-        errors.refuse_text(&at.key("max_wait"), &show_span(span), "none: only leaky_bucket has requests wait");
+    if let (Some(span), true) = (
+        raw.max_wait,
+        raw.algorithm != raw::LimitAlgorithm::LeakyBucket,
+    ) {
+        errors.refuse_text(
+            &at.key("max_wait"),
+            &show_span(span),
+            "none: only leaky_bucket has requests wait",
+        );
     }
     match raw.algorithm {
-        raw::LimitAlgorithm::TokenBucket => Algorithm::TokenBucket { warm_up: raw.warm_up },
-        raw::LimitAlgorithm::LeakyBucket => Algorithm::LeakyBucket { max_wait: raw.max_wait.unwrap_or(USUAL_WAIT) },
+        raw::LimitAlgorithm::TokenBucket => Algorithm::TokenBucket {
+            warm_up: raw.warm_up,
+        },
+        raw::LimitAlgorithm::LeakyBucket => Algorithm::LeakyBucket {
+            max_wait: raw.max_wait.unwrap_or(USUAL_WAIT),
+        },
         raw::LimitAlgorithm::SlidingWindow => Algorithm::SlidingWindow,
         raw::LimitAlgorithm::FixedWindow => Algorithm::FixedWindow,
     }
 }
 
 fn quota(limit: u32, period: Nanos, burst: Option<u32>) -> Quota {
-    Quota { limit: u64::from(limit), period, burst: u64::from(burst.unwrap_or(limit)) }
+    Quota {
+        limit: u64::from(limit),
+        period,
+        burst: u64::from(burst.unwrap_or(limit)),
+    }
 }
 
 /// A bucket that takes ages to fill would overflow its record's clock.
@@ -316,8 +451,15 @@ fn check_fill(at: &Path<'_>, quota: Quota, errors: &mut Errors) {
     let product = u128::from(quota.burst).saturating_mul(u128::from(quota.period.0));
     let most = u128::from(MAX_FILL.0).saturating_mul(u128::from(quota.limit));
     if product > most {
-        let most = most.checked_div(u128::from(quota.period.0)).unwrap_or_default();
-        let want = ["at most ", &most.to_string(), ", or the bucket would take more than 366d to fill"].concat();
+        let most = most
+            .checked_div(u128::from(quota.period.0))
+            .unwrap_or_default();
+        let want = [
+            "at most ",
+            &most.to_string(),
+            ", or the bucket would take more than 366d to fill",
+        ]
+        .concat();
         errors.refuse_number(&at.key("burst"), quota.burst, &want);
     }
 }
@@ -346,9 +488,21 @@ fn quota_overrides(
         if sound && key_sound {
             let key_at = at.key("key");
             if values.len() != key.len() {
-                let shown =
-                    ["[", &values.iter().map(|value| show_text(value)).collect::<Vec<_>>().join(","), "]"].concat();
-                let want = ["a list of ", &key.len().to_string(), " values, one for each part of the rate limit's key"];
+                let shown = [
+                    "[",
+                    &values
+                        .iter()
+                        .map(|value| show_text(value))
+                        .collect::<Vec<_>>()
+                        .join(","),
+                    "]",
+                ]
+                .concat();
+                let want = [
+                    "a list of ",
+                    &key.len().to_string(),
+                    " values, one for each part of the rate limit's key",
+                ];
                 errors.refuse_shown(&key_at, &shown, &want.concat());
                 continue;
             }
@@ -368,11 +522,15 @@ fn quota_overrides(
     found
 }
 
-/// A form of a key part's value that is the same for all values that mean the same; what a request can never have is refused.
+/// A form of a key part's value that is the same for all values that mean the same; what a request
+/// can never have is refused.
 fn same_value(part: &KeyPart, value: &str, client_ip: &ClientIp) -> Result<String, &'static str> {
     match part {
         KeyPart::ClientIp => match Ip::parse(value.as_bytes()) {
-            Some(ip) => Ok(ip.masked(client_ip.ipv4_prefix, client_ip.ipv6_prefix).0.to_string()),
+            Some(ip) => Ok(ip
+                .masked(client_ip.ipv4_prefix, client_ip.ipv6_prefix)
+                .0
+                .to_string()),
             None => Err("an IP address"),
         },
         KeyPart::Host => exact_host(value).ok_or("a host without a port like \"example.com\""),
@@ -387,14 +545,27 @@ fn key_part(raw: Either<raw::KeyWord, raw::KeyField>) -> KeyPart {
         Either::First(raw::KeyWord::Path) => KeyPart::Path,
         Either::First(raw::KeyWord::Host) => KeyPart::Host,
         Either::First(raw::KeyWord::Route) => KeyPart::Route,
-        Either::Second(raw::KeyField { header: Some(name), .. }) => KeyPart::Header(name),
-        Either::Second(raw::KeyField { cookie: Some(name), .. }) => KeyPart::Cookie(name),
-        Either::Second(raw::KeyField { query: Some(name), .. }) => KeyPart::Query(name),
-        Either::Second(raw::KeyField { path_segment, .. }) => KeyPart::PathSegment(path_segment.unwrap_or_default()),
+        Either::Second(raw::KeyField {
+            header: Some(name), ..
+        }) => KeyPart::Header(name),
+        Either::Second(raw::KeyField {
+            cookie: Some(name), ..
+        }) => KeyPart::Cookie(name),
+        Either::Second(raw::KeyField {
+            query: Some(name), ..
+        }) => KeyPart::Query(name),
+        Either::Second(raw::KeyField { path_segment, .. }) => {
+            KeyPart::PathSegment(path_segment.unwrap_or_default())
+        }
     }
 }
 
-fn circuit_breaker(at: &Path<'_>, name: String, raw: raw::BreakerFields, errors: &mut Errors) -> CircuitBreaker {
+fn circuit_breaker(
+    at: &Path<'_>,
+    name: String,
+    raw: raw::BreakerFields,
+    errors: &mut Errors,
+) -> CircuitBreaker {
     let window_at = at.key("window");
     let size_at = window_at.key("size");
     let window = match (raw.window.r#type, raw.window.size) {
@@ -454,7 +625,11 @@ pub(super) fn check_concurrency_limit(at: &Path<'_>, json: &Json, errors: &mut E
     match raw.limit {
         None if !adaptive => errors.missing(&at.key("limit"), &<Int<1, 1_000_000>>::KIND.want()),
         Some(limit) if adaptive => {
-            errors.refuse_number(&at.key("limit"), u64::from(limit), "none: adaptive finds its limit");
+            errors.refuse_number(
+                &at.key("limit"),
+                u64::from(limit),
+                "none: adaptive finds its limit",
+            );
         }
         _ => {}
     }
@@ -463,7 +638,12 @@ pub(super) fn check_concurrency_limit(at: &Path<'_>, json: &Json, errors: &mut E
         let want = ["at least the min_limit of ", &low.to_string()].concat();
         errors.refuse_number(&at.key("max_limit"), u64::from(high), &want);
     } else if raw.initial_limit.is_some() && !(low..=high).contains(&first) {
-        let want = ["an integer from the min_limit of ", &low.to_string(), " to the max_limit of ", &high.to_string()];
+        let want = [
+            "an integer from the min_limit of ",
+            &low.to_string(),
+            " to the max_limit of ",
+            &high.to_string(),
+        ];
         errors.refuse_number(&at.key("initial_limit"), u64::from(first), &want.concat());
     }
 }
@@ -471,16 +651,26 @@ pub(super) fn check_concurrency_limit(at: &Path<'_>, json: &Json, errors: &mut E
 /// Bounds of `adaptive` and where it begins, which by default is what is usual within the bounds.
 fn bounds(raw: &raw::ConcurrencyLimit) -> (u32, u32, u32) {
     let (low, high) = (raw.min_limit.unwrap_or(3), raw.max_limit.unwrap_or(1000));
-    (low, high, raw.initial_limit.unwrap_or_else(|| 20.min(high).max(low)))
+    (
+        low,
+        high,
+        raw.initial_limit.unwrap_or_else(|| 20.min(high).max(low)),
+    )
 }
 
 fn concurrency_limit(name: String, raw: &raw::ConcurrencyLimit) -> ConcurrencyLimit {
     let (min, max, initial) = bounds(raw);
     let algorithm = match raw.algorithm {
         raw::ConcurrencyAlgorithm::Adaptive => ConcurrencyAlgorithm::Adaptive { min, max, initial },
-        raw::ConcurrencyAlgorithm::Fixed => ConcurrencyAlgorithm::Fixed { limit: raw.limit.unwrap_or(1) },
+        raw::ConcurrencyAlgorithm::Fixed => ConcurrencyAlgorithm::Fixed {
+            limit: raw.limit.unwrap_or(1),
+        },
     };
-    ConcurrencyLimit { name, mode: raw.mode, algorithm }
+    ConcurrencyLimit {
+        name,
+        mode: raw.mode,
+        algorithm,
+    }
 }
 
 fn fallback(at: &Path<'_>, name: String, raw: raw::Fallback, errors: &mut Errors) -> Fallback {
@@ -515,11 +705,23 @@ fn fallback(at: &Path<'_>, name: String, raw: raw::Fallback, errors: &mut Errors
             let at = step_at.key("stale");
             let max_age = it.max_age;
             steps.push(FallbackStep::Stale(stale(&at, it, errors)));
-            if steps.iter().filter(|step| matches!(step, FallbackStep::Stale(_))).nth(1).is_some() {
-                errors.refuse_text(&at.key("max_age"), &show_span(max_age), "one stale step only");
+            if steps
+                .iter()
+                .filter(|step| matches!(step, FallbackStep::Stale(_)))
+                .nth(1)
+                .is_some()
+            {
+                errors.refuse_text(
+                    &at.key("max_age"),
+                    &show_span(max_age),
+                    "one stale step only",
+                );
             }
         } else if let Some(cluster) = step.cluster {
-            if steps.iter().any(|step| matches!(step, FallbackStep::Cluster(_))) {
+            if steps
+                .iter()
+                .any(|step| matches!(step, FallbackStep::Cluster(_)))
+            {
                 errors.refuse_text(
                     &step_at.key("cluster"),
                     &cluster,
@@ -531,12 +733,21 @@ fn fallback(at: &Path<'_>, name: String, raw: raw::Fallback, errors: &mut Errors
             let at = step_at.key("respond");
             if i < last {
                 let status = u64::from(it.status);
-                errors.refuse_number(&at.key("status"), status, "a respond step only at the end: it always answers");
+                errors.refuse_number(
+                    &at.key("status"),
+                    status,
+                    "a respond step only at the end: it always answers",
+                );
             }
             steps.push(FallbackStep::Respond(respond(&at, it, errors)));
         }
     }
-    Fallback { name, mode: raw.mode, on, steps }
+    Fallback {
+        name,
+        mode: raw.mode,
+        on,
+        steps,
+    }
 }
 
 fn stale(at: &Path<'_>, raw: raw::Stale, errors: &mut Errors) -> Stale {
@@ -565,7 +776,11 @@ fn respond(at: &Path<'_>, raw: raw::Respond, errors: &mut Errors) -> Respond {
         }
     }
     if let (204 | 205 | 304, false) = (raw.status, raw.body.is_empty()) {
-        errors.refuse_number(&at.key("status"), u64::from(raw.status), "a status that may have a body");
+        errors.refuse_number(
+            &at.key("status"),
+            u64::from(raw.status),
+            "a status that may have a body",
+        );
     }
     Respond {
         status: u16::try_from(raw.status).unwrap_or(u16::MAX),
@@ -575,9 +790,18 @@ fn respond(at: &Path<'_>, raw: raw::Respond, errors: &mut Errors) -> Respond {
     }
 }
 
-/// Headers of an answer that are not the user's to set: they frame the message, or have a field of their own.
-const OWN_HEADERS: &[&str] =
-    &["connection", "content-length", "content-type", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
+/// Headers of an answer that are not the user's to set: they frame the message, or have a field of
+/// their own.
+const OWN_HEADERS: &[&str] = &[
+    "connection",
+    "content-length",
+    "content-type",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
 
 fn routes(raw: Vec<raw::Route>, references: &References<'_>, errors: &mut Errors) -> Vec<Route> {
     let list_at = Path::Root.key("routes");
@@ -593,16 +817,26 @@ fn routes(raw: Vec<raw::Route>, references: &References<'_>, errors: &mut Errors
     routes
 }
 
-fn route(at: &Path<'_>, raw: raw::Route, references: &References<'_>, errors: &mut Errors) -> Route {
+fn route(
+    at: &Path<'_>,
+    raw: raw::Route,
+    references: &References<'_>,
+    errors: &mut Errors,
+) -> Route {
     let upstream = references.find(UPSTREAM, raw.upstream.as_ref());
-    let rate_limits = raw.rate_limits.iter().filter_map(|name| references.find(RATE_LIMIT, Some(name))).collect();
+    let rate_limits = raw
+        .rate_limits
+        .iter()
+        .filter_map(|name| references.find(RATE_LIMIT, Some(name)))
+        .collect();
     let circuit_breaker = references.find(BREAKER, raw.circuit_breaker.as_ref());
     let fallback = references.find(FALLBACK, raw.fallback.as_ref());
     let switch = references.find(SWITCH, raw.switch.as_ref());
     if let (Some(i), Some(breaker), None) = (circuit_breaker, &raw.circuit_breaker, &raw.upstream)
         && references.upstream_scoped.get(i) == Some(&true)
     {
-        let want = "a circuit breaker without \"scope\": \"upstream\", for the route has no upstream";
+        let want =
+            "a circuit breaker without \"scope\": \"upstream\", for the route has no upstream";
         errors.refuse_text(&at.key("circuit_breaker"), breaker, want);
     }
     if let (Some(i), Some(name), None) = (fallback, &raw.fallback, &raw.upstream)
@@ -611,9 +845,17 @@ fn route(at: &Path<'_>, raw: raw::Route, references: &References<'_>, errors: &m
         let want = "a fallback without a cluster step, for the route has no upstream that names its own cluster";
         errors.refuse_text(&at.key("fallback"), name, want);
     }
-    let known = upstream.and_then(|i| references.components.get(i)).map(Vec::as_slice).unwrap_or_default();
+    let known = upstream
+        .and_then(|i| references.components.get(i))
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     let mut depends_on = Vec::new();
-    for (i, name) in raw.depends_on.iter().enumerate().filter(|(_, name)| !name.is_empty()) {
+    for (i, name) in raw
+        .depends_on
+        .iter()
+        .enumerate()
+        .filter(|(_, name)| !name.is_empty())
+    {
         match known.iter().position(|known| known == name) {
             Some(component) => depends_on.push(component),
             // One that no upstream has was refused already.
@@ -627,7 +869,9 @@ fn route(at: &Path<'_>, raw: raw::Route, references: &References<'_>, errors: &m
     let canary = raw.canary.map(|it| {
         let stable = raw.upstream.as_deref();
         Canary {
-            circuit_breaker: references.find(BREAKER, it.circuit_breaker.as_ref()).or(circuit_breaker),
+            circuit_breaker: references
+                .find(BREAKER, it.circuit_breaker.as_ref())
+                .or(circuit_breaker),
             ..canary(&at.key("canary"), it, stable, references, errors)
         }
     });
@@ -683,8 +927,10 @@ fn canary(
         }
     }
     let color = |given: Option<String>, upstream: &str| given.unwrap_or_else(|| upstream.into());
-    let (canary_color, stable_color) =
-        (color(raw.color, &raw.upstream), color(raw.stable_color, stable.unwrap_or_default()));
+    let (canary_color, stable_color) = (
+        color(raw.color, &raw.upstream),
+        color(raw.stable_color, stable.unwrap_or_default()),
+    );
     let wanted = |(name, value): (String, String)| (name, (value != "*").then_some(value));
     let marks = |headers: Vec<(String, String)>, cookies: Vec<(String, String)>| Marks {
         headers: headers.into_iter().map(wanted).collect(),
@@ -692,12 +938,18 @@ fn canary(
     };
     Canary {
         mode: raw.mode,
-        upstream: references.find(UPSTREAM, Some(&raw.upstream)).unwrap_or_default(),
+        upstream: references
+            .find(UPSTREAM, Some(&raw.upstream))
+            .unwrap_or_default(),
         percent: raw.percent,
         sticky: raw.sticky.into_iter().map(key_part).collect(),
         forced: marks(raw.header, raw.cookie),
         stable: marks(raw.stable.header, raw.stable.cookie),
-        color: raw.color_header.map(|header| Color { header, canary: canary_color, stable: stable_color }),
+        color: raw.color_header.map(|header| Color {
+            header,
+            canary: canary_color,
+            stable: stable_color,
+        }),
         circuit_breaker: None,
     }
 }
@@ -714,23 +966,38 @@ fn timeout(at: &Path<'_>, raw: raw::Timeout, errors: &mut Errors) -> Timeout {
                 errors.refuse_text(&at.key("max"), &show_span(it.max), &want);
             }
             let (quantile, factor_centi) = (it.quantile, it.factor.0);
-            RequestTimeout::Dynamic(DynamicTimeout { quantile, factor_centi, min: it.min, max: it.max })
+            RequestTimeout::Dynamic(DynamicTimeout {
+                quantile,
+                factor_centi,
+                min: it.min,
+                max: it.max,
+            })
         }
     });
     let reject_below = raw.reject_below.map(|it| match it {
         Either::First(time) => RejectBelow::Time(time),
         Either::Second(text) => {
-            let percent = text.strip_prefix('p').and_then(|digits| digits.parse::<u32>().ok()).unwrap_or_default();
+            let percent = text
+                .strip_prefix('p')
+                .and_then(|digits| digits.parse::<u32>().ok())
+                .unwrap_or_default();
             RejectBelow::Quantile(Percent(percent.saturating_mul(100)))
         }
     });
     if let Some(header) = &raw.deadline_header
-        && (OWN_HEADERS.contains(&header.as_str()) || header == "host" || header.starts_with("x-envoy-"))
+        && (OWN_HEADERS.contains(&header.as_str())
+            || header == "host"
+            || header.starts_with("x-envoy-"))
     {
         let want = "a header that says nothing else: none that frames the message, not \"host\", none of Envoy's";
         errors.refuse_text(&at.key("deadline_header"), header, want);
     }
-    Timeout { request, per_try: raw.per_try, deadline_header: raw.deadline_header, reject_below }
+    Timeout {
+        request,
+        per_try: raw.per_try,
+        deadline_header: raw.deadline_header,
+        reject_below,
+    }
 }
 
 fn retry(raw: raw::Retry) -> Retry {
@@ -755,36 +1022,61 @@ fn matcher(at: &Path<'_>, raw: raw::Match, errors: &mut Errors) -> Match {
     let mut given: Vec<(&str, &str)> = Vec::new();
     given.extend(raw.path.iter().map(|path| ("path", path.as_str())));
     given.extend(raw.prefix.iter().map(|prefix| ("prefix", prefix.as_str())));
-    given.extend(raw.pattern.iter().map(|pattern| ("pattern", pattern.as_str())));
+    given.extend(
+        raw.pattern
+            .iter()
+            .map(|pattern| ("pattern", pattern.as_str())),
+    );
     if let Some(((first, _), others)) = given.split_first() {
         for (field, value) in others {
-            errors.refuse_text(&at.key(field), value, &["no ", field, " besides the ", first].concat());
+            errors.refuse_text(
+                &at.key(field),
+                value,
+                &["no ", field, " besides the ", first].concat(),
+            );
         }
     }
     let path = match (raw.path, raw.prefix, raw.pattern) {
         (Some(path), _, _) => PathMatch::Exact(path),
-        // Without the slash at its end, "/" is the prefix of every path, and "/api/" the same as "/api".
+        // Without the slash at its end, "/" is the prefix of every path, and "/api/" the same as
+        // "/api".
         (_, Some(prefix), _) => PathMatch::Prefix(prefix.trim_end_matches('/').into()),
         (_, _, Some(pattern)) => PathMatch::Pattern(segments(&pattern)),
         (None, None, None) => PathMatch::Any,
     };
     let header = |(name, value): (String, String)| (name, (value != "*").then_some(value));
-    Match { path, methods: raw.methods, hosts: raw.hosts, headers: raw.headers.into_iter().map(header).collect() }
+    Match {
+        path,
+        methods: raw.methods,
+        hosts: raw.hosts,
+        headers: raw.headers.into_iter().map(header).collect(),
+    }
 }
 
 fn health(raw: raw::Health, errors: &mut Errors) -> Health {
     let at = Path::Root.key("health");
     let mut seen: Vec<&str> = Vec::new();
-    for (name, path) in
-        [("livez", &raw.livez), ("readyz", &raw.readyz), ("startupz", &raw.startupz), ("health", &raw.health)]
-    {
-        let Some(path) = path.as_ref().filter(|path| !path.is_empty()) else { continue };
+    for (name, path) in [
+        ("livez", &raw.livez),
+        ("readyz", &raw.readyz),
+        ("startupz", &raw.startupz),
+        ("health", &raw.health),
+    ] {
+        let Some(path) = path.as_ref().filter(|path| !path.is_empty()) else {
+            continue;
+        };
         if seen.contains(&path.as_str()) {
             errors.refuse_text(&at.key(name), path, "a path of its own");
         }
         seen.push(path);
     }
-    Health { livez: raw.livez, readyz: raw.readyz, startupz: raw.startupz, health: raw.health, grpc: raw.grpc }
+    Health {
+        livez: raw.livez,
+        readyz: raw.readyz,
+        startupz: raw.startupz,
+        health: raw.health,
+        grpc: raw.grpc,
+    }
 }
 
 /// Numbers whose type bounds them to 255.

@@ -4,7 +4,8 @@ use std::fmt;
 
 use super::json::{HIDDEN, Json, SECRET, show_text};
 
-/// The most errors that are listed; a document that is wrong throughout is not repeated into the log.
+/// The most errors that are listed; a document that is wrong throughout is not repeated into the
+/// log.
 const LISTED: usize = 64;
 
 /// The most characters of a path that are shown; keys may be as long as the document.
@@ -90,7 +91,11 @@ impl fmt::Display for Path<'_> {
             Self::Key(parent, key) => {
                 parent.fmt(f)?;
                 // A name may hold dots; unquoted they would read as a path.
-                if key.is_empty() || key.bytes().any(|byte| !byte.is_ascii_alphanumeric() && !b"_-:/".contains(&byte)) {
+                if key.is_empty()
+                    || key
+                        .bytes()
+                        .any(|byte| !byte.is_ascii_alphanumeric() && !b"_-:/".contains(&byte))
+                {
                     f.write_str("[")?;
                     f.write_str(&show_text(key))?;
                     return f.write_str("]");
@@ -108,14 +113,19 @@ impl fmt::Display for Path<'_> {
 #[derive(Default)]
 pub(super) struct Errors {
     found: ConfigErrors,
-    /// Paths of the listed errors but those that only say "not supported yet": their values are sound.
+    /// Paths of the listed errors but those that only say "not supported yet": their values are
+    /// sound.
     unsound: Vec<String>,
 }
 
 impl Errors {
     /// The document's errors, if it has any.
     pub(super) fn end(self) -> Result<(), ConfigErrors> {
-        if self.found.list.is_empty() { Ok(()) } else { Err(self.found) }
+        if self.found.list.is_empty() {
+            Ok(())
+        } else {
+            Err(self.found)
+        }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -149,38 +159,69 @@ impl Errors {
 
     /// A required value is not there.
     pub(super) fn missing(&mut self, at: &Path<'_>, want: &str) {
-        self.list(at, true, &["nothing is not allowed, want ", want, " (required)"]);
+        self.list(
+            at,
+            true,
+            &["nothing is not allowed, want ", want, " (required)"],
+        );
     }
 
     /// A field that does not exist, and those that do.
     pub(super) fn unknown(&mut self, at: &Path<'_>, value: &Json, fields: &str) {
-        self.list(at, true, &["unknown field, value ", &shown(at, value), " is not allowed, want ", fields]);
+        self.list(
+            at,
+            true,
+            &[
+                "unknown field, value ",
+                &shown(at, value),
+                " is not allowed, want ",
+                fields,
+            ],
+        );
     }
 
     /// A valid value that the filter cannot act on yet; `hint` follows the fixed words.
     pub(super) fn unsupported(&mut self, at: &Path<'_>, value: &Json, hint: &str) {
-        self.list(at, false, &[&shown(at, value), " is not supported yet", hint]);
+        self.list(
+            at,
+            false,
+            &[&shown(at, value), " is not supported yet", hint],
+        );
     }
 
     /// The document as a whole cannot be read.
     pub(super) fn document(&mut self, message: String) {
-        self.found.list.push(ConfigError { path: "the document".into(), message });
+        self.found.list.push(ConfigError {
+            path: "the document".into(),
+            message,
+        });
     }
 
     /// `document` is not JSON.
     pub(super) fn malformed(&mut self, document: &[u8], error: &serde_json::Error) {
         let text = error.to_string();
-        let what = text.rsplit_once(" at line ").map_or(&*text, |(what, _)| what);
+        let what = text
+            .rsplit_once(" at line ")
+            .map_or(&*text, |(what, _)| what);
         // The reader counts bytes; editors count characters.
-        let line = document.split(|byte| *byte == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
-        let column = line.iter().take(error.column()).filter(|byte| **byte & 0xC0 != 0x80).count().max(1);
+        let line = document
+            .split(|byte| *byte == b'\n')
+            .nth(error.line().saturating_sub(1))
+            .unwrap_or_default();
+        let column = line
+            .iter()
+            .take(error.column())
+            .filter(|byte| **byte & 0xC0 != 0x80)
+            .count()
+            .max(1);
         self.found.list.push(ConfigError {
             path: format!("line {}, column {column}", error.line()),
             message: ["the document is not JSON: ", what].concat(),
         });
     }
 
-    /// Whether anything at or below `at` has been refused: what depends on it is then not judged, it could only mislead.
+    /// Whether anything at or below `at` has been refused: what depends on it is then not judged,
+    /// it could only mislead.
     pub(super) fn touches(&self, at: &Path<'_>) -> bool {
         // Of errors that are not listed, the path is not known.
         if self.unsound.is_empty() || self.found.more > 0 {
@@ -188,7 +229,9 @@ impl Errors {
         }
         let path = at.to_string();
         let below = |error: &String| {
-            error.strip_prefix(&path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+            error
+                .strip_prefix(&path)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         };
         self.unsound.iter().any(below)
     }
@@ -210,13 +253,20 @@ impl Errors {
             path.truncate(end);
             path.push_str("...");
         }
-        self.found.list.push(ConfigError { path, message: message.concat() });
+        self.found.list.push(ConfigError {
+            path,
+            message: message.concat(),
+        });
     }
 }
 
 /// The value at `at`, unless it is a secret: errors end up in logs.
 fn shown(at: &Path<'_>, value: &Json) -> String {
-    if matches!(at, Path::Key(_, key) if *key == SECRET) { HIDDEN.into() } else { value.show() }
+    if matches!(at, Path::Key(_, key) if *key == SECRET) {
+        HIDDEN.into()
+    } else {
+        value.show()
+    }
 }
 
 #[cfg(test)]
@@ -231,7 +281,10 @@ mod tests {
         assert_eq!(route.key("match").to_string(), "routes[3].match");
         assert_eq!(odd.key("limit").to_string(), "[\"a.b\"].limit");
         assert_eq!(routes.key("").to_string(), "routes[\"\"]");
-        assert_eq!(routes.key("per-client:v1/x").to_string(), "routes.per-client:v1/x");
+        assert_eq!(
+            routes.key("per-client:v1/x").to_string(),
+            "routes.per-client:v1/x"
+        );
     }
 
     #[test]
@@ -268,6 +321,9 @@ mod tests {
         let mut errors = Errors::default();
         errors.malformed(document, &super::super::json::parse(document).unwrap_err());
         let errors = errors.end().unwrap_err();
-        assert_eq!(errors.to_string(), "line 2, column 6: the document is not JSON: expected `:`");
+        assert_eq!(
+            errors.to_string(),
+            "line 2, column 6: the document is not JSON: expected `:`"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! JSON as a tree that keeps duplicate keys: a general one gives them away, and with them an honest message.
+//! JSON as a tree that keeps duplicate keys: a general one gives them away, and with them an honest
+//! message.
 
 use std::fmt::{self, Write as _};
 
@@ -29,14 +30,20 @@ impl Json {
     /// The value of a key, if this is an object that has it.
     pub(crate) fn get(&self, key: &str) -> Option<&Self> {
         match self {
-            Self::Object(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, value)| value),
+            Self::Object(entries) => entries
+                .iter()
+                .find(|(name, _)| name == key)
+                .map(|(_, value)| value),
             _ => None,
         }
     }
 
     /// The value as a message shows it: JSON on one line, shortened.
     pub(crate) fn show(&self) -> String {
-        let mut out = Shown { text: String::new(), chars: 0 };
+        let mut out = Shown {
+            text: String::new(),
+            chars: 0,
+        };
         out.value(self);
         out.end()
     }
@@ -44,7 +51,10 @@ impl Json {
 
 /// `text` as a message shows it: a JSON string on one line, shortened.
 pub(crate) fn show_text(text: &str) -> String {
-    let mut out = Shown { text: String::new(), chars: 0 };
+    let mut out = Shown {
+        text: String::new(),
+        chars: 0,
+    };
     out.string(text);
     out.end()
 }
@@ -111,16 +121,19 @@ impl<'de> Visitor<'de> for Tree {
     }
 }
 
-/// A number times `factor`, if that is an integer that fits: 250 for 2.5 and 100, 1000 for 1e3 and 1.
+/// A number times `factor`, if that is an integer that fits: 250 for 2.5 and 100, 1000 for 1e3 and
+/// 1.
 pub(crate) fn scaled(number: &Number, factor: u32) -> Option<u32> {
     let exact = number.as_f64()? * f64::from(factor);
     let whole = exact.round();
-    // In binary, 12.34 is only almost 1234 hundredths. What has a further decimal is off by more than a few last bits.
+    // In binary, 12.34 is only almost 1234 hundredths. What has a further decimal is off by more
+    // than a few last bits.
     let near = (exact - whole).abs() <= whole.abs() * 4.0 * f64::EPSILON;
     (near && (0.0..=f64::from(u32::MAX)).contains(&whole)).then_some(whole as u32)
 }
 
-/// Writes until a little more than a message shows, so that a huge value costs no more than a small one.
+/// Writes until a little more than a message shows, so that a huge value costs no more than a small
+/// one.
 struct Shown {
     text: String,
     chars: usize,
@@ -213,7 +226,11 @@ impl Shown {
 
     fn end(mut self) -> String {
         if self.full() {
-            let keep = self.text.char_indices().nth(SHOWN.saturating_sub(3)).map_or(0, |(at, _)| at);
+            let keep = self
+                .text
+                .char_indices()
+                .nth(SHOWN.saturating_sub(3))
+                .map_or(0, |(at, _)| at);
             self.text.truncate(keep);
             self.text.push_str("...");
         }
@@ -226,12 +243,19 @@ mod tests {
     use super::*;
 
     fn object(entries: &[(&str, Json)]) -> Json {
-        Json::Object(entries.iter().map(|(key, value)| ((*key).into(), value.clone())).collect())
+        Json::Object(
+            entries
+                .iter()
+                .map(|(key, value)| ((*key).into(), value.clone()))
+                .collect(),
+        )
     }
 
     #[test]
     fn keeps_duplicates_and_their_order() {
-        let json = parse(br#" {"b": 1.5, "a": [true, null, -1, "\u00e9"], "b": 18446744073709551615} "#).unwrap();
+        let json =
+            parse(br#" {"b": 1.5, "a": [true, null, -1, "\u00e9"], "b": 18446744073709551615} "#)
+                .unwrap();
         assert_eq!(
             json,
             object(&[
@@ -296,7 +320,10 @@ mod tests {
     #[test]
     fn values_are_shown_short_and_on_one_line() {
         let show = |text: &str| parse(text.as_bytes()).unwrap().show();
-        assert_eq!(show(r#"{"a": [1, "x\n\u0001\u2028é"], "b": {}}"#), r#"{"a":[1,"x\n\u0001\u2028é"],"b":{}}"#);
+        assert_eq!(
+            show(r#"{"a": [1, "x\n\u0001\u2028é"], "b": {}}"#),
+            r#"{"a":[1,"x\n\u0001\u2028é"],"b":{}}"#
+        );
         let long = show(&format!("\"{}\"", "é".repeat(100)));
         assert_eq!(long.chars().count(), 64);
         assert!(long.ends_with("é..."));

@@ -1,7 +1,8 @@
 //! What a value may be, as data, and the one checker that holds a document against it.
 //!
-//! Every type of the raw document has a [`Kind`]. Code that is generated per type would check just as well, but weighs twice as much
-//! in the wasm; and from the same data come the JSON schema and the reference (`reference.rs`), so that they cannot part.
+//! Every type of the raw document has a [`Kind`]. Code that is generated per type would check just
+//! as well, but weighs twice as much in the wasm; and from the same data come the JSON schema and
+//! the reference (`reference.rs`), so that they cannot part.
 //!
 //! All errors of a document come at once: what is refused is reported, and the checker goes on.
 
@@ -40,7 +41,12 @@ pub(super) enum Kind {
     /// Of the first kind, a scalar, or of the second.
     Either(&'static Kind, &'static Kind),
     /// Items; `unique`: no two that mean the same.
-    List { item: &'static Kind, min: u32, max: u32, unique: bool },
+    List {
+        item: &'static Kind,
+        min: u32,
+        max: u32,
+        unique: bool,
+    },
     /// Named entries; `placeholder` stands for a name in the reference.
     Map {
         key: &'static Text,
@@ -129,15 +135,26 @@ impl Kind {
         match self {
             Self::Bool => "true or false".into(),
             Self::Int { min, max } => range("an integer", &min.to_string(), &max.to_string(), ""),
-            Self::Centi { min, max } => {
-                range("a number", &hundredths(*min), &hundredths(*max), " with at most two decimals")
-            }
-            Self::Span { min, max } => {
-                range("a duration", &show_units(*min, TIMES), &show_units(*max, TIMES), " like \"250ms\" or \"10s\"")
-            }
+            Self::Centi { min, max } => range(
+                "a number",
+                &hundredths(*min),
+                &hundredths(*max),
+                " with at most two decimals",
+            ),
+            Self::Span { min, max } => range(
+                "a duration",
+                &show_units(*min, TIMES),
+                &show_units(*max, TIMES),
+                " like \"250ms\" or \"10s\"",
+            ),
             Self::Size { min, max } => {
                 let (min, max) = (u64::from(*min), u64::from(*max));
-                range("a size", &show_units(min, SIZES), &show_units(max, SIZES), " like \"64KiB\"")
+                range(
+                    "a size",
+                    &show_units(min, SIZES),
+                    &show_units(max, SIZES),
+                    " like \"64KiB\"",
+                )
             }
             Self::Text(text) => text.want.into(),
             Self::Scalar(scalar) => scalar.want.into(),
@@ -147,7 +164,9 @@ impl Kind {
             Self::Nullable(kind) => [&kind.want(), ", or null"].concat(),
             Self::Either(first, second) => [&first.want(), " or ", &second.want()].concat(),
             Self::List { item, min, max, .. } => list(*min, *max, &item.want()),
-            Self::Map { max, .. } => ["an object with at most ", &max.to_string(), " entries"].concat(),
+            Self::Map { max, .. } => {
+                ["an object with at most ", &max.to_string(), " entries"].concat()
+            }
             Self::Object(_) => "an object".into(),
             Self::One(object) => ["an object with one of ", &names(object.fields)].concat(),
         }
@@ -157,21 +176,29 @@ impl Kind {
     pub(super) fn canon(&self, json: &Json) -> Option<String> {
         let n = match (self, json) {
             (Self::Bool, Json::Bool(_)) => return Some(json.show()),
-            (Self::Int { min, max }, Json::Number(number)) => within(scaled(number, 1)?, *min, *max)?,
-            (Self::Centi { min, max }, Json::Number(number)) => within(scaled(number, 100)?, *min, *max)?,
+            (Self::Int { min, max }, Json::Number(number)) => {
+                within(scaled(number, 1)?, *min, *max)?
+            }
+            (Self::Centi { min, max }, Json::Number(number)) => {
+                within(scaled(number, 100)?, *min, *max)?
+            }
             (Self::Span { min, max }, Json::String(text)) => {
                 parse_units(text, TIMES).filter(|n| (*min..=*max).contains(n))?
             }
-            (Self::Size { min, max }, Json::String(text)) => {
-                parse_units(text, SIZES).filter(|n| (u64::from(*min)..=u64::from(*max)).contains(n))?
-            }
+            (Self::Size { min, max }, Json::String(text)) => parse_units(text, SIZES)
+                .filter(|n| (u64::from(*min)..=u64::from(*max)).contains(n))?,
             (Self::Text(kind), Json::String(text)) => return (kind.canon)(text),
             (Self::Scalar(kind), _) => return (kind.canon)(json),
             (Self::Words(words), Json::String(text)) => {
-                return words.iter().any(|word| word.word == text).then(|| text.clone());
+                return words
+                    .iter()
+                    .any(|word| word.word == text)
+                    .then(|| text.clone());
             }
             (Self::Reference(_), Json::String(text)) => return (NAME.canon)(text),
-            (Self::Either(first, second), _) => return first.canon(json).or_else(|| second.canon(json)),
+            (Self::Either(first, second), _) => {
+                return first.canon(json).or_else(|| second.canon(json));
+            }
             (Self::One(object), Json::Object(entries)) => {
                 let (key, value) = entries.first()?;
                 let field = object.fields.iter().find(|field| field.name == key)?;
@@ -194,7 +221,9 @@ impl Names {
             names.add(section, document.get(section));
         }
         if let Some(Json::Object(upstreams)) = document.get("upstreams") {
-            let checks = upstreams.iter().filter_map(|(_, upstream)| upstream.get("health_check"));
+            let checks = upstreams
+                .iter()
+                .filter_map(|(_, upstream)| upstream.get("health_check"));
             checks.for_each(|check| names.add("components", check.get("components")));
         }
         names
@@ -206,7 +235,9 @@ impl Names {
     }
 
     fn add(&mut self, section: &str, map: Option<&Json>) {
-        let Some(Json::Object(entries)) = map else { return };
+        let Some(Json::Object(entries)) = map else {
+            return;
+        };
         for (place, (name, _)) in entries.iter().enumerate() {
             if (NAME.canon)(name).is_some() {
                 self.0.insert([section, " ", name].concat(), place);
@@ -251,13 +282,18 @@ impl Checker<'_> {
     fn check(&mut self, kind: &Kind, at: &Path<'_>, json: &Json) {
         match (kind, json) {
             (Kind::Nullable(_), Json::Null) => {}
-            (Kind::Nullable(inner), _) if !matches!(inner, Kind::Text(_)) => self.check(inner, at, json),
+            (Kind::Nullable(inner), _) if !matches!(inner, Kind::Text(_)) => {
+                self.check(inner, at, json)
+            }
             (Kind::Nullable(inner), _) => self.scalar(inner, kind, at, json),
             (Kind::Either(_, object), Json::Object(_)) => self.check(object, at, json),
-            (Kind::Template, Json::String(text)) if text.len() <= 65_536 => placeholders(at, text, self.errors),
+            (Kind::Template, Json::String(text)) if text.len() <= 65_536 => {
+                placeholders(at, text, self.errors)
+            }
             (Kind::Words(words), _) => {
                 self.scalar(kind, kind, at, json);
-                if matches!(json, Json::String(text) if words.iter().any(|word| word.soon && word.word == text)) {
+                if matches!(json, Json::String(text) if words.iter().any(|word| word.soon && word.word == text))
+                {
                     self.errors.unsupported(at, json, "");
                 }
             }
@@ -268,7 +304,15 @@ impl Checker<'_> {
                 }
             }
             (Kind::Reference(_), _) => self.errors.refuse(at, json, NAME.want),
-            (Kind::List { item, min, max, unique }, Json::Array(items)) => {
+            (
+                Kind::List {
+                    item,
+                    min,
+                    max,
+                    unique,
+                },
+                Json::Array(items),
+            ) => {
                 if items.len() < size(*min) || items.len() > size(*max) {
                     self.errors.refuse(at, json, &kind.want());
                 }
@@ -277,7 +321,9 @@ impl Checker<'_> {
                     let at = at.index(i);
                     let before = self.errors.count();
                     self.check(item, &at, value);
-                    if *unique && self.errors.count() == before && item.canon(value).is_some_and(|it| !seen.insert(it))
+                    if *unique
+                        && self.errors.count() == before
+                        && item.canon(value).is_some_and(|it| !seen.insert(it))
                     {
                         self.errors.refuse(&at, value, "each item only once");
                     }
@@ -307,7 +353,8 @@ impl Checker<'_> {
     }
 
     fn entries(&mut self, key: &Text, item: &Kind, at: &Path<'_>, entries: &[(String, Json)]) {
-        // The very same key twice is reported for the whole document: here come those that only mean the same.
+        // The very same key twice is reported for the whole document: here come those that only
+        // mean the same.
         let (mut seen, mut written) = (BTreeSet::new(), BTreeSet::new());
         for (name, value) in entries {
             self.check(item, &at.key(name), value);
@@ -315,7 +362,11 @@ impl Checker<'_> {
                 None => self.errors.refuse_text(at, name, key.want),
                 Some(canon) => {
                     if written.insert(name.clone()) && !seen.insert(canon) {
-                        self.errors.refuse(&at.key(name), value, "this name only once, whatever its case");
+                        self.errors.refuse(
+                            &at.key(name),
+                            value,
+                            "this name only once, whatever its case",
+                        );
                     }
                 }
             }
@@ -326,7 +377,11 @@ impl Checker<'_> {
         let before = self.errors.unsound();
         for (key, value) in entries {
             if !object.fields.iter().any(|field| field.name == key) {
-                self.errors.unknown(&at.key(key), value, &["one of ", &names(object.fields)].concat());
+                self.errors.unknown(
+                    &at.key(key),
+                    value,
+                    &["one of ", &names(object.fields)].concat(),
+                );
             }
         }
         for field in object.fields {
@@ -372,13 +427,25 @@ impl Checker<'_> {
 
 /// The names of `fields`, for a message.
 fn names(fields: &[Field]) -> String {
-    fields.iter().map(|field| field.name).collect::<Vec<_>>().join(", ")
+    fields
+        .iter()
+        .map(|field| field.name)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// The words that are built, or those that are not.
 pub(super) fn want_words(words: &[Word], soon: bool) -> String {
-    let words: Vec<_> = words.iter().filter(|word| word.soon == soon).map(|word| show_text(word.word)).collect();
-    if words.len() == 1 { words.concat() } else { ["one of ", &words.join(", ")].concat() }
+    let words: Vec<_> = words
+        .iter()
+        .filter(|word| word.soon == soon)
+        .map(|word| show_text(word.word))
+        .collect();
+    if words.len() == 1 {
+        words.concat()
+    } else {
+        ["one of ", &words.join(", ")].concat()
+    }
 }
 
 fn range(what: &str, min: &str, max: &str, more: &str) -> String {
@@ -387,7 +454,14 @@ fn range(what: &str, min: &str, max: &str, more: &str) -> String {
 
 /// "a list of 1 to 8 items, each …"
 pub(super) fn list(min: u32, max: u32, item: &str) -> String {
-    let (min, max) = (if min == 0 { "at most ".into() } else { [&min.to_string(), " to "].concat() }, max.to_string());
+    let (min, max) = (
+        if min == 0 {
+            "at most ".into()
+        } else {
+            [&min.to_string(), " to "].concat()
+        },
+        max.to_string(),
+    );
     ["a list of ", &min, &max, " items, each ", item].concat()
 }
 

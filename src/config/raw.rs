@@ -1,9 +1,13 @@
-//! The document as it is written: every section of the contract, each field with its range and its default.
+//! The document as it is written: every section of the contract, each field with its range and its
+//! default.
 //!
-//! What is marked `@soon` is validated and then refused. The doc comments are the reference: `docs/config.md` and `config.schema.json`
-//! are generated from them.
+//! What is marked `@soon` is validated and then refused. The doc comments are the reference:
+//! `docs/config.md` and `config.schema.json` are generated from them.
 
-#![allow(dead_code, reason = "of what is to come, only the checker looks at the values")]
+#![allow(
+    dead_code,
+    reason = "of what is to come, only the checker looks at the values"
+)]
 
 use super::compile::check_concurrency_limit;
 use super::json::{Json, parse};
@@ -12,10 +16,13 @@ use super::kind::Presence::{Else, Required, Usual};
 use super::scalar::{Centi, DAY, HOUR, Int, MIN, MS, Pct, SEC, Size, SomePct, Span};
 use super::take::{Either, List, Map, Nullable, One, Set, Take, choice, section};
 use super::text::{
-    Address, BREAKER, COMPONENT, CONCURRENCY_LIMIT, FALLBACK, HeaderName, HeaderValue, Host, Label, Method, Name, Net,
-    Pattern, Quantile, RATE_LIMIT, Reference, SWITCH, Statuses, Template, Token, UPSTREAM, UrlPath, Value,
+    Address, BREAKER, COMPONENT, CONCURRENCY_LIMIT, FALLBACK, HeaderName, HeaderValue, Host, Label,
+    Method, Name, Net, Pattern, Quantile, RATE_LIMIT, Reference, SWITCH, Statuses, Template, Token,
+    UPSTREAM, UrlPath, Value,
 };
-use super::{BreakerScope, Criticality, IpSource, LoadReport, MissingKey, Mode, OnContention, QuotaHeaders};
+use super::{
+    BreakerScope, Criticality, IpSource, LoadReport, MissingKey, Mode, OnContention, QuotaHeaders,
+};
 
 /// The most routes, and the most policies of a kind.
 pub(super) const MAX_NAMED: u32 = 1000;
@@ -27,8 +34,9 @@ section! {
     Document {
         /// The service's name in health documents.
         service: Label = Usual("\"haven\"");
-        /// What policies do with their verdicts; each policy and route may set its own, and the inner one wins. `enforce` acts, `shadow`
-        /// decides, counts and logs what it would have done, `off` does not look.
+        /// What policies do with their verdicts; each policy and route may set its own, and the
+        /// inner one wins. `enforce` acts, `shadow` decides, counts and logs what it would have
+        /// done, `off` does not look.
         mode: Mode = Usual("\"enforce\"");
         /// Where a client's address is taken from.
         client_ip: ClientIp = Usual("{}");
@@ -36,16 +44,18 @@ section! {
         upstreams: Named<Upstream> = Usual("{}");
         /// Quotas.
         rate_limits: Named<RateLimit> = Usual("{}");
-        /// When calls are stopped and tried again. Named on an upstream, a breaker has a state per endpoint; on a route, a state per
-        /// route or per upstream (see `scope`).
+        /// When calls are stopped and tried again. Named on an upstream, a breaker has a state per
+        /// endpoint; on a route, a state per route or per upstream (see `scope`).
         circuit_breakers: Named<CircuitBreaker> = Usual("{}");
         /// Bounds of the requests in flight over all workers.
         concurrency_limits: Named<ConcurrencyLimit> = Usual("{}");
         /// What is answered instead of a refusal or a failure.
         fallbacks: Named<Fallback> = Usual("{}");
-        /// Kill switches that routes name: `on`, or `off`, which answers those routes at once with `switched_off`.
+        /// Kill switches that routes name: `on`, or `off`, which answers those routes at once with
+        /// `switched_off`.
         switches: Named<Switch> = Usual("{}");
-        /// What is done with which requests; the first route that matches is taken. A request that matches none only gets header hygiene.
+        /// What is done with which requests; the first route that matches is taken. A request that
+        /// matches none only gets header hygiene.
         routes: List<Route, 0, MAX_NAMED> = Usual("[]");
         /// Paths of the health endpoints.
         health: Health = Usual("{}");
@@ -59,10 +69,12 @@ section! {
 section! {
     /// Where a client's address is taken from.
     ClientIp {
-        /// The connection's peer, or a header that a trusted proxy sets. `connection` is the peer as Envoy sees it: with its `use_remote_address: false`, or trusted hops, Envoy takes it from `X-Forwarded-For`, where clients can write.
+        /// The connection's peer, or a header that a trusted proxy sets. `connection` is the peer
+        /// as Envoy sees it: with its `use_remote_address: false`, or trusted hops, Envoy takes it
+        /// from `X-Forwarded-For`, where clients can write.
         source: IpSource = Usual("\"connection\"");
-        /// Which entry of `X-Forwarded-For`, counted from the right, is the client's; a missing, short or malformed header means the
-        /// connection's address.
+        /// Which entry of `X-Forwarded-For`, counted from the right, is the client's; a missing,
+        /// short or malformed header means the connection's address.
         trusted_hops: Int<1, 32> = Usual("1");
         /// Leading bits of an IPv4 address that tell clients apart.
         ipv4_prefix: Int<1, 32> = Usual("32");
@@ -92,13 +104,16 @@ section! {
         health_check: Option<HealthCheck> = Else("none");
         /// The upstream is UP while at least this percentage of its endpoints is well.
         min_healthy: Option<Pct> = Else("one endpoint");
-        /// The most endpoints that their breakers take out of rotation, in percent; of what is not 0, one may always go. The first that
-        /// opened are out, those beyond stay in use. A level of priorities may be left wholly for the next one.
+        /// The most endpoints that their breakers take out of rotation, in percent; of what is not
+        /// 0, one may always go. The first that opened are out, those beyond stay in use. A level
+        /// of priorities may be left wholly for the next one.
         max_ejection_percent: Option<Pct> = Else("100 less `panic_threshold`: 50");
-        /// Whether endpoints report their load. `orca`: in the response header `endpoint-load-metrics`, `TEXT` or `JSON` (not `BIN`);
-        /// `application_utilization`, else `cpu_utilization`, u: an endpoint's weight is multiplied with 1 - u, at least 0.05; one that does not
-        /// report has the mean of the others. A report counts in full for 5 s and is forgotten after 30 s. Clients do not see the header.
-        /// Not for `consistent_hash` and `first`.
+        /// Whether endpoints report their load. `orca`: in the response header
+        /// `endpoint-load-metrics`, `TEXT` or `JSON` (not `BIN`); `application_utilization`, else
+        /// `cpu_utilization`, u: an endpoint's weight is multiplied with 1 - u, at least 0.05; one
+        /// that does not report has the mean of the others. A report counts in full for 5 s and is
+        /// forgotten after 30 s. Clients do not see the header. Not for `consistent_hash` and
+        /// `first`.
         load_report: LoadReport = Usual("\"none\"");
     }
 }
@@ -110,9 +125,10 @@ section! {
         address: Address = Required;
         /// Its share relative to the others; 0 = drained.
         weight: Int<0, 1000> = Usual("1");
-        /// Its level. Endpoints of a higher number are used when those of the lower ones are out: while at least `panic_threshold` percent of
-        /// a level are available it gets all requests, below it keeps as much as its share is of the threshold, and the next level gets
-        /// the rest.
+        /// Its level. Endpoints of a higher number are used when those of the lower ones are out:
+        /// while at least `panic_threshold` percent of a level are available it gets all requests,
+        /// below it keeps as much as its share is of the threshold, and the next level gets the
+        /// rest.
         priority: Int<0, 127> = Usual("0");
         /// Its zone.
         zone: Option<Label> = Else("none");
@@ -122,24 +138,31 @@ section! {
 section! {
     /// How an endpoint is picked.
     LoadBalancer {
-        /// The algorithm. `round_robin`: in turn, nginx's smooth weighted order. `least_request`: the fewest requests in flight over all
-        /// workers, for its weight. `peak_ewma`: the least latency times requests in flight, over all workers, for its weight.
-        /// `consistent_hash`: the endpoint that owns the request's `hash_key`. `random`: a draw by weight. `first`: the first of the list
-        /// that may be used. Where more than 8 are in rotation, `least_request` and `peak_ewma` compare 8 drawn at random.
+        /// The algorithm. `round_robin`: in turn, nginx's smooth weighted order. `least_request`:
+        /// the fewest requests in flight over all workers, for its weight. `peak_ewma`: the least
+        /// latency times requests in flight, over all workers, for its weight. `consistent_hash`:
+        /// the endpoint that owns the request's `hash_key`. `random`: a draw by weight. `first`:
+        /// the first of the list that may be used. Where more than 8 are in rotation,
+        /// `least_request` and `peak_ewma` compare 8 drawn at random.
         policy: BalancePolicy = Usual("\"least_request\"");
-        /// Time over which an endpoint that is new, or whose breaker has closed again, gets its full share: its weight grows in a straight line
-        /// from a tenth. Endpoints that were there when the proxy started are not new. With `consistent_hash` its keys come by and by. Not for
-        /// `first`.
+        /// Time over which an endpoint that is new, or whose breaker has closed again, gets its
+        /// full share: its weight grows in a straight line from a tenth. Endpoints that were there
+        /// when the proxy started are not new. With `consistent_hash` its keys come by and by. Not
+        /// for `first`.
         slow_start: Option<Span<MS, HOUR>> = Else("off");
-        /// Below this percentage of available endpoints, in all levels of `priority` together, all are used again; 0 = never.
+        /// Below this percentage of available endpoints, in all levels of `priority` together, all
+        /// are used again; 0 = never.
         panic_threshold: Pct = Usual("50");
-        /// What `consistent_hash` hashes: parts as in a rate limit's `key`. A request that lacks one goes to any endpoint.
+        /// What `consistent_hash` hashes: parts as in a rate limit's `key`. A request that lacks
+        /// one goes to any endpoint.
         hash_key: Option<HashKey> = Else("`[\"client_ip\"]`");
-        /// With `consistent_hash`: the most requests in flight of an endpoint, as a multiple of its share of them all; a key whose endpoint has
-        /// as many goes to the next one. Two are always allowed.
+        /// With `consistent_hash`: the most requests in flight of an endpoint, as a multiple of its
+        /// share of them all; a key whose endpoint has as many goes to the next one. Two are always
+        /// allowed.
         bounded_load: Option<Centi<100, 1_000>> = Else("1.25");
-        /// The proxy's own zone: its endpoints are preferred. When they have less than 1/zones of the available weight, the part of the requests
-        /// that they lack goes to the other zones. Every zone is taken to have as many clients.
+        /// The proxy's own zone: its endpoints are preferred. When they have less than 1/zones of
+        /// the available weight, the part of the requests that they lack goes to the other zones.
+        /// Every zone is taken to have as many clients.
         zone: Option<Label> = Else("none");
     }
 }
@@ -170,18 +193,20 @@ choice! { LoadReport { "none" => Self::None, "orca" => Self::Orca, } }
 section! {
     /// How the pick reaches the proxy.
     Override {
-        /// Request header with the picked endpoints, in Envoy's `override_host` policy; always stripped from clients. Starts with `x-`.
+        /// Request header with the picked endpoints, in Envoy's `override_host` policy; always
+        /// stripped from clients. Starts with `x-`.
         header: HeaderName = Usual("\"x-haven-upstream\"");
-        /// Whether `x-envoy-attempt-count` in answers is this proxy's own: `include_attempt_count_in_response: true` on the virtual host.
-        /// Then the first try's answers are known by it, which spares a host call of about 12,000 instructions for each. Without that
-        /// option the header is whatever the endpoint sends, and must not be believed.
+        /// Whether `x-envoy-attempt-count` in answers is this proxy's own:
+        /// `include_attempt_count_in_response: true` on the virtual host. Then the first try's
+        /// answers are known by it, which spares a host call of about 12,000 instructions for each.
+        /// Without that option the header is whatever the endpoint sends, and must not be believed.
         attempt_count: bool = Usual("false");
     }
 }
 
 section! {
-    /// Active checks of endpoints: one worker of the proxy asks each endpoint by itself, and all workers heed what it finds. Until the
-    /// first answer an endpoint is used like a healthy one.
+    /// Active checks of endpoints: one worker of the proxy asks each endpoint by itself, and all
+    /// workers heed what it finds. Until the first answer an endpoint is used like a healthy one.
     HealthCheck {
         /// What is asked: `http`, a GET of `path`; `grpc`, `grpc.health.v1.Health/Check`.
         protocol: CheckProtocol = Usual("\"http\"");
@@ -193,9 +218,11 @@ section! {
         service: Option<Label> = Else("all");
         /// Time between two checks of an endpoint.
         interval: Span<{ 100 * MS }, HOUR> = Usual("\"5s\"");
-        /// The same while an endpoint's answers are not what they were, until it is clear what it is; at most `interval`.
+        /// The same while an endpoint's answers are not what they were, until it is clear what it
+        /// is; at most `interval`.
         interval_changing: Option<Span<{ 100 * MS }, HOUR>> = Else("`interval`, at most 1s");
-        /// Random percentage by which each interval is lengthened or shortened, so that many proxies do not ask at once.
+        /// Random percentage by which each interval is lengthened or shortened, so that many
+        /// proxies do not ask at once.
         jitter: Centi<0, 5_000> = Usual("10");
         /// How long endpoints are left alone after the proxy's start.
         initial_delay: Span<0, HOUR> = Usual("\"0s\"");
@@ -207,10 +234,11 @@ section! {
         unhealthy_threshold: Int<1, 100> = Usual("3");
         /// Statuses of good answers to HTTP checks.
         expected_status: Set<Statuses, 1, 32> = Usual("[\"200-299\"]");
-        /// Judge endpoints by the health report in the body of an HTTP check. What is no such report, or longer than 64 KiB, counts by its
-        /// status alone.
+        /// Judge endpoints by the health report in the body of an HTTP check. What is no such
+        /// report, or longer than 64 KiB, counts by its status alone.
         report: bool = Usual("false");
-        /// What is known of the report's components. Those that are not named here are as critical as the report says, by default they are.
+        /// What is known of the report's components. Those that are not named here are as critical
+        /// as the report says, by default they are.
         components: Map<Name, Component, 256> = Usual("{}");
     }
 }
@@ -231,9 +259,11 @@ section! {
     Component {
         /// Whether an endpoint is of no use without it.
         critical: bool = Usual("true");
-        /// How often the endpoint looks after it. A state that is older than three times this is UNKNOWN.
+        /// How often the endpoint looks after it. A state that is older than three times this is
+        /// UNKNOWN.
         period: Option<Span<{ 100 * MS }, HOUR>> = Else("the check's `interval`");
-        /// Percentage of errors, in the report's `error_rate`, above which it is DOWN whatever its status.
+        /// Percentage of errors, in the report's `error_rate`, above which it is DOWN whatever its
+        /// status.
         max_error_rate: Option<Pct> = Else("not looked at");
     }
 }
@@ -243,22 +273,25 @@ section! {
     RateLimit {
         /// Its mode.
         mode: Option<Mode> = Else("the route's, then the top level's");
-        /// The algorithm. In any interval of length t, `token_bucket` admits at most burst + limit/period × t, `sliding_window` (two
-        /// counters, weighted) at most limit + limit/period × t, `fixed_window` at most 2 × limit + limit/period × t: twice the limit over
-        /// the boundary of two windows. `leaky_bucket` spaces requests evenly: each but the first goes period/limit after the one before,
-        /// and waits until then. Windows begin at multiples of the period since the machine's start. A reload that changes the algorithm
-        /// starts afresh, one that changes other fields keeps what was counted.
+        /// The algorithm. In any interval of length t, `token_bucket` admits at most burst +
+        /// limit/period × t, `sliding_window` (two counters, weighted) at most limit + limit/period
+        /// × t, `fixed_window` at most 2 × limit + limit/period × t: twice the limit over the
+        /// boundary of two windows. `leaky_bucket` spaces requests evenly: each but the first goes
+        /// period/limit after the one before, and waits until then. Windows begin at multiples of
+        /// the period since the machine's start. A reload that changes the algorithm starts afresh,
+        /// one that changes other fields keeps what was counted.
         algorithm: LimitAlgorithm = Usual("\"token_bucket\"");
         /// Tokens per period.
         limit: Int<1, 1_000_000_000> = Required;
         /// The period.
         period: Span<MS, { 366 * DAY }> = Usual("\"1s\"");
-        /// `token_bucket`: capacity of the bucket. It may take at most 366 days to fill: burst × period / limit. `leaky_bucket`: the most
-        /// requests that may wait. Not for windows.
+        /// `token_bucket`: capacity of the bucket. It may take at most 366 days to fill: burst ×
+        /// period / limit. `leaky_bucket`: the most requests that may wait. Not for windows.
         burst: Option<Int<1, 1_000_000_000>> = Else("`limit`");
         /// What tells clients apart; the parts together are the key, none = one bucket for all.
         key: Key = Usual("[]");
-        /// A request that lacks a part of the key is not limited (`skip`), or all such requests share one bucket (`share`).
+        /// A request that lacks a part of the key is not limited (`skip`), or all such requests
+        /// share one bucket (`share`).
         missing_key: MissingKey = Usual("\"skip\"");
         /// Tokens that a request takes; 0 only looks.
         cost: Either<Int<0, 1_000_000_000>, CostHeader> = Usual("1");
@@ -268,16 +301,18 @@ section! {
         exempt: Set<Net, 0, 1000> = Usual("[]");
         /// Keys tracked at once; memory is bounded by it and allocated as it is used.
         max_keys: Int<1, 10_000_000> = Usual("65536");
-        /// Headers that tell the client of its quota: `RateLimit-Policy` and `RateLimit`, the `X-RateLimit-` ones, both, or none.
+        /// Headers that tell the client of its quota: `RateLimit-Policy` and `RateLimit`, the
+        /// `X-RateLimit-` ones, both, or none.
         headers: QuotaHeaders = Usual("\"ietf\"");
         /// What happens to a request whose bucket stays contended between workers.
         on_contention: OnContention = Usual("\"allow\"");
-        /// With `token_bucket`: time over which the rate grows from a third of `limit` to all of it after a pause. A key is cold at
-        /// first, warms up while its bucket is not full, and cools down while it is, as fast. A cold request is charged three tokens,
-        /// a warm one its own.
+        /// With `token_bucket`: time over which the rate grows from a third of `limit` to all of it
+        /// after a pause. A key is cold at first, warms up while its bucket is not full, and cools
+        /// down while it is, as fast. A cold request is charged three tokens, a warm one its own.
         warm_up: Option<Span<MS, HOUR>> = Else("off");
-        /// With `leaky_bucket`: the longest that a request waits; one that would wait longer is refused. Waiting is as exact as
-        /// the proxy's timers, about 1 ms. At most 1024 requests wait in each worker.
+        /// With `leaky_bucket`: the longest that a request waits; one that would wait longer is
+        /// refused. Waiting is as exact as the proxy's timers, about 1 ms. At most 1024 requests
+        /// wait in each worker.
         max_wait: Option<Span<0, HOUR>> = Else("1s");
         /// One quota over many proxies through Envoy's RateLimitService.
         @soon global: Option<Global> = Else("none");
@@ -442,7 +477,10 @@ pub(super) const PRESETS: &[(&str, &str)] = &[
         r#"{"failure_rate_threshold": 50, "minimum_calls": 10, "window": {"type": "time", "size": "10s"}, "open_duration": "5s",
             "half_open_calls": 1}"#,
     ),
-    ("goresilience", r#"{"failure_rate_threshold": 50, "minimum_calls": 10, "open_duration": "30s"}"#),
+    (
+        "goresilience",
+        r#"{"failure_rate_threshold": 50, "minimum_calls": 10, "open_duration": "30s"}"#,
+    ),
     (
         "resilience4j",
         r#"{"failure_rate_threshold": 50, "minimum_calls": 100, "window": {"type": "count", "size": 100}, "open_duration": "60s",
@@ -478,9 +516,10 @@ section! {
         mode: Option<Mode> = Else("the route's, then the top level's");
         /// On a route: a state per route, or one for all routes of the upstream that name it.
         scope: BreakerScope = Usual("\"route\"");
-        /// The numbers of another library; explicit fields override them. `hystrix`: 10 requests, 50 %, 10 s window, 5 s open, 1 probe.
-        /// `goresilience`: 10 requests, 50 %, 30 s open. `resilience4j`: the last 100 calls, 50 %, 60 s open, 10 half-open calls.
-        /// `sentinel`: 5 calls, 1 s window, 1 probe, opens above the threshold instead of at it.
+        /// The numbers of another library; explicit fields override them. `hystrix`: 10 requests,
+        /// 50 %, 10 s window, 5 s open, 1 probe. `goresilience`: 10 requests, 50 %, 30 s open.
+        /// `resilience4j`: the last 100 calls, 50 %, 60 s open, 10 half-open calls. `sentinel`: 5
+        /// calls, 1 s window, 1 probe, opens above the threshold instead of at it.
         preset: Option<Preset> = Else("none");
         /// Opens at this percentage of failures.
         failure_rate_threshold: SomePct = Usual("50");
@@ -490,29 +529,33 @@ section! {
         slow_call_duration: Span<MS, HOUR> = Usual("\"60s\"");
         /// Opens at once after so many failures in a row; 0 = off.
         consecutive_failures: Int<0, 1_000_000> = Usual("0");
-        /// No percentage is judged below so many calls in the window. A count window that is smaller is judged when it is full.
+        /// No percentage is judged below so many calls in the window. A count window that is
+        /// smaller is judged when it is full.
         minimum_calls: Int<1, 1_000_000> = Usual("20");
-        /// The calls that count. A window of time is the cheaper one: workers add to common counters, where a window of calls is written for
-        /// each call.
+        /// The calls that count. A window of time is the cheaper one: workers add to common
+        /// counters, where a window of calls is written for each call.
         window: Window = Usual(r#"{"type": "time", "size": "10s"}"#);
         /// How long it stays open.
         open_duration: Span<{ 100 * MS }, DAY> = Usual("\"5s\"");
-        /// Factor by which the open time grows with each failed half-open round. What it has grown to is forgotten once the breaker has
-        /// stayed closed for as long as it was open the last time, and at least for a time window's length; until then it opens for
-        /// as long again.
+        /// Factor by which the open time grows with each failed half-open round. What it has grown
+        /// to is forgotten once the breaker has stayed closed for as long as it was open the last
+        /// time, and at least for a time window's length; until then it opens for as long again.
         backoff_multiplier: Centi<100, 10_000> = Usual("1");
         /// The most that the open time grows to.
         max_open_duration: Option<Span<{ 100 * MS }, DAY>> = Else("`60s`, or `open_duration` if that is longer");
-        /// Random percentage by which an open time is lengthened or shortened: 20 makes 4 to 6 s of 5 s. It stays within
-        /// `max_open_duration`.
+        /// Random percentage by which an open time is lengthened or shortened: 20 makes 4 to 6 s of
+        /// 5 s. It stays within `max_open_duration`.
         jitter: Pct = Usual("0");
-        /// At most this many calls are in flight or counted while half-open; the same thresholds over them close or open it.
+        /// At most this many calls are in flight or counted while half-open; the same thresholds
+        /// over them close or open it.
         half_open_calls: Int<1, 10_000> = Usual("5");
         /// After this time half-open it opens again, so that it is never stuck.
         half_open_max_wait: Span<{ 100 * MS }, DAY> = Usual("\"30s\"");
-        /// The outcomes that are failures. Client cancels and replies of the filter are neither success nor failure.
+        /// The outcomes that are failures. Client cancels and replies of the filter are neither
+        /// success nor failure.
         failure_on: FailureOn = Usual("{}");
-        /// An upstream's `Retry-After` or `grpc-retry-pushback-ms` sets the open time, at most `max_open_duration`.
+        /// An upstream's `Retry-After` or `grpc-retry-pushback-ms` sets the open time, at most
+        /// `max_open_duration`.
         honour_retry_after: bool = Usual("true");
     }
 }
@@ -564,8 +607,9 @@ section! {
     ConcurrencyLimit / check_concurrency_limit {
         /// Its mode.
         mode: Option<Mode> = Else("the route's, then the top level's");
-        /// `fixed`: a bound that is given. `adaptive`: a bound that is found, so that what is admitted is answered within the deadline
-        /// (`timeout.request`, else 15 s; the shortest of the routes that share it).
+        /// `fixed`: a bound that is given. `adaptive`: a bound that is found, so that what is
+        /// admitted is answered within the deadline (`timeout.request`, else 15 s; the shortest of
+        /// the routes that share it).
         algorithm: ConcurrencyAlgorithm = Usual("\"adaptive\"");
         /// The bound of `fixed`, which needs it.
         limit: Option<Int<1, 1_000_000>> = Else("none");
@@ -603,7 +647,8 @@ section! {
     Fallback {
         /// Its mode.
         mode: Option<Mode> = Else("the route's, then the top level's");
-        /// The reasons it answers for; `upstream_error` is a 5xx, a reset, a refused or a cut connection.
+        /// The reasons it answers for; `upstream_error` is a 5xx, a reset, a refused or a cut
+        /// connection.
         on: Set<Cause, 1, 8> = Usual(
             r#"["overload", "circuit_open", "no_endpoint", "deadline", "switched_off", "upstream_error", "timeout"]"#
         );
@@ -640,23 +685,26 @@ choice! { Cause {
 section! {
     /// One step of a fallback.
     Step {
-        /// The last good response of this route to the same GET, for GET and HEAD. At most one such step.
+        /// The last good response of this route to the same GET, for GET and HEAD. At most one such
+        /// step.
         stale: Option<Stale> = Else("");
         /// A fixed answer; it always answers, so it stands last.
         respond: Option<Respond> = Else("");
-        /// Another of Envoy's clusters, for a request that has not been sent yet; if it fails as well, the steps that follow answer. At
-        /// most one such step. The routes that use it need an `upstream`, and in Envoy `cluster_header: x-haven-cluster`, which then
-        /// carries the upstream's `cluster` or this one.
+        /// Another of Envoy's clusters, for a request that has not been sent yet; if it fails as
+        /// well, the steps that follow answer. At most one such step. The routes that use it need
+        /// an `upstream`, and in Envoy `cluster_header: x-haven-cluster`, which then carries the
+        /// upstream's `cluster` or this one.
         cluster: Option<Label> = Else("");
     }
 }
 
 section! {
-    /// The last good response: status 200 to a GET, kept for each route, scheme, host, path and query. Never one with `Set-Cookie`,
-    /// `Vary: *` or a `Cache-Control` of `no-store`, `private` or `no-cache`, and never one to a request with `Authorization` or
-    /// `Cache-Control: no-store`, which is not answered from here either; to a request with a `Cookie` only if it is `public` or varies
-    /// by it. `must-revalidate`, `s-maxage` and `stale-if-error` bound its age. A response that is asked for often is kept anew at most
-    /// about once a second by each worker.
+    /// The last good response: status 200 to a GET, kept for each route, scheme, host, path and
+    /// query. Never one with `Set-Cookie`, `Vary: *` or a `Cache-Control` of `no-store`, `private`
+    /// or `no-cache`, and never one to a request with `Authorization` or `Cache-Control: no-store`,
+    /// which is not answered from here either; to a request with a `Cookie` only if it is `public`
+    /// or varies by it. `must-revalidate`, `s-maxage` and `stale-if-error` bound its age. A
+    /// response that is asked for often is kept anew at most about once a second by each worker.
     Stale {
         /// How old it may be, as its `Age` says.
         max_age: Span<SEC, { 7 * DAY }> = Usual("\"5m\"");
@@ -666,7 +714,8 @@ section! {
         vary: Set<HeaderName, 0, 16> = Usual("[]");
         /// The most responses kept; the least recently used goes first.
         max_entries: Int<1, 65_536> = Usual("1024");
-        /// The most bytes kept, headers and keys included, over all workers: at least `max_body` and 16 KiB.
+        /// The most bytes kept, headers and keys included, over all workers: at least `max_body`
+        /// and 16 KiB.
         max_bytes: Size<1, { 1 << 30 }> = Usual("\"16MiB\"");
     }
 }
@@ -680,7 +729,8 @@ section! {
         headers: Map<HeaderName, HeaderValue, 64> = Usual("{}");
         /// Type of the body.
         content_type: HeaderValue = Usual("\"text/plain; charset=utf-8\"");
-        /// The body, with `{{request_id}}`, `{{retry_after}}`, `{{reason}}` and `{{route}}`; what does not apply is empty.
+        /// The body, with `{{request_id}}`, `{{retry_after}}`, `{{reason}}` and `{{route}}`; what
+        /// does not apply is empty.
         body: Template = Usual("\"\"");
     }
 }
@@ -708,15 +758,17 @@ section! {
         timeout: Timeout = Usual("{}");
         /// Retries by Envoy.
         retry: Option<Retry> = Else("none");
-        /// What is shed first under load, by the route's and its upstream's concurrency limit: `sheddable` is refused while 70 % of the limit are in
-        /// flight, `sheddable_plus` from 80 % on, `critical` from 95 % on, `critical_plus` at the limit.
+        /// What is shed first under load, by the route's and its upstream's concurrency limit:
+        /// `sheddable` is refused while 70 % of the limit are in flight, `sheddable_plus` from 80 %
+        /// on, `critical` from 95 % on, `critical_plus` at the limit.
         criticality: Criticality = Usual("\"critical\"");
         /// A kill switch; while it is off, the route's requests are answered at once.
         switch: Option<Reference<SWITCH>> = Else("none");
         /// A share of the requests for another upstream.
         canary: Option<Canary> = Else("none");
-        /// Components of its upstream's health reports (`health_check.components`) without which the route is useless: while one of them is DOWN
-        /// on all endpoints that report it, its requests are refused with `no_endpoint`, policy = the component.
+        /// Components of its upstream's health reports (`health_check.components`) without which
+        /// the route is useless: while one of them is DOWN on all endpoints that report it, its
+        /// requests are refused with `no_endpoint`, policy = the component.
         depends_on: Set<Reference<COMPONENT>, 0, 32> = Usual("[]");
     }
 }
@@ -749,14 +801,17 @@ section! {
 section! {
     /// Deadlines.
     Timeout {
-        /// Time for the whole request, waiting here included. A deadline that comes with a request shortens it, and never lengthens it.
+        /// Time for the whole request, waiting here included. A deadline that comes with a request
+        /// shortens it, and never lengthens it.
         request: Option<Either<Span<MS, HOUR>, One<Dynamic>>> = Else("Envoy's");
         /// Time for each try; one that is no shorter than what is left of the whole does nothing.
         per_try: Option<Span<MS, HOUR>> = Else("none");
-        /// A request header with the milliseconds left, read and passed on to the upstream. `grpc-timeout` and
-        /// `x-envoy-expected-rq-timeout-ms` are always read; `0` in any of them means that nothing is left, what is malformed is ignored.
+        /// A request header with the milliseconds left, read and passed on to the upstream.
+        /// `grpc-timeout` and `x-envoy-expected-rq-timeout-ms` are always read; `0` in any of them
+        /// means that nothing is left, what is malformed is ignored.
         deadline_header: Option<HeaderName> = Else("none");
-        /// Refuse a request at once whose own deadline leaves less; `p50` is what half of the route's recent requests took.
+        /// Refuse a request at once whose own deadline leaves less; `p50` is what half of the
+        /// route's recent requests took.
         reject_below: Option<Either<Span<MS, HOUR>, Quantile>> = Else("off");
     }
 }
@@ -770,8 +825,9 @@ section! {
 }
 
 section! {
-    /// A timeout from what the route's requests have taken in the last 10 to 60 seconds: `quantile` times `factor`. Each worker observes
-    /// its own; until it has seen 20 requests the timeout is `max`.
+    /// A timeout from what the route's requests have taken in the last 10 to 60 seconds: `quantile`
+    /// times `factor`. Each worker observes its own; until it has seen 20 requests the timeout is
+    /// `max`.
     DynamicTimeout {
         /// The percentage of requests that are faster.
         quantile: Centi<100, 9_999> = Usual("99");
@@ -789,8 +845,9 @@ section! {
     Retry {
         /// Retries after the first try.
         attempts: Int<0, 10> = Usual("1");
-        /// What is tried again, in Envoy's words. gRPC calls are tried again if gRPC's words (`cancelled`, `deadline-exceeded`, `internal`,
-        /// `resource-exhausted`, `unavailable`) are among them, or if `methods` has POST.
+        /// What is tried again, in Envoy's words. gRPC calls are tried again if gRPC's words
+        /// (`cancelled`, `deadline-exceeded`, `internal`, `resource-exhausted`, `unavailable`) are
+        /// among them, or if `methods` has POST.
         on: Set<RetryOn, 1, 16> = Usual(r#"["connect-failure", "reset", "gateway-error"]"#);
         /// The methods that are tried again; for gRPC see `on`.
         methods: Set<Method, 1, 32> = Usual(r#"["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"]"#);
@@ -836,32 +893,38 @@ choice! { RetryOn {
 } }
 
 section! {
-    /// A share of the requests for another upstream. First come the headers that a request has, then its cookies, then its share.
+    /// A share of the requests for another upstream. First come the headers that a request has,
+    /// then its cookies, then its share.
     Canary {
-        /// Its mode. `shadow` counts which requests it would take, and sends all of them to the route's own upstream.
+        /// Its mode. `shadow` counts which requests it would take, and sends all of them to the
+        /// route's own upstream.
         mode: Option<Mode> = Else("the route's, then the top level's");
         /// The other upstream.
         upstream: Reference<UPSTREAM> = Required;
         /// Its share of the requests that nothing else decides for.
         percent: Pct = Usual("0");
-        /// What tells clients apart: parts as in a rate limit's `key`. One client is always on one side, on every proxy and on all routes to
-        /// this canary; a higher `percent` only moves clients to the canary. A request that lacks a part goes to the route's own upstream.
+        /// What tells clients apart: parts as in a rate limit's `key`. One client is always on one
+        /// side, on every proxy and on all routes to this canary; a higher `percent` only moves
+        /// clients to the canary. A request that lacks a part goes to the route's own upstream.
         /// Without parts each request is drawn anew.
         sticky: Key = Usual("[]");
-        /// Headers with their exact values (`*` = present): a request that has all of them goes to the canary.
+        /// Headers with their exact values (`*` = present): a request that has all of them goes to
+        /// the canary.
         header: Map<HeaderName, HeaderValue, 8> = Usual("{}");
         /// Cookies with their exact values (`*` = present): likewise.
         cookie: Map<Token, HeaderValue, 8> = Usual("{}");
         /// Requests that go to the route's own upstream; in case of doubt this is what holds.
         stable: CanaryStable = Usual("{}");
-        /// Request header that tells the hops behind which side a request is on; starts with `x-`. A client's own value is removed, on all
-        /// routes: to trust a colour that a proxy in front has given, name the header in `header`.
+        /// Request header that tells the hops behind which side a request is on; starts with `x-`.
+        /// A client's own value is removed, on all routes: to trust a colour that a proxy in front
+        /// has given, name the header in `header`.
         color_header: Option<HeaderName> = Else("none");
         /// What it says of the canary's requests.
         color: Option<HeaderValue> = Else("the canary's upstream");
         /// What it says of the others.
         stable_color: Option<HeaderValue> = Else("the route's upstream");
-        /// The canary's own breaker, with a state of its own. While it is open, requests go to the route's own upstream.
+        /// The canary's own breaker, with a state of its own. While it is open, requests go to the
+        /// route's own upstream.
         circuit_breaker: Option<Reference<BREAKER>> = Else("the route's");
     }
 }
@@ -887,8 +950,9 @@ section! {
         startupz: Nullable<UrlPath> = Usual("\"/startupz\"");
         /// `OK`, or with `Accept: application/json` the health document.
         health: Nullable<UrlPath> = Usual("\"/health\"");
-        /// Answer `/grpc.health.v1.Health/Check` for the whole (the empty name) and for each upstream by its name. What Envoy needs for it stands
-        /// in `envoy.yaml`. `false` leaves these calls to the routes, as where the service behind answers them.
+        /// Answer `/grpc.health.v1.Health/Check` for the whole (the empty name) and for each
+        /// upstream by its name. What Envoy needs for it stands in `envoy.yaml`. `false` leaves
+        /// these calls to the routes, as where the service behind answers them.
         grpc: bool = Usual("true");
     }
 }

@@ -1,4 +1,5 @@
-//! `config.schema.json` and `docs/config.md`, from the same kinds that the checker holds documents against. Native only.
+//! `config.schema.json` and `docs/config.md`, from the same kinds that the checker holds documents
+//! against. Native only.
 
 use std::fmt::Write as _;
 
@@ -8,12 +9,16 @@ use super::kind::{Kind, Object, Presence, list, want_words};
 use super::raw::Document;
 use super::take::Section;
 
-/// The JSON schema (draft 2020-12) of what [`parse`](super::parse) accepts, as far as a schema can tell: references, duplicate keys and
-/// what spans fields are beyond it.
+/// The JSON schema (draft 2020-12) of what [`parse`](super::parse) accepts, as far as a schema can
+/// tell: references, duplicate keys and what spans fields are beyond it.
 #[must_use]
 pub fn schema() -> Value {
     let mut schema = of_object(Document::OBJECT);
-    insert(&mut schema, "$schema", json!("https://json-schema.org/draft/2020-12/schema"));
+    insert(
+        &mut schema,
+        "$schema",
+        json!("https://json-schema.org/draft/2020-12/schema"),
+    );
     insert(&mut schema, "title", json!("haven filter configuration"));
     schema
 }
@@ -41,21 +46,37 @@ fn of(kind: &Kind) -> Value {
         Kind::Bool => json!({ "type": "boolean" }),
         Kind::Int { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
         // No "multipleOf": validators that count in binary refuse 0.07 as a multiple of 0.01.
-        Kind::Centi { min, max } => json!({ "type": "number", "minimum": bound(*min), "maximum": bound(*max) }),
-        Kind::Span { .. } => json!({ "type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?(ns|us|ms|s|m|h|d)$" }),
-        Kind::Size { .. } => json!({ "type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?(B|KiB|MiB)$" }),
+        Kind::Centi { min, max } => {
+            json!({ "type": "number", "minimum": bound(*min), "maximum": bound(*max) })
+        }
+        Kind::Span { .. } => {
+            json!({ "type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?(ns|us|ms|s|m|h|d)$" })
+        }
+        Kind::Size { .. } => {
+            json!({ "type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?(B|KiB|MiB)$" })
+        }
         Kind::Text(text) => literal(text.schema),
         Kind::Scalar(scalar) => literal(scalar.schema),
         Kind::Words(words) => {
-            let words: Vec<_> = words.iter().filter(|word| !word.soon).map(|word| word.word).collect();
+            let words: Vec<_> = words
+                .iter()
+                .filter(|word| !word.soon)
+                .map(|word| word.word)
+                .collect();
             json!({ "enum": words })
         }
         Kind::Template => json!({ "type": "string", "maxLength": 65_536 }),
         Kind::Reference(_) => literal(super::text::NAME.schema),
         Kind::Nullable(kind) => json!({ "anyOf": [of(kind), { "type": "null" }] }),
         Kind::Either(first, second) => json!({ "anyOf": [of(first), of(second)] }),
-        Kind::List { item, min, max, unique } => {
-            let mut schema = json!({ "type": "array", "items": of(item), "minItems": min, "maxItems": max });
+        Kind::List {
+            item,
+            min,
+            max,
+            unique,
+        } => {
+            let mut schema =
+                json!({ "type": "array", "items": of(item), "minItems": min, "maxItems": max });
             if *unique {
                 insert(&mut schema, "uniqueItems", json!(true));
             }
@@ -92,7 +113,8 @@ fn of_object(object: &Object) -> Value {
         }
         properties.insert(field.name.into(), schema);
     }
-    let mut schema = json!({ "type": "object", "additionalProperties": false, "properties": properties });
+    let mut schema =
+        json!({ "type": "object", "additionalProperties": false, "properties": properties });
     if !required.is_empty() {
         insert(&mut schema, "required", json!(required));
     }
@@ -110,21 +132,36 @@ fn literal(text: &str) -> Value {
 }
 
 fn bound(hundredths: u32) -> Value {
-    if hundredths.is_multiple_of(100) { json!(hundredths / 100) } else { json!(f64::from(hundredths) / 100.0) }
+    if hundredths.is_multiple_of(100) {
+        json!(hundredths / 100)
+    } else {
+        json!(f64::from(hundredths) / 100.0)
+    }
 }
 
 /// Writes a section's table, then the sections inside it.
 fn section(out: &mut String, path: &str, object: &Object) {
-    let title = if path.is_empty() { "The document".into() } else { format!("`{path}`") };
+    let title = if path.is_empty() {
+        "The document".into()
+    } else {
+        format!("`{path}`")
+    };
     // Writing to a String cannot fail.
-    let _ = write!(out, "\n## {title}\n\n| field | allowed | default | meaning |\n|---|---|---|---|\n");
+    let _ = write!(
+        out,
+        "\n## {title}\n\n| field | allowed | default | meaning |\n|---|---|---|---|\n"
+    );
     for field in object.fields {
         let default = match field.presence {
             Presence::Required => "required".into(),
             Presence::Usual(json) => format!("`{}`", cell(json)),
             Presence::Else(text) => cell(text),
         };
-        let soon = if field.soon { " *Not supported yet.*" } else { "" };
+        let soon = if field.soon {
+            " *Not supported yet.*"
+        } else {
+            ""
+        };
         let _ = writeln!(
             out,
             "| `{}` | {} | {default} | {}{soon} |",
@@ -134,7 +171,11 @@ fn section(out: &mut String, path: &str, object: &Object) {
         );
     }
     for field in object.fields {
-        let at = if path.is_empty() { field.name.into() } else { format!("{path}.{}", field.name) };
+        let at = if path.is_empty() {
+            field.name.into()
+        } else {
+            format!("{path}.{}", field.name)
+        };
         inside(out, &at, field.kind);
     }
 }
@@ -145,7 +186,9 @@ fn inside(out: &mut String, at: &str, kind: &Kind) {
         Kind::Object(object) | Kind::One(object) => section(out, at, object),
         Kind::Either(_, object) => inside(out, at, object),
         Kind::List { item, .. } => inside(out, &format!("{at}[]"), item),
-        Kind::Map { item, placeholder, .. } => inside(out, &format!("{at}.{placeholder}"), item),
+        Kind::Map {
+            item, placeholder, ..
+        } => inside(out, &format!("{at}.{placeholder}"), item),
         _ => {}
     }
 }
@@ -161,7 +204,9 @@ fn allowed(kind: &Kind) -> String {
             )
         }
         Kind::List { item, min, max, .. } => list(*min, *max, &allowed(item)),
-        Kind::Map { item, placeholder, .. } => {
+        Kind::Map {
+            item, placeholder, ..
+        } => {
             let item = match item {
                 Kind::Object(_) => String::new(),
                 _ => format!(", each {}", allowed(item)),
@@ -174,5 +219,8 @@ fn allowed(kind: &Kind) -> String {
 
 /// Text for a cell of a table: on one line, without bars.
 fn cell(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
+    text.split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+        .replace('|', "\\|")
 }

@@ -35,7 +35,8 @@ impl<const MIN: u32, const MAX: u32> Take for Int<MIN, MAX> {
     }
 }
 
-/// A number with at most two decimals, in hundredths as a percentage is: `Centi<1, 250>` is 0.01 to 2.5.
+/// A number with at most two decimals, in hundredths as a percentage is: `Centi<1, 250>` is 0.01 to
+/// 2.5.
 pub(super) struct Centi<const MIN: u32, const MAX: u32>;
 
 /// A percentage.
@@ -107,8 +108,15 @@ pub(super) fn show_size(bytes: usize) -> String {
 /// Units, the largest first.
 pub(super) type Units = &'static [(&'static str, u64)];
 
-pub(super) const TIMES: Units =
-    &[("d", DAY), ("h", HOUR), ("m", MIN), ("s", SEC), ("ms", MS), ("us", 1_000), ("ns", 1)];
+pub(super) const TIMES: Units = &[
+    ("d", DAY),
+    ("h", HOUR),
+    ("m", MIN),
+    ("s", SEC),
+    ("ms", MS),
+    ("us", 1_000),
+    ("ns", 1),
+];
 pub(super) const SIZES: Units = &[("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 /// Reads an exact number of the smallest unit: "1.5s" is 1,500,000,000 ns, "0.5ns" is nothing.
@@ -136,7 +144,9 @@ pub(super) fn parse_units(text: &str, units: Units) -> Option<u64> {
 }
 /// In the largest unit of which it is a whole number.
 pub(super) fn show_units(value: u64, units: Units) -> String {
-    let unit = units.iter().find(|(_, factor)| value.checked_rem(*factor) == Some(0) && value >= *factor);
+    let unit = units
+        .iter()
+        .find(|(_, factor)| value.checked_rem(*factor) == Some(0) && value >= *factor);
     let (name, factor) = unit.or(units.last()).copied().unwrap_or(("", 1));
     format!("{}{name}", value.checked_div(factor).unwrap_or_default())
 }
@@ -195,7 +205,10 @@ mod tests {
         ] {
             assert_eq!(number_of::<Pct>(text).map(|n| n.0), want, "{text}");
         }
-        assert_eq!(<Centi<1, 250>>::KIND.want(), "a number from 0.01 to 2.5 with at most two decimals");
+        assert_eq!(
+            <Centi<1, 250>>::KIND.want(),
+            "a number from 0.01 to 2.5 with at most two decimals"
+        );
     }
 
     #[test]
@@ -252,8 +265,14 @@ mod tests {
 
     #[test]
     fn durations_show_as_they_are_written() {
-        for (n, want) in [(MS, "1ms"), (1500 * MS, "1500ms"), (MIN, "1m"), (366 * DAY, "366d"), (0, "0ns"), (1, "1ns")]
-        {
+        for (n, want) in [
+            (MS, "1ms"),
+            (1500 * MS, "1500ms"),
+            (MIN, "1m"),
+            (366 * DAY, "366d"),
+            (0, "0ns"),
+            (1, "1ns"),
+        ] {
             assert_eq!(show_span(Nanos(n)), want);
         }
     }

@@ -1,7 +1,7 @@
 //! From a checked tree to typed values.
 //!
-//! Nothing is judged here: the checker ([`super::kind`]) has done that. What it has refused becomes its type's default, and whoever sees
-//! that throws it away with the document.
+//! Nothing is judged here: the checker ([`super::kind`]) has done that. What it has refused becomes
+//! its type's default, and whoever sees that throws it away with the document.
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
@@ -29,8 +29,8 @@ pub(super) trait Section: Take {
 
 /// Defines a section of the document: an object with known fields.
 ///
-/// A field is `name: Type = Presence;`, with `@soon` before it if it is not built yet: then it is only checked. `/ check` names a function
-/// for what spans fields.
+/// A field is `name: Type = Presence;`, with `@soon` before it if it is not built yet: then it is
+/// only checked. `/ check` names a function for what spans fields.
 macro_rules! section {
     (
         $(#[doc = $about:literal])*
@@ -67,7 +67,8 @@ macro_rules! section {
 
             fn take(json: &$crate::config::json::Json) -> Self {
                 let mut fields = $crate::config::take::Fields::new(json, <Self as $crate::config::take::Section>::OBJECT.fields);
-                // A struct literal evaluates its fields in the order they are written: that of OBJECT.
+                // A struct literal evaluates its fields in the order they are written: that of
+                // OBJECT.
                 Self { $( $field: fields.next::<$crate::config::take::section!(@stored $($soon)? $type)>(), )* }
             }
         }
@@ -140,12 +141,16 @@ pub(super) struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     pub(super) fn new(object: &'a Json, fields: &'static [Field]) -> Self {
-        Self { object, fields: fields.iter() }
+        Self {
+            object,
+            fields: fields.iter(),
+        }
     }
 
     /// Takes the next field, or its default.
     pub(super) fn next<T: Take<Value: Default>>(&mut self) -> T::Value {
-        self.value().map_or_else(T::Value::default, |json| T::take(&json))
+        self.value()
+            .map_or_else(T::Value::default, |json| T::take(&json))
     }
 
     fn value(&mut self) -> Option<Cow<'a, Json>> {
@@ -185,7 +190,12 @@ impl<T: Take> Take for Nullable<T> {
 pub(super) struct List<T, const MIN: u32, const MAX: u32>(PhantomData<T>);
 
 impl<T: Take, const MIN: u32, const MAX: u32> Take for List<T, MIN, MAX> {
-    const KIND: &'static Kind = &Kind::List { item: T::KIND, min: MIN, max: MAX, unique: false };
+    const KIND: &'static Kind = &Kind::List {
+        item: T::KIND,
+        min: MIN,
+        max: MAX,
+        unique: false,
+    };
 
     type Value = Vec<T::Value>;
 
@@ -198,7 +208,12 @@ impl<T: Take, const MIN: u32, const MAX: u32> Take for List<T, MIN, MAX> {
 pub(super) struct Set<T, const MIN: u32, const MAX: u32>(PhantomData<T>);
 
 impl<T: Take, const MIN: u32, const MAX: u32> Take for Set<T, MIN, MAX> {
-    const KIND: &'static Kind = &Kind::List { item: T::KIND, min: MIN, max: MAX, unique: true };
+    const KIND: &'static Kind = &Kind::List {
+        item: T::KIND,
+        min: MIN,
+        max: MAX,
+        unique: true,
+    };
 
     type Value = Vec<T::Value>;
 
@@ -228,7 +243,12 @@ pub(super) trait Key {
 pub(super) struct Map<K, T, const MAX: u32>(PhantomData<(K, T)>);
 
 impl<K: Key, T: Take, const MAX: u32> Take for Map<K, T, MAX> {
-    const KIND: &'static Kind = &Kind::Map { key: K::TEXT, item: T::KIND, max: MAX, placeholder: K::PLACEHOLDER };
+    const KIND: &'static Kind = &Kind::Map {
+        key: K::TEXT,
+        item: T::KIND,
+        max: MAX,
+        placeholder: K::PLACEHOLDER,
+    };
 
     type Value = Vec<(String, T::Value)>;
 
@@ -241,9 +261,10 @@ impl<K: Key, T: Take, const MAX: u32> Take for Map<K, T, MAX> {
 fn entries<V>(json: &Json, key: &Text, take: fn(&Json) -> V) -> Vec<(String, V)> {
     match json {
         // A name that is refused is an empty one.
-        Json::Object(entries) => {
-            entries.iter().map(|(name, value)| ((key.canon)(name).unwrap_or_default(), take(value))).collect()
-        }
+        Json::Object(entries) => entries
+            .iter()
+            .map(|(name, value)| ((key.canon)(name).unwrap_or_default(), take(value)))
+            .collect(),
         _ => Vec::new(),
     }
 }
@@ -269,7 +290,11 @@ impl<A: Take, B: Take> Take for Either<A, B> {
     type Value = Either<A::Value, B::Value>;
 
     fn take(json: &Json) -> Self::Value {
-        if A::KIND.canon(json).is_some() { Either::First(A::take(json)) } else { Either::Second(B::take(json)) }
+        if A::KIND.canon(json).is_some() {
+            Either::First(A::take(json))
+        } else {
+            Either::Second(B::take(json))
+        }
     }
 }
 

@@ -8,7 +8,8 @@ use super::kind::{Kind, Scalar, Text};
 use super::take::{Key, Take};
 use super::{Cidr, HostMatch, TemplatePart};
 
-/// Defines strings that are kept in their canonical form: what is allowed, the form, and the JSON schema.
+/// Defines strings that are kept in their canonical form: what is allowed, the form, and the JSON
+/// schema.
 macro_rules! string_type {
     ($( $(#[doc = $doc:literal])* $type:ident($const:ident, $want:expr, $canon:expr, $schema:expr); )*) => { $(
         $(#[doc = $doc])*
@@ -107,8 +108,15 @@ string_type! {
 pub(super) struct Reference<const SECTION: usize>;
 
 /// What references may name.
-pub(super) const SECTIONS: [&str; 7] =
-    ["upstreams", "rate_limits", "circuit_breakers", "concurrency_limits", "fallbacks", "switches", "components"];
+pub(super) const SECTIONS: [&str; 7] = [
+    "upstreams",
+    "rate_limits",
+    "circuit_breakers",
+    "concurrency_limits",
+    "fallbacks",
+    "switches",
+    "components",
+];
 pub(super) const UPSTREAM: usize = 0;
 pub(super) const RATE_LIMIT: usize = 1;
 pub(super) const BREAKER: usize = 2;
@@ -119,7 +127,10 @@ pub(super) const COMPONENT: usize = 6;
 
 impl<const SECTION: usize> Take for Reference<SECTION> {
     const KIND: &'static Kind = {
-        #[allow(clippy::indexing_slicing, reason = "in a constant the index is checked at compile time")]
+        #[allow(
+            clippy::indexing_slicing,
+            reason = "in a constant the index is checked at compile time"
+        )]
         &Kind::Reference(SECTIONS[SECTION])
     };
 
@@ -149,7 +160,9 @@ fn is_pattern(text: &str) -> bool {
     let mut names = Vec::new();
     for segment in text.split('/') {
         match placeholder(segment) {
-            Some(name) if name.is_empty() || name.contains(['{', '}']) || names.contains(&name) => return false,
+            Some(name) if name.is_empty() || name.contains(['{', '}']) || names.contains(&name) => {
+                return false;
+            }
             Some(name) => names.push(name),
             None if segment.contains(['{', '}']) => return false,
             None => {}
@@ -174,7 +187,9 @@ pub(super) struct Net;
 impl Take for Net {
     const KIND: &'static Kind = &Kind::Text(&Text {
         want: "a network like \"10.0.0.0/8\" or \"2001:db8::/32\"",
-        canon: |text| net(text).map(|net| [&net.address.to_string(), "/", &net.prefix.to_string()].concat()),
+        canon: |text| {
+            net(text).map(|net| [&net.address.to_string(), "/", &net.prefix.to_string()].concat())
+        },
         #[cfg(not(target_arch = "wasm32"))]
         schema: r#"{"type": "string"}"#,
     });
@@ -207,7 +222,10 @@ fn net(text: &str) -> Option<Cidr> {
     }
     let prefix = prefix.saturating_add(offset);
     let host = u128::MAX.checked_shr(u32::from(prefix)).unwrap_or(0);
-    Some(Cidr { address: u128::from(address) & !host, prefix })
+    Some(Cidr {
+        address: u128::from(address) & !host,
+        prefix,
+    })
 }
 
 /// A host, or all hosts below a domain.
@@ -239,7 +257,10 @@ fn host(text: &str) -> Option<String> {
     let lower = text.to_ascii_lowercase();
     let ok = if let Some(suffix) = lower.strip_prefix('*') {
         suffix.is_empty() || suffix.strip_prefix('.').is_some_and(is_host)
-    } else if let Some(literal) = lower.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+    } else if let Some(literal) = lower
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+    {
         literal.parse::<std::net::Ipv6Addr>().is_ok()
     } else {
         is_host(&lower)
@@ -277,7 +298,8 @@ impl Take for Template {
 pub(super) fn placeholders(at: &Path<'_>, text: &str, errors: &mut Errors) {
     split(text, |piece| {
         if let Piece::Placeholder(None, text) = piece {
-            let want = "one of the placeholders {{request_id}}, {{retry_after}}, {{reason}}, {{route}}";
+            let want =
+                "one of the placeholders {{request_id}}, {{retry_after}}, {{reason}}, {{route}}";
             errors.refuse_text(at, text, want);
         }
     });
@@ -290,7 +312,9 @@ enum Piece<'a> {
 
 fn split<'a>(mut text: &'a str, mut found: impl FnMut(Piece<'a>)) {
     while let Some((literal, tail)) = text.split_once("{{") {
-        let (name, tail) = tail.split_once("}}").map_or((None, ""), |(name, tail)| (Some(name.trim()), tail));
+        let (name, tail) = tail
+            .split_once("}}")
+            .map_or((None, ""), |(name, tail)| (Some(name.trim()), tail));
         let part = match name {
             Some("request_id") => Some(TemplatePart::RequestId),
             Some("retry_after") => Some(TemplatePart::RetryAfter),
@@ -300,7 +324,10 @@ fn split<'a>(mut text: &'a str, mut found: impl FnMut(Piece<'a>)) {
         };
         found(Piece::Literal(literal));
         let end = text.len().saturating_sub(tail.len());
-        found(Piece::Placeholder(part, text.get(literal.len()..end).unwrap_or_default()));
+        found(Piece::Placeholder(
+            part,
+            text.get(literal.len()..end).unwrap_or_default(),
+        ));
         text = tail;
     }
     found(Piece::Literal(text));
@@ -312,7 +339,9 @@ pub(super) struct Statuses;
 impl Take for Statuses {
     const KIND: &'static Kind = &Kind::Scalar(&Scalar {
         want: "a status or range from 100 to 599 like \"500-599\" or 503",
-        canon: |json| statuses(json).map(|range| [&range.0.to_string(), "-", &range.1.to_string()].concat()),
+        canon: |json| {
+            statuses(json).map(|range| [&range.0.to_string(), "-", &range.1.to_string()].concat())
+        },
         #[cfg(not(target_arch = "wasm32"))]
         schema: r#"{"anyOf": [
             {"type": "string", "pattern": "^[1-5][0-9]{2}(-[1-5][0-9]{2})?$"},
@@ -329,7 +358,13 @@ impl Take for Statuses {
 }
 
 fn statuses(json: &Json) -> Option<(u16, u16)> {
-    let status = |text: &str| if text.len() == 3 { text.parse::<u16>().ok() } else { None };
+    let status = |text: &str| {
+        if text.len() == 3 {
+            text.parse::<u16>().ok()
+        } else {
+            None
+        }
+    };
     let (low, high) = match json {
         Json::String(text) => match text.split_once('-') {
             Some((low, high)) => (status(low)?, status(high)?),
@@ -350,18 +385,25 @@ fn keep(text: &str, ok: bool) -> Option<String> {
 
 fn is_token(text: &str, max: usize) -> bool {
     (1..=max).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
 fn is_path(text: &str) -> bool {
     text.starts_with('/')
         && text.len() <= 1024
-        && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'?' && byte != b'#')
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && byte != b'?' && byte != b'#')
 }
 
 fn is_host(text: &str) -> bool {
     (1..=253).contains(&text.len())
         && text.split('.').all(|label| {
-            !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+            !label.is_empty()
+                && label
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
         })
 }

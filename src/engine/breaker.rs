@@ -7,22 +7,27 @@ use crate::base::text::number;
 use crate::base::time::Nanos;
 use crate::config::{self, Mode};
 use crate::host::{Host, MetricId};
-use crate::policy::circuit_breaker::state::{Admission, Call, Cause, Phase, Settings, State, Transition};
+use crate::policy::circuit_breaker::state::{
+    Admission, Call, Cause, Phase, Settings, State, Transition,
+};
 use crate::policy::circuit_breaker::{Change, CircuitBreaker};
 use crate::store::Contended;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-/// Lines that a VM logs of changes in a second. Each change has one, until so many breakers flap that the log would be nothing else.
+/// Lines that a VM logs of changes in a second. Each change has one, until so many breakers flap
+/// that the log would be nothing else.
 const LINES_PER_SECOND: u32 = 50;
 
-/// What all breakers of an engine share: the room in the log, and the counters of each configuration.
+/// What all breakers of an engine share: the room in the log, and the counters of each
+/// configuration.
 #[derive(Debug, Default)]
 pub(super) struct Telling {
     second: Cell<u64>,
     written: Cell<u32>,
     withheld: Cell<u64>,
-    /// A host keeps what was defined for as long as the VM lives: thousands of endpoints do not define the same again.
+    /// A host keeps what was defined for as long as the VM lives: thousands of endpoints do not
+    /// define the same again.
     counters: RefCell<Vec<(String, Counters)>>,
 }
 
@@ -41,7 +46,8 @@ impl Telling {
             return *known;
         }
         let counters = Counters {
-            to: [Phase::Closed, Phase::Open, Phase::HalfOpen].map(|phase| names.breaker_transitions(name, phase)),
+            to: [Phase::Closed, Phase::Open, Phase::HalfOpen]
+                .map(|phase| names.breaker_transitions(name, phase)),
             causes: Cause::ALL.map(|cause| names.breaker_causes(name, cause)),
             contention: names.contention(name),
         };
@@ -50,7 +56,12 @@ impl Telling {
     }
 
     /// Writes a line, if there is room for it.
-    pub(super) fn write<H: Host>(&self, host: &H, level: log::Level, line: impl FnOnce() -> String) {
+    pub(super) fn write<H: Host>(
+        &self,
+        host: &H,
+        level: log::Level,
+        line: impl FnOnce() -> String,
+    ) {
         let second = host.monotonic().as_millis() / 1_000;
         if self.second.replace(second) != second {
             self.tell_withheld(host);
@@ -70,7 +81,12 @@ impl Telling {
         if withheld > 0 {
             host.log(
                 log::Level::Warn,
-                &["circuit breakers and endpoints: ", &number(withheld), " more changes"].concat(),
+                &[
+                    "circuit breakers and endpoints: ",
+                    &number(withheld),
+                    " more changes",
+                ]
+                .concat(),
             );
         }
     }
@@ -97,7 +113,8 @@ pub(super) enum Subject<'a> {
     Upstream(&'a str),
     /// Of what a route sends to its canary, by the names of both.
     Canary(&'a str, &'a str),
-    /// An endpoint's, by upstream and address. The metric is the version that all of an upstream's share.
+    /// An endpoint's, by upstream and address. The metric is the version that all of an upstream's
+    /// share.
     Endpoint(&'a str, &'a str, MetricId),
 }
 
@@ -123,7 +140,8 @@ impl Breaker {
         let settings = Settings::new(config.clone());
         let meters = names.breaker_meters(config, subject, mode);
         Self {
-            cell: CircuitBreaker::new(&config.name, path, namespace(mode)).metered(meters, &settings),
+            cell: CircuitBreaker::new(&config.name, path, namespace(mode))
+                .metered(meters, &settings),
             key: key.to_owned(),
             shadow: mode == Mode::Shadow,
             state: names.breaker_state(&config.name, key),
@@ -149,8 +167,8 @@ impl Breaker {
         self.cell.is_same(&other.cell)
     }
 
-    /// Reads its record again and sets its gauge right: a VM may have died between a change and the note of it. `version` is the version
-    /// that was read before, if it was.
+    /// Reads its record again and sets its gauge right: a VM may have died between a change and the
+    /// note of it. `version` is the version that was read before, if it was.
     pub(super) fn refresh<H: Host>(&self, host: &H, now: Nanos, version: Option<u64>) -> State {
         let state = self.cell.refresh(host, &self.settings, version);
         host.record(self.state, state.phase_at(now).gauge());
@@ -159,14 +177,18 @@ impl Breaker {
 
     /// Asks for admission; `None` if nothing could be decided.
     pub(super) fn acquire<H: Host>(&self, host: &H, now: Nanos) -> Option<Admission> {
-        let (admission, change) = self.decided(host, self.cell.acquire(host, &self.settings, now))?;
+        let (admission, change) =
+            self.decided(host, self.cell.acquire(host, &self.settings, now))?;
         self.announce(host, change);
         Some(admission)
     }
 
     /// Reports how an admitted call ended.
     pub(super) fn end<H: Host>(&self, host: &H, now: Nanos, epoch: u32, call: Call, rng: &Rng) {
-        if let Some(change) = self.decided(host, self.cell.end(host, &self.settings, now, epoch, call, rng)) {
+        if let Some(change) = self.decided(
+            host,
+            self.cell.end(host, &self.settings, now, epoch, call, rng),
+        ) {
             self.announce(host, change);
         }
     }
@@ -180,7 +202,15 @@ impl Breaker {
 
     /// Tells the world of a change of state: gauges, counters, one log line.
     fn announce<H: Host>(&self, host: &H, change: Change) {
-        let Some(Transition { from, to, cause, open_for }) = change else { return };
+        let Some(Transition {
+            from,
+            to,
+            cause,
+            open_for,
+        }) = change
+        else {
+            return;
+        };
         host.record(self.state, to.gauge());
         host.record(self.changed, host.wall().as_millis() / 1_000);
         let [to_closed, to_open, to_half_open] = self.counters.to;
@@ -190,7 +220,11 @@ impl Breaker {
             Phase::HalfOpen => (to_half_open, log::Level::Info),
         };
         host.add(counter, 1);
-        if let Some((_, counter)) = Cause::ALL.iter().zip(self.counters.causes).find(|(known, _)| **known == cause) {
+        if let Some((_, counter)) = Cause::ALL
+            .iter()
+            .zip(self.counters.causes)
+            .find(|(known, _)| **known == cause)
+        {
             host.add(counter, 1);
         }
         self.telling.write(host, level, || {
@@ -202,8 +236,21 @@ impl Breaker {
             };
             let name = &self.config().name;
             let (from, to, cause) = (from.word(), to.word(), cause.word());
-            ["circuit breaker ", name, " of ", &self.key, shadow, ": ", from, " -> ", to, &lasting, ": ", cause]
-                .concat()
+            [
+                "circuit breaker ",
+                name,
+                " of ",
+                &self.key,
+                shadow,
+                ": ",
+                from,
+                " -> ",
+                to,
+                &lasting,
+                ": ",
+                cause,
+            ]
+            .concat()
         });
     }
 }

@@ -1,8 +1,9 @@
 //! Active checks at run time: who asks, what is asked, and what is done with the answers.
 //!
-//! A VM that ticks asks itself for each upstream whether the lease is its own ([`lease`]): one reading of shared data in each tick
-//! that it acts in. Its holder starts what is due and ticks as often as that needs; the others come back when the lease runs out. An
-//! answer costs a reading of the endpoint's record, and a write only when something changes.
+//! A VM that ticks asks itself for each upstream whether the lease is its own ([`lease`]): one
+//! reading of shared data in each tick that it acts in. Its holder starts what is due and ticks as
+//! often as that needs; the others come back when the lease runs out. An answer costs a reading of
+//! the endpoint's record, and a write only when something changes.
 
 use super::breaker::Telling;
 use super::metrics::Names;
@@ -21,7 +22,8 @@ use crate::store::{self, Key, Kind, Step};
 use std::cell::RefCell;
 use std::rc::Rc;
 
-/// How long a call is waited for beyond its time: a host that has lost it must not keep its place for ever.
+/// How long a call is waited for beyond its time: a host that has lost it must not keep its place
+/// for ever.
 const LOST: Nanos = Nanos::from_secs(1);
 
 /// How long a cluster is left alone that is not there, or has nobody.
@@ -54,15 +56,27 @@ pub(super) struct Cell {
 impl Cell {
     /// The record of an endpoint of this upstream.
     pub(super) fn new(upstream: &str, endpoint: &str, check: &HealthCheck) -> Self {
-        let names: Vec<&str> = check.components.iter().map(|component| component.name.as_str()).collect();
+        let names: Vec<&str> = check
+            .components
+            .iter()
+            .map(|component| component.name.as_str())
+            .collect();
         #[allow(clippy::cast_possible_truncation, reason = "a hash")]
         let hash = of_names(&names) as u32;
-        Self { key: Key::new(Kind::Health, of_names(&[upstream, endpoint]), 0), names: hash, count: names.len() }
+        Self {
+            key: Key::new(Kind::Health, of_names(&[upstream, endpoint]), 0),
+            names: hash,
+            count: names.len(),
+        }
     }
 
     /// What is known of it.
     pub(super) fn read<H: Host>(&self, host: &H) -> Record {
-        Record::decode(&store::read(host, &self.key).unwrap_or_default(), self.names, self.count)
+        Record::decode(
+            &store::read(host, &self.key).unwrap_or_default(),
+            self.names,
+            self.count,
+        )
     }
 }
 
@@ -131,10 +145,20 @@ struct Run {
 
 impl Checks {
     /// The checks of these upstreams. `vm` tells this engine from all others.
-    pub(super) fn new<H: Host>(config: &config::Config, vm: u64, telling: &Rc<Telling>, host: &H) -> Self {
-        let upstreams = config.upstreams.iter().filter(|upstream| is_checked(config, upstream));
+    pub(super) fn new<H: Host>(
+        config: &config::Config,
+        vm: u64,
+        telling: &Rc<Telling>,
+        host: &H,
+    ) -> Self {
+        let upstreams = config
+            .upstreams
+            .iter()
+            .filter(|upstream| is_checked(config, upstream));
         Self {
-            upstreams: upstreams.filter_map(|upstream| Checker::new(upstream, vm, host)).collect(),
+            upstreams: upstreams
+                .filter_map(|upstream| Checker::new(upstream, vm, host))
+                .collect(),
             pending: RefCell::default(),
             telling: Rc::clone(telling),
             rng: Rng::new(host.entropy()),
@@ -183,7 +207,13 @@ impl Checks {
             });
             let Some(call) = lost else { return };
             if let Some(checker) = self.upstreams.get(call.checker) {
-                checker.end(self, host, &call, &Sample::new(Status::Down, Reason::Timeout, 0), now);
+                checker.end(
+                    self,
+                    host,
+                    &call,
+                    &Sample::new(Status::Down, Reason::Timeout, 0),
+                    now,
+                );
             }
         }
     }
@@ -228,7 +258,9 @@ impl Checker {
 
     /// Sees to the lease and starts what is due; when it wants to be called again.
     fn act<H: Host + Calls>(&self, checks: &Checks, own: usize, host: &H, now: Nanos) -> Nanos {
-        let Ok(mut run) = self.run.try_borrow_mut() else { return now.plus(CONTENDED_PAUSE) };
+        let Ok(mut run) = self.run.try_borrow_mut() else {
+            return now.plus(CONTENDED_PAUSE);
+        };
         if now < run.next && run.next.since(now) <= super::TICK {
             return run.next;
         }
@@ -257,13 +289,19 @@ impl Checker {
         }
         self.start_due(&mut run, checks, own, host, now);
         let due = run.schedule.as_ref().map_or(Nanos::MAX, Schedule::next);
-        run.next = due.max(now.plus(Schedule::quantum(&self.check))).min(now.plus(RENEW));
+        run.next = due
+            .max(now.plus(Schedule::quantum(&self.check)))
+            .min(now.plus(RENEW));
         run.next
     }
 
     /// Whether the lease is ours; `None` if that cannot be said.
     fn role<H: Host>(&self, run: &mut Run, host: &H, now: Nanos) -> Option<Role> {
-        let me = Candidate { owner: self.owner, fingerprint: self.fingerprint, generation: run.generation };
+        let me = Candidate {
+            owner: self.owner,
+            fingerprint: self.fingerprint,
+            generation: run.generation,
+        };
         let (role, generation) = store::update(host, &self.lease, |bytes| {
             let (role, generation, new) = Lease::decode(bytes).step(me, now);
             match new {
@@ -284,37 +322,89 @@ impl Checker {
         let count = self.endpoints.len();
         let first = run.schedule.is_none();
         // Only at the proxy's start: who takes over goes on where another has ended.
-        let fresh = first && self.endpoints.iter().all(|endpoint| endpoint.cell.read(host).status == Status::Unknown);
-        let delay = if fresh { self.check.initial_delay } else { Nanos::ZERO };
+        let fresh = first
+            && self
+                .endpoints
+                .iter()
+                .all(|endpoint| endpoint.cell.read(host).status == Status::Unknown);
+        let delay = if fresh {
+            self.check.initial_delay
+        } else {
+            Nanos::ZERO
+        };
         run.schedule = Some(Schedule::new(count, now.plus(delay)));
         run.rows = vec![Rows::default(); count];
         run.heard = vec![now.plus(delay); count];
         host.add(self.takeovers, 1);
     }
 
-    fn start_due<H: Host + Calls>(&self, run: &mut Run, checks: &Checks, own: usize, host: &H, now: Nanos) {
-        let Run { schedule: Some(schedule), heard, is_stuck, .. } = run else { return };
+    fn start_due<H: Host + Calls>(
+        &self,
+        run: &mut Run,
+        checks: &Checks,
+        own: usize,
+        host: &H,
+        now: Nanos,
+    ) {
+        let Run {
+            schedule: Some(schedule),
+            heard,
+            is_stuck,
+            ..
+        } = run
+        else {
+            return;
+        };
         for at in schedule.take_due(&self.check, now) {
-            let room = checks.pending.try_borrow().is_ok_and(|all| all.len() < MAX_CALLS);
-            let asked = self.endpoints.get(at).filter(|_| room).and_then(|endpoint| self.ask(endpoint, host));
+            let room = checks
+                .pending
+                .try_borrow()
+                .is_ok_and(|all| all.len() < MAX_CALLS);
+            let asked = self
+                .endpoints
+                .get(at)
+                .filter(|_| room)
+                .and_then(|endpoint| self.ask(endpoint, host));
             match asked {
                 Some(id) => {
                     *is_stuck = false;
                     let give_up = now.plus(self.check.timeout).plus(LOST);
                     if let Ok(mut all) = checks.pending.try_borrow_mut() {
-                        all.push(Pending { id, checker: own, endpoint: at, asked: now, give_up });
+                        all.push(Pending {
+                            id,
+                            checker: own,
+                            endpoint: at,
+                            asked: now,
+                            give_up,
+                        });
                     }
                 }
                 None => {
-                    schedule.put_off(at, now, if room { NO_CLUSTER_PAUSE } else { CONTENDED_PAUSE });
+                    schedule.put_off(
+                        at,
+                        now,
+                        if room {
+                            NO_CLUSTER_PAUSE
+                        } else {
+                            CONTENDED_PAUSE
+                        },
+                    );
                     if room && !std::mem::replace(is_stuck, true) {
                         checks.telling.write(host, log::Level::Warn, || {
                             let cluster = &self.cluster;
-                            ["health check of ", &self.upstream, ": nobody can be asked in the cluster ", cluster]
-                                .concat()
+                            [
+                                "health check of ",
+                                &self.upstream,
+                                ": nobody can be asked in the cluster ",
+                                cluster,
+                            ]
+                            .concat()
                         });
                     }
-                    if heard.get(at).is_some_and(|heard| now.since(*heard) > staleness(self.check.interval)) {
+                    if heard
+                        .get(at)
+                        .is_some_and(|heard| now.since(*heard) > staleness(self.check.interval))
+                    {
                         self.forget(checks, host, at, now);
                     }
                 }
@@ -327,7 +417,11 @@ impl Checker {
         let timeout = self.check.timeout;
         let chosen = (self.override_header.as_str(), endpoint.address.as_str());
         let call = match &self.check.ask {
-            Ask::Http { path, host: authority, .. } => {
+            Ask::Http {
+                path,
+                host: authority,
+                ..
+            } => {
                 let authority = authority.as_deref().unwrap_or(&endpoint.address);
                 let headers = [
                     (":method", "GET"),
@@ -338,7 +432,11 @@ impl Checker {
                     ("user-agent", "haven-health-check"),
                     chosen,
                 ];
-                host.call(&Call::Http { cluster: &self.cluster, headers: &headers, timeout })
+                host.call(&Call::Http {
+                    cluster: &self.cluster,
+                    headers: &headers,
+                    timeout,
+                })
             }
             Ask::Grpc { service } => host.call(&Call::Grpc {
                 cluster: &self.cluster,
@@ -356,20 +454,36 @@ impl Checker {
     fn sample<H: Host>(&self, answer: &CallAnswer, took: Nanos, host: &H) -> Sample {
         let late = took >= self.check.timeout;
         match (answer, &self.check.ask) {
-            (CallAnswer::Http { headers, body, size }, Ask::Http { expected, .. }) => {
-                let Some(status) = headers.get(":status").and_then(parse_number).and_then(|s| u16::try_from(s).ok())
+            (
+                CallAnswer::Http {
+                    headers,
+                    body,
+                    size,
+                },
+                Ask::Http { expected, .. },
+            ) => {
+                let Some(status) = headers
+                    .get(":status")
+                    .and_then(parse_number)
+                    .and_then(|s| u16::try_from(s).ok())
                 else {
                     return failed(late);
                 };
                 if is_the_proxys(headers, status) {
                     return failed(late || status == 504);
                 }
-                let good = expected.iter().any(|(low, high)| (*low..=*high).contains(&status));
+                let good = expected
+                    .iter()
+                    .any(|(low, high)| (*low..=*high).contains(&status));
                 let report = (self.check.report && *size <= report::MAX_BYTES)
                     .then(|| report::judge(body, good, status, &self.check, host.wall()))
                     .flatten();
                 report.unwrap_or_else(|| {
-                    if good { Sample::GOOD } else { Sample::new(Status::Down, Reason::HttpStatus, status) }
+                    if good {
+                        Sample::GOOD
+                    } else {
+                        Sample::new(Status::Down, Reason::HttpStatus, status)
+                    }
                 })
             }
             (CallAnswer::GrpcMessage(message), Ask::Grpc { .. }) => match grpc::response(message) {
@@ -380,24 +494,34 @@ impl Checker {
             // DEADLINE_EXCEEDED; UNAVAILABLE.
             (CallAnswer::GrpcStatus(4), Ask::Grpc { .. }) => failed(true),
             (CallAnswer::GrpcStatus(14), Ask::Grpc { .. }) => failed(late),
-            (CallAnswer::GrpcStatus(status), Ask::Grpc { .. }) => {
-                Sample::new(Status::Down, Reason::GrpcStatus, u16::try_from(*status).unwrap_or(u16::MAX))
-            }
+            (CallAnswer::GrpcStatus(status), Ask::Grpc { .. }) => Sample::new(
+                Status::Down,
+                Reason::GrpcStatus,
+                u16::try_from(*status).unwrap_or(u16::MAX),
+            ),
             _ => failed(late),
         }
     }
 
     /// A call has ended so.
     fn end<H: Host>(&self, checks: &Checks, host: &H, call: &Pending, sample: &Sample, now: Nanos) {
-        let Ok(mut run) = self.run.try_borrow_mut() else { return };
+        let Ok(mut run) = self.run.try_borrow_mut() else {
+            return;
+        };
         let run = &mut *run;
         let at = call.endpoint;
         let held = run.held.is_some_and(|until| now < until);
-        let (Some(endpoint), Some(rows)) = (self.endpoints.get(at), run.rows.get_mut(at)) else { return };
+        let (Some(endpoint), Some(rows)) = (self.endpoints.get(at), run.rows.get_mut(at)) else {
+            return;
+        };
         let mut unsettled = false;
         if held {
             rows.count(sample, &self.check, now);
-            if let Some((_, counter)) = self.counters.iter().find(|(reason, _)| *reason == sample.reason) {
+            if let Some((_, counter)) = self
+                .counters
+                .iter()
+                .find(|(reason, _)| *reason == sample.reason)
+            {
                 host.add(*counter, 1);
             }
             if !matches!(sample.reason, Reason::Timeout | Reason::Unreachable) {
@@ -405,7 +529,13 @@ impl Checker {
             }
             let rows = &*rows;
             let record = self.write(checks, host, endpoint, |record| {
-                rows.judge(record, sample, &self.check, now, host.wall().as_millis() / 1_000)
+                rows.judge(
+                    record,
+                    sample,
+                    &self.check,
+                    now,
+                    host.wall().as_millis() / 1_000,
+                )
             });
             unsettled = record.is_some_and(|record| rows.are_unsettled(&record, &self.check));
         }
@@ -413,14 +543,23 @@ impl Checker {
             *heard = now;
         }
         if let Some(schedule) = &mut run.schedule {
-            schedule.answered(at, &self.check, unsettled, call.asked, now, checks.rng.bits());
+            schedule.answered(
+                at,
+                &self.check,
+                unsettled,
+                call.asked,
+                now,
+                checks.rng.bits(),
+            );
             run.next = run.next.min(schedule.next());
         }
     }
 
     /// Nobody could ask an endpoint for too long: nothing is known of it any more.
     fn forget<H: Host>(&self, checks: &Checks, host: &H, at: usize, now: Nanos) {
-        let Some(endpoint) = self.endpoints.get(at) else { return };
+        let Some(endpoint) = self.endpoints.get(at) else {
+            return;
+        };
         self.write(checks, host, endpoint, |record| {
             let known = record.status != Status::Unknown;
             let since_unix = host.wall().as_millis() / 1_000;
@@ -431,7 +570,11 @@ impl Checker {
                 since_unix,
                 ..Record::default()
             };
-            Change { record: known.then_some(unknown), is_new_state: known, is_new_component: known }
+            Change {
+                record: known.then_some(unknown),
+                is_new_state: known,
+                is_new_component: known,
+            }
         });
     }
 
@@ -468,20 +611,57 @@ impl Checker {
         }
         if change.is_new_state {
             host.record(endpoint.changed, new.since_unix);
-            let level = if new.status.is_usable() { log::Level::Info } else { log::Level::Warn };
+            let level = if new.status.is_usable() {
+                log::Level::Info
+            } else {
+                log::Level::Warn
+            };
             checks.telling.write(host, level, || {
                 let why = new.reason.text(new.detail, &self.check);
                 let (from, to) = (old.status.word(), new.status.word());
-                ["endpoint ", &endpoint.address, " of ", &self.upstream, ": ", from, " -> ", to, ": ", &why].concat()
+                [
+                    "endpoint ",
+                    &endpoint.address,
+                    " of ",
+                    &self.upstream,
+                    ": ",
+                    from,
+                    " -> ",
+                    to,
+                    ": ",
+                    &why,
+                ]
+                .concat()
             });
         }
-        for ((component, from), to) in self.check.components.iter().zip(&old.components).zip(&new.components) {
+        for ((component, from), to) in self
+            .check
+            .components
+            .iter()
+            .zip(&old.components)
+            .zip(&new.components)
+        {
             if change.is_new_component && from != to {
-                let level = if to.is_down() { log::Level::Warn } else { log::Level::Info };
+                let level = if to.is_down() {
+                    log::Level::Warn
+                } else {
+                    log::Level::Info
+                };
                 checks.telling.write(host, level, || {
                     let (name, from, to) = (&component.name, from.word(), to.word());
-                    ["component ", name, " of ", &endpoint.address, " of ", &self.upstream, ": ", from, " -> ", to]
-                        .concat()
+                    [
+                        "component ",
+                        name,
+                        " of ",
+                        &endpoint.address,
+                        " of ",
+                        &self.upstream,
+                        ": ",
+                        from,
+                        " -> ",
+                        to,
+                    ]
+                    .concat()
                 });
             }
         }
@@ -491,11 +671,19 @@ impl Checker {
 
 /// No answer came.
 const fn failed(late: bool) -> Sample {
-    Sample::new(Status::Down, if late { Reason::Timeout } else { Reason::Unreachable }, 0)
+    Sample::new(
+        Status::Down,
+        if late {
+            Reason::Timeout
+        } else {
+            Reason::Unreachable
+        },
+        0,
+    )
 }
 
-/// Whether the proxy has answered because nobody else did. Envoy's router says how long an endpoint took in each answer that is an
-/// endpoint's, and in no other.
+/// Whether the proxy has answered because nobody else did. Envoy's router says how long an endpoint
+/// took in each answer that is an endpoint's, and in no other.
 fn is_the_proxys(headers: &HeaderMap, status: u16) -> bool {
     matches!(status, 503 | 504) && headers.get("x-envoy-upstream-service-time").is_none()
 }
@@ -504,20 +692,48 @@ fn is_the_proxys(headers: &HeaderMap, status: u16) -> bool {
 fn fingerprint(upstream: &config::Upstream, check: &HealthCheck) -> u64 {
     let mut parts: Vec<String> = vec![upstream.cluster.clone(), upstream.override_header.clone()];
     match &check.ask {
-        Ask::Http { path, host, expected } => {
+        Ask::Http {
+            path,
+            host,
+            expected,
+        } => {
             parts.extend([path.clone(), host.clone().unwrap_or_default()]);
-            parts.extend(expected.iter().flat_map(|(low, high)| [number((*low).into()), number((*high).into())]));
+            parts.extend(
+                expected
+                    .iter()
+                    .flat_map(|(low, high)| [number((*low).into()), number((*high).into())]),
+            );
         }
         Ask::Grpc { service } => parts.extend(["grpc".to_owned(), service.clone()]),
     }
-    let times = [check.interval, check.interval_changing, check.initial_delay, check.timeout];
+    let times = [
+        check.interval,
+        check.interval_changing,
+        check.initial_delay,
+        check.timeout,
+    ];
     parts.extend(times.iter().map(|time| number(time.0)));
-    let counts = [check.jitter.0, check.healthy_threshold, check.unhealthy_threshold, check.report.into()];
+    let counts = [
+        check.jitter.0,
+        check.healthy_threshold,
+        check.unhealthy_threshold,
+        check.report.into(),
+    ];
     parts.extend(counts.iter().map(|count| number((*count).into())));
     for it in &check.components {
         let rate = it.max_error_rate.map_or(u64::MAX, |rate| rate.0.into());
-        parts.extend([it.name.clone(), number(it.critical.into()), number(it.period.0), number(rate)]);
+        parts.extend([
+            it.name.clone(),
+            number(it.critical.into()),
+            number(it.period.0),
+            number(rate),
+        ]);
     }
-    parts.extend(upstream.endpoints.iter().map(|endpoint| endpoint.address.clone()));
+    parts.extend(
+        upstream
+            .endpoints
+            .iter()
+            .map(|endpoint| endpoint.address.clone()),
+    );
     of_names(&parts.iter().map(String::as_str).collect::<Vec<_>>())
 }

@@ -1,7 +1,7 @@
 //! A concurrency limit at run time: one for each route or upstream that names it.
 //!
-//! A request costs three calls of metrics to come in and one to go, of `adaptive` two more; shared data is used once per tick, for what
-//! a lost VM may have left behind.
+//! A request costs three calls of metrics to come in and one to go, of `adaptive` two more; shared
+//! data is used once per tick, for what a lost VM may have left behind.
 
 use super::in_flight::InFlight;
 use super::metrics::Names;
@@ -62,9 +62,12 @@ impl Concurrency {
         let [kind, key] = subject;
         let bound = match config.algorithm {
             ConcurrencyAlgorithm::Fixed { limit } => Bound::Fixed(limit.into()),
-            ConcurrencyAlgorithm::Adaptive { min, max, initial } => {
-                Bound::Adaptive(Settings { min: min.into(), max: max.into(), initial: initial.into(), deadline })
-            }
+            ConcurrencyAlgorithm::Adaptive { min, max, initial } => Bound::Adaptive(Settings {
+                min: min.into(),
+                max: max.into(),
+                initial: initial.into(),
+                deadline,
+            }),
         };
         let new = Self {
             name: config.name.clone(),
@@ -98,7 +101,8 @@ impl Concurrency {
         }
     }
 
-    /// Counts a request in. `None`: there was no room, and it was `enforce`d; otherwise it is in flight, and true if there was room.
+    /// Counts a request in. `None`: there was no room, and it was `enforce`d; otherwise it is in
+    /// flight, and true if there was room.
     pub(super) fn enter<H: Host>(
         &self,
         at: usize,
@@ -112,7 +116,9 @@ impl Concurrency {
         let among = self.in_flight.value(host, 0).max(1);
         let limit = self.limit(host);
         let room = has_room(among.saturating_sub(1), limit, criticality);
-        self.learn(host, now, limit, |seen, settings| seen.came(settings, now, among, limit, room));
+        self.learn(host, now, limit, |seen, settings| {
+            seen.came(settings, now, among, limit, room)
+        });
         if !room && enforce {
             self.in_flight.drop(host, 0);
             return (None, false);
@@ -124,10 +130,18 @@ impl Concurrency {
     /// Counts it out again.
     pub(super) fn leave<H: Host>(&self, host: &H, permit: Permit, ending: impl FnOnce() -> Ending) {
         self.in_flight.leave(host, 0);
-        let Bound::Adaptive(settings) = self.bound else { return };
-        let Ending { now, elapsed, answered } = ending();
-        // What goes on long after it was answered in time is a stream; its end says nothing of how soon a request is answered.
-        let streams = |time: Nanos| time < settings.deadline && elapsed > settings.deadline.times(2);
+        let Bound::Adaptive(settings) = self.bound else {
+            return;
+        };
+        let Ending {
+            now,
+            elapsed,
+            answered,
+        } = ending();
+        // What goes on long after it was answered in time is a stream; its end says nothing of how
+        // soon a request is answered.
+        let streams =
+            |time: Nanos| time < settings.deadline && elapsed > settings.deadline.times(2);
         let counts = answered.map_or_else(|| settings.is_late(elapsed), |time| !streams(time));
         if counts {
             let (among, limit) = (self.in_flight.value(host, 0), self.limit(host));
@@ -152,8 +166,16 @@ impl Concurrency {
         }
     }
 
-    fn learn<H: Host>(&self, host: &H, now: Nanos, limit: u64, learn: impl FnOnce(&mut Seen, &Settings)) {
-        let Bound::Adaptive(settings) = &self.bound else { return };
+    fn learn<H: Host>(
+        &self,
+        host: &H,
+        now: Nanos,
+        limit: u64,
+        learn: impl FnOnce(&mut Seen, &Settings),
+    ) {
+        let Bound::Adaptive(settings) = &self.bound else {
+            return;
+        };
         let mut seen = self.seen.take();
         learn(&mut seen, settings);
         let found = seen.turn(settings, now, limit);

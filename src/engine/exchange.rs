@@ -1,7 +1,8 @@
 //! One request on its way through the chain.
 //!
-//! What it was granted is given back exactly once: [`Exchange`] holds each grant as an `Option` and takes it out when it ends, so that a
-//! second end (on_log and on_done, or our own reply and then the end of the stream) finds nothing.
+//! What it was granted is given back exactly once: [`Exchange`] holds each grant as an `Option` and
+//! takes it out when it ends, so that a second end (on_log and on_done, or our own reply and then
+//! the end of the stream) finds nothing.
 
 mod answer;
 mod breaker;
@@ -45,10 +46,11 @@ pub enum Action {
     Continue,
     /// Nothing more: we have answered.
     Stop,
-    /// Keep the request, and each piece of its body, until [`Exchange::on_request_body`] or [`Exchange::on_request_trailers`] says otherwise.
+    /// Keep the request, and each piece of its body, until [`Exchange::on_request_body`] or
+    /// [`Exchange::on_request_trailers`] says otherwise.
     Read,
-    /// Keep the request until this moment of the monotonic clock and call [`Exchange::on_resume`] then, or, if there is no room for it,
-    /// [`Exchange::on_no_room`] now.
+    /// Keep the request until this moment of the monotonic clock and call [`Exchange::on_resume`]
+    /// then, or, if there is no room for it, [`Exchange::on_no_room`] now.
     Wait {
         /// The moment.
         until: Nanos,
@@ -97,7 +99,8 @@ pub struct Exchange {
     pick: Option<Pick>,
     /// Whether the endpoints have been told the outcome.
     recorded: bool,
-    /// An answer that is not at its end: a gRPC call tells its status there, and any may still be cut.
+    /// An answer that is not at its end: a gRPC call tells its status there, and any may still be
+    /// cut.
     unsettled: Option<Settlement>,
     /// What the fallback's stale step has to know of the request.
     asked: Option<Box<Asked>>,
@@ -150,9 +153,15 @@ impl Exchange {
     }
 
     /// The request's headers are there: runs the chain. `end`: no body follows.
-    pub fn on_request_headers<H: Host, S: Stream>(&mut self, host: &H, stream: &S, end: bool) -> Action {
+    pub fn on_request_headers<H: Host, S: Stream>(
+        &mut self,
+        host: &H,
+        stream: &S,
+        end: bool,
+    ) -> Action {
         let engine = Rc::clone(&self.engine);
-        // One call for all headers: most policies want some, and one header costs nearly as much as all.
+        // One call for all headers: most policies want some, and one header costs nearly as much as
+        // all.
         let headers = stream.headers(Message::Request);
         // Looked for in the copy: the call that removes is paid only by those who try.
         let mut request = Request::read(&headers, |name| {
@@ -170,12 +179,18 @@ impl Exchange {
         if let Some(call) = grpc::call(&engine.config.health, &request) {
             return self.on_health_call(&engine, call, end, host, stream);
         }
-        let Some((at, config)) =
-            engine.config.routes.iter().enumerate().find(|(_, r)| route::matches(&r.matcher, &request))
+        let Some((at, config)) = engine
+            .config
+            .routes
+            .iter()
+            .enumerate()
+            .find(|(_, r)| route::matches(&r.matcher, &request))
         else {
             return Action::Continue;
         };
-        let Some(route) = engine.routes.get(at) else { return Action::Continue };
+        let Some(route) = engine.routes.get(at) else {
+            return Action::Continue;
+        };
         // Whatever is off: without it the proxy knows no way.
         if let Some(cluster) = &route.cluster {
             stream.set_header(Message::Request, CLUSTER_HEADER, cluster.as_bytes());
@@ -190,11 +205,15 @@ impl Exchange {
             self.request_id = headers.get("x-request-id").unwrap_or_default().to_vec();
         }
         request.route = &config.name;
-        self.asked = kept(&engine, route).and_then(|kept| kept.policy.ask(&request)).map(Box::new);
+        self.asked = kept(&engine, route)
+            .and_then(|kept| kept.policy.ask(&request))
+            .map(Box::new);
         if route.needs_client {
             let config = &engine.config.client_ip;
             request.address = address(config, &headers, stream);
-            request.client = request.address.map(|ip| ip.masked(config.ipv4_prefix, config.ipv6_prefix));
+            request.client = request
+                .address
+                .map(|ip| ip.masked(config.ipv4_prefix, config.ipv6_prefix));
         }
         let route = self.choose_side(&engine, route, config, &request, host);
         self.hash_key(&engine, route, &request);
@@ -222,7 +241,9 @@ impl Exchange {
     pub fn on_resume<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
         let engine = Rc::clone(&self.engine);
         // Nothing waits: somebody else has answered meanwhile.
-        let Some((route, config)) = self.pause.take().and_then(|_| self.route_of(&engine)) else { return Action::Stop };
+        let Some((route, config)) = self.pause.take().and_then(|_| self.route_of(&engine)) else {
+            return Action::Stop;
+        };
         let now = host.monotonic();
         self.waited = now.since(self.start);
         self.start = now;
@@ -239,7 +260,9 @@ impl Exchange {
     /// There was no room for the request to wait: it is refused, and costs nothing.
     pub fn on_no_room<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
         let engine = Rc::clone(&self.engine);
-        let Some((pause, (route, config))) = self.pause.take().zip(self.route_of(&engine)) else { return Action::Stop };
+        let Some((pause, (route, config))) = self.pause.take().zip(self.route_of(&engine)) else {
+            return Action::Stop;
+        };
         let refusal = self.no_room(&engine, pause, host);
         self.refuse(&engine, route, &config.name, &refusal, host, stream)
     }
@@ -262,11 +285,24 @@ impl Exchange {
     }
 
     /// Refuses if the route's switch is off.
-    fn switch<'e, H: Host>(&mut self, engine: &'e Engine, route: &Route, host: &H) -> Option<Refusal<'e>> {
+    fn switch<'e, H: Host>(
+        &mut self,
+        engine: &'e Engine,
+        route: &Route,
+        host: &H,
+    ) -> Option<Refusal<'e>> {
         let used = route.switched_off.as_ref()?;
-        let policy = engine.config.switches.get(used.at).map_or("", |switch| switch.name.as_str());
+        let policy = engine
+            .config
+            .switches
+            .get(used.at)
+            .map_or("", |switch| switch.name.as_str());
         self.decide(host, used, Reason::SwitchedOff, policy);
-        (used.mode == Mode::Enforce).then_some(Refusal { reason: Reason::SwitchedOff, policy, retry_after: None })
+        (used.mode == Mode::Enforce).then_some(Refusal {
+            reason: Reason::SwitchedOff,
+            policy,
+            retry_after: None,
+        })
     }
 
     /// The part of the chain that follows the limits.
@@ -312,20 +348,29 @@ impl Exchange {
         refused.or_else(|| self.endpoint(engine, route, host, stream))
     }
 
-    /// The response's headers are there, and nothing follows but, perhaps, trailers: [`Exchange::on_response_headers`].
+    /// The response's headers are there, and nothing follows but, perhaps, trailers:
+    /// [`Exchange::on_response_headers`].
     pub fn on_response<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
         self.on_response_headers(host, stream, true)
     }
 
-    /// The response's headers are there: judges the upstream, and answers in its place if it failed. `end`: no body follows.
-    pub fn on_response_headers<H: Host, S: Stream>(&mut self, host: &H, stream: &S, end: bool) -> Action {
+    /// The response's headers are there: judges the upstream, and answers in its place if it
+    /// failed. `end`: no body follows.
+    pub fn on_response_headers<H: Host, S: Stream>(
+        &mut self,
+        host: &H,
+        stream: &S,
+        end: bool,
+    ) -> Action {
         if self.replied {
             return Action::Continue;
         }
         let engine = Rc::clone(&self.engine);
         // The proxy has answered a request that still waits: it goes nowhere any more.
         self.give_up(&engine, host);
-        let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else { return Action::Continue };
+        let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else {
+            return Action::Continue;
+        };
         let wanted = route.breaker.is_some()
             || route.upstream.is_some()
             || route.fallback.is_some()
@@ -347,13 +392,22 @@ impl Exchange {
         Action::Continue
     }
 
-    /// A piece of the response's body is there, `size` bytes. `end`: it was the last, and no trailers follow.
-    pub fn on_response_body<H: Host, S: Stream>(&mut self, host: &H, stream: &S, size: usize, end: bool) {
+    /// A piece of the response's body is there, `size` bytes. `end`: it was the last, and no
+    /// trailers follow.
+    pub fn on_response_body<H: Host, S: Stream>(
+        &mut self,
+        host: &H,
+        stream: &S,
+        size: usize,
+        end: bool,
+    ) {
         if self.replied || (self.draft.is_none() && !(end && self.unsettled.is_some())) {
             return;
         }
         let engine = Rc::clone(&self.engine);
-        let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else { return };
+        let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else {
+            return;
+        };
         self.copy(&engine, route, size, stream);
         if end {
             self.keep(&engine, route, host);
@@ -366,17 +420,24 @@ impl Exchange {
     /// The response's trailers are there: a gRPC call tells its status in them.
     pub fn on_response_trailers<H: Host, S: Stream>(&mut self, host: &H, stream: &S) {
         let engine = Rc::clone(&self.engine);
-        let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else { return };
+        let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else {
+            return;
+        };
         self.keep(&engine, route, host);
         if let Some(settlement) = self.unsettled.take() {
-            let trailers = if self.grpc { stream.headers(Message::ResponseTrailers) } else { HeaderMap::default() };
+            let trailers = if self.grpc {
+                stream.headers(Message::ResponseTrailers)
+            } else {
+                HeaderMap::default()
+            };
             let status = trailers.get("grpc-status").and_then(parse_number);
             let settlement = settlement.heed(&trailers);
             self.settle(&engine, route, settlement, status, host.monotonic(), host);
         }
     }
 
-    /// Whether the end of the stream has to be looked at, by [`Exchange::on_cut`], before [`Exchange::on_end`].
+    /// Whether the end of the stream has to be looked at, by [`Exchange::on_cut`], before
+    /// [`Exchange::on_end`].
     #[must_use]
     pub const fn is_unsettled(&self) -> bool {
         self.unsettled.is_some()
@@ -384,7 +445,9 @@ impl Exchange {
 
     /// The stream has ended before its response had: judges who has cut it.
     pub fn on_cut<H: Host, S: Stream>(&mut self, host: &H, stream: &S) {
-        let Some(settlement) = self.unsettled.take() else { return };
+        let Some(settlement) = self.unsettled.take() else {
+            return;
+        };
         let engine = Rc::clone(&self.engine);
         if let Some(route) = self.route.and_then(|at| engine.routes.get(at)) {
             self.settle_cut(&engine, route, settlement, host, stream);
@@ -400,21 +463,35 @@ impl Exchange {
     /// Gives back all that is still held, without a verdict.
     fn release<H: Host>(&mut self, engine: &Engine, host: &H) {
         self.give_up(engine, host);
-        let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else { return };
+        let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else {
+            return;
+        };
         self.settle_retries(route, 0);
-        let (timing, epoch, pick) = (std::mem::take(&mut self.timing), self.breaker.take(), self.pick.take());
-        let upstream = route.upstream.and_then(|used| engine.upstreams.get(used.at)).zip(pick);
+        let (timing, epoch, pick) = (
+            std::mem::take(&mut self.timing),
+            self.breaker.take(),
+            self.pick.take(),
+        );
+        let upstream = route
+            .upstream
+            .and_then(|used| engine.upstreams.get(used.at))
+            .zip(pick);
         if let Some((upstream, pick)) = &upstream {
             upstream.leave(host, pick);
         }
         let unrecorded = upstream.filter(|_| !self.recorded);
-        // The usual end asks for no time: all has been told. Reading the clock costs as much as any host call.
+        // The usual end asks for no time: all has been told. Reading the clock costs as much as any
+        // host call.
         let now = LazyCell::new(|| host.monotonic());
         if timing != Timing::No {
             self.time_end(engine, route, timing, *now);
         }
         self.leave_concurrency(engine, host, || *now);
-        if let Some((breaker, epoch)) = route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(epoch) {
+        if let Some((breaker, epoch)) = route
+            .breaker
+            .and_then(|used| engine.breakers.get(used.at))
+            .zip(epoch)
+        {
             breaker.end(host, *now, epoch, Call::IGNORED, &engine.rng);
         }
         if let Some((upstream, pick)) = unrecorded {
@@ -429,7 +506,8 @@ fn kept<'e>(engine: &'e Engine, route: &Route) -> Option<&'e Kept> {
     engine.kept.get(used.at)?.as_ref()
 }
 
-/// The client's address as configured. A header that is missing, short or malformed gives the connection's.
+/// The client's address as configured. A header that is missing, short or malformed gives the
+/// connection's.
 fn address<S: Stream>(config: &config::ClientIp, headers: &HeaderMap, stream: &S) -> Option<Ip> {
     let from_header = match config.source {
         IpSource::Connection => None,
@@ -445,5 +523,10 @@ fn address<S: Stream>(config: &config::ClientIp, headers: &HeaderMap, stream: &S
                 .and_then(Ip::parse)
         }
     };
-    from_header.or_else(|| stream.property(Property::SourceAddress).as_deref().and_then(Ip::parse))
+    from_header.or_else(|| {
+        stream
+            .property(Property::SourceAddress)
+            .as_deref()
+            .and_then(Ip::parse)
+    })
 }

@@ -30,11 +30,28 @@ struct Gauge {
 
 impl InFlight {
     /// Gauges by a number that is theirs in every configuration.
-    pub(super) fn new(shares: Key, contention: MetricId, gauges: impl Iterator<Item = (u64, MetricId)>) -> Self {
-        let gauges: Vec<_> = gauges.map(|(id, metric)| Gauge { id, metric, own: Cell::new(0) }).collect();
+    pub(super) fn new(
+        shares: Key,
+        contention: MetricId,
+        gauges: impl Iterator<Item = (u64, MetricId)>,
+    ) -> Self {
+        let gauges: Vec<_> = gauges
+            .map(|(id, metric)| Gauge {
+                id,
+                metric,
+                own: Cell::new(0),
+            })
+            .collect();
         let mut order: Vec<_> = (0..gauges.len()).collect();
         sort::by_key(&mut order, |at| gauges.get(*at).map(|gauge| gauge.id));
-        Self { shares, contention, gauges, order, total: Cell::new(0), told: Cell::new(false) }
+        Self {
+            shares,
+            contention,
+            gauges,
+            order,
+            total: Cell::new(0),
+            told: Cell::new(false),
+        }
     }
 
     /// Where the shares are told.
@@ -44,7 +61,9 @@ impl InFlight {
 
     /// Requests in flight over all workers.
     pub(super) fn value<H: Host>(&self, host: &H, at: usize) -> u64 {
-        self.gauges.get(at).map_or(0, |gauge| in_flight(host.value(gauge.metric)))
+        self.gauges
+            .get(at)
+            .map_or(0, |gauge| in_flight(host.value(gauge.metric)))
     }
 
     /// Counts one in, and not yet as its own: [`InFlight::keep`] or [`InFlight::drop`] follows.
@@ -87,7 +106,13 @@ impl InFlight {
     pub(super) fn look_after<H: Host>(&self, host: &H, now: Nanos, vm: u64) {
         let busy = self.total.get() > 0;
         // Idle, and known to be.
-        if !self.told.replace(busy) && !busy && self.gauges.iter().all(|gauge| host.value(gauge.metric) == 0) {
+        if !self.told.replace(busy)
+            && !busy
+            && self
+                .gauges
+                .iter()
+                .all(|gauge| host.value(gauge.metric) == 0)
+        {
             return;
         }
         let in_order = || self.order.iter().filter_map(|at| self.gauges.get(*at));
@@ -97,8 +122,9 @@ impl InFlight {
             let before = Shares::decode(bytes);
             let mut after = before.clone();
             // Within the loop, so that shares and gauges are of one moment.
-            let gauges: Vec<_> =
-                in_order().map(|gauge| (gauge.id, gauge.own.get().into(), host.value(gauge.metric))).collect();
+            let gauges: Vec<_> = in_order()
+                .map(|gauge| (gauge.id, gauge.own.get().into(), host.value(gauge.metric)))
+                .collect();
             let metric = |place: usize| self.order.get(place).and_then(|at| self.gauges.get(*at));
             after.tell(now, vm, &gauges, |place, by| {
                 corrections.extend(metric(place).map(|gauge| (gauge.metric, by)));
@@ -110,7 +136,9 @@ impl InFlight {
             Step::Write(())
         });
         match told {
-            Ok(()) => corrections.iter().for_each(|(metric, by)| host.add(*metric, *by)),
+            Ok(()) => corrections
+                .iter()
+                .for_each(|(metric, by)| host.add(*metric, *by)),
             Err(_) => host.add(self.contention, 1),
         }
     }

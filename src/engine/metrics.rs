@@ -1,5 +1,6 @@
-//! Names of the metrics. Labels are part of the name, as `;label=value`, and are taken out of it by `stats_tags` in envoy.yaml; they
-//! come from the configuration only, so that their number is bounded.
+//! Names of the metrics. Labels are part of the name, as `;label=value`, and are taken out of it by
+//! `stats_tags` in envoy.yaml; they come from the configuration only, so that their number is
+//! bounded.
 
 use super::breaker::Subject;
 use crate::base::text::push_all;
@@ -13,13 +14,28 @@ use crate::policy::circuit_breaker::state::{Cause, Phase};
 pub(super) struct Names<'h, H>(pub &'h H);
 
 impl<H: Metrics> Names<'_, H> {
-    pub(super) fn decisions(&self, route: &str, policy: &str, reason: Reason, mode: Mode) -> MetricId {
-        let labels = [("route", route), ("policy", policy), ("reason", reason.word()), ("mode", mode_word(mode))];
+    pub(super) fn decisions(
+        &self,
+        route: &str,
+        policy: &str,
+        reason: Reason,
+        mode: Mode,
+    ) -> MetricId {
+        let labels = [
+            ("route", route),
+            ("policy", policy),
+            ("reason", reason.word()),
+            ("mode", mode_word(mode)),
+        ];
         self.define(MetricKind::Counter, "haven_decisions_total", &labels)
     }
 
     pub(super) fn breaker_state(&self, breaker: &str, key: &str) -> MetricId {
-        self.define(MetricKind::Gauge, "haven_circuit_breaker_state", &[("circuit_breaker", breaker), ("key", key)])
+        self.define(
+            MetricKind::Gauge,
+            "haven_circuit_breaker_state",
+            &[("circuit_breaker", breaker), ("key", key)],
+        )
     }
 
     pub(super) fn breaker_transitions(&self, breaker: &str, to: Phase) -> MetricId {
@@ -33,21 +49,39 @@ impl<H: Metrics> Names<'_, H> {
     /// Unix time of the last change, in seconds.
     pub(super) fn breaker_changed(&self, breaker: &str, key: &str) -> MetricId {
         let labels = [("circuit_breaker", breaker), ("key", key)];
-        self.define(MetricKind::Gauge, "haven_circuit_breaker_changed_timestamp_seconds", &labels)
+        self.define(
+            MetricKind::Gauge,
+            "haven_circuit_breaker_changed_timestamp_seconds",
+            &labels,
+        )
     }
 
     pub(super) fn breaker_causes(&self, breaker: &str, cause: Cause) -> MetricId {
         let labels = [("circuit_breaker", breaker), ("cause", cause.label())];
-        self.define(MetricKind::Counter, "haven_circuit_breaker_causes_total", &labels)
+        self.define(
+            MetricKind::Counter,
+            "haven_circuit_breaker_causes_total",
+            &labels,
+        )
     }
 
-    /// What workers share of a breaker beside its record. These names tell the subjects apart where those for people need not.
-    pub(super) fn breaker_meters(&self, breaker: &config::CircuitBreaker, subject: Subject<'_>, mode: Mode) -> Meters {
+    /// What workers share of a breaker beside its record. These names tell the subjects apart where
+    /// those for people need not.
+    pub(super) fn breaker_meters(
+        &self,
+        breaker: &config::CircuitBreaker,
+        subject: Subject<'_>,
+        mode: Mode,
+    ) -> Meters {
         let mut labels = vec![("circuit_breaker", breaker.name.as_str())];
         match subject {
             Subject::Route(name) | Subject::Upstream(name) => labels.push(("key", name)),
-            Subject::Canary(route, upstream) => labels.extend([("route", route), ("upstream", upstream)]),
-            Subject::Endpoint(upstream, address, _) => labels.extend([("upstream", upstream), ("endpoint", address)]),
+            Subject::Canary(route, upstream) => {
+                labels.extend([("route", route), ("upstream", upstream)])
+            }
+            Subject::Endpoint(upstream, address, _) => {
+                labels.extend([("upstream", upstream), ("endpoint", address)])
+            }
         }
         if mode == Mode::Shadow {
             labels.push(("mode", mode_word(mode)));
@@ -63,47 +97,81 @@ impl<H: Metrics> Names<'_, H> {
                 config::Window::Count(_) => MetricId::NONE,
             },
             consecutive: match (breaker.window, breaker.consecutive_failures) {
-                (config::Window::Time(_), 1..) => {
-                    define(MetricKind::Gauge, "haven_circuit_breaker_consecutive_failures")
-                }
+                (config::Window::Time(_), 1..) => define(
+                    MetricKind::Gauge,
+                    "haven_circuit_breaker_consecutive_failures",
+                ),
                 _ => MetricId::NONE,
             },
         }
     }
 
     pub(super) fn endpoint_in_flight(&self, upstream: &str, endpoint: &str) -> MetricId {
-        self.define(MetricKind::Gauge, "haven_endpoint_in_flight", &[("upstream", upstream), ("endpoint", endpoint)])
+        self.define(
+            MetricKind::Gauge,
+            "haven_endpoint_in_flight",
+            &[("upstream", upstream), ("endpoint", endpoint)],
+        )
     }
 
     pub(super) fn endpoint_healthy(&self, upstream: &str, endpoint: &str) -> MetricId {
-        self.define(MetricKind::Gauge, "haven_endpoint_healthy", &[("upstream", upstream), ("endpoint", endpoint)])
+        self.define(
+            MetricKind::Gauge,
+            "haven_endpoint_healthy",
+            &[("upstream", upstream), ("endpoint", endpoint)],
+        )
     }
 
     pub(super) fn endpoint_changes(&self, upstream: &str) -> MetricId {
-        self.define(MetricKind::Counter, "haven_endpoint_changes_total", &[("upstream", upstream)])
+        self.define(
+            MetricKind::Counter,
+            "haven_endpoint_changes_total",
+            &[("upstream", upstream)],
+        )
     }
 
     /// What `peak_ewma` knows of an endpoint's latency, packed.
     pub(super) fn endpoint_latency(&self, upstream: &str, endpoint: &str) -> MetricId {
-        self.define(MetricKind::Gauge, "haven_endpoint_latency", &[("upstream", upstream), ("endpoint", endpoint)])
+        self.define(
+            MetricKind::Gauge,
+            "haven_endpoint_latency",
+            &[("upstream", upstream), ("endpoint", endpoint)],
+        )
     }
 
     /// What an endpoint has reported of its load, packed.
     pub(super) fn endpoint_load(&self, upstream: &str, endpoint: &str) -> MetricId {
-        self.define(MetricKind::Gauge, "haven_endpoint_load", &[("upstream", upstream), ("endpoint", endpoint)])
+        self.define(
+            MetricKind::Gauge,
+            "haven_endpoint_load",
+            &[("upstream", upstream), ("endpoint", endpoint)],
+        )
     }
 
     pub(super) fn upstream_in_flight(&self, upstream: &str) -> MetricId {
-        self.define(MetricKind::Gauge, "haven_upstream_in_flight", &[("upstream", upstream)])
+        self.define(
+            MetricKind::Gauge,
+            "haven_upstream_in_flight",
+            &[("upstream", upstream)],
+        )
     }
 
     pub(super) fn upstream_panic(&self, upstream: &str) -> MetricId {
-        self.define(MetricKind::Gauge, "haven_upstream_panic", &[("upstream", upstream)])
+        self.define(
+            MetricKind::Gauge,
+            "haven_upstream_panic",
+            &[("upstream", upstream)],
+        )
     }
 
-    /// Why an active check takes an endpoint for what it does: [`crate::policy::health_check::state::Reason`]'s numbers.
+    /// Why an active check takes an endpoint for what it does:
+    /// [`crate::policy::health_check::state::Reason`]'s numbers.
     pub(super) fn endpoint_reason(&self, upstream: &str, endpoint: &str) -> MetricId {
-        self.define(MetricKind::Gauge, "haven_endpoint_check_reason", &[("upstream", upstream), ("endpoint", endpoint)])
+        self.define(
+            MetricKind::Gauge,
+            "haven_endpoint_check_reason",
+            &[("upstream", upstream), ("endpoint", endpoint)],
+        )
     }
 
     /// Unix time of the last change by an active check, in seconds.
@@ -116,52 +184,100 @@ impl<H: Metrics> Names<'_, H> {
     }
 
     pub(super) fn health_checks(&self, upstream: &str, reason: &str) -> MetricId {
-        self.define(MetricKind::Counter, "haven_health_checks_total", &[("upstream", upstream), ("reason", reason)])
+        self.define(
+            MetricKind::Counter,
+            "haven_health_checks_total",
+            &[("upstream", upstream), ("reason", reason)],
+        )
     }
 
     /// What the last check took that was answered.
     pub(super) fn health_check_duration(&self, upstream: &str) -> MetricId {
-        self.define(MetricKind::Gauge, "haven_health_check_duration_ms", &[("upstream", upstream)])
+        self.define(
+            MetricKind::Gauge,
+            "haven_health_check_duration_ms",
+            &[("upstream", upstream)],
+        )
     }
 
     pub(super) fn health_check_takeovers(&self, upstream: &str) -> MetricId {
-        self.define(MetricKind::Counter, "haven_health_check_takeovers_total", &[("upstream", upstream)])
+        self.define(
+            MetricKind::Counter,
+            "haven_health_check_takeovers_total",
+            &[("upstream", upstream)],
+        )
     }
 
     pub(super) fn rate_limit_keys(&self, policy: &str) -> MetricId {
-        self.define(MetricKind::Gauge, "haven_rate_limit_keys", &[("policy", policy)])
+        self.define(
+            MetricKind::Gauge,
+            "haven_rate_limit_keys",
+            &[("policy", policy)],
+        )
     }
 
     pub(super) fn rate_limit_evictions(&self, policy: &str) -> MetricId {
-        self.define(MetricKind::Counter, "haven_rate_limit_evictions_total", &[("policy", policy)])
+        self.define(
+            MetricKind::Counter,
+            "haven_rate_limit_evictions_total",
+            &[("policy", policy)],
+        )
     }
 
     pub(super) fn concurrency_limit(&self, policy: &str, key: &str) -> MetricId {
-        self.define(MetricKind::Gauge, "haven_concurrency_limit", &[("policy", policy), ("key", key)])
+        self.define(
+            MetricKind::Gauge,
+            "haven_concurrency_limit",
+            &[("policy", policy), ("key", key)],
+        )
     }
 
     pub(super) fn concurrency_in_flight(&self, policy: &str, key: &str) -> MetricId {
-        self.define(MetricKind::Gauge, "haven_concurrency_in_flight", &[("policy", policy), ("key", key)])
+        self.define(
+            MetricKind::Gauge,
+            "haven_concurrency_in_flight",
+            &[("policy", policy), ("key", key)],
+        )
     }
 
     pub(super) fn contention(&self, policy: &str) -> MetricId {
-        self.define(MetricKind::Counter, "haven_store_contention_total", &[("policy", policy)])
+        self.define(
+            MetricKind::Counter,
+            "haven_store_contention_total",
+            &[("policy", policy)],
+        )
     }
 
     pub(super) fn retries(&self, route: &str) -> MetricId {
-        self.define(MetricKind::Counter, "haven_retries_total", &[("route", route)])
+        self.define(
+            MetricKind::Counter,
+            "haven_retries_total",
+            &[("route", route)],
+        )
     }
 
     pub(super) fn retry_requests(&self, route: &str) -> MetricId {
-        self.define(MetricKind::Counter, "haven_retry_budget_requests_total", &[("route", route)])
+        self.define(
+            MetricKind::Counter,
+            "haven_retry_budget_requests_total",
+            &[("route", route)],
+        )
     }
 
     pub(super) fn fallbacks(&self, route: &str, step: &str) -> MetricId {
-        self.define(MetricKind::Counter, "haven_fallbacks_total", &[("route", route), ("step", step)])
+        self.define(
+            MetricKind::Counter,
+            "haven_fallbacks_total",
+            &[("route", route), ("step", step)],
+        )
     }
 
     pub(super) fn canary_requests(&self, route: &str, upstream: &str, mode: Mode) -> MetricId {
-        let labels = [("route", route), ("upstream", upstream), ("mode", mode_word(mode))];
+        let labels = [
+            ("route", route),
+            ("upstream", upstream),
+            ("mode", mode_word(mode)),
+        ];
         self.define(MetricKind::Counter, "haven_canary_requests_total", &labels)
     }
 
@@ -175,19 +291,35 @@ impl<H: Metrics> Names<'_, H> {
     }
 
     pub(super) fn stale_entries(&self, policy: &str) -> MetricId {
-        self.define(MetricKind::Gauge, "haven_stale_entries", &[("policy", policy)])
+        self.define(
+            MetricKind::Gauge,
+            "haven_stale_entries",
+            &[("policy", policy)],
+        )
     }
 
     pub(super) fn stale_bytes(&self, policy: &str) -> MetricId {
-        self.define(MetricKind::Gauge, "haven_stale_bytes", &[("policy", policy)])
+        self.define(
+            MetricKind::Gauge,
+            "haven_stale_bytes",
+            &[("policy", policy)],
+        )
     }
 
     pub(super) fn stale_evictions(&self, policy: &str) -> MetricId {
-        self.define(MetricKind::Counter, "haven_stale_evictions_total", &[("policy", policy)])
+        self.define(
+            MetricKind::Counter,
+            "haven_stale_evictions_total",
+            &[("policy", policy)],
+        )
     }
 
     pub(super) fn upstream_duration(&self, route: &str) -> MetricId {
-        self.define(MetricKind::Histogram, "haven_upstream_duration_ms", &[("route", route)])
+        self.define(
+            MetricKind::Histogram,
+            "haven_upstream_duration_ms",
+            &[("route", route)],
+        )
     }
 
     fn define(&self, kind: MetricKind, base: &str, labels: &[(&str, &str)]) -> MetricId {

@@ -1,11 +1,12 @@
 //! Requests that wait for their moment at a leaky bucket.
 //!
-//! A host has no timers but ticks, and ticks for a configuration, not for a request. So each VM has one queue for all its
-//! configurations, ordered by moment; whoever ticks lets go what is due. That way a request that began under an old configuration is
-//! let go on hosts that tick only the new one, and ends under its old engine all the same, which its [`super::exchange::Exchange`] holds.
+//! A host has no timers but ticks, and ticks for a configuration, not for a request. So each VM has
+//! one queue for all its configurations, ordered by moment; whoever ticks lets go what is due. That
+//! way a request that began under an old configuration is let go on hosts that tick only the new
+//! one, and ends under its old engine all the same, which its [`super::exchange::Exchange`] holds.
 //!
-//! Ticks come as soon as the next request is due, rounded up to the host's whole milliseconds, and every [`TICK`] otherwise. A request
-//! goes at its moment or up to about 1 ms later, never before.
+//! Ticks come as soon as the next request is due, rounded up to the host's whole milliseconds, and
+//! every [`TICK`] otherwise. A request goes at its moment or up to about 1 ms later, never before.
 //!
 //! | what happens while a request waits | what becomes of it |
 //! |---|---|
@@ -17,8 +18,9 @@
 use super::TICK;
 use crate::base::time::Nanos;
 
-/// The most requests that wait in one VM. Each keeps a stream, its headers and its client's connection in the proxy. With a `max_wait`
-/// of 1 s this many allow for a pace of 1,024 per second and worker; what comes beyond is refused.
+/// The most requests that wait in one VM. Each keeps a stream, its headers and its client's
+/// connection in the proxy. With a `max_wait` of 1 s this many allow for a pace of 1,024 per second
+/// and worker; what comes beyond is refused.
 pub const CAPACITY: usize = 1024;
 
 /// The shortest tick: hosts count in whole milliseconds, and take 0 for "never".
@@ -51,8 +53,8 @@ impl<T> Waiting<T> {
         Self { queue: Vec::new() }
     }
 
-    /// Lets `request`, which the host knows by the number `stream`, wait `until` a moment. Of two with one moment the first to come goes
-    /// first.
+    /// Lets `request`, which the host knows by the number `stream`, wait `until` a moment. Of two
+    /// with one moment the first to come goes first.
     ///
     /// # Errors
     /// There is no room; the request is given back.
@@ -61,13 +63,23 @@ impl<T> Waiting<T> {
             return Err(request);
         }
         let at = self.queue.partition_point(|waiter| waiter.until > until);
-        self.queue.insert(at, Waiter { until, stream, request });
+        self.queue.insert(
+            at,
+            Waiter {
+                until,
+                stream,
+                request,
+            },
+        );
         Ok(())
     }
 
     /// Takes out the request that the host knows by this number, if it waits.
     pub fn remove(&mut self, stream: u32) -> Option<T> {
-        let at = self.queue.iter().position(|waiter| waiter.stream == stream)?;
+        let at = self
+            .queue
+            .iter()
+            .position(|waiter| waiter.stream == stream)?;
         Some(self.queue.remove(at).request)
     }
 
@@ -77,10 +89,14 @@ impl<T> Waiting<T> {
         Some((waiter.stream, waiter.request))
     }
 
-    /// How soon the next tick is wanted, at the latest at this moment: whole milliseconds, from 1 to [`TICK`].
+    /// How soon the next tick is wanted, at the latest at this moment: whole milliseconds, from 1
+    /// to [`TICK`].
     #[must_use]
     pub fn tick_period(&self, now: Nanos, latest: Nanos) -> Nanos {
-        let next = self.queue.last().map_or(latest, |next| next.until.min(latest));
+        let next = self
+            .queue
+            .last()
+            .map_or(latest, |next| next.until.min(latest));
         Nanos::from_millis(next.since(now).0.div_ceil(1_000_000)).clamp(SHORTEST, TICK)
     }
 
@@ -105,13 +121,22 @@ mod tests {
     fn they_go_in_the_order_of_their_moments_and_not_before() {
         let mut waiting = Waiting::new();
         for (until, stream) in [(30, 1), (10, 2), (20, 3), (10, 4)] {
-            waiting.add(Nanos::from_millis(until), stream, stream).unwrap();
+            waiting
+                .add(Nanos::from_millis(until), stream, stream)
+                .unwrap();
         }
         assert_eq!(waiting.due(Nanos(9_999_999)), None);
         assert_eq!(waiting.remove(3), Some(3));
         assert_eq!(waiting.remove(3), None);
-        let mut at = |ms| waiting.due(Nanos::from_millis(ms)).map(|(stream, _)| stream);
-        assert_eq!([at(10), at(10), at(10), at(30), at(90)], [Some(2), Some(4), None, Some(1), None]);
+        let mut at = |ms| {
+            waiting
+                .due(Nanos::from_millis(ms))
+                .map(|(stream, _)| stream)
+        };
+        assert_eq!(
+            [at(10), at(10), at(10), at(30), at(90)],
+            [Some(2), Some(4), None, Some(1), None]
+        );
     }
 
     #[test]
@@ -137,8 +162,20 @@ mod tests {
             "what else a tick does is done as often as ever"
         );
         waiting.add(Nanos(5_000_001), 2, ()).unwrap();
-        assert_eq!(waiting.tick_period(Nanos::ZERO, Nanos::MAX), Nanos::from_millis(6), "not before it is due");
-        assert_eq!(waiting.tick_period(Nanos::from_secs(1), Nanos::MAX), SHORTEST, "never 0");
-        assert_eq!(waiting.tick_period(Nanos::ZERO, Nanos(2_000_001)), Nanos::from_millis(3), "for what else is due");
+        assert_eq!(
+            waiting.tick_period(Nanos::ZERO, Nanos::MAX),
+            Nanos::from_millis(6),
+            "not before it is due"
+        );
+        assert_eq!(
+            waiting.tick_period(Nanos::from_secs(1), Nanos::MAX),
+            SHORTEST,
+            "never 0"
+        );
+        assert_eq!(
+            waiting.tick_period(Nanos::ZERO, Nanos(2_000_001)),
+            Nanos::from_millis(3),
+            "for what else is due"
+        );
     }
 }

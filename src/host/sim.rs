@@ -1,12 +1,14 @@
-//! A simulated proxy: any number of workers over one shared-data store and one set of metrics, with a clock that the test moves.
+//! A simulated proxy: any number of workers over one shared-data store and one set of metrics, with
+//! a clock that the test moves.
 //!
-//! Every host call that touches what workers share is an interleaving point: [`Machine::on_call`] is called before it, and a scheduler
-//! may switch to another worker there. Faults are set on the [`Machine`]: failed compare-and-swaps, a lost shared-data service, clocks
-//! that step. Losing a VM is the scheduler's part: it drops the worker's state in the middle.
+//! Every host call that touches what workers share is an interleaving point: [`Machine::on_call`]
+//! is called before it, and a scheduler may switch to another worker there. Faults are set on the
+//! [`Machine`]: failed compare-and-swaps, a lost shared-data service, clocks that step. Losing a VM
+//! is the scheduler's part: it drops the worker's state in the middle.
 
 use super::{
-    Call, CallId, Calls, Cas, CasMismatch, Clock, Log, Message, MetricId, MetricKind, Metrics, NoCall, Property,
-    Random, Reply, SharedData, Stream,
+    Call, CallId, Calls, Cas, CasMismatch, Clock, Log, Message, MetricId, MetricKind, Metrics,
+    NoCall, Property, Random, Reply, SharedData, Stream,
 };
 use crate::base::headers::HeaderMap;
 use crate::base::rng::Rng;
@@ -51,7 +53,8 @@ pub struct Machine {
     next_call: Cell<u32>,
 }
 
-/// A call that a worker has started and that waits for its answer: the test is the network, and hands the answer to the worker's engine.
+/// A call that a worker has started and that waits for its answer: the test is the network, and
+/// hands the answer to the worker's engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outgoing {
     /// Its number.
@@ -72,7 +75,10 @@ impl Outgoing {
     /// A header's value.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -134,7 +140,11 @@ impl Machine {
     /// Value of the metric of this name; 0 if there is none.
     #[must_use]
     pub fn metric(&self, name: &str) -> u64 {
-        self.metrics.borrow().iter().find(|(_, n, _)| n == name).map_or(0, |(_, _, value)| *value)
+        self.metrics
+            .borrow()
+            .iter()
+            .find(|(_, n, _)| n == name)
+            .map_or(0, |(_, _, value)| *value)
     }
 
     /// All metrics whose name starts so, by name.
@@ -151,15 +161,25 @@ impl Machine {
     /// Bytes in shared data, keys and values.
     #[must_use]
     pub fn shared_bytes(&self) -> usize {
-        self.data.borrow().iter().map(|(k, (v, _))| k.len().saturating_add(v.len())).sum()
+        self.data
+            .borrow()
+            .iter()
+            .map(|(k, (v, _))| k.len().saturating_add(v.len()))
+            .sum()
     }
 
     /// The records whose keys pass `which`.
     pub fn records(&self, which: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
-        self.data.borrow().iter().filter(|(key, _)| which(key)).map(|(_, (value, _))| value.clone()).collect()
+        self.data
+            .borrow()
+            .iter()
+            .filter(|(key, _)| which(key))
+            .map(|(_, (value, _))| value.clone())
+            .collect()
     }
 
-    /// Overwrites every record that passes `which` with `bytes`: what a broken or foreign version could leave behind.
+    /// Overwrites every record that passes `which` with `bytes`: what a broken or foreign version
+    /// could leave behind.
     pub fn corrupt(&self, which: impl Fn(&[u8]) -> bool, bytes: &[u8]) {
         for (key, (value, cas)) in self.data.borrow_mut().iter_mut() {
             if which(key) {
@@ -219,13 +239,18 @@ impl Clock for Worker {
 impl SharedData for Worker {
     fn shared(&self, key: &[u8]) -> Option<(Vec<u8>, Cas)> {
         self.0.called();
-        self.0.data.borrow().get(key).map(|(value, cas)| (value.clone(), Cas(*cas)))
+        self.0
+            .data
+            .borrow()
+            .get(key)
+            .map(|(value, cas)| (value.clone(), Cas(*cas)))
     }
 
     fn set_shared(&self, key: &[u8], value: &[u8], expected: Cas) -> Result<(), CasMismatch> {
         self.0.called();
         let mut data = self.0.data.borrow_mut();
-        // Only on a record that exists: no host refuses to insert for no reason, and haven tells the hosts apart by such refusals.
+        // Only on a record that exists: no host refuses to insert for no reason, and haven tells
+        // the hosts apart by such refusals.
         if data.contains_key(key) && self.0.rng.below(100) < self.0.cas_failures.get() {
             return Err(CasMismatch);
         }
@@ -249,10 +274,13 @@ impl Metrics for Worker {
             return MetricId::NONE;
         }
         let mut metrics = self.0.metrics.borrow_mut();
-        let at = metrics.iter().position(|(k, n, _)| *k == kind && n == name).unwrap_or_else(|| {
-            metrics.push((kind, name.to_owned(), 0));
-            metrics.len().saturating_sub(1)
-        });
+        let at = metrics
+            .iter()
+            .position(|(k, n, _)| *k == kind && n == name)
+            .unwrap_or_else(|| {
+                metrics.push((kind, name.to_owned(), 0));
+                metrics.len().saturating_sub(1)
+            });
         MetricId(u32::try_from(at).unwrap_or(u32::MAX))
     }
 
@@ -267,13 +295,21 @@ impl Metrics for Worker {
         self.0.called();
         if let Some((kind, _, value)) = self.0.metrics.borrow_mut().get_mut(id.0 as usize) {
             // A histogram's value is the number of its samples.
-            *value = if *kind == MetricKind::Histogram { value.saturating_add(1) } else { new };
+            *value = if *kind == MetricKind::Histogram {
+                value.saturating_add(1)
+            } else {
+                new
+            };
         }
     }
 
     fn value(&self, id: MetricId) -> u64 {
         self.0.called();
-        self.0.metrics.borrow().get(id.0 as usize).map_or(0, |(_, _, value)| *value)
+        self.0
+            .metrics
+            .borrow()
+            .get(id.0 as usize)
+            .map_or(0, |(_, _, value)| *value)
     }
 }
 
@@ -292,11 +328,18 @@ impl Calls for Worker {
         let number = self.0.next_call.get();
         self.0.next_call.set(number.wrapping_add(1));
         let owned = |headers: &[(&str, &str)]| {
-            headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+            headers
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect()
         };
         let at = self.0.monotonic.get();
         let outgoing = match *call {
-            Call::Http { cluster, headers, timeout } => Outgoing {
+            Call::Http {
+                cluster,
+                headers,
+                timeout,
+            } => Outgoing {
                 id: CallId::Http(number),
                 cluster: cluster.to_owned(),
                 headers: owned(headers),
@@ -304,7 +347,13 @@ impl Calls for Worker {
                 timeout,
                 at,
             },
-            Call::Grpc { cluster, metadata, message, timeout, .. } => Outgoing {
+            Call::Grpc {
+                cluster,
+                metadata,
+                message,
+                timeout,
+                ..
+            } => Outgoing {
                 id: CallId::Grpc(number),
                 cluster: cluster.to_owned(),
                 headers: owned(metadata),
@@ -346,7 +395,11 @@ impl SimStream {
     /// How often it was asked for a property.
     #[must_use]
     pub fn asked(&self, property: Property) -> usize {
-        self.asked.borrow().iter().filter(|asked| **asked == property).count()
+        self.asked
+            .borrow()
+            .iter()
+            .filter(|asked| **asked == property)
+            .count()
     }
 
     /// A request from 192.0.2.1.
@@ -389,7 +442,10 @@ impl SimStream {
 
     /// Ends the answer with trailers.
     pub fn trail(&self, trailers: &[(&str, &[u8])]) {
-        *self.trailers.borrow_mut() = trailers.iter().map(|(n, v)| ((*n).to_owned(), v.to_vec())).collect();
+        *self.trailers.borrow_mut() = trailers
+            .iter()
+            .map(|(n, v)| ((*n).to_owned(), v.to_vec()))
+            .collect();
     }
 
     /// Lets the proxy answer because the upstream failed.
@@ -417,8 +473,13 @@ impl SimStream {
     pub fn response_header(&self, name: &str) -> Option<String> {
         match &*self.reply.borrow() {
             Some(reply) => {
-                let own = reply.headers.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_slice());
-                own.or_else(|| reply.kept_headers.get(name)).map(|v| String::from_utf8_lossy(v).into_owned())
+                let own = reply
+                    .headers
+                    .iter()
+                    .find(|(n, _)| *n == name)
+                    .map(|(_, v)| v.as_slice());
+                own.or_else(|| reply.kept_headers.get(name))
+                    .map(|v| String::from_utf8_lossy(v).into_owned())
             }
             None => header(&self.response.borrow(), name),
         }
@@ -446,7 +507,10 @@ impl SimStream {
 }
 
 fn header(pairs: &[(String, Vec<u8>)], name: &str) -> Option<String> {
-    pairs.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| String::from_utf8_lossy(v).into_owned())
+    pairs
+        .iter()
+        .find(|(n, _)| n.eq_ignore_ascii_case(name))
+        .map(|(_, v)| String::from_utf8_lossy(v).into_owned())
 }
 
 impl Stream for SimStream {
@@ -460,11 +524,15 @@ impl Stream for SimStream {
     }
 
     fn add_header(&self, of: Message, name: &str, value: &[u8]) {
-        self.pairs(of).borrow_mut().push((name.to_owned(), value.to_vec()));
+        self.pairs(of)
+            .borrow_mut()
+            .push((name.to_owned(), value.to_vec()));
     }
 
     fn remove_header(&self, of: Message, name: &str) {
-        self.pairs(of).borrow_mut().retain(|(n, _)| !n.eq_ignore_ascii_case(name));
+        self.pairs(of)
+            .borrow_mut()
+            .retain(|(n, _)| !n.eq_ignore_ascii_case(name));
     }
 
     fn body(&self, size: usize) -> Option<Vec<u8>> {
@@ -472,12 +540,23 @@ impl Stream for SimStream {
     }
 
     fn request_body(&self, size: usize) -> Option<Vec<u8>> {
-        Some(self.request_body.borrow().iter().take(size).copied().collect())
+        Some(
+            self.request_body
+                .borrow()
+                .iter()
+                .take(size)
+                .copied()
+                .collect(),
+        )
     }
 
     fn property(&self, property: Property) -> Option<Vec<u8>> {
         self.asked.borrow_mut().push(property);
-        self.properties.borrow().iter().find(|(path, _)| *path == property.path()).map(|(_, value)| value.clone())
+        self.properties
+            .borrow()
+            .iter()
+            .find(|(path, _)| *path == property.path())
+            .map(|(_, value)| value.clone())
     }
 
     fn set_state(&self, name: &str, value: &[u8]) {

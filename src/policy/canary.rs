@@ -1,9 +1,11 @@
 //! A canary: which of a route's requests go to another upstream.
 //!
-//! A request says so itself, by a header or a cookie; or its client is among those that the canary has. Clients are placed by a hash on a
-//! line of 10,000 places, and the canary has as many of them as its percentage says, from the left: a higher percentage adds clients and
-//! takes none away. The hash has no secret, so that all proxies, and the same one after a restart, place a client alike. Who wants to be
-//! on either side by choosing an address could as well send the header: a canary is no matter of trust.
+//! A request says so itself, by a header or a cookie; or its client is among those that the canary
+//! has. Clients are placed by a hash on a line of 10,000 places, and the canary has as many of them
+//! as its percentage says, from the left: a higher percentage adds clients and takes none away. The
+//! hash has no secret, so that all proxies, and the same one after a restart, place a client alike.
+//! Who wants to be on either side by choosing an address could as well send the header: a canary is
+//! no matter of trust.
 //!
 //! | asked in this order | who has it |
 //! |---|---|
@@ -20,16 +22,27 @@ use crate::config::{self, MissingKey, Percent};
 /// Places on the line: those of a [`Percent`].
 const PLACES: u32 = 10_000;
 
-/// Whether the canary has the request. `random` are 64 random bits, for one that nothing else decides for.
+/// Whether the canary has the request. `random` are 64 random bits, for one that nothing else
+/// decides for.
 #[must_use]
-pub fn has(canary: &config::Canary, upstream: &str, request: &Request<'_>, random: impl FnOnce() -> u64) -> bool {
+pub fn has(
+    canary: &config::Canary,
+    upstream: &str,
+    request: &Request<'_>,
+    random: impl FnOnce() -> u64,
+) -> bool {
     let (forced, stable) = (&canary.forced, &canary.stable);
     let header = |name: &str, wanted: Option<&str>| match wanted {
         None => request.headers.get(name).is_some(),
-        Some(wanted) => request.headers.all(name).any(|value| value == wanted.as_bytes()),
+        Some(wanted) => request
+            .headers
+            .all(name)
+            .any(|value| value == wanted.as_bytes()),
     };
     let cookie = |name: &str, wanted: Option<&str>| {
-        request.cookie(name).is_some_and(|value| wanted.is_none_or(|wanted| value == wanted.as_bytes()))
+        request
+            .cookie(name)
+            .is_some_and(|value| wanted.is_none_or(|wanted| value == wanted.as_bytes()))
     };
     if all(&stable.headers, header) {
         return false;
@@ -52,7 +65,8 @@ pub fn has(canary: &config::Canary, upstream: &str, request: &Request<'_>, rando
     let hash = if canary.sticky.is_empty() {
         random()
     } else {
-        // By the canary's name: another canary has other clients, and one on several routes the same.
+        // By the canary's name: another canary has other clients, and one on several routes the
+        // same.
         let mut hasher = KeyHasher::new(Seed(of_names(&["canary", upstream]), 0));
         if !key::hash(&canary.sticky, MissingKey::Skip, request, &mut hasher) {
             return false;
@@ -69,7 +83,10 @@ pub fn needs_client(canary: &config::Canary) -> bool {
 }
 
 fn all(wanted: &[(String, Option<String>)], has: impl Fn(&str, Option<&str>) -> bool) -> bool {
-    !wanted.is_empty() && wanted.iter().all(|(name, value)| has(name, value.as_deref()))
+    !wanted.is_empty()
+        && wanted
+            .iter()
+            .all(|(name, value)| has(name, value.as_deref()))
 }
 
 #[cfg(test)]
@@ -96,12 +113,20 @@ mod tests {
 
     fn of_client(canary: &config::Canary, upstream: &str, client: u128) -> bool {
         let headers = HeaderMap::from_pairs(&[(":method", "GET"), (":path", "/")]);
-        let request = Request { client: Some(Ip(client)), ..Request::new(&headers) };
+        let request = Request {
+            client: Some(Ip(client)),
+            ..Request::new(&headers)
+        };
         has(canary, upstream, &request, || 0)
     }
 
     fn with(canary: &config::Canary, pairs: &[(&str, &str)]) -> bool {
-        has(canary, "v2", &Request::new(&HeaderMap::from_pairs(pairs)), || 0)
+        has(
+            canary,
+            "v2",
+            &Request::new(&HeaderMap::from_pairs(pairs)),
+            || 0,
+        )
     }
 
     #[test]
@@ -114,10 +139,17 @@ mod tests {
             // Six standard deviations of a draw.
             let p = f64::from(percent) / 10_000.0;
             let bound = 6.0 * (f64::from(ALL) * p * (1.0 - p)).sqrt();
-            let clients = (0..ALL).filter(|n| of_client(&sticky, "v2", (*n).into())).count();
-            let requests = (0..ALL).filter(|_| has(&drawn, "v2", &Request::new(&headers), || rng.bits())).count();
+            let clients = (0..ALL)
+                .filter(|n| of_client(&sticky, "v2", (*n).into()))
+                .count();
+            let requests = (0..ALL)
+                .filter(|_| has(&drawn, "v2", &Request::new(&headers), || rng.bits()))
+                .count();
             for got in [clients, requests] {
-                assert!((got as f64 - f64::from(ALL) * p).abs() <= bound, "{percent}: {got} of {ALL}");
+                assert!(
+                    (got as f64 - f64::from(ALL) * p).abs() <= bound,
+                    "{percent}: {got} of {ALL}"
+                );
             }
         }
     }
@@ -125,14 +157,27 @@ mod tests {
     #[test]
     fn another_canary_has_other_clients() {
         let canary = canary(1_000, &[KeyPart::ClientIp]);
-        let both = (0..10_000).filter(|n| of_client(&canary, "a", *n) && of_client(&canary, "b", *n)).count();
-        assert!((50..200).contains(&both), "{both}: about a hundredth, not a tenth");
+        let both = (0..10_000)
+            .filter(|n| of_client(&canary, "a", *n) && of_client(&canary, "b", *n))
+            .count();
+        assert!(
+            (50..200).contains(&both),
+            "{both}: about a hundredth, not a tenth"
+        );
     }
 
     #[test]
     fn places_are_the_same_in_every_build() {
         let canary = canary(5_000, &[KeyPart::ClientIp]);
-        let sides: String = (0..32).map(|n| if of_client(&canary, "users-v2", n) { '2' } else { '1' }).collect();
+        let sides: String = (0..32)
+            .map(|n| {
+                if of_client(&canary, "users-v2", n) {
+                    '2'
+                } else {
+                    '1'
+                }
+            })
+            .collect();
         assert_eq!(sides, "22111122221211211121122221112111");
     }
 
@@ -140,8 +185,14 @@ mod tests {
     fn headers_come_before_cookies_and_these_before_the_share() {
         let mark = |value: &str| vec![("x-canary".to_owned(), Some(value.to_owned()))];
         let mut it = canary(0, &[]);
-        it.forced = Marks { headers: mark("true"), cookies: mark("true") };
-        it.stable = Marks { headers: mark("false"), cookies: mark("false") };
+        it.forced = Marks {
+            headers: mark("true"),
+            cookies: mark("true"),
+        };
+        it.stable = Marks {
+            headers: mark("false"),
+            cookies: mark("false"),
+        };
         for (pairs, canary) in [
             (&[][..], false),
             (&[("x-canary", "true")], true),
@@ -159,18 +210,28 @@ mod tests {
         }
         it.percent = Percent(10_000);
         assert!(with(&it, &[]) && with(&it, &[("x-canary", "maybe")]));
-        assert!(!with(&it, &[("x-canary", "false")]) && !with(&it, &[("cookie", "x-canary=false")]));
+        assert!(
+            !with(&it, &[("x-canary", "false")]) && !with(&it, &[("cookie", "x-canary=false")])
+        );
         it.forced.headers = vec![("x-a".into(), None), ("x-b".into(), Some("1".into()))];
         it.percent = Percent(0);
-        assert!(with(&it, &[("x-a", ""), ("x-b", "1")]), "present is enough for the star");
-        assert!(!with(&it, &[("x-a", "1")]) && !with(&it, &[("x-b", "1")]), "all of them");
+        assert!(
+            with(&it, &[("x-a", ""), ("x-b", "1")]),
+            "present is enough for the star"
+        );
+        assert!(
+            !with(&it, &[("x-a", "1")]) && !with(&it, &[("x-b", "1")]),
+            "all of them"
+        );
     }
 
     #[test]
     fn who_lacks_a_part_of_the_key_stays() {
         let it = canary(9_999, &[KeyPart::Cookie("user".into())]);
         assert!(!with(&it, &[]));
-        let users = (0..100).filter(|n| with(&it, &[("cookie", &format!("user={n}"))])).count();
+        let users = (0..100)
+            .filter(|n| with(&it, &[("cookie", &format!("user={n}"))]))
+            .count();
         assert!(users >= 98, "{users}");
     }
 

@@ -1,25 +1,32 @@
 //! Circuit breakers: Closed, Open, Half-Open, shared by all workers.
 //!
-//! [`state`] is the pure machine, [`window`] what it judges by; [`CircuitBreaker`] keeps the record in shared data and a [`View`] of it in the VM.
+//! [`state`] is the pure machine, [`window`] what it judges by; [`CircuitBreaker`] keeps the record
+//! in shared data and a [`View`] of it in the VM.
 //!
-//! **What a request costs.** A change of phase is counted in a metric, the *version*, after it was written; a worker reads the record again
-//! when the version has moved. So admission by a Closed breaker, and refusal by an Open one, cost one reading of a metric. An
-//! outcome of a Closed breaker with a time window costs that, an addition to the tally and a reading of it; the record is read
-//! once a bucket by each worker, and written once a bucket by one. Half-Open, where calls are few, and count windows, whose
-//! order matters, cost a compare-and-swap for each call. A host without metrics costs a read for each admission and a
-//! compare-and-swap for each outcome; what is decided is the same.
+//! **What a request costs.** A change of phase is counted in a metric, the *version*, after it was
+//! written; a worker reads the record again when the version has moved. So admission by a Closed
+//! breaker, and refusal by an Open one, cost one reading of a metric. An outcome of a Closed
+//! breaker with a time window costs that, an addition to the tally and a reading of it; the record
+//! is read once a bucket by each worker, and written once a bucket by one. Half-Open, where calls
+//! are few, and count windows, whose order matters, cost a compare-and-swap for each call. A host
+//! without metrics costs a read for each admission and a compare-and-swap for each outcome; what is
+//! decided is the same.
 //!
-//! **How late may it open?** An outcome is counted by one atomic addition, and judged together with all that were counted before the
-//! reading that follows. So the outcome that reaches a threshold opens the breaker in its own callback; only when others are counted in the
-//! microseconds between the two are they judged together. The other workers know as soon as the version has moved: what they
-//! admit in between is what they admit in these microseconds.
+//! **How late may it open?** An outcome is counted by one atomic addition, and judged together with
+//! all that were counted before the reading that follows. So the outcome that reaches a threshold
+//! opens the breaker in its own callback; only when others are counted in the microseconds between
+//! the two are they judged together. The other workers know as soon as the version has moved: what
+//! they admit in between is what they admit in these microseconds.
 //!
-//! **What if?** A compare-and-swap that is lost too often: the outcome is dropped (and counted in `haven_store_contention_total`): a breaker
-//! judges by rates, one sample more or less does not matter; a request is then admitted as in Closed, since a breaker that
-//! cannot be read is no reason to refuse. A half-open permit that is lost this way, or with its VM, is missed until
-//! `half_open_max_wait` ends the round. A VM that dies between a change and its version: the others see it when they read the record on
-//! their next tick. A tally that is set back: what it held since the bucket began is forgotten. An outcome that was admitted in an
-//! older phase is not counted; that of a worker which was stopped in the middle of counting it for longer than the open time may be.
+//! **What if?** A compare-and-swap that is lost too often: the outcome is dropped (and counted in
+//! `haven_store_contention_total`): a breaker judges by rates, one sample more or less does not
+//! matter; a request is then admitted as in Closed, since a breaker that cannot be read is no
+//! reason to refuse. A half-open permit that is lost this way, or with its VM, is missed until
+//! `half_open_max_wait` ends the round. A VM that dies between a change and its version: the others
+//! see it when they read the record on their next tick. A tally that is set back: what it held
+//! since the bucket began is forgotten. An outcome that was admitted in an older phase is not
+//! counted; that of a worker which was stopped in the middle of counting it for longer than the
+//! open time may be.
 
 pub mod state;
 pub mod window;
@@ -49,13 +56,18 @@ pub struct Meters {
     pub version: MetricId,
     /// A gauge that is the tally (see [`window`]); needed only for a time window.
     pub tally: MetricId,
-    /// A gauge of failures in a row; needed only for a time window where `consecutive_failures` is set.
+    /// A gauge of failures in a row; needed only for a time window where `consecutive_failures` is
+    /// set.
     pub consecutive: MetricId,
 }
 
 impl Meters {
     /// A host without metrics.
-    pub const NONE: Self = Self { version: MetricId::NONE, tally: MetricId::NONE, consecutive: MetricId::NONE };
+    pub const NONE: Self = Self {
+        version: MetricId::NONE,
+        tally: MetricId::NONE,
+        consecutive: MetricId::NONE,
+    };
 }
 
 /// What a VM knows of the record.
@@ -67,7 +79,8 @@ struct View {
     epoch: u32,
     since: Nanos,
     until: Nanos,
-    /// Of a time window: its newest bucket, the tally up to which its buckets hold outcomes, and what they hold.
+    /// Of a time window: its newest bucket, the tally up to which its buckets hold outcomes, and
+    /// what they hold.
     head: u64,
     base: Option<u64>,
     sum: Counts,
@@ -75,20 +88,40 @@ struct View {
 
 impl View {
     fn of(state: &State, version: u64) -> Self {
-        let State { phase, epoch, since, until, .. } = *state;
+        let State {
+            phase,
+            epoch,
+            since,
+            until,
+            ..
+        } = *state;
         let (head, base, sum) = match &state.window {
             Window::Time(ring) => (ring.head, ring.base, ring.sum()),
             Window::Count(_) => (0, None, Counts::default()),
         };
-        Self { version, phase, epoch, since, until, head, base, sum }
+        Self {
+            version,
+            phase,
+            epoch,
+            since,
+            until,
+            head,
+            base,
+            sum,
+        }
     }
 
     /// The answer to a request, where it needs no permit.
     fn answer(&self, now: Nanos) -> Option<Admission> {
         match self.phase {
-            Phase::Closed => Some(Admission::Admitted { epoch: self.epoch, trial: false }),
+            Phase::Closed => Some(Admission::Admitted {
+                epoch: self.epoch,
+                trial: false,
+            }),
             Phase::Open if now < self.until && !state::is_ahead(self.since, now) => {
-                Some(Admission::Refused { wait: self.until.since(now) })
+                Some(Admission::Refused {
+                    wait: self.until.since(now),
+                })
             }
             Phase::Open | Phase::HalfOpen => None,
         }
@@ -99,12 +132,17 @@ impl View {
 pub type Change = Option<Transition>;
 
 impl CircuitBreaker {
-    /// The breaker `name` for `subject` (a route, an upstream, an endpoint). `namespace` keeps shadow uses apart.
+    /// The breaker `name` for `subject` (a route, an upstream, an endpoint). `namespace` keeps
+    /// shadow uses apart.
     #[must_use]
     pub fn new(name: &str, subject: &[&str], namespace: &str) -> Self {
         let mut names = vec![name, namespace];
         names.extend_from_slice(subject);
-        Self { key: Key::new(Kind::CircuitBreaker, of_names(&names), 0), meters: Meters::NONE, view: Cell::new(None) }
+        Self {
+            key: Key::new(Kind::CircuitBreaker, of_names(&names), 0),
+            meters: Meters::NONE,
+            view: Cell::new(None),
+        }
     }
 
     /// The same with cheap paths, if the host has all metrics that they need.
@@ -113,8 +151,12 @@ impl CircuitBreaker {
         let rows = settings.config().consecutive_failures > 0;
         let missing = meters.version == MetricId::NONE
             || (settings.is_timed()
-                && (meters.tally == MetricId::NONE || (rows && meters.consecutive == MetricId::NONE)));
-        Self { meters: if missing { Meters::NONE } else { meters }, ..self }
+                && (meters.tally == MetricId::NONE
+                    || (rows && meters.consecutive == MetricId::NONE)));
+        Self {
+            meters: if missing { Meters::NONE } else { meters },
+            ..self
+        }
     }
 
     /// Whether both keep their state in the same record.
@@ -139,7 +181,9 @@ impl CircuitBreaker {
         {
             return Ok((answer, None));
         }
-        self.step(host, settings, version, |state| state.acquire(settings, now))
+        self.step(host, settings, version, |state| {
+            state.acquire(settings, now)
+        })
     }
 
     /// Reports how an admitted call ended.
@@ -163,19 +207,23 @@ impl CircuitBreaker {
                 // Admitted by another who knew more.
                 view = self.read(host, settings, version);
             }
-            if epoch != view.epoch || (view.phase == Phase::Closed && call.outcome == Outcome::Ignore) {
+            if epoch != view.epoch
+                || (view.phase == Phase::Closed && call.outcome == Outcome::Ignore)
+            {
                 return Ok(None);
             }
             if view.phase == Phase::Closed && settings.is_timed() {
                 return self.tally(host, settings, now, view, call, random);
             }
             if self.meters.consecutive != MetricId::NONE {
-                // The row that a closing breaker begins with: nobody counts in it before it is closed.
+                // The row that a closing breaker begins with: nobody counts in it before it is
+                // closed.
                 host.record(self.meters.consecutive, 0);
             }
         }
         let (_, change) = self.step(host, settings, version, |state| {
-            // A window that begins has no tally yet: whoever counts first begins with what it is by then.
+            // A window that begins has no tally yet: whoever counts first begins with what it is by
+            // then.
             ((), state.end(settings, now, epoch, call, random))
         })?;
         Ok(change)
@@ -187,7 +235,12 @@ impl CircuitBreaker {
     }
 
     /// Reads the record again, as the settings allow, at this `version` (read before, or none).
-    pub fn refresh<H: SharedData + Metrics>(&self, host: &H, settings: &Settings, version: Option<u64>) -> State {
+    pub fn refresh<H: SharedData + Metrics>(
+        &self,
+        host: &H,
+        settings: &Settings,
+        version: Option<u64>,
+    ) -> State {
         let version = version.unwrap_or_else(|| self.version(host));
         let state = self.look(host).bounded(settings);
         self.view.set(Some(View::of(&state, version)));
@@ -195,7 +248,11 @@ impl CircuitBreaker {
     }
 
     fn version<H: Metrics>(&self, host: &H) -> u64 {
-        if self.is_metered() { host.value(self.meters.version) } else { 0 }
+        if self.is_metered() {
+            host.value(self.meters.version)
+        } else {
+            0
+        }
     }
 
     fn is_metered(&self) -> bool {
@@ -242,7 +299,11 @@ impl CircuitBreaker {
             None => {
                 view = self.roll(host, settings, now, view)?;
                 // All that is known, and the row is known as ever.
-                Counts { calls: 1, failures: failed.into(), slow: slow.into() }
+                Counts {
+                    calls: 1,
+                    failures: failed.into(),
+                    slow: slow.into(),
+                }
             }
         };
         if let Some(cause) = settings.trips(view.sum.plus(recent), row) {

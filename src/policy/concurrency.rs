@@ -1,10 +1,13 @@
-//! Bounds of the requests in flight. Nothing queues: what finds no room is refused at once, the least critical first.
+//! Bounds of the requests in flight. Nothing queues: what finds no room is refused at once, the
+//! least critical first.
 //!
-//! The requests in flight are one gauge for all workers. A request counts itself in, reads the gauge, and takes itself out again if it
-//! was too much. So never more are admitted than the limit allows: of two that come at once, each sees the other. The price is that
-//! both may be refused where one had room: a refusal counts for as long as two host calls take.
+//! The requests in flight are one gauge for all workers. A request counts itself in, reads the
+//! gauge, and takes itself out again if it was too much. So never more are admitted than the limit
+//! allows: of two that come at once, each sees the other. The price is that both may be refused
+//! where one had room: a refusal counts for as long as two host calls take.
 //!
-//! [`adaptive`] finds the limit by itself; [`super::shares`] finds what a lost VM has left in the gauge.
+//! [`adaptive`] finds the limit by itself; [`super::shares`] finds what a lost VM has left in the
+//! gauge.
 
 pub mod adaptive;
 
@@ -14,8 +17,9 @@ use crate::config::Criticality;
 /// What a refused client is told to wait. How long the overload lasts, nobody knows.
 pub const RETRY_AFTER: Nanos = Nanos::from_secs(1);
 
-/// Whether there is room beside `others` in flight. The thresholds are shares of the limit, compared without rounding: 2 of 3 are less
-/// than 70 %, so that a limit of 3 has room for three of any kind, and one of 1 for one.
+/// Whether there is room beside `others` in flight. The thresholds are shares of the limit,
+/// compared without rounding: 2 of 3 are less than 70 %, so that a limit of 3 has room for three of
+/// any kind, and one of 1 for one.
 #[must_use]
 pub const fn has_room(others: u64, limit: u64, criticality: Criticality) -> bool {
     let percent = match criticality {
@@ -34,7 +38,11 @@ mod tests {
     #[test]
     fn room_is_a_share_of_the_limit_and_never_none() {
         use Criticality::{Critical, CriticalPlus, Sheddable, SheddablePlus};
-        let room = |limit, criticality| (0..).take_while(|others| has_room(*others, limit, criticality)).count();
+        let room = |limit, criticality| {
+            (0..)
+                .take_while(|others| has_room(*others, limit, criticality))
+                .count()
+        };
         for (limit, rooms) in [
             (1, [1, 1, 1, 1]),
             (2, [2, 2, 2, 2]),
@@ -46,7 +54,11 @@ mod tests {
             (100, [70, 80, 95, 100]),
             (1_000_000, [700_000, 800_000, 950_000, 1_000_000]),
         ] {
-            assert_eq!([Sheddable, SheddablePlus, Critical, CriticalPlus].map(|c| room(limit, c)), rooms, "{limit}");
+            assert_eq!(
+                [Sheddable, SheddablePlus, Critical, CriticalPlus].map(|c| room(limit, c)),
+                rooms,
+                "{limit}"
+            );
         }
         assert!(!has_room(u64::MAX, u64::MAX, Sheddable));
     }

@@ -50,7 +50,10 @@ pub fn needs_request_id(fallback: &Fallback) -> bool {
 pub fn stale(found: Found, cause: Cause<'_>) -> Reply {
     Reply {
         status: 200,
-        headers: vec![("proxy-status", cause.proxy_status()), ("age", number(found.age).into_bytes())],
+        headers: vec![
+            ("proxy-status", cause.proxy_status()),
+            ("age", number(found.age).into_bytes()),
+        ],
         kept_headers: found.headers,
         body: found.body,
         ..Reply::default()
@@ -60,12 +63,24 @@ pub fn stale(found: Found, cause: Cause<'_>) -> Reply {
 /// A fixed answer.
 #[must_use]
 pub fn respond(respond: &Respond, subject: &Subject<'_>, cause: Cause<'_>) -> Reply {
-    let mut reply =
-        Reply { status: respond.status, headers: vec![("proxy-status", cause.proxy_status())], ..Reply::default() };
+    let mut reply = Reply {
+        status: respond.status,
+        headers: vec![("proxy-status", cause.proxy_status())],
+        ..Reply::default()
+    };
     // The same as the refusal would say, where the answer is an error too.
-    let own = respond.headers.iter().any(|(name, _)| name == "retry-after");
-    if let Some(wait) = cause.retry_after.filter(|_| subject.grpc || (respond.status >= 400 && !own)) {
-        reply.headers.push(("retry-after", number(retry_after_seconds(wait)).into_bytes()));
+    let own = respond
+        .headers
+        .iter()
+        .any(|(name, _)| name == "retry-after");
+    if let Some(wait) = cause
+        .retry_after
+        .filter(|_| subject.grpc || (respond.status >= 400 && !own))
+    {
+        reply.headers.push((
+            "retry-after",
+            number(retry_after_seconds(wait)).into_bytes(),
+        ));
     }
     if subject.grpc {
         // A gRPC client reads the status alone; a JSON body would only break its framing.
@@ -73,7 +88,9 @@ pub fn respond(respond: &Respond, subject: &Subject<'_>, cause: Cause<'_>) -> Re
         reply.status = 200;
         return reply;
     }
-    reply.headers.push(("content-type", respond.content_type.clone().into_bytes()));
+    reply
+        .headers
+        .push(("content-type", respond.content_type.clone().into_bytes()));
     reply.configured_headers.clone_from(&respond.headers);
     for part in &respond.body {
         match part {
@@ -81,7 +98,9 @@ pub fn respond(respond: &Respond, subject: &Subject<'_>, cause: Cause<'_>) -> Re
             TemplatePart::RequestId => reply.body.extend_from_slice(safe_id(subject.request_id)),
             TemplatePart::RetryAfter => {
                 if let Some(wait) = cause.retry_after {
-                    reply.body.extend_from_slice(number(retry_after_seconds(wait)).as_bytes());
+                    reply
+                        .body
+                        .extend_from_slice(number(retry_after_seconds(wait)).as_bytes());
                 }
             }
             TemplatePart::Reason => reply.body.extend_from_slice(cause.reason.word().as_bytes()),
@@ -91,11 +110,13 @@ pub fn respond(respond: &Respond, subject: &Subject<'_>, cause: Cause<'_>) -> Re
     reply
 }
 
-/// A request id that can stand in any body. A client may send anything as its id: what could break out of a JSON string or of
-/// markup is left out as a whole.
+/// A request id that can stand in any body. A client may send anything as its id: what could break
+/// out of a JSON string or of markup is left out as a whole.
 fn safe_id(id: &[u8]) -> &[u8] {
     let safe = id.len() <= 128
-        && id.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':' | b'/' | b'=' | b'+'));
+        && id.iter().all(|b| {
+            b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':' | b'/' | b'=' | b'+')
+        });
     if safe { id } else { &[] }
 }
 
@@ -105,11 +126,20 @@ mod tests {
     use crate::base::time::Nanos;
 
     fn fallback(body: Vec<TemplatePart>) -> Respond {
-        Respond { status: 203, headers: vec![("x-a".into(), "b".into())], content_type: "text/plain".into(), body }
+        Respond {
+            status: 203,
+            headers: vec![("x-a".into(), "b".into())],
+            content_type: "text/plain".into(),
+            body,
+        }
     }
 
     fn subject<'a>(request_id: &'a [u8], grpc: bool) -> Subject<'a> {
-        Subject { route: "users", request_id, grpc }
+        Subject {
+            route: "users",
+            request_id,
+            grpc,
+        }
     }
 
     const CAUSE: Cause<'_> = Cause {
@@ -133,34 +163,78 @@ mod tests {
             RequestId,
         ];
         let reply = super::respond(&fallback(body), &subject(b"id-1", false), CAUSE);
-        assert_eq!(String::from_utf8(reply.body).unwrap(), "系统繁忙 circuit_open/users/2/id-1");
+        assert_eq!(
+            String::from_utf8(reply.body).unwrap(),
+            "系统繁忙 circuit_open/users/2/id-1"
+        );
         assert_eq!((reply.status, reply.grpc_status), (203, None));
-        assert_eq!(reply.configured_headers, [("x-a".to_owned(), "b".to_owned())]);
+        assert_eq!(
+            reply.configured_headers,
+            [("x-a".to_owned(), "b".to_owned())]
+        );
     }
 
     #[test]
     fn values_that_do_not_apply_or_could_break_out_are_empty() {
         let body = vec![TemplatePart::RequestId, TemplatePart::RetryAfter];
-        for id in [&b"\",\"admin\":true"[..], b"<script>", b"\xff", &[b'a'; 200]] {
-            let cause = Cause { retry_after: None, ..CAUSE };
-            assert_eq!(super::respond(&fallback(body.clone()), &subject(id, false), cause).body, b"");
+        for id in [
+            &b"\",\"admin\":true"[..],
+            b"<script>",
+            b"\xff",
+            &[b'a'; 200],
+        ] {
+            let cause = Cause {
+                retry_after: None,
+                ..CAUSE
+            };
+            assert_eq!(
+                super::respond(&fallback(body.clone()), &subject(id, false), cause).body,
+                b""
+            );
         }
     }
 
     #[test]
     fn an_error_says_when_to_come_back() {
         let told = |status, headers: Vec<(String, String)>, retry_after, grpc| {
-            let respond = Respond { status, headers, ..fallback(Vec::new()) };
-            let reply = super::respond(&respond, &subject(b"", grpc), Cause { retry_after, ..CAUSE });
-            reply.headers.iter().find(|(name, _)| *name == "retry-after").map(|(_, value)| value.clone())
+            let respond = Respond {
+                status,
+                headers,
+                ..fallback(Vec::new())
+            };
+            let reply = super::respond(
+                &respond,
+                &subject(b"", grpc),
+                Cause {
+                    retry_after,
+                    ..CAUSE
+                },
+            );
+            reply
+                .headers
+                .iter()
+                .find(|(name, _)| *name == "retry-after")
+                .map(|(_, value)| value.clone())
         };
         for status in [429, 503] {
-            assert_eq!(told(status, Vec::new(), CAUSE.retry_after, false).as_deref(), Some(&b"2"[..]));
+            assert_eq!(
+                told(status, Vec::new(), CAUSE.retry_after, false).as_deref(),
+                Some(&b"2"[..])
+            );
         }
-        assert_eq!(told(200, Vec::new(), CAUSE.retry_after, false), None, "an answer as good as any");
+        assert_eq!(
+            told(200, Vec::new(), CAUSE.retry_after, false),
+            None,
+            "an answer as good as any"
+        );
         assert_eq!(told(429, Vec::new(), None, false), None);
         assert_eq!(
-            told(429, vec![("retry-after".into(), "9".into())], CAUSE.retry_after, false),
+            told(
+                429,
+                vec![("retry-after".into(), "9".into())],
+                CAUSE.retry_after,
+                false
+            ),
             None,
             "it has its own"
         );
@@ -173,8 +247,20 @@ mod tests {
 
     #[test]
     fn grpc_gets_the_status_and_no_body() {
-        let reply = super::respond(&fallback(vec![TemplatePart::Route]), &subject(b"", true), CAUSE);
-        assert_eq!((reply.status, reply.grpc_status, reply.body.len()), (200, Some(14), 0));
-        assert!(reply.headers.iter().all(|(name, _)| *name != "content-type"));
+        let reply = super::respond(
+            &fallback(vec![TemplatePart::Route]),
+            &subject(b"", true),
+            CAUSE,
+        );
+        assert_eq!(
+            (reply.status, reply.grpc_status, reply.body.len()),
+            (200, Some(14), 0)
+        );
+        assert!(
+            reply
+                .headers
+                .iter()
+                .all(|(name, _)| *name != "content-type")
+        );
     }
 }

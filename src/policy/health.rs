@@ -1,7 +1,8 @@
 //! The health endpoints that we answer, before everything else and never limited.
 //!
-//! Liveness asks whether the proxy can answer at all; readiness whether it has somewhere to send requests. They must not be mixed: a
-//! liveness that follows the upstreams makes an orchestrator restart proxies that are well.
+//! Liveness asks whether the proxy can answer at all; readiness whether it has somewhere to send
+//! requests. They must not be mixed: a liveness that follows the upstreams makes an orchestrator
+//! restart proxies that are well.
 //!
 //! [`grpc`] answers the same over gRPC.
 
@@ -75,7 +76,11 @@ pub fn probe(paths: &config::Health, request: &Request<'_>) -> Option<Probe> {
         return Some(Probe::Document);
     }
     if is(&paths.health) {
-        return Some(if wants_json(request) { Probe::Document } else { Probe::Plain });
+        return Some(if wants_json(request) {
+            Probe::Document
+        } else {
+            Probe::Plain
+        });
     }
     (is(&paths.livez) || is(&paths.startupz)).then_some(Probe::Plain)
 }
@@ -89,15 +94,26 @@ pub fn plain() -> Reply {
 /// Whether the whole is well: all that is critical is.
 #[must_use]
 pub fn is_well(components: &[Component<'_>]) -> bool {
-    components.iter().all(|c| c.status == Status::Up || !c.critical)
+    components
+        .iter()
+        .all(|c| c.status == Status::Up || !c.critical)
 }
 
 /// The answer to [`Probe::Document`].
 #[must_use]
 pub fn document(service: &str, components: &[Component<'_>], wall: Nanos) -> Reply {
     let well = is_well(components);
-    let status = if well { Status::Up } else { Status::OutOfService };
-    let document = Document { service, status, details: components, timestamp: rfc3339(wall) };
+    let status = if well {
+        Status::Up
+    } else {
+        Status::OutOfService
+    };
+    let document = Document {
+        service,
+        status,
+        details: components,
+        timestamp: rfc3339(wall),
+    };
     match serde_json::to_vec(&document) {
         Ok(body) => reply(if well { 200 } else { 503 }, b"application/json", body),
         // Strings and enums always serialise; if they should not, the status still tells the truth.
@@ -106,8 +122,16 @@ pub fn document(service: &str, components: &[Component<'_>], wall: Nanos) -> Rep
 }
 
 fn reply(status: u16, content_type: &[u8], body: Vec<u8>) -> Reply {
-    let headers = vec![("content-type", content_type.to_vec()), ("cache-control", b"no-store".to_vec())];
-    Reply { status, headers, body, ..Reply::default() }
+    let headers = vec![
+        ("content-type", content_type.to_vec()),
+        ("cache-control", b"no-store".to_vec()),
+    ];
+    Reply {
+        status,
+        headers,
+        body,
+        ..Reply::default()
+    }
 }
 
 fn wants_json(request: &Request<'_>) -> bool {
@@ -127,12 +151,19 @@ fn by_name<S: Serializer>(components: &&[Component<'_>], serializer: S) -> Resul
     map.end()
 }
 
-/// A moment as RFC 3339 text with seconds, in UTC. What lies beyond the year 9999 is written as the epoch.
+/// A moment as RFC 3339 text with seconds, in UTC. What lies beyond the year 9999 is written as the
+/// epoch.
 fn rfc3339(wall: Nanos) -> String {
     let seconds = i64::try_from(wall.0 / 1_000_000_000).unwrap_or(0);
-    let at = time::OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+    let at = time::OffsetDateTime::from_unix_timestamp(seconds)
+        .unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
     let (hour, minute, second) = at.to_hms();
-    format!("{:04}-{:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z", at.year(), u8::from(at.month()), at.day())
+    format!(
+        "{:04}-{:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z",
+        at.year(),
+        u8::from(at.month()),
+        at.day()
+    )
 }
 
 #[cfg(test)]
@@ -141,7 +172,8 @@ mod tests {
     use crate::base::headers::HeaderMap;
 
     fn ask(method: &str, path: &str, accept: &str) -> Option<Probe> {
-        let headers = HeaderMap::from_pairs(&[(":method", method), (":path", path), ("accept", accept)]);
+        let headers =
+            HeaderMap::from_pairs(&[(":method", method), (":path", path), ("accept", accept)]);
         probe(&config::Health::default(), &Request::new(&headers))
     }
 
@@ -151,7 +183,10 @@ mod tests {
         assert_eq!(ask("HEAD", "/startupz?verbose", ""), Some(Probe::Plain));
         assert_eq!(ask("GET", "/readyz", ""), Some(Probe::Document));
         assert_eq!(ask("GET", "/health", "*/*"), Some(Probe::Plain));
-        assert_eq!(ask("GET", "/health", "text/html, Application/JSON;q=0.9"), Some(Probe::Document));
+        assert_eq!(
+            ask("GET", "/health", "text/html, Application/JSON;q=0.9"),
+            Some(Probe::Document)
+        );
         assert_eq!(ask("POST", "/livez", ""), None);
         assert_eq!(ask("GET", "/livez/", ""), None);
     }
@@ -159,12 +194,21 @@ mod tests {
     #[test]
     fn a_path_that_is_null_is_no_probe() {
         let headers = HeaderMap::from_pairs(&[(":method", "GET"), (":path", "/health")]);
-        let paths = config::Health { health: None, ..config::Health::default() };
+        let paths = config::Health {
+            health: None,
+            ..config::Health::default()
+        };
         assert_eq!(probe(&paths, &Request::new(&headers)), None);
     }
 
     fn component(name: &str, status: Status, critical: bool) -> Component<'_> {
-        Component { name, status, rt: None, error: (status != Status::Up).then(|| "0 of 2 endpoints".into()), critical }
+        Component {
+            name,
+            status,
+            rt: None,
+            error: (status != Status::Up).then(|| "0 of 2 endpoints".into()),
+            critical,
+        }
     }
 
     fn document_of(components: &[Component<'_>]) -> (u16, serde_json::Value) {
@@ -174,7 +218,10 @@ mod tests {
 
     #[test]
     fn one_critical_component_takes_the_whole_out_of_service() {
-        let (status, body) = document_of(&[component("a", Status::Up, true), component("b", Status::Down, true)]);
+        let (status, body) = document_of(&[
+            component("a", Status::Up, true),
+            component("b", Status::Down, true),
+        ]);
         assert_eq!(status, 503);
         assert_eq!(
             body,
@@ -188,8 +235,14 @@ mod tests {
 
     #[test]
     fn others_only_show() {
-        let (status, body) = document_of(&[component("a", Status::Up, true), component("b", Status::Down, false)]);
-        assert_eq!((status, &body["status"], &body["details"]["b"]["status"]), (200, &"UP".into(), &"DOWN".into()));
+        let (status, body) = document_of(&[
+            component("a", Status::Up, true),
+            component("b", Status::Down, false),
+        ]);
+        assert_eq!(
+            (status, &body["status"], &body["details"]["b"]["status"]),
+            (200, &"UP".into(), &"DOWN".into())
+        );
         assert_eq!(document_of(&[]).0, 200);
     }
 

@@ -1,6 +1,8 @@
-//! What a request is told from others by: whose bucket it draws from, which side of a canary it is on.
+//! What a request is told from others by: whose bucket it draws from, which side of a canary it is
+//! on.
 //!
-//! The parts are hashed as they are found, so that a key is never copied. Where a part is absent, so is the key.
+//! The parts are hashed as they are found, so that a key is never copied. Where a part is absent,
+//! so is the key.
 
 use crate::base::hash::{KeyHasher, Seed};
 use crate::base::ip::Ip;
@@ -8,7 +10,12 @@ use crate::config::{ClientIp, KeyPart, MissingKey};
 use crate::policy::request::Request;
 
 /// Hashes the request's key. `false`: a part is missing and such requests are skipped.
-pub fn hash(parts: &[KeyPart], missing: MissingKey, request: &Request<'_>, hasher: &mut KeyHasher) -> bool {
+pub fn hash(
+    parts: &[KeyPart],
+    missing: MissingKey,
+    request: &Request<'_>,
+    hasher: &mut KeyHasher,
+) -> bool {
     for part in parts {
         let found = with_value(part, request, |value| hasher.part(value));
         if !found {
@@ -28,7 +35,11 @@ pub fn of_override(parts: &[KeyPart], values: &[String], prefixes: &ClientIp, se
     for (part, value) in parts.iter().zip(values) {
         match part {
             KeyPart::ClientIp => match Ip::parse(value.as_bytes()) {
-                Some(ip) => hasher.part(&ip.masked(prefixes.ipv4_prefix, prefixes.ipv6_prefix).0.to_be_bytes()),
+                Some(ip) => hasher.part(
+                    &ip.masked(prefixes.ipv4_prefix, prefixes.ipv6_prefix)
+                        .0
+                        .to_be_bytes(),
+                ),
                 // Not an address: no client has it.
                 None => hasher.part(value.as_bytes()),
             },
@@ -43,10 +54,16 @@ pub fn of_override(parts: &[KeyPart], values: &[String], prefixes: &ClientIp, se
 fn with_value(part: &KeyPart, request: &Request<'_>, mut found: impl FnMut(&[u8])) -> bool {
     let value = match part {
         KeyPart::ClientIp => {
-            return request.client.map(|ip| found(&ip.0.to_be_bytes())).is_some();
+            return request
+                .client
+                .map(|ip| found(&ip.0.to_be_bytes()))
+                .is_some();
         }
         KeyPart::Host => {
-            return request.host().map(|host| found(&host.to_ascii_lowercase())).is_some();
+            return request
+                .host()
+                .map(|host| found(&host.to_ascii_lowercase()))
+                .is_some();
         }
         KeyPart::Method => Some(request.method),
         KeyPart::Path => Some(request.path),

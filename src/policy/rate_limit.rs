@@ -1,17 +1,21 @@
 //! Rate limits: a quota per key, exact over all workers.
 //!
-//! Parts: [`algorithm`] joins the algorithms ([`gcra`], [`warm_up`], [`leaky_bucket`], [`sliding_window`], [`fixed_window`]), [`super::key`]
-//! finds out whose quota a request draws from, [`table`] keeps the states of all keys in shared data of bounded size. [`RateLimit`]
-//! joins them.
+//! Parts: [`algorithm`] joins the algorithms ([`gcra`], [`warm_up`], [`leaky_bucket`],
+//! [`sliding_window`], [`fixed_window`]), [`super::key`] finds out whose quota a request draws
+//! from, [`table`] keeps the states of all keys in shared data of bounded size. [`RateLimit`] joins
+//! them.
 //!
-//! Each algorithm keeps its bound (see [`algorithm`]) over all workers, at every instant: each take is one compare-and-swap on the set
-//! of slots that holds the key. A refusal writes nothing and costs nothing.
+//! Each algorithm keeps its bound (see [`algorithm`]) over all workers, at every instant: each take
+//! is one compare-and-swap on the set of slots that holds the key. A refusal writes nothing and
+//! costs nothing.
 //!
-//! A reload keeps the state of a limit whose parameters change: it is found by the limit's name, `max_keys` and algorithm. Another
-//! algorithm starts afresh, and so does a token bucket whose `warm_up` is switched on or off.
+//! A reload keeps the state of a limit whose parameters change: it is found by the limit's name,
+//! `max_keys` and algorithm. Another algorithm starts afresh, and so does a token bucket whose
+//! `warm_up` is switched on or off.
 //!
-//! When the compare-and-swap loses [`crate::store::ATTEMPTS`] times in a row, `on_contention` decides: `allow` (the default) admits
-//! the request uncounted, `deny` refuses it. Both count in `haven_store_contention_total`.
+//! When the compare-and-swap loses [`crate::store::ATTEMPTS`] times in a row, `on_contention`
+//! decides: `allow` (the default) admits the request uncounted, `deny` refuses it. Both count in
+//! `haven_store_contention_total`.
 
 pub mod algorithm;
 pub mod fixed_window;
@@ -69,7 +73,8 @@ pub enum Answer {
     Refused {
         /// What is left for this key.
         quota: KeyQuota,
-        /// The exact time after which the same request would be admitted; `None` = never, it costs more than the burst.
+        /// The exact time after which the same request would be admitted; `None` = never, it costs
+        /// more than the burst.
         wait: Option<Nanos>,
     },
     /// Nothing is known: others kept winning the race for the record.
@@ -87,15 +92,20 @@ pub struct KeyQuota {
     pub remaining: u64,
     /// Time until nothing is owed any more; of a refusal, until the same request is admitted.
     pub reset: Nanos,
-    /// Tells the key from others without giving it away; `None`: all share one quota, or no header would show it.
+    /// Tells the key from others without giving it away; `None`: all share one quota, or no header
+    /// would show it.
     pub partition: Option<u64>,
 }
 
 impl KeyQuota {
-    /// As a refusal tells it: `RateLimit` must not speak of a later time than `Retry-After` does (the draft's section on the two).
+    /// As a refusal tells it: `RateLimit` must not speak of a later time than `Retry-After` does
+    /// (the draft's section on the two).
     #[must_use]
     pub fn for_refusal(self, wait: Option<Nanos>) -> Self {
-        Self { reset: wait.map_or(self.reset, |wait| self.reset.min(wait)), ..self }
+        Self {
+            reset: wait.map_or(self.reset, |wait| self.reset.min(wait)),
+            ..self
+        }
     }
 }
 
@@ -114,8 +124,9 @@ enum Tokens {
 }
 
 impl RateLimit {
-    /// Compiles a limit. `namespace` keeps the buckets of shadow uses apart from those of enforced ones; `alone` says that no route asks
-    /// another limit beside it, so that nothing is ever refunded.
+    /// Compiles a limit. `namespace` keeps the buckets of shadow uses apart from those of enforced
+    /// ones; `alone` says that no route asks another limit beside it, so that nothing is ever
+    /// refunded.
     #[must_use]
     pub fn new(
         config: config::RateLimit,
@@ -125,20 +136,38 @@ impl RateLimit {
         seed: Seed,
     ) -> Self {
         let algorithm = Algorithm::new(config.algorithm, &config.quota);
-        let max_keys = if config.key.is_empty() { 1 } else { config.max_keys };
+        let max_keys = if config.key.is_empty() {
+            1
+        } else {
+            config.max_keys
+        };
         let table = Table::new(&config.name, namespace, &algorithm, max_keys);
         let leases = Leases::new(max_keys, alone);
         let mut overrides: Vec<_> = config
             .overrides
             .iter()
             .map(|(values, quota)| {
-                (super::key::of_override(&config.key, values, prefixes, seed), Algorithm::new(config.algorithm, quota))
+                (
+                    super::key::of_override(&config.key, values, prefixes, seed),
+                    Algorithm::new(config.algorithm, quota),
+                )
             })
             .collect();
         overrides.sort_by_key(|(hash, _)| *hash);
-        let ietf = matches!(config.headers, config::QuotaHeaders::Ietf | config::QuotaHeaders::Both);
+        let ietf = matches!(
+            config.headers,
+            config::QuotaHeaders::Ietf | config::QuotaHeaders::Both
+        );
         let shows_partition = ietf && !config.key.is_empty();
-        Self { seed, table, leases, algorithm, overrides, shows_partition, config }
+        Self {
+            seed,
+            table,
+            leases,
+            algorithm,
+            overrides,
+            shows_partition,
+            config,
+        }
     }
 
     /// Whether a request's client address must be known.
@@ -155,46 +184,83 @@ impl RateLimit {
 
     /// Takes the request's cost from its key's quota, or refuses and takes nothing.
     pub fn take<H: Host>(&self, host: &H, request: &Request<'_>, now: Nanos) -> Answer {
-        let Some((hash, algorithm, cost)) = self.asked(request) else { return Answer::NotApplicable };
-        let (verdict, tokens, placement) = match self.leases.known(hash, algorithm.bucket(), now, cost) {
-            Some((verdict, undo)) => (verdict, Tokens::Leased(undo), Placement::Known),
-            None => {
-                let wanted = algorithm.bucket().map_or(0, |bucket| self.leases.wanted(hash, bucket, now));
-                let Ok(Taking { verdict, take, extra, placement }) =
-                    self.table.take(host, hash, algorithm, now, cost, wanted)
-                else {
-                    return Answer::Contended;
-                };
-                let undo = match (verdict, algorithm.bucket()) {
-                    (Verdict::Admitted { .. }, Some(bucket)) if cost > 0 => {
-                        self.leases.grant(hash, bucket, now, cost, extra, take.after.until)
-                    }
-                    // A client that goes away while it waits may give its place back: nothing is known for long there.
-                    (Verdict::Refused { .. }, _) if !self.delays() => {
-                        self.leases.refuse(hash, now, cost, verdict);
-                        None
-                    }
-                    _ => None,
-                };
-                (verdict, undo.map_or(Tokens::Shared(take), Tokens::Leased), placement)
-            }
+        let Some((hash, algorithm, cost)) = self.asked(request) else {
+            return Answer::NotApplicable;
         };
+        let (verdict, tokens, placement) =
+            match self.leases.known(hash, algorithm.bucket(), now, cost) {
+                Some((verdict, undo)) => (verdict, Tokens::Leased(undo), Placement::Known),
+                None => {
+                    let wanted = algorithm
+                        .bucket()
+                        .map_or(0, |bucket| self.leases.wanted(hash, bucket, now));
+                    let Ok(Taking {
+                        verdict,
+                        take,
+                        extra,
+                        placement,
+                    }) = self.table.take(host, hash, algorithm, now, cost, wanted)
+                    else {
+                        return Answer::Contended;
+                    };
+                    let undo = match (verdict, algorithm.bucket()) {
+                        (Verdict::Admitted { .. }, Some(bucket)) if cost > 0 => {
+                            self.leases
+                                .grant(hash, bucket, now, cost, extra, take.after.until)
+                        }
+                        // A client that goes away while it waits may give its place back: nothing
+                        // is known for long there.
+                        (Verdict::Refused { .. }, _) if !self.delays() => {
+                            self.leases.refuse(hash, now, cost, verdict);
+                            None
+                        }
+                        _ => None,
+                    };
+                    (
+                        verdict,
+                        undo.map_or(Tokens::Shared(take), Tokens::Leased),
+                        placement,
+                    )
+                }
+            };
         let quota = |remaining, reset| self.key_quota(hash, algorithm, remaining, reset);
-        let admitted = |quota, delay| Answer::Admitted { quota, taken: Taken { hash, tokens }, placement, delay };
+        let admitted = |quota, delay| Answer::Admitted {
+            quota,
+            taken: Taken { hash, tokens },
+            placement,
+            delay,
+        };
         match verdict {
-            Verdict::Admitted { remaining, reset } => admitted(quota(remaining, reset), Nanos::ZERO),
-            Verdict::Delayed { remaining, reset, delay } => admitted(quota(remaining, reset), delay),
-            Verdict::Refused { remaining, reset, wait } => Answer::Refused { quota: quota(remaining, reset), wait },
+            Verdict::Admitted { remaining, reset } => {
+                admitted(quota(remaining, reset), Nanos::ZERO)
+            }
+            Verdict::Delayed {
+                remaining,
+                reset,
+                delay,
+            } => admitted(quota(remaining, reset), delay),
+            Verdict::Refused {
+                remaining,
+                reset,
+                wait,
+            } => Answer::Refused {
+                quota: quota(remaining, reset),
+                wait,
+            },
         }
     }
 
-    /// Gives back what [`RateLimit::take`] took at `then`, in the same callback. Never gives more than that: see [`Table::refund`].
+    /// Gives back what [`RateLimit::take`] took at `then`, in the same callback. Never gives more
+    /// than that: see [`Table::refund`].
     ///
     /// # Errors
     /// [`Contended`]: the tokens stay spent, which errs on the side of the limit.
     pub fn refund<H: Host>(&self, host: &H, taken: Taken, then: Nanos) -> Result<(), Contended> {
         match taken.tokens {
-            Tokens::Shared(take) => self.table.refund(host, taken.hash, self.algorithm_of(taken.hash), take, then),
+            Tokens::Shared(take) => {
+                self.table
+                    .refund(host, taken.hash, self.algorithm_of(taken.hash), take, then)
+            }
             Tokens::Leased(undo) => {
                 self.leases.undo(taken.hash, undo);
                 Ok(())
@@ -210,10 +276,18 @@ impl RateLimit {
         now: Nanos,
     ) -> Option<(KeyQuota, Option<Nanos>)> {
         let (hash, algorithm, cost) = self.asked(request)?;
-        if algorithm.bucket().is_some_and(|bucket| self.leases.holds(hash, bucket, now, cost)) {
+        if algorithm
+            .bucket()
+            .is_some_and(|bucket| self.leases.holds(hash, bucket, now, cost))
+        {
             return None;
         }
-        let Verdict::Refused { remaining, reset, wait } = self.table.look(host, hash, algorithm, now, cost) else {
+        let Verdict::Refused {
+            remaining,
+            reset,
+            wait,
+        } = self.table.look(host, hash, algorithm, now, cost)
+        else {
             return None;
         };
         Some((self.key_quota(hash, algorithm, remaining, reset), wait))
@@ -223,7 +297,12 @@ impl RateLimit {
     fn asked(&self, request: &Request<'_>) -> Option<(u64, &Algorithm, u64)> {
         let mut hasher = KeyHasher::new(self.seed);
         if self.is_exempt(request.address)
-            || !super::key::hash(&self.config.key, self.config.missing_key, request, &mut hasher)
+            || !super::key::hash(
+                &self.config.key,
+                self.config.missing_key,
+                request,
+                &mut hasher,
+            )
         {
             return None;
         }
@@ -231,21 +310,42 @@ impl RateLimit {
         Some((hash, self.algorithm_of(hash), self.cost(request)))
     }
 
-    fn key_quota(&self, hash: u64, algorithm: &Algorithm, remaining: u64, reset: Nanos) -> KeyQuota {
+    fn key_quota(
+        &self,
+        hash: u64,
+        algorithm: &Algorithm,
+        remaining: u64,
+        reset: Nanos,
+    ) -> KeyQuota {
         let (burst, period) = (algorithm.quota().burst, algorithm.quota().period);
-        // Hashed once more, for the hash itself says where the key's slot is: who knows it could look for keys that push another out.
+        // Hashed once more, for the hash itself says where the key's slot is: who knows it could
+        // look for keys that push another out.
         let partition = self.shows_partition.then(|| once_more(hash, self.seed));
-        KeyQuota { burst, period, remaining, reset, partition }
+        KeyQuota {
+            burst,
+            period,
+            remaining,
+            reset,
+            partition,
+        }
     }
 
     /// By the whole address: a prefix that makes one client of a /64 makes no host of it a network.
     fn is_exempt(&self, address: Option<Ip>) -> bool {
-        address.is_some_and(|ip| self.config.exempt.iter().any(|network| ip.is_in(network.address, network.prefix)))
+        address.is_some_and(|ip| {
+            self.config
+                .exempt
+                .iter()
+                .any(|network| ip.is_in(network.address, network.prefix))
+        })
     }
 
     fn algorithm_of(&self, hash: u64) -> &Algorithm {
         match self.overrides.binary_search_by_key(&hash, |(h, _)| *h) {
-            Ok(at) => self.overrides.get(at).map_or(&self.algorithm, |(_, algorithm)| algorithm),
+            Ok(at) => self
+                .overrides
+                .get(at)
+                .map_or(&self.algorithm, |(_, algorithm)| algorithm),
             Err(_) => &self.algorithm,
         }
     }

@@ -31,7 +31,8 @@ impl<'a> Request<'a> {
         Self::read(headers, |_| {})
     }
 
-    /// The same, and hands each header's name on: all in one walk, since walks are what most requests pay for here.
+    /// The same, and hands each header's name on: all in one walk, since walks are what most
+    /// requests pay for here.
     #[must_use]
     pub fn read(headers: &'a HeaderMap, mut each: impl FnMut(&'a [u8])) -> Self {
         let (mut method, mut target, mut content_type) = (&[][..], &[][..], None);
@@ -47,17 +48,35 @@ impl<'a> Request<'a> {
             }
             each(name);
         }
-        // A fragment never belongs into a request target; what sends one anyway must not dodge a path match with it.
-        let end = target.iter().position(|b| matches!(b, b'?' | b'#')).unwrap_or(target.len());
+        // A fragment never belongs into a request target; what sends one anyway must not dodge a
+        // path match with it.
+        let end = target
+            .iter()
+            .position(|b| matches!(b, b'?' | b'#'))
+            .unwrap_or(target.len());
         let (path, rest) = target.split_at_checked(end).unwrap_or((target, &[]));
-        let query = rest.strip_prefix(b"?").map_or(&[][..], |query| split(query, b'#').0);
-        Self { headers, method, path, query, content_type, address: None, client: None, route: "" }
+        let query = rest
+            .strip_prefix(b"?")
+            .map_or(&[][..], |query| split(query, b'#').0);
+        Self {
+            headers,
+            method,
+            path,
+            query,
+            content_type,
+            address: None,
+            client: None,
+            route: "",
+        }
     }
 
     /// The host without its port; case as sent.
     #[must_use]
     pub fn host(&self) -> Option<&'a [u8]> {
-        let authority = self.headers.get(":authority").or_else(|| self.headers.get("host"))?;
+        let authority = self
+            .headers
+            .get(":authority")
+            .or_else(|| self.headers.get("host"))?;
         // `[v6]:port`, `host:port`, `host`: a port follows the last colon outside of brackets.
         let port_at = authority.iter().rposition(|b| matches!(b, b':' | b']'));
         match port_at {
@@ -70,12 +89,15 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn cookie(&self, name: &str) -> Option<&'a [u8]> {
         let headers = self.headers;
-        headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(b"cookie")).find_map(|(_, cookies)| {
-            cookies.split(|b| *b == b';').find_map(|pair| {
-                let (key, value) = split_once(pair.trim_ascii(), b'=')?;
-                (key == name.as_bytes()).then_some(value)
+        headers
+            .iter()
+            .filter(|(n, _)| n.eq_ignore_ascii_case(b"cookie"))
+            .find_map(|(_, cookies)| {
+                cookies.split(|b| *b == b';').find_map(|pair| {
+                    let (key, value) = split_once(pair.trim_ascii(), b'=')?;
+                    (key == name.as_bytes()).then_some(value)
+                })
             })
-        })
     }
 
     /// The value of a query parameter as sent, not percent-decoded; the first if it is repeated.
@@ -91,7 +113,9 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn path_segment(&self, index: u32) -> Option<&'a [u8]> {
         let path = self.path.strip_prefix(b"/").unwrap_or(self.path);
-        path.split(|b| *b == b'/').nth(usize::try_from(index).ok()?).filter(|segment| !segment.is_empty())
+        path.split(|b| *b == b'/')
+            .nth(usize::try_from(index).ok()?)
+            .filter(|segment| !segment.is_empty())
     }
 
     /// Whether this is a gRPC call (not gRPC-Web): its errors travel in `grpc-status`.
@@ -99,7 +123,9 @@ impl<'a> Request<'a> {
     pub fn is_grpc(&self) -> bool {
         const GRPC: &[u8] = b"application/grpc";
         self.content_type.is_some_and(|value| {
-            value.get(..GRPC.len()).is_some_and(|start| start.eq_ignore_ascii_case(GRPC))
+            value
+                .get(..GRPC.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(GRPC))
                 && matches!(value.get(GRPC.len()), None | Some(b'+' | b';' | b' '))
         })
     }
@@ -128,19 +154,33 @@ mod tests {
     fn path_query_and_segments() {
         let headers = map(&[(":method", "GET"), (":path", "/a/b//d?x=1&y&x=2#f?z=3")]);
         let request = Request::new(&headers);
-        assert_eq!((request.method, request.path, request.query), (&b"GET"[..], &b"/a/b//d"[..], &b"x=1&y&x=2"[..]));
+        assert_eq!(
+            (request.method, request.path, request.query),
+            (&b"GET"[..], &b"/a/b//d"[..], &b"x=1&y&x=2"[..])
+        );
         let segments: Vec<_> = (0..5).map(|i| request.path_segment(i)).collect();
-        assert_eq!(segments, [Some(&b"a"[..]), Some(b"b"), None, Some(b"d"), None]);
+        assert_eq!(
+            segments,
+            [Some(&b"a"[..]), Some(b"b"), None, Some(b"d"), None]
+        );
         assert_eq!(request.query_parameter("x"), Some(&b"1"[..]));
         assert_eq!(request.query_parameter("y"), Some(&b""[..]));
         assert_eq!(request.query_parameter("z"), None);
         assert_eq!(request.query_parameter(""), None);
-        for (target, path, query) in
-            [("/a#f?x", "/a", ""), ("/a?", "/a", ""), ("?x#", "", "x"), ("#", "", ""), ("", "", "")]
-        {
+        for (target, path, query) in [
+            ("/a#f?x", "/a", ""),
+            ("/a?", "/a", ""),
+            ("?x#", "", "x"),
+            ("#", "", ""),
+            ("", "", ""),
+        ] {
             let headers = map(&[(":path", target)]);
             let request = Request::new(&headers);
-            assert_eq!((request.path, request.query), (path.as_bytes(), query.as_bytes()), "{target}");
+            assert_eq!(
+                (request.path, request.query),
+                (path.as_bytes(), query.as_bytes()),
+                "{target}"
+            );
         }
     }
 
@@ -154,7 +194,11 @@ mod tests {
             ("", ""),
         ] {
             let headers = map(&[(":authority", authority)]);
-            assert_eq!(Request::new(&headers).host(), Some(host.as_bytes()), "{authority}");
+            assert_eq!(
+                Request::new(&headers).host(),
+                Some(host.as_bytes()),
+                "{authority}"
+            );
         }
         assert_eq!(Request::new(&map(&[])).host(), None);
     }
@@ -181,7 +225,11 @@ mod tests {
             ("application/text", false),
             ("", false),
         ] {
-            assert_eq!(Request::new(&map(&[("content-type", value)])).is_grpc(), grpc, "{value}");
+            assert_eq!(
+                Request::new(&map(&[("content-type", value)])).is_grpc(),
+                grpc,
+                "{value}"
+            );
         }
     }
 }

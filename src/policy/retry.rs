@@ -1,14 +1,18 @@
 //! Which requests may be tried again, and how many of them.
 //!
-//! **Why a budget and not just a number of attempts?** While everything fails, two attempts for each request double the load of an
-//! upstream that is down already. A share of the recent requests bounds what retries add, whatever fails; few failures are all retried.
+//! **Why a budget and not just a number of attempts?** While everything fails, two attempts for
+//! each request double the load of an upstream that is down already. A share of the recent requests
+//! bounds what retries add, whatever fails; few failures are all retried.
 //!
-//! A retry is granted before it is known whether it will be needed: the proxy is told with the request. So two things count:
-//! - **Spent:** retries that were seen to have happened in the last second, over all workers, against the requests of that second. Both are
-//!   totals that only grow, so that a worker that dies takes nothing with it; each worker keeps a few readings to compare with.
-//! - **Granted and still open:** these a worker knows of itself, and weighs with what grants have lately turned into, against its share
-//!   of the budget. In calm times a grant weighs little and every request has one; in a storm it weighs what it will cost, so that the
-//!   grants in flight cannot all be spent at once. Open grants die with their worker, and are nobody's loss.
+//! A retry is granted before it is known whether it will be needed: the proxy is told with the
+//! request. So two things count:
+//! - **Spent:** retries that were seen to have happened in the last second, over all workers,
+//!   against the requests of that second. Both are totals that only grow, so that a worker that
+//!   dies takes nothing with it; each worker keeps a few readings to compare with.
+//! - **Granted and still open:** these a worker knows of itself, and weighs with what grants have
+//!   lately turned into, against its share of the budget. In calm times a grant weighs little and
+//!   every request has one; in a storm it weighs what it will cost, so that the grants in flight
+//!   cannot all be spent at once. Open grants die with their worker, and are nobody's loss.
 //!
 //! The idea of a budget by share with a floor is Finagle's RetryBudget.
 
@@ -30,11 +34,17 @@ const WHOLE: u64 = 10_000;
 /// The least that an open grant weighs.
 const LEAST_WEIGHT: u64 = 1_000;
 
-/// Whether a request may be tried again at all. A gRPC call is a POST, which no list of methods tells from another: it may where the
-/// route speaks of gRPC statuses, or of POST.
+/// Whether a request may be tried again at all. A gRPC call is a POST, which no list of methods
+/// tells from another: it may where the route speaks of gRPC statuses, or of POST.
 #[must_use]
 pub fn is_eligible(config: &Retry, method: &[u8], grpc: bool) -> bool {
-    let by_method = || !config.on.is_empty() && config.methods.iter().any(|known| known.as_bytes() == method);
+    let by_method = || {
+        !config.on.is_empty()
+            && config
+                .methods
+                .iter()
+                .any(|known| known.as_bytes() == method)
+    };
     config.attempts > 0 && ((grpc && !config.grpc_on.is_empty()) || by_method())
 }
 
@@ -83,7 +93,9 @@ impl Budget {
     pub fn new(config: &Retry) -> Self {
         Self {
             share: config.budget.0.into(),
-            floor: u64::from(config.min_per_second).saturating_mul(WHOLE).saturating_mul(WINDOW.as_secs_ceil()),
+            floor: u64::from(config.min_per_second)
+                .saturating_mul(WHOLE)
+                .saturating_mul(WINDOW.as_secs_ceil()),
             own: Own::default(),
             open: 0,
             readings: [None; READINGS],
@@ -100,11 +112,16 @@ impl Budget {
         }
         self.readings.rotate_right(1);
         if let Some(first) = self.readings.first_mut() {
-            *first = Some(Reading { at: now, totals, own: self.own });
+            *first = Some(Reading {
+                at: now,
+                totals,
+                own: self.own,
+            });
         }
     }
 
-    /// Counts a request, and grants it up to `wanted` retries. What is granted must be settled once.
+    /// Counts a request, and grants it up to `wanted` retries. What is granted must be settled
+    /// once.
     pub fn ask(&mut self, now: Nanos, totals: Totals, wanted: u32) -> u32 {
         self.look(now, totals);
         self.own.requests = self.own.requests.saturating_add(1);
@@ -114,9 +131,16 @@ impl Budget {
         let Some(base) = self.base(now) else { return 0 };
         // A host without metrics knows no totals: then this worker's are all there is.
         let own_requests = self.own.requests.saturating_sub(base.own.requests);
-        let requests = totals.requests.saturating_add(1).saturating_sub(base.totals.requests).max(own_requests);
+        let requests = totals
+            .requests
+            .saturating_add(1)
+            .saturating_sub(base.totals.requests)
+            .max(own_requests);
         let own_spent = self.own.spent.saturating_sub(base.own.spent);
-        let retries = totals.retries.saturating_sub(base.totals.retries).max(own_spent);
+        let retries = totals
+            .retries
+            .saturating_sub(base.totals.retries)
+            .max(own_spent);
         // A span longer than the window counts for as much as the window would have seen of it.
         let age = now.since(base.at).max(WINDOW);
         let in_window = |n: u64, per: u64| portion(n.saturating_mul(per), WINDOW.0, age.0);
@@ -124,10 +148,20 @@ impl Budget {
         let spent = in_window(retries, WHOLE);
         let left = budget.saturating_sub(spent);
         // Of what is left this worker may promise its share, by what promises are likely to cost.
-        let room = portion(left, own_requests, requests).checked_div(self.weight(base)).unwrap_or(0);
-        // Half of it may go for several tries of a request, so that there is one for as many requests as possible.
-        let wanted = if self.open > room / 2 { 1 } else { u64::from(wanted) };
-        let grant = wanted.min(left / WHOLE).min(room.saturating_sub(self.open).max(u64::from(self.open == 0)));
+        let room = portion(left, own_requests, requests)
+            .checked_div(self.weight(base))
+            .unwrap_or(0);
+        // Half of it may go for several tries of a request, so that there is one for as many
+        // requests as possible.
+        let wanted = if self.open > room / 2 {
+            1
+        } else {
+            u64::from(wanted)
+        };
+        let grant = wanted.min(left / WHOLE).min(
+            room.saturating_sub(self.open)
+                .max(u64::from(self.open == 0)),
+        );
         self.open = self.open.saturating_add(grant);
         u32::try_from(grant).unwrap_or(u32::MAX)
     }
@@ -143,18 +177,25 @@ impl Budget {
     fn weight(&self, base: Reading) -> u64 {
         let settled = self.own.settled.saturating_sub(base.own.settled);
         let spent = self.own.spent.saturating_sub(base.own.spent);
-        let seen = spent.saturating_mul(WHOLE).checked_div(settled).unwrap_or(0);
+        let seen = spent
+            .saturating_mul(WHOLE)
+            .checked_div(settled)
+            .unwrap_or(0);
         seen.max(self.share).max(LEAST_WEIGHT)
     }
 
-    /// The reading to compare with: the newest that is a window old. One that is older than two says little of a time that may have been
-    /// idle; then it is the one after it.
+    /// The reading to compare with: the newest that is a window old. One that is older than two
+    /// says little of a time that may have been idle; then it is the one after it.
     fn base(&self, now: Nanos) -> Option<Reading> {
         let mut after = None;
         for reading in self.readings.iter().flatten() {
             let age = now.since(reading.at);
             if age >= WINDOW {
-                return if age >= WINDOW.times(2) { after.or(Some(*reading)) } else { Some(*reading) };
+                return if age >= WINDOW.times(2) {
+                    after.or(Some(*reading))
+                } else {
+                    Some(*reading)
+                };
             }
             after = Some(*reading);
         }

@@ -7,12 +7,21 @@ use crate::config::{HostMatch, Match, PathMatch};
 #[must_use]
 pub fn matches(matcher: &Match, request: &Request<'_>) -> bool {
     path_matches(&matcher.path, request)
-        && (matcher.methods.is_empty() || matcher.methods.iter().any(|m| m.as_bytes() == request.method))
+        && (matcher.methods.is_empty()
+            || matcher
+                .methods
+                .iter()
+                .any(|m| m.as_bytes() == request.method))
         && (matcher.hosts.is_empty()
-            || request.host().is_some_and(|host| matcher.hosts.iter().any(|m| host_matches(m, host))))
+            || request
+                .host()
+                .is_some_and(|host| matcher.hosts.iter().any(|m| host_matches(m, host))))
         && matcher.headers.iter().all(|(name, wanted)| match wanted {
             None => request.headers.get(name).is_some(),
-            Some(wanted) => request.headers.all(name).any(|value| value == wanted.as_bytes()),
+            Some(wanted) => request
+                .headers
+                .all(name)
+                .any(|value| value == wanted.as_bytes()),
         })
 }
 
@@ -20,11 +29,14 @@ fn path_matches(matcher: &PathMatch, request: &Request<'_>) -> bool {
     match matcher {
         PathMatch::Any => true,
         PathMatch::Exact(path) => path.as_bytes() == request.path,
-        PathMatch::Prefix(prefix) => {
-            request.path.strip_prefix(prefix.as_bytes()).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
-        }
+        PathMatch::Prefix(prefix) => request
+            .path
+            .strip_prefix(prefix.as_bytes())
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'/'))),
         PathMatch::Pattern(segments) => {
-            let Some(path) = request.path.strip_prefix(b"/") else { return false };
+            let Some(path) = request.path.strip_prefix(b"/") else {
+                return false;
+            };
             let mut given = path.split(|b| *b == b'/');
             segments.iter().all(|wanted| match (wanted, given.next()) {
                 (Some(wanted), Some(given)) => wanted.as_bytes() == given,
@@ -56,13 +68,20 @@ mod tests {
     use crate::base::headers::HeaderMap;
 
     fn hit(matcher: &Match, method: &str, path: &str, more: &[(&str, &str)]) -> bool {
-        let mut pairs = vec![(":method", method), (":path", path), (":authority", "Api.Example.com:8080")];
+        let mut pairs = vec![
+            (":method", method),
+            (":path", path),
+            (":authority", "Api.Example.com:8080"),
+        ];
         pairs.extend_from_slice(more);
         matches(matcher, &Request::new(&HeaderMap::from_pairs(&pairs)))
     }
 
     fn path(path: PathMatch) -> Match {
-        Match { path, ..Match::default() }
+        Match {
+            path,
+            ..Match::default()
+        }
     }
 
     #[test]
@@ -79,12 +98,21 @@ mod tests {
         ] {
             assert_eq!(hit(&users, "GET", given, &[]), expected, "{given}");
         }
-        assert!(hit(&path(PathMatch::Prefix(String::new())), "GET", "/anything", &[]));
+        assert!(hit(
+            &path(PathMatch::Prefix(String::new())),
+            "GET",
+            "/anything",
+            &[]
+        ));
     }
 
     #[test]
     fn patterns_match_segment_by_segment() {
-        let orders = path(PathMatch::Pattern(vec![Some("users".into()), None, Some("orders".into())]));
+        let orders = path(PathMatch::Pattern(vec![
+            Some("users".into()),
+            None,
+            Some("orders".into()),
+        ]));
         for (given, expected) in [
             ("/users/7/orders", true),
             ("/users/7/orders?p=1", true),
@@ -116,9 +144,21 @@ mod tests {
         assert!(!hit(&matcher, "POST", "/", all));
         assert!(!hit(&matcher, "PUT", "/", &[("x-a", "1")]));
         assert!(!hit(&matcher, "PUT", "/", &[("x-a", "2"), ("x-b", "")]));
-        let exact = |host: &str| Match { hosts: vec![HostMatch::Exact(host.into())], ..Match::default() };
-        assert!(hit(&exact("api.example.com"), "GET", "/", &[]) && !hit(&exact("example.com"), "GET", "/", &[]));
-        let bare = Match { hosts: vec![HostMatch::Suffix("api.example.com".into())], ..Match::default() };
-        assert!(!hit(&bare, "GET", "/", &[]), "the star stands for at least one character");
+        let exact = |host: &str| Match {
+            hosts: vec![HostMatch::Exact(host.into())],
+            ..Match::default()
+        };
+        assert!(
+            hit(&exact("api.example.com"), "GET", "/", &[])
+                && !hit(&exact("example.com"), "GET", "/", &[])
+        );
+        let bare = Match {
+            hosts: vec![HostMatch::Suffix("api.example.com".into())],
+            ..Match::default()
+        };
+        assert!(
+            !hit(&bare, "GET", "/", &[]),
+            "the star stands for at least one character"
+        );
     }
 }

@@ -1,13 +1,17 @@
 //! What a lost VM has left behind in gauges of requests in flight, and how it is found.
 //!
-//! Each VM tells a shared record, with every tick, how many of the requests in flight are its own: one record for a concurrency limit's gauge, one for all
-//! the gauges of an upstream's endpoints. Together they are what the gauges say, give or take what has come and gone between the ticks. A VM that does not
-//! tell any more is dropped from the record; what it had is then in a gauge and in nobody's share. If a gauge has been above the shares, each time that anybody
-//! looked, for [`PROOF`], then the least that it was above is taken out of it. One look at which they agree starts the time anew, so that traffic is not taken
-//! for a loss: it would have to be wrong in one direction for dozens of looks. Should that happen (a load that grows without a pause), the same rule puts it
-//! right afterwards: it works in both directions.
+//! Each VM tells a shared record, with every tick, how many of the requests in flight are its own:
+//! one record for a concurrency limit's gauge, one for all the gauges of an upstream's endpoints.
+//! Together they are what the gauges say, give or take what has come and gone between the ticks. A
+//! VM that does not tell any more is dropped from the record; what it had is then in a gauge and in
+//! nobody's share. If a gauge has been above the shares, each time that anybody looked, for
+//! [`PROOF`], then the least that it was above is taken out of it. One look at which they agree
+//! starts the time anew, so that traffic is not taken for a loss: it would have to be wrong in one
+//! direction for dozens of looks. Should that happen (a load that grows without a pause), the same
+//! rule puts it right afterwards: it works in both directions.
 //!
-//! So what a lost VM held comes back after some 20 s, under any load, and a limit that it fills is not stuck.
+//! So what a lost VM held comes back after some 20 s, under any load, and a limit that it fills is
+//! not stuck.
 
 use crate::base::sort;
 use crate::base::time::Nanos;
@@ -21,13 +25,15 @@ pub const PROOF: Nanos = Nanos::from_secs(10);
 /// The most VMs that a record holds; beyond, nothing is taken out of a gauge.
 pub const MOST: usize = 256;
 
-/// The most gauges that a record tells of, and of a VM: an upstream's endpoints, and as many that a reload has taken away.
+/// The most gauges that a record tells of, and of a VM: an upstream's endpoints, and as many that a
+/// reload has taken away.
 const MOST_GAUGES: usize = 2_000;
 
 /// A difference that nobody has looked at for so long is of a gauge that nobody has any more.
 const FORGOTTEN: Nanos = Nanos::from_secs(60);
 
-/// Gauges above this have wrapped below zero (a metric reset, a share taken back twice): taken as none.
+/// Gauges above this have wrapped below zero (a metric reset, a share taken back twice): taken as
+/// none.
 const SANE: u64 = 1 << 40;
 
 const VERSION: u8 = 2;
@@ -63,13 +69,25 @@ struct Share {
 }
 
 impl Shares {
-    /// The VM `vm` tells of its `gauges`, in the order of their ids: id, requests in flight of its own, and the gauge. What is to be added to
-    /// those that are proven wrong is handed to `correct`, by the place in `gauges`.
-    pub fn tell(&mut self, now: Nanos, vm: u64, gauges: &[(u64, u64, u64)], mut correct: impl FnMut(usize, i64)) {
+    /// The VM `vm` tells of its `gauges`, in the order of their ids: id, requests in flight of its
+    /// own, and the gauge. What is to be added to those that are proven wrong is handed to
+    /// `correct`, by the place in `gauges`.
+    pub fn tell(
+        &mut self,
+        now: Nanos,
+        vm: u64,
+        gauges: &[(u64, u64, u64)],
+        mut correct: impl FnMut(usize, i64),
+    ) {
         // Told at a time to come: the clock has stepped back.
-        self.vms.retain(|share| share.vm != vm && share.told <= now && now.since(share.told) < LOST);
-        let own: Vec<_> =
-            gauges.iter().filter(|(_, own, _)| *own > 0).map(|(id, own, _)| (*id, *own)).take(MOST_GAUGES).collect();
+        self.vms
+            .retain(|share| share.vm != vm && share.told <= now && now.since(share.told) < LOST);
+        let own: Vec<_> = gauges
+            .iter()
+            .filter(|(_, own, _)| *own > 0)
+            .map(|(id, own, _)| (*id, *own))
+            .take(MOST_GAUGES)
+            .collect();
         if !own.is_empty() && self.vms.len() < MOST {
             self.vms.push(Share { vm, told: now, own });
         }
@@ -78,21 +96,42 @@ impl Shares {
         let mut before = std::mem::take(&mut self.drifts);
         sort::by_key(&mut before, |drift| drift.gauge);
         // Of gauges that are another configuration's, what is known is kept.
-        let is_new = |id: u64| gauges.binary_search_by_key(&id, |(known, ..)| *known).is_err();
-        let others = before.iter().filter(|drift| drift.since <= now && now.since(drift.since) < FORGOTTEN);
-        self.drifts.extend(others.filter(|drift| is_new(drift.gauge)));
+        let is_new = |id: u64| {
+            gauges
+                .binary_search_by_key(&id, |(known, ..)| *known)
+                .is_err()
+        };
+        let others = before
+            .iter()
+            .filter(|drift| drift.since <= now && now.since(drift.since) < FORGOTTEN);
+        self.drifts
+            .extend(others.filter(|drift| is_new(drift.gauge)));
         for (place, (id, _, gauge)) in gauges.iter().copied().enumerate() {
             let sum = find(&sums, id).unwrap_or(0);
-            let drift = gauge.cast_signed().saturating_sub(i64::try_from(sum).unwrap_or(i64::MAX));
+            let drift = gauge
+                .cast_signed()
+                .saturating_sub(i64::try_from(sum).unwrap_or(i64::MAX));
             if drift == 0 || full || self.drifts.len() >= MOST_GAUGES {
                 continue;
             }
-            let known = before.binary_search_by_key(&id, |known| known.gauge).ok().and_then(|at| before.get(at));
-            let known = known.filter(|known| known.least.signum() == drift.signum() && known.since <= now);
+            let known = before
+                .binary_search_by_key(&id, |known| known.gauge)
+                .ok()
+                .and_then(|at| before.get(at));
+            let known =
+                known.filter(|known| known.least.signum() == drift.signum() && known.since <= now);
             match known {
-                None => self.drifts.push(Drift { gauge: id, since: now, least: drift }),
+                None => self.drifts.push(Drift {
+                    gauge: id,
+                    since: now,
+                    least: drift,
+                }),
                 Some(known) => {
-                    let least = if drift > 0 { drift.min(known.least) } else { drift.max(known.least) };
+                    let least = if drift > 0 {
+                        drift.min(known.least)
+                    } else {
+                        drift.max(known.least)
+                    };
                     if now.since(known.since) < PROOF {
                         self.drifts.push(Drift { least, ..*known });
                     } else {
@@ -105,7 +144,11 @@ impl Shares {
 
     /// The shares of all VMs together, by gauge, in their order.
     fn sums(&self) -> Vec<(u64, u64)> {
-        let mut all: Vec<_> = self.vms.iter().flat_map(|share| share.own.iter().copied()).collect();
+        let mut all: Vec<_> = self
+            .vms
+            .iter()
+            .flat_map(|share| share.own.iter().copied())
+            .collect();
         sort::by_key(&mut all, |share| *share);
         let mut sums: Vec<(u64, u64)> = Vec::new();
         for (id, own) in all {
@@ -124,7 +167,9 @@ impl Shares {
     }
 
     fn read(bytes: &[u8]) -> Option<Self> {
-        let (&VERSION, mut rest) = bytes.split_first()? else { return None };
+        let (&VERSION, mut rest) = bytes.split_first()? else {
+            return None;
+        };
         let mut next = || {
             let (first, others) = rest.split_first_chunk::<8>()?;
             rest = others;
@@ -132,10 +177,18 @@ impl Shares {
         };
         let mut shares = Self::default();
         for _ in 0..next()?.min(MOST_GAUGES as u64) {
-            shares.drifts.push(Drift { gauge: next()?, since: Nanos(next()?), least: next()?.cast_signed() });
+            shares.drifts.push(Drift {
+                gauge: next()?,
+                since: Nanos(next()?),
+                least: next()?.cast_signed(),
+            });
         }
         for _ in 0..next()?.min(MOST as u64) {
-            let mut share = Share { vm: next()?, told: Nanos(next()?), own: Vec::new() };
+            let mut share = Share {
+                vm: next()?,
+                told: Nanos(next()?),
+                own: Vec::new(),
+            };
             for _ in 0..next()?.min(MOST_GAUGES as u64) {
                 share.own.push((next()?, next()?));
             }
@@ -151,12 +204,20 @@ impl Shares {
         let mut put = |number: u64| bytes.extend_from_slice(&number.to_le_bytes());
         put(self.drifts.len() as u64);
         for drift in &self.drifts {
-            [drift.gauge, drift.since.0, drift.least.cast_unsigned()].into_iter().for_each(&mut put);
+            [drift.gauge, drift.since.0, drift.least.cast_unsigned()]
+                .into_iter()
+                .for_each(&mut put);
         }
         put(self.vms.len() as u64);
         for share in &self.vms {
-            [share.vm, share.told.0, share.own.len() as u64].into_iter().for_each(&mut put);
-            share.own.iter().flat_map(|(id, own)| [*id, *own]).for_each(&mut put);
+            [share.vm, share.told.0, share.own.len() as u64]
+                .into_iter()
+                .for_each(&mut put);
+            share
+                .own
+                .iter()
+                .flat_map(|(id, own)| [*id, *own])
+                .for_each(&mut put);
         }
     }
 }
@@ -190,7 +251,10 @@ mod tests {
         for second in 0..40 {
             now = now.plus(TICK);
             gauge += shares.tell_one(now, 1, 7, gauge as u64);
-            assert!(gauge == 12 || second >= 19, "not before it is proven: {second}");
+            assert!(
+                gauge == 12 || second >= 19,
+                "not before it is proven: {second}"
+            );
         }
         assert_eq!(gauge, 7);
     }
@@ -222,7 +286,11 @@ mod tests {
         shares.tell_one(Nanos::from_secs(1_000), 2, 5, 6);
         assert_eq!(shares.tell_one(Nanos::from_secs(10), 1, 1, 2), 0);
         assert_eq!(shares.tell_one(Nanos::from_secs(15), 1, 1, 2), 0);
-        assert_eq!(shares.tell_one(Nanos::from_secs(20), 1, 1, 2), -1, "counted from the step on");
+        assert_eq!(
+            shares.tell_one(Nanos::from_secs(20), 1, 1, 2),
+            -1,
+            "counted from the step on"
+        );
     }
 
     proptest! {
@@ -253,9 +321,12 @@ mod tests {
 
     #[test]
     fn each_gauge_is_judged_by_itself() {
-        let (mut shares, mut gauges, mut now) = (Shares::default(), [9i64, 4, 0], Nanos::from_secs(100));
+        let (mut shares, mut gauges, mut now) =
+            (Shares::default(), [9i64, 4, 0], Nanos::from_secs(100));
         // VM 2 held two at the first gauge and one at the third, which VM 1 does not have.
-        shares.tell(now, 2, &[(1, 2, 9), (3, 1, 1)], |_, _| panic!("nothing is proven"));
+        shares.tell(now, 2, &[(1, 2, 9), (3, 1, 1)], |_, _| {
+            panic!("nothing is proven")
+        });
         for _ in 0..40 {
             now = now.plus(TICK);
             let told: Vec<_> = [(1, 7), (2, 4), (4, 0)]

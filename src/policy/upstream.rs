@@ -1,7 +1,9 @@
-//! Which endpoint gets the request: an ordered list of at most three, best first. A retry goes to the next.
+//! Which endpoint gets the request: an ordered list of at most three, best first. A retry goes to
+//! the next.
 //!
-//! [`roster`] says who is in rotation, with what weight: levels, zones, panic, ejection. It is made anew when something changes, so that a
-//! request does not pay for the number of endpoints. Of those in rotation a policy picks:
+//! [`roster`] says who is in rotation, with what weight: levels, zones, panic, ejection. It is made
+//! anew when something changes, so that a request does not pay for the number of endpoints. Of
+//! those in rotation a policy picks:
 //!
 //! | policy | picks | state |
 //! |---|---|---|
@@ -12,7 +14,8 @@
 //! | `random` | a draw by weight | none |
 //! | `first` | the first of the list | none |
 //!
-//! Weights are those of the configuration, times the ramp of [`slow_start`], times what [`orca`] reports leave.
+//! Weights are those of the configuration, times the ramp of [`slow_start`], times what [`orca`]
+//! reports leave.
 
 pub mod choice;
 pub mod maglev;

@@ -1,4 +1,5 @@
-//! The numbers of the proxy-wasm ABI 0.2.1 that haven uses. `tests/abi.rs` holds them against those of the proxy-wasm SDK.
+//! The numbers of the proxy-wasm ABI 0.2.1 that haven uses. `tests/abi.rs` holds them against those
+//! of the proxy-wasm SDK.
 
 /// A call's status: done.
 pub const OK: u32 = 0;
@@ -38,7 +39,8 @@ pub const GAUGE: u32 = 1;
 /// A metric that collects samples.
 pub const HISTOGRAM: u32 = 2;
 
-/// How grave a line of the log is, as the ABI counts. What is less than [`Severity::Info`] never leaves the VM.
+/// How grave a line of the log is, as the ABI counts. What is less than [`Severity::Info`] never
+/// leaves the VM.
 #[derive(Clone, Copy, Debug)]
 pub enum Severity {
     Info = 2,

@@ -1,16 +1,18 @@
 //! The calls of the proxy-wasm ABI 0.2.1 that haven makes, each a thin wrapper that never panics.
 //!
-//! What a call refuses is taken as absent: there is nobody to report to on the request path, and every absence has a safe meaning.
+//! What a call refuses is taken as absent: there is nobody to report to on the request path, and
+//! every absence has a safe meaning.
 
 use super::abi::{
-    CALL_BODY, CALL_HEADERS, COUNTER, GAUGE, GRPC_MESSAGE, HISTOGRAM, OK, PLUGIN_CONFIGURATION, REQUEST_BODY,
-    REQUEST_HEADERS, REQUEST_STREAM, RESPONSE_BODY, RESPONSE_HEADERS, RESPONSE_TRAILERS, Severity,
+    CALL_BODY, CALL_HEADERS, COUNTER, GAUGE, GRPC_MESSAGE, HISTOGRAM, OK, PLUGIN_CONFIGURATION,
+    REQUEST_BODY, REQUEST_HEADERS, REQUEST_STREAM, RESPONSE_BODY, RESPONSE_HEADERS,
+    RESPONSE_TRAILERS, Severity,
 };
 use crate::base::headers::HeaderMap;
 use crate::base::time::Nanos;
 use crate::host::{
-    Call, CallId, Calls, Cas, CasMismatch, Clock, Log, Message, MetricId, MetricKind, Metrics, NoCall, Property,
-    Random, Reply, SharedData, Stream,
+    Call, CallId, Calls, Cas, CasMismatch, Clock, Log, Message, MetricId, MetricKind, Metrics,
+    NoCall, Property, Random, Reply, SharedData, Stream,
 };
 use std::ptr::{null, null_mut};
 
@@ -27,7 +29,13 @@ unsafe extern "C" {
     fn proxy_set_tick_period_milliseconds(period: u32) -> u32;
     fn proxy_set_effective_context(context: u32) -> u32;
     fn proxy_continue_stream(stream: u32) -> u32;
-    fn proxy_get_buffer_bytes(buffer: u32, start: usize, max: usize, data: *mut *mut u8, size: *mut usize) -> u32;
+    fn proxy_get_buffer_bytes(
+        buffer: u32,
+        start: usize,
+        max: usize,
+        data: *mut *mut u8,
+        size: *mut usize,
+    ) -> u32;
     fn proxy_get_header_map_pairs(map: u32, data: *mut *mut u8, size: *mut usize) -> u32;
     fn proxy_add_header_map_value(
         map: u32,
@@ -44,8 +52,18 @@ unsafe extern "C" {
         value_size: usize,
     ) -> u32;
     fn proxy_remove_header_map_value(map: u32, name: *const u8, name_size: usize) -> u32;
-    fn proxy_get_property(path: *const u8, path_size: usize, data: *mut *mut u8, size: *mut usize) -> u32;
-    fn proxy_set_property(path: *const u8, path_size: usize, value: *const u8, value_size: usize) -> u32;
+    fn proxy_get_property(
+        path: *const u8,
+        path_size: usize,
+        data: *mut *mut u8,
+        size: *mut usize,
+    ) -> u32;
+    fn proxy_set_property(
+        path: *const u8,
+        path_size: usize,
+        value: *const u8,
+        value_size: usize,
+    ) -> u32;
     fn proxy_get_shared_data(
         key: *const u8,
         key_size: usize,
@@ -53,7 +71,13 @@ unsafe extern "C" {
         size: *mut usize,
         cas: *mut u32,
     ) -> u32;
-    fn proxy_set_shared_data(key: *const u8, key_size: usize, value: *const u8, value_size: usize, cas: u32) -> u32;
+    fn proxy_set_shared_data(
+        key: *const u8,
+        key_size: usize,
+        value: *const u8,
+        value_size: usize,
+        cas: u32,
+    ) -> u32;
     fn proxy_define_metric(kind: u32, name: *const u8, name_size: usize, id: *mut u32) -> u32;
     fn proxy_increment_metric(id: u32, offset: i64) -> u32;
     fn proxy_record_metric(id: u32, value: u64) -> u32;
@@ -114,17 +138,22 @@ pub fn log(severity: Severity, message: &str) {
 /// The plugin's configuration.
 pub fn plugin_configuration(size: usize) -> Vec<u8> {
     // SAFETY: the out pointers live through the call.
-    owned(|data, length| unsafe { proxy_get_buffer_bytes(PLUGIN_CONFIGURATION, 0, size, data, length) })
-        .unwrap_or_default()
+    owned(|data, length| unsafe {
+        proxy_get_buffer_bytes(PLUGIN_CONFIGURATION, 0, size, data, length)
+    })
+    .unwrap_or_default()
 }
 
 /// Asks for a tick every so often.
 pub fn set_tick_period(period: Nanos) {
     // SAFETY: takes a number.
-    unsafe { proxy_set_tick_period_milliseconds(u32::try_from(period.as_millis()).unwrap_or(u32::MAX)) };
+    unsafe {
+        proxy_set_tick_period_milliseconds(u32::try_from(period.as_millis()).unwrap_or(u32::MAX))
+    };
 }
 
-/// Makes the calls that follow in this callback those of another context. `false`: there is none of this number.
+/// Makes the calls that follow in this callback those of another context. `false`: there is none of
+/// this number.
 pub fn set_effective_context(context: u32) -> bool {
     // SAFETY: takes a number.
     unsafe { proxy_set_effective_context(context) == OK }
@@ -140,29 +169,40 @@ pub fn continue_request() -> bool {
 pub fn call_headers() -> HeaderMap {
     // SAFETY: the out pointers live through the call.
     HeaderMap::from_host(
-        owned(|data, size| unsafe { proxy_get_header_map_pairs(CALL_HEADERS, data, size) }).unwrap_or_default(),
+        owned(|data, size| unsafe { proxy_get_header_map_pairs(CALL_HEADERS, data, size) })
+            .unwrap_or_default(),
     )
 }
 
 /// At most `size` bytes of the body of the answer to a call; only in its callback.
 pub fn call_body(size: usize) -> Vec<u8> {
     // SAFETY: the out pointers live through the call.
-    owned(|data, length| unsafe { proxy_get_buffer_bytes(CALL_BODY, 0, size, data, length) }).unwrap_or_default()
+    owned(|data, length| unsafe { proxy_get_buffer_bytes(CALL_BODY, 0, size, data, length) })
+        .unwrap_or_default()
 }
 
 /// At most `size` bytes of the message that answers a gRPC call; only in its callback.
 pub fn grpc_message(size: usize) -> Vec<u8> {
     // SAFETY: the out pointers live through the call.
-    owned(|data, length| unsafe { proxy_get_buffer_bytes(GRPC_MESSAGE, 0, size, data, length) }).unwrap_or_default()
+    owned(|data, length| unsafe { proxy_get_buffer_bytes(GRPC_MESSAGE, 0, size, data, length) })
+        .unwrap_or_default()
 }
 
 impl Calls for Proxy {
     fn call(&self, call: &Call<'_>) -> Result<CallId, NoCall> {
         // 0 would be "no timeout", and a callback that may never come.
-        let millis = |timeout: Nanos| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX).max(1);
+        let millis = |timeout: Nanos| {
+            u32::try_from(timeout.as_millis())
+                .unwrap_or(u32::MAX)
+                .max(1)
+        };
         let mut token = 0;
         match *call {
-            Call::Http { cluster, headers, timeout } => {
+            Call::Http {
+                cluster,
+                headers,
+                timeout,
+            } => {
                 let headers = HeaderMap::from_pairs(headers);
                 let headers = headers.as_bytes();
                 // No trailers: none is a map of none.
@@ -182,10 +222,22 @@ impl Calls for Proxy {
                         &raw mut token,
                     )
                 };
-                if status == OK { Ok(CallId::Http(token)) } else { Err(NoCall) }
+                if status == OK {
+                    Ok(CallId::Http(token))
+                } else {
+                    Err(NoCall)
+                }
             }
-            Call::Grpc { cluster, service, method, metadata, message, timeout } => {
-                // Envoy takes a GrpcService of its API. It takes a cluster's name too, but some names can be read as a message.
+            Call::Grpc {
+                cluster,
+                service,
+                method,
+                metadata,
+                message,
+                timeout,
+            } => {
+                // Envoy takes a GrpcService of its API. It takes a cluster's name too, but some
+                // names can be read as a message.
                 let upstream = first_field(&first_field(cluster.as_bytes()));
                 let metadata = HeaderMap::from_pairs(metadata);
                 let metadata = metadata.as_bytes();
@@ -206,7 +258,11 @@ impl Calls for Proxy {
                         &raw mut token,
                     )
                 };
-                if status == OK { Ok(CallId::Grpc(token)) } else { Err(NoCall) }
+                if status == OK {
+                    Ok(CallId::Grpc(token))
+                } else {
+                    Err(NoCall)
+                }
             }
         }
     }
@@ -216,7 +272,11 @@ impl Clock for Proxy {
     fn monotonic(&self) -> Nanos {
         let mut time = 0;
         // SAFETY: the out pointer lives through the call.
-        if unsafe { clock_time_get(WASI_MONOTONIC, 0, &raw mut time) } == WASI_OK { Nanos(time) } else { self.wall() }
+        if unsafe { clock_time_get(WASI_MONOTONIC, 0, &raw mut time) } == WASI_OK {
+            Nanos(time)
+        } else {
+            self.wall()
+        }
     }
 
     fn wall(&self) -> Nanos {
@@ -231,15 +291,28 @@ impl SharedData for Proxy {
     fn shared(&self, key: &[u8]) -> Option<(Vec<u8>, Cas)> {
         let mut cas = 0;
         // SAFETY: key and out pointers live through the call.
-        let value =
-            owned(|data, size| unsafe { proxy_get_shared_data(key.as_ptr(), key.len(), data, size, &raw mut cas) })?;
+        let value = owned(|data, size| unsafe {
+            proxy_get_shared_data(key.as_ptr(), key.len(), data, size, &raw mut cas)
+        })?;
         Some((value, Cas(cas)))
     }
 
     fn set_shared(&self, key: &[u8], value: &[u8], expected: Cas) -> Result<(), CasMismatch> {
         // SAFETY: key and value live through the call.
-        let status = unsafe { proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), expected.0) };
-        if status == OK { Ok(()) } else { Err(CasMismatch) }
+        let status = unsafe {
+            proxy_set_shared_data(
+                key.as_ptr(),
+                key.len(),
+                value.as_ptr(),
+                value.len(),
+                expected.0,
+            )
+        };
+        if status == OK {
+            Ok(())
+        } else {
+            Err(CasMismatch)
+        }
     }
 }
 
@@ -290,11 +363,19 @@ impl Random for Proxy {
     }
 }
 
-/// Where getrandom takes entropy from on this target, for us and for any dependency: from the proxy.
+/// Where getrandom takes entropy from on this target, for us and for any dependency: from the
+/// proxy.
 #[unsafe(no_mangle)]
-unsafe extern "Rust" fn __getrandom_v03_custom(buffer: *mut u8, length: usize) -> Result<(), getrandom::Error> {
+unsafe extern "Rust" fn __getrandom_v03_custom(
+    buffer: *mut u8,
+    length: usize,
+) -> Result<(), getrandom::Error> {
     // SAFETY: the caller gives a buffer of this length for the time of the call.
-    if unsafe { random_get(buffer, length) } == WASI_OK { Ok(()) } else { Err(getrandom::Error::UNSUPPORTED) }
+    if unsafe { random_get(buffer, length) } == WASI_OK {
+        Ok(())
+    } else {
+        Err(getrandom::Error::UNSUPPORTED)
+    }
 }
 
 impl Log for Proxy {
@@ -313,18 +394,35 @@ impl Stream for Proxy {
     fn headers(&self, of: Message) -> HeaderMap {
         // SAFETY: the out pointers live through the call.
         HeaderMap::from_host(
-            owned(|data, size| unsafe { proxy_get_header_map_pairs(map(of), data, size) }).unwrap_or_default(),
+            owned(|data, size| unsafe { proxy_get_header_map_pairs(map(of), data, size) })
+                .unwrap_or_default(),
         )
     }
 
     fn set_header(&self, of: Message, name: &str, value: &[u8]) {
         // SAFETY: name and value live through the call.
-        unsafe { proxy_replace_header_map_value(map(of), name.as_ptr(), name.len(), value.as_ptr(), value.len()) };
+        unsafe {
+            proxy_replace_header_map_value(
+                map(of),
+                name.as_ptr(),
+                name.len(),
+                value.as_ptr(),
+                value.len(),
+            )
+        };
     }
 
     fn add_header(&self, of: Message, name: &str, value: &[u8]) {
         // SAFETY: name and value live through the call.
-        unsafe { proxy_add_header_map_value(map(of), name.as_ptr(), name.len(), value.as_ptr(), value.len()) };
+        unsafe {
+            proxy_add_header_map_value(
+                map(of),
+                name.as_ptr(),
+                name.len(),
+                value.as_ptr(),
+                value.len(),
+            )
+        };
     }
 
     fn remove_header(&self, of: Message, name: &str) {
@@ -334,7 +432,9 @@ impl Stream for Proxy {
 
     fn body(&self, size: usize) -> Option<Vec<u8>> {
         // SAFETY: the out pointers live through the call.
-        owned(|data, length| unsafe { proxy_get_buffer_bytes(RESPONSE_BODY, 0, size, data, length) })
+        owned(|data, length| unsafe {
+            proxy_get_buffer_bytes(RESPONSE_BODY, 0, size, data, length)
+        })
     }
 
     fn request_body(&self, size: usize) -> Option<Vec<u8>> {
@@ -354,10 +454,18 @@ impl Stream for Proxy {
     }
 
     fn reply(&self, reply: &Reply) {
-        let mut pairs: Vec<(&[u8], &[u8])> =
-            reply.headers.iter().map(|(name, value)| (name.as_bytes(), value.as_slice())).collect();
+        let mut pairs: Vec<(&[u8], &[u8])> = reply
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_bytes(), value.as_slice()))
+            .collect();
         pairs.extend(reply.kept_headers.iter());
-        pairs.extend(reply.configured_headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())));
+        pairs.extend(
+            reply
+                .configured_headers
+                .iter()
+                .map(|(name, value)| (name.as_bytes(), value.as_bytes())),
+        );
         let headers = HeaderMap::from_pairs(&pairs);
         let headers = headers.as_bytes();
         // SAFETY: body and headers live through the call.
@@ -397,8 +505,8 @@ fn first_field(bytes: &[u8]) -> Vec<u8> {
     message
 }
 
-/// Runs a call that returns data: the host asks our allocator for memory, copies, and hands it over. A status that is not OK, or no
-/// data, is `None`; data of length zero is empty.
+/// Runs a call that returns data: the host asks our allocator for memory, copies, and hands it
+/// over. A status that is not OK, or no data, is `None`; data of length zero is empty.
 fn owned(call: impl FnOnce(*mut *mut u8, *mut usize) -> u32) -> Option<Vec<u8>> {
     let (mut data, mut size) = (null_mut(), 0);
     if call(&raw mut data, &raw mut size) != OK {
@@ -407,6 +515,7 @@ fn owned(call: impl FnOnce(*mut *mut u8, *mut usize) -> u32) -> Option<Vec<u8>> 
     if data.is_null() {
         return Some(Vec::new());
     }
-    // SAFETY: our `malloc` export allocated exactly `size` bytes as a boxed slice, and the host gave it up to us.
+    // SAFETY: our `malloc` export allocated exactly `size` bytes as a boxed slice, and the host
+    // gave it up to us.
     Some(unsafe { Vec::from_raw_parts(data, size, size) })
 }

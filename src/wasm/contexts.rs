@@ -1,7 +1,7 @@
 //! The contexts of a VM, by the numbers that the host gives them.
 //!
-//! A number that is not known is no error: nothing is done. No map is borrowed while a context runs, so that the host may call in again
-//! from any call of ours.
+//! A number that is not known is no error: nothing is done. No map is borrowed while a context
+//! runs, so that the host may call in again from any call of ours.
 
 use super::{Http, Root};
 use crate::base::id_map::IdMap;
@@ -46,7 +46,10 @@ fn get<T>(map: &RefCell<IdMap<Rc<T>>>, id: u32) -> Option<Rc<T>> {
 }
 
 fn insert<T>(map: &RefCell<IdMap<Rc<T>>>, id: u32, context: T) {
-    let former = map.try_borrow_mut().ok().and_then(|mut map| map.insert(id, Rc::new(context)));
+    let former = map
+        .try_borrow_mut()
+        .ok()
+        .and_then(|mut map| map.insert(id, Rc::new(context)));
     // Only here, when the map is free again: dropping a context makes host calls.
     drop(former);
 }

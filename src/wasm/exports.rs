@@ -1,10 +1,12 @@
-//! The entry points: the callbacks of the proxy-wasm ABI 0.2.1 that haven implements, and no others.
+//! The entry points: the callbacks of the proxy-wasm ABI 0.2.1 that haven implements, and no
+//! others.
 //!
-//! A host calls each callback that a module exports, for each request, at 2,000 to 3,000 instructions a call. One that is not exported
-//! costs nothing, and is taken as done with nothing to say. That is why `proxy_on_log` and `proxy_on_done` are missing.
+//! A host calls each callback that a module exports, for each request, at 2,000 to 3,000
+//! instructions a call. One that is not exported costs nothing, and is taken as done with nothing
+//! to say. That is why `proxy_on_log` and `proxy_on_done` are missing.
 //!
-//! To add one: a function here with the ABI's parameters, which hands over to a method of [`super::Root`] or [`super::Http`]; and its
-//! name in `tests/envoy/module.rs`.
+//! To add one: a function here with the ABI's parameters, which hands over to a method of
+//! [`super::Root`] or [`super::Http`]; and its name in `tests/envoy/module.rs`.
 
 use super::abi::{CONTINUE, PAUSE, Severity};
 use super::bindings;
@@ -21,7 +23,9 @@ extern "C" fn proxy_abi_version_0_2_1() {}
 #[unsafe(no_mangle)]
 extern "C" fn _initialize() {
     // A panic ends in a trap, of which a host only knows that it happened.
-    std::panic::set_hook(Box::new(|panic| bindings::log(Severity::Critical, &panic.to_string())));
+    std::panic::set_hook(Box::new(|panic| {
+        bindings::log(Severity::Critical, &panic.to_string())
+    }));
 }
 
 /// Memory for what a host hands to us. [`bindings`] take it over as a `Vec` of the same size.
@@ -48,7 +52,9 @@ extern "C" fn proxy_on_vm_start(_root: u32, _size: usize) -> u32 {
 
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_configure(root: u32, size: usize) -> u32 {
-    on_root(root, |root| root.on_configure(size)).unwrap_or(false).into()
+    on_root(root, |root| root.on_configure(size))
+        .unwrap_or(false)
+        .into()
 }
 
 #[unsafe(no_mangle)]
@@ -76,7 +82,8 @@ extern "C" fn proxy_on_response_headers(stream: u32, _count: usize, end: u32) ->
     on_stream(stream, |stream| stream.on_response_headers(end != 0))
 }
 
-/// For each piece of a body. It is what tells an answer that is whole from one that was cut, and what fallbacks keep is copied here.
+/// For each piece of a body. It is what tells an answer that is whole from one that was cut, and
+/// what fallbacks keep is copied here.
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_response_body(stream: u32, size: usize, end: u32) -> u32 {
     on_stream(stream, |stream| stream.on_response_body(size, end != 0))
@@ -87,9 +94,16 @@ extern "C" fn proxy_on_response_trailers(stream: u32, _count: usize) -> u32 {
     on_stream(stream, |stream| stream.on_response_trailers())
 }
 
-/// The answer to a call of ours, or word that there is none. Not for a request: what costs requests are the callbacks above.
+/// The answer to a call of ours, or word that there is none. Not for a request: what costs requests
+/// are the callbacks above.
 #[unsafe(no_mangle)]
-extern "C" fn proxy_on_http_call_response(root: u32, call: u32, _headers: u32, size: usize, _trailers: u32) {
+extern "C" fn proxy_on_http_call_response(
+    root: u32,
+    call: u32,
+    _headers: u32,
+    size: usize,
+    _trailers: u32,
+) {
     on_root(root, |root| root.on_http_call_response(call, size));
 }
 

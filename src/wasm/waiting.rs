@@ -15,7 +15,12 @@ thread_local! {
 
 /// Runs `with` on the queue; `None` if it is in use, which it never is between two callbacks.
 fn queue<R>(with: impl FnOnce(&mut Waiting<Rc<Http>>) -> R) -> Option<R> {
-    WAITING.with(|waiting| waiting.try_borrow_mut().ok().map(|mut waiting| with(&mut waiting)))
+    WAITING.with(|waiting| {
+        waiting
+            .try_borrow_mut()
+            .ok()
+            .map(|mut waiting| with(&mut waiting))
+    })
 }
 
 /// The ticks of a root context, which its streams share with it.
@@ -33,10 +38,12 @@ impl Ticks {
         self.wanted.set(Some(at));
     }
 
-    /// Sets the period to what the queue wants, or what is wanted sooner. Only in a callback of the root context, or of one of its streams.
+    /// Sets the period to what the queue wants, or what is wanted sooner. Only in a callback of the
+    /// root context, or of one of its streams.
     pub fn set(&self, now: Nanos) {
         let until = self.wanted.get().map_or(Nanos::MAX, |wanted| wanted);
-        let period = queue(|waiting| waiting.tick_period(now, until)).unwrap_or(crate::engine::TICK);
+        let period =
+            queue(|waiting| waiting.tick_period(now, until)).unwrap_or(crate::engine::TICK);
         if self.period.replace(period) != period {
             bindings::set_tick_period(period);
         }
@@ -46,7 +53,8 @@ impl Ticks {
 
 /// Lets the request of the current stream wait. `false`: there is no room.
 pub fn hold(until: Nanos, stream: &Rc<Http>) -> bool {
-    let added = queue(|waiting| waiting.add(until, stream.id, Rc::clone(stream)).is_ok()).unwrap_or(false);
+    let added =
+        queue(|waiting| waiting.add(until, stream.id, Rc::clone(stream)).is_ok()).unwrap_or(false);
     if added {
         stream.held.set(true);
         if until < stream.root.ticks.next.get() {

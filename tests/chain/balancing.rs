@@ -10,7 +10,9 @@ use std::rc::Rc;
 
 /// An upstream of so many endpoints, 10.0.0.1 and so on, that has all requests.
 fn config(count: usize, extra: &Value) -> Value {
-    let endpoints: Vec<Value> = (0..count).map(|number| json!({"address": address(number)})).collect();
+    let endpoints: Vec<Value> = (0..count)
+        .map(|number| json!({"address": address(number)}))
+        .collect();
     let mut config = json!({
         "upstreams": {"u": {"endpoints": endpoints}},
         "circuit_breakers": {"ep": {"consecutive_failures": 1, "open_duration": "1s", "half_open_calls": 1}},
@@ -27,32 +29,52 @@ fn address(number: usize) -> String {
 fn another(proxy: &Proxy, config: &Value) -> Proxy {
     let worker = Worker(Rc::clone(&proxy.machine));
     let engine = Proxy::engine(&worker, config);
-    Proxy { machine: Rc::clone(&proxy.machine), worker, engine }
+    Proxy {
+        machine: Rc::clone(&proxy.machine),
+        worker,
+        engine,
+    }
 }
 
 fn list(stream: &SimStream) -> Vec<String> {
-    let header = stream.request_header("x-haven-upstream").unwrap_or_default();
+    let header = stream
+        .request_header("x-haven-upstream")
+        .unwrap_or_default();
     header.split(',').map(str::to_owned).collect()
 }
 
 type Headers = Vec<(&'static str, Vec<u8>)>;
 
-/// So many requests one after the other, each answered with these headers by the first of its list: how many each got, in percent.
-fn shares(proxy: &Proxy, requests: u64, headers: &dyn Fn(&str) -> Headers) -> BTreeMap<String, u64> {
+/// So many requests one after the other, each answered with these headers by the first of its list:
+/// how many each got, in percent.
+fn shares(
+    proxy: &Proxy,
+    requests: u64,
+    headers: &dyn Fn(&str) -> Headers,
+) -> BTreeMap<String, u64> {
     let mut got = BTreeMap::<String, u64>::new();
     for _ in 0..requests {
         let stream = SimStream::request("GET", "/", &[]);
         let mut exchange = proxy.begin(&stream);
         let first = list(&stream)[0].clone();
         let headers = headers(&first);
-        let headers: Vec<(&str, &[u8])> = headers.iter().map(|(name, value)| (*name, value.as_slice())).collect();
+        let headers: Vec<(&str, &[u8])> = headers
+            .iter()
+            .map(|(name, value)| (*name, value.as_slice()))
+            .collect();
         stream.answer(200, Some(&first), &headers);
         exchange.on_response(&proxy.worker, &stream);
-        assert_eq!(stream.response_header("endpoint-load-metrics"), None, "not for clients");
+        assert_eq!(
+            stream.response_header("endpoint-load-metrics"),
+            None,
+            "not for clients"
+        );
         exchange.on_end(&proxy.worker);
         *got.entry(first).or_default() += 1;
     }
-    got.into_iter().map(|(address, got)| (address, (got * 100 + requests / 2) / requests)).collect()
+    got.into_iter()
+        .map(|(address, got)| (address, (got * 100 + requests / 2) / requests))
+        .collect()
 }
 
 fn plain_shares(proxy: &Proxy) -> BTreeMap<String, u64> {
@@ -80,7 +102,10 @@ fn a_new_endpoint_gets_its_share_by_and_by_in_all_workers_and_over_reloads() {
     let balancer = json!({"load_balancer": {"policy": "random", "slow_start": "100s"}});
     let (two, three) = (config(2, &balancer), config(3, &balancer));
     let mut proxy = Proxy::new(&two);
-    assert!(plain_shares(&proxy)[&address(1)] > 45, "those of the start do not ramp");
+    assert!(
+        plain_shares(&proxy)[&address(1)] > 45,
+        "those of the start do not ramp"
+    );
     proxy.reload(&three);
     let mut other = another(&proxy, &three);
     let near = |proxy: &Proxy, want: u64| {
@@ -116,7 +141,10 @@ fn a_recovered_endpoint_gets_its_share_by_and_by() {
         // The trial closes it.
         for proxy in [&proxy, &other] {
             let got = plain_shares(proxy)[&address(0)];
-            assert!((7..=12).contains(&got), "{policy}: a tenth of 1.1, not {got} %");
+            assert!(
+                (7..=12).contains(&got),
+                "{policy}: a tenth of 1.1, not {got} %"
+            );
         }
         proxy.machine.advance(Nanos::from_secs(100));
         let got = plain_shares(&proxy)[&address(0)];
@@ -127,13 +155,23 @@ fn a_recovered_endpoint_gets_its_share_by_and_by() {
 #[test]
 fn reported_load_counts_in_all_workers_and_fades() {
     for policy in ["round_robin", "random"] {
-        let config = config(2, &json!({"load_balancer": {"policy": policy}, "load_report": "orca"}));
+        let config = config(
+            2,
+            &json!({"load_balancer": {"policy": policy}, "load_report": "orca"}),
+        );
         let (proxy, other) = (Proxy::new(&config), Proxy::new(&config));
-        let other = Proxy { machine: Rc::clone(&proxy.machine), worker: proxy.worker.clone(), ..other };
+        let other = Proxy {
+            machine: Rc::clone(&proxy.machine),
+            worker: proxy.worker.clone(),
+            ..other
+        };
         let other = another(&other, &config);
         let report = |first: &str| {
-            let load =
-                if first == address(0) { "TEXT cpu_utilization=0.75" } else { "JSON {\"cpu_utilization\": 0.0}" };
+            let load = if first == address(0) {
+                "TEXT cpu_utilization=0.75"
+            } else {
+                "JSON {\"cpu_utilization\": 0.0}"
+            };
             vec![("endpoint-load-metrics", load.as_bytes().to_vec())]
         };
         shares(&proxy, 100, &report);
@@ -148,7 +186,10 @@ fn reported_load_counts_in_all_workers_and_fades() {
         assert!((47..=53).contains(&got), "{policy}: {got} %");
         // What no report is, is none.
         let hostile = |_: &str| {
-            vec![("endpoint-load-metrics", b"TEXT cpu_utilization=-1,\xff\xfe==,application_utilization=NaN".to_vec())]
+            vec![(
+                "endpoint-load-metrics",
+                b"TEXT cpu_utilization=-1,\xff\xfe==,application_utilization=NaN".to_vec(),
+            )]
         };
         let got = shares(&proxy, 4_000, &hostile)[&address(0)];
         assert!((47..=53).contains(&got), "{policy}: {got} %");
@@ -169,7 +210,9 @@ fn latency_is_known_in_all_workers() {
             let first = list(&stream)[0].clone();
             let slow = first == address(1);
             asked += u64::from(slow);
-            proxy.machine.advance(Nanos::from_millis(if slow { 500 } else { 5 }));
+            proxy
+                .machine
+                .advance(Nanos::from_millis(if slow { 500 } else { 5 }));
             stream.answer(200, Some(&first), &[]);
             exchange.on_response(&proxy.worker, &stream);
             exchange.on_end(&proxy.worker);
@@ -185,7 +228,10 @@ fn latency_is_known_in_all_workers() {
 
 #[test]
 fn the_own_zone_is_preferred_and_others_stand_behind_it() {
-    let mut config = config(4, &json!({"load_balancer": {"policy": "random", "zone": "a"}, "circuit_breaker": "ep"}));
+    let mut config = config(
+        4,
+        &json!({"load_balancer": {"policy": "random", "zone": "a"}, "circuit_breaker": "ep"}),
+    );
     for (number, zone) in ["a", "b", "a", "b"].iter().enumerate() {
         config["upstreams"]["u"]["endpoints"][number]["zone"] = json!(zone);
     }
@@ -194,22 +240,31 @@ fn the_own_zone_is_preferred_and_others_stand_behind_it() {
         let stream = proxy.request("/", &[], 200);
         let list = list(&stream);
         assert_eq!(list.len(), 3);
-        assert!([address(0), address(2)].contains(&list[0]) && [address(0), address(2)].contains(&list[1]), "{list:?}");
+        assert!(
+            [address(0), address(2)].contains(&list[0])
+                && [address(0), address(2)].contains(&list[1]),
+            "{list:?}"
+        );
     }
     fail_at(&proxy, &address(0));
     // A third of the weight is left for half of the clients: it keeps two thirds.
     let got = plain_shares(&proxy);
     assert!((64..=70).contains(&got[&address(2)]), "{got:?}");
-    assert!(got[&address(1)].abs_diff(17) <= 3 && got[&address(3)].abs_diff(17) <= 3, "{got:?}");
+    assert!(
+        got[&address(1)].abs_diff(17) <= 3 && got[&address(3)].abs_diff(17) <= 3,
+        "{got:?}"
+    );
 }
 
 #[test]
 fn addresses_of_ipv6_are_listed_as_the_proxy_has_them() {
     let mut config = config(1, &json!({"load_balancer": {"policy": "first"}}));
-    config["upstreams"]["u"]["endpoints"] =
-        json!([{"address": "[2001:DB8:0::1]:8080"}, {"address": "192.0.2.1:80", "weight": 0}, {"address": "[::1]:80"}]);
+    config["upstreams"]["u"]["endpoints"] = json!([{"address": "[2001:DB8:0::1]:8080"}, {"address": "192.0.2.1:80", "weight": 0}, {"address": "[::1]:80"}]);
     let proxy = Proxy::new(&config);
-    assert_eq!(list(&proxy.request("/", &[], 200)), ["[2001:db8::1]:8080", "[::1]:80"]);
+    assert_eq!(
+        list(&proxy.request("/", &[], 200)),
+        ["[2001:db8::1]:8080", "[::1]:80"]
+    );
 }
 
 #[test]
@@ -217,7 +272,12 @@ fn requests_at_endpoints_that_a_reload_drains_or_removes_end_well() {
     let balancer = json!({"load_balancer": {"policy": "first"}, "circuit_breaker": "ep"});
     let mut proxy = Proxy::new(&config(2, &balancer));
     let in_flight = |proxy: &Proxy| {
-        let name = |number| format!("haven_endpoint_in_flight;upstream=u;endpoint={}", address(number));
+        let name = |number| {
+            format!(
+                "haven_endpoint_in_flight;upstream=u;endpoint={}",
+                address(number)
+            )
+        };
         [0, 1].map(|number| proxy.machine.metric(&name(number)))
     };
     let begin = |proxy: &Proxy| -> (SimStream, Exchange) {
@@ -226,7 +286,10 @@ fn requests_at_endpoints_that_a_reload_drains_or_removes_end_well() {
         (stream, exchange)
     };
     let (first, second) = (begin(&proxy), begin(&proxy));
-    assert_eq!((list(&first.0)[0].clone(), in_flight(&proxy)), (address(0), [2, 0]));
+    assert_eq!(
+        (list(&first.0)[0].clone(), in_flight(&proxy)),
+        (address(0), [2, 0])
+    );
 
     let mut drained = config(2, &balancer);
     drained["upstreams"]["u"]["endpoints"][0]["weight"] = json!(0);
@@ -243,7 +306,10 @@ fn requests_at_endpoints_that_a_reload_drains_or_removes_end_well() {
     assert_eq!(in_flight(&proxy), [1, 0]);
 
     let mut removed = config(2, &balancer);
-    removed["upstreams"]["u"]["endpoints"].as_array_mut().unwrap().remove(0);
+    removed["upstreams"]["u"]["endpoints"]
+        .as_array_mut()
+        .unwrap()
+        .remove(0);
     proxy.reload(&removed);
     for _ in 0..40 {
         proxy.machine.advance(Nanos::from_secs(1));
@@ -267,10 +333,18 @@ fn breakers_take_no_more_out_than_they_may() {
     }
     // All are open; the first two that opened are left alone.
     let got = plain_shares(&proxy);
-    assert_eq!(got.keys().cloned().collect::<Vec<_>>(), [address(1), address(3)], "{got:?}");
+    assert_eq!(
+        got.keys().cloned().collect::<Vec<_>>(),
+        [address(1), address(3)],
+        "{got:?}"
+    );
     // Another worker, another look at the same records, the same two.
     let got = plain_shares(&another(&proxy, &config(4, &extra)));
-    assert_eq!(got.keys().cloned().collect::<Vec<_>>(), [address(1), address(3)], "{got:?}");
+    assert_eq!(
+        got.keys().cloned().collect::<Vec<_>>(),
+        [address(1), address(3)],
+        "{got:?}"
+    );
 }
 
 #[test]
@@ -278,9 +352,16 @@ fn what_a_lost_worker_had_in_flight_is_written_off() {
     let config = config(3, &json!({"load_balancer": {"policy": "first"}}));
     let proxy = Proxy::new(&config);
     let lost = another(&proxy, &config);
-    let held: Vec<_> = (0..5).map(|_| lost.begin(&SimStream::request("GET", "/", &[]))).collect();
+    let held: Vec<_> = (0..5)
+        .map(|_| lost.begin(&SimStream::request("GET", "/", &[])))
+        .collect();
     let mut own = proxy.begin(&SimStream::request("GET", "/", &[]));
-    let gauge = || proxy.machine.metric(&format!("haven_endpoint_in_flight;upstream=u;endpoint={}", address(0)));
+    let gauge = || {
+        proxy.machine.metric(&format!(
+            "haven_endpoint_in_flight;upstream=u;endpoint={}",
+            address(0)
+        ))
+    };
     lost.engine.tick(&lost.worker);
     drop((held, lost));
     assert_eq!(gauge(), 6);
@@ -295,10 +376,19 @@ fn what_a_lost_worker_had_in_flight_is_written_off() {
 
 #[test]
 fn a_request_makes_no_more_host_calls_where_there_are_many_endpoints() {
-    for policy in ["round_robin", "least_request", "peak_ewma", "consistent_hash", "random", "first"] {
+    for policy in [
+        "round_robin",
+        "least_request",
+        "peak_ewma",
+        "consistent_hash",
+        "random",
+        "first",
+    ] {
         let calls = |count: usize| {
-            let proxy =
-                Proxy::new(&config(count, &json!({"load_balancer": {"policy": policy}, "circuit_breaker": "ep"})));
+            let proxy = Proxy::new(&config(
+                count,
+                &json!({"load_balancer": {"policy": policy}, "circuit_breaker": "ep"}),
+            ));
             let mut fewest = u64::MAX;
             for _ in 0..20 {
                 let before = proxy.machine.calls();
@@ -307,8 +397,12 @@ fn a_request_makes_no_more_host_calls_where_there_are_many_endpoints() {
             }
             fewest
         };
-        // Eight are compared at the most. With many, each is often asked for the first time in a breaker's bucket: a record more.
+        // Eight are compared at the most. With many, each is often asked for the first time in a
+        // breaker's bucket: a record more.
         let (few, many) = (calls(8), calls(1_000));
-        assert!(many <= few + 8, "{policy}: {few} calls with 8 endpoints, {many} with 1,000");
+        assert!(
+            many <= few + 8,
+            "{policy}: {few} calls with 8 endpoints, {many} with 1,000"
+        );
     }
 }

@@ -36,7 +36,9 @@ fn side(stream: &SimStream) -> &'static str {
 }
 
 fn sent(proxy: &Proxy, upstream: &str, mode: &str) -> u64 {
-    proxy.machine.metric(&format!("haven_canary_requests_total;route=r;upstream={upstream};mode={mode}"))
+    proxy.machine.metric(&format!(
+        "haven_canary_requests_total;route=r;upstream={upstream};mode={mode}"
+    ))
 }
 
 #[test]
@@ -48,37 +50,71 @@ fn a_header_or_a_cookie_chooses_and_the_hops_behind_are_told() {
         (&[][..], "v1"),
         (FORCED, "v2"),
         (&[("cookie", &b"a=b; version=2"[..])], "v2"),
-        (&[("cookie", &b"version=2"[..]), ("x-canary", b"false")], "v1"),
+        (
+            &[("cookie", &b"version=2"[..]), ("x-canary", b"false")],
+            "v1",
+        ),
         (&lying, "v1"),
     ] {
         let stream = proxy.request("/api", headers, 200);
-        assert_eq!((side(&stream), stream.request_header("x-color").as_deref()), (wanted, Some(wanted)), "{headers:?}");
-        assert_eq!(stream.request_header("x-haven-cluster"), None, "both are in one cluster");
+        assert_eq!(
+            (side(&stream), stream.request_header("x-color").as_deref()),
+            (wanted, Some(wanted)),
+            "{headers:?}"
+        );
+        assert_eq!(
+            stream.request_header("x-haven-cluster"),
+            None,
+            "both are in one cluster"
+        );
     }
-    assert_eq!((sent(&proxy, "v1", "enforce"), sent(&proxy, "v2", "enforce")), (3, 2));
-    assert_eq!(proxy.request("/other", &lying, 200).request_header("x-color"), None, "nobody but us says it");
+    assert_eq!(
+        (sent(&proxy, "v1", "enforce"), sent(&proxy, "v2", "enforce")),
+        (3, 2)
+    );
+    assert_eq!(
+        proxy
+            .request("/other", &lying, 200)
+            .request_header("x-color"),
+        None,
+        "nobody but us says it"
+    );
 }
 
 #[test]
 fn a_colour_can_be_named_and_one_from_a_proxy_in_front_trusted() {
     let more = json!({"color": "green", "stable_color": "blue", "header": {"x-color": "green", "x-canary": null}});
     let mut config = two_versions(&more, &json!({}));
-    config["routes"][0]["canary"]["header"].as_object_mut().unwrap().remove("x-canary");
+    config["routes"][0]["canary"]["header"]
+        .as_object_mut()
+        .unwrap()
+        .remove("x-canary");
     let proxy = Proxy::new(&config);
     for (said, told, wanted) in [(&b"green"[..], "green", "v2"), (b"red", "blue", "v1")] {
         let stream = proxy.request("/api", &[("x-color", said)], 200);
-        assert_eq!((side(&stream), stream.request_header("x-color").as_deref()), (wanted, Some(told)));
+        assert_eq!(
+            (side(&stream), stream.request_header("x-color").as_deref()),
+            (wanted, Some(told))
+        );
     }
 }
 
 #[test]
 fn a_client_stays_on_its_side_over_reloads_and_proxies() {
-    let config = |percent: u32| two_versions(&json!({"percent": percent, "sticky": ["client_ip"]}), &json!({}));
+    let config = |percent: u32| {
+        two_versions(
+            &json!({"percent": percent, "sticky": ["client_ip"]}),
+            &json!({}),
+        )
+    };
     let sides = |proxy: &Proxy| -> Vec<bool> {
         (0..=255u8)
             .map(|n| {
                 let stream = SimStream::request("GET", "/api", &[]);
-                stream.set_property(Property::SourceAddress, format!("192.0.2.{n}:4000").as_bytes());
+                stream.set_property(
+                    Property::SourceAddress,
+                    format!("192.0.2.{n}:4000").as_bytes(),
+                );
                 let mut exchange = proxy.begin(&stream);
                 exchange.on_end(&proxy.worker);
                 side(&stream) == "v2"
@@ -90,10 +126,16 @@ fn a_client_stays_on_its_side_over_reloads_and_proxies() {
     assert_eq!(sides(&proxy), low);
     assert_eq!(sides(&Proxy::new(&config(10))), low, "another proxy");
     let count = low.iter().filter(|on| **on).count();
-    assert!((8..=50).contains(&count), "{count} of 256 are about a tenth");
+    assert!(
+        (8..=50).contains(&count),
+        "{count} of 256 are about a tenth"
+    );
     proxy.reload(&config(40));
     let high = sides(&proxy);
-    assert!(low.iter().zip(&high).all(|(low, high)| *high || !low), "nobody leaves the canary");
+    assert!(
+        low.iter().zip(&high).all(|(low, high)| *high || !low),
+        "nobody leaves the canary"
+    );
     proxy.reload(&config(100));
     assert!(sides(&proxy).iter().all(|on| *on));
     proxy.reload(&config(0));
@@ -116,35 +158,82 @@ fn a_canary_that_fails_gives_its_clients_back() {
         }
     }
     assert_eq!(errors, 3, "as many as open the breaker");
-    assert_eq!(proxy.machine.metric("haven_circuit_breaker_state;circuit_breaker=r;key=r/v2"), 1);
-    assert_eq!(proxy.machine.metric("haven_circuit_breaker_state;circuit_breaker=r;key=r"), 0);
-    assert_eq!(proxy.machine.metric("haven_canary_returned_total;route=r;reason=circuit_open"), 1);
-    assert_eq!(proxy.machine.metric("haven_decisions_total;route=r;policy=r;reason=circuit_open;mode=enforce"), 0);
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_circuit_breaker_state;circuit_breaker=r;key=r/v2"),
+        1
+    );
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_circuit_breaker_state;circuit_breaker=r;key=r"),
+        0
+    );
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_canary_returned_total;route=r;reason=circuit_open"),
+        1
+    );
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_decisions_total;route=r;policy=r;reason=circuit_open;mode=enforce"),
+        0
+    );
     // It is tried again, and taken back.
     proxy.machine.advance(Nanos::from_secs(6));
     assert_eq!(side(&proxy.request("/api", FORCED, 200)), "v2");
     assert_eq!(side(&proxy.request("/api", FORCED, 200)), "v2");
-    assert_eq!(proxy.machine.metric("haven_circuit_breaker_state;circuit_breaker=r;key=r/v2"), 0);
-    assert!(proxy.machine.metrics_of("haven_endpoint_in_flight").iter().all(|(_, value)| *value == 0));
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_circuit_breaker_state;circuit_breaker=r;key=r/v2"),
+        0
+    );
+    assert!(
+        proxy
+            .machine
+            .metrics_of("haven_endpoint_in_flight")
+            .iter()
+            .all(|(_, value)| *value == 0)
+    );
 }
 
 #[test]
 fn a_canary_may_have_a_breaker_of_its_own_and_none_of_its_endpoints_may_be_usable() {
     let mut config = two_versions(&json!({"circuit_breaker": "ep"}), &json!({}));
     let proxy = Proxy::new(&config);
-    let sides: Vec<_> = (0..4).map(|_| side(&proxy.request("/api", FORCED, 503))).collect();
+    let sides: Vec<_> = (0..4)
+        .map(|_| side(&proxy.request("/api", FORCED, 503)))
+        .collect();
     // After the second failure all goes to v1, whose own failures count for v1.
     assert_eq!(sides, ["v2", "v2", "v1", "v1"]);
 
-    config["routes"][0]["canary"].as_object_mut().unwrap().remove("circuit_breaker");
+    config["routes"][0]["canary"]
+        .as_object_mut()
+        .unwrap()
+        .remove("circuit_breaker");
     config["upstreams"]["v2"]["circuit_breaker"] = json!("ep");
     let proxy = Proxy::new(&config);
-    let sides: Vec<_> = (0..3).map(|_| side(&proxy.request("/api", FORCED, 503))).collect();
+    let sides: Vec<_> = (0..3)
+        .map(|_| side(&proxy.request("/api", FORCED, 503)))
+        .collect();
     assert_eq!(sides, ["v2", "v2", "v1"]);
-    assert_eq!(proxy.machine.metric("haven_canary_returned_total;route=r;reason=no_endpoint"), 1);
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_canary_returned_total;route=r;reason=no_endpoint"),
+        1
+    );
     let ready = proxy.request("/readyz", &[], 200).replied().unwrap();
     let document: Value = serde_json::from_slice(&ready.body).unwrap();
-    assert_eq!((ready.status, &document["details"]["v2"]["status"]), (200, &"DOWN".into()), "not what all depends on");
+    assert_eq!(
+        (ready.status, &document["details"]["v2"]["status"]),
+        (200, &"DOWN".into()),
+        "not what all depends on"
+    );
 }
 
 #[test]
@@ -152,26 +241,57 @@ fn a_full_canary_gives_back_and_a_full_route_refuses() {
     let mut config = two_versions(&json!({}), &json!({}));
     config["upstreams"]["v2"]["concurrency_limit"] = json!("one");
     let proxy = Proxy::new(&config);
-    let (a, b) = (SimStream::request("GET", "/api", FORCED), SimStream::request("GET", "/api", FORCED));
+    let (a, b) = (
+        SimStream::request("GET", "/api", FORCED),
+        SimStream::request("GET", "/api", FORCED),
+    );
     let (mut first, mut second) = (proxy.begin(&a), proxy.begin(&b));
     assert_eq!((side(&a), side(&b)), ("v2", "v1"));
     first.on_end(&proxy.worker);
     second.on_end(&proxy.worker);
-    assert_eq!(side(&proxy.request("/api", FORCED, 200)), "v2", "its place was given back");
+    assert_eq!(
+        side(&proxy.request("/api", FORCED, 200)),
+        "v2",
+        "its place was given back"
+    );
 
-    let proxy = Proxy::new(&two_versions(&json!({}), &json!({"concurrency_limit": "one"})));
-    let (a, b) = (SimStream::request("GET", "/api", FORCED), SimStream::request("GET", "/api", &[]));
+    let proxy = Proxy::new(&two_versions(
+        &json!({}),
+        &json!({"concurrency_limit": "one"}),
+    ));
+    let (a, b) = (
+        SimStream::request("GET", "/api", FORCED),
+        SimStream::request("GET", "/api", &[]),
+    );
     let (mut first, mut second) = (proxy.begin(&a), proxy.begin(&b));
-    assert_eq!((side(&a), b.replied().map(|reply| reply.status)), ("v2", Some(503)), "the route's limit is for both");
+    assert_eq!(
+        (side(&a), b.replied().map(|reply| reply.status)),
+        ("v2", Some(503)),
+        "the route's limit is for both"
+    );
     let c = SimStream::request("GET", "/api", FORCED);
     let mut third = proxy.begin(&c);
     assert_eq!(c.replied().map(|reply| reply.status), Some(503));
-    assert_eq!(c.state("haven.decision").as_deref(), Some("overload one enforce"), "once");
-    assert_eq!(proxy.machine.metric("haven_decisions_total;route=r;policy=one;reason=overload;mode=enforce"), 2);
+    assert_eq!(
+        c.state("haven.decision").as_deref(),
+        Some("overload one enforce"),
+        "once"
+    );
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_decisions_total;route=r;policy=one;reason=overload;mode=enforce"),
+        2
+    );
     for exchange in [&mut first, &mut second, &mut third] {
         exchange.on_end(&proxy.worker);
     }
-    assert_eq!(proxy.machine.metric("haven_concurrency_in_flight;policy=one;key=r"), 0);
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_concurrency_in_flight;policy=one;key=r"),
+        0
+    );
 }
 
 #[test]
@@ -190,10 +310,16 @@ fn both_sides_share_the_limits_and_not_the_answers_kept() {
             exchange.on_response_body(&proxy.worker, &stream, body.len(), true);
         }
         exchange.on_end(&proxy.worker);
-        stream.replied().map(|reply| String::from_utf8(reply.body).unwrap())
+        stream
+            .replied()
+            .map(|reply| String::from_utf8(reply.body).unwrap())
     };
     assert_eq!(ask(FORCED, 200, b"new"), None);
-    assert_eq!(ask(&[], 500, b""), None, "the canary's answer is nobody's last good one");
+    assert_eq!(
+        ask(&[], 500, b""),
+        None,
+        "the canary's answer is nobody's last good one"
+    );
     assert_eq!(ask(&[], 200, b"old"), None);
     assert_eq!(ask(FORCED, 500, b"").as_deref(), Some("old"));
     assert_eq!(ask(&[], 500, b"").as_deref(), Some("old"));
@@ -205,11 +331,18 @@ fn across_clusters_the_proxy_is_told_and_clients_have_no_say() {
     config["upstreams"]["v2"]["cluster"] = json!("users-v2");
     let proxy = Proxy::new(&config);
     let cluster = |stream: &SimStream| stream.request_header("x-haven-cluster").unwrap();
-    assert_eq!(cluster(&proxy.request("/api", &[("x-haven-cluster", b"users-v2")], 200)), "users");
+    assert_eq!(
+        cluster(&proxy.request("/api", &[("x-haven-cluster", b"users-v2")], 200)),
+        "users"
+    );
     for _ in 0..3 {
         assert_eq!(cluster(&proxy.request("/api", FORCED, 500)), "users-v2");
     }
-    assert_eq!(cluster(&proxy.request("/api", FORCED, 200)), "users", "back");
+    assert_eq!(
+        cluster(&proxy.request("/api", FORCED, 200)),
+        "users",
+        "back"
+    );
     // Off or not, the way has to be told.
     config["routes"][0]["canary"]["mode"] = json!("off");
     let stream = Proxy::new(&config).request("/api", FORCED, 200);
@@ -227,18 +360,34 @@ fn across_clusters_the_proxy_is_told_and_clients_have_no_say() {
 
 #[test]
 fn a_shadow_counts_and_sends_nobody() {
-    for (canary, route) in [(json!({"mode": "shadow"}), json!({})), (json!({}), json!({"mode": "shadow"}))] {
+    for (canary, route) in [
+        (json!({"mode": "shadow"}), json!({})),
+        (json!({}), json!({"mode": "shadow"})),
+    ] {
         let proxy = Proxy::new(&two_versions(&canary, &route));
         for headers in [FORCED, &[], FORCED] {
             let stream = proxy.request("/api", headers, 200);
             assert_eq!(stream.request_header("x-color"), None);
-            assert!(stream.request_header("x-haven-upstream").is_none_or(|list| !list.contains(V2)));
+            assert!(
+                stream
+                    .request_header("x-haven-upstream")
+                    .is_none_or(|list| !list.contains(V2))
+            );
         }
-        assert_eq!((sent(&proxy, "v1", "shadow"), sent(&proxy, "v2", "shadow")), (1, 2));
+        assert_eq!(
+            (sent(&proxy, "v1", "shadow"), sent(&proxy, "v2", "shadow")),
+            (1, 2)
+        );
     }
-    let proxy = Proxy::new(&two_versions(&json!({"mode": "enforce"}), &json!({"mode": "off"})));
+    let proxy = Proxy::new(&two_versions(
+        &json!({"mode": "enforce"}),
+        &json!({"mode": "off"}),
+    ));
     assert_eq!(
-        proxy.request("/api", FORCED, 200).request_header("x-color").as_deref(),
+        proxy
+            .request("/api", FORCED, 200)
+            .request_header("x-color")
+            .as_deref(),
         Some("v2"),
         "the inner one wins"
     );
@@ -254,7 +403,12 @@ fn retries_of_a_canary_are_the_routes_and_come_out_of_its_budget() {
         let said = stream.request_header("x-envoy-max-retries").unwrap();
         let list = stream.request_header("x-haven-upstream").unwrap();
         let address = list.split(',').next().unwrap();
-        stream.fail(503, "upstream_reset_before_response_started{connection_termination}", Some(address), 2);
+        stream.fail(
+            503,
+            "upstream_reset_before_response_started{connection_termination}",
+            Some(address),
+            2,
+        );
         exchange.on_response(&proxy.worker, &stream);
         exchange.on_end(&proxy.worker);
         said

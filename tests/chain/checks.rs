@@ -31,7 +31,10 @@ impl Proxy {
         for _ in 0..2 {
             self.engine.check(&self.worker, self.machine.now());
             for call in self.machine.take_outgoing() {
-                let at = ENDPOINTS.iter().position(|it| call.header("x-haven-upstream") == Some(it)).unwrap();
+                let at = ENDPOINTS
+                    .iter()
+                    .position(|it| call.header("x-haven-upstream") == Some(it))
+                    .unwrap();
                 let answer = match answers[at] {
                     Some((status, body)) => CallAnswer::Http {
                         headers: HeaderMap::from_pairs(&[
@@ -48,7 +51,8 @@ impl Proxy {
                         size: 0,
                     },
                 };
-                self.engine.answered(&self.worker, call.id, &answer, self.machine.now());
+                self.engine
+                    .answered(&self.worker, call.id, &answer, self.machine.now());
             }
             self.machine.advance(Nanos::from_millis(60));
         }
@@ -68,18 +72,28 @@ impl Proxy {
     fn used(&self) -> [bool; 2] {
         let mut used = [false; 2];
         for _ in 0..40 {
-            let list = self.request("/", &[], 200).request_header("x-haven-upstream").unwrap_or_default();
+            let list = self
+                .request("/", &[], 200)
+                .request_header("x-haven-upstream")
+                .unwrap_or_default();
             (0..2).for_each(|at| used[at] |= list.contains(ENDPOINTS[at]));
         }
         used
     }
 }
 
-const UP: Option<(u16, &str)> = Some((200, r#"{"status": "UP", "details": {"db": "UP", "search": "UP"}}"#));
-const NO_DB: Option<(u16, &str)> =
-    Some((503, r#"{"status": "OUT_OF_SERVICE", "details": {"db": {"status": "DOWN", "error": "x"}, "search": "UP"}}"#));
-const NO_SEARCH: Option<(u16, &str)> =
-    Some((503, r#"{"status": "OUT_OF_SERVICE", "details": {"db": "UP", "search": "DOWN"}}"#));
+const UP: Option<(u16, &str)> = Some((
+    200,
+    r#"{"status": "UP", "details": {"db": "UP", "search": "UP"}}"#,
+));
+const NO_DB: Option<(u16, &str)> = Some((
+    503,
+    r#"{"status": "OUT_OF_SERVICE", "details": {"db": {"status": "DOWN", "error": "x"}, "search": "UP"}}"#,
+));
+const NO_SEARCH: Option<(u16, &str)> = Some((
+    503,
+    r#"{"status": "OUT_OF_SERVICE", "details": {"db": "UP", "search": "DOWN"}}"#,
+));
 
 #[test]
 fn nothing_known_is_as_good_as_well_and_a_reload_keeps_what_is_known() {
@@ -87,12 +101,19 @@ fn nothing_known_is_as_good_as_well_and_a_reload_keeps_what_is_known() {
     assert_eq!(proxy.ready().0, 200);
     assert_eq!(proxy.used(), [true, true]);
     proxy.round([UP, None]);
-    assert_eq!(proxy.ready().0, 200, "one is well, of the other nothing is known yet");
+    assert_eq!(
+        proxy.ready().0,
+        200,
+        "one is well, of the other nothing is known yet"
+    );
     assert_eq!(proxy.used(), [true, true]);
     proxy.rounds(2, [UP, None]);
     assert_eq!(proxy.used(), [true, false]);
     let (status, users) = proxy.ready();
-    assert_eq!((status, &users["status"], &users["critical"]), (200, &"UP".into(), &true.into()));
+    assert_eq!(
+        (status, &users["status"], &users["critical"]),
+        (200, &"UP".into(), &true.into())
+    );
     assert_eq!(users.get("error"), None);
     // A configuration that changes nothing of this keeps it.
     let mut proxy = proxy;
@@ -106,15 +127,29 @@ fn the_document_says_what_is_wrong_and_how_much_must_be_well() {
     proxy.rounds(3, [UP, NO_DB]);
     let (status, users) = proxy.ready();
     assert_eq!((status, &users["status"]), (503, &"OUT_OF_SERVICE".into()));
-    assert_eq!(users["error"], "1 of 2 endpoints available; 10.0.0.2:80: OUT_OF_SERVICE, its db is not UP");
+    assert_eq!(
+        users["error"],
+        "1 of 2 endpoints available; 10.0.0.2:80: OUT_OF_SERVICE, its db is not UP"
+    );
     assert_eq!(proxy.used(), [true, false]);
     proxy.rounds(3, [None, NO_DB]);
     let (status, users) = proxy.ready();
-    assert_eq!((status, &users["status"]), (503, &"DOWN".into()), "the worst of them");
-    assert_eq!(users["error"], "0 of 2 endpoints available; 10.0.0.1:80: DOWN, cannot be reached");
+    assert_eq!(
+        (status, &users["status"]),
+        (503, &"DOWN".into()),
+        "the worst of them"
+    );
+    assert_eq!(
+        users["error"],
+        "0 of 2 endpoints available; 10.0.0.1:80: DOWN, cannot be reached"
+    );
     assert_eq!(proxy.request("/", &[], 200).replied().unwrap().status, 503);
-    let healthy =
-        |at: usize| proxy.machine.metric(&format!("haven_endpoint_healthy;upstream=u;endpoint={}", ENDPOINTS[at]));
+    let healthy = |at: usize| {
+        proxy.machine.metric(&format!(
+            "haven_endpoint_healthy;upstream=u;endpoint={}",
+            ENDPOINTS[at]
+        ))
+    };
     proxy.engine.tick(&proxy.worker);
     assert_eq!((healthy(0), healthy(1)), (0, 0));
     proxy.rounds(2, [UP, UP]);
@@ -132,13 +167,27 @@ fn a_route_is_refused_while_its_component_is_down_everywhere() {
     let refused = proxy.request("/bare", &[], 200);
     let reply = refused.replied().unwrap();
     let problem: Value = serde_json::from_slice(&reply.body).unwrap();
-    assert_eq!((reply.status, &problem["reason"], &problem["policy"]), (503, &"no_endpoint".into(), &"search".into()));
-    assert_eq!(refused.state("haven.decision").as_deref(), Some("no_endpoint search enforce"));
+    assert_eq!(
+        (reply.status, &problem["reason"], &problem["policy"]),
+        (503, &"no_endpoint".into(), &"search".into())
+    );
+    assert_eq!(
+        refused.state("haven.decision").as_deref(),
+        Some("no_endpoint search enforce")
+    );
     let calm = proxy.request("/search/x", &[], 200).replied().unwrap();
-    assert_eq!((calm.status, calm.body.as_slice()), (200, b"no_endpoint".as_slice()));
-    assert_eq!((proxy.status("/", &[]), proxy.used()), (200, [true, true]), "others go on");
+    assert_eq!(
+        (calm.status, calm.body.as_slice()),
+        (200, b"no_endpoint".as_slice())
+    );
+    assert_eq!(
+        (proxy.status("/", &[]), proxy.used()),
+        (200, [true, true]),
+        "others go on"
+    );
     assert_eq!(proxy.ready().0, 200);
-    // One of them is gone: of its component nothing is known any more, and all that tell are without it.
+    // One of them is gone: of its component nothing is known any more, and all that tell are
+    // without it.
     proxy.rounds(5, [None, NO_SEARCH]);
     assert_eq!(proxy.status("/bare", &[]), 503);
     proxy.rounds(2, [UP, NO_SEARCH]);
@@ -151,7 +200,10 @@ fn a_shadow_route_only_counts_what_it_depends_on() {
     proxy.rounds(3, [NO_SEARCH, NO_SEARCH]);
     let passed = proxy.request("/bare", &[], 200);
     assert_eq!(passed.replied(), None);
-    assert_eq!(passed.state("haven.decision").as_deref(), Some("no_endpoint search shadow"));
+    assert_eq!(
+        passed.state("haven.decision").as_deref(),
+        Some("no_endpoint search shadow")
+    );
 }
 
 #[test]

@@ -41,20 +41,45 @@ fn fill(proxy: &Proxy, path: &str) -> Vec<Exchange> {
 }
 
 fn in_flight(proxy: &Proxy) -> u64 {
-    proxy.machine.metrics_of(IN_FLIGHT).iter().map(|(_, n)| n).sum()
+    proxy
+        .machine
+        .metrics_of(IN_FLIGHT)
+        .iter()
+        .map(|(_, n)| n)
+        .sum()
 }
 
 #[test]
 fn the_least_critical_are_refused_first() {
     let proxy = Proxy::new(&config(&json!({})));
     let mut held = Vec::new();
-    for (path, total) in [("/sheddable", 7), ("/sheddable_plus", 8), ("/critical", 10), ("/critical_plus", 10)] {
+    for (path, total) in [
+        ("/sheddable", 7),
+        ("/sheddable_plus", 8),
+        ("/critical", 10),
+        ("/critical_plus", 10),
+    ] {
         held.extend(fill(&proxy, path));
-        assert_eq!((held.len(), in_flight(&proxy)), (total, total as u64), "{path}");
+        assert_eq!(
+            (held.len(), in_flight(&proxy)),
+            (total, total as u64),
+            "{path}"
+        );
     }
-    assert_eq!(proxy.machine.metric("haven_concurrency_limit;policy=c;key=u"), 10);
-    for (refused, total) in [("sheddable", 1), ("sheddable_plus", 1), ("critical", 1), ("critical_plus", 1)] {
-        let name = format!("haven_decisions_total;route={refused};policy=c;reason=overload;mode=enforce");
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_concurrency_limit;policy=c;key=u"),
+        10
+    );
+    for (refused, total) in [
+        ("sheddable", 1),
+        ("sheddable_plus", 1),
+        ("critical", 1),
+        ("critical_plus", 1),
+    ] {
+        let name =
+            format!("haven_decisions_total;route={refused};policy=c;reason=overload;mode=enforce");
         assert_eq!(proxy.machine.metric(&name), total);
     }
     for exchange in &mut held {
@@ -71,12 +96,29 @@ fn an_overload_is_told_with_a_time_to_wait() {
     let stream = proxy.request("/critical", &[], 200);
     let reply = stream.replied().unwrap();
     let body: Value = serde_json::from_slice(&reply.body).unwrap();
-    assert_eq!((reply.status, &body["reason"], &body["policy"]), (503, &"overload".into(), &"c".into()));
+    assert_eq!(
+        (reply.status, &body["reason"], &body["policy"]),
+        (503, &"overload".into(), &"c".into())
+    );
     assert_eq!(stream.response_header("retry-after").as_deref(), Some("1"));
-    assert_eq!(stream.response_header("content-type").as_deref(), Some("application/problem+json"));
-    assert!(stream.response_header("proxy-status").unwrap().ends_with("details=\"overload c\""));
-    assert_eq!(stream.state("haven.decision").as_deref(), Some("overload c enforce"));
-    let grpc = proxy.request("/critical", &[("content-type", b"application/grpc")], 200).replied().unwrap();
+    assert_eq!(
+        stream.response_header("content-type").as_deref(),
+        Some("application/problem+json")
+    );
+    assert!(
+        stream
+            .response_header("proxy-status")
+            .unwrap()
+            .ends_with("details=\"overload c\"")
+    );
+    assert_eq!(
+        stream.state("haven.decision").as_deref(),
+        Some("overload c enforce")
+    );
+    let grpc = proxy
+        .request("/critical", &[("content-type", b"application/grpc")], 200)
+        .replied()
+        .unwrap();
     assert_eq!(grpc.grpc_status, Some(14));
 }
 
@@ -87,7 +129,10 @@ fn a_fallback_answers_for_an_overload() {
     let proxy = Proxy::new(&config);
     let _held = fill(&proxy, "/critical_plus");
     let reply = proxy.request("/critical", &[], 200).replied().unwrap();
-    assert_eq!((reply.status, reply.body.as_slice()), (200, b"overload 1".as_slice()));
+    assert_eq!(
+        (reply.status, reply.body.as_slice()),
+        (200, b"overload 1".as_slice())
+    );
 }
 
 #[test]
@@ -99,7 +144,14 @@ fn whatever_ends_a_request_gives_its_place_back() {
         |stream| stream.answer(200, Some("10.0.0.1:80"), &[]),
         |stream| stream.answer(500, Some("10.0.0.1:80"), &[]),
         |stream| stream.fail(504, "response_timeout", Some("10.0.0.1:80"), 1),
-        |stream| stream.fail(503, "upstream_reset_before_response_started{connection_failure}", Some("10.0.0.1:80"), 1),
+        |stream| {
+            stream.fail(
+                503,
+                "upstream_reset_before_response_started{connection_failure}",
+                Some("10.0.0.1:80"),
+                1,
+            )
+        },
         |stream| stream.answer(302, None, &[]),
     ];
     for end in ends {
@@ -118,26 +170,48 @@ fn whatever_ends_a_request_gives_its_place_back() {
 
 #[test]
 fn a_later_refusal_gives_the_place_back_at_once() {
-    let mut config = config(&json!({"circuit_breakers": {"b": {"consecutive_failures": 1, "minimum_calls": 1}}}));
+    let mut config = config(
+        &json!({"circuit_breakers": {"b": {"consecutive_failures": 1, "minimum_calls": 1}}}),
+    );
     config["routes"][2]["circuit_breaker"] = json!("b");
     let proxy = Proxy::new(&config);
     proxy.request("/critical", &[], 500);
     let stream = SimStream::request("GET", "/critical", &[]);
     let _exchange = proxy.begin(&stream);
-    assert!(stream.state("haven.decision").unwrap().starts_with("circuit_open"));
+    assert!(
+        stream
+            .state("haven.decision")
+            .unwrap()
+            .starts_with("circuit_open")
+    );
     assert_eq!(in_flight(&proxy), 0);
 }
 
 #[test]
 fn a_route_and_its_upstream_may_both_have_one() {
-    let mut config = config(&json!({"concurrency_limits": {"r": {"algorithm": "fixed", "limit": 2}}}));
+    let mut config =
+        config(&json!({"concurrency_limits": {"r": {"algorithm": "fixed", "limit": 2}}}));
     config["routes"][2]["concurrency_limit"] = json!("r");
     let proxy = Proxy::new(&config);
     let mine = fill(&proxy, "/critical");
     assert_eq!(mine.len(), 2);
-    assert_eq!(fill(&proxy, "/critical_plus").len(), 8, "the upstream's counts both");
-    assert_eq!(proxy.machine.metric("haven_concurrency_in_flight;policy=r;key=critical"), 2);
-    assert_eq!(proxy.machine.metric("haven_decisions_total;route=critical;policy=r;reason=overload;mode=enforce"), 1);
+    assert_eq!(
+        fill(&proxy, "/critical_plus").len(),
+        8,
+        "the upstream's counts both"
+    );
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_concurrency_in_flight;policy=r;key=critical"),
+        2
+    );
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_decisions_total;route=critical;policy=r;reason=overload;mode=enforce"),
+        1
+    );
 }
 
 #[test]
@@ -145,40 +219,60 @@ fn routes_that_name_one_limit_have_their_own() {
     let routes = json!([
         {"name": "a", "match": {"path": "/a"}, "concurrency_limit": "c"},
         {"name": "b", "match": {"path": "/b"}, "concurrency_limit": "c"}]);
-    let proxy = Proxy::new(&config(&json!({"routes": routes, "concurrency_limits": {"c": {"limit": 2}}})));
+    let proxy = Proxy::new(&config(
+        &json!({"routes": routes, "concurrency_limits": {"c": {"limit": 2}}}),
+    ));
     assert_eq!((fill(&proxy, "/a").len(), fill(&proxy, "/b").len()), (2, 2));
 }
 
 #[test]
 fn a_shadow_counts_and_refuses_nobody() {
-    let proxy = Proxy::new(&config(&json!({"concurrency_limits": {"c": {"mode": "shadow", "limit": 2}}})));
+    let proxy = Proxy::new(&config(
+        &json!({"concurrency_limits": {"c": {"mode": "shadow", "limit": 2}}}),
+    ));
     assert_eq!(fill(&proxy, "/critical").len(), 50);
     assert_eq!(in_flight(&proxy), 51);
     let name = "haven_decisions_total;route=critical;policy=c;reason=overload;mode=shadow";
     assert_eq!(proxy.machine.metric(name), 49);
-    let off = Proxy::new(&config(&json!({"concurrency_limits": {"c": {"mode": "off", "limit": 2}}})));
+    let off = Proxy::new(&config(
+        &json!({"concurrency_limits": {"c": {"mode": "off", "limit": 2}}}),
+    ));
     assert_eq!((fill(&off, "/critical").len(), in_flight(&off)), (50, 0));
 }
 
 #[test]
 fn a_reload_keeps_those_in_flight_and_the_limit_found() {
-    let adaptive = config(&json!({"concurrency_limits": {"c": {"algorithm": "adaptive", "limit": null}}}));
+    let adaptive =
+        config(&json!({"concurrency_limits": {"c": {"algorithm": "adaptive", "limit": null}}}));
     let mut adaptive = adaptive;
     adaptive["concurrency_limits"]["c"] = json!({"min_limit": 5});
     let mut proxy = Proxy::new(&adaptive);
-    assert_eq!(proxy.machine.metric("haven_concurrency_limit;policy=c;key=u"), 20);
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_concurrency_limit;policy=c;key=u"),
+        20
+    );
     let mut held = fill(&proxy, "/sheddable");
     assert_eq!(held.len(), 14);
     proxy.machine.advance(Nanos::from_millis(200));
     for exchange in &mut held[4..] {
         exchange_answered(&proxy, exchange);
     }
-    let found = proxy.machine.metric("haven_concurrency_limit;policy=c;key=u");
+    let found = proxy
+        .machine
+        .metric("haven_concurrency_limit;policy=c;key=u");
     assert!(found > 20, "{found}");
     adaptive["concurrency_limits"]["c"]["max_limit"] = json!(25);
     proxy.reload(&adaptive);
     assert_eq!(in_flight(&proxy), 4);
-    assert_eq!(proxy.machine.metric("haven_concurrency_limit;policy=c;key=u"), 25, "within the new bounds");
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_concurrency_limit;policy=c;key=u"),
+        25,
+        "within the new bounds"
+    );
     for exchange in &mut held {
         exchange.on_end(&proxy.worker);
     }
@@ -208,14 +302,20 @@ fn what_a_lost_worker_held_comes_back() {
         waited += 1;
         assert!(waited < 30, "still refused");
     }
-    assert!(waited >= 10, "a worker that is merely slow is given time: {waited}");
+    assert!(
+        waited >= 10,
+        "a worker that is merely slow is given time: {waited}"
+    );
     assert_eq!(in_flight(&proxy), 0);
 }
 
 #[test]
 fn a_gauge_gone_wrong_does_not_refuse_for_ever() {
     let proxy = Proxy::new(&config(&json!({})));
-    let gauge = proxy.worker.define(MetricKind::Gauge, "haven_concurrency_in_flight;policy=c;key=u");
+    let gauge = proxy.worker.define(
+        MetricKind::Gauge,
+        "haven_concurrency_in_flight;policy=c;key=u",
+    );
     for wrong in [u64::MAX, u64::MAX - 7, 1_000, 1 << 39] {
         proxy.worker.record(gauge, wrong);
         for _ in 0..40 {
@@ -238,25 +338,43 @@ fn the_limit_is_found() {
     let proxy = Proxy::new(&config);
     // Ten at a time are answered in 100 ms; with 15 s to spend there is room for far more.
     for _ in 0..30 {
-        let mut all: Vec<Exchange> =
-            (0..10).map(|_| proxy.begin(&SimStream::request("GET", "/critical", &[]))).collect();
+        let mut all: Vec<Exchange> = (0..10)
+            .map(|_| proxy.begin(&SimStream::request("GET", "/critical", &[])))
+            .collect();
         proxy.machine.advance(Nanos::from_millis(100));
-        all.iter_mut().for_each(|exchange| exchange_answered(&proxy, exchange));
+        all.iter_mut()
+            .for_each(|exchange| exchange_answered(&proxy, exchange));
     }
-    assert_eq!(proxy.machine.metric("haven_concurrency_limit;policy=c;key=u"), 1000, "{LIMIT}");
-    // Then nothing is answered any more: what hangs until the proxy's timeout proves that it is too much.
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_concurrency_limit;policy=c;key=u"),
+        1000,
+        "{LIMIT}"
+    );
+    // Then nothing is answered any more: what hangs until the proxy's timeout proves that it is too
+    // much.
     for _ in 0..30 {
         let mut all = fill(&proxy, "/critical_plus");
         proxy.machine.advance(Nanos::from_secs(15));
-        all.iter_mut().for_each(|exchange| exchange.on_end(&proxy.worker));
+        all.iter_mut()
+            .for_each(|exchange| exchange.on_end(&proxy.worker));
     }
-    let limit = proxy.machine.metric("haven_concurrency_limit;policy=c;key=u");
+    let limit = proxy
+        .machine
+        .metric("haven_concurrency_limit;policy=c;key=u");
     assert!(limit <= 4, "{limit}");
     // And well again: it doubles twice a second.
     for _ in 0..60 {
         let mut all = fill(&proxy, "/critical_plus");
         proxy.machine.advance(Nanos::from_millis(100));
-        all.iter_mut().for_each(|exchange| exchange_answered(&proxy, exchange));
+        all.iter_mut()
+            .for_each(|exchange| exchange_answered(&proxy, exchange));
     }
-    assert!(proxy.machine.metric("haven_concurrency_limit;policy=c;key=u") > 100);
+    assert!(
+        proxy
+            .machine
+            .metric("haven_concurrency_limit;policy=c;key=u")
+            > 100
+    );
 }

@@ -1,4 +1,5 @@
-//! Deadlines, timeouts and retries on the simulated host: which request is refused, and what the proxy's router and the upstream are told.
+//! Deadlines, timeouts and retries on the simulated host: which request is refused, and what the
+//! proxy's router and the upstream are told.
 
 use super::{Proxy, merge, upstream};
 use haven::base::time::Nanos;
@@ -30,7 +31,10 @@ fn take(proxy: &Proxy, method: &str, headers: Headers<'_>, millis: u64, status: 
     if stream.replied().is_none() {
         proxy.machine.advance(Nanos::from_millis(millis));
         let listed = stream.request_header("x-haven-upstream");
-        let first = listed.as_deref().and_then(|list| list.split(',').next()).unwrap_or("10.0.0.9:80");
+        let first = listed
+            .as_deref()
+            .and_then(|list| list.split(',').next())
+            .unwrap_or("10.0.0.9:80");
         stream.answer(status, Some(first), &[]);
         exchange.on_response(&proxy.worker, &stream);
     }
@@ -39,7 +43,10 @@ fn take(proxy: &Proxy, method: &str, headers: Headers<'_>, millis: u64, status: 
 }
 
 fn told<'a>(stream: &SimStream, names: impl IntoIterator<Item = &'a str>) -> Vec<Option<String>> {
-    names.into_iter().map(|name| stream.request_header(name)).collect()
+    names
+        .into_iter()
+        .map(|name| stream.request_header(name))
+        .collect()
 }
 
 #[track_caller]
@@ -68,8 +75,20 @@ fn the_smaller_of_the_clients_deadline_and_the_routes_timeout_is_handed_on() {
     for (headers, want) in cases {
         let stream = take(&proxy, "GET", headers, 1, 200);
         assert!(stream.replied().is_none(), "{headers:?}");
-        assert_told(&stream, &[(ROUTER, Some(want)), ("x-left", Some(want)), (PER_TRY, None)]);
-        assert!(stream.request_header(EXPECTED).is_none_or(|left| left == *want), "{headers:?}");
+        assert_told(
+            &stream,
+            &[
+                (ROUTER, Some(want)),
+                ("x-left", Some(want)),
+                (PER_TRY, None),
+            ],
+        );
+        assert!(
+            stream
+                .request_header(EXPECTED)
+                .is_none_or(|left| left == *want),
+            "{headers:?}"
+        );
     }
 }
 
@@ -78,12 +97,31 @@ fn without_a_timeout_of_the_route_a_deadline_bounds_the_try_and_leaves_the_proxy
     let proxy = one(&json!({}));
     assert_told(
         &take(&proxy, "GET", &[], 1, 200),
-        &[(ROUTER, None), (PER_TRY, None), ("grpc-timeout", None), (EXPECTED, None)],
+        &[
+            (ROUTER, None),
+            (PER_TRY, None),
+            ("grpc-timeout", None),
+            (EXPECTED, None),
+        ],
     );
     let stream = take(&proxy, "GET", &[(EXPECTED, b"700")], 1, 200);
-    assert_told(&stream, &[(ROUTER, None), (PER_TRY, Some("700")), (EXPECTED, Some("700"))]);
+    assert_told(
+        &stream,
+        &[
+            (ROUTER, None),
+            (PER_TRY, Some("700")),
+            (EXPECTED, Some("700")),
+        ],
+    );
     let stream = take(&proxy, "POST", &[GRPC, ("grpc-timeout", b"1S")], 1, 200);
-    assert_told(&stream, &[(ROUTER, None), (PER_TRY, Some("1000")), ("grpc-timeout", Some("1S"))]);
+    assert_told(
+        &stream,
+        &[
+            (ROUTER, None),
+            (PER_TRY, Some("1000")),
+            ("grpc-timeout", Some("1S")),
+        ],
+    );
 }
 
 #[test]
@@ -97,7 +135,14 @@ fn a_grpc_upstream_learns_of_the_routes_timeout() {
         let mut headers = vec![GRPC];
         headers.extend(deadline.map(|deadline| ("grpc-timeout", deadline)));
         let stream = take(&proxy, "POST", &headers, 1, 200);
-        assert_told(&stream, &[(ROUTER, Some(router)), (PER_TRY, per_try), ("grpc-timeout", Some(upstream))]);
+        assert_told(
+            &stream,
+            &[
+                (ROUTER, Some(router)),
+                (PER_TRY, per_try),
+                ("grpc-timeout", Some(upstream)),
+            ],
+        );
     }
 }
 
@@ -106,47 +151,82 @@ fn nothing_left_or_too_little_is_refused_at_once() {
     let proxy = one(&json!({"timeout": {"reject_below": "20ms", "deadline_header": "x-left"}}));
     for (header, refused) in [("0", true), ("19", true), ("20", false), ("soon", false)] {
         let stream = take(&proxy, "GET", &[("x-left", header.as_bytes())], 1, 200);
-        assert_eq!(stream.replied().map(|reply| reply.status), refused.then_some(504), "{header}");
+        assert_eq!(
+            stream.replied().map(|reply| reply.status),
+            refused.then_some(504),
+            "{header}"
+        );
     }
     let refused = take(&proxy, "GET", &[(EXPECTED, b"0")], 1, 200);
-    assert_eq!(refused.state("haven.decision").as_deref(), Some("deadline timeout enforce"));
+    assert_eq!(
+        refused.state("haven.decision").as_deref(),
+        Some("deadline timeout enforce")
+    );
     assert_eq!(
         refused.response_header("proxy-status").as_deref(),
         Some("haven; error=http_response_timeout; details=\"deadline timeout\"")
     );
     assert_eq!(refused.response_header("retry-after"), None);
-    let refused = take(&proxy, "POST", &[GRPC, ("grpc-timeout", b"0m")], 1, 200).replied().unwrap();
+    let refused = take(&proxy, "POST", &[GRPC, ("grpc-timeout", b"0m")], 1, 200)
+        .replied()
+        .unwrap();
     assert_eq!((refused.status, refused.grpc_status), (504, Some(4)));
-    assert_eq!(proxy.machine.metric("haven_decisions_total;route=r;policy=timeout;reason=deadline;mode=enforce"), 4);
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_decisions_total;route=r;policy=timeout;reason=deadline;mode=enforce"),
+        4
+    );
 }
 
 #[test]
 fn shadow_counts_and_does_nothing_and_off_does_not_even_look() {
     for (mode, counted) in [("shadow", 1), ("off", 0)] {
-        let proxy = one(&json!({"mode": mode, "timeout": {"request": "1s", "per_try": "1ms"}, "retry": {}}));
+        let proxy = one(
+            &json!({"mode": mode, "timeout": {"request": "1s", "per_try": "1ms"}, "retry": {}}),
+        );
         let stream = take(&proxy, "GET", &[("grpc-timeout", b"0m")], 1, 200);
         assert!(stream.replied().is_none());
-        assert_told(&stream, &[(ROUTER, None), (PER_TRY, None), (MAX_RETRIES, None), ("grpc-timeout", Some("0m"))]);
-        let name = format!("haven_decisions_total;route=r;policy=timeout;reason=deadline;mode={mode}");
+        assert_told(
+            &stream,
+            &[
+                (ROUTER, None),
+                (PER_TRY, None),
+                (MAX_RETRIES, None),
+                ("grpc-timeout", Some("0m")),
+            ],
+        );
+        let name =
+            format!("haven_decisions_total;route=r;policy=timeout;reason=deadline;mode={mode}");
         assert_eq!(proxy.machine.metric(&name), counted);
     }
 }
 
 #[test]
 fn a_deadline_comes_before_the_limits_and_costs_them_nothing() {
-    let mut config =
-        json!({"rate_limits": {"l": {"limit": 1, "period": "1h"}}, "routes": [{"name": "r", "rate_limits": ["l"]}]});
+    let mut config = json!({"rate_limits": {"l": {"limit": 1, "period": "1h"}}, "routes": [{"name": "r", "rate_limits": ["l"]}]});
     let proxy = Proxy::new(&config);
-    let status =
-        |headers: Headers<'_>| take(&proxy, "GET", headers, 1, 200).replied().map_or(200, |reply| reply.status);
+    let status = |headers: Headers<'_>| {
+        take(&proxy, "GET", headers, 1, 200)
+            .replied()
+            .map_or(200, |reply| reply.status)
+    };
     assert_eq!(
-        [status(&[(EXPECTED, b"0")]), status(&[]), status(&[]), status(&[(EXPECTED, b"0")])],
+        [
+            status(&[(EXPECTED, b"0")]),
+            status(&[]),
+            status(&[]),
+            status(&[(EXPECTED, b"0")])
+        ],
         [504, 200, 429, 504]
     );
     // Its fallback answers for it.
-    config["fallbacks"] = json!({"f": {"steps": [{"respond": {"status": 200, "body": "{{reason}}"}}]}});
+    config["fallbacks"] =
+        json!({"f": {"steps": [{"respond": {"status": 200, "body": "{{reason}}"}}]}});
     config["routes"][0]["fallback"] = json!("f");
-    let reply = take(&Proxy::new(&config), "GET", &[(EXPECTED, b"0")], 1, 200).replied().unwrap();
+    let reply = take(&Proxy::new(&config), "GET", &[(EXPECTED, b"0")], 1, 200)
+        .replied()
+        .unwrap();
     assert_eq!((reply.status, reply.body), (200, b"deadline".to_vec()));
 }
 
@@ -167,12 +247,21 @@ fn a_wait_is_part_of_the_time() {
     assert!(matches!(action, Action::Wait { .. }));
     // Its moment would come in 200 ms: then it would be late.
     let (late, _, action) = begin(&[("grpc-timeout", b"150m")]);
-    assert_eq!((action, late.replied().map(|reply| reply.status)), (Action::Stop, Some(504)));
+    assert_eq!(
+        (action, late.replied().map(|reply| reply.status)),
+        (Action::Stop, Some(504))
+    );
     let (second, mut slow, action) = begin(&[("grpc-timeout", b"250m")]);
-    assert!(matches!(action, Action::Wait { .. }), "the late one has given its moment back: {action:?}");
+    assert!(
+        matches!(action, Action::Wait { .. }),
+        "the late one has given its moment back: {action:?}"
+    );
     proxy.machine.advance(Nanos::from_millis(100));
     assert_eq!(waiting.on_resume(&proxy.worker, &first), Action::Continue);
-    assert_told(&first, &[(ROUTER, Some("200")), ("grpc-timeout", Some("200m"))]);
+    assert_told(
+        &first,
+        &[(ROUTER, Some("200")), ("grpc-timeout", Some("200m"))],
+    );
     // A host that is late itself.
     proxy.machine.advance(Nanos::from_millis(160));
     assert_eq!(slow.on_resume(&proxy.worker, &second), Action::Stop);
@@ -190,12 +279,17 @@ fn a_shadow_counts_a_request_that_waits_and_is_late_once() {
     for (headers, total) in [(&[][..], 1), (&[("grpc-timeout", &b"0m"[..])], 2)] {
         let stream = SimStream::request("GET", "/api", headers);
         let mut exchange = Exchange::new(Rc::clone(&proxy.engine));
-        let Action::Wait { until } = exchange.on_request(&proxy.worker, &stream) else { panic!("it is to wait") };
+        let Action::Wait { until } = exchange.on_request(&proxy.worker, &stream) else {
+            panic!("it is to wait")
+        };
         proxy.machine.advance(until.since(proxy.machine.now()));
         assert_eq!(exchange.on_resume(&proxy.worker, &stream), Action::Continue);
         exchange.on_end(&proxy.worker);
         assert_eq!(proxy.machine.metric(late), total);
-        assert_eq!(stream.state("haven.decision").as_deref(), Some("deadline timeout shadow"));
+        assert_eq!(
+            stream.state("haven.decision").as_deref(),
+            Some("deadline timeout shadow")
+        );
     }
 }
 
@@ -203,7 +297,13 @@ fn a_shadow_counts_a_request_that_waits_and_is_late_once() {
 fn a_dynamic_timeout_follows_what_the_upstream_takes() {
     let dynamic = json!({"dynamic": {"quantile": 99, "factor": 2, "min": "50ms", "max": "2s"}});
     let proxy = one(&json!({"timeout": {"request": dynamic}}));
-    let timeout = || -> u64 { take(&proxy, "GET", &[], 0, 500).request_header(ROUTER).unwrap().parse().unwrap() };
+    let timeout = || -> u64 {
+        take(&proxy, "GET", &[], 0, 500)
+            .request_header(ROUTER)
+            .unwrap()
+            .parse()
+            .unwrap()
+    };
     assert_eq!(timeout(), 2_000, "while little is known");
     (0..30).for_each(|_| drop(take(&proxy, "GET", &[], 100, 200)));
     assert!((200..=226).contains(&timeout()), "{}", timeout());
@@ -211,7 +311,8 @@ fn a_dynamic_timeout_follows_what_the_upstream_takes() {
     (0..300).for_each(|_| drop(take(&proxy, "GET", &[], 1, 503)));
     (0..300).for_each(|_| drop(take(&proxy, "GET", &[], 1, 429)));
     assert!(timeout() >= 200);
-    // The upstream turns slow: each timeout counts for at least as long, and the next gives more time.
+    // The upstream turns slow: each timeout counts for at least as long, and the next gives more
+    // time.
     for _ in 0..40 {
         let stream = SimStream::request("GET", "/api", &[]);
         let mut exchange = proxy.begin(&stream);
@@ -245,21 +346,37 @@ fn a_dynamic_timeout_follows_what_the_upstream_takes() {
 #[test]
 fn p50_refuses_what_half_of_the_requests_would_not_make_until_nobody_knows_any_more() {
     let proxy = one(&json!({"timeout": {"reject_below": "p50"}}));
-    let status = |left: &[u8]| take(&proxy, "GET", &[(EXPECTED, left)], 100, 200).replied().map_or(200, |r| r.status);
+    let status = |left: &[u8]| {
+        take(&proxy, "GET", &[(EXPECTED, left)], 100, 200)
+            .replied()
+            .map_or(200, |r| r.status)
+    };
     assert_eq!(status(b"5"), 200, "nothing is known yet");
     (0..40).for_each(|_| drop(take(&proxy, "GET", &[], 100, 200)));
-    assert_eq!([status(b"50"), status(b"150"), status(b"50")], [504, 200, 504]);
+    assert_eq!(
+        [status(b"50"), status(b"150"), status(b"50")],
+        [504, 200, 504]
+    );
     proxy.machine.advance(Nanos::from_secs(6));
-    assert_eq!([status(b"50"), status(b"50")], [200, 504], "one finds out how it is now");
+    assert_eq!(
+        [status(b"50"), status(b"50")],
+        [200, 504],
+        "one finds out how it is now"
+    );
 }
 
 #[test]
 fn impatient_clients_open_no_breaker_and_slow_upstreams_do() {
     let outage = |deadline: Option<&[u8]>, given: u64| {
-        let proxy = Proxy::new(&upstream(&json!({"circuit_breakers": {"r": {"minimum_calls": 10}}})));
+        let proxy = Proxy::new(&upstream(
+            &json!({"circuit_breakers": {"r": {"minimum_calls": 10}}}),
+        ));
         (0..40).for_each(|_| drop(take(&proxy, "GET", &[], 100, 200)));
         for _ in 0..60 {
-            let headers: Vec<_> = deadline.map(|deadline| (EXPECTED, deadline)).into_iter().collect();
+            let headers: Vec<_> = deadline
+                .map(|deadline| (EXPECTED, deadline))
+                .into_iter()
+                .collect();
             let stream = SimStream::request("GET", "/api", &headers);
             let mut exchange = proxy.begin(&stream);
             if let Some(list) = stream.request_header("x-haven-upstream") {
@@ -268,14 +385,32 @@ fn impatient_clients_open_no_breaker_and_slow_upstreams_do() {
                 exchange.on_response(&proxy.worker, &stream);
             }
             exchange.on_end(&proxy.worker);
-            assert!(proxy.machine.metrics_of("haven_endpoint_in_flight").iter().all(|(_, n)| *n == 0));
+            assert!(
+                proxy
+                    .machine
+                    .metrics_of("haven_endpoint_in_flight")
+                    .iter()
+                    .all(|(_, n)| *n == 0)
+            );
         }
-        let breakers =
-            ["circuit_breaker=r;key=r", "circuit_breaker=ep;key=10.0.0.1:80", "circuit_breaker=ep;key=10.0.0.2:80"];
-        breakers.map(|breaker| proxy.machine.metric(&format!("haven_circuit_breaker_state;{breaker}")) != 0)
+        let breakers = [
+            "circuit_breaker=r;key=r",
+            "circuit_breaker=ep;key=10.0.0.1:80",
+            "circuit_breaker=ep;key=10.0.0.2:80",
+        ];
+        breakers.map(|breaker| {
+            proxy
+                .machine
+                .metric(&format!("haven_circuit_breaker_state;{breaker}"))
+                != 0
+        })
     };
     assert_eq!(outage(Some(b"5"), 5), [false; 3]);
-    assert_eq!(outage(Some(b"1000"), 1_000), [true; 3], "that was long enough");
+    assert_eq!(
+        outage(Some(b"1000"), 1_000),
+        [true; 3],
+        "that was long enough"
+    );
     assert_eq!(outage(None, 1_000), [true; 3]);
 }
 
@@ -284,15 +419,24 @@ fn an_impatient_client_gives_the_permits_of_a_trial_back() {
     // At the headers, and in the middle of the answer.
     for cut in [false, true] {
         let slow = json!({"open_duration": "1s", "half_open_max_wait": "1h"});
-        let proxy = Proxy::new(&upstream(&json!({"circuit_breakers": {"r": slow, "ep": slow}})));
+        let proxy = Proxy::new(&upstream(
+            &json!({"circuit_breakers": {"r": slow, "ep": slow}}),
+        ));
         (0..40).for_each(|_| drop(take(&proxy, "GET", &[], 100, 200)));
-        assert!((0..100).any(|_| take(&proxy, "GET", &[], 1, 500).replied().is_some()), "it opens");
+        assert!(
+            (0..100).any(|_| take(&proxy, "GET", &[], 1, 500).replied().is_some()),
+            "it opens"
+        );
         proxy.machine.advance(Nanos::from_millis(1_100));
         proxy.engine.tick(&proxy.worker);
         for _ in 0..5 {
             let stream = SimStream::request("GET", "/api", &[(EXPECTED, b"5")]);
             let mut exchange = proxy.begin(&stream);
-            assert!(stream.replied().is_none(), "it is a trial: {cut} {:?}", stream.state("haven.decision"));
+            assert!(
+                stream.replied().is_none(),
+                "it is a trial: {cut} {:?}",
+                stream.state("haven.decision")
+            );
             let list = stream.request_header("x-haven-upstream").unwrap();
             proxy.machine.advance(Nanos::from_millis(5));
             if cut {
@@ -307,9 +451,21 @@ fn an_impatient_client_gives_the_permits_of_a_trial_back() {
             }
             exchange.on_end(&proxy.worker);
         }
-        assert_eq!(proxy.machine.metric("haven_circuit_breaker_state;circuit_breaker=r;key=r"), 2, "still half-open");
+        assert_eq!(
+            proxy
+                .machine
+                .metric("haven_circuit_breaker_state;circuit_breaker=r;key=r"),
+            2,
+            "still half-open"
+        );
         take(&proxy, "GET", &[], 100, 200);
-        assert_eq!(proxy.machine.metric("haven_circuit_breaker_state;circuit_breaker=r;key=r"), 0, "and well again");
+        assert_eq!(
+            proxy
+                .machine
+                .metric("haven_circuit_breaker_state;circuit_breaker=r;key=r"),
+            0,
+            "and well again"
+        );
     }
 }
 
@@ -331,17 +487,46 @@ fn idempotent_requests_may_be_tried_again_and_others_not() {
         ("POST", &[], false),
         ("get", &[], false),
         ("POST", &[GRPC], false),
-        ("GET", &[(MAX_RETRIES, &b"50"[..]), ("x-envoy-retry-on", b"5xx")], true),
-        ("POST", &[("x-envoy-retry-on", b"5xx"), ("x-envoy-retry-grpc-on", b"internal")], false),
+        (
+            "GET",
+            &[(MAX_RETRIES, &b"50"[..]), ("x-envoy-retry-on", b"5xx")],
+            true,
+        ),
+        (
+            "POST",
+            &[
+                ("x-envoy-retry-on", b"5xx"),
+                ("x-envoy-retry-grpc-on", b"internal"),
+            ],
+            false,
+        ),
     ] {
         let stream = take(&proxy, method, headers, 1, 200);
-        let want = if want { [Some(yes[0]), Some(yes[1]), None] } else { [Some("0"), None, None] };
-        assert_eq!(told(&stream, names), want.map(|v| v.map(str::to_owned)), "{method} {headers:?}");
+        let want = if want {
+            [Some(yes[0]), Some(yes[1]), None]
+        } else {
+            [Some("0"), None, None]
+        };
+        assert_eq!(
+            told(&stream, names),
+            want.map(|v| v.map(str::to_owned)),
+            "{method} {headers:?}"
+        );
     }
     let proxy = retrying(&json!({"on": ["reset", "unavailable", "cancelled"]}));
     let stream = take(&proxy, "POST", &[GRPC], 1, 200);
-    assert_eq!(told(&stream, names), [Some("1".into()), Some("reset".into()), Some("unavailable,cancelled".into())]);
-    assert_eq!(told(&take(&proxy, "GET", &[], 1, 200), names), [Some("1".into()), Some("reset".into()), None]);
+    assert_eq!(
+        told(&stream, names),
+        [
+            Some("1".into()),
+            Some("reset".into()),
+            Some("unavailable,cancelled".into())
+        ]
+    );
+    assert_eq!(
+        told(&take(&proxy, "GET", &[], 1, 200), names),
+        [Some("1".into()), Some("reset".into()), None]
+    );
 }
 
 #[test]
@@ -349,7 +534,11 @@ fn there_is_no_retry_while_the_breaker_tries_the_upstream() {
     let proxy = retrying(&json!({}));
     let fail = |status: u16| take(&proxy, "GET", &[], 1, status);
     (0..3).for_each(|_| drop(fail(500)));
-    assert_eq!(fail(500).replied().map(|reply| reply.status), Some(503), "it is open");
+    assert_eq!(
+        fail(500).replied().map(|reply| reply.status),
+        Some(503),
+        "it is open"
+    );
     proxy.machine.advance(Nanos::from_secs(6));
     assert_told(&fail(200), &[(MAX_RETRIES, Some("0"))]);
     assert_told(&fail(200), &[(MAX_RETRIES, Some("1"))]);
@@ -363,7 +552,10 @@ fn there_is_no_retry_where_the_deadline_has_no_room() {
         &take(&proxy, "GET", &[(EXPECTED, b"50")], 100, 200),
         &[(MAX_RETRIES, Some("0")), (PER_TRY, Some("50"))],
     );
-    assert_told(&take(&proxy, "GET", &[(EXPECTED, b"200")], 100, 200), &[(MAX_RETRIES, Some("1"))]);
+    assert_told(
+        &take(&proxy, "GET", &[(EXPECTED, b"200")], 100, 200),
+        &[(MAX_RETRIES, Some("1"))],
+    );
 }
 
 #[test]
@@ -372,7 +564,10 @@ fn the_budget_is_spent_by_what_was_tried_and_all_workers_share_it() {
         "upstreams": {"u": {"endpoints": [{"address": "10.0.0.1:80"}, {"address": "10.0.0.2:80"}]}},
         "routes": [{"name": "r", "upstream": "u", "retry": {"budget": 20, "min_per_second": 0}}]});
     let proxy = Proxy::new(&config);
-    let engines = [Rc::clone(&proxy.engine), Proxy::engine(&proxy.worker, &config)];
+    let engines = [
+        Rc::clone(&proxy.engine),
+        Proxy::engine(&proxy.worker, &config),
+    ];
     let mut granted = 0u64;
     // Every request that may be tried again needs it.
     for n in 0..4_000 {
@@ -388,7 +583,12 @@ fn the_budget_is_spent_by_what_was_tried_and_all_workers_share_it() {
         proxy.machine.advance(Nanos::from_millis(2));
     }
     assert_eq!(proxy.machine.metric("haven_retries_total;route=r"), granted);
-    assert_eq!(proxy.machine.metric("haven_retry_budget_requests_total;route=r"), 4_000);
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_retry_budget_requests_total;route=r"),
+        4_000
+    );
     assert!((700..=850).contains(&granted), "{granted}");
 }
 
@@ -397,7 +597,11 @@ fn without_endpoints_of_ours_the_proxys_count_of_tries_is_asked() {
     let proxy = one(&json!({"retry": {}}));
     let stream = SimStream::request("GET", "/api", &[]);
     let mut exchange = proxy.begin(&stream);
-    stream.answer(200, Some("10.0.0.9:80"), &[("x-envoy-upstream-service-time", b"1")]);
+    stream.answer(
+        200,
+        Some("10.0.0.9:80"),
+        &[("x-envoy-upstream-service-time", b"1")],
+    );
     stream.set_property(Property::AttemptCount, &2u64.to_le_bytes());
     exchange.on_response(&proxy.worker, &stream);
     exchange.on_end(&proxy.worker);
@@ -408,43 +612,95 @@ fn without_endpoints_of_ours_the_proxys_count_of_tries_is_asked() {
 fn where_clients_are_trusted_they_shorten_and_never_lengthen() {
     let mut config = json!({"trust_client_retry_headers": true, "routes": [{"name": "r", "timeout": {"request": "1s"}, "retry": {}}]});
     let proxy = Proxy::new(&config);
-    for (client, want) in [(&b"5"[..], "5"), (b"5000", "1000"), (b"0", "1000"), (b"x", "1000")] {
-        assert_told(&take(&proxy, "GET", &[(ROUTER, client)], 1, 200), &[(ROUTER, Some(want))]);
+    for (client, want) in [
+        (&b"5"[..], "5"),
+        (b"5000", "1000"),
+        (b"0", "1000"),
+        (b"x", "1000"),
+    ] {
+        assert_told(
+            &take(&proxy, "GET", &[(ROUTER, client)], 1, 200),
+            &[(ROUTER, Some(want))],
+        );
     }
-    let stream = take(&proxy, "POST", &[(MAX_RETRIES, b"50"), ("x-envoy-retry-on", b"5xx")], 1, 200);
+    let stream = take(
+        &proxy,
+        "POST",
+        &[(MAX_RETRIES, b"50"), ("x-envoy-retry-on", b"5xx")],
+        1,
+        200,
+    );
     assert_told(&stream, &[(MAX_RETRIES, Some("0"))]);
     config["routes"][0] = json!({"name": "r"});
     let proxy = Proxy::new(&config);
-    let stream = take(&proxy, "POST", &[(ROUTER, b"0"), (MAX_RETRIES, b"50")], 1, 200);
-    assert_told(&stream, &[(ROUTER, Some("0")), (MAX_RETRIES, Some("50")), (PER_TRY, None)]);
+    let stream = take(
+        &proxy,
+        "POST",
+        &[(ROUTER, b"0"), (MAX_RETRIES, b"50")],
+        1,
+        200,
+    );
+    assert_told(
+        &stream,
+        &[
+            (ROUTER, Some("0")),
+            (MAX_RETRIES, Some("50")),
+            (PER_TRY, None),
+        ],
+    );
 }
 
 #[test]
 fn a_grpc_call_that_the_proxy_cuts_off_ends_with_deadline_exceeded() {
     for (mode, want) in [("enforce", "4"), ("shadow", "14")] {
         let proxy = one(&json!({"timeout": {"request": "1s"}, "mode": mode}));
-        for (details, want) in [("response_timeout", want), ("upstream_reset_before_response_started{reset}", "14")] {
+        for (details, want) in [
+            ("response_timeout", want),
+            ("upstream_reset_before_response_started{reset}", "14"),
+        ] {
             let stream = SimStream::request("POST", "/api", &[GRPC]);
             let mut exchange = proxy.begin(&stream);
             stream.answer(200, Some("10.0.0.9:80"), &[("grpc-status", b"14")]);
             stream.set_property(Property::ResponseCodeDetails, details.as_bytes());
             exchange.on_response(&proxy.worker, &stream);
-            assert_eq!(stream.response_header("grpc-status").as_deref(), Some(want), "{mode} {details}");
+            assert_eq!(
+                stream.response_header("grpc-status").as_deref(),
+                Some(want),
+                "{mode} {details}"
+            );
         }
     }
 }
 
 #[test]
 fn vectors_what_is_grpc_and_what_haven_answers_to_it() {
-    let vectors: Value = serde_json::from_str(include_str!("../vectors/14_grpc_status_timeout.json")).unwrap();
+    let vectors: Value =
+        serde_json::from_str(include_str!("../vectors/14_grpc_status_timeout.json")).unwrap();
     use haven::policy::Reason::{
-        CircuitOpen, Deadline, NoEndpoint, Overload, RateLimited, SwitchedOff, Timeout, UpstreamError,
+        CircuitOpen, Deadline, NoEndpoint, Overload, RateLimited, SwitchedOff, Timeout,
+        UpstreamError,
     };
-    for reason in [CircuitOpen, Deadline, NoEndpoint, Overload, RateLimited, SwitchedOff, Timeout, UpstreamError] {
+    for reason in [
+        CircuitOpen,
+        Deadline,
+        NoEndpoint,
+        Overload,
+        RateLimited,
+        SwitchedOff,
+        Timeout,
+        UpstreamError,
+    ] {
         let (status, grpc) = (reason.status(), reason.grpc_status());
-        assert_eq!(vectors["grpc_to_http"][grpc.to_string()], status, "{reason:?}");
+        assert_eq!(
+            vectors["grpc_to_http"][grpc.to_string()],
+            status,
+            "{reason:?}"
+        );
     }
-    assert_eq!(vectors["http_429_as_resource_exhausted_option"], RateLimited.grpc_status());
+    assert_eq!(
+        vectors["http_429_as_resource_exhausted_option"],
+        RateLimited.grpc_status()
+    );
     let proxy = one(&json!({"timeout": {"deadline_header": "x-left"}}));
     for case in vectors["content_type"].as_array().unwrap() {
         let (content_type, grpc) = (case[0].as_str().unwrap(), case[1].as_bool().unwrap());
@@ -453,6 +709,13 @@ fn vectors_what_is_grpc_and_what_haven_answers_to_it() {
         // 4 is what 504 is in gRPC, and the other way round.
         assert_eq!(reply.grpc_status, grpc.then_some(4), "{content_type}");
         assert_eq!(vectors["grpc_to_http"]["4"], reply.status, "{content_type}");
-        assert_eq!(reply.headers.iter().any(|(name, _)| *name == "content-type"), !grpc, "{content_type}");
+        assert_eq!(
+            reply
+                .headers
+                .iter()
+                .any(|(name, _)| *name == "content-type"),
+            !grpc,
+            "{content_type}"
+        );
     }
 }

@@ -31,9 +31,16 @@ impl Proxy {
         stream.answer(
             200,
             Some("10.0.0.9:80"),
-            &[("content-type", b"text/good"), ("connection", b"x-hop"), ("x-hop", b"1")],
+            &[
+                ("content-type", b"text/good"),
+                ("connection", b"x-hop"),
+                ("x-hop", b"1"),
+            ],
         );
-        assert_eq!(exchange.on_response_headers(&self.worker, stream, false), Action::Continue);
+        assert_eq!(
+            exchange.on_response_headers(&self.worker, stream, false),
+            Action::Continue
+        );
         for (at, piece) in pieces.iter().enumerate() {
             stream.piece(piece);
             exchange.on_response_body(&self.worker, stream, piece.len(), at + 1 == pieces.len());
@@ -49,8 +56,10 @@ impl Proxy {
 
 #[test]
 fn the_last_good_response_is_answered_with_its_age_and_nothing_of_the_failure() {
-    let proxy = Proxy::new(&stale(&json!({"rate_limits": {"l": {"limit": 9}}, "routes": [
-        {"name": "r", "match": {"prefix": "/api"}, "fallback": "f", "rate_limits": ["l"]}]})));
+    let proxy = Proxy::new(&stale(
+        &json!({"rate_limits": {"l": {"limit": 9}}, "routes": [
+        {"name": "r", "match": {"prefix": "/api"}, "fallback": "f", "rate_limits": ["l"]}]}),
+    ));
     assert_eq!(proxy.failing(), (203, b"static".to_vec()));
     proxy.serve("GET", &[], &[b"go", b"", b"od"]);
     proxy.machine.advance(Nanos::from_millis(7_900));
@@ -64,15 +73,25 @@ fn the_last_good_response_is_answered_with_its_age_and_nothing_of_the_failure() 
         ("x-secret", None),
         (
             "proxy-status",
-            Some("haven; error=http_response_incomplete; received-status=500; details=\"upstream_error f\""),
+            Some(
+                "haven; error=http_response_incomplete; received-status=500; details=\"upstream_error f\"",
+            ),
         ),
         ("ratelimit", Some("\"l\";r=8;t=1")),
     ] {
         assert_eq!(failed.response_header(name).as_deref(), value, "{name}");
     }
-    assert_eq!(failed.state("haven.decision").as_deref(), Some("upstream_error f enforce"));
+    assert_eq!(
+        failed.state("haven.decision").as_deref(),
+        Some("upstream_error f enforce")
+    );
     assert_eq!(proxy.machine.metric(STALE), 1);
-    assert_eq!(proxy.machine.metric("haven_fallbacks_total;route=r;step=respond"), 1);
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_fallbacks_total;route=r;step=respond"),
+        1
+    );
     proxy.machine.advance(Nanos::from_secs(293));
     assert_eq!(proxy.failing().0, 203, "too old");
 }
@@ -90,7 +109,10 @@ fn it_answers_for_each_reason_that_is_known_before_a_request_is_sent() {
             json!({"routes": [{"name": "r", "fallback": "f", "timeout": {"request": "1s"}}]}),
             "deadline",
             "timeout",
-            &[("grpc-timeout", &b"0m"[..]), ("x-envoy-expected-rq-timeout-ms", b"0")],
+            &[
+                ("grpc-timeout", &b"0m"[..]),
+                ("x-envoy-expected-rq-timeout-ms", b"0"),
+            ],
         ),
         (
             json!({"rate_limits": {"l": {"limit": 1, "cost": {"header": "x-cost"}}}, "routes": [{"name": "r", "fallback": "f", "rate_limits": ["l"]}]}),
@@ -120,7 +142,10 @@ fn it_answers_for_each_reason_that_is_known_before_a_request_is_sent() {
         );
         assert_eq!(stream.replied().unwrap().body, b"good", "{reason}");
         let status = stream.response_header("proxy-status").unwrap();
-        assert!(status.ends_with(&format!("details=\"{reason} {policy}\"")), "{status}");
+        assert!(
+            status.ends_with(&format!("details=\"{reason} {policy}\"")),
+            "{status}"
+        );
         let stream = SimStream::request("GET", "/api?other", headers);
         Exchange::new(Rc::clone(&proxy.engine)).on_request(&proxy.worker, &stream);
         assert_eq!(stream.replied().unwrap().body, b"static", "{reason}");
@@ -135,7 +160,10 @@ fn it_answers_for_an_open_breaker_and_for_what_the_proxy_says_of_its_upstream() 
     proxy.serve("GET", &[], &[b"good"]);
     for (status, details) in [
         (504, "response_timeout"),
-        (503, "upstream_reset_before_response_started{connection_failure}"),
+        (
+            503,
+            "upstream_reset_before_response_started{connection_failure}",
+        ),
         (503, "no_healthy_upstream"),
     ] {
         let stream = SimStream::request("GET", "/api", &[]);
@@ -148,9 +176,15 @@ fn it_answers_for_an_open_breaker_and_for_what_the_proxy_says_of_its_upstream() 
         assert_eq!(stream.replied().unwrap().body, b"good", "{details}");
     }
     let refused = proxy.request("/api", &[], 200);
-    assert_eq!(refused.state("haven.decision").as_deref(), Some("circuit_open b enforce"));
+    assert_eq!(
+        refused.state("haven.decision").as_deref(),
+        Some("circuit_open b enforce")
+    );
     assert_eq!(refused.replied().unwrap().body, b"good");
-    let grpc = proxy.request("/api", &[("content-type", b"application/grpc")], 200).replied().unwrap();
+    let grpc = proxy
+        .request("/api", &[("content-type", b"application/grpc")], 200)
+        .replied()
+        .unwrap();
     assert_eq!((grpc.grpc_status, grpc.body.len()), (Some(14), 0));
 }
 
@@ -181,7 +215,11 @@ fn only_whole_good_responses_of_the_route_itself_are_kept() {
     stream.trail(&[("x-checksum", b"1")]);
     exchange.on_response_trailers(&proxy.worker, &stream);
     exchange.on_end(&proxy.worker);
-    assert_eq!(proxy.failing(), (200, b"trail".to_vec()), "trailers are an end");
+    assert_eq!(
+        proxy.failing(),
+        (200, b"trail".to_vec()),
+        "trailers are an end"
+    );
     let stream = SimStream::request("GET", "/api", &[]);
     let mut exchange = proxy.begin(&stream);
     stream.answer(200, Some("10.0.0.9:80"), &[]);
@@ -205,26 +243,46 @@ fn what_was_kept_outlives_a_reload_and_its_route_does_not_answer_for_another() {
     proxy.reload(&stale(&json!({"routes": two, "fallbacks": {"f": {"steps": [{"stale": {"max_entries": 5000, "max_bytes": "64MiB"}}]}}})));
     proxy.reload(&stale(&json!({"routes": two})));
     assert_eq!(proxy.failing(), (200, b"good".to_vec()));
-    proxy.reload(&stale(&json!({"routes": [{"name": "s", "match": {"prefix": "/api"}, "fallback": "f"}]})));
+    proxy.reload(&stale(
+        &json!({"routes": [{"name": "s", "match": {"prefix": "/api"}, "fallback": "f"}]}),
+    ));
     assert_eq!(proxy.failing().0, 203);
 }
 
 #[test]
 fn a_refused_request_goes_to_the_other_cluster_and_tells_nothing_of_the_first() {
     let steps = json!([{"stale": {}}, {"cluster": "spare"}, {"respond": {"status": 203, "body": "{{reason}}"}}]);
-    let route =
-        json!({"name": "r", "match": {"prefix": "/api"}, "fallback": "f", "upstream": "u", "circuit_breaker": "b"});
-    let proxy = Proxy::new(&stale(&json!({"fallbacks": {"f": {"steps": steps}}, "routes": [route]})));
+    let route = json!({"name": "r", "match": {"prefix": "/api"}, "fallback": "f", "upstream": "u", "circuit_breaker": "b"});
+    let proxy = Proxy::new(&stale(
+        &json!({"fallbacks": {"f": {"steps": steps}}, "routes": [route]}),
+    ));
     let usual = proxy.request("/api", &[("x-haven-cluster", b"evil")], 500);
-    assert_eq!(usual.request_header("x-haven-cluster").as_deref(), Some("main"));
-    assert_eq!(usual.replied().unwrap().body, b"upstream_error", "it has been sent: the step is passed over");
+    assert_eq!(
+        usual.request_header("x-haven-cluster").as_deref(),
+        Some("main")
+    );
+    assert_eq!(
+        usual.replied().unwrap().body,
+        b"upstream_error",
+        "it has been sent: the step is passed over"
+    );
     let send_on = |status: u16| {
         let stream = SimStream::request("GET", "/api/new", &[]);
         let mut exchange = proxy.begin(&stream);
         assert!(stream.replied().is_none());
-        assert_eq!(stream.request_header("x-haven-cluster").as_deref(), Some("spare"));
-        assert_eq!(stream.request_header("x-haven-upstream"), None, "no endpoint of the first");
-        assert_eq!(stream.state("haven.decision").as_deref(), Some("circuit_open b enforce"));
+        assert_eq!(
+            stream.request_header("x-haven-cluster").as_deref(),
+            Some("spare")
+        );
+        assert_eq!(
+            stream.request_header("x-haven-upstream"),
+            None,
+            "no endpoint of the first"
+        );
+        assert_eq!(
+            stream.state("haven.decision").as_deref(),
+            Some("circuit_open b enforce")
+        );
         stream.answer(status, Some("10.0.1.1:80"), &[]);
         exchange.on_response_headers(&proxy.worker, &stream, false);
         exchange.on_response_body(&proxy.worker, &stream, 0, true);
@@ -240,13 +298,33 @@ fn a_refused_request_goes_to_the_other_cluster_and_tells_nothing_of_the_first() 
         b"upstream_error",
         "then the steps that follow, with nothing kept of it"
     );
-    assert_eq!(failed.state("haven.decision").as_deref(), Some("circuit_open b enforce,upstream_error f enforce"));
-    assert_eq!(proxy.machine.metric("haven_fallbacks_total;route=r;step=cluster"), 21);
-    assert_eq!(proxy.machine.metric("haven_endpoint_in_flight;upstream=u;endpoint=10.0.0.9:80"), 0);
-    assert_eq!(proxy.machine.metric("haven_upstream_duration_ms;route=r"), 1, "only what its own upstream took");
+    assert_eq!(
+        failed.state("haven.decision").as_deref(),
+        Some("circuit_open b enforce,upstream_error f enforce")
+    );
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_fallbacks_total;route=r;step=cluster"),
+        21
+    );
+    assert_eq!(
+        proxy
+            .machine
+            .metric("haven_endpoint_in_flight;upstream=u;endpoint=10.0.0.9:80"),
+        0
+    );
+    assert_eq!(
+        proxy.machine.metric("haven_upstream_duration_ms;route=r"),
+        1,
+        "only what its own upstream took"
+    );
     proxy.machine.advance(Nanos::from_secs(51));
     assert_eq!(
-        proxy.request("/api", &[], 200).request_header("x-haven-cluster").as_deref(),
+        proxy
+            .request("/api", &[], 200)
+            .request_header("x-haven-cluster")
+            .as_deref(),
         Some("main"),
         "tried again"
     );
@@ -255,13 +333,28 @@ fn a_refused_request_goes_to_the_other_cluster_and_tells_nothing_of_the_first() 
 
 #[test]
 fn the_cluster_is_named_whatever_is_off() {
-    for (what, mode) in [("routes", "off"), ("routes", "shadow"), ("fallbacks", "off"), ("fallbacks", "shadow")] {
-        let mut config = stale(&json!({"fallbacks": {"f": {"steps": [{"cluster": "spare"}]}},
-            "routes": [{"name": "r", "match": {"prefix": "/api"}, "fallback": "f", "upstream": "u"}]}));
-        let at = if what == "routes" { &mut config["routes"][0] } else { &mut config["fallbacks"]["f"] };
+    for (what, mode) in [
+        ("routes", "off"),
+        ("routes", "shadow"),
+        ("fallbacks", "off"),
+        ("fallbacks", "shadow"),
+    ] {
+        let mut config = stale(
+            &json!({"fallbacks": {"f": {"steps": [{"cluster": "spare"}]}},
+            "routes": [{"name": "r", "match": {"prefix": "/api"}, "fallback": "f", "upstream": "u"}]}),
+        );
+        let at = if what == "routes" {
+            &mut config["routes"][0]
+        } else {
+            &mut config["fallbacks"]["f"]
+        };
         at["mode"] = json!(mode);
         let stream = Proxy::new(&config).request("/api", &[("x-haven-cluster", b"evil")], 200);
-        assert_eq!(stream.request_header("x-haven-cluster").as_deref(), Some("main"), "{what} {mode}");
+        assert_eq!(
+            stream.request_header("x-haven-cluster").as_deref(),
+            Some("main"),
+            "{what} {mode}"
+        );
     }
 }
 
@@ -272,7 +365,10 @@ enum End {
     Cut(&'static str, u64),
 }
 
-const BY_UPSTREAM: End = End::Cut("upstream_reset_after_response_started{connection_termination}", 1 << 6);
+const BY_UPSTREAM: End = End::Cut(
+    "upstream_reset_after_response_started{connection_termination}",
+    1 << 6,
+);
 const TOO_LATE: End = End::Cut("response_timeout", 1 << 2);
 const BY_CLIENT: End = End::Cut("downstream_remote_disconnect", 1 << 14);
 const BY_CLIENT_ON_H2: End = End::Cut("http2.remote_reset", 1 << 28);
@@ -304,41 +400,85 @@ fn ended(proxy: &Proxy, headers: &[(&str, &[u8])], end: End) -> SimStream {
 
 #[test]
 fn who_cuts_an_answer_off_is_told_apart() {
-    for (on, grpc) in [("route", false), ("endpoint", false), ("route", true), ("endpoint", true)] {
+    for (on, grpc) in [
+        ("route", false),
+        ("endpoint", false),
+        ("route", true),
+        ("endpoint", true),
+    ] {
         let config = |more: &Value| {
-            let mut breaker = json!({"consecutive_failures": 2, "open_duration": "1s", "half_open_calls": 1});
+            let mut breaker =
+                json!({"consecutive_failures": 2, "open_duration": "1s", "half_open_calls": 1});
             merge(&mut breaker, more);
             let mut config = json!({"circuit_breakers": {"b": breaker},
                 "upstreams": {"u": {"endpoints": [{"address": "10.0.0.9:80"}], "load_balancer": {"panic_threshold": 0}}},
                 "routes": [{"name": "r", "upstream": "u"}]});
-            let at = if on == "route" { &mut config["routes"][0] } else { &mut config["upstreams"]["u"] };
+            let at = if on == "route" {
+                &mut config["routes"][0]
+            } else {
+                &mut config["upstreams"]["u"]
+            };
             at["circuit_breaker"] = json!("b");
             config
         };
-        let headers: &[(&str, &[u8])] = if grpc { &[("content-type", b"application/grpc")] } else { &[] };
+        let headers: &[(&str, &[u8])] = if grpc {
+            &[("content-type", b"application/grpc")]
+        } else {
+            &[]
+        };
         let opens = |more: &Value, ends: &[End]| {
             let proxy = Proxy::new(&config(more));
             for end in ends {
-                assert!(ended(&proxy, headers, *end).replied().is_none(), "{on} {ends:?}");
+                assert!(
+                    ended(&proxy, headers, *end).replied().is_none(),
+                    "{on} {ends:?}"
+                );
             }
             let open = ended(&proxy, headers, End::Whole).replied().is_some();
             (open, proxy)
         };
         let usual = json!({});
         assert!(opens(&usual, &[BY_UPSTREAM, BY_UPSTREAM]).0, "{on} {grpc}");
-        assert!(opens(&usual, &[BY_UPSTREAM, BY_CLIENT, BY_CLIENT_ON_H2, TOO_LATE]).0, "{on} {grpc}");
-        assert!(!opens(&usual, &[BY_UPSTREAM, End::Whole, BY_UPSTREAM]).0, "{on} {grpc}");
+        assert!(
+            opens(&usual, &[BY_UPSTREAM, BY_CLIENT, BY_CLIENT_ON_H2, TOO_LATE]).0,
+            "{on} {grpc}"
+        );
+        assert!(
+            !opens(&usual, &[BY_UPSTREAM, End::Whole, BY_UPSTREAM]).0,
+            "{on} {grpc}"
+        );
         assert!(!opens(&usual, &[BY_CLIENT; 9]).0, "{on} {grpc}");
-        assert!(!opens(&json!({"failure_on": {"reset": false}}), &[BY_UPSTREAM; 9]).0, "{on} {grpc}");
-        assert!(!opens(&json!({"failure_on": {"timeout": false}}), &[TOO_LATE; 9]).0, "{on} {grpc}");
+        assert!(
+            !opens(&json!({"failure_on": {"reset": false}}), &[BY_UPSTREAM; 9]).0,
+            "{on} {grpc}"
+        );
+        assert!(
+            !opens(&json!({"failure_on": {"timeout": false}}), &[TOO_LATE; 9]).0,
+            "{on} {grpc}"
+        );
         // A trial call that its client ends gives its permit back.
         let (_, proxy) = opens(&usual, &[TOO_LATE, TOO_LATE]);
         proxy.machine.advance(Nanos::from_secs(2));
         proxy.engine.tick(&proxy.worker);
-        assert!(ended(&proxy, headers, BY_CLIENT).replied().is_none(), "{on} {grpc}: tried");
-        assert!(ended(&proxy, headers, End::Whole).replied().is_none(), "{on} {grpc}: tried again");
+        assert!(
+            ended(&proxy, headers, BY_CLIENT).replied().is_none(),
+            "{on} {grpc}: tried"
+        );
+        assert!(
+            ended(&proxy, headers, End::Whole).replied().is_none(),
+            "{on} {grpc}: tried again"
+        );
         proxy.engine.tick(&proxy.worker);
-        assert!(ended(&proxy, headers, End::Whole).replied().is_none(), "{on} {grpc}: closed");
-        assert!(proxy.machine.metrics_of("haven_endpoint_in_flight").iter().all(|(_, value)| *value == 0));
+        assert!(
+            ended(&proxy, headers, End::Whole).replied().is_none(),
+            "{on} {grpc}: closed"
+        );
+        assert!(
+            proxy
+                .machine
+                .metrics_of("haven_endpoint_in_flight")
+                .iter()
+                .all(|(_, value)| *value == 0)
+        );
     }
 }

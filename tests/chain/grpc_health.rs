@@ -19,7 +19,12 @@ fn exhausted() -> Value {
 }
 
 /// A call whose body comes in these pieces; what the last callback says, and the stream.
-fn call(proxy: &Proxy, path: &str, headers: &[(&str, &[u8])], pieces: &[&[u8]]) -> (Action, SimStream) {
+fn call(
+    proxy: &Proxy,
+    path: &str,
+    headers: &[(&str, &[u8])],
+    pieces: &[&[u8]],
+) -> (Action, SimStream) {
     let stream = SimStream::request("POST", path, headers);
     let mut exchange = Exchange::new(Rc::clone(&proxy.engine));
     let mut action = exchange.on_request_headers(&proxy.worker, &stream, pieces.is_empty());
@@ -46,10 +51,18 @@ fn the_outer_one_lets_pass_what_there_is_and_refuses_the_rest() {
     let proxy = Proxy::new(&exhausted());
     let of = |pieces: &[&[u8]]| status(&proxy, &[("content-type", OUTER)], pieces);
     for name in ["", "u", "v2"] {
-        assert_eq!(of(&[&frame(&encode_request(name))]), None, "{name}: it goes on, whatever is exhausted");
+        assert_eq!(
+            of(&[&frame(&encode_request(name))]),
+            None,
+            "{name}: it goes on, whatever is exhausted"
+        );
     }
     assert_eq!(of(&[&frame(&encode_request("nobody"))]), Some(5));
-    assert_eq!(of(&[&frame(&encode_request("r"))]), Some(5), "a route is no service");
+    assert_eq!(
+        of(&[&frame(&encode_request("r"))]),
+        Some(5),
+        "a route is no service"
+    );
     // In pieces, and with an empty last one.
     let whole = frame(&encode_request("u"));
     let pieces: Vec<&[u8]> = whole.chunks(1).chain([&[][..]]).collect();
@@ -66,19 +79,35 @@ fn the_outer_one_lets_pass_what_there_is_and_refuses_the_rest() {
         assert_eq!(of(&[wrong]), Some(13), "{wrong:?}");
     }
     assert_eq!(of(&[]), Some(13), "no body at all");
-    assert_eq!(of(&[b"\x01\0\0\0\0"]), Some(13), "compressed, and nobody has said how");
+    assert_eq!(
+        of(&[b"\x01\0\0\0\0"]),
+        Some(13),
+        "compressed, and nobody has said how"
+    );
     let gzip: [(&str, &[u8]); 2] = [("content-type", OUTER), ("grpc-encoding", b"gzip")];
     assert_eq!(status(&proxy, &gzip, &[b"\x01\0\0\0\0"]), Some(12));
-    assert_eq!(status(&proxy, &gzip, &[&whole]), None, "named, and not used");
+    assert_eq!(
+        status(&proxy, &gzip, &[&whole]),
+        None,
+        "named, and not used"
+    );
     // What is too long is refused as soon as it is, and not read to its end.
     let long = frame(&encode_request(&"x".repeat(4093)));
     assert_eq!(long.len(), 5 + 4096);
     assert_eq!(of(&[&long]), Some(5), "the longest");
     assert_eq!(of(&[&long, b"x"]), Some(8));
     assert_eq!(of(&[&long, b"x", b"more", b"and more"]), Some(8));
-    for path in ["/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/List", "/grpc.health.v1.Health/"] {
+    for path in [
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.health.v1.Health/List",
+        "/grpc.health.v1.Health/",
+    ] {
         let (action, stream) = call(&proxy, path, &[("content-type", OUTER)], &[b"\0\0\0\0\0"]);
-        assert_eq!((action, stream.replied().unwrap().grpc_status), (Action::Stop, Some(12)), "{path}");
+        assert_eq!(
+            (action, stream.replied().unwrap().grpc_status),
+            (Action::Stop, Some(12)),
+            "{path}"
+        );
     }
 }
 
@@ -87,11 +116,19 @@ fn the_inner_one_answers_with_the_bare_message() {
     let mut config = exhausted();
     let proxy = Proxy::new(&config);
     let of = |proxy: &Proxy, name: &str| {
-        let (action, stream) = call(proxy, CHECK, &[("content-type", INNER)], &[&encode_request(name)]);
+        let (action, stream) = call(
+            proxy,
+            CHECK,
+            &[("content-type", INNER)],
+            &[&encode_request(name)],
+        );
         let reply = stream.replied().unwrap();
         assert_eq!((action, reply.grpc_status), (Action::Stop, None));
         if reply.status == 200 {
-            assert_eq!(stream.response_header("content-type").as_deref(), Some("application/x-protobuf"));
+            assert_eq!(
+                stream.response_header("content-type").as_deref(),
+                Some("application/x-protobuf")
+            );
         }
         (reply.status, reply.body)
     };
@@ -102,7 +139,11 @@ fn the_inner_one_answers_with_the_bare_message() {
     }
     assert_eq!(of(&proxy, "nobody").0, 404);
     let (_, empty) = call(&proxy, CHECK, &[("content-type", INNER)], &[]);
-    assert_eq!(empty.replied().unwrap().body, serving.1, "an empty message asks for the whole");
+    assert_eq!(
+        empty.replied().unwrap().body,
+        serving.1,
+        "an empty message asks for the whole"
+    );
     let (_, wrong) = call(&proxy, CHECK, &[("content-type", INNER)], &[b"\x0a"]);
     assert_eq!(wrong.replied().unwrap().status, 400);
     let (_, long) = call(&proxy, CHECK, &[("content-type", INNER)], &[&[0; 4097]]);
@@ -115,7 +156,10 @@ fn the_inner_one_answers_with_the_bare_message() {
         proxy.request("/", &[], 500);
     }
     assert_eq!(proxy.status("/readyz", &[]), 503);
-    assert_eq!([of(&proxy, ""), of(&proxy, "v2"), of(&proxy, "u")], [not_serving.clone(), not_serving, serving]);
+    assert_eq!(
+        [of(&proxy, ""), of(&proxy, "v2"), of(&proxy, "u")],
+        [not_serving.clone(), not_serving, serving]
+    );
 }
 
 #[test]
@@ -123,12 +167,24 @@ fn trailers_end_a_body_as_well() {
     let proxy = Proxy::new(&exhausted());
     let stream = SimStream::request("POST", CHECK, &[("content-type", INNER)]);
     let mut exchange = Exchange::new(Rc::clone(&proxy.engine));
-    assert_eq!(exchange.on_request_headers(&proxy.worker, &stream, false), Action::Read);
+    assert_eq!(
+        exchange.on_request_headers(&proxy.worker, &stream, false),
+        Action::Read
+    );
     stream.send(&encode_request("u"));
-    assert_eq!(exchange.on_request_body(&proxy.worker, &stream, false), Action::Read);
+    assert_eq!(
+        exchange.on_request_body(&proxy.worker, &stream, false),
+        Action::Read
+    );
     // The glue takes trailers for the body's end.
-    assert_eq!(exchange.on_request_body(&proxy.worker, &stream, true), Action::Stop);
-    assert_eq!(stream.replied().unwrap().body, encode_response(Serving::Serving));
+    assert_eq!(
+        exchange.on_request_body(&proxy.worker, &stream, true),
+        Action::Stop
+    );
+    assert_eq!(
+        stream.replied().unwrap().body,
+        encode_response(Serving::Serving)
+    );
 }
 
 #[test]
@@ -144,10 +200,17 @@ fn what_is_not_asked_of_us_goes_its_way() {
         let stream = SimStream::request(method, path, &[("content-type", kind)]);
         proxy.begin(&stream);
         let decision = stream.state("haven.decision");
-        assert_eq!(decision.as_deref(), Some("switched_off s enforce"), "{method} {path}: the route's");
+        assert_eq!(
+            decision.as_deref(),
+            Some("switched_off s enforce"),
+            "{method} {path}: the route's"
+        );
     }
     config["health"] = json!({"grpc": false});
     let proxy = Proxy::new(&config);
     let (_, stream) = call(&proxy, CHECK, &[("content-type", OUTER)], &[b"\0\0\0\0\0"]);
-    assert_eq!(stream.state("haven.decision").as_deref(), Some("switched_off s enforce"));
+    assert_eq!(
+        stream.state("haven.decision").as_deref(),
+        Some("switched_off s enforce")
+    );
 }

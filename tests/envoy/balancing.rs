@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::filter::{Steady, assert_sound, endpoints, nothing_in_flight};
 use crate::support::{
-    Client, Cluster, Envoy, EnvoyConfig, Route, Tally, Upstream, load, raw, run, run_alone, wait_for,
+    Client, Cluster, Envoy, EnvoyConfig, Route, Tally, Upstream, load, raw, run, run_alone,
+    wait_for,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -17,7 +18,10 @@ fn addrs(upstreams: &[Upstream]) -> Vec<SocketAddr> {
 }
 
 fn requests(upstreams: &[Upstream]) -> Vec<u64> {
-    upstreams.iter().map(|upstream| upstream.counters().requests).collect()
+    upstreams
+        .iter()
+        .map(|upstream| upstream.counters().requests)
+        .collect()
 }
 
 /// All requests go to these upstreams, are tried again elsewhere, and each upstream has a breaker.
@@ -31,7 +35,13 @@ fn filter(upstreams: &[Upstream], balancer: &Value) -> Value {
 
 async fn healthy(envoy: &Envoy, upstream: &Upstream) -> bool {
     let addr = upstream.addr().to_string();
-    envoy.metric("haven_endpoint_healthy", &[("upstream", "users"), ("endpoint", &addr)]).await == Some(1.0)
+    envoy
+        .metric(
+            "haven_endpoint_healthy",
+            &[("upstream", "users"), ("endpoint", &addr)],
+        )
+        .await
+        == Some(1.0)
 }
 
 #[test]
@@ -41,12 +51,22 @@ fn round_robin_keeps_to_its_weights_over_all_workers() {
         let mut filter = filter(&upstreams, &json!({"policy": "round_robin"}));
         filter["upstreams"]["users"]["endpoints"][0]["weight"] = json!(3);
         let mut envoy = Envoy::start(EnvoyConfig::proxy(addrs(&upstreams)).haven(&filter)).await;
-        let request = |number: u64| format!("GET /{number} HTTP/1.1\r\nhost: x\r\n\r\n").into_bytes();
+        let request =
+            |number: u64| format!("GET /{number} HTTP/1.1\r\nhost: x\r\n\r\n").into_bytes();
         let tally = raw::flood(envoy.addr(), 16, 40_000, request).await;
-        assert_eq!(tally, Tally { by_status: [(200, 40_000)].into(), ..Tally::default() });
+        assert_eq!(
+            tally,
+            Tally {
+                by_status: [(200, 40_000)].into(),
+                ..Tally::default()
+            }
+        );
         let seen = requests(&upstreams);
         println!("{seen:?} of weights 3 and 1");
-        assert!(seen[0].abs_diff(30_000) <= 900 && seen[1].abs_diff(10_000) <= 300, "{seen:?}");
+        assert!(
+            seen[0].abs_diff(30_000) <= 900 && seen[1].abs_diff(10_000) <= 300,
+            "{seen:?}"
+        );
         nothing_in_flight(&envoy).await;
         assert_sound(&mut envoy).await;
     });
@@ -85,8 +105,17 @@ async fn measure(name: &'static str, envoy: &Envoy, upstreams: &[Upstream]) -> L
     let mut times = tasks.join_all().await.concat();
     times.sort_unstable();
     let mean = times.iter().sum::<Duration>() / times.len() as u32;
-    let seen = requests(upstreams).iter().zip(before).map(|(now, before)| now - before).collect();
-    Lane { name, mean, p99: times[times.len() * 99 / 100], seen }
+    let seen = requests(upstreams)
+        .iter()
+        .zip(before)
+        .map(|(now, before)| now - before)
+        .collect();
+    Lane {
+        name,
+        mean,
+        p99: times[times.len() * 99 / 100],
+        seen,
+    }
 }
 
 #[test]
@@ -104,7 +133,9 @@ fn slow_endpoints_cost_no_more_than_with_envoys_own_policies() {
         }
         let all = addrs(&upstreams);
         let own = |name: &str, policy: &str, message: &str| {
-            let kind = format!("type.googleapis.com/envoy.extensions.load_balancing_policies.{policy}.v3.{message}");
+            let kind = format!(
+                "type.googleapis.com/envoy.extensions.load_balancing_policies.{policy}.v3.{message}"
+            );
             Cluster::new(name, all.clone()).plain().with(&json!({"load_balancing_policy": {"policies": [{
                 "typed_extension_config": {
                     "name": format!("envoy.load_balancing_policies.{policy}"), "typed_config": {"@type": kind},
@@ -129,14 +160,28 @@ fn slow_endpoints_cost_no_more_than_with_envoys_own_policies() {
             .haven(&filter);
         let mut envoy = Envoy::start(config).await;
         let mut lanes = Vec::new();
-        for name in ["least_request", "peak_ewma", "envoy_least_request", "envoy_round_robin"] {
+        for name in [
+            "least_request",
+            "peak_ewma",
+            "envoy_least_request",
+            "envoy_round_robin",
+        ] {
             lanes.push(measure(name, &envoy, &upstreams).await);
         }
-        for Lane { name, mean, p99, seen } in &lanes {
+        for Lane {
+            name,
+            mean,
+            p99,
+            seen,
+        } in &lanes
+        {
             println!("{name:20} mean {mean:>10.1?}  p99 {p99:>10.1?}  requests {seen:?}");
         }
-        let [least, ewma, envoys_least, envoys_turn] = &lanes[..] else { panic!("so many there are") };
-        // Both least_requests balance the same by another count; a busy machine tells them apart by chance alone.
+        let [least, ewma, envoys_least, envoys_turn] = &lanes[..] else {
+            panic!("so many there are")
+        };
+        // Both least_requests balance the same by another count; a busy machine tells them apart by
+        // chance alone.
         let best = envoys_least.p99.min(envoys_turn.p99);
         for lane in [least, ewma] {
             assert!(
@@ -145,7 +190,12 @@ fn slow_endpoints_cost_no_more_than_with_envoys_own_policies() {
                 lane.name,
                 lane.p99
             );
-            assert!(lane.mean < envoys_turn.mean, "{}: {:?}", lane.name, lane.mean);
+            assert!(
+                lane.mean < envoys_turn.mean,
+                "{}: {:?}",
+                lane.name,
+                lane.mean
+            );
         }
         assert_sound(&mut envoy).await;
     });
@@ -155,7 +205,10 @@ fn slow_endpoints_cost_no_more_than_with_envoys_own_policies() {
 async fn owners(client: &Client, keys: u32) -> BTreeMap<u32, String> {
     let mut owners = BTreeMap::new();
     for key in 0..keys {
-        let reply = client.get_with("/echo", &[("x-user", &key.to_string())]).await.unwrap();
+        let reply = client
+            .get_with("/echo", &[("x-user", &key.to_string())])
+            .await
+            .unwrap();
         assert_eq!(reply.status, 200);
         owners.insert(key, reply.json()["upstream"].as_str().unwrap().to_owned());
     }
@@ -176,9 +229,15 @@ fn a_key_keeps_its_endpoint_until_that_dies() {
         for _ in 0..3 {
             assert_eq!(owners(&envoy.h1(), 200).await, before);
         }
-        let of = |owners: &BTreeMap<u32, String>, name: &str| owners.values().filter(|owner| *owner == name).count();
+        let of = |owners: &BTreeMap<u32, String>, name: &str| {
+            owners.values().filter(|owner| *owner == name).count()
+        };
         for name in ["a", "b", "c", "d"] {
-            assert!((25..80).contains(&of(&before, name)), "{name}: {} of 200", of(&before, name));
+            assert!(
+                (25..80).contains(&of(&before, name)),
+                "{name}: {} of 200",
+                of(&before, name)
+            );
         }
         upstreams[1].set(|faults| faults.close = true).await;
         let client = envoy.h1();
@@ -189,18 +248,33 @@ fn a_key_keeps_its_endpoint_until_that_dies() {
         .await;
         let after = owners(&client, 200).await;
         for (key, owner) in &before {
-            assert!(after[key] == *owner || owner == "b", "key {key} went from {owner} to {}", after[key]);
+            assert!(
+                after[key] == *owner || owner == "b",
+                "key {key} went from {owner} to {}",
+                after[key]
+            );
         }
         assert_eq!(of(&after, "b"), 0);
         for name in ["a", "c", "d"] {
-            assert!(of(&after, name) > of(&before, name), "what b had is spread: {name}");
+            assert!(
+                of(&after, name) > of(&before, name),
+                "what b had is spread: {name}"
+            );
         }
         upstreams[1].heal().await;
-        wait_for("all keys are back", async || owners(&client, 200).await == before).await;
+        wait_for("all keys are back", async || {
+            owners(&client, 200).await == before
+        })
+        .await;
         // Who has no key goes anywhere.
         let seen = requests(&upstreams);
         assert_eq!(load(&envoy.h1(), 200, 4, "/", &[]).await.count(200), 200);
-        assert!(requests(&upstreams).iter().zip(seen).all(|(now, before)| now - before > 20));
+        assert!(
+            requests(&upstreams)
+                .iter()
+                .zip(seen)
+                .all(|(now, before)| now - before > 20)
+        );
         nothing_in_flight(&envoy).await;
         assert_sound(&mut envoy).await;
     });
@@ -210,10 +284,19 @@ fn a_key_keeps_its_endpoint_until_that_dies() {
 fn a_rolling_restart_of_all_endpoints_loses_nothing() {
     run(async {
         let upstreams = Upstream::start_many(3).await;
-        let filter = filter(&upstreams, &json!({"policy": "round_robin", "slow_start": "1s"}));
+        let filter = filter(
+            &upstreams,
+            &json!({"policy": "round_robin", "slow_start": "1s"}),
+        );
         let mut envoy = Envoy::start(EnvoyConfig::proxy(addrs(&upstreams)).haven(&filter)).await;
         // At least 500 requests a second, if the machine can: twelve clients, one in 20 ms each.
-        let clients = (0..12).map(|number| if number % 2 == 0 { envoy.h1() } else { envoy.h2() });
+        let clients = (0..12).map(|number| {
+            if number % 2 == 0 {
+                envoy.h1()
+            } else {
+                envoy.h2()
+            }
+        });
         let begun = Instant::now();
         let steady = Steady::start(clients, "/", Duration::from_millis(18));
         for upstream in &upstreams {
@@ -241,18 +324,29 @@ fn the_second_level_serves_while_the_first_is_down() {
         let mut envoy = Envoy::start(EnvoyConfig::proxy(addrs(&upstreams)).haven(&filter)).await;
         let clients: Vec<Client> = (0..8).map(|_| envoy.h1()).collect();
         let steady = Steady::start(clients, "/", Duration::from_millis(4));
-        let [a, b, cold] = &upstreams[..] else { panic!("so many there are") };
-        wait_for("the first level serves", async || a.counters().requests > 200 && b.counters().requests > 200).await;
+        let [a, b, cold] = &upstreams[..] else {
+            panic!("so many there are")
+        };
+        wait_for("the first level serves", async || {
+            a.counters().requests > 200 && b.counters().requests > 200
+        })
+        .await;
         assert_eq!(cold.counters().requests, 0);
 
         a.set(|faults| faults.close = true).await;
         wait_for("one is found out", async || !healthy(&envoy, a).await).await;
         let before = b.counters().requests;
-        wait_for("the other carries on", async || b.counters().requests > before + 200).await;
+        wait_for("the other carries on", async || {
+            b.counters().requests > before + 200
+        })
+        .await;
         assert_eq!(cold.counters().requests, 0, "half of the level is enough");
 
         b.set(|faults| faults.close = true).await;
-        wait_for("the second level serves", async || cold.counters().requests > 200).await;
+        wait_for("the second level serves", async || {
+            cold.counters().requests > 200
+        })
+        .await;
         for upstream in [a, b] {
             upstream.heal().await;
             wait_for("it is back", async || healthy(&envoy, upstream).await).await;
@@ -260,15 +354,25 @@ fn the_second_level_serves_while_the_first_is_down() {
         // What was on its way may still come.
         let mut last = u64::MAX;
         wait_for("the second level rests again", async || {
-            let before = (a.counters().requests, std::mem::replace(&mut last, cold.counters().requests));
-            wait_for("the first one works", async || a.counters().requests > before.0 + 100).await;
+            let before = (
+                a.counters().requests,
+                std::mem::replace(&mut last, cold.counters().requests),
+            );
+            wait_for("the first one works", async || {
+                a.counters().requests > before.0 + 100
+            })
+            .await;
             before.1 == cold.counters().requests
         })
         .await;
         let tally = steady.stop().await;
-        // Both of the first level were dead before all workers knew: a list has no more than these two.
+        // Both of the first level were dead before all workers knew: a list has no more than these
+        // two.
         println!("{tally:?}");
-        assert!(tally.count(503) * 100 <= tally.total() && tally.failed() == 0, "{tally:?}");
+        assert!(
+            tally.count(503) * 100 <= tally.total() && tally.failed() == 0,
+            "{tally:?}"
+        );
         nothing_in_flight(&envoy).await;
         assert_sound(&mut envoy).await;
     });

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use crate::filter::{
-    Hanging, assert_sound, counted, decisions, endpoints, grpc, hanging, nothing_in_flight, transitions,
+    Hanging, assert_sound, counted, decisions, endpoints, grpc, hanging, nothing_in_flight,
+    transitions,
 };
 use crate::support::{
-    Client, Cluster, Envoy, EnvoyConfig, Reply, Route, Upstream, dead_addr, load, raw, run, wait_for,
+    Client, Cluster, Envoy, EnvoyConfig, Reply, Route, Upstream, dead_addr, load, raw, run,
+    wait_for,
 };
 use serde_json::{Value, json};
 
@@ -25,18 +27,32 @@ async fn envoy(upstream: &Upstream, filter: &Value) -> Envoy {
 
 /// Whether this is the breaker's own refusal.
 fn is_refusal(reply: &Reply) -> bool {
-    reply.status == 503 && reply.header("proxy-status").is_some_and(|status| status.contains("circuit_open"))
+    reply.status == 503
+        && reply
+            .header("proxy-status")
+            .is_some_and(|status| status.contains("circuit_open"))
 }
 
 /// The breaker's changes of state that stand in Envoy's log, e.g. `closed -> open`.
 fn logged_changes(envoy: &Envoy) -> Vec<String> {
     let log = envoy.logs();
-    let changes = log.lines().filter_map(|line| line.split_once("circuit breaker users of all")?.1.strip_prefix(": "));
-    changes.map(|change| change.split(['(', ':']).next().unwrap().trim().to_owned()).collect()
+    let changes = log.lines().filter_map(|line| {
+        line.split_once("circuit breaker users of all")?
+            .1
+            .strip_prefix(": ")
+    });
+    changes
+        .map(|change| change.split(['(', ':']).next().unwrap().trim().to_owned())
+        .collect()
 }
 
 async fn state(envoy: &Envoy) -> Option<f64> {
-    envoy.metric("haven_circuit_breaker_state", &[("circuit_breaker", "users"), ("key", "all")]).await
+    envoy
+        .metric(
+            "haven_circuit_breaker_state",
+            &[("circuit_breaker", "users"), ("key", "all")],
+        )
+        .await
 }
 
 /// Sends requests until the breaker refuses; how many it let through.
@@ -53,7 +69,9 @@ async fn open(client: &Client) -> u64 {
 fn a_breaker_opens_at_the_failure_rate_of_all_workers_together_and_says_for_how_long() {
     run(async {
         let upstream = Upstream::start("a").await;
-        let filter = one_breaker(&json!({"minimum_calls": 20, "failure_rate_threshold": 50, "open_duration": "50s"}));
+        let filter = one_breaker(
+            &json!({"minimum_calls": 20, "failure_rate_threshold": 50, "open_duration": "50s"}),
+        );
         let mut envoy = envoy(&upstream, &filter).await;
         // A connection per request: all workers get some.
         let fresh = Client::h1_fresh(envoy.addr());
@@ -67,30 +85,70 @@ fn a_breaker_opens_at_the_failure_rate_of_all_workers_together_and_says_for_how_
         for client in [envoy.h1(), envoy.h2()] {
             let refused = client.get("/").await.unwrap();
             assert!(is_refusal(&refused), "{refused:?}");
-            let of = |name: &str| refused.header(name).unwrap_or_else(|| panic!("no {name}: {refused:?}"));
+            let of = |name: &str| {
+                refused
+                    .header(name)
+                    .unwrap_or_else(|| panic!("no {name}: {refused:?}"))
+            };
             let wait: u64 = of("retry-after").parse().unwrap();
             assert!((1..=50).contains(&wait), "{wait}");
-            assert_eq!(of("proxy-status"), "haven; error=destination_unavailable; details=\"circuit_open users\"");
+            assert_eq!(
+                of("proxy-status"),
+                "haven; error=destination_unavailable; details=\"circuit_open users\""
+            );
             assert_eq!(of("content-type"), "application/problem+json");
             let problem = refused.json();
-            assert_eq!((&problem["status"], &problem["reason"]), (&503.into(), &"circuit_open".into()));
+            assert_eq!(
+                (&problem["status"], &problem["reason"]),
+                (&503.into(), &"circuit_open".into())
+            );
             assert_eq!(problem["policy"], "users");
-            assert!(problem["type"].is_string() && problem["title"].is_string() && problem["detail"].is_string());
+            assert!(
+                problem["type"].is_string()
+                    && problem["title"].is_string()
+                    && problem["detail"].is_string()
+            );
         }
         let tally = load(&fresh, 50, 8, "/", &[]).await;
-        assert_eq!((tally.count(503), upstream.counters().requests), (50, 20), "nothing reaches the upstream");
+        assert_eq!(
+            (tally.count(503), upstream.counters().requests),
+            (50, 20),
+            "nothing reaches the upstream"
+        );
 
         let (status, reply) = grpc(&envoy.h2(), envoy.addr(), "/users.Users/List").await;
-        assert_eq!((status.as_deref(), reply.status, reply.body.len()), (Some("14"), 200, 0));
+        assert_eq!(
+            (status.as_deref(), reply.status, reply.body.len()),
+            (Some("14"), 200, 0)
+        );
         assert!(reply.header("retry-after").is_some());
 
-        wait_for("the gauge says open", async || state(&envoy).await == Some(1.0)).await;
-        assert_eq!((transitions(&envoy, "users", "open").await, transitions(&envoy, "users", "closed").await), (1, 0));
+        wait_for("the gauge says open", async || {
+            state(&envoy).await == Some(1.0)
+        })
+        .await;
+        assert_eq!(
+            (
+                transitions(&envoy, "users", "open").await,
+                transitions(&envoy, "users", "closed").await
+            ),
+            (1, 0)
+        );
         assert_eq!(logged_changes(&envoy), ["closed -> open for 50000 ms"]);
-        let labels = [("route", "all"), ("policy", "users"), ("reason", "circuit_open"), ("mode", "enforce")];
+        let labels = [
+            ("route", "all"),
+            ("policy", "users"),
+            ("reason", "circuit_open"),
+            ("mode", "enforce"),
+        ];
         assert_eq!(counted(&envoy, &labels).await, 1 + 2 + 50 + 1);
         let said = decisions(&envoy.access_log_of(74).await);
-        assert_eq!(said.iter().filter(|d| *d == "circuit_open users enforce").count(), 54);
+        assert_eq!(
+            said.iter()
+                .filter(|d| *d == "circuit_open users enforce")
+                .count(),
+            54
+        );
         assert_eq!(said.iter().filter(|d| *d == "-").count(), 20);
         assert_sound(&mut envoy).await;
     });
@@ -108,7 +166,12 @@ fn a_count_window_judges_the_last_calls_of_all_workers_as_resilience4j_does() {
         assert_eq!(open(&fresh).await, 50);
         assert_eq!(logged_changes(&envoy), ["closed -> open for 60000 ms"]);
         let labels = [("circuit_breaker", "users"), ("cause", "failure_rate")];
-        assert_eq!(envoy.metric("haven_circuit_breaker_causes_total", &labels).await, Some(1.0));
+        assert_eq!(
+            envoy
+                .metric("haven_circuit_breaker_causes_total", &labels)
+                .await,
+            Some(1.0)
+        );
     });
 }
 
@@ -156,7 +219,8 @@ fn an_upstream_that_says_when_to_come_again_is_heeded() {
 }
 
 #[test]
-fn a_half_open_breaker_lets_so_many_through_at_once_and_clients_that_leave_take_no_permit_with_them() {
+fn a_half_open_breaker_lets_so_many_through_at_once_and_clients_that_leave_take_no_permit_with_them()
+ {
     run(async {
         let upstream = Upstream::start("a").await;
         upstream.set(|faults| faults.status = Some(500)).await;
@@ -171,20 +235,32 @@ fn a_half_open_breaker_lets_so_many_through_at_once_and_clients_that_leave_take_
 
         // Again and again: a permit that leaked would be missed.
         for round in 0..4 {
-            // Half by HTTP/1.1, hanging up with their connection; half by HTTP/2, resetting their stream.
+            // Half by HTTP/1.1, hanging up with their connection; half by HTTP/2, resetting their
+            // stream.
             let mut clients: Vec<Hanging> = Vec::new();
             let before = upstream.counters().requests;
             wait_for("three calls hang in the upstream", async || {
                 if clients.len() < 100 {
-                    let client = if clients.len().is_multiple_of(2) { Client::h1_fresh(addr) } else { h2.clone() };
+                    let client = if clients.len().is_multiple_of(2) {
+                        Client::h1_fresh(addr)
+                    } else {
+                        h2.clone()
+                    };
                     clients.push(hanging(async move { client.get("/").await }));
                 }
                 upstream.counters().in_flight == 3
             })
             .await;
             for number in 0..12 {
-                let client = if number % 2 == 0 { Client::h1_fresh(addr) } else { h2.clone() };
-                assert!(is_refusal(&client.get("/").await.unwrap()), "round {round}: there are three already");
+                let client = if number % 2 == 0 {
+                    Client::h1_fresh(addr)
+                } else {
+                    h2.clone()
+                };
+                assert!(
+                    is_refusal(&client.get("/").await.unwrap()),
+                    "round {round}: there are three already"
+                );
             }
             wait_for("all but three have been refused", async || {
                 clients.iter().filter(|client| !client.is_done()).count() == 3
@@ -193,19 +269,31 @@ fn a_half_open_breaker_lets_so_many_through_at_once_and_clients_that_leave_take_
             assert_eq!(upstream.counters().requests - before, 3, "round {round}");
             assert_eq!(state(&envoy).await, Some(2.0));
             drop(clients);
-            wait_for("the upstream is rid of them", async || upstream.counters().in_flight == 0).await;
+            wait_for("the upstream is rid of them", async || {
+                upstream.counters().in_flight == 0
+            })
+            .await;
         }
-        assert_eq!(logged_changes(&envoy), ["closed -> open for 300 ms", "open -> half_open"]);
+        assert_eq!(
+            logged_changes(&envoy),
+            ["closed -> open for 300 ms", "open -> half_open"]
+        );
         // Recovered: three good calls close it.
         upstream.heal().await;
         let tally = load(&Client::h1_fresh(addr), 3, 1, "/", &[]).await;
         assert_eq!(tally.count(200), 3, "{tally:?}");
-        wait_for("the gauge says closed", async || state(&envoy).await == Some(0.0)).await;
+        wait_for("the gauge says closed", async || {
+            state(&envoy).await == Some(0.0)
+        })
+        .await;
         assert_eq!(load(&h2, 40, 10, "/", &[]).await.count(200), 40);
         for (to, count) in [("open", 1), ("half_open", 1), ("closed", 1)] {
             assert_eq!(transitions(&envoy, "users", to).await, count, "{to}");
         }
-        assert_eq!(logged_changes(&envoy).last().unwrap(), "half_open -> closed");
+        assert_eq!(
+            logged_changes(&envoy).last().unwrap(),
+            "half_open -> closed"
+        );
         assert_eq!(logged_changes(&envoy).len(), 3, "one line per change");
         assert_sound(&mut envoy).await;
     });
@@ -226,8 +314,10 @@ fn a_trial_that_fails_opens_again_for_longer() {
             transitions(&envoy, "users", "open").await >= 4
         })
         .await;
-        let opened: Vec<String> =
-            logged_changes(&envoy).into_iter().filter(|change| change.contains("-> open")).collect();
+        let opened: Vec<String> = logged_changes(&envoy)
+            .into_iter()
+            .filter(|change| change.contains("-> open"))
+            .collect();
         let want = [
             "closed -> open for 200 ms",
             "half_open -> open for 600 ms",
@@ -250,7 +340,8 @@ enum Failure {
     GrpcTrailer,
 }
 
-/// Lets calls fail in this way until the breaker, which wants three failures in a row, refuses one; how many it let through.
+/// Lets calls fail in this way until the breaker, which wants three failures in a row, refuses one;
+/// how many it let through.
 async fn failures_until_open(failure: Failure, is_grpc: bool) -> u64 {
     let upstream = Upstream::start("a").await;
     let (dead, _reserved) = dead_addr();
@@ -282,18 +373,26 @@ async fn failures_until_open(failure: Failure, is_grpc: bool) -> u64 {
     let config = EnvoyConfig::empty()
         .cluster(cluster)
         .route(Route::to("/", "users").timeout(Duration::from_millis(200)))
-        .haven(&one_breaker(&json!({"consecutive_failures": 3, "open_duration": "10m"})));
+        .haven(&one_breaker(
+            &json!({"consecutive_failures": 3, "open_duration": "10m"}),
+        ));
     let mut envoy = Envoy::start(config).await;
     let client = envoy.h2();
     for failed in 0..10 {
-        let (status, reply) =
-            if is_grpc { grpc(&client, envoy.addr(), "/").await } else { (None, client.get("/").await.unwrap()) };
+        let (status, reply) = if is_grpc {
+            grpc(&client, envoy.addr(), "/").await
+        } else {
+            (None, client.get("/").await.unwrap())
+        };
         if reply.header("proxy-status").is_some() {
             assert_sound(&mut envoy).await;
             return failed;
         }
         let status = status.and_then(|status| status.parse().ok()).unwrap_or(0);
-        assert!(reply.status >= 500 || [4, 14].contains(&status), "{failure:?}: {reply:?}");
+        assert!(
+            reply.status >= 500 || [4, 14].contains(&status),
+            "{failure:?}: {reply:?}"
+        );
     }
     panic!("ten calls of {failure:?} (gRPC: {is_grpc}) do not open the breaker");
 }
@@ -301,7 +400,12 @@ async fn failures_until_open(failure: Failure, is_grpc: bool) -> u64 {
 #[test]
 fn resets_timeouts_and_refused_connections_are_failures() {
     run(async {
-        for failure in [Failure::Reset, Failure::Hang, Failure::Refuse, Failure::NobodyThere] {
+        for failure in [
+            Failure::Reset,
+            Failure::Hang,
+            Failure::Refuse,
+            Failure::NobodyThere,
+        ] {
             assert_eq!(failures_until_open(failure, false).await, 3, "{failure:?}");
         }
     });
@@ -344,12 +448,17 @@ fn a_shadow_breaker_stops_nobody() {
         upstream.set(|faults| faults.status = Some(500)).await;
         let envoy = envoy(
             &upstream,
-            &one_breaker(&json!({"consecutive_failures": 5, "open_duration": "10m", "mode": "shadow"})),
+            &one_breaker(
+                &json!({"consecutive_failures": 5, "open_duration": "10m", "mode": "shadow"}),
+            ),
         )
         .await;
         let tally = load(&envoy.h1(), 20, 1, "/", &[]).await;
         assert_eq!((tally.count(500), upstream.counters().requests), (20, 20));
-        assert_eq!(counted(&envoy, &[("mode", "shadow"), ("reason", "circuit_open")]).await, 15);
+        assert_eq!(
+            counted(&envoy, &[("mode", "shadow"), ("reason", "circuit_open")]).await,
+            15
+        );
         let said = decisions(&envoy.access_log_of(20).await);
         assert_eq!(said[5..], ["circuit_open users shadow"; 15]);
     });
@@ -357,8 +466,7 @@ fn a_shadow_breaker_stops_nobody() {
 
 // --- Fallbacks
 
-const BODY: &str =
-    r#"{"users":[],"why":"{{reason}}","route":"{{route}}","wait":"{{retry_after}}","id":"{{request_id}}"}"#;
+const BODY: &str = r#"{"users":[],"why":"{{reason}}","route":"{{route}}","wait":"{{retry_after}}","id":"{{request_id}}"}"#;
 
 /// What must not be seen of a failed response.
 const SECRETS: [(&str, &str); 9] = [
@@ -373,7 +481,8 @@ const SECRETS: [(&str, &str); 9] = [
     ("location", "http://secret"),
 ];
 
-/// An Envoy whose routes all fall back. Of `/open` the breaker opens with the first failure; `/none` has only dead endpoints.
+/// An Envoy whose routes all fall back. Of `/open` the breaker opens with the first failure;
+/// `/none` has only dead endpoints.
 async fn with_fallbacks(upstream: &Upstream, dead: std::net::SocketAddr) -> Envoy {
     let respond = json!({
         "status": 203, "content_type": "application/json", "headers": {"x-fallback": "yes", "cache-control": "no-store"},
@@ -409,17 +518,37 @@ fn assert_calm(reply: &Reply, reason: &str, policy: &str, route: &str) {
     assert_eq!(reply.status, 203, "{reply:?}");
     assert_eq!(reply.cut, None);
     let body = reply.json();
-    assert_eq!((&body["users"], &body["why"], &body["route"]), (&json!([]), &reason.into(), &route.into()));
-    assert!(body["id"].as_str().is_some_and(|id| !id.is_empty()), "Envoy makes ids: {body}");
-    assert_eq!(body["wait"].as_str().is_some_and(|wait| !wait.is_empty()), reason == "circuit_open", "{body}");
+    assert_eq!(
+        (&body["users"], &body["why"], &body["route"]),
+        (&json!([]), &reason.into(), &route.into())
+    );
+    assert!(
+        body["id"].as_str().is_some_and(|id| !id.is_empty()),
+        "Envoy makes ids: {body}"
+    );
+    assert_eq!(
+        body["wait"].as_str().is_some_and(|wait| !wait.is_empty()),
+        reason == "circuit_open",
+        "{body}"
+    );
     assert_headers(reply, reason, policy, reply.body.len());
 }
 
 fn assert_headers(reply: &Reply, reason: &str, policy: &str, length: usize) {
-    let of = |name: &str| reply.header(name).unwrap_or_else(|| panic!("no {name}: {reply:?}"));
-    assert_eq!((of("content-type"), of("x-fallback")), ("application/json".into(), "yes".into()));
+    let of = |name: &str| {
+        reply
+            .header(name)
+            .unwrap_or_else(|| panic!("no {name}: {reply:?}"))
+    };
+    assert_eq!(
+        (of("content-type"), of("x-fallback")),
+        ("application/json".into(), "yes".into())
+    );
     assert_eq!(of("content-length"), length.to_string());
-    assert!(of("proxy-status").contains(&format!("details=\"{reason} {policy}\"")), "{reply:?}");
+    assert!(
+        of("proxy-status").contains(&format!("details=\"{reason} {policy}\"")),
+        "{reply:?}"
+    );
     assert_eq!(of("cache-control"), "no-store");
     assert_eq!(reply.headers.get_all("content-type").iter().count(), 1);
     let known = [
@@ -432,7 +561,11 @@ fn assert_headers(reply: &Reply, reason: &str, policy: &str, length: usize) {
         "server",
         "connection",
     ];
-    let others: Vec<_> = reply.headers.keys().filter(|name| !known.contains(&name.as_str())).collect();
+    let others: Vec<_> = reply
+        .headers
+        .keys()
+        .filter(|name| !known.contains(&name.as_str()))
+        .collect();
     assert!(others.is_empty(), "{others:?} of {reply:?}");
 }
 
@@ -446,7 +579,10 @@ fn a_fallback_answers_every_kind_of_failure_and_nothing_of_the_failed_response_i
             upstream.reset().await;
             upstream
                 .set(|faults| {
-                    faults.headers = SECRETS.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+                    faults.headers = SECRETS
+                        .iter()
+                        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                        .collect();
                     change(faults);
                 })
                 .await;
@@ -456,7 +592,13 @@ fn a_fallback_answers_every_kind_of_failure_and_nothing_of_the_failed_response_i
             for method in ["GET", "POST", "DELETE"] {
                 let reply = client.request(method, "/x", &[], "hello").await.unwrap();
                 assert_calm(&reply, "upstream_error", "calm", "all");
-                assert!(reply.header("proxy-status").unwrap().contains("received-status=500"), "{reply:?}");
+                assert!(
+                    reply
+                        .header("proxy-status")
+                        .unwrap()
+                        .contains("received-status=500"),
+                    "{reply:?}"
+                );
             }
             // A large body, still on its way when the answer is replaced.
             failing(|faults| {
@@ -465,11 +607,26 @@ fn a_fallback_answers_every_kind_of_failure_and_nothing_of_the_failed_response_i
             })
             .await;
             for _ in 0..5 {
-                assert_calm(&client.get("/x").await.unwrap(), "upstream_error", "calm", "all");
+                assert_calm(
+                    &client.get("/x").await.unwrap(),
+                    "upstream_error",
+                    "calm",
+                    "all",
+                );
             }
             failing(|faults| faults.reset = true).await;
-            assert_calm(&client.get("/x").await.unwrap(), "upstream_error", "calm", "all");
-            assert_calm(&client.get("/refused").await.unwrap(), "upstream_error", "calm", "all");
+            assert_calm(
+                &client.get("/x").await.unwrap(),
+                "upstream_error",
+                "calm",
+                "all",
+            );
+            assert_calm(
+                &client.get("/refused").await.unwrap(),
+                "upstream_error",
+                "calm",
+                "all",
+            );
             failing(|faults| faults.hang = true).await;
             assert_calm(&client.get("/x").await.unwrap(), "timeout", "calm", "all");
             // The first call finds that nobody is there; from then on it is known.
@@ -477,7 +634,16 @@ fn a_fallback_answers_every_kind_of_failure_and_nothing_of_the_failed_response_i
             wait_for("there is no endpoint", async || {
                 let reply = client.get("/none").await.unwrap();
                 reason = reply.json()["why"].as_str().unwrap().to_owned();
-                assert_calm(&reply, &reason, if reason == "no_endpoint" { "dead" } else { "calm" }, "none");
+                assert_calm(
+                    &reply,
+                    &reason,
+                    if reason == "no_endpoint" {
+                        "dead"
+                    } else {
+                        "calm"
+                    },
+                    "none",
+                );
                 reason == "no_endpoint"
             })
             .await;
@@ -485,16 +651,33 @@ fn a_fallback_answers_every_kind_of_failure_and_nothing_of_the_failed_response_i
             wait_for("the breaker is open", async || {
                 let reply = client.get("/open").await.unwrap();
                 reason = reply.json()["why"].as_str().unwrap().to_owned();
-                assert_calm(&reply, &reason, if reason == "circuit_open" { "users" } else { "calm" }, "open");
+                assert_calm(
+                    &reply,
+                    &reason,
+                    if reason == "circuit_open" {
+                        "users"
+                    } else {
+                        "calm"
+                    },
+                    "open",
+                );
                 reason == "circuit_open"
             })
             .await;
             // What is no failure of the upstream comes through as it is.
             failing(|faults| faults.status = Some(404)).await;
             let reply = client.get("/x").await.unwrap();
-            assert_eq!((reply.status, reply.header("x-secret").as_deref()), (404, Some("secret")));
+            assert_eq!(
+                (reply.status, reply.header("x-secret").as_deref()),
+                (404, Some("secret"))
+            );
         }
-        assert!(envoy.metrics().await.total("haven_fallbacks_total", &[("route", "all"), ("step", "respond")]) >= 22.0);
+        assert!(
+            envoy.metrics().await.total(
+                "haven_fallbacks_total",
+                &[("route", "all"), ("step", "respond")]
+            ) >= 22.0
+        );
         nothing_in_flight(&envoy).await;
         assert_sound(&mut envoy).await;
     });
@@ -519,8 +702,15 @@ fn a_fallback_to_head_has_the_length_and_no_body() {
             for client in [&h1, &h2] {
                 let head = client.request("HEAD", path, &[id], "").await.unwrap();
                 let why = head.header("proxy-status").unwrap();
-                assert_eq!((head.status, head.body.len(), head.header("x-secret")), (203, 0, None), "{path}: {why}");
-                assert_eq!(head.header("content-type").as_deref(), Some("application/json"));
+                assert_eq!(
+                    (head.status, head.body.len(), head.header("x-secret")),
+                    (203, 0, None),
+                    "{path}: {why}"
+                );
+                assert_eq!(
+                    head.header("content-type").as_deref(),
+                    Some("application/json")
+                );
                 // `/none` may have answered the GET for another reason, with another length.
                 if why.contains("upstream_error") || path == "/open" {
                     assert!(head.header("content-length").is_some(), "{path}: {head:?}");
@@ -529,8 +719,14 @@ fn a_fallback_to_head_has_the_length_and_no_body() {
                 }
             }
             let request = format!("HEAD {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-            let bytes = raw::exchange(envoy.addr(), request.as_bytes()).await.unwrap();
-            assert!(bytes.bytes.ends_with(b"\r\n\r\n"), "no byte after the head: {}", bytes.text());
+            let bytes = raw::exchange(envoy.addr(), request.as_bytes())
+                .await
+                .unwrap();
+            assert!(
+                bytes.bytes.ends_with(b"\r\n\r\n"),
+                "no byte after the head: {}",
+                bytes.text()
+            );
         }
     });
 }
@@ -538,9 +734,24 @@ fn a_fallback_to_head_has_the_length_and_no_body() {
 /// Makes a gRPC call that is to fall back; the status it got.
 async fn calm_grpc(envoy: &Envoy, client: &Client, path: &str) -> String {
     let (status, reply) = grpc(client, envoy.addr(), path).await;
-    assert_eq!((reply.status, reply.body.len()), (200, 0), "{path}: {reply:?}");
-    assert_eq!(reply.header("content-type").as_deref(), Some("application/grpc"), "{path}: {reply:?}");
-    assert_eq!((reply.header("x-secret"), reply.header("set-cookie"), reply.header("etag")), (None, None, None));
+    assert_eq!(
+        (reply.status, reply.body.len()),
+        (200, 0),
+        "{path}: {reply:?}"
+    );
+    assert_eq!(
+        reply.header("content-type").as_deref(),
+        Some("application/grpc"),
+        "{path}: {reply:?}"
+    );
+    assert_eq!(
+        (
+            reply.header("x-secret"),
+            reply.header("set-cookie"),
+            reply.header("etag")
+        ),
+        (None, None, None)
+    );
     assert!(reply.header("proxy-status").is_some(), "{path}: {reply:?}");
     status.unwrap()
 }
@@ -554,7 +765,10 @@ fn a_fallback_to_grpc_is_a_status() {
         upstream
             .set(|faults| {
                 faults.status = Some(500);
-                faults.headers = SECRETS.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+                faults.headers = SECRETS
+                    .iter()
+                    .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                    .collect();
             })
             .await;
         let client = envoy.h2();
@@ -609,14 +823,25 @@ fn a_fallback_answers_only_for_what_it_names() {
         assert_eq!(client.get("/limits").await.unwrap().status, 200);
         let limited = client.get("/limits").await.unwrap();
         assert_eq!((limited.status, limited.text().as_str()), (200, "calm"));
-        assert_eq!(client.get("/usual").await.unwrap().status, 429, "not of its own accord");
+        assert_eq!(
+            client.get("/usual").await.unwrap().status,
+            429,
+            "not of its own accord"
+        );
         upstream.set(|faults| faults.status = Some(502)).await;
         for path in ["/timeouts", "/shadow"] {
             let reply = client.get(path).await.unwrap();
             assert_eq!(reply.status, 502);
-            assert!(reply.text().contains("ada"), "the upstream's own body: {reply:?}");
+            assert!(
+                reply.text().contains("ada"),
+                "the upstream's own body: {reply:?}"
+            );
         }
-        let shadow = [("policy", "shadow"), ("reason", "upstream_error"), ("mode", "shadow")];
+        let shadow = [
+            ("policy", "shadow"),
+            ("reason", "upstream_error"),
+            ("mode", "shadow"),
+        ];
         assert_eq!(counted(&envoy, &shadow).await, 1);
         let said = decisions(&envoy.access_log_of(5).await);
         assert_eq!(said[4], "upstream_error shadow shadow");

@@ -36,12 +36,17 @@ async fn asked(client: &Client, headers: &[(&str, &str)]) -> (String, String) {
     for name in ["x-haven-cluster", "x-haven-upstream"] {
         let seen = echo["headers"].get(name);
         assert!(
-            seen.is_none_or(|value| value.as_str().is_some_and(|value| value.starts_with("users"))),
+            seen.is_none_or(|value| value
+                .as_str()
+                .is_some_and(|value| value.starts_with("users"))),
             "{name}: {seen:?}"
         );
     }
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    (text(&echo["upstream"]), text(&echo["headers"]["x-traffic-color"]))
+    (
+        text(&echo["upstream"]),
+        text(&echo["headers"]["x-traffic-color"]),
+    )
 }
 
 async fn two_versions(clusters: [&str; 2]) {
@@ -58,7 +63,10 @@ async fn two_versions(clusters: [&str; 2]) {
     };
     let mut envoy = Envoy::start(config.haven(&filter(&v1, &v2, clusters))).await;
     let (h1, h2) = (envoy.h1(), envoy.h2());
-    let (stable, canary) = (("v1".to_owned(), "users-v1".to_owned()), ("v2".to_owned(), "users-v2".to_owned()));
+    let (stable, canary) = (
+        ("v1".to_owned(), "users-v1".to_owned()),
+        ("v2".to_owned(), "users-v2".to_owned()),
+    );
     let lies = [
         ("x-traffic-color", "users-v2"),
         ("x-haven-cluster", "users-v2"),
@@ -69,7 +77,10 @@ async fn two_versions(clusters: [&str; 2]) {
             (&[][..], &stable),
             (&lies, &stable),
             (&[("x-canary", "true")], &canary),
-            (&[("X-Canary", "true"), ("x-traffic-color", "users-v1")], &canary),
+            (
+                &[("X-Canary", "true"), ("x-traffic-color", "users-v1")],
+                &canary,
+            ),
             (&[("cookie", "a=b; version=2")], &canary),
             (&[("cookie", "version=2"), ("x-canary", "false")], &stable),
         ] {
@@ -97,21 +108,45 @@ async fn two_versions(clusters: [&str; 2]) {
         failed += usize::from(reply.status != 200);
     }
     assert!((1..=THRESHOLD).contains(&failed), "{failed} failures");
-    assert_eq!(asked(&h2, &[("x-canary", "true")]).await, stable, "with the colour of those who answer");
-    let metrics = envoy.metrics().await;
-    let state = |key: &str| metrics.total("haven_circuit_breaker_state", &[("circuit_breaker", "users"), ("key", key)]);
-    assert_eq!((state("users/users-v2"), state("users")), (1.0, 0.0), "nothing is held against v1");
     assert_eq!(
-        metrics.total("haven_canary_returned_total", &[("route", "users"), ("reason", "circuit_open")]),
+        asked(&h2, &[("x-canary", "true")]).await,
+        stable,
+        "with the colour of those who answer"
+    );
+    let metrics = envoy.metrics().await;
+    let state = |key: &str| {
+        metrics.total(
+            "haven_circuit_breaker_state",
+            &[("circuit_breaker", "users"), ("key", key)],
+        )
+    };
+    assert_eq!(
+        (state("users/users-v2"), state("users")),
+        (1.0, 0.0),
+        "nothing is held against v1"
+    );
+    assert_eq!(
+        metrics.total(
+            "haven_canary_returned_total",
+            &[("route", "users"), ("reason", "circuit_open")]
+        ),
         (60 - failed + 1) as f64
     );
     let sent = |upstream: &str| {
-        let labels = [("route", "users"), ("upstream", upstream), ("mode", "enforce")];
+        let labels = [
+            ("route", "users"),
+            ("upstream", upstream),
+            ("mode", "enforce"),
+        ];
         metrics.total("haven_canary_requests_total", &labels)
     };
     assert_eq!(sent("users-v2"), v2.counters().requests as f64);
     assert_eq!(sent("users-v1"), v1.counters().requests as f64);
-    assert_eq!(metrics.total("haven_decisions_total", &[]), 0.0, "nobody was refused");
+    assert_eq!(
+        metrics.total("haven_decisions_total", &[]),
+        0.0,
+        "nobody was refused"
+    );
     nothing_in_flight(&envoy).await;
     assert_sound(&mut envoy).await;
 }

@@ -1,18 +1,23 @@
-//! Concurrency limits in a real Envoy with four workers, beside Envoy's own filters: the two tests that tell a good algorithm from a toy, with one
-//! configuration. Three endpoints each serve 8 requests at a time in 40 ms, the rest queues there; answers are of use for 500 ms; the load does not wait for
-//! answers.
+//! Concurrency limits in a real Envoy with four workers, beside Envoy's own filters: the two tests
+//! that tell a good algorithm from a toy, with one configuration. Three endpoints each serve 8
+//! requests at a time in 40 ms, the rest queues there; answers are of use for 500 ms; the load does
+//! not wait for answers.
 //!
-//! (a) Three times as much as fits, half of it critical: as much as fits is answered in time, and nearly all of it is critical.
-//! (b) All endpoints turn five times slower, and the load still fits: nothing is shed that plain Envoy answers in time.
+//! (a) Three times as much as fits, half of it critical: as much as fits is answered in time, and
+//! nearly all of it is critical. (b) All endpoints turn five times slower, and the load still fits:
+//! nothing is shed that plain Envoy answers in time.
 //!
-//! What fits is measured in the same run, for on a busy machine the endpoints do less. All figures are printed.
+//! What fits is measured in the same run, for on a busy machine the endpoints do less. All figures
+//! are printed.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::filter::{Hanging, assert_sound, counted, endpoints, grpc, hanging};
-use crate::support::{Client, Cluster, Envoy, EnvoyConfig, Route, Upstream, holds_within, run, run_alone, wait_for};
+use crate::support::{
+    Client, Cluster, Envoy, EnvoyConfig, Route, Upstream, holds_within, run, run_alone, wait_for,
+};
 use haven::base::rng::Rng;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -67,8 +72,12 @@ async fn start(who: Who, upstreams: &[Upstream]) -> Envoy {
     let cluster = Cluster::new("users", upstreams.iter().map(|upstream| upstream.addr()));
     let envoy = EnvoyConfig::empty().route(Route::to("/", "users").timeout(DEADLINE));
     let own = |name: &str, fields: &Value| {
-        let mut config = json!({"@type": format!("type.googleapis.com/envoy.extensions.filters.http.{name}")});
-        config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let mut config =
+            json!({"@type": format!("type.googleapis.com/envoy.extensions.filters.http.{name}")});
+        config
+            .as_object_mut()
+            .unwrap()
+            .extend(fields.as_object().unwrap().clone());
         json!({"name": name, "typed_config": config})
     };
     // Envoy's filters as its documentation configures them.
@@ -114,7 +123,9 @@ async fn upstreams() -> Vec<Upstream> {
 
 async fn set(upstreams: &[Upstream], service_time: u64) {
     for upstream in upstreams {
-        upstream.set(|faults| (faults.capacity, faults.service_time_ms) = (Some(8), service_time)).await;
+        upstream
+            .set(|faults| (faults.capacity, faults.service_time_ms) = (Some(8), service_time))
+            .await;
     }
 }
 
@@ -138,7 +149,8 @@ async fn capacity(upstreams: &[Upstream]) -> f64 {
     done as f64 / begun.elapsed().as_secs_f64()
 }
 
-/// Sends so many requests per second at random moments, every other one sheddable, and counts those sent after `skip`.
+/// Sends so many requests per second at random moments, every other one sheddable, and counts those
+/// sent after `skip`.
 async fn open_loop(envoy: &Envoy, per_second: f64, time: Duration, skip: Duration) -> Counts {
     // A few connections, so that every worker has some.
     let clients: Arc<[Client]> = (0..16).map(|_| envoy.h2()).collect();
@@ -161,12 +173,24 @@ async fn open_loop(envoy: &Envoy, per_second: f64, time: Duration, skip: Duratio
         let critical = rng.below(2) == 0;
         requests.spawn(async move {
             let sent = Instant::now();
-            let path = if critical { "/echo/critical" } else { "/echo/sheddable" };
+            let path = if critical {
+                "/echo/critical"
+            } else {
+                "/echo/sheddable"
+            };
             let reply = clients[number % clients.len()].get(path).await;
-            (counts, critical, reply.map_or(0, |reply| reply.status), sent.elapsed())
+            (
+                counts,
+                critical,
+                reply.map_or(0, |reply| reply.status),
+                sent.elapsed(),
+            )
         });
     }
-    let mut counts = Counts { seconds: (time - skip).as_secs_f64(), ..Counts::default() };
+    let mut counts = Counts {
+        seconds: (time - skip).as_secs_f64(),
+        ..Counts::default()
+    };
     for (counted, critical, status, elapsed) in requests.join_all().await {
         if counted {
             counts.sent += 1;
@@ -197,7 +221,8 @@ fn three_times_the_load_is_answered_in_time_as_far_as_it_fits() {
             );
         };
         let time = START + Duration::from_secs(3);
-        // A machine that is busy with something else for a moment takes the endpoints' time, or the load's: then it is measured again.
+        // A machine that is busy with something else for a moment takes the endpoints' time, or the
+        // load's: then it is measured again.
         let mut good = false;
         let mut fits = 600.0;
         for _ in 0..3 {
@@ -208,12 +233,23 @@ fn three_times_the_load_is_answered_in_time_as_far_as_it_fits() {
             row(Who::Haven, ours, fits);
             assert!(ours.critical_in_time * 10 >= ours.in_time * 9, "{ours:?}");
             let labels = [("policy", "c"), ("key", "users")];
-            let limit = envoy.metrics().await.total("haven_concurrency_limit", &labels);
+            let limit = envoy
+                .metrics()
+                .await
+                .total("haven_concurrency_limit", &labels);
             assert!((50.0..400.0).contains(&limit), "{limit}");
-            let refused = counted(&envoy, &[("policy", "c"), ("reason", "overload"), ("mode", "enforce")]).await;
+            let refused = counted(
+                &envoy,
+                &[("policy", "c"), ("reason", "overload"), ("mode", "enforce")],
+            )
+            .await;
             assert!(refused >= ours.refused);
             wait_for("nothing is in flight", async || {
-                envoy.metrics().await.total("haven_concurrency_in_flight", &labels) == 0.0
+                envoy
+                    .metrics()
+                    .await
+                    .total("haven_concurrency_in_flight", &labels)
+                    == 0.0
             })
             .await;
             assert_sound(&mut envoy).await;
@@ -227,7 +263,10 @@ fn three_times_the_load_is_answered_in_time_as_far_as_it_fits() {
             row(who, open_loop(&envoy, 1_800.0, time, START).await, fits);
         }
         println!("\n(a) 3 times the load\n{table}");
-        assert!(good, "less than 95 % of capacity is answered in time\n{table}");
+        assert!(
+            good,
+            "less than 95 % of capacity is answered in time\n{table}"
+        );
     });
 }
 
@@ -256,8 +295,9 @@ fn what_fits_is_not_shed_when_endpoints_turn_slow() {
             );
             counts
         };
-        // The same requests at the same moments. What plain Envoy does not answer in time either is no loss. A machine that stops for a moment makes them
-        // late for one and not for the other: then both are measured again.
+        // The same requests at the same moments. What plain Envoy does not answer in time either is
+        // no loss. A machine that stops for a moment makes them late for one and not for the other:
+        // then both are measured again.
         let mut good = false;
         for _ in 0..3 {
             let (ours, plain) = (measure(Who::Haven).await, measure(Who::Plain).await);
@@ -287,17 +327,30 @@ fn a_fixed_limit_counts_over_all_workers_and_gives_every_place_back() {
         })))
         .await;
         let in_flight = async |envoy: &Envoy| {
-            envoy.metrics().await.total("haven_concurrency_in_flight", &[("policy", "c"), ("key", "high")])
+            envoy.metrics().await.total(
+                "haven_concurrency_in_flight",
+                &[("policy", "c"), ("key", "high")],
+            )
         };
         let start = |envoy: &Envoy, protocol: usize| -> Hanging {
-            let client = if protocol == 0 { envoy.h1() } else { envoy.h2() };
+            let client = if protocol == 0 {
+                envoy.h1()
+            } else {
+                envoy.h2()
+            };
             hanging(async move { client.get("/echo/high").await })
         };
         let mut held: Vec<Hanging> = (0..10).map(|number| start(&envoy, number % 2)).collect();
-        wait_for("ten are in flight", async || in_flight(&envoy).await == 10.0).await;
+        wait_for("ten are in flight", async || {
+            in_flight(&envoy).await == 10.0
+        })
+        .await;
         for client in [envoy.h1(), envoy.h2()] {
             let reply = client.get("/echo/high").await.unwrap();
-            assert_eq!((reply.status, reply.header("retry-after").as_deref()), (503, Some("1")));
+            assert_eq!(
+                (reply.status, reply.header("retry-after").as_deref()),
+                (503, Some("1"))
+            );
             assert_eq!(reply.json()["reason"], "overload");
             assert!(reply.header("proxy-status").unwrap().contains("overload c"));
         }
@@ -305,15 +358,38 @@ fn a_fixed_limit_counts_over_all_workers_and_gives_every_place_back() {
         assert_eq!(status.as_deref(), Some("14"));
         // Clients that go away give their places back, and so do connections that break.
         held.truncate(5);
-        wait_for("five are in flight", async || in_flight(&envoy).await == 5.0).await;
-        upstream.set(|faults| (faults.hang, faults.reset) = (false, true)).await;
+        wait_for("five are in flight", async || {
+            in_flight(&envoy).await == 5.0
+        })
+        .await;
+        upstream
+            .set(|faults| (faults.hang, faults.reset) = (false, true))
+            .await;
         let _ = envoy.h1().get("/echo/high").await;
-        upstream.set(|faults| (faults.close, faults.reset) = (true, false)).await;
-        assert!(holds_within(crate::support::PATIENCE, async || held.iter().all(Hanging::is_done)).await);
-        wait_for("nothing is in flight", async || in_flight(&envoy).await == 0.0).await;
+        upstream
+            .set(|faults| (faults.close, faults.reset) = (true, false))
+            .await;
+        assert!(
+            holds_within(crate::support::PATIENCE, async || held
+                .iter()
+                .all(Hanging::is_done))
+            .await
+        );
+        wait_for("nothing is in flight", async || {
+            in_flight(&envoy).await == 0.0
+        })
+        .await;
         upstream.heal().await;
         assert_eq!(envoy.h1().get("/echo/high").await.unwrap().status, 200);
-        assert_eq!(envoy.metric("haven_concurrency_limit", &[("policy", "c"), ("key", "low")]).await, Some(10.0));
+        assert_eq!(
+            envoy
+                .metric(
+                    "haven_concurrency_limit",
+                    &[("policy", "c"), ("key", "low")]
+                )
+                .await,
+            Some(10.0)
+        );
         assert_sound(&mut envoy).await;
     });
 }

@@ -1,4 +1,5 @@
-//! Deadlines and timeouts in a real Envoy: what its router makes of the headers that haven writes, and what the upstream sees.
+//! Deadlines and timeouts in a real Envoy: what its router makes of the headers that haven writes,
+//! and what the upstream sees.
 
 use std::time::Duration;
 
@@ -10,18 +11,26 @@ use tokio::time::Instant;
 
 const EXPECTED: &str = "x-envoy-expected-rq-timeout-ms";
 
-/// Longer than any timeout here, shorter than Envoy's own of 15 s: whoever takes it was cut off by haven's.
+/// Longer than any timeout here, shorter than Envoy's own of 15 s: whoever takes it was cut off by
+/// haven's.
 const LONG: Duration = Duration::from_secs(12);
 
 /// A filter with one route for all.
 fn one(route: &Value) -> Value {
     let mut all = json!({"name": "all"});
-    all.as_object_mut().unwrap().extend(route.as_object().unwrap().clone());
+    all.as_object_mut()
+        .unwrap()
+        .extend(route.as_object().unwrap().clone());
     json!({"routes": [all]})
 }
 
 async fn envoy(upstream: &Upstream, filter: &Value) -> Envoy {
-    Envoy::start(EnvoyConfig::proxy([upstream.addr()]).internal_clients().haven(filter)).await
+    Envoy::start(
+        EnvoyConfig::proxy([upstream.addr()])
+            .internal_clients()
+            .haven(filter),
+    )
+    .await
 }
 
 /// The headers that the upstream saw.
@@ -30,7 +39,8 @@ fn seen(reply: &Reply, name: &str) -> Option<String> {
     reply.json()["headers"][name].as_str().map(str::to_owned)
 }
 
-/// Whether that was this timeout, and no other. Timers count in milliseconds, and haven rounds down.
+/// Whether that was this timeout, and no other. Timers count in milliseconds, and haven rounds
+/// down.
 fn cut_off(took: Duration, millis: u64) -> bool {
     took >= Duration::from_millis(millis.saturating_sub(5)) && took < LONG
 }
@@ -44,11 +54,18 @@ async fn timed(request: impl Future<Output = Result<Reply, String>>) -> (Reply, 
 async fn call(client: &Client, envoy: &Envoy, deadline: Option<&str>) -> (Option<String>, Reply) {
     let mut request = grpc_request(envoy.addr(), "/echo");
     if let Some(deadline) = deadline {
-        request.headers_mut().insert("grpc-timeout", HeaderValue::from_str(deadline).unwrap());
+        request
+            .headers_mut()
+            .insert("grpc-timeout", HeaderValue::from_str(deadline).unwrap());
     }
     let reply = client.send(request).await.unwrap();
-    let trailer = reply.trailers.as_ref().and_then(|trailers| trailers.get("grpc-status").cloned());
-    let status = reply.header("grpc-status").or_else(|| trailer.map(|value| value.to_str().unwrap().to_owned()));
+    let trailer = reply
+        .trailers
+        .as_ref()
+        .and_then(|trailers| trailers.get("grpc-status").cloned());
+    let status = reply
+        .header("grpc-status")
+        .or_else(|| trailer.map(|value| value.to_str().unwrap().to_owned()));
     (status, reply)
 }
 
@@ -65,7 +82,13 @@ fn a_hanging_upstream_is_cut_off_by_the_routes_timeout_or_a_clients_shorter_dead
             (&[(EXPECTED, "100")], 100),
             (&[("x-left", "100")], 100),
             (&[("x-left", "60000"), ("grpc-timeout", "1H")], 400),
-            (&[("x-left", "soon"), ("x-envoy-upstream-rq-timeout-ms", "60000")], 400),
+            (
+                &[
+                    ("x-left", "soon"),
+                    ("x-envoy-upstream-rq-timeout-ms", "60000"),
+                ],
+                400,
+            ),
         ];
         for client in [envoy.h1(), envoy.h2()] {
             for (headers, least) in cases {
@@ -87,9 +110,19 @@ fn without_a_timeout_of_the_route_a_deadline_shortens_envoys_and_never_lengthens
             .route(Route::to("/", "users").timeout(Duration::from_secs(3)));
         let envoy = Envoy::start(config.haven(&one(&json!({})))).await;
         let client = envoy.h1();
-        let reply = client.get_with("/echo", &[("grpc-timeout", "1H")]).await.unwrap();
-        assert_eq!(seen(&reply, EXPECTED).as_deref(), Some("3000"), "Envoy's own is shorter");
-        let reply = client.get_with("/echo", &[("grpc-timeout", "2S")]).await.unwrap();
+        let reply = client
+            .get_with("/echo", &[("grpc-timeout", "1H")])
+            .await
+            .unwrap();
+        assert_eq!(
+            seen(&reply, EXPECTED).as_deref(),
+            Some("3000"),
+            "Envoy's own is shorter"
+        );
+        let reply = client
+            .get_with("/echo", &[("grpc-timeout", "2S")])
+            .await
+            .unwrap();
         assert_eq!(seen(&reply, EXPECTED).as_deref(), Some("2000"));
         assert_eq!(seen(&reply, "grpc-timeout").as_deref(), Some("2S"));
         upstream.set(|faults| faults.hang = true).await;
@@ -105,28 +138,43 @@ fn without_a_timeout_of_the_route_a_deadline_shortens_envoys_and_never_lengthens
 fn the_upstream_sees_what_is_left_and_none_of_the_clients_steering() {
     run(async {
         let upstream = Upstream::start("a").await;
-        let filter = one(&json!({"timeout": {"request": "20s", "per_try": "7s", "deadline_header": "x-left"}}));
+        let filter = one(
+            &json!({"timeout": {"request": "20s", "per_try": "7s", "deadline_header": "x-left"}}),
+        );
         let envoy = envoy(&upstream, &filter).await;
         let client = envoy.h1();
         let names = [EXPECTED, "x-left", "grpc-timeout"];
         let sees = async |headers: &[(&str, &str)]| {
             let reply = client.get_with("/echo", headers).await.unwrap();
-            for name in
-                ["x-envoy-upstream-rq-timeout-ms", "x-envoy-upstream-rq-per-try-timeout-ms", "x-envoy-max-retries"]
-            {
+            for name in [
+                "x-envoy-upstream-rq-timeout-ms",
+                "x-envoy-upstream-rq-per-try-timeout-ms",
+                "x-envoy-max-retries",
+            ] {
                 assert_eq!(seen(&reply, name), None, "{name}");
             }
             names.map(|name| seen(&reply, name))
         };
-        let some = |texts: [&str; 3]| texts.map(|text| Some(text.to_owned()).filter(|text| !text.is_empty()));
+        let some = |texts: [&str; 3]| {
+            texts.map(|text| Some(text.to_owned()).filter(|text| !text.is_empty()))
+        };
         assert_eq!(sees(&[]).await, some(["7000", "7000", ""]));
-        assert_eq!(sees(&[("x-left", "3000")]).await, some(["3000", "3000", ""]));
-        assert_eq!(sees(&[("grpc-timeout", "3000m"), ("x-left", "4000")]).await, some(["3000", "3000", "3000m"]));
+        assert_eq!(
+            sees(&[("x-left", "3000")]).await,
+            some(["3000", "3000", ""])
+        );
+        assert_eq!(
+            sees(&[("grpc-timeout", "3000m"), ("x-left", "4000")]).await,
+            some(["3000", "3000", "3000m"])
+        );
         assert_eq!(
             sees(&[(EXPECTED, "3000"), ("x-envoy-upstream-rq-timeout-ms", "5")]).await,
             some(["3000", "3000", ""])
         );
-        assert_eq!(sees(&[("x-left", "9999999"), ("x-envoy-max-retries", "9")]).await, some(["7000", "7000", ""]));
+        assert_eq!(
+            sees(&[("x-left", "9999999"), ("x-envoy-max-retries", "9")]).await,
+            some(["7000", "7000", ""])
+        );
     });
 }
 
@@ -134,10 +182,16 @@ fn the_upstream_sees_what_is_left_and_none_of_the_clients_steering() {
 fn too_little_is_refused_at_once_and_the_upstream_untouched() {
     run(async {
         let upstream = Upstream::start("a").await;
-        let filter = one(&json!({"timeout": {"reject_below": "50ms", "deadline_header": "x-left"}}));
+        let filter =
+            one(&json!({"timeout": {"reject_below": "50ms", "deadline_header": "x-left"}}));
         let mut envoy = envoy(&upstream, &filter).await;
         for client in [envoy.h1(), envoy.h2()] {
-            for headers in [[("x-left", "0")], [("x-left", "49")], [(EXPECTED, "0")], [("grpc-timeout", "0n")]] {
+            for headers in [
+                [("x-left", "0")],
+                [("x-left", "49")],
+                [(EXPECTED, "0")],
+                [("grpc-timeout", "0n")],
+            ] {
                 let reply = client.get_with("/", &headers).await.unwrap();
                 assert_eq!(reply.status, 504, "{headers:?}");
                 assert_eq!(reply.json()["reason"], "deadline");
@@ -150,11 +204,29 @@ fn too_little_is_refused_at_once_and_the_upstream_untouched() {
         let (status, reply) = call(&envoy.h2(), &envoy, Some("10m")).await;
         assert_eq!((status.as_deref(), reply.status), (Some("4"), 200));
         assert_eq!(upstream.counters().requests, 0);
-        assert_eq!(envoy.h1().get_with("/", &[("x-left", "5000")]).await.unwrap().status, 200);
-        let labels = [("route", "all"), ("policy", "timeout"), ("reason", "deadline"), ("mode", "enforce")];
+        assert_eq!(
+            envoy
+                .h1()
+                .get_with("/", &[("x-left", "5000")])
+                .await
+                .unwrap()
+                .status,
+            200
+        );
+        let labels = [
+            ("route", "all"),
+            ("policy", "timeout"),
+            ("reason", "deadline"),
+            ("mode", "enforce"),
+        ];
         assert_eq!(counted(&envoy, &labels).await, 9);
         let said = decisions(&envoy.access_log_of(10).await);
-        assert_eq!(said.iter().filter(|d| *d == "deadline timeout enforce").count(), 9);
+        assert_eq!(
+            said.iter()
+                .filter(|d| *d == "deadline timeout enforce")
+                .count(),
+            9
+        );
         assert_sound(&mut envoy).await;
     });
 }
@@ -171,9 +243,12 @@ fn grpc_calls_end_with_deadline_exceeded_and_their_servers_know_the_deadline() {
             .route(Route::to("/", "users"));
         let mut envoy = Envoy::start(config.haven(&filter)).await;
         let client = envoy.h2();
-        for (deadline, want) in
-            [(None, "2000m"), (Some("5S"), "2000m"), (Some("1500m"), "1500m"), (Some("1900000u"), "1900000u")]
-        {
+        for (deadline, want) in [
+            (None, "2000m"),
+            (Some("5S"), "2000m"),
+            (Some("1500m"), "1500m"),
+            (Some("1900000u"), "1900000u"),
+        ] {
             let (_, reply) = call(&client, &envoy, deadline).await;
             let body: Value = serde_json::from_slice(&reply.body).unwrap();
             assert_eq!(body["headers"]["grpc-timeout"], want, "{deadline:?}");
@@ -183,7 +258,11 @@ fn grpc_calls_end_with_deadline_exceeded_and_their_servers_know_the_deadline() {
             let start = Instant::now();
             let (status, reply) = call(&client, &envoy, deadline).await;
             assert!(cut_off(start.elapsed(), least));
-            assert_eq!((status.as_deref(), reply.status), (Some("4"), 200), "{deadline:?} {reply:?}");
+            assert_eq!(
+                (status.as_deref(), reply.status),
+                (Some("4"), 200),
+                "{deadline:?} {reply:?}"
+            );
         }
         nothing_in_flight(&envoy).await;
         assert_sound(&mut envoy).await;
@@ -207,7 +286,11 @@ fn a_fallback_answers_for_timeouts_and_a_breaker_counts_them() {
         }
         assert_eq!(client.get("/").await.unwrap().status, 503, "it is open");
         let reply = client.get_with("/", &[(EXPECTED, "0")]).await.unwrap();
-        assert_eq!((reply.status, reply.text().as_str()), (203, "deadline"), "the deadline comes first");
+        assert_eq!(
+            (reply.status, reply.text().as_str()),
+            (203, "deadline"),
+            "the deadline comes first"
+        );
         assert_eq!(upstream.counters().requests, 3);
     });
 }
@@ -216,12 +299,19 @@ fn a_fallback_answers_for_timeouts_and_a_breaker_counts_them() {
 fn a_dynamic_timeout_follows_the_upstream() {
     run(async {
         let upstream = Upstream::start("a").await;
-        let dynamic = json!({"dynamic": {"quantile": 90, "factor": 2, "min": "150ms", "max": "20s"}});
+        let dynamic =
+            json!({"dynamic": {"quantile": 90, "factor": 2, "min": "150ms", "max": "20s"}});
         // One worker: each observes its own.
         let config = EnvoyConfig::proxy([upstream.addr()]).concurrency(1);
-        let envoy = Envoy::start(config.haven(&one(&json!({"timeout": {"request": dynamic}})))).await;
+        let envoy =
+            Envoy::start(config.haven(&one(&json!({"timeout": {"request": dynamic}})))).await;
         let client = envoy.h1();
-        let timeout = async || seen(&client.get("/echo").await.unwrap(), EXPECTED).unwrap().parse::<u64>().unwrap();
+        let timeout = async || {
+            seen(&client.get("/echo").await.unwrap(), EXPECTED)
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+        };
         assert_eq!(timeout().await, 20_000, "while little is known");
         upstream.set(|faults| faults.delay_ms = 300).await;
         let slow = (0..60).map(|_| {

@@ -1,4 +1,5 @@
-//! gRPC health checks in a real Envoy with the reference configuration: gRPC's own client for Python, tonic's, and frames by hand.
+//! gRPC health checks in a real Envoy with the reference configuration: gRPC's own client for
+//! Python, tonic's, and frames by hand.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -17,42 +18,79 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::filter::assert_sound;
 use crate::support::config::reference_text;
-use crate::support::{Envoy, EnvoyConfig, Upstream, checkout, grpcio, haven_wasm, load, run, wait_for};
+use crate::support::{
+    Envoy, EnvoyConfig, Upstream, checkout, grpcio, haven_wasm, load, run, wait_for,
+};
 
 /// The reference configuration; what fails stays out for longer than the test takes.
 async fn reference(upstreams: &[Upstream]) -> Envoy {
     let addrs: Vec<SocketAddr> = upstreams.iter().map(|upstream| upstream.addr()).collect();
     let text = std::fs::read_to_string(checkout("envoy.yaml")).unwrap();
     let short = r#""consecutive_failures": 5, "open_duration": "10s""#;
-    assert!(text.contains(short), "the breaker of endpoints in envoy.yaml");
-    let text = text.replace(short, r#""consecutive_failures": 5, "open_duration": "10m""#);
-    Envoy::start(EnvoyConfig::text(reference_text(&text, &addrs, &haven_wasm().unwrap()))).await
+    assert!(
+        text.contains(short),
+        "the breaker of endpoints in envoy.yaml"
+    );
+    let text = text.replace(
+        short,
+        r#""consecutive_failures": 5, "open_duration": "10m""#,
+    );
+    Envoy::start(EnvoyConfig::text(reference_text(
+        &text,
+        &addrs,
+        &haven_wasm().unwrap(),
+    )))
+    .await
 }
 
 /// What gRPC's client for Python makes of it.
 async fn python(addr: SocketAddr, names: &[&str]) -> Value {
     let mut command = Command::new("python3");
-    command.arg(checkout("tests/envoy/grpc_client.py")).arg(addr.to_string()).args(names);
-    command.env("PYTHONPATH", grpcio().unwrap_or_else(|error| panic!("{error}")));
-    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    command
+        .arg(checkout("tests/envoy/grpc_client.py"))
+        .arg(addr.to_string())
+        .args(names);
+    command.env(
+        "PYTHONPATH",
+        grpcio().unwrap_or_else(|error| panic!("{error}")),
+    );
+    let output = tokio::task::spawn_blocking(move || command.output())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// What tonic's client makes of it: a status of the service, or of the call.
 async fn tonic(addr: SocketAddr, names: &[&str]) -> Vec<String> {
-    let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect().await.unwrap();
+    let channel = Endpoint::from_shared(format!("http://{addr}"))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
     let mut client = HealthClient::new(channel);
     let mut answers = Vec::new();
     for name in names {
-        let answer = client.check(HealthCheckRequest { service: (*name).to_owned() }).await;
+        let answer = client
+            .check(HealthCheckRequest {
+                service: (*name).to_owned(),
+            })
+            .await;
         answers.push(match answer {
             Ok(answer) => answer.into_inner().status().as_str_name().to_owned(),
             Err(status) => format!("{:?}", status.code()),
         });
     }
     let watch = client.watch(HealthCheckRequest::default()).await;
-    answers.push(watch.map_or_else(|status| format!("{:?}", status.code()), |_| "a stream".to_owned()));
+    answers.push(watch.map_or_else(
+        |status| format!("{:?}", status.code()),
+        |_| "a stream".to_owned(),
+    ));
     answers
 }
 
@@ -74,7 +112,8 @@ fn clients_of_grpcs_own_get_it_right() {
         for upstream in &upstreams {
             upstream.set(|faults| faults.close = true).await;
         }
-        // Not from the machine's own address: the client below is limited, and a health check never.
+        // Not from the machine's own address: the client below is limited, and a health check
+        // never.
         let client = crate::support::Client::h1_from(envoy.addr(), "127.0.0.31".parse().unwrap());
         wait_for("each worker knows that all endpoints are out", async || {
             load(&client, 20, 4, "/api/users", &[]).await;
@@ -100,19 +139,36 @@ impl Body for Pieces {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         Poll::Ready(self.0.pop_front().map(Ok))
     }
 }
 
 /// Sends a call of HTTP/2 with this body: the gRPC status, and the body of the answer.
-async fn call(addr: SocketAddr, method: &str, pieces: &[&[u8]], trailers: bool) -> (String, Vec<u8>) {
+async fn call(
+    addr: SocketAddr,
+    method: &str,
+    pieces: &[&[u8]],
+    trailers: bool,
+) -> (String, Vec<u8>) {
     let stream = TokioIo::new(tokio::net::TcpStream::connect(addr).await.unwrap());
-    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), stream)
+            .await
+            .unwrap();
     let connection = tokio::spawn(connection);
-    let mut frames: VecDeque<_> = pieces.iter().map(|piece| Frame::data(Bytes::copy_from_slice(piece))).collect();
+    let mut frames: VecDeque<_> = pieces
+        .iter()
+        .map(|piece| Frame::data(Bytes::copy_from_slice(piece)))
+        .collect();
     if trailers {
-        frames.push_back(Frame::trailers(HeaderMap::from_iter([("x-end".parse().unwrap(), "1".parse().unwrap())])));
+        frames.push_back(Frame::trailers(HeaderMap::from_iter([(
+            "x-end".parse().unwrap(),
+            "1".parse().unwrap(),
+        )])));
     }
     let request = Request::post(format!("http://{addr}/grpc.health.v1.Health/{method}"))
         .header("content-type", "application/grpc")
@@ -125,10 +181,17 @@ async fn call(addr: SocketAddr, method: &str, pieces: &[&[u8]], trailers: bool) 
         assert_eq!(response.headers()["content-type"], "application/grpc");
         let said = response.headers().get("grpc-status").cloned();
         let body = response.into_body().collect().await.unwrap();
-        let status = said.or_else(|| body.trailers()?.get("grpc-status").cloned()).unwrap();
-        (status.to_str().unwrap().to_owned(), body.to_bytes().to_vec())
+        let status = said
+            .or_else(|| body.trailers()?.get("grpc-status").cloned())
+            .unwrap();
+        (
+            status.to_str().unwrap().to_owned(),
+            body.to_bytes().to_vec(),
+        )
     };
-    let answer = tokio::time::timeout(crate::support::PATIENCE, exchange).await.expect("an answer");
+    let answer = tokio::time::timeout(crate::support::PATIENCE, exchange)
+        .await
+        .expect("an answer");
     connection.abort();
     answer
 }
@@ -145,7 +208,11 @@ fn frames_that_are_none_split_or_huge_have_a_clear_end() {
         assert_eq!(call(addr, "Check", &[b"\0\0\0\0\0"], false).await, serving);
         assert_eq!(call(addr, "Check", &[users], false).await, serving);
         let bytes: Vec<&[u8]> = users.chunks(1).collect();
-        assert_eq!(call(addr, "Check", &bytes, false).await, serving, "a byte in each piece");
+        assert_eq!(
+            call(addr, "Check", &bytes, false).await,
+            serving,
+            "a byte in each piece"
+        );
         let huge = vec![0; 200_000];
         for (pieces, status) in [
             (&[][..], "13"),
@@ -159,14 +226,30 @@ fn frames_that_are_none_split_or_huge_have_a_clear_end() {
             (&[&huge], "8"),
         ] {
             let said = call(addr, "Check", pieces, false).await;
-            assert_eq!((said.0.as_str(), said.1.len()), (status, 0), "{} pieces", pieces.len());
+            assert_eq!(
+                (said.0.as_str(), said.1.len()),
+                (status, 0),
+                "{} pieces",
+                pieces.len()
+            );
         }
-        assert_eq!(call(addr, "Check", &[b"\0\0\0\0\x03\x0a\x01x"], true).await.0, "5", "trailers end a body, too");
+        assert_eq!(
+            call(addr, "Check", &[b"\0\0\0\0\x03\x0a\x01x"], true)
+                .await
+                .0,
+            "5",
+            "trailers end a body, too"
+        );
         assert_eq!(call(addr, "Check", &[users], true).await, serving);
         for method in ["Watch", "List"] {
             assert_eq!(call(addr, method, &[b"\0\0\0\0\0"], false).await.0, "12");
         }
-        assert!(upstreams.iter().all(|upstream| upstream.counters().requests == 0), "nobody else was asked");
+        assert!(
+            upstreams
+                .iter()
+                .all(|upstream| upstream.counters().requests == 0),
+            "nobody else was asked"
+        );
         assert_sound(&mut envoy).await;
     });
 }

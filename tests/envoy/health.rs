@@ -20,29 +20,67 @@ fn each_endpoint_answers_in_text_or_as_a_document() {
                 assert_eq!(reply.header("content-type").as_deref(), Some("text/plain"));
             }
             let accept = [("accept", "text/html, application/json;q=0.9")];
-            for (path, headers) in [("/readyz", &[][..]), ("/readyz", &accept), ("/health", &accept)] {
+            for (path, headers) in [
+                ("/readyz", &[][..]),
+                ("/readyz", &accept),
+                ("/health", &accept),
+            ] {
                 let reply = client.get_with(path, headers).await.unwrap();
-                assert_eq!((reply.status, reply.header("content-type").as_deref()), (200, Some("application/json")));
+                assert_eq!(
+                    (reply.status, reply.header("content-type").as_deref()),
+                    (200, Some("application/json"))
+                );
                 let document = reply.json();
-                assert_eq!((&document["service"], &document["status"]), (&"user-service".into(), &"UP".into()));
-                assert_eq!(document["details"], json!({"users": {"status": "UP", "critical": true}}));
+                assert_eq!(
+                    (&document["service"], &document["status"]),
+                    (&"user-service".into(), &"UP".into())
+                );
+                assert_eq!(
+                    document["details"],
+                    json!({"users": {"status": "UP", "critical": true}})
+                );
                 let at = document["timestamp"].as_str().unwrap();
-                assert!(at.len() == 20 && at.starts_with("20") && at.ends_with('Z'), "{at}");
+                assert!(
+                    at.len() == 20 && at.starts_with("20") && at.ends_with('Z'),
+                    "{at}"
+                );
             }
             for path in ["/livez", "/readyz", "/startupz", "/health"] {
-                let (get, head) =
-                    (client.get(path).await.unwrap(), client.request("HEAD", path, &[], "").await.unwrap());
+                let (get, head) = (
+                    client.get(path).await.unwrap(),
+                    client.request("HEAD", path, &[], "").await.unwrap(),
+                );
                 assert_eq!((head.status, head.body.len()), (200, 0));
-                assert_eq!(head.header("content-length").unwrap(), get.body.len().to_string(), "{path}");
+                assert_eq!(
+                    head.header("content-length").unwrap(),
+                    get.body.len().to_string(),
+                    "{path}"
+                );
                 assert_eq!(head.header("content-type"), get.header("content-type"));
                 assert_eq!(head.header("cache-control").as_deref(), Some("no-store"));
             }
         }
-        let bytes = raw::exchange(envoy.addr(), b"HEAD /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
-        assert!(bytes.unwrap().bytes.ends_with(b"\r\n\r\n"), "no byte after the head");
-        assert_eq!(upstream.counters().requests + upstream.counters().health_requests, 0, "we answer by ourselves");
+        let bytes = raw::exchange(
+            envoy.addr(),
+            b"HEAD /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+        )
+        .await;
+        assert!(
+            bytes.unwrap().bytes.ends_with(b"\r\n\r\n"),
+            "no byte after the head"
+        );
+        assert_eq!(
+            upstream.counters().requests + upstream.counters().health_requests,
+            0,
+            "we answer by ourselves"
+        );
         // What is no probe is the upstream's.
-        for (method, path) in [("POST", "/livez"), ("GET", "/livez/"), ("GET", "/Livez"), ("DELETE", "/readyz")] {
+        for (method, path) in [
+            ("POST", "/livez"),
+            ("GET", "/livez/"),
+            ("GET", "/Livez"),
+            ("DELETE", "/readyz"),
+        ] {
             let reply = envoy.h1().request(method, path, &[], "").await.unwrap();
             assert!(reply.text().contains("ada"), "{method} {path}: {reply:?}");
         }
@@ -56,9 +94,13 @@ fn paths_can_be_changed_and_switched_off() {
         let filter = json!({"health": {"livez": "/-/alive", "readyz": null, "startupz": null}});
         let envoy = Envoy::start(EnvoyConfig::direct().haven(&filter)).await;
         let client = envoy.h1();
-        for (path, want) in
-            [("/-/alive", "OK"), ("/health", "OK"), ("/livez", "ok"), ("/readyz", "ok"), ("/startupz", "ok")]
-        {
+        for (path, want) in [
+            ("/-/alive", "OK"),
+            ("/health", "OK"),
+            ("/livez", "ok"),
+            ("/readyz", "ok"),
+            ("/startupz", "ok"),
+        ] {
             assert_eq!(client.get(path).await.unwrap().text(), want, "{path}");
         }
     });
@@ -81,7 +123,9 @@ fn health_is_answered_when_nothing_else_is() {
                 {"name": "all", "rate_limits": ["one"], "fallback": "calm"},
             ],
         });
-        let config = EnvoyConfig::proxy([upstream.addr()]).route(Route::direct("/x", 200, "ok")).haven(&filter);
+        let config = EnvoyConfig::proxy([upstream.addr()])
+            .route(Route::direct("/x", 200, "ok"))
+            .haven(&filter);
         let mut envoy = Envoy::start(config).await;
         let client = envoy.h2();
         // A probe draws from no bucket.
@@ -91,7 +135,11 @@ fn health_is_answered_when_nothing_else_is() {
         load(&client, 3, 1, "/broken", &[]).await;
         assert!(counted(&envoy, &[("reason", "circuit_open")]).await > 0);
         for path in ["/livez", "/startupz", "/health"] {
-            assert_eq!(load(&client, 20, 5, path, &[]).await.count(200), 20, "{path}");
+            assert_eq!(
+                load(&client, 20, 5, path, &[]).await.count(200),
+                20,
+                "{path}"
+            );
         }
         wait_for("each worker knows that nobody is ready", async || {
             load(&envoy.h1(), 20, 5, "/readyz", &[]).await.count(503) == 20

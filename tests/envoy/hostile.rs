@@ -1,4 +1,5 @@
-//! Requests and answers that no well-behaved peer sends, with a real Envoy: none of them may change anything for others.
+//! Requests and answers that no well-behaved peer sends, with a real Envoy: none of them may change
+//! anything for others.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,8 @@ use serde_json::{Value, json};
 
 /// A filter that looks at every part of a request that it can look at.
 fn curious(upstream: &Upstream) -> Value {
-    let wide = |key: Value| json!({"limit": 1_000_000, "period": "1h", "key": key, "max_keys": 100});
+    let wide =
+        |key: Value| json!({"limit": 1_000_000, "period": "1h", "key": key, "max_keys": 100});
     let mut cost = wide(json!([{"header": "x-cost"}]));
     cost["cost"] = json!({"header": "x-cost"});
     let limits = json!({
@@ -44,21 +46,41 @@ fn curious(upstream: &Upstream) -> Value {
 /// An Envoy with this filter, and a load of other clients that must not notice anything.
 async fn with_others(config: EnvoyConfig) -> (Envoy, Steady) {
     let envoy = Envoy::start(config).await;
-    let others = (0..8).map(|number| if number % 2 == 0 { envoy.h1() } else { envoy.h2() });
-    let steady = Steady::start(others.collect::<Vec<_>>(), "/others", Duration::from_millis(5));
+    let others = (0..8).map(|number| {
+        if number % 2 == 0 {
+            envoy.h1()
+        } else {
+            envoy.h2()
+        }
+    });
+    let steady = Steady::start(
+        others.collect::<Vec<_>>(),
+        "/others",
+        Duration::from_millis(5),
+    );
     (envoy, steady)
 }
 
 /// Nobody has noticed anything, no worker has lost its filter, nothing is left in flight.
 async fn assert_harmless(mut envoy: Envoy, steady: Steady, active_before: u64) {
     let tally = steady.stop().await;
-    assert!(tally.total() > 20 && tally.total() == tally.count(200), "others were harmed: {tally:?}");
+    assert!(
+        tally.total() > 20 && tally.total() == tally.count(200),
+        "others were harmed: {tally:?}"
+    );
     let fresh = Client::h1_fresh(envoy.addr());
     for _ in 0..16 {
-        assert_eq!(fresh.get("/others").await.unwrap().status, 200, "a worker has lost its filter");
+        assert_eq!(
+            fresh.get("/others").await.unwrap().status,
+            200,
+            "a worker has lost its filter"
+        );
     }
     nothing_in_flight(&envoy).await;
-    assert_eq!(envoy.stat("wasm.envoy.wasm.runtime.v8.active").await, active_before);
+    assert_eq!(
+        envoy.stat("wasm.envoy.wasm.runtime.v8.active").await,
+        active_before
+    );
     assert_sound(&mut envoy).await;
 }
 
@@ -73,7 +95,10 @@ fn no_odd_request_harms_another_client() {
         let config = EnvoyConfig::proxy([upstream.addr()]).haven(&curious(&upstream));
         let (envoy, steady) = with_others(config).await;
         let before = active(&envoy).await;
-        wait_for("others are served", async || upstream.counters().requests > 20).await;
+        wait_for("others are served", async || {
+            upstream.counters().requests > 20
+        })
+        .await;
 
         let header = |name: &[u8], value: &[u8]| [name, b": ", value, b"\r\n"].concat();
         let entries = |entry: &[u8], count: usize| entry.repeat(count);
@@ -143,11 +168,15 @@ fn no_odd_request_harms_another_client() {
             ("odd accepts", raw::get(b"/health", b"accept: ,;,;q=\xff,application/json;\r\naccept:\r\n")),
             ("readyz and more", raw::get(b"/readyz?\xff#x", b"")),
         ];
-        for method in ["BREW", "TRACE", "CONNECT", "get", "G", "M-SEARCH", "PROPFIND", "QUERY", "PATCH"] {
-            let request = format!("{method} /p/1/q HTTP/1.1\r\nhost: x:80\r\nconnection: close\r\n\r\n");
+        for method in [
+            "BREW", "TRACE", "CONNECT", "get", "G", "M-SEARCH", "PROPFIND", "QUERY", "PATCH",
+        ] {
+            let request =
+                format!("{method} /p/1/q HTTP/1.1\r\nhost: x:80\r\nconnection: close\r\n\r\n");
             odd.push((method, request.into_bytes()));
         }
-        // Four times each, so that not always the same worker gets it; at once, for Envoy takes a second to hang up after an error.
+        // Four times each, so that not always the same worker gets it; at once, for Envoy takes a
+        // second to hang up after an error.
         let (addr, places) = (envoy.addr(), Arc::new(tokio::sync::Semaphore::new(24)));
         let mut exchanges = tokio::task::JoinSet::new();
         for (what, bytes) in odd.iter().cycle().take(4 * odd.len()) {
@@ -189,7 +218,15 @@ fn no_odd_request_of_http2_harms_another_client() {
             "content-type",
         ];
         let long = [b'\xff'; 15_000];
-        let values: [&[u8]; 7] = [b"\xff", b"", b"\xff\xff, \xfe", b"\xc3\x28", b"[::1", b",,,,", &long];
+        let values: [&[u8]; 7] = [
+            b"\xff",
+            b"",
+            b"\xff\xff, \xfe",
+            b"\xc3\x28",
+            b"[::1",
+            b",,,,",
+            &long,
+        ];
         for name in names {
             for value in values {
                 for path in ["/", "/fails", "/%00?q=%ff", "//p//q", "/p/1/q", "/readyz"] {
@@ -200,7 +237,10 @@ fn no_odd_request_of_http2_harms_another_client() {
                         .body(Full::default());
                     let reply = client.send(request.unwrap()).await.unwrap();
                     let short: String = String::from_utf8_lossy(value).chars().take(20).collect();
-                    assert!(reply.status == 200 || reply.status == 431, "{name}: {short:?} at {path}: {reply:?}");
+                    assert!(
+                        reply.status == 200 || reply.status == 431,
+                        "{name}: {short:?} at {path}: {reply:?}"
+                    );
                 }
             }
         }
@@ -218,13 +258,26 @@ fn a_key_of_any_bytes_is_a_key() {
         let envoy = Envoy::start(EnvoyConfig::direct().haven(&filter)).await;
         let long = b"\xff".repeat(50_000);
         let other = [&long[..49_999], b"\xfe"].concat();
-        for value in [b"\xff".as_slice(), b"\xff\xff", b"\xfe", b"", b"\xef\xbf\xbd", &long, &other] {
+        for value in [
+            b"\xff".as_slice(),
+            b"\xff\xff",
+            b"\xfe",
+            b"",
+            b"\xef\xbf\xbd",
+            &long,
+            &other,
+        ] {
             let request = raw::get(b"/", &[b"x-odd: ", value, b"\r\n"].concat());
             let mut statuses = Vec::new();
             for _ in 0..4 {
                 statuses.push(raw::exchange(envoy.addr(), &request).await.unwrap().status);
             }
-            assert_eq!(statuses, [200, 200, 429, 429], "{:.20}", String::from_utf8_lossy(value));
+            assert_eq!(
+                statuses,
+                [200, 200, 429, 429],
+                "{:.20}",
+                String::from_utf8_lossy(value)
+            );
         }
     });
 }
@@ -232,7 +285,8 @@ fn a_key_of_any_bytes_is_a_key() {
 #[test]
 fn an_absurd_list_of_forwarders_gives_nobody_a_bucket_of_ones_own() {
     run(async {
-        // The peer's entry is Envoy's; the one before it is the client's claim, trusted here if it is an address.
+        // The peer's entry is Envoy's; the one before it is the client's claim, trusted here if it
+        // is an address.
         let filter = json!({
             "client_ip": {"source": "x-forwarded-for", "trusted_hops": 2},
             "rate_limits": {"few": {"limit": 1, "period": "1h", "key": ["client_ip"]}},
@@ -244,7 +298,11 @@ fn an_absurd_list_of_forwarders_gives_nobody_a_bucket_of_ones_own() {
             raw::exchange(envoy.addr(), &request).await.unwrap().status
         };
         assert_eq!(ask(b"nonsense").await, 200);
-        let (commas, colons, digits) = (b",".repeat(10_000), b":".repeat(20_000), b"1".repeat(20_000));
+        let (commas, colons, digits) = (
+            b",".repeat(10_000),
+            b":".repeat(20_000),
+            b"1".repeat(20_000),
+        );
         let hops = b"x,".repeat(10_000);
         let odd: [&[u8]; 11] = [
             b"\xff",
@@ -260,18 +318,42 @@ fn an_absurd_list_of_forwarders_gives_nobody_a_bucket_of_ones_own() {
             b"1.2.3.4 5.6.7.8",
         ];
         for value in odd {
-            assert_eq!(ask(value).await, 429, "{:.30}", String::from_utf8_lossy(value));
+            assert_eq!(
+                ask(value).await,
+                429,
+                "{:.30}",
+                String::from_utf8_lossy(value)
+            );
         }
         let many = [b"::1,".repeat(10_000), b"192.0.2.1".to_vec()].concat();
-        assert_eq!((ask(&many).await, ask(b"192.0.2.1").await), (200, 429), "of 10,000 the last counts");
+        assert_eq!(
+            (ask(&many).await, ask(b"192.0.2.1").await),
+            (200, 429),
+            "of 10,000 the last counts"
+        );
     });
 }
 
 /// An answer of the hostile upstream, by the number in the path.
 fn odd_answer(number: usize) -> Option<Vec<u8>> {
-    let ok = |fields: &[u8]| [b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n", fields, b"\r\nok"].concat();
-    let bad = |fields: &[u8]| [b"HTTP/1.1 503 Bad\r\ncontent-length: 3\r\n", fields, b"\r\nbad"].concat();
-    let status = |line: &str| format!("HTTP/1.1 {line}\r\ncontent-length: 2\r\n\r\nok").into_bytes();
+    let ok = |fields: &[u8]| {
+        [
+            b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n",
+            fields,
+            b"\r\nok",
+        ]
+        .concat()
+    };
+    let bad = |fields: &[u8]| {
+        [
+            b"HTTP/1.1 503 Bad\r\ncontent-length: 3\r\n",
+            fields,
+            b"\r\nbad",
+        ]
+        .concat()
+    };
+    let status =
+        |line: &str| format!("HTTP/1.1 {line}\r\ncontent-length: 2\r\n\r\nok").into_bytes();
     let long = b"\xff".repeat(50_000);
     let longer = b"a".repeat(100_000);
     let answers: Vec<Vec<u8>> = vec![
@@ -325,11 +407,15 @@ fn no_odd_answer_of_an_upstream_harms_anyone() {
         let good = Upstream::start("a").await;
         let odd = Scripted::start(|head| {
             let text = String::from_utf8_lossy(head);
-            let number = text.split("/odd/").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
+            let number = text
+                .split("/odd/")
+                .nth(1)
+                .and_then(|rest| rest.split(' ').next()?.parse().ok());
             odd_answer(number.unwrap_or(0)).unwrap_or_default()
         })
         .await;
-        let calm = json!({"minimum_calls": 1_000_000, "open_duration": "1s", "max_open_duration": "1s"});
+        let calm =
+            json!({"minimum_calls": 1_000_000, "open_duration": "1s", "max_open_duration": "1s"});
         let step = json!([{"respond": {"status": 200, "content_type": "application/json", "body": "{\"calm\":true}"}}]);
         let filter = json!({
             "upstreams": {"odd": {"endpoints": crate::filter::endpoints(&[odd.addr()]), "circuit_breaker": "calm"}},
@@ -353,21 +439,37 @@ fn no_odd_answer_of_an_upstream_harms_anyone() {
         let before = active(&envoy).await;
         let clients = [envoy.h1(), envoy.h2()];
         for number in 0.. {
-            let Some(answer) = odd_answer(number) else { break };
+            let Some(answer) = odd_answer(number) else {
+                break;
+            };
             let shown: String = String::from_utf8_lossy(&answer).chars().take(60).collect();
             let path = format!("/odd/{number}");
             for client in &clients {
                 let bare = client.get(&path).await;
                 let calm = client.get_with(&path, &[("x-calm", "1")]).await;
                 // gRPC clients may meet such an upstream too.
-                let _ = client.get_with(&path, &[("x-calm", "1"), ("content-type", "application/grpc")]).await;
+                let _ = client
+                    .get_with(
+                        &path,
+                        &[("x-calm", "1"), ("content-type", "application/grpc")],
+                    )
+                    .await;
                 if let Ok(calm) = &calm
                     && bare.as_ref().is_ok_and(|bare| bare.status >= 500)
                 {
-                    assert_eq!((calm.status, calm.text().as_str()), (200, "{\"calm\":true}"), "{shown:?}: {bare:?}");
-                    assert_eq!((calm.header("x-odd"), calm.header("retry-after")), (None, None), "{shown:?}");
+                    assert_eq!(
+                        (calm.status, calm.text().as_str()),
+                        (200, "{\"calm\":true}"),
+                        "{shown:?}: {bare:?}"
+                    );
+                    assert_eq!(
+                        (calm.header("x-odd"), calm.header("retry-after")),
+                        (None, None),
+                        "{shown:?}"
+                    );
                 }
-                // What Envoy passes on as it is, a strict client may refuse to read: then it has at least been told so at once.
+                // What Envoy passes on as it is, a strict client may refuse to read: then it has at
+                // least been told so at once.
                 for reply in [bare, calm] {
                     if let Err(error) = reply {
                         assert!(!error.contains("no answer within"), "{shown:?}: {error}");
@@ -383,16 +485,39 @@ fn no_odd_answer_of_an_upstream_harms_anyone() {
 #[test]
 fn a_garbled_retry_after_does_not_change_the_open_time() {
     run(async {
-        let values: [&[u8]; 9] =
-            [b"", b"\xff", b"-5", b"5.5", b"soon", b"5 s", b"0x5", b"+5", b"Wed, 21 Oct 2115 07:28:00 GMT"];
+        let values: [&[u8]; 9] = [
+            b"",
+            b"\xff",
+            b"-5",
+            b"5.5",
+            b"soon",
+            b"5 s",
+            b"0x5",
+            b"+5",
+            b"Wed, 21 Oct 2115 07:28:00 GMT",
+        ];
         let odd = Scripted::start(move |head| {
             let text = String::from_utf8_lossy(head);
-            let number: usize = text.split("/r").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok()).unwrap();
-            [b"HTTP/1.1 503 Bad\r\ncontent-length: 0\r\nretry-after: ", values[number], b"\r\n\r\n"].concat()
+            let number: usize = text
+                .split("/r")
+                .nth(1)
+                .and_then(|rest| rest.split(' ').next()?.parse().ok())
+                .unwrap();
+            [
+                b"HTTP/1.1 503 Bad\r\ncontent-length: 0\r\nretry-after: ",
+                values[number],
+                b"\r\n\r\n",
+            ]
+            .concat()
         })
         .await;
         let breakers: Value = (0..values.len())
-            .map(|number| (format!("r{number}"), json!({"consecutive_failures": 1, "open_duration": "7s"})))
+            .map(|number| {
+                (
+                    format!("r{number}"),
+                    json!({"consecutive_failures": 1, "open_duration": "7s"}),
+                )
+            })
             .collect::<serde_json::Map<_, _>>()
             .into();
         let routes: Vec<Value> = (0..values.len())
@@ -401,12 +526,20 @@ fn a_garbled_retry_after_does_not_change_the_open_time() {
                 json!({"name": name, "match": {"prefix": format!("/{name}")}, "circuit_breaker": name})
             })
             .collect();
-        let config = EnvoyConfig::proxy([odd.addr()]).haven(&json!({"circuit_breakers": breakers, "routes": routes}));
+        let config = EnvoyConfig::proxy([odd.addr()])
+            .haven(&json!({"circuit_breakers": breakers, "routes": routes}));
         let mut envoy = Envoy::start(config).await;
         for number in 0..values.len() {
-            assert_eq!(envoy.h1().get(&format!("/r{number}")).await.unwrap().status, 503);
+            assert_eq!(
+                envoy.h1().get(&format!("/r{number}")).await.unwrap().status,
+                503
+            );
         }
-        let opened = envoy.logs().lines().filter(|line| line.contains("closed -> open for 7000 ms")).count();
+        let opened = envoy
+            .logs()
+            .lines()
+            .filter(|line| line.contains("closed -> open for 7000 ms"))
+            .count();
         assert_eq!(opened, values.len(), "{}", envoy.logs());
         assert_sound(&mut envoy).await;
     });

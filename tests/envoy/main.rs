@@ -1,4 +1,5 @@
-//! The filter in a real Envoy; one program, for each one more would compile and link the harness again.
+//! The filter in a real Envoy; one program, for each one more would compile and link the harness
+//! again.
 
 #![cfg(not(target_arch = "wasm32"))]
 #![allow(

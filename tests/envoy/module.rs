@@ -1,4 +1,5 @@
-//! The module as hosts load it: what it asks of them, and what it offers, is a known set. A new name here is a decision, not an accident.
+//! The module as hosts load it: what it asks of them, and what it offers, is a known set. A new
+//! name here is a decision, not an accident.
 
 use std::collections::BTreeSet;
 use wasmparser::{ExternalKind, Parser, Payload};
@@ -64,10 +65,18 @@ fn sets() -> (BTreeSet<String>, BTreeSet<String>, usize) {
     for payload in Parser::new(0).parse_all(&bytes) {
         match payload.unwrap() {
             Payload::ImportSection(section) => {
-                imports.extend(section.into_iter().map(|i| i.unwrap()).map(|i| format!("{}.{}", i.module, i.name)));
+                imports.extend(
+                    section
+                        .into_iter()
+                        .map(|i| i.unwrap())
+                        .map(|i| format!("{}.{}", i.module, i.name)),
+                );
             }
             Payload::ExportSection(section) => {
-                let functions = section.into_iter().map(|e| e.unwrap()).filter(|e| e.kind == ExternalKind::Func);
+                let functions = section
+                    .into_iter()
+                    .map(|e| e.unwrap())
+                    .filter(|e| e.kind == ExternalKind::Func);
                 exports.extend(functions.map(|e| e.name.to_owned()));
             }
             _ => {}

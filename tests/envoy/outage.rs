@@ -1,9 +1,14 @@
-//! Outages in a real Envoy: what clients get while nothing works, how soon they get it, and how soon all is well again.
+//! Outages in a real Envoy: what clients get while nothing works, how soon they get it, and how
+//! soon all is well again.
 
 use std::time::Duration;
 
-use crate::filter::{assert_sound, counted, endpoints, grpc, hanging, nothing_in_flight, transitions};
-use crate::support::{Client, Cluster, Envoy, EnvoyConfig, Faults, Reply, Route, Upstream, run, run_alone, wait_for};
+use crate::filter::{
+    assert_sound, counted, endpoints, grpc, hanging, nothing_in_flight, transitions,
+};
+use crate::support::{
+    Client, Cluster, Envoy, EnvoyConfig, Faults, Reply, Route, Upstream, run, run_alone, wait_for,
+};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -28,23 +33,35 @@ fn filter(upstreams: &[Upstream]) -> Value {
     })
 }
 
-/// What answers for `/users/kept` and `/users/new` while nothing works: the response that was kept, and the fixed one.
+/// What answers for `/users/kept` and `/users/new` while nothing works: the response that was kept,
+/// and the fixed one.
 fn assert_calm(kept: bool, reply: &Reply) {
     let status = reply.header("proxy-status").unwrap_or_default();
-    assert!(status.starts_with("haven; error="), "not the upstream's: {reply:?}");
+    assert!(
+        status.starts_with("haven; error="),
+        "not the upstream's: {reply:?}"
+    );
     if kept {
-        assert_eq!((reply.status, reply.text().as_str()), (200, "kept"), "{reply:?}");
+        assert_eq!(
+            (reply.status, reply.text().as_str()),
+            (200, "kept"),
+            "{reply:?}"
+        );
         assert!(reply.header("age").is_some(), "{reply:?}");
     } else {
-        assert_eq!((reply.status, reply.text().as_str()), (203, r#"{"users":[]}"#), "{reply:?}");
+        assert_eq!(
+            (reply.status, reply.text().as_str()),
+            (203, r#"{"users":[]}"#),
+            "{reply:?}"
+        );
         assert_eq!(reply.header("age"), None);
     }
 }
 
 const PATHS: [&str; 2] = ["/users/kept", "/users/new"];
 
-/// What was seen of an outage: the 99th percentiles of what Envoy answers by itself and of what stands in for the upstream, and the time
-/// from the upstreams' recovery to the first real answer.
+/// What was seen of an outage: the 99th percentiles of what Envoy answers by itself and of what
+/// stands in for the upstream, and the time from the upstreams' recovery to the first real answer.
 #[derive(Debug)]
 struct Seen {
     direct: Duration,
@@ -85,68 +102,106 @@ async fn outage(envoy: &Envoy, upstreams: &[Upstream], http2: bool, fail: fn(&mu
     let one = client();
     wait_for("all is well", async || {
         let reply = one.get("/users/kept").await.unwrap();
-        reply.header("proxy-status").is_none() && envoy.metrics().await.total("haven_circuit_breaker_state", &[]) == 0.0
+        reply.header("proxy-status").is_none()
+            && envoy
+                .metrics()
+                .await
+                .total("haven_circuit_breaker_state", &[])
+                == 0.0
     })
     .await;
     for upstream in upstreams {
         upstream.set(fail).await;
     }
-    // From the first request on somebody answers; while the breaker is closed, after the upstream's failure.
+    // From the first request on somebody answers; while the breaker is closed, after the upstream's
+    // failure.
     wait_for("the breaker is open", async || {
         let mut calls = JoinSet::new();
         for number in 0..6 {
             let one = one.clone();
-            calls.spawn(async move { (number % 2 == 0, one.get(PATHS[number % 2]).await.unwrap()) });
+            calls
+                .spawn(async move { (number % 2 == 0, one.get(PATHS[number % 2]).await.unwrap()) });
         }
         let replies = calls.join_all().await;
-        replies.iter().for_each(|(kept, reply)| assert_calm(*kept, reply));
         replies
             .iter()
-            .all(|(_, reply)| reply.header("proxy-status").unwrap().ends_with("details=\"circuit_open route\""))
+            .for_each(|(kept, reply)| assert_calm(*kept, reply));
+        replies.iter().all(|(_, reply)| {
+            reply
+                .header("proxy-status")
+                .unwrap()
+                .ends_with("details=\"circuit_open route\"")
+        })
     })
     .await;
     let (asked, begun) = (requests(upstreams), Instant::now());
     let (direct, calm) = measure((0..CONNECTIONS).map(|_| client()).collect()).await;
     // Two trials in each round of a second.
     let rounds = begun.elapsed().as_secs() + 2;
-    assert!(requests(upstreams) - asked <= rounds * 2, "the upstreams are left alone");
+    assert!(
+        requests(upstreams) - asked <= rounds * 2,
+        "the upstreams are left alone"
+    );
 
     for upstream in upstreams {
-        upstream.set(|faults| (faults.close, faults.hang) = (false, false)).await;
+        upstream
+            .set(|faults| (faults.close, faults.hang) = (false, false))
+            .await;
     }
     let healed = Instant::now();
     loop {
         let reply = one.get("/users/kept").await.unwrap();
         if reply.header("proxy-status").is_none() {
-            assert_eq!((reply.status, reply.text().as_str()), (200, "kept"), "{reply:?}");
-            return Seen { direct, calm, back: healed.elapsed() };
+            assert_eq!(
+                (reply.status, reply.text().as_str()),
+                (200, "kept"),
+                "{reply:?}"
+            );
+            return Seen {
+                direct,
+                calm,
+                back: healed.elapsed(),
+            };
         }
         assert_calm(true, &reply);
-        assert!(healed.elapsed() < crate::support::PATIENCE, "it does not come back");
+        assert!(
+            healed.elapsed() < crate::support::PATIENCE,
+            "it does not come back"
+        );
         sleep(Duration::from_millis(10)).await;
     }
 }
 
 fn requests(upstreams: &[Upstream]) -> u64 {
-    upstreams.iter().map(|upstream| upstream.counters().requests).sum()
+    upstreams
+        .iter()
+        .map(|upstream| upstream.counters().requests)
+        .sum()
 }
 
 /// Lets all upstreams fail, over both versions of HTTP.
 async fn total_outage(fail: fn(&mut Faults)) {
     let upstreams = Upstream::start_many(3).await;
     for upstream in &upstreams {
-        upstream.set(|faults| faults.body = Some("kept".into())).await;
+        upstream
+            .set(|faults| faults.body = Some("kept".into()))
+            .await;
     }
     let config = EnvoyConfig::empty()
-        .cluster(Cluster::new("users", upstreams.iter().map(|upstream| upstream.addr())))
+        .cluster(Cluster::new(
+            "users",
+            upstreams.iter().map(|upstream| upstream.addr()),
+        ))
         .route(Route::direct("/direct", 200, "ok"))
         .route(Route::to("/", "users").timeout(TIMEOUT));
     let mut envoy = Envoy::start(config.haven(&filter(&upstreams))).await;
     for http2 in [false, true] {
-        // Nothing here is counted in time but by a machine that may be busy with something else: then it is seen again.
+        // Nothing here is counted in time but by a machine that may be busy with something else:
+        // then it is seen again.
         let mut seen = Vec::new();
         let good = |seen: &Seen| {
-            seen.calm <= seen.direct + Duration::from_millis(10) && seen.back <= OPEN + Duration::from_secs(1)
+            seen.calm <= seen.direct + Duration::from_millis(10)
+                && seen.back <= OPEN + Duration::from_secs(1)
         };
         while seen.len() < 3 && !seen.last().is_some_and(good) {
             seen.push(outage(&envoy, &upstreams, http2, fail).await);
@@ -180,29 +235,50 @@ fn a_slow_upstream_opens_its_breaker_and_is_spared() {
                 "circuit_breakers": {"b": breaker},
                 "fallbacks": {"f": {"steps": [{"stale": {}}, {"respond": {"status": 203, "body": "{{reason}}"}}]}},
                 "routes": [{"name": "all", "circuit_breaker": "b", "fallback": "f"}]});
-            let config = EnvoyConfig::empty().cluster(cluster).route(Route::to("/", "users"));
+            let config = EnvoyConfig::empty()
+                .cluster(cluster)
+                .route(Route::to("/", "users"));
             let mut envoy = Envoy::start(config.haven(&filter)).await;
-            upstream.set(|faults| faults.body = Some("quick".into())).await;
+            upstream
+                .set(|faults| faults.body = Some("quick".into()))
+                .await;
             let (h1, h2) = (envoy.h1(), envoy.h2());
             assert_eq!(h1.get("/kept").await.unwrap().text(), "quick");
-            upstream.set(|faults| (faults.delay_ms, faults.body) = (300, Some("slow".into()))).await;
+            upstream
+                .set(|faults| (faults.delay_ms, faults.body) = (300, Some("slow".into())))
+                .await;
             for number in 0..4 {
                 let reply = if is_grpc {
                     grpc(&h2, envoy.addr(), "/a.B/C").await.1
                 } else {
                     [&h1, &h2][number % 2].get("/slow").await.unwrap()
                 };
-                assert_eq!((reply.status, reply.text().as_str()), (200, "slow"), "slow answers are answers");
+                assert_eq!(
+                    (reply.status, reply.text().as_str()),
+                    (200, "slow"),
+                    "slow answers are answers"
+                );
             }
-            wait_for("it is open", async || transitions(&envoy, "b", "open").await == 1).await;
+            wait_for("it is open", async || {
+                transitions(&envoy, "b", "open").await == 1
+            })
+            .await;
             let causes = [("circuit_breaker", "b"), ("cause", "slow_call_rate")];
-            assert_eq!(envoy.metric("haven_circuit_breaker_causes_total", &causes).await, Some(1.0));
+            assert_eq!(
+                envoy
+                    .metric("haven_circuit_breaker_causes_total", &causes)
+                    .await,
+                Some(1.0)
+            );
             let asked = upstream.counters().requests;
             for client in [&h1, &h2] {
                 assert_eq!(client.get("/kept").await.unwrap().text(), "quick");
                 assert_eq!(client.get("/new").await.unwrap().text(), "circuit_open");
             }
-            assert_eq!(grpc(&h2, envoy.addr(), "/a.B/C").await.0.as_deref(), Some("14"));
+            assert_eq!(
+                grpc(&h2, envoy.addr(), "/a.B/C").await.0.as_deref(),
+                Some("14")
+            );
             assert_eq!(upstream.counters().requests, asked);
             assert_sound(&mut envoy).await;
         }
@@ -215,7 +291,9 @@ fn a_grpc_call_that_is_cut_in_the_middle_of_its_messages_is_a_failure() {
         let upstream = Upstream::start("a").await;
         upstream
             .set(|faults| {
-                faults.headers.insert("content-type".into(), "application/grpc".into());
+                faults
+                    .headers
+                    .insert("content-type".into(), "application/grpc".into());
                 faults.cut = true;
             })
             .await;
@@ -230,12 +308,27 @@ fn a_grpc_call_that_is_cut_in_the_middle_of_its_messages_is_a_failure() {
         for _ in 0..3 {
             assert_eq!(transitions(&envoy, "b", "open").await, 0);
             let (status, reply) = grpc(&client, envoy.addr(), "/a.B/C").await;
-            assert!(reply.cut.is_some() || status.is_some_and(|status| status != "0"), "{reply:?}");
+            assert!(
+                reply.cut.is_some() || status.is_some_and(|status| status != "0"),
+                "{reply:?}"
+            );
         }
-        wait_for("it is open", async || transitions(&envoy, "b", "open").await == 1).await;
+        wait_for("it is open", async || {
+            transitions(&envoy, "b", "open").await == 1
+        })
+        .await;
         let (status, reply) = grpc(&client, envoy.addr(), "/a.B/C").await;
-        assert_eq!((status.as_deref(), upstream.counters().requests), (Some("14"), 3));
-        assert!(reply.header("proxy-status").unwrap().contains("circuit_open b"), "{reply:?}");
+        assert_eq!(
+            (status.as_deref(), upstream.counters().requests),
+            (Some("14"), 3)
+        );
+        assert!(
+            reply
+                .header("proxy-status")
+                .unwrap()
+                .contains("circuit_open b"),
+            "{reply:?}"
+        );
         assert_sound(&mut envoy).await;
     });
 }
@@ -255,34 +348,66 @@ fn an_overload_is_answered_by_what_was_kept_or_by_another_cluster() {
             .cluster(Cluster::new("spare", [spare.addr()]))
             .route(Route::to_named_by("/", "x-haven-cluster"));
         let mut envoy = Envoy::start(config.haven(&filter)).await;
-        let places = async || envoy.metrics().await.total("haven_concurrency_in_flight", &[("policy", "c")]);
+        let places = async || {
+            envoy
+                .metrics()
+                .await
+                .total("haven_concurrency_in_flight", &[("policy", "c")])
+        };
         let kept = envoy.h1().get("/echo/kept").await.unwrap();
         assert_eq!(kept.json()["upstream"], "a");
         wait_for("it has left", async || places().await == 0.0).await;
         main.set(|faults| faults.hang = true).await;
         let client = envoy.h2();
         let held = hanging(async move { client.get("/echo/held").await });
-        wait_for("the place is taken", async || main.counters().in_flight == 1).await;
+        wait_for("the place is taken", async || {
+            main.counters().in_flight == 1
+        })
+        .await;
         let asked = main.counters().requests;
         for client in [envoy.h1(), envoy.h2()] {
             let reply = client.get("/echo/kept").await.unwrap();
             assert_eq!((reply.status, &reply.body), (200, &kept.body), "{reply:?}");
             assert!(reply.header("age").is_some(), "{reply:?}");
-            assert!(reply.header("proxy-status").unwrap().ends_with("details=\"overload c\""), "{reply:?}");
+            assert!(
+                reply
+                    .header("proxy-status")
+                    .unwrap()
+                    .ends_with("details=\"overload c\""),
+                "{reply:?}"
+            );
             let reply = client.get("/echo/new").await.unwrap();
-            assert_eq!((reply.status, &reply.json()["upstream"]), (200, &"b".into()));
-            let reply = client.request("POST", "/echo/kept", &[], "body").await.unwrap();
-            assert_eq!((&reply.json()["upstream"], &reply.json()["body_bytes"]), (&"b".into(), &4.into()));
+            assert_eq!(
+                (reply.status, &reply.json()["upstream"]),
+                (200, &"b".into())
+            );
+            let reply = client
+                .request("POST", "/echo/kept", &[], "body")
+                .await
+                .unwrap();
+            assert_eq!(
+                (&reply.json()["upstream"], &reply.json()["body_bytes"]),
+                (&"b".into(), &4.into())
+            );
         }
         assert_eq!(spare.counters().requests, 4);
         spare.set(|faults| faults.status = Some(500)).await;
         let reply = envoy.h1().get("/echo/other").await.unwrap();
-        assert_eq!((reply.status, reply.text().as_str()), (203, "upstream_error"), "the last step");
+        assert_eq!(
+            (reply.status, reply.text().as_str()),
+            (203, "upstream_error"),
+            "the last step"
+        );
         assert_eq!(main.counters().requests, asked);
-        assert_eq!(counted(&envoy, &[("policy", "c"), ("reason", "overload")]).await, 7);
+        assert_eq!(
+            counted(&envoy, &[("policy", "c"), ("reason", "overload")]).await,
+            7
+        );
         for (step, count) in [("stale", 2.0), ("cluster", 5.0), ("respond", 1.0)] {
             assert_eq!(
-                envoy.metric("haven_fallbacks_total", &[("route", "all"), ("step", step)]).await,
+                envoy
+                    .metric("haven_fallbacks_total", &[("route", "all"), ("step", step)])
+                    .await,
                 Some(count),
                 "{step}"
             );
@@ -290,7 +415,10 @@ fn an_overload_is_answered_by_what_was_kept_or_by_another_cluster() {
         drop(held);
         wait_for("the place is free", async || places().await == 0.0).await;
         main.heal().await;
-        assert_eq!(envoy.h1().get("/echo/new").await.unwrap().json()["upstream"], "a");
+        assert_eq!(
+            envoy.h1().get("/echo/new").await.unwrap().json()["upstream"],
+            "a"
+        );
         nothing_in_flight(&envoy).await;
         assert_sound(&mut envoy).await;
     });

@@ -1,12 +1,15 @@
-//! Rate limits under overload in a real Envoy with four workers: what they admit, held against wall time.
+//! Rate limits under overload in a real Envoy with four workers: what they admit, held against wall
+//! time.
 //!
 //! Both bounds are exact; neither has a tolerance for a slow or busy machine:
 //!
-//! - **The most.** A request is decided between the moment before it was sent and the moment after it was answered. So in an interval of
-//!   length t at most burst + rate·t may have been admitted, for the whole run and for each part of it: see [`peak`].
-//! - **The least.** A bucket that is full does not fill further, so a load that pauses loses tokens, whoever keeps the bucket. How many
-//!   at most is known from the answers: see [`Least`]. What is left of burst + rate·t must have been admitted, less the 1 % that leases
-//!   may cost. On a machine that keeps the load up nothing is lost, and this is 99 % of the bound.
+//! - **The most.** A request is decided between the moment before it was sent and the moment after
+//!   it was answered. So in an interval of length t at most burst + rate·t may have been admitted,
+//!   for the whole run and for each part of it: see [`peak`].
+//! - **The least.** A bucket that is full does not fill further, so a load that pauses loses
+//!   tokens, whoever keeps the bucket. How many at most is known from the answers: see [`Least`].
+//!   What is left of burst + rate·t must have been admitted, less the 1 % that leases may cost. On
+//!   a machine that keeps the load up nothing is lost, and this is 99 % of the bound.
 //!
 //! `HAVEN_OVERLOAD_SECONDS` sets the time of the flood (8).
 
@@ -46,7 +49,8 @@ struct Lane {
     burst: f64,
 }
 
-/// A connection and its load: rounds of requests that are sent at once, each when all of the round before are answered.
+/// A connection and its load: rounds of requests that are sent at once, each when all of the round
+/// before are answered.
 #[derive(Clone, Copy, Debug)]
 struct Load {
     /// The lane of the n-th request.
@@ -70,7 +74,16 @@ struct Answer {
 #[test]
 fn http1_overload_is_cut_to_the_rate() {
     // Two requests at once are the most that Envoy takes on a connection of HTTP/1.1.
-    let load = |lane, at_once, pause, connections| vec![Load { lane, at_once, pause }; connections];
+    let load = |lane, at_once, pause, connections| {
+        vec![
+            Load {
+                lane,
+                at_once,
+                pause
+            };
+            connections
+        ]
+    };
     run_alone(overload(
         Wire::H1,
         &[
@@ -91,7 +104,16 @@ fn http1_overload_is_cut_to_the_rate() {
 #[test]
 fn http2_overload_is_cut_to_the_rate() {
     // Three connections carry nearly all: at least one of the four workers has none of them.
-    let load = |lane, at_once, pause, connections| vec![Load { lane, at_once, pause }; connections];
+    let load = |lane, at_once, pause, connections| {
+        vec![
+            Load {
+                lane,
+                at_once,
+                pause
+            };
+            connections
+        ]
+    };
     run_alone(overload(
         Wire::H2,
         &[
@@ -111,17 +133,28 @@ fn http2_overload_is_cut_to_the_rate() {
 
 /// Limits from low to high and Envoy's own, all at once.
 async fn overload(wire: Wire, loads: &[Load]) {
-    let time = Duration::from_secs(std::env::var("HAVEN_OVERLOAD_SECONDS").map_or(8, |text| text.parse().unwrap()));
+    let time = Duration::from_secs(
+        std::env::var("HAVEN_OVERLOAD_SECONDS").map_or(8, |text| text.parse().unwrap()),
+    );
     let lanes: Vec<Lane> = [
         ("5-per-s", 5.0, 5.0),
         ("100-per-s", 100.0, 100.0),
         ("20000-per-s", 20_000.0, 2_000.0),
         ("envoy", 100.0, 100.0),
     ]
-    .map(|(name, rate, burst)| Lane { name: name.to_owned(), path: format!("/{name}"), client: None, rate, burst })
+    .map(|(name, rate, burst)| Lane {
+        name: name.to_owned(),
+        path: format!("/{name}"),
+        client: None,
+        rate,
+        burst,
+    })
     .into();
     let (ours, envoys) = lanes.split_at(3);
-    let limits: Value = ours.iter().map(|lane| (lane.name.clone(), limit(lane))).collect();
+    let limits: Value = ours
+        .iter()
+        .map(|lane| (lane.name.clone(), limit(lane)))
+        .collect();
     let routes: Value = ours
         .iter()
         .map(|lane| json!({"name": lane.name, "match": {"prefix": lane.path}, "rate_limits": [lane.name]}))
@@ -130,18 +163,46 @@ async fn overload(wire: Wire, loads: &[Load]) {
     let mut envoy = Envoy::start(envoy_with(&filter, &envoys[0])).await;
     let answers = flood(envoy.addr(), wire, &lanes, loads, time).await;
 
-    println!("\n{wire:?}, {time:?}, connections of the workers: {}", connections(&envoy).await);
-    let results: Vec<Outcome> = lanes.iter().zip(answers).map(|(lane, answers)| Outcome::new(lane, answers)).collect();
+    println!(
+        "\n{wire:?}, {time:?}, connections of the workers: {}",
+        connections(&envoy).await
+    );
+    let results: Vec<Outcome> = lanes
+        .iter()
+        .zip(answers)
+        .map(|(lane, answers)| Outcome::new(lane, answers))
+        .collect();
     println!("{}", table(&results));
     for (lane, result) in ours.iter().zip(&results) {
-        let labels = [("route", &*lane.name), ("policy", &*lane.name), ("reason", "rate_limited"), ("mode", "enforce")];
-        assert_eq!(counted(&envoy, &labels).await, result.offered - result.admitted, "{}", lane.name);
+        let labels = [
+            ("route", &*lane.name),
+            ("policy", &*lane.name),
+            ("reason", "rate_limited"),
+            ("mode", "enforce"),
+        ];
+        assert_eq!(
+            counted(&envoy, &labels).await,
+            result.offered - result.admitted,
+            "{}",
+            lane.name
+        );
         result.assert_exact();
-        // The unpaced load is as much as the machine gives: the table says how much that was. The bounds hold for any.
-        assert!(lane.rate > 100.0 || result.factor() >= 10.0, "{}: that was no overload", lane.name);
+        // The unpaced load is as much as the machine gives: the table says how much that was. The
+        // bounds hold for any.
+        assert!(
+            lane.rate > 100.0 || result.factor() >= 10.0,
+            "{}: that was no overload",
+            lane.name
+        );
     }
     // Admitted uncounted would be over the bound.
-    assert_eq!(envoy.metrics().await.total("haven_store_contention_total", &[]), 0.0);
+    assert_eq!(
+        envoy
+            .metrics()
+            .await
+            .total("haven_store_contention_total", &[]),
+        0.0
+    );
     assert_sound(&mut envoy).await;
 }
 
@@ -166,7 +227,16 @@ fn each_of_fifty_clients_has_its_rate_under_skewed_load() {
             let uniform = uniform as f64 / (1_u64 << 53) as f64;
             (uniform.powi(3) * CLIENTS as f64) as usize
         };
-        let load = |at_once, pause, connections| vec![Load { lane: skewed, at_once, pause }; connections];
+        let load = |at_once, pause, connections| {
+            vec![
+                Load {
+                    lane: skewed,
+                    at_once,
+                    pause
+                };
+                connections
+            ]
+        };
         let mut per_client = limit(&lanes[0]);
         per_client["key"] = json!([{"header": "x-client"}]);
         let filter = json!({
@@ -175,13 +245,29 @@ fn each_of_fifty_clients_has_its_rate_under_skewed_load() {
         });
         let mut envoy = Envoy::start(envoy_with(&filter, &lanes[0])).await;
         let loads = [load(50, 0, 3), load(8, 1, 4), load(1, 5, 5)].concat();
-        let answers = flood(envoy.addr(), Wire::H2, &lanes, &loads, Duration::from_secs(4)).await;
+        let answers = flood(
+            envoy.addr(),
+            Wire::H2,
+            &lanes,
+            &loads,
+            Duration::from_secs(4),
+        )
+        .await;
 
-        println!("\n{CLIENTS} clients, connections of the workers: {}", connections(&envoy).await);
-        let results: Vec<Outcome> =
-            lanes.iter().zip(answers).map(|(lane, answers)| Outcome::new(lane, answers)).collect();
+        println!(
+            "\n{CLIENTS} clients, connections of the workers: {}",
+            connections(&envoy).await
+        );
+        let results: Vec<Outcome> = lanes
+            .iter()
+            .zip(answers)
+            .map(|(lane, answers)| Outcome::new(lane, answers))
+            .collect();
         println!("{}", table(&results[..3]) + &table(&results[CLIENTS - 2..]));
-        let refused: u64 = results.iter().map(|result| result.offered - result.admitted).sum();
+        let refused: u64 = results
+            .iter()
+            .map(|result| result.offered - result.admitted)
+            .sum();
         assert_eq!(counted(&envoy, &[]).await, refused);
         for result in &results {
             result.assert_exact();
@@ -198,14 +284,18 @@ fn limit(lane: &Lane) -> Value {
     json!({"limit": lane.rate as u64, "burst": lane.burst as u64, "headers": "none"})
 }
 
-/// An Envoy with haven and, on one path, Envoy's own limit. It writes no access log: that would cost more than the limits.
+/// An Envoy with haven and, on one path, Envoy's own limit. It writes no access log: that would
+/// cost more than the limits.
 fn envoy_with(filter: &Value, own: &Lane) -> EnvoyConfig {
     let local_ratelimit = |more: &Value| {
         let mut config = json!({
             "@type": "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
             "stat_prefix": "local",
         });
-        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        config
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
         config
     };
     let always = json!({"default_value": {"numerator": 100, "denominator": "HUNDRED"}});
@@ -247,7 +337,10 @@ fn envoy_with(filter: &Value, own: &Lane) -> EnvoyConfig {
         ]}]},
     });
     let address = socket_address(SocketAddr::from(([127, 0, 0, 1], 0)));
-    let tags: Value = LABELS.iter().map(|label| json!({"tag_name": label, "regex": label_regex(label)})).collect();
+    let tags: Value = LABELS
+        .iter()
+        .map(|label| json!({"tag_name": label, "regex": label_regex(label)}))
+        .collect();
     let bootstrap = json!({
         "admin": {"address": address},
         "stats_config": {"stats_tags": tags},
@@ -264,12 +357,23 @@ fn envoy_with(filter: &Value, own: &Lane) -> EnvoyConfig {
 
 /// How many connections each worker has got.
 async fn connections(envoy: &Envoy) -> String {
-    let page = envoy.admin_get("/stats?filter=^listener\\..*worker_.*downstream_cx_total").await;
-    page.lines().filter_map(|line| line.rsplit(": ").next()).collect::<Vec<_>>().join(" ")
+    let page = envoy
+        .admin_get("/stats?filter=^listener\\..*worker_.*downstream_cx_total")
+        .await;
+    page.lines()
+        .filter_map(|line| line.rsplit(": ").next())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Sends all loads for `time`, and says what came back, by lane.
-async fn flood(addr: SocketAddr, wire: Wire, lanes: &[Lane], loads: &[Load], time: Duration) -> Vec<Vec<Answer>> {
+async fn flood(
+    addr: SocketAddr,
+    wire: Wire,
+    lanes: &[Lane],
+    loads: &[Load],
+    time: Duration,
+) -> Vec<Vec<Answer>> {
     let requests: Arc<[Vec<u8>]> = lanes.iter().map(|lane| request(wire, lane)).collect();
     let mut connections = Vec::new();
     for load in loads {
@@ -309,7 +413,14 @@ async fn send(
             let lane = (load.lane)(number);
             number = number.wrapping_add(1);
             connection.put(&requests[lane]);
-            round.push_back((lane, Answer { sent, answered: 0.0, admitted: false }));
+            round.push_back((
+                lane,
+                Answer {
+                    sent,
+                    answered: 0.0,
+                    admitted: false,
+                },
+            ));
         }
         connection.send().await;
         let first = answers.len();
@@ -319,7 +430,10 @@ async fn send(
             connection.receive().await;
             let answered = begun.elapsed().as_secs_f64();
             while let Some((index, status)) = connection.next() {
-                assert!(status == 200 || status == 429, "an answer of status {status}");
+                assert!(
+                    status == 200 || status == 429,
+                    "an answer of status {status}"
+                );
                 let answer = &mut answers[first + index].1;
                 (answer.answered, answer.admitted) = (answered, status == 200);
                 missing -= 1;
@@ -341,16 +455,27 @@ fn request(wire: Wire, lane: &Lane) -> Vec<u8> {
             format!("GET {} HTTP/1.1\r\nhost: x\r\n{client}\r\n", lane.path).into()
         }
         Wire::H2 => {
-            // HPACK without Huffman and the dynamic table. GET, http, then a path, an authority and a header of any name.
-            let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
-            let client = client.map_or(vec![], |name| [vec![0], text("x-client"), text(name)].concat());
-            [vec![0x82, 0x86, 0x04], text(&lane.path), vec![0x01], text("x"), client].concat()
+            // HPACK without Huffman and the dynamic table. GET, http, then a path, an authority and
+            // a header of any name.
+            let text =
+                |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+            let client = client.map_or(vec![], |name| {
+                [vec![0], text("x-client"), text(name)].concat()
+            });
+            [
+                vec![0x82, 0x86, 0x04],
+                text(&lane.path),
+                vec![0x01],
+                text("x"),
+                client,
+            ]
+            .concat()
         }
     }
 }
 
-/// A connection of the cheapest client there is: on two cores a full one would take more of them than Envoy. It knows of HTTP what
-/// Envoy's answers to [`request`] need.
+/// A connection of the cheapest client there is: on two cores a full one would take more of them
+/// than Envoy. It knows of HTTP what Envoy's answers to [`request`] need.
 struct Connection {
     stream: TcpStream,
     wire: Wire,
@@ -374,11 +499,27 @@ impl Connection {
             let mut hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
             // No dynamic table for answers, and no flow control worth the name.
             frame(&mut hello, 4, 0, 0, &[0, 1, 0, 0, 0, 0]);
-            frame(&mut hello, 8, 0, 0, &(i32::MAX as u32 - 65_535).to_be_bytes());
+            frame(
+                &mut hello,
+                8,
+                0,
+                0,
+                &(i32::MAX as u32 - 65_535).to_be_bytes(),
+            );
             stream.write_all(&hello).await.unwrap();
         }
         let (out, received) = (Vec::new(), Vec::with_capacity(1 << 16));
-        Self { stream, wire, out, received, used: 0, next_stream: 1, first_stream: 1, statuses: vec![], answered: 0 }
+        Self {
+            stream,
+            wire,
+            out,
+            received,
+            used: 0,
+            next_stream: 1,
+            first_stream: 1,
+            statuses: vec![],
+            answered: 0,
+        }
     }
 
     /// Adds a request to the next round.
@@ -395,7 +536,10 @@ impl Connection {
 
     /// Sends the round. All of the one before must have been answered.
     async fn send(&mut self) {
-        self.stream.write_all(&self.out).await.expect("Envoy takes requests");
+        self.stream
+            .write_all(&self.out)
+            .await
+            .expect("Envoy takes requests");
         self.out.clear();
         self.answered = 0;
         let streams = (self.next_stream - self.first_stream) as usize / 2;
@@ -407,7 +551,10 @@ impl Connection {
     async fn receive(&mut self) {
         self.received.drain(..self.used);
         self.used = 0;
-        assert!(self.stream.read_buf(&mut self.received).await.unwrap() > 0, "Envoy has hung up");
+        assert!(
+            self.stream.read_buf(&mut self.received).await.unwrap() > 0,
+            "Envoy has hung up"
+        );
     }
 
     /// An answer that has come whole, if there is one: its place in the round, and its status.
@@ -417,8 +564,13 @@ impl Connection {
                 let bytes = &self.received[self.used..];
                 let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
                 let length = b"\r\ncontent-length: ";
-                let at = bytes[..end].windows(length.len()).position(|part| part == length).expect("a length");
-                let digits = bytes[at + length.len()..].iter().take_while(|byte| byte.is_ascii_digit());
+                let at = bytes[..end]
+                    .windows(length.len())
+                    .position(|part| part == length)
+                    .expect("a length");
+                let digits = bytes[at + length.len()..]
+                    .iter()
+                    .take_while(|byte| byte.is_ascii_digit());
                 let whole = end + number(digits);
                 if bytes.len() < whole {
                     return None;
@@ -440,7 +592,8 @@ impl Connection {
                 match kind {
                     0 => {}
                     1 => self.statuses[index] = status(payload),
-                    // Its settings bind whom they concern; they are acknowledged with the next round.
+                    // Its settings bind whom they concern; they are acknowledged with the next
+                    // round.
                     4 if flags == 0 => frame(&mut self.out, 4, 1, 0, &[]),
                     4 | 8 => {}
                     _ => panic!("a frame of type {kind}: {payload:?}"),
@@ -468,10 +621,15 @@ fn number<'a>(digits: impl Iterator<Item = &'a u8>) -> usize {
     digits.fold(0, |number, digit| number * 10 + usize::from(digit - b'0'))
 }
 
-/// `:status`, the first header of an answer: 200 has an index of its own, others are literals under the same name.
+/// `:status`, the first header of an answer: 200 has an index of its own, others are literals under
+/// the same name.
 fn status(block: &[u8]) -> u16 {
     // A change of the table's size may precede it.
-    let block = if block[0] & 0xe0 == 0x20 { &block[1..] } else { block };
+    let block = if block[0] & 0xe0 == 0x20 {
+        &block[1..]
+    } else {
+        block
+    };
     match block {
         [0x88, ..] => 200,
         [0x08 | 0x18 | 0x48, 3, digits @ ..] => number(digits[..3].iter()) as u16,
@@ -503,7 +661,10 @@ struct Outcome {
 impl Outcome {
     fn new(lane: &Lane, mut answers: Vec<Answer>) -> Self {
         answers.sort_unstable_by(|a, b| a.answered.total_cmp(&b.answered));
-        let begin = answers.iter().map(|answer| answer.sent).fold(f64::INFINITY, f64::min);
+        let begin = answers
+            .iter()
+            .map(|answer| answer.sent)
+            .fold(f64::INFINITY, f64::min);
         let elapsed = answers.last().expect("answers").answered - begin;
         let mut seconds = vec![0_u64; (elapsed as usize).max(1)];
         for answer in &answers {
@@ -529,14 +690,30 @@ impl Outcome {
     }
 
     fn assert_exact(&self) {
-        let Self { lane: Lane { name, burst, .. }, admitted, most, peak, .. } = self;
-        assert!(*admitted as f64 <= *most, "{name}: {admitted} were admitted, at most {most:.1} may\n{self:?}");
-        // Sums of a million fractions: a thousandth of a token is far more than they are off, and far less than a token.
-        assert!(*peak <= burst + 0.001, "{name}: a burst of {peak:.3}, at most {burst} may be\n{self:?}");
+        let Self {
+            lane: Lane { name, burst, .. },
+            admitted,
+            most,
+            peak,
+            ..
+        } = self;
+        assert!(
+            *admitted as f64 <= *most,
+            "{name}: {admitted} were admitted, at most {most:.1} may\n{self:?}"
+        );
+        // Sums of a million fractions: a thousandth of a token is far more than they are off, and
+        // far less than a token.
+        assert!(
+            *peak <= burst + 0.001,
+            "{name}: a burst of {peak:.3}, at most {burst} may be\n{self:?}"
+        );
         let least = self.least.tokens();
         // What is admitted is whole.
         let demanded = (LEAST_SHARE * least).floor();
-        assert!(*admitted as f64 >= demanded, "{name}: {admitted} were admitted, at least {demanded} must\n{self:?}");
+        assert!(
+            *admitted as f64 >= demanded,
+            "{name}: {admitted} were admitted, at least {demanded} must\n{self:?}"
+        );
     }
 }
 
@@ -544,10 +721,28 @@ impl Outcome {
 fn table(results: &[Outcome]) -> String {
     let mut text = format!(
         "{:<12} {:>8} {:>7} {:>8} {:>9} {:>10} {:>9} {:>8} {:>10} {:>9}\n",
-        "limit", "offered", "x rate", "weakest", "admitted", "bound", "of bound", "peak", "least", "of least"
+        "limit",
+        "offered",
+        "x rate",
+        "weakest",
+        "admitted",
+        "bound",
+        "of bound",
+        "peak",
+        "least",
+        "of least"
     );
     for result in results {
-        let Outcome { lane, offered, admitted, most, peak, least, weakest, .. } = result;
+        let Outcome {
+            lane,
+            offered,
+            admitted,
+            most,
+            peak,
+            least,
+            weakest,
+            ..
+        } = result;
         let share = |of: f64| 100.0 * *admitted as f64 / of;
         // A token that is not whole admits nobody.
         let whole = most.floor();
@@ -565,10 +760,11 @@ fn table(results: &[Outcome]) -> String {
     text
 }
 
-/// The most that was certainly admitted in any interval beyond what its length allows; it may not exceed the burst.
+/// The most that was certainly admitted in any interval beyond what its length allows; it may not
+/// exceed the burst.
 ///
-/// Of an interval from s to t: who was answered by t, less who was sent before s, were admitted in it. (`answers` are sorted by when
-/// they were answered.)
+/// Of an interval from s to t: who was answered by t, less who was sent before s, were admitted in
+/// it. (`answers` are sorted by when they were answered.)
 fn peak(rate: f64, answers: &[Answer]) -> f64 {
     let admitted = || answers.iter().filter(|answer| answer.admitted);
     let mut sent: Vec<f64> = admitted().map(|answer| answer.sent).collect();
@@ -586,11 +782,13 @@ fn peak(rate: f64, answers: &[Answer]) -> f64 {
 
 /// The least that a token bucket must have admitted, whenever the requests really reached it.
 ///
-/// A bucket is full when its first request comes. From then on what it admits is burst + rate × time, less what flowed over while it was
-/// full, less what it holds at the end. Here a level is kept that is never below the bucket's: it is full at the first answer, when the
-/// bucket may have been drawn from for a while; it rises at the rate; an admission lowers it when its answer is there, which is later
-/// than in the bucket; and a refusal says that the bucket held less than one token when it was decided, which was after it was sent.
-/// (An admission that may have come before such a refusal, having been sent before its answer, does not lower the level: it is known
+/// A bucket is full when its first request comes. From then on what it admits is burst + rate ×
+/// time, less what flowed over while it was full, less what it holds at the end. Here a level is
+/// kept that is never below the bucket's: it is full at the first answer, when the bucket may have
+/// been drawn from for a while; it rises at the rate; an admission lowers it when its answer is
+/// there, which is later than in the bucket; and a refusal says that the bucket held less than one
+/// token when it was decided, which was after it was sent. (An admission that may have come before
+/// such a refusal, having been sent before its answer, does not lower the level: it is known
 /// already.) So what flows over here, and what is left here, is at least what it was in the bucket.
 #[derive(Clone, Copy, Debug, Default)]
 struct Least {
@@ -604,7 +802,9 @@ struct Least {
 
 impl Least {
     fn of(rate: f64, burst: f64, answers: &[Answer]) -> Self {
-        let Some(first) = answers.first() else { return Self::default() };
+        let Some(first) = answers.first() else {
+            return Self::default();
+        };
         let (mut level, mut now, mut lost, mut known_at) = (burst, first.answered, 0.0, 0.0);
         for answer in answers {
             let risen = rate.mul_add(answer.answered - now, level);
@@ -619,7 +819,11 @@ impl Least {
                 }
             }
         }
-        Self { all: rate.mul_add(now - first.answered, burst), lost, left: level }
+        Self {
+            all: rate.mul_add(now - first.answered, burst),
+            lost,
+            left: level,
+        }
     }
 
     /// The number.
@@ -628,19 +832,32 @@ impl Least {
     }
 }
 
-/// The yardstick itself: a perfect bucket is never found wanting, however late its answers, and one that is wrong is found out.
+/// The yardstick itself: a perfect bucket is never found wanting, however late its answers, and one
+/// that is wrong is found out.
 #[test]
 fn the_bounds_hold_for_a_perfect_bucket_and_for_no_other() {
     let mut random = 1_u64;
     let mut uniform = move || {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (random >> 11) as f64 / (1_u64 << 53) as f64
     };
-    // The bucket's rate, of what it should be; requests per token; their delay, of the time in which the bucket fills.
+    // The bucket's rate, of what it should be; requests per token; their delay, of the time in
+    // which the bucket fills.
     for real in [1.0, 0.98, 1.02] {
-        for (load, delay) in [(0.5, 0.1), (0.9, 0.3), (1.1, 2.0), (1.6, 0.1), (10.0, 0.05), (10.0, 1.5)] {
+        for (load, delay) in [
+            (0.5, 0.1),
+            (0.9, 0.3),
+            (1.1, 2.0),
+            (1.6, 0.1),
+            (10.0, 0.05),
+            (10.0, 1.5),
+        ] {
             let (rate, burst, time) = (1_000.0, 50.0, 20.0);
-            let mut due: Vec<f64> = (0..(rate * load * time) as u64).map(|_| uniform() * time).collect();
+            let mut due: Vec<f64> = (0..(rate * load * time) as u64)
+                .map(|_| uniform() * time)
+                .collect();
             // A pause now and then.
             due.retain(|time| time % 1.0 < 0.9);
             due.sort_unstable_by(f64::total_cmp);
@@ -653,7 +870,11 @@ fn the_bounds_hold_for_a_perfect_bucket_and_for_no_other() {
                     let admitted = level >= 1.0;
                     level -= if admitted { 1.0 } else { 0.0 };
                     let mut late = || uniform().powi(4) * delay * burst / rate;
-                    Answer { sent: at - late(), answered: at + late(), admitted }
+                    Answer {
+                        sent: at - late(),
+                        answered: at + late(),
+                        admitted,
+                    }
                 })
                 .collect();
             answers.sort_unstable_by(|a, b| a.answered.total_cmp(&b.answered));
@@ -667,10 +888,16 @@ fn the_bounds_hold_for_a_perfect_bucket_and_for_no_other() {
             if real == 1.0 {
                 assert!(admitted >= least.tokens(), "{said}");
                 // And with much load and short delays it says nearly all.
-                assert!(load < 10.0 || delay > 0.1 || least.tokens() > 0.995 * admitted, "{said}");
+                assert!(
+                    load < 10.0 || delay > 0.1 || least.tokens() > 0.995 * admitted,
+                    "{said}"
+                );
             }
             if load == 10.0 && delay < 0.1 {
-                assert!(real >= 1.0 || admitted < LEAST_SHARE * least.tokens(), "{said}");
+                assert!(
+                    real >= 1.0 || admitted < LEAST_SHARE * least.tokens(),
+                    "{said}"
+                );
                 assert!(real <= 1.0 || peak > burst + 0.001, "{said}");
             }
         }

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use crate::filter::{Steady, assert_sound, hanging, in_flight, nothing_in_flight, transitions};
-use crate::support::{Client, Cluster, Envoy, EnvoyConfig, Route, Update, Upstream, load, run, wait_for};
+use crate::support::{
+    Client, Cluster, Envoy, EnvoyConfig, Route, Update, Upstream, load, run, wait_for,
+};
 use serde_json::{Value, json};
 
-/// A filter with a bucket of three, a breaker that opens with the second failure and lets two calls through when half-open, an
-/// upstream; `/only` is limited as well when `version` is 2 or more.
+/// A filter with a bucket of three, a breaker that opens with the second failure and lets two calls
+/// through when half-open, an upstream; `/only` is limited as well when `version` is 2 or more.
 fn filter(upstream: &Upstream, version: u32) -> Value {
     let mut filter = json!({
         "upstreams": {"users": {"endpoints": crate::filter::endpoints(&[upstream.addr()]), "circuit_breaker": "endpoint"}},
@@ -47,7 +49,9 @@ async fn in_force(envoy: &Envoy, version: u32) {
         // Each worker changes by itself.
         for _ in 0..8 {
             let reply = fresh.get("/").await.unwrap();
-            all &= reply.header("ratelimit-policy").is_some_and(|policy| policy.contains(&want));
+            all &= reply
+                .header("ratelimit-policy")
+                .is_some_and(|policy| policy.contains(&want));
         }
         all
     })
@@ -62,30 +66,61 @@ fn an_update_keeps_buckets_and_breakers_and_loses_no_request() {
         let fresh = Client::h1_fresh(envoy.addr());
         let key = [("x-key", "spent")];
         assert_eq!(load(&fresh, 5, 1, "/limited", &key).await.count(200), 3);
-        assert_eq!(load(&fresh, 1, 1, "/limited", &[("x-key", "two-left")]).await.count(200), 1);
+        assert_eq!(
+            load(&fresh, 1, 1, "/limited", &[("x-key", "two-left")])
+                .await
+                .count(200),
+            1
+        );
         upstream.set(|faults| faults.status = Some(500)).await;
         assert_eq!(load(&fresh, 5, 1, "/broken", &[]).await.count(500), 2);
         upstream.heal().await;
 
-        let clients = (0..8).map(|number| if number % 2 == 0 { envoy.h1() } else { envoy.h2() });
+        let clients = (0..8).map(|number| {
+            if number % 2 == 0 {
+                envoy.h1()
+            } else {
+                envoy.h2()
+            }
+        });
         let mut clients: Vec<Client> = clients.collect();
         clients.push(Client::h1_fresh(envoy.addr()));
         let steady = Steady::start(clients, "/steady", Duration::from_millis(2));
         for version in 2..=4 {
-            assert_eq!(envoy.update_filter_config(&filter(&upstream, version)).await, Update::Applied);
+            assert_eq!(
+                envoy
+                    .update_filter_config(&filter(&upstream, version))
+                    .await,
+                Update::Applied
+            );
             in_force(&envoy, version).await;
-            assert_eq!(load(&fresh, 8, 1, "/limited", &key).await.count(429), 8, "the bucket is empty still");
+            assert_eq!(
+                load(&fresh, 8, 1, "/limited", &key).await.count(429),
+                8,
+                "the bucket is empty still"
+            );
             let before = upstream.counters().requests;
             let tally = load(&fresh, 8, 1, "/broken", &[]).await;
             assert_eq!(tally.count(503), 8, "the breaker is open still: {tally:?}");
             assert!(before <= upstream.counters().requests);
         }
-        assert_eq!(load(&fresh, 5, 1, "/limited", &[("x-key", "two-left")]).await.count(200), 2);
+        assert_eq!(
+            load(&fresh, 5, 1, "/limited", &[("x-key", "two-left")])
+                .await
+                .count(200),
+            2
+        );
         assert_eq!(transitions(&envoy, "users", "open").await, 1);
         let state = [("circuit_breaker", "users"), ("key", "broken")];
-        assert_eq!(envoy.metric("haven_circuit_breaker_state", &state).await, Some(1.0));
+        assert_eq!(
+            envoy.metric("haven_circuit_breaker_state", &state).await,
+            Some(1.0)
+        );
         let tally = steady.stop().await;
-        assert!(tally.total() > 100 && tally.total() == tally.count(200), "{tally:?}");
+        assert!(
+            tally.total() > 100 && tally.total() == tally.count(200),
+            "{tally:?}"
+        );
         nothing_in_flight(&envoy).await;
         assert_sound(&mut envoy).await;
     });
@@ -119,17 +154,27 @@ fn what_was_granted_before_an_update_is_given_back_after_it() {
         .await;
         assert_eq!(in_flight(&envoy).await, 5.0);
 
-        assert_eq!(envoy.update_filter_config(&filter(&upstream, 2)).await, Update::Applied);
+        assert_eq!(
+            envoy.update_filter_config(&filter(&upstream, 2)).await,
+            Update::Applied
+        );
         assert_eq!(in_flight(&envoy).await, 5.0, "they are still there");
         assert!(plain.iter().all(|request| !request.is_done()));
         let refused = fresh.get("/quick").await.unwrap();
         assert_eq!(refused.status, 503, "both permits are taken still");
         drop((plain, trials));
         nothing_in_flight(&envoy).await;
-        wait_for("the upstream is rid of them", async || upstream.counters().in_flight == 0).await;
+        wait_for("the upstream is rid of them", async || {
+            upstream.counters().in_flight == 0
+        })
+        .await;
         upstream.heal().await;
         in_force(&envoy, 2).await;
-        assert_eq!(load(&fresh, 2, 1, "/quick", &[]).await.count(200), 2, "both permits are back");
+        assert_eq!(
+            load(&fresh, 2, 1, "/quick", &[]).await.count(200),
+            2,
+            "both permits are back"
+        );
         assert_eq!(transitions(&envoy, "quick", "closed").await, 1);
         assert_sound(&mut envoy).await;
     });
@@ -141,8 +186,17 @@ fn a_refused_update_leaves_everything_as_it_was_and_says_why() {
         let upstream = Upstream::start("a").await;
         let mut envoy = Envoy::start(config(&upstream).haven(&filter(&upstream, 2))).await;
         let fresh = Client::h1_fresh(envoy.addr());
-        assert_eq!(load(&fresh, 5, 1, "/limited", &[("x-key", "a")]).await.count(200), 3);
-        let steady = Steady::start([envoy.h1(), envoy.h2()], "/steady", Duration::from_millis(2));
+        assert_eq!(
+            load(&fresh, 5, 1, "/limited", &[("x-key", "a")])
+                .await
+                .count(200),
+            3
+        );
+        let steady = Steady::start(
+            [envoy.h1(), envoy.h2()],
+            "/steady",
+            Duration::from_millis(2),
+        );
 
         let mut broken = filter(&upstream, 3);
         broken["rate_limits"]["three"]["limit"] = json!(0);
@@ -162,12 +216,28 @@ fn a_refused_update_leaves_everything_as_it_was_and_says_why() {
             assert!(log.contains(line), "{line:?} is not in\n{log}");
         }
         in_force(&envoy, 2).await;
-        assert_eq!(load(&fresh, 4, 1, "/limited", &[("x-key", "a")]).await.count(429), 4);
-        assert_eq!(load(&fresh, 4, 1, "/limited", &[("x-key", "b")]).await.count(200), 3);
+        assert_eq!(
+            load(&fresh, 4, 1, "/limited", &[("x-key", "a")])
+                .await
+                .count(429),
+            4
+        );
+        assert_eq!(
+            load(&fresh, 4, 1, "/limited", &[("x-key", "b")])
+                .await
+                .count(200),
+            3
+        );
         let tally = steady.stop().await;
-        assert!(tally.total() > 10 && tally.total() == tally.count(200), "{tally:?}");
+        assert!(
+            tally.total() > 10 && tally.total() == tally.count(200),
+            "{tally:?}"
+        );
         // And a good one is taken again.
-        assert_eq!(envoy.update_filter_config(&filter(&upstream, 4)).await, Update::Applied);
+        assert_eq!(
+            envoy.update_filter_config(&filter(&upstream, 4)).await,
+            Update::Applied
+        );
         in_force(&envoy, 4).await;
         assert!(envoy.is_running() && !envoy.logs().contains("panicked"));
     });
@@ -187,8 +257,13 @@ fn an_envoy_does_not_start_with_a_configuration_that_is_refused() {
             ),
             ("not JSON", "configuration refused: "),
         ] {
-            let error = Envoy::try_start(EnvoyConfig::direct().haven_text(filter)).await.unwrap_err();
-            assert!(error.contains("Envoy ended with") && error.contains(want), "{filter}: {error}");
+            let error = Envoy::try_start(EnvoyConfig::direct().haven_text(filter))
+                .await
+                .unwrap_err();
+            assert!(
+                error.contains("Envoy ended with") && error.contains(want),
+                "{filter}: {error}"
+            );
         }
     });
 }

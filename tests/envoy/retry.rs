@@ -16,16 +16,26 @@ fn filter(upstreams: &[Upstream], retry: &Value) -> Value {
 }
 
 async fn envoy(upstreams: &[Upstream], filter: &Value) -> Envoy {
-    Envoy::start(EnvoyConfig::proxy(upstreams.iter().map(|upstream| upstream.addr())).internal_clients().haven(filter))
-        .await
+    Envoy::start(
+        EnvoyConfig::proxy(upstreams.iter().map(|upstream| upstream.addr()))
+            .internal_clients()
+            .haven(filter),
+    )
+    .await
 }
 
 fn requests(upstreams: &[Upstream]) -> u64 {
-    upstreams.iter().map(|upstream| upstream.counters().requests).sum()
+    upstreams
+        .iter()
+        .map(|upstream| upstream.counters().requests)
+        .sum()
 }
 
 async fn retries(envoy: &Envoy) -> u64 {
-    envoy.metrics().await.total("haven_retries_total", &[("route", "all")]) as u64
+    envoy
+        .metrics()
+        .await
+        .total("haven_retries_total", &[("route", "all")]) as u64
 }
 
 #[test]
@@ -33,7 +43,8 @@ fn a_killed_endpoint_is_no_clients_business() {
     run(async {
         let upstreams = Upstream::start_many(3).await;
         let mut filter = filter(&upstreams, &json!({"min_per_second": 100}));
-        filter["circuit_breakers"] = json!({"ep": {"consecutive_failures": 3, "open_duration": "300ms"}});
+        filter["circuit_breakers"] =
+            json!({"ep": {"consecutive_failures": 3, "open_duration": "300ms"}});
         filter["upstreams"]["users"]["circuit_breaker"] = json!("ep");
         let mut envoy = envoy(&upstreams, &filter).await;
         let clients = (0..4).map(|_| envoy.h1()).collect::<Vec<_>>();
@@ -56,23 +67,48 @@ fn only_what_may_be_sent_twice_is_and_whatever_clients_ask_for() {
         for upstream in &upstreams {
             upstream.set(|faults| faults.status = Some(503)).await;
         }
-        let envoy = envoy(&upstreams, &filter(&upstreams, &json!({"budget": 100, "min_per_second": 100}))).await;
+        let envoy = envoy(
+            &upstreams,
+            &filter(&upstreams, &json!({"budget": 100, "min_per_second": 100})),
+        )
+        .await;
         let client = envoy.h1();
         for (method, headers, tries) in [
             ("GET", &[][..], 2),
             ("PUT", &[], 2),
             ("POST", &[], 1),
             ("PATCH", &[], 1),
-            ("POST", &[("x-envoy-retry-on", "5xx"), ("x-envoy-max-retries", "9")], 1),
-            ("GET", &[("x-envoy-retry-on", "5xx"), ("x-envoy-max-retries", "9")], 2),
+            (
+                "POST",
+                &[("x-envoy-retry-on", "5xx"), ("x-envoy-max-retries", "9")],
+                1,
+            ),
+            (
+                "GET",
+                &[("x-envoy-retry-on", "5xx"), ("x-envoy-max-retries", "9")],
+                2,
+            ),
         ] {
             let before = requests(&upstreams);
-            assert_eq!(client.request(method, "/", headers, "").await.unwrap().status, 503);
+            assert_eq!(
+                client
+                    .request(method, "/", headers, "")
+                    .await
+                    .unwrap()
+                    .status,
+                503
+            );
             assert_eq!(requests(&upstreams) - before, tries, "{method} {headers:?}");
         }
         assert_eq!(retries(&envoy).await, 3);
-        let counters = upstreams.iter().map(|upstream| upstream.counters().requests).collect::<Vec<_>>();
-        assert!(counters.iter().all(|n| *n >= 3), "each try goes to another: {counters:?}");
+        let counters = upstreams
+            .iter()
+            .map(|upstream| upstream.counters().requests)
+            .collect::<Vec<_>>();
+        assert!(
+            counters.iter().all(|n| *n >= 3),
+            "each try goes to another: {counters:?}"
+        );
     });
 }
 
@@ -84,7 +120,10 @@ fn envoys_own_retries_have_no_say_on_a_route_with_ours() {
             upstream.set(|faults| faults.status = Some(503)).await;
         }
         let config = EnvoyConfig::empty()
-            .cluster(Cluster::new("users", upstreams.iter().map(|upstream| upstream.addr())))
+            .cluster(Cluster::new(
+                "users",
+                upstreams.iter().map(|upstream| upstream.addr()),
+            ))
             .route(Route::to("/", "users").retry(&crate::support::Retry::default()));
         let envoy = Envoy::start(config.haven(&filter(&upstreams, &json!({"budget": 100})))).await;
         let client = envoy.h1();
@@ -102,16 +141,22 @@ fn grpc_calls_are_tried_again_where_the_route_speaks_of_their_statuses() {
         for upstream in &upstreams {
             upstream
                 .set(|faults| {
-                    faults.headers.insert("content-type".into(), "application/grpc".into());
+                    faults
+                        .headers
+                        .insert("content-type".into(), "application/grpc".into());
                     faults.headers.insert("grpc-status".into(), "14".into());
                 })
                 .await;
         }
-        for (on, tries) in
-            [(json!(["unavailable"]), 2), (json!(["internal"]), 1), (json!(["reset", "gateway-error"]), 1)]
-        {
+        for (on, tries) in [
+            (json!(["unavailable"]), 2),
+            (json!(["internal"]), 1),
+            (json!(["reset", "gateway-error"]), 1),
+        ] {
             let config = EnvoyConfig::empty()
-                .cluster(Cluster::new("users", upstreams.iter().map(|upstream| upstream.addr())).http2())
+                .cluster(
+                    Cluster::new("users", upstreams.iter().map(|upstream| upstream.addr())).http2(),
+                )
                 .route(Route::to("/", "users"));
             let envoy = Envoy::start(config.haven(&filter(&upstreams, &json!({"on": on})))).await;
             let before = requests(&upstreams);
@@ -144,9 +189,15 @@ fn a_storm_is_not_made_worse_than_its_budget() {
         let (sent, tried) = (tally.total(), requests(&upstreams) - before);
         assert!(tally.count(500) > 0 && tally.count(200) > 0, "{tally:?}");
         assert!(tried * 100 < sent * 125, "{tried} for {sent}");
-        assert!(tried * 100 > sent * 110, "the budget is there to be used: {tried} for {sent}");
+        assert!(
+            tried * 100 > sent * 110,
+            "the budget is there to be used: {tried} for {sent}"
+        );
         assert_eq!(retries(&envoy).await, tried - sent);
-        println!("{tried} upstream requests for {sent}: {} %", tried * 100 / sent);
+        println!(
+            "{tried} upstream requests for {sent}: {} %",
+            tried * 100 / sent
+        );
         // It is over: single failures are tried again as before.
         for upstream in &upstreams {
             upstream.heal().await;

@@ -1,4 +1,5 @@
-//! HTTP clients that keep their connections: HTTP/1.1, and HTTP/2 without the upgrade ("prior knowledge").
+//! HTTP clients that keep their connections: HTTP/1.1, and HTTP/2 without the upgrade ("prior
+//! knowledge").
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -42,7 +43,9 @@ pub struct Reply {
 impl Reply {
     /// The first value of a header, lossy.
     pub fn header(&self, name: &str) -> Option<String> {
-        self.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+        self.headers
+            .get(name)
+            .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
     }
 
     /// The body as text, lossy.
@@ -52,7 +55,8 @@ impl Reply {
 
     /// The body as JSON; panics if it is none.
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("no JSON: {error}: {:?}", self.text()))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("no JSON: {error}: {:?}", self.text()))
     }
 }
 
@@ -69,8 +73,8 @@ impl Client {
         })
     }
 
-    /// HTTP/1.1 from a given local address: on Linux all of 127.0.0.0/8 can be had. Of a peer at 127.0.0.1, and only of that,
-    /// Envoy writes the machine's own address into `x-forwarded-for`.
+    /// HTTP/1.1 from a given local address: on Linux all of 127.0.0.0/8 can be had. Of a peer at
+    /// 127.0.0.1, and only of that, Envoy writes the machine's own address into `x-forwarded-for`.
     pub fn h1_from(addr: SocketAddr, local: IpAddr) -> Self {
         Self::build(addr, Some(local), |_| {})
     }
@@ -89,16 +93,26 @@ impl Client {
         })
     }
 
-    fn build(addr: SocketAddr, local: Option<IpAddr>, options: impl FnOnce(&mut legacy::Builder)) -> Self {
+    fn build(
+        addr: SocketAddr,
+        local: Option<IpAddr>,
+        options: impl FnOnce(&mut legacy::Builder),
+    ) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(TIMEOUT));
         connector.set_local_address(local);
         let mut builder = legacy::Client::builder(TokioExecutor::new());
         // A request that was never sent is sent on another connection; one that was is not.
-        builder.timer(TokioTimer::new()).pool_timer(TokioTimer::new()).retry_canceled_requests(true);
+        builder
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .retry_canceled_requests(true);
         options(&mut builder);
-        Self { http: builder.build(connector), addr }
+        Self {
+            http: builder.build(connector),
+            addr,
+        }
     }
 
     /// Sends a GET.
@@ -120,17 +134,28 @@ impl Client {
         body: impl Into<Bytes>,
     ) -> Result<Reply, String> {
         let method = Method::from_bytes(method.as_bytes()).map_err(|error| error.to_string())?;
-        let mut request = Request::builder().method(method).uri(format!("http://{}{path}", self.addr));
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.addr));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        self.send(request.body(Full::new(body.into())).map_err(|error| error.to_string())?).await
+        self.send(
+            request
+                .body(Full::new(body.into()))
+                .map_err(|error| error.to_string())?,
+        )
+        .await
     }
 
     /// Sends a request as it stands. Its URI is to name the server.
     pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Reply, String> {
         let exchange = async {
-            let response = self.http.request(request).await.map_err(|error| causes(&error))?;
+            let response = self
+                .http
+                .request(request)
+                .await
+                .map_err(|error| causes(&error))?;
             let (parts, mut body) = response.into_parts();
             let (mut data, mut trailers, mut cut) = (Vec::new(), None, None);
             while let Some(frame) = body.frame().await {
@@ -143,9 +168,17 @@ impl Client {
                     }
                 }
             }
-            Ok(Reply { status: parts.status.as_u16(), headers: parts.headers, body: data.into(), trailers, cut })
+            Ok(Reply {
+                status: parts.status.as_u16(),
+                headers: parts.headers,
+                body: data.into(),
+                trailers,
+                cut,
+            })
         };
-        tokio::time::timeout(TIMEOUT, exchange).await.map_err(|_| format!("no answer within {TIMEOUT:?}"))?
+        tokio::time::timeout(TIMEOUT, exchange)
+            .await
+            .map_err(|_| format!("no answer within {TIMEOUT:?}"))?
     }
 }
 
@@ -188,8 +221,13 @@ impl Tally {
     /// Counts one in.
     pub fn add(&mut self, outcome: &Result<Reply, String>) {
         match outcome {
-            Ok(Reply { status, cut: None, .. }) => *self.by_status.entry(*status).or_default() += 1,
-            Ok(Reply { cut: Some(error), .. }) | Err(error) => *self.errors.entry(error.clone()).or_default() += 1,
+            Ok(Reply {
+                status, cut: None, ..
+            }) => *self.by_status.entry(*status).or_default() += 1,
+            Ok(Reply {
+                cut: Some(error), ..
+            })
+            | Err(error) => *self.errors.entry(error.clone()).or_default() += 1,
         }
     }
 
@@ -205,16 +243,37 @@ impl Tally {
 }
 
 /// Sends `requests` GETs, `concurrency` at once, and counts what comes back.
-pub async fn load(client: &Client, requests: u64, concurrency: u64, path: &str, headers: &[(&str, &str)]) -> Tally {
+pub async fn load(
+    client: &Client,
+    requests: u64,
+    concurrency: u64,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Tally {
     let left = Arc::new(AtomicU64::new(requests));
-    let headers: Vec<(String, String)> = headers.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    let headers: Vec<(String, String)> = headers
+        .iter()
+        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+        .collect();
     let mut workers = tokio::task::JoinSet::new();
     for _ in 0..concurrency {
-        let (client, left, path, headers) = (client.clone(), left.clone(), path.to_owned(), headers.clone());
+        let (client, left, path, headers) = (
+            client.clone(),
+            left.clone(),
+            path.to_owned(),
+            headers.clone(),
+        );
         workers.spawn(async move {
-            let headers: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+            let headers: Vec<(&str, &str)> = headers
+                .iter()
+                .map(|(k, v)| (k.as_str(), v.as_str()))
+                .collect();
             let mut tally = Tally::default();
-            let take = || left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+            let take = || {
+                left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                    left.checked_sub(1)
+                })
+            };
             while take().is_ok() {
                 tally.add(&client.get_with(&path, &headers).await);
             }

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::{checkout, haven_wasm};
 
-/// The labels that metrics of haven carry: `haven_x;route=users;mode=enforce`. The same list stands in `envoy.yaml`.
+/// The labels that metrics of haven carry: `haven_x;route=users;mode=enforce`. The same list stands
+/// in `envoy.yaml`.
 pub const LABELS: [&str; 12] = [
     "route",
     "policy",
@@ -80,7 +81,9 @@ impl EnvoyConfig {
 
     /// An Envoy that proxies everything to the cluster `users` of these endpoints.
     pub fn proxy(endpoints: impl IntoIterator<Item = SocketAddr>) -> Self {
-        Self::default().cluster(Cluster::new("users", endpoints)).route(Route::to("/", "users"))
+        Self::default()
+            .cluster(Cluster::new("users", endpoints))
+            .route(Route::to("/", "users"))
     }
 
     /// An Envoy without routes or clusters, to be filled.
@@ -88,17 +91,25 @@ impl EnvoyConfig {
         Self::default()
     }
 
-    /// The reference `envoy.yaml` with these endpoints in place of its own (three), on free loopback ports.
+    /// The reference `envoy.yaml` with these endpoints in place of its own (three), on free
+    /// loopback ports.
     pub fn reference(endpoints: &[SocketAddr]) -> Self {
         let path = checkout("envoy.yaml");
-        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let text = std::fs::read_to_string(&path)
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let wasm = haven_wasm().unwrap_or_else(|error| panic!("{error}"));
-        Self { text: Some(reference_text(&text, endpoints, &wasm)), ..Self::default() }
+        Self {
+            text: Some(reference_text(&text, endpoints, &wasm)),
+            ..Self::default()
+        }
     }
 
     /// A bootstrap as it stands (YAML or JSON), on the ports it names.
     pub fn text(text: impl Into<String>) -> Self {
-        Self { text: Some(text.into()), ..Self::default() }
+        Self {
+            text: Some(text.into()),
+            ..Self::default()
+        }
     }
 
     /// With haven in front of the router, and this as the filter's JSON.
@@ -136,13 +147,15 @@ impl EnvoyConfig {
         self
     }
 
-    /// With the plugin's `allow_on_headers_stop_iteration` off, Envoy's default: a pause at the headers holds a body back as well.
+    /// With the plugin's `allow_on_headers_stop_iteration` off, Envoy's default: a pause at the
+    /// headers holds a body back as well.
     pub fn stop_all(mut self) -> Self {
         self.stop_all = true;
         self
     }
 
-    /// With the listener read from a file that Envoy watches: see [`super::Envoy::update_filter_config`].
+    /// With the listener read from a file that Envoy watches: see
+    /// [`super::Envoy::update_filter_config`].
     pub fn lds(mut self) -> Self {
         self.lds = true;
         self
@@ -160,7 +173,8 @@ impl EnvoyConfig {
         self
     }
 
-    /// Whether the peer's address is the client's and is appended to `x-forwarded-for`; true if not said.
+    /// Whether the peer's address is the client's and is appended to `x-forwarded-for`; true if not
+    /// said.
     pub fn use_remote_address(mut self, yes: bool) -> Self {
         self.use_remote_address = yes;
         self
@@ -172,7 +186,8 @@ impl EnvoyConfig {
         self
     }
 
-    /// With clients on the loopback taken for internal: Envoy keeps what others of its kind have written into their requests.
+    /// With clients on the loopback taken for internal: Envoy keeps what others of its kind have
+    /// written into their requests.
     pub fn internal_clients(mut self) -> Self {
         self.internal_clients = true;
         self
@@ -201,10 +216,16 @@ impl EnvoyConfig {
         if let Some(text) = &self.text {
             return Ok(text.clone());
         }
-        let listeners = if self.lds { vec![] } else { vec![self.listener()?] };
+        let listeners = if self.lds {
+            vec![]
+        } else {
+            vec![self.listener()?]
+        };
         let clusters: Vec<Value> = self.clusters.iter().map(Cluster::to_json).collect();
-        let tags: Vec<Value> =
-            LABELS.iter().map(|label| json!({"tag_name": label, "regex": label_regex(label)})).collect();
+        let tags: Vec<Value> = LABELS
+            .iter()
+            .map(|label| json!({"tag_name": label, "regex": label_regex(label)}))
+            .collect();
         let mut bootstrap = json!({
             "node": {"id": "haven-test", "cluster": "haven-test"},
             "admin": {"address": socket_address(SocketAddr::from(([127, 0, 0, 1], 0)))},
@@ -225,7 +246,9 @@ impl EnvoyConfig {
         }
         let mut listener = self.listener()?;
         listener["@type"] = json!("type.googleapis.com/envoy.config.listener.v3.Listener");
-        Ok(Some(json!({"version_info": version.to_string(), "resources": [listener]}).to_string()))
+        Ok(Some(
+            json!({"version_info": version.to_string(), "resources": [listener]}).to_string(),
+        ))
     }
 
     pub(super) fn is_discovered(&self) -> bool {
@@ -282,17 +305,29 @@ impl Route {
     /// Answers by itself.
     pub fn direct(prefix: &str, status: u16, body: &str) -> Self {
         let action = json!({"status": status, "body": {"inline_string": body}});
-        Self { prefix: prefix.to_owned(), action, cluster: false }
+        Self {
+            prefix: prefix.to_owned(),
+            action,
+            cluster: false,
+        }
     }
 
     /// Proxies to a cluster.
     pub fn to(prefix: &str, cluster: &str) -> Self {
-        Self { prefix: prefix.to_owned(), action: json!({"cluster": cluster}), cluster: true }
+        Self {
+            prefix: prefix.to_owned(),
+            action: json!({"cluster": cluster}),
+            cluster: true,
+        }
     }
 
     /// Proxies to the cluster that a request header names.
     pub fn to_named_by(prefix: &str, header: &str) -> Self {
-        Self { prefix: prefix.to_owned(), action: json!({"cluster_header": header}), cluster: true }
+        Self {
+            prefix: prefix.to_owned(),
+            action: json!({"cluster_header": header}),
+            cluster: true,
+        }
     }
 
     /// The whole request's timeout; Envoy's default is 15 s.
@@ -310,7 +345,11 @@ impl Route {
     }
 
     fn to_json(&self) -> Value {
-        let action = if self.cluster { "route" } else { "direct_response" };
+        let action = if self.cluster {
+            "route"
+        } else {
+            "direct_response"
+        };
         json!({"match": {"prefix": self.prefix}, action: self.action})
     }
 }
@@ -331,7 +370,12 @@ pub struct Retry {
 impl Default for Retry {
     fn default() -> Self {
         let on = "connect-failure,refused-stream,reset,gateway-error".to_owned();
-        Self { on, num_retries: 2, per_try_timeout: None, previous_hosts: true }
+        Self {
+            on,
+            num_retries: 2,
+            per_try_timeout: None,
+            previous_hosts: true,
+        }
     }
 }
 
@@ -343,8 +387,7 @@ impl Retry {
         }
         if self.previous_hosts {
             let kind = "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate";
-            policy["retry_host_predicate"] =
-                json!([{"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": {"@type": kind}}]);
+            policy["retry_host_predicate"] = json!([{"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": {"@type": kind}}]);
             policy["host_selection_retry_max_attempts"] = json!(5);
         }
         policy
@@ -416,9 +459,16 @@ impl Cluster {
     }
 
     fn to_json(&self) -> Value {
-        let endpoints: Vec<Value> =
-            self.endpoints.iter().map(|addr| json!({"endpoint": {"address": socket_address(*addr)}})).collect();
-        let version = if self.http2 { "http2_protocol_options" } else { "http_protocol_options" };
+        let endpoints: Vec<Value> = self
+            .endpoints
+            .iter()
+            .map(|addr| json!({"endpoint": {"address": socket_address(*addr)}}))
+            .collect();
+        let version = if self.http2 {
+            "http2_protocol_options"
+        } else {
+            "http_protocol_options"
+        };
         let mut options = json!({
             "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
             "explicit_http_config": {version: {}},
@@ -456,7 +506,11 @@ pub fn socket_address(addr: SocketAddr) -> Value {
 
 /// A duration in Envoy's form: it knows no unit but seconds.
 pub fn seconds(duration: Duration) -> Value {
-    json!(format!("{}.{:09}s", duration.as_secs(), duration.subsec_nanos()))
+    json!(format!(
+        "{}.{:09}s",
+        duration.as_secs(),
+        duration.subsec_nanos()
+    ))
 }
 
 /// Takes `;label=value` out of a metric's name and makes it a label.
@@ -486,7 +540,8 @@ fn haven_filter(wasm: &str, filter: &str, stop_all: bool) -> Value {
 }
 
 fn override_host(header: &str) -> Value {
-    let round_robin = "type.googleapis.com/envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin";
+    let round_robin =
+        "type.googleapis.com/envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin";
     json!({"policies": [{"typed_extension_config": {
         "name": "envoy.load_balancing_policies.override_host",
         "typed_config": {
@@ -539,13 +594,20 @@ fn access_log() -> Value {
     })
 }
 
-/// `envoy.yaml` with other endpoints and another wasm file, on free loopback ports. Panics when the file has lost a place that
-/// is to be replaced.
+/// `envoy.yaml` with other endpoints and another wasm file, on free loopback ports. Panics when the
+/// file has lost a place that is to be replaced.
 pub fn reference_text(text: &str, endpoints: &[SocketAddr], wasm: &Path) -> String {
-    assert_eq!(endpoints.len(), REFERENCE_ENDPOINTS.len(), "envoy.yaml has three endpoints");
+    assert_eq!(
+        endpoints.len(),
+        REFERENCE_ENDPOINTS.len(),
+        "envoy.yaml has three endpoints"
+    );
     let mut text = text.to_owned();
     let mut replace = |from: &str, to: &str| {
-        assert!(text.contains(from), "envoy.yaml has no {from:?} any more: change tests/support/config.rs with it");
+        assert!(
+            text.contains(from),
+            "envoy.yaml has no {from:?} any more: change tests/support/config.rs with it"
+        );
         text = text.replace(from, to);
     };
     for (ip, addr) in REFERENCE_ENDPOINTS.iter().zip(endpoints) {
@@ -553,8 +615,14 @@ pub fn reference_text(text: &str, endpoints: &[SocketAddr], wasm: &Path) -> Stri
         replace(&format!("address: {ip}, port_value: 8080"), &socket);
         replace(&format!("{ip}:8080"), &addr.to_string());
     }
-    replace("address: 0.0.0.0, port_value: 10000", "address: 127.0.0.1, port_value: 0");
-    replace("address: 127.0.0.1, port_value: 9901", "address: 127.0.0.1, port_value: 0");
+    replace(
+        "address: 0.0.0.0, port_value: 10000",
+        "address: 127.0.0.1, port_value: 0",
+    );
+    replace(
+        "address: 127.0.0.1, port_value: 9901",
+        "address: 127.0.0.1, port_value: 0",
+    );
     replace("dist/haven.wasm", &wasm.display().to_string());
     text
 }

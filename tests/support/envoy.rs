@@ -41,7 +41,9 @@ pub enum Update {
 impl Envoy {
     /// Starts an Envoy and waits until it serves. Panics with its log's tail if it does not.
     pub async fn start(config: EnvoyConfig) -> Self {
-        Self::try_start(config).await.unwrap_or_else(|error| panic!("{error}"))
+        Self::try_start(config)
+            .await
+            .unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Starts an Envoy and waits until it serves. `Err`: why it does not, with its log's tail.
@@ -55,32 +57,53 @@ impl Envoy {
         if let Some(discovery) = config.discovery(0)? {
             write("lds.json", discovery)?;
         }
-        let mut process = Process::start(&binary, &config, dir).map_err(|error| format!("starting Envoy: {error}"))?;
+        let mut process = Process::start(&binary, &config, dir)
+            .map_err(|error| format!("starting Envoy: {error}"))?;
         let (mut admin_addr, mut addr, mut exited, mut refused) = (None, None, None, false);
         let up = holds_within(STARTUP, async || {
             exited = process.envoy.try_wait().ok().flatten();
             if exited.is_some() {
                 return true;
             }
-            let Some(at) = process.admin_addr() else { return false };
+            let Some(at) = process.admin_addr() else {
+                return false;
+            };
             admin_addr = Some(at);
             let admin = Client::h1_fresh(at);
-            if !admin.get("/ready").await.is_ok_and(|reply| reply.status == 200) {
+            if !admin
+                .get("/ready")
+                .await
+                .is_ok_and(|reply| reply.status == 200)
+            {
                 return false;
             }
             // A discovered listener may come a moment after, or never: Envoy runs on without it.
             addr = listener_addr(&admin).await;
-            refused = addr.is_none() && lds_counters(&admin).await.is_some_and(|(_, rejected)| rejected > 0);
+            refused = addr.is_none()
+                && lds_counters(&admin)
+                    .await
+                    .is_some_and(|(_, rejected)| rejected > 0);
             addr.is_some() || refused
         });
         let up = up.await;
         match (exited, admin_addr, addr) {
-            (None, Some(admin_addr), Some(addr)) if up => {
-                Ok(Self { process, config, addr, admin_addr, admin: Client::h1_fresh(admin_addr), version: 0 })
-            }
-            _ if refused => Err(format!("Envoy has refused the listener\n{}", process.tail())),
+            (None, Some(admin_addr), Some(addr)) if up => Ok(Self {
+                process,
+                config,
+                addr,
+                admin_addr,
+                admin: Client::h1_fresh(admin_addr),
+                version: 0,
+            }),
+            _ if refused => Err(format!(
+                "Envoy has refused the listener\n{}",
+                process.tail()
+            )),
             (Some(status), ..) => Err(format!("Envoy ended with {status}\n{}", process.tail())),
-            _ => Err(format!("Envoy is not ready after {STARTUP:?}\n{}", process.tail())),
+            _ => Err(format!(
+                "Envoy is not ready after {STARTUP:?}\n{}",
+                process.tail()
+            )),
         }
     }
 
@@ -89,13 +112,23 @@ impl Envoy {
         let binary = envoy_binary()?;
         let dir = Dir::new().map_err(|error| error.to_string())?;
         let path = dir.0.join("bootstrap.yaml");
-        std::fs::write(&path, config.bootstrap(&dir.0.join("lds.json"))?).map_err(|error| error.to_string())?;
+        std::fs::write(&path, config.bootstrap(&dir.0.join("lds.json"))?)
+            .map_err(|error| error.to_string())?;
         let output = Command::new(binary)
-            .args(["--mode", "validate", "--disable-hot-restart", "--config-path"])
+            .args([
+                "--mode",
+                "validate",
+                "--disable-hot-restart",
+                "--config-path",
+            ])
             .arg(&path)
             .output()
             .map_err(|error| error.to_string())?;
-        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
     }
 
     /// Where it serves.
@@ -130,7 +163,11 @@ impl Envoy {
 
     /// A page of the admin interface.
     pub async fn admin_get(&self, path: &str) -> String {
-        let reply = self.admin.get(path).await.unwrap_or_else(|error| panic!("admin {path}: {error}"));
+        let reply = self
+            .admin
+            .get(path)
+            .await
+            .unwrap_or_else(|error| panic!("admin {path}: {error}"));
         assert_eq!(reply.status, 200, "admin {path}: {}", reply.text());
         reply.text()
     }
@@ -145,24 +182,40 @@ impl Envoy {
         self.metrics().await.metric(name, labels)
     }
 
-    /// A counter or gauge under Envoy's own name, e.g. `listener_manager.lds.update_success`; 0 if there is none.
+    /// A counter or gauge under Envoy's own name, e.g. `listener_manager.lds.update_success`; 0 if
+    /// there is none.
     pub async fn stat(&self, name: &str) -> u64 {
         let page = self.admin_get("/stats").await;
-        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        let line = page
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         line.and_then(|value| value.parse().ok()).unwrap_or(0)
     }
 
-    /// Bytes that Envoy's allocator has handed out. The memory of wasm is not among them: see [`Envoy::memory_resident`].
+    /// Bytes that Envoy's allocator has handed out. The memory of wasm is not among them: see
+    /// [`Envoy::memory_resident`].
     pub async fn memory_allocated(&self) -> u64 {
-        let page: Value = serde_json::from_str(&self.admin_get("/memory").await).expect("JSON at /memory");
-        page["allocated"].as_str().and_then(|bytes| bytes.parse().ok()).expect("allocated bytes at /memory")
+        let page: Value =
+            serde_json::from_str(&self.admin_get("/memory").await).expect("JSON at /memory");
+        page["allocated"]
+            .as_str()
+            .and_then(|bytes| bytes.parse().ok())
+            .expect("allocated bytes at /memory")
     }
 
     /// Bytes of the process that are in memory, wasm's included.
     pub fn memory_resident(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the process is there");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS in /proc");
-        let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))
+            .expect("the process is there");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .expect("VmRSS in /proc");
+        let kilobytes: u64 = line
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .expect("a number of kB");
         kilobytes << 10
     }
 
@@ -176,27 +229,34 @@ impl Envoy {
         self.process.read("envoy.log")
     }
 
-    /// The access log's lines so far. They are written some 50 ms after the request's end: see [`Envoy::access_log_of`].
+    /// The access log's lines so far. They are written some 50 ms after the request's end: see
+    /// [`Envoy::access_log_of`].
     pub fn access_log(&self) -> Vec<Value> {
         let text = self.process.read("stdout.log");
         // The last line may be half written.
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        text.lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
     }
 
     /// The access log once it has at least `count` lines.
     pub async fn access_log_of(&self, count: usize) -> Vec<Value> {
-        wait_for(&format!("the access log has {count} lines"), async || self.access_log().len() >= count).await;
+        wait_for(&format!("the access log has {count} lines"), async || {
+            self.access_log().len() >= count
+        })
+        .await;
         self.access_log()
     }
 
-    /// Gives the filter another JSON through the listener's discovery, and waits until Envoy has applied or refused it.
+    /// Gives the filter another JSON through the listener's discovery, and waits until Envoy has
+    /// applied or refused it.
     pub async fn update_filter_config(&mut self, filter: &Value) -> Update {
         let config = self.config.clone().haven(filter);
         self.update(config).await
     }
 
-    /// Changes the listener (filter, routes and all but clusters) through its discovery, and waits until Envoy has applied or
-    /// refused it.
+    /// Changes the listener (filter, routes and all but clusters) through its discovery, and waits
+    /// until Envoy has applied or refused it.
     pub async fn update(&mut self, config: EnvoyConfig) -> Update {
         assert!(
             self.config.is_discovered() && config.is_discovered(),
@@ -204,10 +264,15 @@ impl Envoy {
         );
         let before = self.lds_counters().await;
         self.version += 1;
-        let discovery = config.discovery(self.version).expect("a filter to load").expect("a discovered listener");
+        let discovery = config
+            .discovery(self.version)
+            .expect("a filter to load")
+            .expect("a discovered listener");
         let dir = &self.process.dir.0;
-        std::fs::write(dir.join("lds.next"), discovery).expect("the listener's document is written");
-        std::fs::rename(dir.join("lds.next"), dir.join("lds.json")).expect("the listener's document is replaced");
+        std::fs::write(dir.join("lds.next"), discovery)
+            .expect("the listener's document is written");
+        std::fs::rename(dir.join("lds.next"), dir.join("lds.json"))
+            .expect("the listener's document is replaced");
         let mut now = before;
         wait_for("Envoy has applied or refused the listener", async || {
             now = self.lds_counters().await;
@@ -217,23 +282,35 @@ impl Envoy {
         if now.1 != before.1 {
             return Update::Refused;
         }
-        wait_for("no listener is warming", async || self.stat("listener_manager.total_listeners_warming").await == 0)
-            .await;
+        wait_for("no listener is warming", async || {
+            self.stat("listener_manager.total_listeners_warming").await == 0
+        })
+        .await;
         self.config = config;
         Update::Applied
     }
 
     async fn lds_counters(&self) -> (u64, u64) {
-        lds_counters(&self.admin).await.expect("the counters of the listener's discovery")
+        lds_counters(&self.admin)
+            .await
+            .expect("the counters of the listener's discovery")
     }
 }
 
 /// How often the listener's discovery succeeded and was refused.
 async fn lds_counters(admin: &Client) -> Option<(u64, u64)> {
-    let page = admin.get("/stats?filter=listener_manager.lds.update").await.ok()?.text();
+    let page = admin
+        .get("/stats?filter=listener_manager.lds.update")
+        .await
+        .ok()?
+        .text();
     let of = |name: &str| {
-        let line = page.lines().find_map(|line| line.strip_prefix("listener_manager.lds.")?.strip_prefix(name));
-        line.and_then(|value| value.strip_prefix(": ")?.parse().ok()).unwrap_or(0)
+        let line = page.lines().find_map(|line| {
+            line.strip_prefix("listener_manager.lds.")?
+                .strip_prefix(name)
+        });
+        line.and_then(|value| value.strip_prefix(": ")?.parse().ok())
+            .unwrap_or(0)
     };
     Some((of("update_success"), of("update_rejected")))
 }
@@ -244,15 +321,19 @@ async fn listener_addr(admin: &Client) -> Option<SocketAddr> {
     let page: Value = serde_json::from_slice(&reply.body).ok()?;
     let socket = &page["listener_statuses"][0]["local_address"]["socket_address"];
     let ip = socket["address"].as_str()?.parse().ok()?;
-    Some(SocketAddr::new(ip, u16::try_from(socket["port_value"].as_u64()?).ok()?))
+    Some(SocketAddr::new(
+        ip,
+        u16::try_from(socket["port_value"].as_u64()?).ok()?,
+    ))
 }
 
 /// The processes and their directory.
 #[derive(Debug)]
 struct Process {
     envoy: Child,
-    /// Kills Envoy when this process is gone without having done so: its stdin is a pipe that ends with us. (`PR_SET_PDEATHSIG`
-    /// needs unsafe code, and strikes when the thread that started Envoy ends.)
+    /// Kills Envoy when this process is gone without having done so: its stdin is a pipe that ends
+    /// with us. (`PR_SET_PDEATHSIG` needs unsafe code, and strikes when the thread that started
+    /// Envoy ends.)
     watchdog: Child,
     dir: Dir,
 }
@@ -290,7 +371,11 @@ impl Process {
             .stderr(Stdio::null())
             .spawn();
         match watchdog {
-            Ok(watchdog) => Ok(Self { envoy, watchdog, dir }),
+            Ok(watchdog) => Ok(Self {
+                envoy,
+                watchdog,
+                dir,
+            }),
             Err(error) => {
                 let _ = envoy.kill();
                 let _ = envoy.wait();
@@ -321,13 +406,18 @@ fn shortened(line: &str) -> String {
     let chars: Vec<char> = line.chars().collect();
     match chars.len() {
         0..=800 => line.to_owned(),
-        length => chars[..400].iter().chain(&[' ', '…', ' ']).chain(&chars[length - 400..]).collect(),
+        length => chars[..400]
+            .iter()
+            .chain(&[' ', '…', ' '])
+            .chain(&chars[length - 400..])
+            .collect(),
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The watchdog first: once Envoy is waited for, its id may be another's. Errors say that they are gone already.
+        // The watchdog first: once Envoy is waited for, its id may be another's. Errors say that
+        // they are gone already.
         let _ = self.watchdog.kill();
         let _ = self.watchdog.wait();
         let _ = self.envoy.kill();

@@ -1,4 +1,5 @@
-//! What the tests of the filter have in common: its configuration in few words, its metrics, and whether it is still sound.
+//! What the tests of the filter have in common: its configuration in few words, its metrics, and
+//! whether it is still sound.
 
 #![allow(dead_code, reason = "each test crate uses a part of it")]
 #![allow(
@@ -27,12 +28,17 @@ use crate::support::{Client, Envoy, Reply, Tally, wait_for};
 
 /// The filter's `endpoints`, each of weight 1.
 pub fn endpoints(addrs: &[SocketAddr]) -> Value {
-    addrs.iter().map(|addr| json!({"address": addr.to_string()})).collect()
+    addrs
+        .iter()
+        .map(|addr| json!({"address": addr.to_string()}))
+        .collect()
 }
 
 /// The decision in each line of the access log, in its order.
 pub fn decisions(log: &[Value]) -> Vec<String> {
-    log.iter().map(|line| line["decision"].as_str().unwrap_or("-").to_owned()).collect()
+    log.iter()
+        .map(|line| line["decision"].as_str().unwrap_or("-").to_owned())
+        .collect()
 }
 
 /// Refusals that were counted with these labels.
@@ -47,20 +53,32 @@ pub async fn in_flight(envoy: &Envoy) -> f64 {
 
 /// Waits until nothing is in flight any more, as haven sees it.
 pub async fn nothing_in_flight(envoy: &Envoy) {
-    wait_for("nothing is in flight", async || in_flight(envoy).await == 0.0).await;
+    wait_for("nothing is in flight", async || {
+        in_flight(envoy).await == 0.0
+    })
+    .await;
 }
 
 /// Changes to this state, of this breaker.
 pub async fn transitions(envoy: &Envoy, breaker: &str, to: &str) -> u64 {
     let labels = [("circuit_breaker", breaker), ("to", to)];
-    envoy.metrics().await.total("haven_circuit_breaker_transitions_total", &labels) as u64
+    envoy
+        .metrics()
+        .await
+        .total("haven_circuit_breaker_transitions_total", &labels) as u64
 }
 
 /// The filter has neither panicked nor been reloaded in any worker, and Envoy still runs.
 pub async fn assert_sound(envoy: &mut Envoy) {
     assert!(envoy.is_running(), "Envoy has ended");
     let log = envoy.logs();
-    for bad in ["panicked", "Wasm VM failed", "unreachable", "Function: proxy_on", "[critical]"] {
+    for bad in [
+        "panicked",
+        "Wasm VM failed",
+        "unreachable",
+        "Function: proxy_on",
+        "[critical]",
+    ] {
         let line = log.lines().find(|line| line.contains(bad));
         assert_eq!(line, None, "in Envoy's log");
     }
@@ -135,7 +153,9 @@ pub struct Scripted {
 impl Scripted {
     /// Starts one; `answer` gets the request's head.
     pub async fn start(answer: impl Fn(&[u8]) -> Vec<u8> + Clone + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
+            .await
+            .unwrap();
         let addr = listener.local_addr().unwrap();
         let task = tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {

@@ -1,4 +1,5 @@
-//! The real-Envoy harness: an Envoy of one's own on free ports, upstreams with switchable faults, HTTP clients, metrics.
+//! The real-Envoy harness: an Envoy of one's own on free ports, upstreams with switchable faults,
+//! HTTP clients, metrics.
 //!
 //! ```no_run
 //! support::run(async {
@@ -10,11 +11,17 @@
 //! });
 //! ```
 //!
-//! The Envoy binary is `HAVEN_ENVOY`, else `.tools/envoy` (`make envoy`); the filter is `HAVEN_WASM`, else `dist/haven.wasm`
-//! (`make wasm`); gRPC's client for Python is in `HAVEN_GRPCIO`, else `.tools/grpcio` (`scripts/grpcio.sh`). An Envoy dies with its handle, and with the test process however that ends. When a test panics, the tail
-//! of its Envoy's log is printed and its directory kept.
+//! The Envoy binary is `HAVEN_ENVOY`, else `.tools/envoy` (`make envoy`); the filter is
+//! `HAVEN_WASM`, else `dist/haven.wasm` (`make wasm`); gRPC's client for Python is in
+//! `HAVEN_GRPCIO`, else `.tools/grpcio` (`scripts/grpcio.sh`). An Envoy dies with its handle, and
+//! with the test process however that ends. When a test panics, the tail of its Envoy's log is
+//! printed and its directory kept.
 
-#![allow(dead_code, unused_imports, reason = "each test crate, and the demo, uses a part of it")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each test crate, and the demo, uses a part of it"
+)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -51,7 +58,8 @@ pub const PATIENCE: Duration = Duration::from_secs(15);
 /// Who has the machine: most tests share it, those that measure it have it to themselves.
 static MACHINE: RwLock<()> = RwLock::new(());
 
-/// Runs a test on a runtime of several threads: upstreams, clients and the test make progress side by side.
+/// Runs a test on a runtime of several threads: upstreams, clients and the test make progress side
+/// by side.
 pub fn run<T>(test: impl Future<Output = T>) -> T {
     // A test that failed has left nothing behind that another could trip over.
     let _shared = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
@@ -65,13 +73,19 @@ pub fn run_alone<T>(test: impl Future<Output = T>) -> T {
 }
 
 fn block_on<T>(test: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
     runtime.expect("a tokio runtime").block_on(test)
 }
 
 /// Waits until `condition` holds; panics, naming `what`, when it does not for [`PATIENCE`].
 pub async fn wait_for(what: &str, condition: impl AsyncFnMut() -> bool) {
-    assert!(holds_within(PATIENCE, condition).await, "waited {PATIENCE:?} in vain until {what}");
+    assert!(
+        holds_within(PATIENCE, condition).await,
+        "waited {PATIENCE:?} in vain until {what}"
+    );
 }
 
 /// Polls `condition` until it holds, for `patience` at most; says whether it did.
@@ -114,6 +128,8 @@ fn from_env(variable: &str, default: &str, command: &str) -> Result<PathBuf, Str
     match path.canonicalize() {
         Ok(path) => Ok(path),
         Err(error) if given.is_some() => Err(format!("{variable}={}: {error}", path.display())),
-        Err(_) => Err(format!("{default} is missing: run `{command}`, or set {variable}")),
+        Err(_) => Err(format!(
+            "{default} is missing: run `{command}`, or set {variable}"
+        )),
     }
 }

@@ -23,21 +23,33 @@ pub struct Metrics {
 impl Metrics {
     /// Parses a page; panics on a line that is none of the format.
     pub fn parse(page: &str) -> Self {
-        let lines = page.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let series = lines.map(|line| parse_line(line).unwrap_or_else(|| panic!("no line of Prometheus: {line:?}")));
-        Self { series: series.collect() }
+        let lines = page
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let series = lines.map(|line| {
+            parse_line(line).unwrap_or_else(|| panic!("no line of Prometheus: {line:?}"))
+        });
+        Self {
+            series: series.collect(),
+        }
     }
 
     /// The series of a metric that carry all of `labels`.
     pub fn matching(&self, name: &str, labels: &[(&str, &str)]) -> impl Iterator<Item = &Series> {
         self.series.iter().filter(move |series| {
-            series.name == name && labels.iter().all(|(k, v)| series.labels.get(*k).is_some_and(|have| have == v))
+            series.name == name
+                && labels
+                    .iter()
+                    .all(|(k, v)| series.labels.get(*k).is_some_and(|have| have == v))
         })
     }
 
     /// The sum over the series of a metric that carry all of `labels`; `None` if there is none.
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
-        self.matching(name, labels).map(|series| series.value).reduce(|a, b| a + b)
+        self.matching(name, labels)
+            .map(|series| series.value)
+            .reduce(|a, b| a + b)
     }
 
     /// As [`Metrics::metric`], a missing one being 0.
@@ -66,7 +78,11 @@ fn parse_line(line: &str) -> Option<Series> {
     }
     // A time stamp may follow the value.
     let value = rest.split_whitespace().next()?.parse().ok()?;
-    Some(Series { name: name.to_owned(), labels, value })
+    Some(Series {
+        name: name.to_owned(),
+        labels,
+        value,
+    })
 }
 
 /// A label's value up to its closing quote, and what follows it.
@@ -96,7 +112,10 @@ mod tests {
         let metrics = Metrics::parse(page);
         assert_eq!(metrics.metric("a", &[]), Some(7.0));
         assert_eq!(metrics.metric("a", &[("l", "x,y={}")]), Some(2.0));
-        assert_eq!(metrics.metric("a", &[("l", "q\"\\\n"), ("m", "10.0.0.1:80")]), Some(4.0));
+        assert_eq!(
+            metrics.metric("a", &[("l", "q\"\\\n"), ("m", "10.0.0.1:80")]),
+            Some(4.0)
+        );
         assert_eq!(metrics.metric("b", &[]), Some(f64::INFINITY));
         assert_eq!(metrics.metric("c", &[]), None);
         assert_eq!(metrics.total("c", &[]), 0.0);

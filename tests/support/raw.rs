@@ -27,31 +27,50 @@ impl RawReply {
     }
 }
 
-/// Sends `bytes` and reads until the server closes: a request that is to be answered should say `connection: close`.
+/// Sends `bytes` and reads until the server closes: a request that is to be answered should say
+/// `connection: close`.
 pub async fn exchange(addr: SocketAddr, bytes: &[u8]) -> Result<RawReply, String> {
     let exchange = async {
-        let mut stream = TcpStream::connect(addr).await.map_err(|error| error.to_string())?;
-        // The server may answer and close before it has read all: what it said counts, not that it hung up.
+        let mut stream = TcpStream::connect(addr)
+            .await
+            .map_err(|error| error.to_string())?;
+        // The server may answer and close before it has read all: what it said counts, not that it
+        // hung up.
         let sent = stream.write_all(bytes).await;
         let mut received = Vec::new();
         match stream.read_to_end(&mut received).await {
-            Err(error) if received.is_empty() => return Err(sent.err().unwrap_or(error).to_string()),
+            Err(error) if received.is_empty() => {
+                return Err(sent.err().unwrap_or(error).to_string());
+            }
             _ => {}
         }
         let status = head(&received).map_or(0, |head| head.status);
-        Ok(RawReply { status, bytes: received })
+        Ok(RawReply {
+            status,
+            bytes: received,
+        })
     };
-    tokio::time::timeout(TIMEOUT, exchange).await.map_err(|_| format!("no end within {TIMEOUT:?}"))?
+    tokio::time::timeout(TIMEOUT, exchange)
+        .await
+        .map_err(|_| format!("no end within {TIMEOUT:?}"))?
 }
 
 /// A GET request whose extra header lines stand as given, each ended by CRLF.
 pub fn get(path: &[u8], header_lines: &[u8]) -> Vec<u8> {
-    [b"GET ", path, b" HTTP/1.1\r\nhost: haven.test\r\nconnection: close\r\n", header_lines, b"\r\n"].concat()
+    [
+        b"GET ",
+        path,
+        b" HTTP/1.1\r\nhost: haven.test\r\nconnection: close\r\n",
+        header_lines,
+        b"\r\n",
+    ]
+    .concat()
 }
 
-/// Sends `total` requests over `connections` that are kept, one at a time on each, and counts the answers: the cheapest way to
-/// have an Envoy see a million of them. (It tears down a connection on which more than two wait for their answers.)
-/// `request(i)` is the whole request; it must not ask for the connection's end, and its answer must have a content-length.
+/// Sends `total` requests over `connections` that are kept, one at a time on each, and counts the
+/// answers: the cheapest way to have an Envoy see a million of them. (It tears down a connection on
+/// which more than two wait for their answers.) `request(i)` is the whole request; it must not ask
+/// for the connection's end, and its answer must have a content-length.
 pub async fn flood(
     addr: SocketAddr,
     connections: u64,
@@ -64,10 +83,16 @@ pub async fn flood(
         workers.spawn(async move {
             let (mut tally, mut stream) = (Tally::default(), None);
             for number in (connection..total).step_by(connections as usize) {
-                match tokio::time::timeout(TIMEOUT, one(addr, &mut stream, &request(number))).await {
+                match tokio::time::timeout(TIMEOUT, one(addr, &mut stream, &request(number))).await
+                {
                     Ok(Ok(status)) => *tally.by_status.entry(status).or_default() += 1,
                     Ok(Err(error)) => *tally.errors.entry(error).or_default() += 1,
-                    Err(_) => *tally.errors.entry("no answer in time".to_owned()).or_default() += 1,
+                    Err(_) => {
+                        *tally
+                            .errors
+                            .entry("no answer in time".to_owned())
+                            .or_default() += 1
+                    }
                 }
             }
             tally
@@ -81,19 +106,35 @@ pub async fn flood(
 }
 
 /// One request on a connection that is kept unless it fails or the server asks for its end.
-async fn one(addr: SocketAddr, kept: &mut Option<TcpStream>, request: &[u8]) -> Result<u16, String> {
+async fn one(
+    addr: SocketAddr,
+    kept: &mut Option<TcpStream>,
+    request: &[u8],
+) -> Result<u16, String> {
     let mut stream = match kept.take() {
         Some(stream) => stream,
         None => {
-            let stream = TcpStream::connect(addr).await.map_err(|error| error.to_string())?;
-            stream.set_nodelay(true).map_err(|error| error.to_string())?;
+            let stream = TcpStream::connect(addr)
+                .await
+                .map_err(|error| error.to_string())?;
+            stream
+                .set_nodelay(true)
+                .map_err(|error| error.to_string())?;
             stream
         }
     };
-    stream.write_all(request).await.map_err(|error| error.to_string())?;
+    stream
+        .write_all(request)
+        .await
+        .map_err(|error| error.to_string())?;
     let mut buffer = Vec::with_capacity(4096);
     loop {
-        if stream.read_buf(&mut buffer).await.map_err(|error| error.to_string())? == 0 {
+        if stream
+            .read_buf(&mut buffer)
+            .await
+            .map_err(|error| error.to_string())?
+            == 0
+        {
             return Err("closed without an answer".to_owned());
         }
         if let Some(head) = head(&buffer).filter(|head| buffer.len() >= head.length) {
@@ -123,7 +164,12 @@ fn head(bytes: &[u8]) -> Option<Head> {
         if name.eq_ignore_ascii_case("content-length") {
             length += value.trim().parse::<usize>().ok()?;
         }
-        last |= name.eq_ignore_ascii_case("connection") && value.trim().eq_ignore_ascii_case("close");
+        last |=
+            name.eq_ignore_ascii_case("connection") && value.trim().eq_ignore_ascii_case("close");
     }
-    Some(Head { status, length, last })
+    Some(Head {
+        status,
+        length,
+        last,
+    })
 }

@@ -13,13 +13,20 @@ pub struct Upstream(server::Upstream);
 impl Upstream {
     /// Starts one that calls itself `name`.
     pub async fn start(name: &str) -> Self {
-        let options = server::Options { name: name.to_owned(), ..server::Options::default() };
+        let options = server::Options {
+            name: name.to_owned(),
+            ..server::Options::default()
+        };
         Self::start_with(options).await
     }
 
     /// Starts one as told.
     pub async fn start_with(options: server::Options) -> Self {
-        Self(server::Upstream::start(options).await.expect("the demo upstream starts"))
+        Self(
+            server::Upstream::start(options)
+                .await
+                .expect("the demo upstream starts"),
+        )
     }
 
     /// Starts `count` of them, named `a`, `b`, `c`, …
@@ -57,8 +64,15 @@ impl Deref for Upstream {
 
 /// An address that refuses connections and stays free of others for as long as the socket is kept.
 pub fn dead_addr() -> (SocketAddr, socket2::Socket) {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
-    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
-    let addr = socket.local_addr().ok().and_then(|addr| addr.as_socket()).expect("its address");
+    let socket =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    socket
+        .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
+        .expect("a free port");
+    let addr = socket
+        .local_addr()
+        .ok()
+        .and_then(|addr| addr.as_socket())
+        .expect("its address");
     (addr, socket)
 }

@@ -29,7 +29,12 @@ fn settings_with(window: &str) -> Settings {
         r#"{{"circuit_breakers": {{"b": {{"minimum_calls": {MINIMUM}, "failure_rate_threshold": 50, "window": {window},
             "open_duration": "500ms", "half_open_calls": {HALF_OPEN_CALLS}, "half_open_max_wait": "2s"}}}}}}"#
     );
-    Settings::new(haven::config::parse(json.as_bytes()).unwrap().circuit_breakers[0].clone())
+    Settings::new(
+        haven::config::parse(json.as_bytes())
+            .unwrap()
+            .circuit_breakers[0]
+            .clone(),
+    )
 }
 
 fn settings() -> Settings {
@@ -51,9 +56,18 @@ fn meters(worker: &Worker) -> Meters {
 /// What happened, in the order in which it took effect.
 #[derive(Clone, Copy, Debug)]
 enum Event {
-    Admitted { epoch: u32, at: Nanos },
-    Refused { at: Nanos },
-    Ended { epoch: u32, at: Nanos, outcome: Outcome },
+    Admitted {
+        epoch: u32,
+        at: Nanos,
+    },
+    Refused {
+        at: Nanos,
+    },
+    Ended {
+        epoch: u32,
+        at: Nanos,
+        outcome: Outcome,
+    },
 }
 
 /// The breaker told by plain lists.
@@ -75,7 +89,12 @@ impl Reference {
     }
 
     fn enter(&mut self, phase: Phase, at: Nanos) {
-        *self = Self { epoch: self.epoch + 1, phase: Some((phase, at)), last: self.last, ..Self::default() };
+        *self = Self {
+            epoch: self.epoch + 1,
+            phase: Some((phase, at)),
+            last: self.last,
+            ..Self::default()
+        };
     }
 
     fn acquire(&mut self, at: Nanos) -> Option<u32> {
@@ -111,8 +130,15 @@ impl Reference {
             Outcome::Failure => true,
         };
         self.calls.push(failed);
-        let minimum = if half_open { HALF_OPEN_CALLS as usize } else { MINIMUM };
-        let counted = &self.calls[self.calls.len().saturating_sub(self.last.unwrap_or(usize::MAX))..];
+        let minimum = if half_open {
+            HALF_OPEN_CALLS as usize
+        } else {
+            MINIMUM
+        };
+        let counted = &self.calls[self
+            .calls
+            .len()
+            .saturating_sub(self.last.unwrap_or(usize::MAX))..];
         let failures = counted.iter().filter(|f| **f).count();
         if counted.len() >= minimum && failures * 2 >= counted.len() {
             self.enter(Phase::Open, at);
@@ -126,20 +152,38 @@ impl Reference {
 #[test]
 fn all_workers_together_are_one_breaker() {
     for_each_seed("all_workers_together_are_one_breaker", 30_000, |seed| {
-        let (window, last) = if seed % 3 == 0 { (COUNT.0, Some(COUNT.1)) } else { (LONG, None) };
+        let (window, last) = if seed % 3 == 0 {
+            (COUNT.0, Some(COUNT.1))
+        } else {
+            (LONG, None)
+        };
         let rng = Rc::new(Rng::new(seed));
-        let machine = Machine::new(if seed % 2 == 0 { CasRules::Envoy } else { CasRules::Nginx }, seed);
+        let machine = Machine::new(
+            if seed % 2 == 0 {
+                CasRules::Envoy
+            } else {
+                CasRules::Nginx
+            },
+            seed,
+        );
         machine.cas_failures.set([0, 10][rng.below(2) as usize]);
         let failing = [10, 50, 90][rng.below(3) as usize];
         let events = Rc::new(RefCell::new(Vec::new()));
         let tasks = (0..2 + rng.below(7)).map(|_| {
-            let (worker, events, rng) = (Worker(Rc::clone(&machine)), Rc::clone(&events), Rc::clone(&rng));
+            let (worker, events, rng) = (
+                Worker(Rc::clone(&machine)),
+                Rc::clone(&events),
+                Rc::clone(&rng),
+            );
             Box::new(move || {
                 let (breaker, settings) = (breaker(), settings_with(window));
                 for _ in 0..1 + rng.below(12) {
                     let at = worker.monotonic();
-                    // Nothing yields between the write that decides and the note of it: notes are in order of effect.
-                    let Ok((admission, _)) = breaker.acquire(&worker, &settings, at) else { continue };
+                    // Nothing yields between the write that decides and the note of it: notes are
+                    // in order of effect.
+                    let Ok((admission, _)) = breaker.acquire(&worker, &settings, at) else {
+                        continue;
+                    };
                     let Admission::Admitted { epoch, .. } = admission else {
                         events.borrow_mut().push(Event::Refused { at });
                         continue;
@@ -151,27 +195,49 @@ fn all_workers_together_are_one_breaker() {
                         _ => Outcome::Ignore,
                     };
                     let at = worker.monotonic();
-                    let call = Call { outcome, duration: Nanos::ZERO, retry_after: None };
-                    if breaker.end(&worker, &settings, at, epoch, call, &rng).is_ok() {
-                        events.borrow_mut().push(Event::Ended { epoch, at, outcome });
+                    let call = Call {
+                        outcome,
+                        duration: Nanos::ZERO,
+                        retry_after: None,
+                    };
+                    if breaker
+                        .end(&worker, &settings, at, epoch, call, &rng)
+                        .is_ok()
+                    {
+                        events
+                            .borrow_mut()
+                            .push(Event::Ended { epoch, at, outcome });
                     }
                 }
             }) as Box<dyn FnOnce()>
         });
-        let faults = Faults { pause: 20, longest: Nanos::from_millis(300), lost_vm: 3, step_back: 0 };
+        let faults = Faults {
+            pause: 20,
+            longest: Nanos::from_millis(300),
+            lost_vm: 3,
+            step_back: 0,
+        };
         run(&machine, &rng, faults, tasks.collect());
 
-        let mut reference = Reference { last, ..Reference::default() };
+        let mut reference = Reference {
+            last,
+            ..Reference::default()
+        };
         for event in events.borrow().iter() {
             match *event {
-                Event::Admitted { epoch, at } => assert_eq!(reference.acquire(at), Some(epoch), "{event:?}"),
+                Event::Admitted { epoch, at } => {
+                    assert_eq!(reference.acquire(at), Some(epoch), "{event:?}")
+                }
                 Event::Refused { at } => assert_eq!(reference.acquire(at), None, "{event:?}"),
                 Event::Ended { epoch, at, outcome } => reference.end(epoch, at, outcome),
             }
         }
         let worker = Worker(Rc::clone(&machine));
         let state = breaker().look(&worker);
-        assert_eq!((state.phase, state.epoch), (reference.phase(), reference.epoch));
+        assert_eq!(
+            (state.phase, state.epoch),
+            (reference.phase(), reference.epoch)
+        );
         is_not_stuck(&machine, &breaker());
     });
 }
@@ -183,7 +249,10 @@ fn is_not_stuck(machine: &Rc<Machine>, breaker: &CircuitBreaker) {
     machine.cas_failures.set(0);
     let admitted = (0..3).any(|_| {
         machine.advance(Nanos::from_millis(MAX_WAIT));
-        matches!(breaker.acquire(&worker, &settings(), worker.monotonic()), Ok((Admission::Admitted { .. }, _)))
+        matches!(
+            breaker.acquire(&worker, &settings(), worker.monotonic()),
+            Ok((Admission::Admitted { .. }, _))
+        )
     });
     assert!(admitted, "stuck: {:?}", breaker.look(&worker));
 }
@@ -202,13 +271,23 @@ fn clocks_that_step_do_not_stick_it() {
                     if let Ok((Admission::Admitted { epoch, .. }, _)) =
                         breaker.acquire(&worker, &settings, worker.monotonic())
                     {
-                        let call = Call { outcome: Outcome::Failure, duration: Nanos::ZERO, retry_after: None };
-                        let _ = breaker.end(&worker, &settings, worker.monotonic(), epoch, call, &rng);
+                        let call = Call {
+                            outcome: Outcome::Failure,
+                            duration: Nanos::ZERO,
+                            retry_after: None,
+                        };
+                        let _ =
+                            breaker.end(&worker, &settings, worker.monotonic(), epoch, call, &rng);
                     }
                 }
             }) as Box<dyn FnOnce()>
         });
-        let faults = Faults { pause: 50, longest: Nanos::from_secs(1_000), lost_vm: 5, step_back: 50 };
+        let faults = Faults {
+            pause: 50,
+            longest: Nanos::from_secs(1_000),
+            lost_vm: 5,
+            step_back: 50,
+        };
         run(&machine, &rng, faults, tasks.collect());
         let breaker = breaker().metered(meters(&Worker(Rc::clone(&machine))), &settings());
         is_not_stuck(&machine, &breaker);
@@ -218,12 +297,18 @@ fn clocks_that_step_do_not_stick_it() {
 /// What a worker is doing.
 #[derive(Clone, Copy, Debug)]
 enum Doing {
-    Acquire { at: Nanos },
-    End { at: Nanos, epoch: u32, outcome: Outcome },
+    Acquire {
+        at: Nanos,
+    },
+    End {
+        at: Nanos,
+        epoch: u32,
+        outcome: Outcome,
+    },
 }
 
-/// The breaker where outcomes are tallied, told by plain lists: of the tally in the order in which outcomes were added to it, and of the
-/// record in the order of its writes.
+/// The breaker where outcomes are tallied, told by plain lists: of the tally in the order in which
+/// outcomes were added to it, and of the record in the order of its writes.
 #[derive(Default)]
 struct Tallied {
     phase: Phase,
@@ -238,7 +323,8 @@ struct Tallied {
     /// Phases and epochs that there were, and how many of them all workers can know of.
     history: Vec<(Phase, u32)>,
     visible: usize,
-    /// An outcome of an older epoch may have got in: its worker was stopped for too long, or knew too little.
+    /// An outcome of an older epoch may have got in: its worker was stopped for too long, or knew
+    /// too little.
     stray: bool,
     /// By worker.
     doing: Vec<Option<Doing>>,
@@ -261,8 +347,13 @@ impl Tallied {
 
     /// Whether the window that ends with this bucket says that it is time to open.
     fn trips(&self, head: u64, buckets: u64) -> bool {
-        let inside = self.outcomes.iter().filter(|(bucket, _)| bucket + buckets > head);
-        let (calls, failures) = inside.fold((0, 0), |(n, f), (_, failed)| (n + 1, f + usize::from(*failed)));
+        let inside = self
+            .outcomes
+            .iter()
+            .filter(|(bucket, _)| bucket + buckets > head);
+        let (calls, failures) = inside.fold((0, 0), |(n, f), (_, failed)| {
+            (n + 1, f + usize::from(*failed))
+        });
         calls >= MINIMUM && failures * 2 >= calls
     }
 
@@ -271,15 +362,21 @@ impl Tallied {
         self.history.push((phase, self.epoch));
         self.trial.clear();
         self.outcomes.clear();
-        // What strays in while it is Open or Half-Open is there when the next window begins, or slips in beside its beginning.
+        // What strays in while it is Open or Half-Open is there when the next window begins, or
+        // slips in beside its beginning.
         self.stray &= phase != Phase::Open;
     }
 
     fn added(&mut self, worker: usize, failed: bool, bucket: Nanos) {
         self.added[worker] = true;
         match self.doing[worker] {
-            Some(Doing::End { at, epoch, .. }) if epoch == self.epoch && self.phase == Phase::Closed => {
-                assert!(self.head >= at.0 / bucket.0, "counted in a bucket that was over");
+            Some(Doing::End { at, epoch, .. })
+                if epoch == self.epoch && self.phase == Phase::Closed =>
+            {
+                assert!(
+                    self.head >= at.0 / bucket.0,
+                    "counted in a bucket that was over"
+                );
                 self.outcomes.push((self.head, failed));
             }
             _ => self.stray |= self.phase != Phase::Open,
@@ -288,8 +385,14 @@ impl Tallied {
 
     /// A worker has read the tally, to judge by it if it has added to it.
     fn read(&mut self, worker: usize, bucket: Nanos, buckets: u64) {
-        let Some(Doing::End { at, epoch, .. }) = self.doing[worker].filter(|_| self.added[worker]) else { return };
-        if (epoch, self.phase) != (self.epoch, Phase::Closed) || self.due[worker] || self.tripping[worker] {
+        let Some(Doing::End { at, epoch, .. }) = self.doing[worker].filter(|_| self.added[worker])
+        else {
+            return;
+        };
+        if (epoch, self.phase) != (self.epoch, Phase::Closed)
+            || self.due[worker]
+            || self.tripping[worker]
+        {
             return;
         }
         // Its window ends with a bucket between that of its clock and that of the record.
@@ -303,46 +406,73 @@ impl Tallied {
         let doing = self.doing[worker].expect("no write without a reason");
         match (self.phase, doing) {
             (Phase::Closed, Doing::End { at, .. }) if state.phase == Phase::Open => {
-                assert!(self.tripping[worker] || self.stray, "opened without need: {:?}", self.outcomes);
+                assert!(
+                    self.tripping[worker] || self.stray,
+                    "opened without need: {:?}",
+                    self.outcomes
+                );
                 self.enter(Phase::Open, at);
             }
             (Phase::Closed, Doing::End { .. }) => {}
             (Phase::Open, Doing::Acquire { at }) => {
-                assert!(at >= self.since.plus(Nanos::from_millis(OPEN)), "tried too early");
+                assert!(
+                    at >= self.since.plus(Nanos::from_millis(OPEN)),
+                    "tried too early"
+                );
                 self.enter(Phase::HalfOpen, at);
                 self.permits = 1;
             }
-            (Phase::HalfOpen, Doing::Acquire { at }) if at >= self.since.plus(Nanos::from_millis(MAX_WAIT)) => {
+            (Phase::HalfOpen, Doing::Acquire { at })
+                if at >= self.since.plus(Nanos::from_millis(MAX_WAIT)) =>
+            {
                 self.enter(Phase::Open, at);
             }
             (Phase::HalfOpen, Doing::Acquire { .. }) => self.permits += 1,
-            (Phase::HalfOpen, Doing::End { outcome: Outcome::Ignore, .. }) => self.permits -= 1,
+            (
+                Phase::HalfOpen,
+                Doing::End {
+                    outcome: Outcome::Ignore,
+                    ..
+                },
+            ) => self.permits -= 1,
             (Phase::HalfOpen, Doing::End { at, epoch, outcome }) => {
                 assert_eq!(epoch, self.epoch, "a straggler is no trial");
                 self.trial.push(outcome == Outcome::Failure);
                 let failures = self.trial.iter().filter(|failed| **failed).count();
                 if self.trial.len() >= HALF_OPEN_CALLS as usize {
-                    self.enter(if failures * 2 >= self.trial.len() { Phase::Open } else { Phase::Closed }, at);
+                    self.enter(
+                        if failures * 2 >= self.trial.len() {
+                            Phase::Open
+                        } else {
+                            Phase::Closed
+                        },
+                        at,
+                    );
                 }
             }
             (Phase::Closed, Doing::Acquire { .. }) | (Phase::Open, Doing::End { .. }) => {
                 panic!("nothing to write: {:?}, {doing:?}", self.phase)
             }
         }
-        assert_eq!((state.phase, state.epoch, state.permits), (self.phase, self.epoch, self.permits), "{doing:?}");
+        assert_eq!(
+            (state.phase, state.epoch, state.permits),
+            (self.phase, self.epoch, self.permits),
+            "{doing:?}"
+        );
         assert!(state.permits <= HALF_OPEN_CALLS);
         if let Window::Time(ring) = state.window {
             self.head = ring.head;
         }
     }
 
-    /// A worker has its answer, in the phase that there was, or one of those since all could know it.
+    /// A worker has its answer, in the phase that there was, or one of those since all could know
+    /// it.
     fn answered(&self, from: usize, admission: Admission) {
         let known = &self.history[from..];
         let found = match admission {
-            Admission::Admitted { epoch, .. } => {
-                known.iter().any(|(phase, known)| *known == epoch && *phase != Phase::Open)
-            }
+            Admission::Admitted { epoch, .. } => known
+                .iter()
+                .any(|(phase, known)| *known == epoch && *phase != Phase::Open),
             Admission::Refused { .. } => known.iter().any(|(phase, _)| *phase != Phase::Closed),
         };
         assert!(found, "{admission:?}, but there was {known:?}");
@@ -350,13 +480,19 @@ impl Tallied {
 
     /// A worker has told an outcome.
     fn told(&mut self, worker: usize) {
-        if let (Some(Doing::End { epoch, .. }), true, false) = (self.doing[worker], self.due[worker], self.stray) {
-            assert!(epoch != self.epoch, "the window said that it was time to open, and it did not");
+        if let (Some(Doing::End { epoch, .. }), true, false) =
+            (self.doing[worker], self.due[worker], self.stray)
+        {
+            assert!(
+                epoch != self.epoch,
+                "the window said that it was time to open, and it did not"
+            );
         }
     }
 }
 
-/// A worker whose calls to the host are told to the reference, in the order in which they took effect.
+/// A worker whose calls to the host are told to the reference, in the order in which they took
+/// effect.
 struct Spy {
     worker: Worker,
     at: usize,
@@ -372,7 +508,9 @@ impl SharedData for Spy {
 
     fn set_shared(&self, key: &[u8], value: &[u8], expected: Cas) -> Result<(), CasMismatch> {
         self.worker.set_shared(key, value, expected)?;
-        self.reference.borrow_mut().wrote(self.at, &State::decode(value));
+        self.reference
+            .borrow_mut()
+            .wrote(self.at, &State::decode(value));
         Ok(())
     }
 }
@@ -405,15 +543,23 @@ impl Metrics for Spy {
     }
 }
 
-/// Where outcomes are tallied: the breaker's phases are those of a sequential one that is told the outcomes in the order of their counting,
-/// and judges them when a worker looks.
+/// Where outcomes are tallied: the breaker's phases are those of a sequential one that is told the
+/// outcomes in the order of their counting, and judges them when a worker looks.
 #[test]
 fn tallied_outcomes_make_the_same_breaker() {
     for_each_seed("tallied_outcomes_make_the_same_breaker", 30_000, |seed| {
         let rng = Rc::new(Rng::new(seed));
-        let machine = Machine::new(if seed % 2 == 0 { CasRules::Envoy } else { CasRules::Nginx }, seed);
+        let machine = Machine::new(
+            if seed % 2 == 0 {
+                CasRules::Envoy
+            } else {
+                CasRules::Nginx
+            },
+            seed,
+        );
         machine.cas_failures.set([0, 10][rng.below(2) as usize]);
-        let (window, bucket) = [(LONG, Nanos::from_secs(360)), (SHORT, BUCKET)][rng.below(2) as usize];
+        let (window, bucket) =
+            [(LONG, Nanos::from_secs(360)), (SHORT, BUCKET)][rng.below(2) as usize];
         let failing = [10, 50, 90][rng.below(3) as usize];
         let losses = [0, 0, 3][rng.below(3) as usize];
         let workers = 2 + rng.below(7) as usize;
@@ -427,13 +573,27 @@ fn tallied_outcomes_make_the_same_breaker() {
             let (rng, busy) = (Rc::clone(&rng), Rc::clone(&busy));
             Box::new(move || {
                 let (settings, meters) = (settings_with(window), meters(&worker));
-                let spy = Spy { worker: worker.clone(), at, meters, bucket, reference: Rc::clone(&reference) };
+                let spy = Spy {
+                    worker: worker.clone(),
+                    at,
+                    meters,
+                    bucket,
+                    reference: Rc::clone(&reference),
+                };
                 let mut cell = breaker().metered(meters, &settings);
                 let does = |doing: Option<Doing>| {
                     let mut reference = reference.borrow_mut();
                     reference.doing[at] = doing;
-                    (reference.added[at], reference.due[at], reference.tripping[at]) = (false, false, false);
-                    busy.set(if doing.is_some() { busy.get() + 1 } else { busy.get() - 1 });
+                    (
+                        reference.added[at],
+                        reference.due[at],
+                        reference.tripping[at],
+                    ) = (false, false, false);
+                    busy.set(if doing.is_some() {
+                        busy.get() + 1
+                    } else {
+                        busy.get() - 1
+                    });
                 };
                 for _ in 0..1 + rng.below(12) {
                     match rng.below(12) {
@@ -441,7 +601,9 @@ fn tallied_outcomes_make_the_same_breaker() {
                         0 => cell = breaker().metered(meters, &settings),
                         1 => drop(cell.refresh(&worker, &settings, None)),
                         // Time passes between callbacks; within one it is a matter of microseconds.
-                        2..5 if busy.get() == 0 => worker.0.advance(Nanos::from_millis(rng.below(2 * OPEN))),
+                        2..5 if busy.get() == 0 => {
+                            worker.0.advance(Nanos::from_millis(rng.below(2 * OPEN)))
+                        }
                         _ => {}
                     }
                     let now = worker.monotonic();
@@ -451,7 +613,9 @@ fn tallied_outcomes_make_the_same_breaker() {
                     does(None);
                     let Ok((admission, _)) = answer else { continue };
                     reference.borrow().answered(from, admission);
-                    let Admission::Admitted { epoch, .. } = admission else { continue };
+                    let Admission::Admitted { epoch, .. } = admission else {
+                        continue;
+                    };
                     worker.monotonic();
                     let outcome = match rng.below(100) {
                         n if n < failing => Outcome::Failure,
@@ -459,8 +623,16 @@ fn tallied_outcomes_make_the_same_breaker() {
                         _ => Outcome::Ignore,
                     };
                     let now = worker.monotonic();
-                    does(Some(Doing::End { at: now, epoch, outcome }));
-                    let call = Call { outcome, duration: Nanos::ZERO, retry_after: None };
+                    does(Some(Doing::End {
+                        at: now,
+                        epoch,
+                        outcome,
+                    }));
+                    let call = Call {
+                        outcome,
+                        duration: Nanos::ZERO,
+                        retry_after: None,
+                    };
                     if cell.end(&spy, &settings, now, epoch, call, &rng).is_ok() {
                         reference.borrow_mut().told(at);
                     }
@@ -468,15 +640,27 @@ fn tallied_outcomes_make_the_same_breaker() {
                 }
             }) as Box<dyn FnOnce()>
         });
-        let faults = Faults { pause: 20, longest: Nanos::from_millis(1), lost_vm: losses, step_back: 0 };
+        let faults = Faults {
+            pause: 20,
+            longest: Nanos::from_millis(1),
+            lost_vm: losses,
+            step_back: 0,
+        };
         let lost = run(&machine, &rng, faults, tasks.collect());
 
         let reference = reference.borrow();
         let state = breaker().look(&first);
-        assert_eq!((state.phase, state.epoch), (reference.phase, reference.epoch));
+        assert_eq!(
+            (state.phase, state.epoch),
+            (reference.phase, reference.epoch)
+        );
         if lost == 0 && machine.cas_failures.get() == 0 {
             assert!(!reference.stray, "a call of an older epoch was counted");
-            let held = if state.phase == Phase::HalfOpen { state.permits - state.trial.calls } else { 0 };
+            let held = if state.phase == Phase::HalfOpen {
+                state.permits - state.trial.calls
+            } else {
+                0
+            };
             assert_eq!(held, 0, "a permit was not given back");
         }
         let cell = breaker().metered(meters(&first), &settings());
@@ -484,20 +668,31 @@ fn tallied_outcomes_make_the_same_breaker() {
     });
 }
 
-/// A tally that is set back, by an operator or with a part of the host, costs what it held and no more.
+/// A tally that is set back, by an operator or with a part of the host, costs what it held and no
+/// more.
 #[test]
 fn a_tally_that_is_set_back_opens_nothing_and_is_used_again() {
     for reset in [0, 1, 1 << 40, u64::MAX] {
         let machine = Machine::new(CasRules::Envoy, 1);
         let (worker, settings, rng) = (Worker(Rc::clone(&machine)), settings(), Rng::new(1));
-        let (cell, meters) = (breaker().metered(meters(&worker), &settings), meters(&worker));
+        let (cell, meters) = (
+            breaker().metered(meters(&worker), &settings),
+            meters(&worker),
+        );
         let call = |outcome| {
-            let (Admission::Admitted { epoch, .. }, _) = cell.acquire(&worker, &settings, worker.monotonic()).unwrap()
+            let (Admission::Admitted { epoch, .. }, _) = cell
+                .acquire(&worker, &settings, worker.monotonic())
+                .unwrap()
             else {
                 panic!("refused")
             };
-            let call = Call { outcome, duration: Nanos::ZERO, retry_after: None };
-            cell.end(&worker, &settings, worker.monotonic(), epoch, call, &rng).unwrap()
+            let call = Call {
+                outcome,
+                duration: Nanos::ZERO,
+                retry_after: None,
+            };
+            cell.end(&worker, &settings, worker.monotonic(), epoch, call, &rng)
+                .unwrap()
         };
         for outcome in [Outcome::Failure, Outcome::Success, Outcome::Success] {
             assert_eq!(call(outcome), None);
@@ -506,9 +701,14 @@ fn a_tally_that_is_set_back_opens_nothing_and_is_used_again() {
         for _ in 0..20 {
             assert_eq!(call(Outcome::Success), None, "{reset}");
         }
-        let opened =
-            (0..60).filter_map(|_| (cell.look(&worker).phase == Phase::Closed).then(|| call(Outcome::Failure))?);
-        assert_eq!(opened.count(), 1, "{reset}: and failures are counted as ever");
+        let opened = (0..60).filter_map(|_| {
+            (cell.look(&worker).phase == Phase::Closed).then(|| call(Outcome::Failure))?
+        });
+        assert_eq!(
+            opened.count(),
+            1,
+            "{reset}: and failures are counted as ever"
+        );
     }
 }
 
@@ -517,29 +717,49 @@ fn a_tally_that_is_set_back_opens_nothing_and_is_used_again() {
 fn a_bucket_of_millions_of_calls_is_counted_right() {
     let machine = Machine::new(CasRules::Envoy, 1);
     let (worker, settings, rng) = (Worker(Rc::clone(&machine)), settings(), Rng::new(1));
-    let (cell, meters) = (breaker().metered(meters(&worker), &settings), meters(&worker));
+    let (cell, meters) = (
+        breaker().metered(meters(&worker), &settings),
+        meters(&worker),
+    );
     let million = 1 << 20;
     let rounds = |failed: bool| {
         let call = Call {
-            outcome: if failed { Outcome::Failure } else { Outcome::Success },
+            outcome: if failed {
+                Outcome::Failure
+            } else {
+                Outcome::Success
+            },
             duration: Nanos::ZERO,
             retry_after: None,
         };
         // Each round a million calls by other workers, and one of ours.
         (1..=10).find(|_| {
-            let Ok((Admission::Admitted { epoch, .. }, _)) = cell.acquire(&worker, &settings, worker.monotonic())
+            let Ok((Admission::Admitted { epoch, .. }, _)) =
+                cell.acquire(&worker, &settings, worker.monotonic())
             else {
                 panic!("refused")
             };
             worker.add(meters.tally, weight(failed, false) * million);
-            cell.end(&worker, &settings, worker.monotonic(), epoch, call, &rng).unwrap().is_some()
+            cell.end(&worker, &settings, worker.monotonic(), epoch, call, &rng)
+                .unwrap()
+                .is_some()
         })
     };
     // The ring begins with the first call, and what was tallied before that is not its own.
-    let first = Call { outcome: Outcome::Success, duration: Nanos::ZERO, retry_after: None };
-    assert_eq!(cell.end(&worker, &settings, worker.monotonic(), 0, first, &rng), Ok(None));
+    let first = Call {
+        outcome: Outcome::Success,
+        duration: Nanos::ZERO,
+        retry_after: None,
+    };
+    assert_eq!(
+        cell.end(&worker, &settings, worker.monotonic(), 0, first, &rng),
+        Ok(None)
+    );
     assert_eq!(rounds(false), None);
-    assert_eq!(cell.look(&worker).window.sum().calls, 10 * (million as u32 + 1) + 1);
+    assert_eq!(
+        cell.look(&worker).window.sum().calls,
+        10 * (million as u32 + 1) + 1
+    );
     // After ten million good ones, ten million bad ones and one more call.
     assert_eq!(rounds(true), None);
     assert_eq!(rounds(true), Some(1));

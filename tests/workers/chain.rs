@@ -1,4 +1,5 @@
-//! Whole requests through whole engines, over several workers: what was granted is given back, whatever happens.
+//! Whole requests through whole engines, over several workers: what was granted is given back,
+//! whatever happens.
 
 use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::rng::Rng;
@@ -15,8 +16,8 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::LazyLock;
 
-/// All that grants something, on one route: tokens and moments to wait for, places in flight, permits of half-open breakers, retries, and
-/// room for kept responses.
+/// All that grants something, on one route: tokens and moments to wait for, places in flight,
+/// permits of half-open breakers, retries, and room for kept responses.
 const FULL: &str = r#"{
     "upstreams": {"users": {"cluster": "main", "circuit_breaker": "ep", "concurrency_limit": "found",
         "endpoints": [{"address": "10.0.0.1:80", "weight": 2}, {"address": "10.0.0.2:80"}, {"address": "10.0.0.3:80"}]}},
@@ -49,7 +50,8 @@ const ENDPOINTS: [&str; 3] = ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"];
 const OPEN: usize = 6;
 
 fn full(worker: &Worker) -> Rc<Engine> {
-    static CONFIG: LazyLock<Config> = LazyLock::new(|| haven::config::parse(FULL.as_bytes()).unwrap());
+    static CONFIG: LazyLock<Config> =
+        LazyLock::new(|| haven::config::parse(FULL.as_bytes()).unwrap());
     Rc::new(Engine::new(CONFIG.clone(), worker).unwrap())
 }
 
@@ -63,7 +65,15 @@ struct Begun {
 
 fn begin(engine: &Rc<Engine>, worker: &Worker, rng: &Rng) -> Option<Begun> {
     let (key, left) = (rng.below(6).to_string(), (rng.below(3) * 150).to_string());
-    let path = ["/shadow/x", "/plain/x", "/api/a", "/api/b", "/api/c", "/api/d", "/api/e"][rng.below(7) as usize];
+    let path = [
+        "/shadow/x",
+        "/plain/x",
+        "/api/a",
+        "/api/b",
+        "/api/c",
+        "/api/d",
+        "/api/e",
+    ][rng.below(7) as usize];
     let odd: &[u8] = &[0xff, 0, b','];
     let mut headers = vec![
         ("x-key", key.as_bytes()),
@@ -79,11 +89,27 @@ fn begin(engine: &Rc<Engine>, worker: &Worker, rng: &Rng) -> Option<Begun> {
     if grpc {
         headers.push(("content-type", b"application/grpc"));
     }
-    let stream = SimStream::request(if grpc || rng.below(5) == 0 { "POST" } else { "GET" }, path, &headers);
+    let stream = SimStream::request(
+        if grpc || rng.below(5) == 0 {
+            "POST"
+        } else {
+            "GET"
+        },
+        path,
+        &headers,
+    );
     let mut exchange = Exchange::new(Rc::clone(engine));
     match exchange.on_request(worker, &stream) {
-        Action::Continue => Some(Begun { stream, exchange, until: None }),
-        Action::Wait { until } => Some(Begun { stream, exchange, until: Some(until) }),
+        Action::Continue => Some(Begun {
+            stream,
+            exchange,
+            until: None,
+        }),
+        Action::Wait { until } => Some(Begun {
+            stream,
+            exchange,
+            until: Some(until),
+        }),
         Action::Stop | Action::Read => {
             // Hosts run the response callback for our own reply too.
             exchange.on_response(worker, &stream);
@@ -96,7 +122,9 @@ fn begin(engine: &Rc<Engine>, worker: &Worker, rng: &Rng) -> Option<Begun> {
 
 /// Lets a request that waits go on, if it does.
 fn resume(begun: &mut Begun, worker: &Worker, rng: &Rng) -> Action {
-    let Some(until) = begun.until.take() else { return Action::Continue };
+    let Some(until) = begun.until.take() else {
+        return Action::Continue;
+    };
     match rng.below(6) {
         // Its client goes away.
         0 => Action::Stop,
@@ -127,22 +155,48 @@ fn finish(mut begun: Begun, worker: &Worker, rng: &Rng) {
 }
 
 fn answer(begun: &mut Begun, worker: &Worker, rng: &Rng) {
-    let Begun { stream, exchange, .. } = begun;
-    let list = stream.request_header("x-haven-upstream").unwrap_or_default();
+    let Begun {
+        stream, exchange, ..
+    } = begun;
+    let list = stream
+        .request_header("x-haven-upstream")
+        .unwrap_or_default();
     assert!(!list.contains("6.6.6.6"), "a client's own value is removed");
-    assert_ne!(stream.request_header("x-haven-cluster").as_deref(), Some("evil"));
-    assert_ne!(stream.request_header("x-envoy-max-retries").as_deref(), Some("99"));
+    assert_ne!(
+        stream.request_header("x-haven-cluster").as_deref(),
+        Some("evil")
+    );
+    assert_ne!(
+        stream.request_header("x-envoy-max-retries").as_deref(),
+        Some("99")
+    );
     let elsewhere = stream.request_header("x-haven-cluster").as_deref() == Some("spare");
-    let listed: Vec<&str> = list.split(',').filter(|address| !address.is_empty()).collect();
+    let listed: Vec<&str> = list
+        .split(',')
+        .filter(|address| !address.is_empty())
+        .collect();
     let tries = 1 + rng.below(listed.len().max(1) as u64);
     let by = listed.get(tries as usize - 1).copied();
-    let by = if elsewhere { "10.9.9.9:80" } else { by.unwrap_or(ENDPOINTS[0]) };
-    let headers: &[(&str, &[u8])] = if rng.below(2) == 0 { &[("x-envoy-upstream-service-time", b"1")] } else { &[] };
+    let by = if elsewhere {
+        "10.9.9.9:80"
+    } else {
+        by.unwrap_or(ENDPOINTS[0])
+    };
+    let headers: &[(&str, &[u8])] = if rng.below(2) == 0 {
+        &[("x-envoy-upstream-service-time", b"1")]
+    } else {
+        &[]
+    };
     let streams = rng.below(3) == 0;
     match rng.below(12) {
         // The client goes away before any answer.
         0 => return,
-        1 => stream.fail(503, "upstream_reset_before_response_started{connection_failure}", Some(by), tries),
+        1 => stream.fail(
+            503,
+            "upstream_reset_before_response_started{connection_failure}",
+            Some(by),
+            tries,
+        ),
         2 => stream.fail(504, "response_timeout", None, tries),
         3 => stream.fail(504, "upstream_per_try_timeout", Some(by), tries),
         4 => stream.answer(500, Some(by), &[("retry-after", b"1")]),
@@ -169,7 +223,10 @@ fn answer(begun: &mut Begun, worker: &Worker, rng: &Rng) {
         stream.set_property(Property::ResponseFlags, &(1u64 << flag).to_le_bytes());
     };
     match rng.below(8) {
-        0 => cut("upstream_reset_after_response_started{connection_termination}", 6),
+        0 => cut(
+            "upstream_reset_after_response_started{connection_termination}",
+            6,
+        ),
         1 => cut("response_timeout", 2),
         2 => cut("downstream_remote_disconnect", 14),
         // Its end is not shown.
@@ -194,9 +251,14 @@ fn work(worker: &Worker, rng: &Rng) -> Vec<Rc<Engine>> {
         if open.is_empty() || (open.len() < OPEN && rng.below(2) == 0) {
             open.extend(begin(&engine, worker, rng));
         } else {
-            finish(open.swap_remove(rng.below(open.len() as u64) as usize), worker, rng);
+            finish(
+                open.swap_remove(rng.below(open.len() as u64) as usize),
+                worker,
+                rng,
+            );
         }
-        // A reload: a new engine in the same VM, over the same shared state. The old one goes on ticking while it has requests.
+        // A reload: a new engine in the same VM, over the same shared state. The old one goes on
+        // ticking while it has requests.
         if rng.below(16) == 0 {
             engine = full(worker);
             engines.push(Rc::clone(&engine));
@@ -217,19 +279,35 @@ fn work(worker: &Worker, rng: &Rng) -> Vec<Rc<Engine>> {
 fn nothing_that_was_granted_is_kept() {
     for_each_seed("nothing_that_was_granted_is_kept", 12_000, |seed| {
         let rng = Rc::new(Rng::new(seed));
-        let machine = Machine::new(if seed % 2 == 0 { CasRules::Envoy } else { CasRules::Nginx }, seed);
+        let machine = Machine::new(
+            if seed % 2 == 0 {
+                CasRules::Envoy
+            } else {
+                CasRules::Nginx
+            },
+            seed,
+        );
         machine.cas_failures.set([0, 0, 5][rng.below(3) as usize]);
         let losses = [0, 2][rng.below(2) as usize];
         let engines: Rc<RefCell<Vec<Rc<Engine>>>> = Rc::default();
         let tasks = (0..2 + rng.below(4)).map(|_| {
-            let (worker, rng, engines) = (Worker(Rc::clone(&machine)), Rc::clone(&rng), Rc::clone(&engines));
+            let (worker, rng, engines) = (
+                Worker(Rc::clone(&machine)),
+                Rc::clone(&rng),
+                Rc::clone(&engines),
+            );
             // What a lost VM had is lost with it.
             Box::new(move || {
                 let used = work(&worker, &rng);
                 engines.borrow_mut().extend(used);
             }) as Box<dyn FnOnce()>
         });
-        let faults = Faults { pause: 20, longest: Nanos::from_millis(700), lost_vm: losses, step_back: 0 };
+        let faults = Faults {
+            pause: 20,
+            longest: Nanos::from_millis(700),
+            lost_vm: losses,
+            step_back: 0,
+        };
         let begun = machine.now();
         let lost = run(&machine, &rng, faults, tasks.collect());
 
@@ -238,24 +316,44 @@ fn nothing_that_was_granted_is_kept() {
         if machine.now().since(begun) < Nanos::from_secs(10) {
             for gauges in ["haven_concurrency_in_flight", "haven_endpoint_in_flight"] {
                 let places = machine.metrics_of(gauges);
-                assert!(places.iter().all(|(_, n)| *n <= bound), "{lost} VMs were lost, {places:?}");
+                assert!(
+                    places.iter().all(|(_, n)| *n <= bound),
+                    "{lost} VMs were lost, {places:?}"
+                );
             }
         }
-        assert!(machine.metric("haven_stale_entries;policy=users") <= 3 || lost > 0 || machine.cas_failures.get() > 0);
+        assert!(
+            machine.metric("haven_stale_entries;policy=users") <= 3
+                || lost > 0
+                || machine.cas_failures.get() > 0
+        );
         if machine.cas_failures.get() == 0 && lost == 0 {
-            assert!(machine.metrics_of("haven_store_contention_total").iter().all(|(_, n)| *n == 0));
+            assert!(
+                machine
+                    .metrics_of("haven_store_contention_total")
+                    .iter()
+                    .all(|(_, n)| *n == 0)
+            );
             let worker = Worker(Rc::clone(&machine));
             let endpoints = ENDPOINTS.map(|endpoint| ("ep", vec!["endpoint", "users", endpoint]));
-            for (name, subject) in endpoints.into_iter().chain([("users", vec!["upstream", "users"])]) {
+            for (name, subject) in endpoints
+                .into_iter()
+                .chain([("users", vec!["upstream", "users"])])
+            {
                 for namespace in ["", "shadow"] {
                     let state = CircuitBreaker::new(name, &subject, namespace).look(&worker);
-                    // A permit of a call that was judged stays with its verdict until the round is over.
+                    // A permit of a call that was judged stays with its verdict until the round is
+                    // over.
                     let held = state.permits.saturating_sub(state.trial.calls);
-                    assert!(state.phase != Phase::HalfOpen || held == 0, "{name} of {subject:?}: {state:?}");
+                    assert!(
+                        state.phase != Phase::HalfOpen || held == 0,
+                        "{name} of {subject:?}: {state:?}"
+                    );
                 }
             }
         }
-        // A lost VM leaves its share of the endpoints' gauges behind, and least_request shuns these endpoints until it is taken out.
+        // A lost VM leaves its share of the endpoints' gauges behind, and least_request shuns these
+        // endpoints until it is taken out.
         machine.cas_failures.set(0);
         let mut engines = engines.take();
         if engines.is_empty() {
@@ -266,7 +364,10 @@ fn nothing_that_was_granted_is_kept() {
         }
         let places = || -> Vec<_> {
             let gauges = ["haven_concurrency_in_flight", "haven_endpoint_in_flight"];
-            gauges.iter().flat_map(|gauges| machine.metrics_of(gauges)).collect()
+            gauges
+                .iter()
+                .flat_map(|gauges| machine.metrics_of(gauges))
+                .collect()
         };
         let before = places();
         for _ in 0..40 {
@@ -274,14 +375,20 @@ fn nothing_that_was_granted_is_kept() {
                 return;
             }
             machine.advance(Nanos::from_secs(1));
-            engines.iter().for_each(|engine| engine.tick(&Worker(Rc::clone(&machine))));
+            engines
+                .iter()
+                .for_each(|engine| engine.tick(&Worker(Rc::clone(&machine))));
         }
-        panic!("places of {lost} lost VMs do not come back: {before:?}, {:?}", places());
+        panic!(
+            "places of {lost} lost VMs do not come back: {before:?}, {:?}",
+            places()
+        );
     });
 }
 
-/// With the upstream well again, requests are answered by it, from so many endpoints at least, in bounded time, and may be retried: of
-/// the engine's budget nothing is held by requests that are over. (One retry in a second is all that there is of it, for one request.)
+/// With the upstream well again, requests are answered by it, from so many endpoints at least, in
+/// bounded time, and may be retried: of the engine's budget nothing is held by requests that are
+/// over. (One retry in a second is all that there is of it, for one request.)
 fn recovers(machine: &Rc<Machine>, engine: &Rc<Engine>, all: &[Rc<Engine>], endpoints: usize) {
     let worker = Worker(Rc::clone(machine));
     let (mut seen, mut retried) = (BTreeSet::new(), false);
@@ -290,7 +397,11 @@ fn recovers(machine: &Rc<Machine>, engine: &Rc<Engine>, all: &[Rc<Engine>], endp
             machine.advance(Nanos::from_millis(1_100));
             all.iter().for_each(|engine| engine.tick(&worker));
         }
-        let stream = SimStream::request("GET", "/api/users", &[("x-key", number.to_string().as_bytes())]);
+        let stream = SimStream::request(
+            "GET",
+            "/api/users",
+            &[("x-key", number.to_string().as_bytes())],
+        );
         let mut exchange = Exchange::new(Rc::clone(engine));
         if exchange.on_request(&worker, &stream) == Action::Continue
             && stream.request_header("x-haven-cluster").as_deref() == Some("main")
@@ -307,7 +418,11 @@ fn recovers(machine: &Rc<Machine>, engine: &Rc<Engine>, all: &[Rc<Engine>], endp
             return;
         }
     }
-    panic!("only {seen:?}, retried: {retried}, at {:?}: {:?}", worker.monotonic(), machine.metrics_of("haven_"));
+    panic!(
+        "only {seen:?}, retried: {retried}, at {:?}: {:?}",
+        worker.monotonic(),
+        machine.metrics_of("haven_")
+    );
 }
 
 const CONFIG: &str = r#"{
@@ -336,7 +451,13 @@ fn a_request_costs_few_host_calls() {
         let stream = SimStream::request("GET", "/api/users", &[("x-key", key)]);
         let mut exchange = Exchange::new(Rc::clone(&engine));
         assert_eq!(exchange.on_request(&worker, &stream), Action::Continue);
-        let first = stream.request_header("x-haven-upstream").unwrap().split(',').next().unwrap().to_owned();
+        let first = stream
+            .request_header("x-haven-upstream")
+            .unwrap()
+            .split(',')
+            .next()
+            .unwrap()
+            .to_owned();
         stream.answer(200, Some(&first), &[]);
         exchange.on_response(&worker, &stream);
         exchange.on_end(&worker);
@@ -344,6 +465,7 @@ fn a_request_costs_few_host_calls() {
     };
     // The first outcome in each of a breaker's buckets writes its record.
     let fewest = (0..5u8).map(|key| request(&[key])).min().unwrap();
-    // Clock 3 · two buckets 2 + 2, two keys counted 2 · breaker 1, outcome 3 · endpoints: changes 1, gauges 3, in flight 2, outcome 4 · duration 1.
+    // Clock 3 · two buckets 2 + 2, two keys counted 2 · breaker 1, outcome 3 · endpoints: changes
+    // 1, gauges 3, in flight 2, outcome 4 · duration 1.
     assert!(fewest <= 24, "{fewest} calls");
 }

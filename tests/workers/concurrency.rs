@@ -25,7 +25,10 @@ fn engine(worker: &Worker) -> Rc<Engine> {
 }
 
 fn in_flight(machine: &Machine) -> u64 {
-    machine.metrics_of("haven_concurrency_in_flight").iter().fold(0, |sum, (_, n)| sum.wrapping_add(*n))
+    machine
+        .metrics_of("haven_concurrency_in_flight")
+        .iter()
+        .fold(0, |sum, (_, n)| sum.wrapping_add(*n))
 }
 
 /// A few requests of a worker, that overlap, each with a fate of its own.
@@ -48,7 +51,8 @@ fn work(worker: &Worker, rng: &Rng, admitted: &Cell<u64>) {
                 exchange.on_end(worker);
             }
         } else {
-            let (mut exchange, stream, plus) = open.swap_remove(rng.below(open.len() as u64) as usize);
+            let (mut exchange, stream, plus) =
+                open.swap_remove(rng.below(open.len() as u64) as usize);
             match rng.below(5) {
                 0 => {}
                 1 => stream.fail(504, "response_timeout", None, 1),
@@ -77,39 +81,72 @@ fn work(worker: &Worker, rng: &Rng, admitted: &Cell<u64>) {
 
 #[test]
 fn never_more_than_the_limit_and_none_left_behind() {
-    for_each_seed("never_more_than_the_limit_and_none_left_behind", 5_000, |seed| {
-        let rng = Rc::new(Rng::new(seed));
-        let machine = Machine::new(if seed % 2 == 0 { CasRules::Envoy } else { CasRules::Nginx }, seed);
-        machine.cas_failures.set([0, 10][rng.below(2) as usize]);
-        let admitted = Rc::new(Cell::new(0));
-        let tasks = (0..2 + rng.below(7)).map(|_| {
-            let (worker, rng, admitted) = (Worker(Rc::clone(&machine)), Rc::clone(&rng), Rc::clone(&admitted));
-            Box::new(move || work(&worker, &rng, &admitted)) as Box<dyn FnOnce()>
-        });
-        let faults = Faults {
-            pause: 20,
-            longest: Nanos::from_millis(300),
-            lost_vm: 0,
-            step_back: [0, 5][rng.below(2) as usize],
-        };
-        run(&machine, &rng, faults, tasks.collect());
-        assert_eq!(in_flight(&machine), 0, "{:?}", machine.metrics_of("haven_concurrency"));
-    });
+    for_each_seed(
+        "never_more_than_the_limit_and_none_left_behind",
+        5_000,
+        |seed| {
+            let rng = Rc::new(Rng::new(seed));
+            let machine = Machine::new(
+                if seed % 2 == 0 {
+                    CasRules::Envoy
+                } else {
+                    CasRules::Nginx
+                },
+                seed,
+            );
+            machine.cas_failures.set([0, 10][rng.below(2) as usize]);
+            let admitted = Rc::new(Cell::new(0));
+            let tasks = (0..2 + rng.below(7)).map(|_| {
+                let (worker, rng, admitted) = (
+                    Worker(Rc::clone(&machine)),
+                    Rc::clone(&rng),
+                    Rc::clone(&admitted),
+                );
+                Box::new(move || work(&worker, &rng, &admitted)) as Box<dyn FnOnce()>
+            });
+            let faults = Faults {
+                pause: 20,
+                longest: Nanos::from_millis(300),
+                lost_vm: 0,
+                step_back: [0, 5][rng.below(2) as usize],
+            };
+            run(&machine, &rng, faults, tasks.collect());
+            assert_eq!(
+                in_flight(&machine),
+                0,
+                "{:?}",
+                machine.metrics_of("haven_concurrency")
+            );
+        },
+    );
 }
 
 #[test]
 fn what_lost_workers_held_comes_back() {
     for_each_seed("what_lost_workers_held_comes_back", 1_000, |seed| {
         let rng = Rc::new(Rng::new(seed));
-        let machine = Machine::new(if seed % 2 == 0 { CasRules::Envoy } else { CasRules::Nginx }, seed);
+        let machine = Machine::new(
+            if seed % 2 == 0 {
+                CasRules::Envoy
+            } else {
+                CasRules::Nginx
+            },
+            seed,
+        );
         let tasks = (0..2 + rng.below(7)).map(|_| {
             let (worker, rng) = (Worker(Rc::clone(&machine)), Rc::clone(&rng));
             // Each has a count of its own: what a lost one held, its limit still counts.
             Box::new(move || work(&worker, &rng, &Cell::new(0))) as Box<dyn FnOnce()>
         });
-        let faults = Faults { pause: 20, longest: Nanos::from_millis(300), lost_vm: 5, step_back: 0 };
+        let faults = Faults {
+            pause: 20,
+            longest: Nanos::from_millis(300),
+            lost_vm: 5,
+            step_back: 0,
+        };
         run(&machine, &rng, faults, tasks.collect());
-        // Those that are left tick on, with a request in flight: the gauge comes to what is really there.
+        // Those that are left tick on, with a request in flight: the gauge comes to what is really
+        // there.
         let worker = Worker(Rc::clone(&machine));
         let engines = [engine(&worker), engine(&worker)];
         let mut held = None;
@@ -118,15 +155,25 @@ fn what_lost_workers_held_comes_back() {
             engines.iter().for_each(|engine| engine.tick(&worker));
             if second == 5 {
                 let mut exchange = Exchange::new(Rc::clone(&engines[0]));
-                let passes = exchange.on_request(&worker, &SimStream::request("GET", "/plus", &[])) == Action::Continue;
+                let passes = exchange.on_request(&worker, &SimStream::request("GET", "/plus", &[]))
+                    == Action::Continue;
                 held = passes.then_some(exchange);
             }
         }
         let expected = if held.is_some() { 2 } else { 0 };
-        assert_eq!(in_flight(&machine), expected, "{:?}", machine.metrics_of("haven_concurrency"));
-        held.iter_mut().for_each(|exchange| exchange.on_end(&worker));
+        assert_eq!(
+            in_flight(&machine),
+            expected,
+            "{:?}",
+            machine.metrics_of("haven_concurrency")
+        );
+        held.iter_mut()
+            .for_each(|exchange| exchange.on_end(&worker));
         assert_eq!(in_flight(&machine), 0);
         let stream = SimStream::request("GET", "/plus", &[]);
-        assert_eq!(Exchange::new(Rc::clone(&engines[1])).on_request(&worker, &stream), Action::Continue);
+        assert_eq!(
+            Exchange::new(Rc::clone(&engines[1])).on_request(&worker, &stream),
+            Action::Continue
+        );
     });
 }

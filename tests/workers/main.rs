@@ -1,4 +1,5 @@
-//! Shared state under every order of things: 2 to 8 simulated workers over one store, each host call an interleaving point.
+//! Shared state under every order of things: 2 to 8 simulated workers over one store, each host
+//! call an interleaving point.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

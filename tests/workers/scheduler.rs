@@ -1,4 +1,5 @@
-//! A seeded scheduler of simulated workers: each task is a coroutine, each host call a point at which another may go on.
+//! A seeded scheduler of simulated workers: each task is a coroutine, each host call a point at
+//! which another may go on.
 
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
@@ -31,7 +32,8 @@ pub fn run(machine: &Machine, rng: &Rng, faults: Faults, tasks: Vec<Box<dyn FnOn
     machine.on_call(Rc::new(|| {
         let yielder = CURRENT.get();
         if !yielder.is_null() {
-            // SAFETY: set by the task that is running now; a Yielder lives as long as its coroutine.
+            // SAFETY: set by the task that is running now; a Yielder lives as long as its
+            // coroutine.
             unsafe { (*yielder).suspend(()) };
             CURRENT.set(yielder);
         }
@@ -48,11 +50,14 @@ pub fn run(machine: &Machine, rng: &Rng, faults: Faults, tasks: Vec<Box<dyn FnOn
             machine.advance(Nanos(rng.below(faults.longest.0 + 1)));
         }
         if draw(faults.step_back) {
-            machine.set_clock(Nanos(machine.now().0 - rng.below(faults.longest.0.min(machine.now().0))));
+            machine.set_clock(Nanos(
+                machine.now().0 - rng.below(faults.longest.0.min(machine.now().0)),
+            ));
         }
         let at = rng.below(live.len() as u64) as usize;
         if draw(faults.lost_vm) && live[at].started() {
-            // Dropping unwinds the task: haven does nothing on drop, so that this is as good as a VM that vanishes.
+            // Dropping unwinds the task: haven does nothing on drop, so that this is as good as a
+            // VM that vanishes.
             drop(live.swap_remove(at));
             CURRENT.set(std::ptr::null());
             lost += 1;
@@ -88,7 +93,9 @@ pub fn for_each_seed(name: &str, schedules: u64, check: impl Fn(u64)) {
     for seed in 0..schedules {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(seed)));
         if let Err(panic) = outcome {
-            eprintln!("failed with seed {seed}; replay: HAVEN_SEED={seed} cargo test --test workers {name}");
+            eprintln!(
+                "failed with seed {seed}; replay: HAVEN_SEED={seed} cargo test --test workers {name}"
+            );
             std::panic::resume_unwind(panic);
         }
     }
@@ -96,5 +103,8 @@ pub fn for_each_seed(name: &str, schedules: u64, check: impl Fn(u64)) {
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text}: want a whole number")))
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable}={text}: want a whole number")),
+    )
 }

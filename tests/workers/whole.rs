@@ -1,4 +1,5 @@
-//! All stages at once: whatever a request was granted by any of them comes back exactly once, whoever ends it, and where.
+//! All stages at once: whatever a request was granted by any of them comes back exactly once,
+//! whoever ends it, and where.
 
 use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::rng::Rng;
@@ -10,9 +11,11 @@ use haven::host::sim::{CasRules, Machine, SimStream, Worker};
 use serde_json::{Value, json};
 use std::rc::Rc;
 
-/// Breakers wait for a lost trial call for an hour: a permit that is not given back keeps its breaker half-open.
+/// Breakers wait for a lost trial call for an hour: a permit that is not given back keeps its
+/// breaker half-open.
 fn config(rng: &Rng) -> Value {
-    let any_mode = |rng: &Rng| ["enforce", "enforce", "enforce", "shadow", "off"][rng.below(5) as usize];
+    let any_mode =
+        |rng: &Rng| ["enforce", "enforce", "enforce", "shadow", "off"][rng.below(5) as usize];
     let every = json!([
         "rate_limited",
         "overload",
@@ -53,7 +56,8 @@ fn config(rng: &Rng) -> Value {
 }
 
 fn engine(worker: &Worker, config: &Value) -> Rc<Engine> {
-    let config = haven::config::parse(config.to_string().as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
+    let config = haven::config::parse(config.to_string().as_bytes())
+        .unwrap_or_else(|errors| panic!("{errors}"));
     Rc::new(Engine::new(config, worker).unwrap())
 }
 
@@ -72,7 +76,10 @@ fn begin(engine: &Rc<Engine>, worker: &Worker, rng: &Rng) -> Option<Sent> {
         headers.push(("content-type", b"application/grpc"));
     }
     if rng.below(3) == 0 {
-        headers.push(("grpc-timeout", [&b"0m"[..], b"30m", b"200m", b"9S"][rng.below(4) as usize]));
+        headers.push((
+            "grpc-timeout",
+            [&b"0m"[..], b"30m", b"200m", b"9S"][rng.below(4) as usize],
+        ));
     }
     let stream = SimStream::request(method, path, &headers);
     let mut exchange = Exchange::new(Rc::clone(engine));
@@ -119,11 +126,20 @@ fn finish(mut exchange: Exchange, stream: &SimStream, worker: &Worker) {
 
 /// Lets it be answered, or not, in one of many ways.
 fn answer(sent: Sent, worker: &Worker, rng: &Rng) {
-    let Sent { mut exchange, stream } = sent;
-    let list = stream.request_header("x-haven-upstream").unwrap_or_default();
+    let Sent {
+        mut exchange,
+        stream,
+    } = sent;
+    let list = stream
+        .request_header("x-haven-upstream")
+        .unwrap_or_default();
     let listed: Vec<&str> = list.split(',').filter(|it| !it.is_empty()).collect();
     let other = ["10.0.0.1:80", "10.0.9.9:80"][rng.below(2) as usize];
-    let address = if listed.is_empty() { other } else { listed[rng.below(listed.len() as u64) as usize] };
+    let address = if listed.is_empty() {
+        other
+    } else {
+        listed[rng.below(listed.len() as u64) as usize]
+    };
     match rng.below(16) {
         // The client goes away before any answer.
         0 => {}
@@ -134,7 +150,12 @@ fn answer(sent: Sent, worker: &Worker, rng: &Rng) {
             1 + rng.below(3),
         ),
         2 => stream.fail(504, "response_timeout", None, 1 + rng.below(3)),
-        3 => stream.fail(503, "upstream_reset_before_response_started{overflow}", None, 1),
+        3 => stream.fail(
+            503,
+            "upstream_reset_before_response_started{overflow}",
+            None,
+            1,
+        ),
         4 => stream.fail(503, "no_healthy_upstream", None, 1),
         5 => stream.answer(302, None, &[]),
         6 => stream.answer(101, Some(address), &[]),
@@ -145,7 +166,8 @@ fn answer(sent: Sent, worker: &Worker, rng: &Rng) {
     }
     let grpc = stream.request_header("content-type").is_some();
     if stream.response_header(":status").is_some() {
-        if grpc && stream.response_header(":status").as_deref() == Some("200") && rng.below(3) == 0 {
+        if grpc && stream.response_header(":status").as_deref() == Some("200") && rng.below(3) == 0
+        {
             stream.set_property(Property::ResponseCodeDetails, b"via_upstream");
         }
         let end = rng.below(3) == 0;
@@ -155,11 +177,17 @@ fn answer(sent: Sent, worker: &Worker, rng: &Rng) {
             exchange.on_response_body(worker, &stream, 3, false);
             match rng.below(6) {
                 0 => {
-                    stream.set_property(Property::ResponseCodeDetails, b"upstream_reset_after_response_started");
+                    stream.set_property(
+                        Property::ResponseCodeDetails,
+                        b"upstream_reset_after_response_started",
+                    );
                     stream.set_property(Property::ResponseFlags, &u64::to_le_bytes(1 << 6));
                 }
                 1 => {
-                    stream.set_property(Property::ResponseCodeDetails, b"downstream_remote_disconnect");
+                    stream.set_property(
+                        Property::ResponseCodeDetails,
+                        b"downstream_remote_disconnect",
+                    );
                     stream.set_property(Property::ResponseFlags, &u64::to_le_bytes(1 << 14));
                 }
                 2 => stream.set_property(Property::ResponseFlags, &u64::to_le_bytes(1 << 2)),
@@ -196,24 +224,40 @@ fn work(worker: &Worker, rng: &Rng) {
 
 #[test]
 fn what_any_stage_has_granted_comes_back_once() {
-    for_each_seed("what_any_stage_has_granted_comes_back_once", 2_500, |seed| {
-        let rng = Rc::new(Rng::new(seed));
-        let machine = Machine::new(if seed % 2 == 0 { CasRules::Envoy } else { CasRules::Nginx }, seed);
-        let tasks = (0..1 + rng.below(4)).map(|_| {
-            let (worker, rng) = (Worker(Rc::clone(&machine)), Rc::clone(&rng));
-            Box::new(move || work(&worker, &rng)) as Box<dyn FnOnce()>
-        });
-        let faults = Faults { pause: 30, longest: Nanos::from_millis(300), lost_vm: 0, step_back: 0 };
-        run(&machine, &rng, faults, tasks.collect());
+    for_each_seed(
+        "what_any_stage_has_granted_comes_back_once",
+        2_500,
+        |seed| {
+            let rng = Rc::new(Rng::new(seed));
+            let machine = Machine::new(
+                if seed % 2 == 0 {
+                    CasRules::Envoy
+                } else {
+                    CasRules::Nginx
+                },
+                seed,
+            );
+            let tasks = (0..1 + rng.below(4)).map(|_| {
+                let (worker, rng) = (Worker(Rc::clone(&machine)), Rc::clone(&rng));
+                Box::new(move || work(&worker, &rng)) as Box<dyn FnOnce()>
+            });
+            let faults = Faults {
+                pause: 30,
+                longest: Nanos::from_millis(300),
+                lost_vm: 0,
+                step_back: 0,
+            };
+            run(&machine, &rng, faults, tasks.collect());
 
-        for gauges in ["haven_endpoint_in_flight", "haven_concurrency_in_flight"] {
-            let left = machine.metrics_of(gauges);
-            assert!(left.iter().all(|(_, n)| *n == 0), "{left:?}");
-        }
-        let contention = machine.metrics_of("haven_store_contention_total");
-        assert!(contention.iter().all(|(_, n)| *n == 0), "{contention:?}");
-        recovers(&machine);
-    });
+            for gauges in ["haven_endpoint_in_flight", "haven_concurrency_in_flight"] {
+                let left = machine.metrics_of(gauges);
+                assert!(left.iter().all(|(_, n)| *n == 0), "{left:?}");
+            }
+            let contention = machine.metrics_of("haven_store_contention_total");
+            assert!(contention.iter().all(|(_, n)| *n == 0), "{contention:?}");
+            recovers(&machine);
+        },
+    );
 }
 
 /// With the upstream well again, all breakers close.
@@ -221,7 +265,13 @@ fn recovers(machine: &Rc<Machine>) {
     let worker = Worker(Rc::clone(machine));
     let mut config = config(&Rng::new(1));
     config.as_object_mut().unwrap().remove("switches");
-    for section in ["rate_limits", "concurrency_limits", "circuit_breakers", "fallbacks", "upstreams"] {
+    for section in [
+        "rate_limits",
+        "concurrency_limits",
+        "circuit_breakers",
+        "fallbacks",
+        "upstreams",
+    ] {
         for (_, policy) in config[section].as_object_mut().unwrap() {
             policy["mode"] = json!("enforce");
         }
@@ -238,13 +288,20 @@ fn recovers(machine: &Rc<Machine>) {
         let stream = SimStream::request("GET", ["/a", "/b"][round % 2], &[]);
         let mut exchange = Exchange::new(Rc::clone(&engine));
         if exchange.on_request(&worker, &stream) == Action::Continue {
-            let list = stream.request_header("x-haven-upstream").unwrap_or_default();
+            let list = stream
+                .request_header("x-haven-upstream")
+                .unwrap_or_default();
             stream.answer(200, list.split(',').next(), &[]);
             exchange.on_response(&worker, &stream);
         }
         finish(exchange, &stream, &worker);
         engine.tick(&worker);
-        if round > 20 && machine.metrics_of("haven_circuit_breaker_state").iter().all(|(_, state)| *state == 0) {
+        if round > 20
+            && machine
+                .metrics_of("haven_circuit_breaker_state")
+                .iter()
+                .all(|(_, state)| *state == 0)
+        {
             return;
         }
     }

@@ -1,8 +1,10 @@
-//! What a host charges for being asked: a module that makes haven's callbacks and calls, and does nothing else.
+//! What a host charges for being asked: a module that makes haven's callbacks and calls, and does
+//! nothing else.
 //!
-//! The plugin's configuration is a list of words, each a call (or calls) in a callback, the request's if nothing else is said: see [`WORDS`]. Memory is one arena
-//! that each call of the host overwrites, so that next to nothing is the module's own. What `make bench ARGS=--floors` shows for it is
-//! what no filter of this ABI can go below, whatever it is written in.
+//! The plugin's configuration is a list of words, each a call (or calls) in a callback, the
+//! request's if nothing else is said: see [`WORDS`]. Memory is one arena that each call of the host
+//! overwrites, so that next to nothing is the module's own. What `make bench ARGS=--floors` shows
+//! for it is what no filter of this ABI can go below, whatever it is written in.
 
 #![no_std]
 
@@ -77,7 +79,13 @@ unsafe impl Sync for Arena {}
 
 #[link(wasm_import_module = "env")]
 unsafe extern "C" {
-    fn proxy_get_buffer_bytes(buffer: u32, start: usize, max: usize, data: *mut *mut u8, size: *mut usize) -> u32;
+    fn proxy_get_buffer_bytes(
+        buffer: u32,
+        start: usize,
+        max: usize,
+        data: *mut *mut u8,
+        size: *mut usize,
+    ) -> u32;
     fn proxy_get_header_map_pairs(map: u32, data: *mut *mut u8, size: *mut usize) -> u32;
     fn proxy_remove_header_map_value(map: u32, name: *const u8, size: usize) -> u32;
     fn proxy_get_shared_data(
@@ -87,7 +95,13 @@ unsafe extern "C" {
         size: *mut usize,
         cas: *mut u32,
     ) -> u32;
-    fn proxy_set_shared_data(key: *const u8, key_size: usize, value: *const u8, size: usize, cas: u32) -> u32;
+    fn proxy_set_shared_data(
+        key: *const u8,
+        key_size: usize,
+        value: *const u8,
+        size: usize,
+        cas: u32,
+    ) -> u32;
     fn proxy_replace_header_map_value(
         map: u32,
         name: *const u8,
@@ -95,8 +109,19 @@ unsafe extern "C" {
         value: *const u8,
         value_size: usize,
     ) -> u32;
-    fn proxy_add_header_map_value(map: u32, name: *const u8, size: usize, value: *const u8, value_size: usize) -> u32;
-    fn proxy_get_property(path: *const u8, path_size: usize, data: *mut *mut u8, size: *mut usize) -> u32;
+    fn proxy_add_header_map_value(
+        map: u32,
+        name: *const u8,
+        size: usize,
+        value: *const u8,
+        value_size: usize,
+    ) -> u32;
+    fn proxy_get_property(
+        path: *const u8,
+        path_size: usize,
+        data: *mut *mut u8,
+        size: *mut usize,
+    ) -> u32;
     fn proxy_define_metric(kind: u32, name: *const u8, size: usize, id: *mut u32) -> u32;
     fn proxy_increment_metric(id: u32, offset: i64) -> u32;
     fn proxy_get_metric(id: u32, value: *mut u64) -> u32;
@@ -129,7 +154,11 @@ extern "C" fn proxy_abi_version_0_2_1() {}
 
 #[unsafe(no_mangle)]
 extern "C" fn malloc(size: usize) -> *mut u8 {
-    if size > 65_536 { null_mut() } else { ARENA.0.get().cast() }
+    if size > 65_536 {
+        null_mut()
+    } else {
+        ARENA.0.get().cast()
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -137,7 +166,14 @@ extern "C" fn proxy_on_configure(_root: u32, size: usize) -> u32 {
     let (mut data, mut length) = (null_mut(), 0);
     // SAFETY: the out pointers live through the call, and what it returns is in the arena.
     let words = unsafe {
-        if proxy_get_buffer_bytes(PLUGIN_CONFIGURATION, 0, size, &raw mut data, &raw mut length) != 0 || data.is_null()
+        if proxy_get_buffer_bytes(
+            PLUGIN_CONFIGURATION,
+            0,
+            size,
+            &raw mut data,
+            &raw mut length,
+        ) != 0
+            || data.is_null()
         {
             return 1;
         }
@@ -146,7 +182,9 @@ extern "C" fn proxy_on_configure(_root: u32, size: usize) -> u32 {
     let calls = words
         .split(|byte| *byte == b' ')
         .filter(|word| !word.is_empty())
-        .try_fold(0, |calls, word| Some(calls | 1 << WORDS.iter().position(|known| *known == word)?));
+        .try_fold(0, |calls, word| {
+            Some(calls | 1 << WORDS.iter().position(|known| *known == word)?)
+        });
     CALLS.store(calls.unwrap_or(0), Relaxed);
     let mut metric = 0;
     // SAFETY: name and out pointer live through the call.
@@ -204,7 +242,13 @@ extern "C" fn proxy_on_request_headers(_stream: u32, _count: usize, _end: u32) -
             }
         }
         if calls & SHARED != 0 {
-            proxy_get_shared_data(RECORD.as_ptr(), RECORD.len(), &raw mut data, &raw mut size, &raw mut cas);
+            proxy_get_shared_data(
+                RECORD.as_ptr(),
+                RECORD.len(),
+                &raw mut data,
+                &raw mut size,
+                &raw mut cas,
+            );
             proxy_set_shared_data(RECORD.as_ptr(), RECORD.len(), data, size, cas);
         }
         if calls & GAUGES != 0 {
@@ -214,12 +258,27 @@ extern "C" fn proxy_on_request_headers(_stream: u32, _count: usize, _end: u32) -
                 proxy_get_metric(metric, &raw mut value);
             }
         }
-        let (name, value) = ("x-haven-upstream", "127.0.0.1:18081,127.0.0.1:18082,127.0.0.1:18083");
+        let (name, value) = (
+            "x-haven-upstream",
+            "127.0.0.1:18081,127.0.0.1:18082,127.0.0.1:18083",
+        );
         if calls & SET != 0 {
-            proxy_replace_header_map_value(REQUEST_HEADERS, name.as_ptr(), name.len(), value.as_ptr(), value.len());
+            proxy_replace_header_map_value(
+                REQUEST_HEADERS,
+                name.as_ptr(),
+                name.len(),
+                value.as_ptr(),
+                value.len(),
+            );
         }
         if calls & ADD != 0 {
-            proxy_add_header_map_value(REQUEST_HEADERS, name.as_ptr(), name.len(), value.as_ptr(), value.len());
+            proxy_add_header_map_value(
+                REQUEST_HEADERS,
+                name.as_ptr(),
+                name.len(),
+                value.as_ptr(),
+                value.len(),
+            );
         }
         if calls & STATE != 0 {
             let (path, value) = ("haven.decision", "rate_limited per-client enforce");
@@ -230,7 +289,16 @@ extern "C" fn proxy_on_request_headers(_stream: u32, _count: usize, _end: u32) -
             FULL => (HEADERS, BODY),
             _ => (&[][..], &[][..]),
         };
-        proxy_send_local_response(429, null(), 0, body.as_ptr(), body.len(), headers.as_ptr(), headers.len(), -1);
+        proxy_send_local_response(
+            429,
+            null(),
+            0,
+            body.as_ptr(),
+            body.len(),
+            headers.as_ptr(),
+            headers.len(),
+            -1,
+        );
     }
     PAUSE
 }

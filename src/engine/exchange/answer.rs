@@ -51,7 +51,9 @@ impl Exchange {
                 stream.set_header(Message::Request, CLUSTER_HEADER, cluster.as_bytes());
                 self.sent_on = Some(next);
                 // A deadline that is over bounds nothing: zero would mean no timeout at all.
-                if let (Some((_, config)), true) = (self.route_of(engine), refusal.reason != Reason::Deadline) {
+                if let (Some((_, config)), true) =
+                    (self.route_of(engine), refusal.reason != Reason::Deadline)
+                {
                     self.steer(route, config, host, stream);
                 }
                 self.store_decisions(stream);
@@ -64,8 +66,8 @@ impl Exchange {
         self.reply(stream, &reply)
     }
 
-    /// The fallback's answer for this cause, if it has one. `counter` counts it as a decision of the fallback's own: then the response
-    /// has failed, and there is nothing left to send on.
+    /// The fallback's answer for this cause, if it has one. `counter` counts it as a decision of
+    /// the fallback's own: then the response has failed, and there is nothing left to send on.
     pub(super) fn fallback<'e, H: Host>(
         &mut self,
         engine: &'e Engine,
@@ -75,28 +77,60 @@ impl Exchange {
         host: &H,
     ) -> Option<Answer<'e>> {
         let used = route.fallback?;
-        let fallback = engine.config.fallbacks.get(used.at).filter(|f| fallback::answers(f, cause.reason))?;
+        let fallback = engine
+            .config
+            .fallbacks
+            .get(used.at)
+            .filter(|f| fallback::answers(f, cause.reason))?;
         if let Some(counter) = counter {
-            self.decide(host, &Use { at: used.at, mode: used.mode, refusals: counter }, cause.reason, &fallback.name);
+            self.decide(
+                host,
+                &Use {
+                    at: used.at,
+                    mode: used.mode,
+                    refusals: counter,
+                },
+                cause.reason,
+                &fallback.name,
+            );
         }
         if used.mode == Mode::Shadow {
             return None;
         }
-        for (at, step) in fallback.steps.iter().enumerate().skip(self.sent_on.unwrap_or(0)) {
+        for (at, step) in fallback
+            .steps
+            .iter()
+            .enumerate()
+            .skip(self.sent_on.unwrap_or(0))
+        {
             let (answer, counted) = match step {
                 FallbackStep::Stale(_) => {
                     let kept = engine.kept.get(used.at).and_then(Option::as_ref);
-                    let Some((kept, asked)) = kept.zip(self.asked.as_ref()) else { continue };
-                    let Some(found) = kept.policy.find(host, asked, host.monotonic()) else { continue };
+                    let Some((kept, asked)) = kept.zip(self.asked.as_ref()) else {
+                        continue;
+                    };
+                    let Some(found) = kept.policy.find(host, asked, host.monotonic()) else {
+                        continue;
+                    };
                     (Answer::Reply(fallback::stale(found, cause)), used.stale)
                 }
-                FallbackStep::Cluster(cluster) if counter.is_none() => {
-                    (Answer::SendOn { cluster, next: at.saturating_add(1) }, used.cluster)
-                }
+                FallbackStep::Cluster(cluster) if counter.is_none() => (
+                    Answer::SendOn {
+                        cluster,
+                        next: at.saturating_add(1),
+                    },
+                    used.cluster,
+                ),
                 FallbackStep::Cluster(_) => continue,
                 FallbackStep::Respond(respond) => {
-                    let name = self.route.and_then(|at| engine.config.routes.get(at)).map_or("", |r| r.name.as_str());
-                    (Answer::Reply(fallback::respond(respond, &self.subject(name), cause)), used.respond)
+                    let name = self
+                        .route
+                        .and_then(|at| engine.config.routes.get(at))
+                        .map_or("", |r| r.name.as_str());
+                    (
+                        Answer::Reply(fallback::respond(respond, &self.subject(name), cause)),
+                        used.respond,
+                    )
                 }
             };
             host.add(counted, 1);
@@ -106,7 +140,11 @@ impl Exchange {
     }
 
     pub(super) fn subject<'a>(&'a self, route: &'a str) -> Subject<'a> {
-        Subject { route, request_id: &self.request_id, grpc: self.grpc }
+        Subject {
+            route,
+            request_id: &self.request_id,
+            grpc: self.grpc,
+        }
     }
 
     /// Counts a decision, and notes it for the access log: `<reason> <policy> <mode>`.
@@ -115,7 +153,10 @@ impl Exchange {
         if !self.decisions.is_empty() {
             self.decisions.push(',');
         }
-        push_all(&mut self.decisions, &[reason.word(), " ", policy, " ", mode_word(used.mode)]);
+        push_all(
+            &mut self.decisions,
+            &[reason.word(), " ", policy, " ", mode_word(used.mode)],
+        );
     }
 
     pub(super) fn store_decisions<S: Stream>(&self, stream: &S) {
@@ -125,7 +166,9 @@ impl Exchange {
     }
 
     pub(super) fn add_quotas(&self, engine: &Engine, reply: &mut Reply) {
-        reply.headers.extend(quota_headers::all(self.quotas_by_limit(engine)));
+        reply
+            .headers
+            .extend(quota_headers::all(self.quotas_by_limit(engine)));
     }
 
     pub(super) fn quotas_by_limit<'e>(

@@ -8,7 +8,12 @@ use crate::policy::Reason;
 use crate::policy::circuit_breaker::state::Admission;
 
 impl Exchange {
-    pub(super) fn breaker<'e, H: Host>(&mut self, engine: &'e Engine, route: &Route, host: &H) -> Option<Refusal<'e>> {
+    pub(super) fn breaker<'e, H: Host>(
+        &mut self,
+        engine: &'e Engine,
+        route: &Route,
+        host: &H,
+    ) -> Option<Refusal<'e>> {
         let used = route.breaker.as_ref()?;
         let breaker = engine.breakers.get(used.at)?;
         match breaker.acquire(host, self.start)? {

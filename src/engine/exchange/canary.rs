@@ -1,8 +1,10 @@
-//! The part of the chain that a canary has: which side a request is on, and what those behind are told of it.
+//! The part of the chain that a canary has: which side a request is on, and what those behind are
+//! told of it.
 //!
-//! A request that the canary has goes on as one of a route of its own ([`Route::stable`]). What the canary itself refuses, by its breaker,
-//! its endpoints or its upstream's concurrency limit, goes back to the route's own upstream: a new version that fails costs its clients no
-//! more than the failures that open its breaker.
+//! A request that the canary has goes on as one of a route of its own ([`Route::stable`]). What the
+//! canary itself refuses, by its breaker, its endpoints or its upstream's concurrency limit, goes
+//! back to the route's own upstream: a new version that fails costs its clients no more than the
+//! failures that open its breaker.
 
 use super::Exchange;
 use crate::config::{self, Mode};
@@ -21,8 +23,12 @@ impl Exchange {
         request: &Request<'_>,
         host: &H,
     ) -> &'e Route {
-        let (Some(used), Some(canary)) = (route.canary, &config.canary) else { return route };
-        let Some(upstream) = engine.config.upstreams.get(canary.upstream) else { return route };
+        let (Some(used), Some(canary)) = (route.canary, &config.canary) else {
+            return route;
+        };
+        let Some(upstream) = engine.config.upstreams.get(canary.upstream) else {
+            return route;
+        };
         let has = canary::has(canary, &upstream.name, request, || engine.rng.bits());
         if used.mode != Mode::Enforce {
             let [stable, canary] = used.would;
@@ -38,14 +44,22 @@ impl Exchange {
         }
     }
 
-    /// Where a request goes that `route`, if it is a canary's, does not take: the number of the route, and itself.
+    /// Where a request goes that `route`, if it is a canary's, does not take: the number of the
+    /// route, and itself.
     pub(super) fn back_from<'e>(engine: &'e Engine, route: &Route) -> Option<(usize, &'e Route)> {
         let at = route.stable?;
         Some((at, engine.routes.get(at)?))
     }
 
-    /// The request goes to this side: counts it, and tells the proxy and those behind. One header each, and only where a canary is.
-    pub(super) fn take_side<H: Host, S: Stream>(&self, route: &Route, config: &config::Route, host: &H, stream: &S) {
+    /// The request goes to this side: counts it, and tells the proxy and those behind. One header
+    /// each, and only where a canary is.
+    pub(super) fn take_side<H: Host, S: Stream>(
+        &self,
+        route: &Route,
+        config: &config::Route,
+        host: &H,
+        stream: &S,
+    ) {
         let Some(canary) = &config.canary else { return };
         let is_canary = route.stable.is_some();
         host.add(route.sent, 1);
@@ -54,7 +68,11 @@ impl Exchange {
         }
         let acts = is_canary || route.canary.is_some_and(|used| used.mode == Mode::Enforce);
         if let (true, Some(color)) = (acts, &canary.color) {
-            let value = if is_canary { &color.canary } else { &color.stable };
+            let value = if is_canary {
+                &color.canary
+            } else {
+                &color.stable
+            };
             // Added, not set: a client's own was removed.
             stream.add_header(Message::Request, &color.header, value.as_bytes());
         }

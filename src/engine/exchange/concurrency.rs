@@ -9,7 +9,8 @@ use crate::host::Host;
 use crate::policy::{Reason, concurrency};
 
 impl Exchange {
-    /// Asks the route's limit and its upstream's. What one has granted goes back if the other, or a later stage, refuses.
+    /// Asks the route's limit and its upstream's. What one has granted goes back if the other, or a
+    /// later stage, refuses.
     pub(super) fn concurrency<'e, H: Host>(
         &mut self,
         engine: &'e Engine,
@@ -17,7 +18,9 @@ impl Exchange {
         host: &H,
     ) -> Option<Refusal<'e>> {
         for (place, used) in route.concurrency.iter().enumerate() {
-            let Some((used, limit)) = used.as_ref().and_then(|used| Some((used, engine.concurrency.get(used.at)?)))
+            let Some((used, limit)) = used
+                .as_ref()
+                .and_then(|used| Some((used, engine.concurrency.get(used.at)?)))
             else {
                 continue;
             };
@@ -32,18 +35,31 @@ impl Exchange {
             self.decide(host, used, Reason::Overload, limit.name());
             if enforce {
                 let retry_after = Some(concurrency::RETRY_AFTER);
-                return Some(Refusal { reason: Reason::Overload, policy: limit.name(), retry_after });
+                return Some(Refusal {
+                    reason: Reason::Overload,
+                    policy: limit.name(),
+                    retry_after,
+                });
             }
         }
         None
     }
 
     /// Takes the request out of flight. `now` is asked for only if a limit learns from it.
-    pub(super) fn leave_concurrency<H: Host>(&mut self, engine: &Engine, host: &H, now: impl Fn() -> Nanos) {
+    pub(super) fn leave_concurrency<H: Host>(
+        &mut self,
+        engine: &Engine,
+        host: &H,
+        now: impl Fn() -> Nanos,
+    ) {
         let (start, answered) = (self.start, self.answered);
         let ending = || {
             let now = now();
-            Ending { now, elapsed: now.since(start), answered }
+            Ending {
+                now,
+                elapsed: now.since(start),
+                answered,
+            }
         };
         for permit in &mut self.permits {
             if let Some(permit) = permit.take()

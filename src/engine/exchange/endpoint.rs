@@ -10,14 +10,17 @@ use crate::policy::key;
 use crate::policy::request::Request;
 
 impl Exchange {
-    /// Hashes what the endpoint is to be chosen by, if that is so; a request that lacks a part is like one without a key.
+    /// Hashes what the endpoint is to be chosen by, if that is so; a request that lacks a part is
+    /// like one without a key.
     ///
-    /// Not under the proxy's secret: all proxies, and each after a restart, are to lead a key to the same endpoint. Who aims at one endpoint finds
-    /// that its load is bounded.
+    /// Not under the proxy's secret: all proxies, and each after a restart, are to lead a key to
+    /// the same endpoint. Who aims at one endpoint finds that its load is bounded.
     pub(super) fn hash_key(&mut self, engine: &Engine, route: &Route, request: &Request<'_>) {
         let key_for = |route: &Route| {
             let used = route.upstream.as_ref()?;
-            let BalancePolicy::ConsistentHash { key, .. } = &engine.config.upstreams.get(used.at)?.policy else {
+            let BalancePolicy::ConsistentHash { key, .. } =
+                &engine.config.upstreams.get(used.at)?.policy
+            else {
                 return None;
             };
             let mut hasher = KeyHasher::new(Seed::default());
@@ -35,16 +38,33 @@ impl Exchange {
         stream: &S,
     ) -> Option<Refusal<'e>> {
         let used = route.upstream.as_ref()?;
-        let (upstream, config) = engine.upstreams.get(used.at).zip(engine.config.upstreams.get(used.at))?;
+        let (upstream, config) = engine
+            .upstreams
+            .get(used.at)
+            .zip(engine.config.upstreams.get(used.at))?;
         if config.endpoints.is_empty() {
             return None;
         }
-        if let Some(needed) = route.depends_on.iter().find(|needed| upstream.is_down(host, self.start, needed.at)) {
-            let components = config.health_check.as_ref().map(|check| check.components.as_slice()).unwrap_or_default();
-            let policy = components.get(needed.at).map_or("", |component| component.name.as_str());
+        if let Some(needed) = route
+            .depends_on
+            .iter()
+            .find(|needed| upstream.is_down(host, self.start, needed.at))
+        {
+            let components = config
+                .health_check
+                .as_ref()
+                .map(|check| check.components.as_slice())
+                .unwrap_or_default();
+            let policy = components
+                .get(needed.at)
+                .map_or("", |component| component.name.as_str());
             self.decide(host, needed, Reason::NoEndpoint, policy);
             if needed.mode == Mode::Enforce {
-                return Some(Refusal { reason: Reason::NoEndpoint, policy, retry_after: None });
+                return Some(Refusal {
+                    reason: Reason::NoEndpoint,
+                    policy,
+                    retry_after: None,
+                });
             }
         }
         if used.mode == Mode::Shadow {
@@ -58,13 +78,21 @@ impl Exchange {
         match upstream.pick(host, self.start, &engine.rng, self.key) {
             Some(pick) => {
                 // Added, not set, which costs a third less: a client's own was removed.
-                stream.add_header(Message::Request, &config.override_header, &upstream.addresses(&pick));
+                stream.add_header(
+                    Message::Request,
+                    &config.override_header,
+                    &upstream.addresses(&pick),
+                );
                 self.pick = Some(pick);
                 None
             }
             None => {
                 self.decide(host, used, Reason::NoEndpoint, &config.name);
-                Some(Refusal { reason: Reason::NoEndpoint, policy: &config.name, retry_after: None })
+                Some(Refusal {
+                    reason: Reason::NoEndpoint,
+                    policy: &config.name,
+                    retry_after: None,
+                })
             }
         }
     }

@@ -26,13 +26,22 @@ impl Exchange {
     }
 
     /// A piece of the request's body is there. `end`: it was the last.
-    pub fn on_request_body<H: Host, S: Stream>(&mut self, host: &H, stream: &S, end: bool) -> Action {
-        let Some(check) = self.health else { return Action::Continue };
+    pub fn on_request_body<H: Host, S: Stream>(
+        &mut self,
+        host: &H,
+        stream: &S,
+        end: bool,
+    ) -> Action {
+        let Some(check) = self.health else {
+            return Action::Continue;
+        };
         if self.replied {
             return Action::Stop;
         }
         // One byte more than may be: that tells what is too long from what is not.
-        let body = stream.request_body(check.most().saturating_add(1)).unwrap_or_default();
+        let body = stream
+            .request_body(check.most().saturating_add(1))
+            .unwrap_or_default();
         if body.len() > check.most() {
             self.health = None;
             return self.reply(stream, &check.too_long());
@@ -54,7 +63,9 @@ impl Exchange {
         stream: &S,
     ) -> Action {
         let reply = match check.service(body) {
-            Ok(service) if check.is_outer() && engine.has_service(service) => return Action::Continue,
+            Ok(service) if check.is_outer() && engine.has_service(service) => {
+                return Action::Continue;
+            }
             Ok(service) => engine
                 .serving(host, host.monotonic(), service)
                 .map_or_else(|| check.not_found(), |serving| check.answer(serving)),

@@ -41,15 +41,20 @@ pub(super) struct Settlement {
 impl Settlement {
     /// The trailers may ask for a pause too: gRPC's servers do it there.
     pub(super) fn heed(self, trailers: &HeaderMap) -> Self {
-        Self { retry_after: retry_after(trailers).or(self.retry_after), ..self }
+        Self {
+            retry_after: retry_after(trailers).or(self.retry_after),
+            ..self
+        }
     }
 }
 
-/// gRPC statuses by which a server says that it failed: those that a breaker counts by default, and RESOURCE_EXHAUSTED.
+/// gRPC statuses by which a server says that it failed: those that a breaker counts by default, and
+/// RESOURCE_EXHAUSTED.
 const GRPC_FAILURES: [u64; 6] = [2, 4, 8, 13, 14, 15];
 
 impl Exchange {
-    /// Judges the upstream by the response's headers; the reply that takes the place of a failure, if the route has one.
+    /// Judges the upstream by the response's headers; the reply that takes the place of a failure,
+    /// if the route has one.
     pub(super) fn judge<H: Host, S: Stream>(
         &mut self,
         engine: &Engine,
@@ -59,21 +64,43 @@ impl Exchange {
         stream: &S,
     ) -> Option<Reply> {
         let headers = stream.headers(Message::Response);
-        let status = headers.get(":status").and_then(parse_number).and_then(|s| u16::try_from(s).ok()).unwrap_or(0);
-        let grpc_status = if self.grpc { headers.get("grpc-status").and_then(parse_number) } else { None };
+        let status = headers
+            .get(":status")
+            .and_then(parse_number)
+            .and_then(|s| u16::try_from(s).ok())
+            .unwrap_or(0);
+        let grpc_status = if self.grpc {
+            headers.get("grpc-status").and_then(parse_number)
+        } else {
+            None
+        };
         // On gRPC the proxy's own errors have status 200 too.
         let suspect = status >= 500 || grpc_status.is_some_and(|s| s != 0);
-        // Who answered matters only where something is known of each endpoint (a breaker, latency, load), or retries were granted. That somebody did, Envoy's own
-        // header tells for nothing.
+        // Who answered matters only where something is known of each endpoint (a breaker, latency,
+        // load), or retries were granted. That somebody did, Envoy's own header tells for nothing.
         let elsewhere = self.sent_on.is_some();
-        let upstream = route.upstream.filter(|_| !elsewhere).and_then(|used| engine.upstreams.get(used.at));
+        let upstream = route
+            .upstream
+            .filter(|_| !elsewhere)
+            .and_then(|used| engine.upstreams.get(used.at));
         let matters = upstream.is_some_and(|upstream| self.granted > 0 || upstream.asks_who());
         let pick = self.pick.unwrap_or_default();
-        let first = upstream.filter(|_| !suspect).and_then(|upstream| upstream.first_try(&pick, &headers));
-        let reached = (first.is_some() || !matters) && headers.get("x-envoy-upstream-service-time").is_some();
-        let address = if reached { None } else { stream.property(Property::UpstreamAddress) };
+        let first = upstream
+            .filter(|_| !suspect)
+            .and_then(|upstream| upstream.first_try(&pick, &headers));
+        let reached =
+            (first.is_some() || !matters) && headers.get("x-envoy-upstream-service-time").is_some();
+        let address = if reached {
+            None
+        } else {
+            stream.property(Property::UpstreamAddress)
+        };
         // The proxy's 408 blames a client that was slow to send, whoever had been reached by then.
-        let class = classify(suspect || status == 408, reached || address.is_some(), stream);
+        let class = classify(
+            suspect || status == 408,
+            reached || address.is_some(),
+            stream,
+        );
         if class == Class::Local {
             self.time_answer(false);
             return None;
@@ -111,7 +138,13 @@ impl Exchange {
                 // A refusal is soon said: it tells nothing of how long an answer takes.
                 _ => self.time_answer(!suspect && status != 429),
             }
-            let settlement = Settlement { class, status, tries, duration, retry_after: retry_after(&headers) };
+            let settlement = Settlement {
+                class,
+                status,
+                tries,
+                duration,
+                retry_after: retry_after(&headers),
+            };
             // A 101 is whole: what follows is no response any more.
             let open = class == Class::Answered && status < 500 && status != 101 && !end;
             let status_follows = self.grpc && class == Class::Answered && status == 200;
@@ -131,18 +164,38 @@ impl Exchange {
             Class::Timeout => Reason::Timeout,
             Class::Local => return None,
         };
-        if self.grpc && class == Class::Timeout && route.deadline.is_some_and(|used| used.mode == Mode::Enforce) {
+        if self.grpc
+            && class == Class::Timeout
+            && route
+                .deadline
+                .is_some_and(|used| used.mode == Mode::Enforce)
+        {
             // Envoy says UNAVAILABLE to all of its 504s, which tells a client to try again.
             stream.set_header(Message::Response, "grpc-status", b"4");
         }
         let used = route.fallback?;
-        let policy = engine.config.fallbacks.get(used.at).map_or("", |f| f.name.as_str());
+        let policy = engine
+            .config
+            .fallbacks
+            .get(used.at)
+            .map_or("", |f| f.name.as_str());
         let received_status = (class == Class::Answered).then_some(status);
-        let cause = Cause { reason, policy, retry_after: None, received_status };
-        let counter = if reason == Reason::Timeout { used.timeouts } else { used.errors };
+        let cause = Cause {
+            reason,
+            policy,
+            retry_after: None,
+            received_status,
+        };
+        let counter = if reason == Reason::Timeout {
+            used.timeouts
+        } else {
+            used.errors
+        };
         let reply = self.fallback(engine, route, cause, Some(counter), host);
         self.store_decisions(stream);
-        let Some(Answer::Reply(mut reply)) = reply else { return None };
+        let Some(Answer::Reply(mut reply)) = reply else {
+            return None;
+        };
         self.add_quotas(engine, &mut reply);
         Some(reply)
     }
@@ -156,12 +209,20 @@ impl Exchange {
         host: &H,
         stream: &S,
     ) -> Option<Tries> {
-        let upstream = route.upstream.and_then(|used| engine.upstreams.get(used.at));
-        let attempts = || Some(u64::from_le_bytes(stream.property(Property::AttemptCount)?.try_into().ok()?));
+        let upstream = route
+            .upstream
+            .and_then(|used| engine.upstreams.get(used.at));
+        let attempts = || {
+            Some(u64::from_le_bytes(
+                stream.property(Property::AttemptCount)?.try_into().ok()?,
+            ))
+        };
         let pick = self.pick.unwrap_or_default();
         let tries = upstream.and_then(|upstream| upstream.tries(&pick, address, attempts));
-        // The place on the list tells how many tries there were, unless they may have run beyond its end, and back to its beginning.
-        let beyond = usize::try_from(self.granted).is_ok_and(|granted| granted >= pick.listed().max(1));
+        // The place on the list tells how many tries there were, unless they may have run beyond
+        // its end, and back to its beginning.
+        let beyond =
+            usize::try_from(self.granted).is_ok_and(|granted| granted >= pick.listed().max(1));
         let retries = match tries {
             Some(tries) if !beyond => tries.before,
             _ if self.granted > 0 => attempts().unwrap_or(0).saturating_sub(1),
@@ -174,7 +235,8 @@ impl Exchange {
         tries
     }
 
-    /// Judges an answer that was cut: by its upstream, which counts as a reset, or by its client, which counts as nothing.
+    /// Judges an answer that was cut: by its upstream, which counts as a reset, or by its client,
+    /// which counts as nothing.
     pub(super) fn settle_cut<H: Host, S: Stream>(
         &mut self,
         engine: &Engine,
@@ -198,12 +260,26 @@ impl Exchange {
                 Class::Timeout
             }
             Cut::Client => {
-                self.timing = if self.timing == Timing::Answered { Timing::Sent } else { self.timing };
+                self.timing = if self.timing == Timing::Answered {
+                    Timing::Sent
+                } else {
+                    self.timing
+                };
                 return;
             }
             Cut::Nobody => settlement.class,
         };
-        self.settle(engine, route, Settlement { class, ..settlement }, None, now, host);
+        self.settle(
+            engine,
+            route,
+            Settlement {
+                class,
+                ..settlement
+            },
+            None,
+            now,
+            host,
+        );
     }
 
     /// Tells breaker and endpoints how the call went.
@@ -216,8 +292,20 @@ impl Exchange {
         now: Nanos,
         host: &H,
     ) {
-        let Settlement { class, status, tries, duration, retry_after } = settlement;
-        let grpc_status = grpc_status.or_else(|| if self.grpc { grpc_failure(status) } else { None });
+        let Settlement {
+            class,
+            status,
+            tries,
+            duration,
+            retry_after,
+        } = settlement;
+        let grpc_status = grpc_status.or_else(|| {
+            if self.grpc {
+                grpc_failure(status)
+            } else {
+                None
+            }
+        });
         if class == Class::Answered
             && status < 500
             && status != 429
@@ -225,24 +313,36 @@ impl Exchange {
         {
             self.note_answer(duration);
         }
-        // The answer is at its end, or as good as: what it took is told with this reading of the clock.
+        // The answer is at its end, or as good as: what it took is told with this reading of the
+        // clock.
         if self.timing == Timing::Answered {
             self.timing = Timing::No;
             self.time_end(engine, route, Timing::Answered, now);
         }
         let call = |failure_on: &FailureOn| {
-            let outcome =
-                if fails(failure_on, class, status, grpc_status) { Outcome::Failure } else { Outcome::Success };
-            Call { outcome, duration, retry_after }
+            let outcome = if fails(failure_on, class, status, grpc_status) {
+                Outcome::Failure
+            } else {
+                Outcome::Success
+            };
+            Call {
+                outcome,
+                duration,
+                retry_after,
+            }
         };
-        if let Some((breaker, epoch)) =
-            route.breaker.and_then(|used| engine.breakers.get(used.at)).zip(self.breaker.take())
+        if let Some((breaker, epoch)) = route
+            .breaker
+            .and_then(|used| engine.breakers.get(used.at))
+            .zip(self.breaker.take())
         {
             let call = call(&breaker.config().failure_on);
             breaker.end(host, now, epoch, call, &engine.rng);
         }
         self.recorded = true;
-        let Some((used, upstream)) = route.upstream.and_then(|used| Some((used, engine.upstreams.get(used.at)?)))
+        let Some((used, upstream)) = route
+            .upstream
+            .and_then(|used| Some((used, engine.upstreams.get(used.at)?)))
         else {
             return;
         };
@@ -254,29 +354,52 @@ impl Exchange {
             .and_then(|at| engine.config.circuit_breakers.get(at));
         if let Some(breaker) = breaker {
             let call = call(&breaker.failure_on);
-            upstream.record(host, now, &self.pick.unwrap_or_default(), tries, call, &engine.rng);
+            upstream.record(
+                host,
+                now,
+                &self.pick.unwrap_or_default(),
+                tries,
+                call,
+                &engine.rng,
+            );
         }
     }
 }
 
-/// Tells an upstream's answer from what the proxy made up. Of an answer that is not suspect nothing is asked beyond whether an upstream
-/// was reached: a reply without one (a redirect, a direct response) is the proxy's own.
+/// Tells an upstream's answer from what the proxy made up. Of an answer that is not suspect nothing
+/// is asked beyond whether an upstream was reached: a reply without one (a redirect, a direct
+/// response) is the proxy's own.
 fn classify<S: Stream>(suspect: bool, reached: bool, stream: &S) -> Class {
     if !suspect {
-        return if reached { Class::Answered } else { Class::Local };
+        return if reached {
+            Class::Answered
+        } else {
+            Class::Local
+        };
     }
     let Some(details) = stream.property(Property::ResponseCodeDetails) else {
         // A host that does not say (nginx): an upstream that was reached is taken at its word.
-        return if reached { Class::Answered } else { Class::Reset };
+        return if reached {
+            Class::Answered
+        } else {
+            Class::Reset
+        };
     };
     let starts = |prefix: &str| details.starts_with(prefix.as_bytes());
-    let holds = |part: &str| details.windows(part.len()).any(|window| window == part.as_bytes());
+    let holds = |part: &str| {
+        details
+            .windows(part.len())
+            .any(|window| window == part.as_bytes())
+    };
     if starts("via_upstream") {
         Class::Answered
     } else if holds("overflow") {
         // Envoy's own connection or request limits: no upstream was asked.
         Class::Local
-    } else if starts("response_timeout") || starts("upstream_per_try") || starts("upstream_response_timeout") {
+    } else if starts("response_timeout")
+        || starts("upstream_per_try")
+        || starts("upstream_response_timeout")
+    {
         Class::Timeout
     } else if starts("upstream_reset")
         || starts("no_healthy_upstream")
@@ -300,15 +423,20 @@ enum Cut {
     Nobody,
 }
 
-/// Bits of Envoy's response flags: UT, LR, UR, UF, UC, UMSDR, DT and UPE; the client's are DC and DR.
+/// Bits of Envoy's response flags: UT, LR, UR, UF, UC, UMSDR, DT and UPE; the client's are DC and
+/// DR.
 const TIMEOUTS: u64 = 1 << 2 | 1 << 19 | 1 << 22;
 const RESETS: u64 = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 23;
 const CLIENTS: u64 = 1 << 14 | 1 << 18 | 1 << 28;
 
 fn cut_by<S: Stream>(stream: &S) -> Cut {
     // A host that does not say (nginx): taken at its word, as the headers had it.
-    let Some(details) = stream.property(Property::ResponseCodeDetails) else { return Cut::Nobody };
-    let flags = stream.property(Property::ResponseFlags).and_then(|bytes| bytes.try_into().ok());
+    let Some(details) = stream.property(Property::ResponseCodeDetails) else {
+        return Cut::Nobody;
+    };
+    let flags = stream
+        .property(Property::ResponseFlags)
+        .and_then(|bytes| bytes.try_into().ok());
     let flags = flags.map_or(0, u64::from_le_bytes);
     if flags & TIMEOUTS != 0 {
         Cut::Time
@@ -327,14 +455,18 @@ fn fails(on: &FailureOn, class: Class, status: u16, grpc_status: Option<u64>) ->
         Class::Reset => on.reset,
         Class::Local => false,
         Class::Answered => {
-            on.status.iter().any(|(from, to)| (*from..=*to).contains(&status))
-                || grpc_status.is_some_and(|status| on.grpc_status.iter().any(|s| u64::from(*s) == status))
+            on.status
+                .iter()
+                .any(|(from, to)| (*from..=*to).contains(&status))
+                || grpc_status
+                    .is_some_and(|status| on.grpc_status.iter().any(|s| u64::from(*s) == status))
         }
     }
 }
 
-/// What a gRPC client makes of a failure that has no grpc-status of its own: something between it and its server speaks plain HTTP. Not of
-/// other answers: a service that does not speak gRPC gives these to whoever says that he does, and no client is to open a breaker.
+/// What a gRPC client makes of a failure that has no grpc-status of its own: something between it
+/// and its server speaks plain HTTP. Not of other answers: a service that does not speak gRPC gives
+/// these to whoever says that he does, and no client is to open a breaker.
 const fn grpc_failure(status: u16) -> Option<u64> {
     match status {
         502..=504 => Some(14),
@@ -343,9 +475,16 @@ const fn grpc_failure(status: u16) -> Option<u64> {
     }
 }
 
-/// The wait that an upstream asks for: `grpc-retry-pushback-ms`, or `Retry-After` in seconds (a date is left alone: it would need a
-/// clock that agrees with the upstream's).
+/// The wait that an upstream asks for: `grpc-retry-pushback-ms`, or `Retry-After` in seconds (a
+/// date is left alone: it would need a clock that agrees with the upstream's).
 fn retry_after(headers: &HeaderMap) -> Option<Nanos> {
-    let number = |name: &str| headers.get(name).map(<[u8]>::trim_ascii).and_then(parse_number);
-    number("grpc-retry-pushback-ms").map(Nanos::from_millis).or_else(|| number("retry-after").map(Nanos::from_secs))
+    let number = |name: &str| {
+        headers
+            .get(name)
+            .map(<[u8]>::trim_ascii)
+            .and_then(parse_number)
+    };
+    number("grpc-retry-pushback-ms")
+        .map(Nanos::from_millis)
+        .or_else(|| number("retry-after").map(Nanos::from_secs))
 }

@@ -1,24 +1,29 @@
 //! The breaker as a pure machine over a small record.
 //!
-//! **When does it trip?** When a window holds at least `minimum_calls` and the share of failures (or of slow calls) has reached its threshold,
-//! or after `consecutive_failures` in a row. **First start:** Closed and empty; nothing trips below `minimum_calls`. **Recovery:** after
-//! the open time the next request finds it Half-Open; `half_open_calls` are let through, and once as many have ended the same
-//! thresholds over them close it (with an empty window) or open it again, longer by `backoff_multiplier`. Permits of calls that end
-//! without a verdict (cancelled, answered by us) are given back. A round that is not decided within `half_open_max_wait` opens again:
-//! it is never stuck.
+//! **When does it trip?** When a window holds at least `minimum_calls` and the share of failures
+//! (or of slow calls) has reached its threshold, or after `consecutive_failures` in a row. **First
+//! start:** Closed and empty; nothing trips below `minimum_calls`. **Recovery:** after the open
+//! time the next request finds it Half-Open; `half_open_calls` are let through, and once as many
+//! have ended the same thresholds over them close it (with an empty window) or open it again,
+//! longer by `backoff_multiplier`. Permits of calls that end without a verdict (cancelled, answered
+//! by us) are given back. A round that is not decided within `half_open_max_wait` opens again: it
+//! is never stuck.
 //!
-//! **Growth:** only failed half-open rounds lengthen the open time. A breaker that closes keeps what it has grown to until it has been Closed
-//! for a quiet spell: as long as it was open the last time, and at least a time window's length. Opening within it takes the grown
-//! time again, no longer one; later the plain one. (Bug avoided: an upstream that recovers for a second at a time would be tried as
-//! often as one that fails for the first time.)
+//! **Growth:** only failed half-open rounds lengthen the open time. A breaker that closes keeps
+//! what it has grown to until it has been Closed for a quiet spell: as long as it was open the last
+//! time, and at least a time window's length. Opening within it takes the grown time again, no
+//! longer one; later the plain one. (Bug avoided: an upstream that recovers for a second at a time
+//! would be tried as often as one that fails for the first time.)
 //!
-//! **Stragglers:** each change of state begins a new epoch, and the outcome of a call admitted in an older one is ignored. (Bug
-//! avoided: a slow failure from before the outage's end would open a breaker that has just closed.)
+//! **Stragglers:** each change of state begins a new epoch, and the outcome of a call admitted in
+//! an older one is ignored. (Bug avoided: a slow failure from before the outage's end would open a
+//! breaker that has just closed.)
 //!
-//! **Clock:** a step back by more than a second moves the record's times back with it. Less is no step: workers read the clock at the
-//! start of a callback, and may come to write in another order.
+//! **Clock:** a step back by more than a second moves the record's times back with it. Less is no
+//! step: workers read the clock at the start of a callback, and may come to write in another order.
 //!
-//! States and thresholds are those of resilience4j's CircuitBreaker and Hystrix; the windows are in [`super::window`].
+//! States and thresholds are those of resilience4j's CircuitBreaker and Hystrix; the windows are in
+//! [`super::window`].
 
 use super::window::{self, Fifo, Window};
 use crate::base::time::Nanos;
@@ -172,7 +177,11 @@ pub struct Call {
 
 impl Call {
     /// A call that ended without a verdict.
-    pub const IGNORED: Self = Self { outcome: Outcome::Ignore, duration: Nanos::ZERO, retry_after: None };
+    pub const IGNORED: Self = Self {
+        outcome: Outcome::Ignore,
+        duration: Nanos::ZERO,
+        retry_after: None,
+    };
 }
 
 /// A breaker's record.
@@ -184,7 +193,8 @@ pub struct State {
     pub epoch: u32,
     /// When the phase began.
     pub since: Nanos,
-    /// Open: when it may be tried again. Half-Open: when the round ends undecided. Closed: when a grown open time is forgotten.
+    /// Open: when it may be tried again. Half-Open: when the round ends undecided. Closed: when a
+    /// grown open time is forgotten.
     pub until: Nanos,
     /// How long it was open the last time.
     pub last_open: Nanos,
@@ -205,7 +215,13 @@ impl Settings {
     #[must_use]
     pub fn new(config: config::CircuitBreaker) -> Self {
         let bucket = match config.window {
-            config::Window::Time(length) => Nanos(length.0.checked_div(window::BUCKETS as u64).unwrap_or(0).max(1)),
+            config::Window::Time(length) => Nanos(
+                length
+                    .0
+                    .checked_div(window::BUCKETS as u64)
+                    .unwrap_or(0)
+                    .max(1),
+            ),
             config::Window::Count(_) => Nanos::MAX,
         };
         Self { config, bucket }
@@ -232,8 +248,8 @@ impl Settings {
         call.duration >= self.config.slow_call_duration
     }
 
-    /// Whether what was counted opens a closed breaker. A count window never holds more than its size: it is judged when it is full, as
-    /// resilience4j does.
+    /// Whether what was counted opens a closed breaker. A count window never holds more than its
+    /// size: it is judged when it is full, as resilience4j does.
     pub(super) fn trips(&self, counts: Counts, consecutive: u32) -> Option<Cause> {
         let minimum = match self.config.window {
             config::Window::Time(_) => self.config.minimum_calls,
@@ -265,8 +281,10 @@ impl Settings {
             return None;
         }
         let reached = |part: u32, threshold: Percent| {
-            let (part, whole) =
-                (u64::from(part).saturating_mul(10_000), u64::from(counts.calls).saturating_mul(threshold.0.into()));
+            let (part, whole) = (
+                u64::from(part).saturating_mul(10_000),
+                u64::from(counts.calls).saturating_mul(threshold.0.into()),
+            );
             // Above all of them nothing can be: there it is reached all the same.
             part > whole || (part == whole && (!self.config.open_above || threshold.0 >= 10_000))
         };
@@ -292,13 +310,18 @@ impl Settings {
             if time >= longest || config.backoff_multiplier_centi <= 100 {
                 break;
             }
-            let grown = u128::from(time.0).saturating_mul(config.backoff_multiplier_centi.into()) / 100;
+            let grown =
+                u128::from(time.0).saturating_mul(config.backoff_multiplier_centi.into()) / 100;
             time = Nanos(u64::try_from(grown).unwrap_or(u64::MAX)).min(longest);
         }
         let share = u128::from(time.0).saturating_mul(config.jitter.0.into()) / 10_000;
         let share = Nanos(u64::try_from(share).unwrap_or(u64::MAX));
-        // Where the longest cuts the upper part off, what is left is drawn from evenly: breakers that all grew to it spread too.
-        let (least, most) = (time.since(share).max(Nanos::from_millis(1)), time.plus(share).min(longest));
+        // Where the longest cuts the upper part off, what is left is drawn from evenly: breakers
+        // that all grew to it spread too.
+        let (least, most) = (
+            time.since(share).max(Nanos::from_millis(1)),
+            time.plus(share).min(longest),
+        );
         let spread = u128::from(most.since(least).0).saturating_add(1);
         let drawn = u128::from(random).saturating_mul(spread) >> 64;
         least.plus(Nanos(u64::try_from(drawn).unwrap_or(0)))
@@ -306,8 +329,9 @@ impl Settings {
 }
 
 impl State {
-    /// The state with no end that these settings could not have set. (Bugs avoided: a reload that cuts an open time of a day would not
-    /// count until the next day, and a broken record could keep a breaker open for ever.)
+    /// The state with no end that these settings could not have set. (Bugs avoided: a reload that
+    /// cuts an open time of a day would not count until the next day, and a broken record could
+    /// keep a breaker open for ever.)
     #[must_use]
     pub fn bounded(self, settings: &Settings) -> Self {
         let last_open = self.last_open.min(settings.longest_open_time());
@@ -322,7 +346,12 @@ impl State {
             // Of another kind or size: it begins anew.
             _ => settings.empty_window(),
         };
-        Self { until: self.until.min(self.since.plus(longest)), last_open, window, ..self }
+        Self {
+            until: self.until.min(self.since.plus(longest)),
+            last_open,
+            window,
+            ..self
+        }
     }
 
     /// Asks for admission at `now`.
@@ -330,8 +359,23 @@ impl State {
         self.follow_clock(now);
         let mut change = None;
         match self.phase {
-            Phase::Closed => return (Admission::Admitted { epoch: self.epoch, trial: false }, None),
-            Phase::Open if now < self.until => return (Admission::Refused { wait: self.until.since(now) }, None),
+            Phase::Closed => {
+                return (
+                    Admission::Admitted {
+                        epoch: self.epoch,
+                        trial: false,
+                    },
+                    None,
+                );
+            }
+            Phase::Open if now < self.until => {
+                return (
+                    Admission::Refused {
+                        wait: self.until.since(now),
+                    },
+                    None,
+                );
+            }
             Phase::Open => {
                 self.enter(Phase::HalfOpen, now, settings.config.half_open_max_wait);
                 change = Some(Transition {
@@ -344,7 +388,12 @@ impl State {
             Phase::HalfOpen if now >= self.until => {
                 // No jitter here: the random number belongs to outcomes, and a lost round is rare.
                 let change = self.open(settings, now, Cause::TrialTimedOut, None, u64::MAX / 2);
-                return (Admission::Refused { wait: self.until.since(now) }, Some(change));
+                return (
+                    Admission::Refused {
+                        wait: self.until.since(now),
+                    },
+                    Some(change),
+                );
             }
             Phase::HalfOpen => {}
         }
@@ -352,11 +401,24 @@ impl State {
             return (Admission::Refused { wait: Nanos::ZERO }, change);
         }
         self.permits = self.permits.saturating_add(1);
-        (Admission::Admitted { epoch: self.epoch, trial: true }, change)
+        (
+            Admission::Admitted {
+                epoch: self.epoch,
+                trial: true,
+            },
+            change,
+        )
     }
 
     /// Takes note of the end of a call that was admitted in `epoch`.
-    pub fn end(&mut self, settings: &Settings, now: Nanos, epoch: u32, call: Call, random: u64) -> Option<Transition> {
+    pub fn end(
+        &mut self,
+        settings: &Settings,
+        now: Nanos,
+        epoch: u32,
+        call: Call,
+        random: u64,
+    ) -> Option<Transition> {
         if epoch != self.epoch {
             return None;
         }
@@ -375,17 +437,31 @@ impl State {
             Outcome::Success => false,
             Outcome::Failure => true,
         };
-        self.consecutive = if failed { self.consecutive.saturating_add(1) } else { 0 };
+        self.consecutive = if failed {
+            self.consecutive.saturating_add(1)
+        } else {
+            0
+        };
         let slow = settings.is_slow(call);
         let cause = if half_open {
             self.trial.count(failed, slow);
-            settings.tripped(self.trial, settings.config.half_open_calls, self.consecutive)
+            settings.tripped(
+                self.trial,
+                settings.config.half_open_calls,
+                self.consecutive,
+            )
         } else {
             self.window.count(settings.bucket_of(now), failed, slow);
             settings.trips(self.window.sum(), self.consecutive)
         };
         if let Some(cause) = cause {
-            return Some(self.open(settings, now, cause, call.retry_after.filter(|_| failed), random));
+            return Some(self.open(
+                settings,
+                now,
+                cause,
+                call.retry_after.filter(|_| failed),
+                random,
+            ));
         }
         if half_open && self.trial.calls >= settings.config.half_open_calls {
             self.enter(Phase::Closed, now, settings.quiet_spell(self.last_open));
@@ -399,7 +475,8 @@ impl State {
         None
     }
 
-    /// Opens it if it is still Closed as in `epoch`: the outcome that was one too many has been tallied outside of the record.
+    /// Opens it if it is still Closed as in `epoch`: the outcome that was one too many has been
+    /// tallied outside of the record.
     pub fn trip(
         &mut self,
         settings: &Settings,
@@ -416,15 +493,20 @@ impl State {
         Some(self.open(settings, now, cause, asked, random))
     }
 
-    /// Takes the tally into the ring and moves that on to the bucket of `now`, if it is still Closed as in `epoch`.
+    /// Takes the tally into the ring and moves that on to the bucket of `now`, if it is still
+    /// Closed as in `epoch`.
     pub fn roll(&mut self, settings: &Settings, now: Nanos, epoch: u32, tally: u64) {
-        if let (Window::Time(ring), true) = (&mut self.window, (self.phase, self.epoch) == (Phase::Closed, epoch)) {
+        if let (Window::Time(ring), true) = (
+            &mut self.window,
+            (self.phase, self.epoch) == (Phase::Closed, epoch),
+        ) {
             ring.fold(tally);
             ring.advance(settings.bucket_of(now));
         }
     }
 
-    /// Where it stands at `now`, for those who only look: an Open breaker whose time is over is as good as Half-Open.
+    /// Where it stands at `now`, for those who only look: an Open breaker whose time is over is as
+    /// good as Half-Open.
     #[must_use]
     pub fn phase_at(&self, now: Nanos) -> Phase {
         match self.phase {
@@ -433,7 +515,14 @@ impl State {
         }
     }
 
-    fn open(&mut self, settings: &Settings, now: Nanos, cause: Cause, asked: Option<Nanos>, random: u64) -> Transition {
+    fn open(
+        &mut self,
+        settings: &Settings,
+        now: Nanos,
+        cause: Cause,
+        asked: Option<Nanos>,
+        random: u64,
+    ) -> Transition {
         let from = self.phase;
         self.rounds = match from {
             Phase::HalfOpen => self.rounds.saturating_add(1),
@@ -445,7 +534,12 @@ impl State {
         let open_for = settings.open_time(self.rounds, asked, random);
         self.last_open = open_for;
         self.enter(Phase::Open, now, open_for);
-        Transition { from, to: Phase::Open, cause, open_for }
+        Transition {
+            from,
+            to: Phase::Open,
+            cause,
+            open_for,
+        }
     }
 
     fn enter(&mut self, phase: Phase, now: Nanos, lasting: Nanos) {
@@ -476,7 +570,8 @@ impl State {
     }
 }
 
-/// Whether the moment `since` is so far ahead of a reading of the clock that this must have stepped back.
+/// Whether the moment `since` is so far ahead of a reading of the clock that this must have stepped
+/// back.
 pub(super) fn is_ahead(since: Nanos, now: Nanos) -> bool {
     now.plus(CLOCK_SLACK) < since
 }

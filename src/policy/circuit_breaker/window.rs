@@ -1,12 +1,15 @@
 //! What a breaker judges by: the calls of a time, or so many calls.
 //!
-//! A time window is Hystrix's ring of buckets. The newest bucket is not in it: its outcomes are counted in one number that all workers add
-//! to, a *tally* (a gauge of the host), and the ring remembers what the tally was when the bucket began. So an outcome costs an atomic
-//! addition, and the record is written once a bucket. A tally holds calls, failures and slow calls in one number, so that one
-//! addition counts an outcome and one reading sees all three of the same moment: no order of workers makes a rate look higher or lower than it
-//! was. Sums may run over; differences of tallies stay right, as long as a field of the difference fits ([`FOLD`] sees to it).
+//! A time window is Hystrix's ring of buckets. The newest bucket is not in it: its outcomes are
+//! counted in one number that all workers add to, a *tally* (a gauge of the host), and the ring
+//! remembers what the tally was when the bucket began. So an outcome costs an atomic addition, and
+//! the record is written once a bucket. A tally holds calls, failures and slow calls in one number,
+//! so that one addition counts an outcome and one reading sees all three of the same moment: no
+//! order of workers makes a rate look higher or lower than it was. Sums may run over; differences
+//! of tallies stay right, as long as a field of the difference fits ([`FOLD`] sees to it).
 //!
-//! A count window is resilience4j's: the last `size` outcomes, the oldest goes when a new one comes.
+//! A count window is resilience4j's: the last `size` outcomes, the oldest goes when a new one
+//! comes.
 
 use crate::base::time::Nanos;
 
@@ -21,7 +24,8 @@ const WORDS: usize = LONGEST as usize / 64;
 /// Bits of a tally that hold slow calls, and as many that hold failures; the rest holds calls.
 const FIELD: u32 = 21;
 
-/// Calls since the ring was last written after which it is written before its bucket is over: far from where a field would run over.
+/// Calls since the ring was last written after which it is written before its bucket is over: far
+/// from where a field would run over.
 pub const FOLD: u32 = 1 << (FIELD - 1);
 
 /// Outcomes, by kind.
@@ -38,7 +42,11 @@ pub struct Counts {
 impl Counts {
     /// Adds one outcome.
     pub(super) fn count(&mut self, failed: bool, slow: bool) {
-        *self = self.plus(Self { calls: 1, failures: failed.into(), slow: slow.into() });
+        *self = self.plus(Self {
+            calls: 1,
+            failures: failed.into(),
+            slow: slow.into(),
+        });
     }
 
     /// Both together.
@@ -57,7 +65,8 @@ pub fn weight(failed: bool, slow: bool) -> i64 {
     (1i64 << (2 * FIELD)) | (i64::from(failed) << FIELD) | i64::from(slow)
 }
 
-/// The outcomes that were counted between two readings of a tally; `None` if there is no telling, for it was set back or overwritten.
+/// The outcomes that were counted between two readings of a tally; `None` if there is no telling,
+/// for it was set back or overwritten.
 #[must_use]
 pub fn between(earlier: u64, later: u64) -> Option<Counts> {
     let difference = later.wrapping_sub(earlier);
@@ -67,7 +76,8 @@ pub fn between(earlier: u64, later: u64) -> Option<Counts> {
         failures: field(difference >> FIELD),
         slow: field(difference),
     };
-    let sound = counts.calls < 1 << FIELD && counts.failures <= counts.calls && counts.slow <= counts.calls;
+    let sound =
+        counts.calls < 1 << FIELD && counts.failures <= counts.calls && counts.slow <= counts.calls;
     sound.then_some(counts)
 }
 
@@ -76,7 +86,8 @@ pub fn between(earlier: u64, later: u64) -> Option<Counts> {
 pub struct Ring {
     /// Number of the newest bucket: its start divided by a bucket's length.
     pub head: u64,
-    /// The tally up to which outcomes are in the buckets; `None`: there is no tally, or nobody has read it yet.
+    /// The tally up to which outcomes are in the buckets; `None`: there is no tally, or nobody has
+    /// read it yet.
     pub base: Option<u64>,
     /// Bucket number n is at n modulo their number.
     pub buckets: [Counts; BUCKETS],
@@ -86,7 +97,9 @@ impl Ring {
     /// What the buckets hold.
     #[must_use]
     pub fn sum(&self) -> Counts {
-        self.buckets.iter().fold(Counts::default(), |sum, bucket| sum.plus(*bucket))
+        self.buckets
+            .iter()
+            .fold(Counts::default(), |sum, bucket| sum.plus(*bucket))
     }
 
     /// Whether the ring must move before an outcome of the bucket `target` is counted.
@@ -96,7 +109,8 @@ impl Ring {
         target > head || head.saturating_sub(target) >= BUCKETS as u64
     }
 
-    /// Takes what was tallied until now into the newest bucket. A tally that was set back begins anew: what it held is not known.
+    /// Takes what was tallied until now into the newest bucket. A tally that was set back begins
+    /// anew: what it held is not known.
     pub(super) fn fold(&mut self, tally: u64) {
         if let Some(counts) = self.base.and_then(|base| between(base, tally)) {
             self.add(counts);
@@ -107,8 +121,10 @@ impl Ring {
     /// Moves on to the bucket `target` and empties the buckets passed over.
     pub(super) fn advance(&mut self, target: u64) {
         let length = BUCKETS as u64;
-        // Far ahead, or so far back that the clock must have stepped: nothing of the window is left.
-        if target.saturating_sub(self.head) >= length || self.head.saturating_sub(target) >= length {
+        // Far ahead, or so far back that the clock must have stepped: nothing of the window is
+        // left.
+        if target.saturating_sub(self.head) >= length || self.head.saturating_sub(target) >= length
+        {
             self.buckets = Default::default();
             self.head = target;
         }
@@ -128,7 +144,10 @@ impl Ring {
 }
 
 fn slot(number: u64) -> usize {
-    number.checked_rem(BUCKETS as u64).and_then(|rest| usize::try_from(rest).ok()).unwrap_or(0)
+    number
+        .checked_rem(BUCKETS as u64)
+        .and_then(|rest| usize::try_from(rest).ok())
+        .unwrap_or(0)
 }
 
 /// A count window.
@@ -149,7 +168,10 @@ impl Fifo {
     /// An empty one.
     #[must_use]
     pub fn new(size: u32) -> Self {
-        Self { size: size.clamp(1, LONGEST), ..Self::default() }
+        Self {
+            size: size.clamp(1, LONGEST),
+            ..Self::default()
+        }
     }
 
     /// Words of each kind that a window of this size needs.
@@ -165,8 +187,12 @@ impl Fifo {
             self.next = self.len.checked_rem(self.size).unwrap_or(0);
         }
         for (at, (failed, slow)) in self.failed.iter_mut().zip(&mut self.slow).enumerate() {
-            let held = (self.len as usize).saturating_sub(at.saturating_mul(64)).min(64);
-            let mask = u32::try_from(held).ok().and_then(|held| u64::MAX.checked_shr(64u32.saturating_sub(held)));
+            let held = (self.len as usize)
+                .saturating_sub(at.saturating_mul(64))
+                .min(64);
+            let mask = u32::try_from(held)
+                .ok()
+                .and_then(|held| u64::MAX.checked_shr(64u32.saturating_sub(held)));
             *failed &= mask.unwrap_or(0);
             *slow &= mask.unwrap_or(0);
         }
@@ -181,14 +207,26 @@ impl Fifo {
             }
         }
         self.len = self.len.saturating_add(1).min(self.size);
-        self.next = self.next.saturating_add(1).checked_rem(self.size).unwrap_or(0);
+        self.next = self
+            .next
+            .saturating_add(1)
+            .checked_rem(self.size)
+            .unwrap_or(0);
     }
 
     /// What it holds.
     #[must_use]
     pub fn sum(&self) -> Counts {
-        let ones = |words: &[u64]| words.iter().fold(0u32, |sum, word| sum.saturating_add(word.count_ones()));
-        Counts { calls: self.len, failures: ones(&self.failed), slow: ones(&self.slow) }
+        let ones = |words: &[u64]| {
+            words
+                .iter()
+                .fold(0u32, |sum, word| sum.saturating_add(word.count_ones()))
+        };
+        Counts {
+            calls: self.len,
+            failures: ones(&self.failed),
+            slow: ones(&self.slow),
+        }
     }
 }
 
@@ -284,11 +322,20 @@ mod tests {
 
     #[test]
     fn a_tally_that_was_set_back_tells_nothing() {
-        let start = (0..7).fold(0u64, |tally, n| tally.wrapping_add_signed(weight(n < 3, false)));
+        let start = (0..7).fold(0u64, |tally, n| {
+            tally.wrapping_add_signed(weight(n < 3, false))
+        });
         assert_eq!(between(start, 0), None);
         assert_eq!(between(start, u64::MAX), None);
         let full = (1u64 << FIELD) - 1;
-        assert_eq!(between(5, 5 + (full << (2 * FIELD))), Some(Counts { calls: full as u32, failures: 0, slow: 0 }));
+        assert_eq!(
+            between(5, 5 + (full << (2 * FIELD))),
+            Some(Counts {
+                calls: full as u32,
+                failures: 0,
+                slow: 0
+            })
+        );
         assert_eq!(between(5, 5 + ((full + 1) << (2 * FIELD))), None);
     }
 }

@@ -1,13 +1,15 @@
 //! A limit that finds itself: as much is admitted as will be answered before the deadline.
 //!
-//! **The law.** Where requests queue at the upstream, one that comes to N others is answered after N / capacity (Little, "A proof for the queuing formula
-//! L = λW", 1961). So of each request it is noted how many were in flight when it came, and how long it took: N · target / time is
-//! the number in flight at which it would have been answered just in time. The limit is that, over the sums of many requests.
-//! The two belong to one request, so that a ramp does not deceive: what is in flight *now*, over the time of those that end now, would say far too much while
-//! a queue grows.
+//! **The law.** Where requests queue at the upstream, one that comes to N others is answered after
+//! N / capacity (Little, "A proof for the queuing formula L = λW", 1961). So of each request it is
+//! noted how many were in flight when it came, and how long it took: N · target / time is the
+//! number in flight at which it would have been answered just in time. The limit is that, over the
+//! sums of many requests. The two belong to one request, so that a ramp does not deceive: what is
+//! in flight *now*, over the time of those that end now, would say far too much while a queue
+//! grows.
 //!
-//! **What is known when.** Below capacity N · target / time says only how much is being done, not how much could be. So there are two
-//! states:
+//! **What is known when.** Below capacity N · target / time says only how much is being done, not
+//! how much could be. So there are two states:
 //!
 //! | | calm | pressed |
 //! |---|---|---|
@@ -15,12 +17,15 @@
 //! | it rises to | twice what is done | what is answered within 75 % of the deadline |
 //! | it falls | slowly, 1/60 of the way per second and worker, and not below `initial_limit` | to what is answered within 75 % of the deadline, if answers take 85 % of it; between the two by quarters of the way |
 //!
-//! In both it falls at once, though not below `initial_limit`, if more is in flight already than is answered within the deadline: so a sudden load meets a limit
-//! before the first late answer. It at most doubles in an eighth of the deadline (at most 500 ms): of the answers to a burst the fast ones come first, and promise
-//! too much.
+//! In both it falls at once, though not below `initial_limit`, if more is in flight already than is
+//! answered within the deadline: so a sudden load meets a limit before the first late answer. It at
+//! most doubles in an eighth of the deadline (at most 500 ms): of the answers to a burst the fast
+//! ones come first, and promise too much.
 //!
-//! A limit never falls because answers are slow, only because they come too late: an upstream that turns slower, and still answers in time what it is
-//! sent, is left alone. Nor does it fall for errors, which are a breaker's matter: only answers count, and calls that end, however, after 75 % of the deadline.
+//! A limit never falls because answers are slow, only because they come too late: an upstream that
+//! turns slower, and still answers in time what it is sent, is left alone. Nor does it fall for
+//! errors, which are a breaker's matter: only answers count, and calls that end, however, after 75
+//! % of the deadline.
 //!
 //! | | |
 //! |---|---|
@@ -30,16 +35,20 @@
 //! | a clock that steps back | what was seen is forgotten, the limit stays |
 //! | few requests | it moves seldom: eight calls of a worker are the least that says something |
 //!
-//! **Read and taken.** From Breakwater (OSDI 2020) and DAGOR (SoCC 2018) that the admission follows the time spent queueing, and priorities
-//! against a threshold on it; from CoDel (2012) that a queue is bad if it stands, not if it is there; from BBR (2016) the pairing of a request with what
-//! was in flight when it began. Not taken: Vegas and Gradient2 (Netflix concurrency-limits), and with them Envoy's adaptive_concurrency: they aim at the latency
-//! of the idle upstream, so that one that turns five times slower is cut to a fifth of its load though it would serve it in time. Nor a success rate (Envoy's
-//! admission_control): it refuses blindly what would be in time.
+//! **Read and taken.** From Breakwater (OSDI 2020) and DAGOR (SoCC 2018) that the admission follows
+//! the time spent queueing, and priorities against a threshold on it; from CoDel (2012) that a
+//! queue is bad if it stands, not if it is there; from BBR (2016) the pairing of a request with
+//! what was in flight when it began. Not taken: Vegas and Gradient2 (Netflix concurrency-limits),
+//! and with them Envoy's adaptive_concurrency: they aim at the latency of the idle upstream, so
+//! that one that turns five times slower is cut to a fifth of its load though it would serve it in
+//! time. Nor a success rate (Envoy's admission_control): it refuses blindly what would be in time.
 //!
-//! **Whose.** The limit is a gauge, one for all workers; each worker moves it by what it has seen itself. They see samples of the same upstream, so that they
-//! agree but for noise, and none has to wait for another: no leader, no record. A worker that has seen too little moves nothing.
+//! **Whose.** The limit is a gauge, one for all workers; each worker moves it by what it has seen
+//! itself. They see samples of the same upstream, so that they agree but for noise, and none has to
+//! wait for another: no leader, no record. A worker that has seen too little moves nothing.
 //!
-//! Not for upstreams that take more than 85 % of the deadline when idle: they look overloaded at any load, and get `min_limit`.
+//! Not for upstreams that take more than 85 % of the deadline when idle: they look overloaded at
+//! any load, and get `min_limit`.
 
 use crate::base::time::Nanos;
 
@@ -62,14 +71,19 @@ pub const USUAL_DEADLINE: Nanos = Nanos::from_secs(15);
 /// Fewer calls than this prove nothing.
 const SAMPLES: u64 = 8;
 
-/// In this time a calm limit would fall to what is usual, at the speed at which it begins to. Of several workers each does its part.
+/// In this time a calm limit would fall to what is usual, at the speed at which it begins to. Of
+/// several workers each does its part.
 const FALL: Nanos = Nanos::from_secs(60);
 
 impl Settings {
     /// The limit that is in force, by what its gauge says: 0 is a gauge that nobody has set.
     #[must_use]
     pub fn limit(&self, gauge: u64) -> u64 {
-        if gauge == 0 { self.initial } else { gauge.max(self.min).min(self.max) }
+        if gauge == 0 {
+            self.initial
+        } else {
+            gauge.max(self.min).min(self.max)
+        }
     }
 
     /// How often the limit is looked at: often enough for several steps within a deadline.
@@ -82,7 +96,8 @@ impl Settings {
         Nanos(self.deadline.0 / 4).clamp(Nanos::from_millis(20), Nanos::from_secs(1))
     }
 
-    /// The time in which what is admitted is to be answered: the rest is for what happens on the way.
+    /// The time in which what is admitted is to be answered: the rest is for what happens on the
+    /// way.
     const fn target(&self) -> u64 {
         (self.deadline.0 / 4).saturating_mul(3)
     }
@@ -128,7 +143,11 @@ impl Calls {
     /// Older calls count less.
     fn aged(self) -> Self {
         let less = |n: u64| (n / 4).saturating_mul(3);
-        Self { count: less(self.count), in_flight: less(self.in_flight), time: less(self.time) }
+        Self {
+            count: less(self.count),
+            in_flight: less(self.in_flight),
+            time: less(self.time),
+        }
     }
 }
 
@@ -157,7 +176,14 @@ pub struct Seen {
 
 impl Seen {
     /// A request came, and with it so many were in flight.
-    pub fn came(&mut self, settings: &Settings, now: Nanos, in_flight: u64, limit: u64, admitted: bool) {
+    pub fn came(
+        &mut self,
+        settings: &Settings,
+        now: Nanos,
+        in_flight: u64,
+        limit: u64,
+        admitted: bool,
+    ) {
         self.keep_up(settings, now);
         self.note(now, in_flight, limit);
         if !admitted {
@@ -165,7 +191,8 @@ impl Seen {
         }
     }
 
-    /// A call ended that came when `admitted_at` were in flight; now so many are. It was answered, or is late.
+    /// A call ended that came when `admitted_at` were in flight; now so many are. It was answered,
+    /// or is late.
     pub fn ended(
         &mut self,
         settings: &Settings,
@@ -196,7 +223,11 @@ impl Seen {
         }
         let hopeless = self.least > self.all.within(settings.deadline.0).max(settings.initial);
         let found = if hopeless || self.is_pressed(settings, now) {
-            let calls = if self.pressed.count >= SAMPLES { self.pressed } else { self.all };
+            let calls = if self.pressed.count >= SAMPLES {
+                self.pressed
+            } else {
+                self.all
+            };
             let (found, mean) = (calls.within(settings.target()), calls.mean());
             if found > limit {
                 let found = if mean > settings.target() / 2 {
@@ -216,7 +247,9 @@ impl Seen {
             }
         } else {
             let done = self.all.within(settings.target()).saturating_mul(2);
-            let usual = done.max(settings.initial).min(self.doubled(settings, now, limit));
+            let usual = done
+                .max(settings.initial)
+                .min(self.doubled(settings, now, limit));
             let step = fall(limit.saturating_sub(usual), now.since(self.fell_at));
             if step > 0 || usual >= limit {
                 self.fell_at = now;
@@ -237,13 +270,19 @@ impl Seen {
 
     fn is_pressed(&self, settings: &Settings, now: Nanos) -> bool {
         self.all.mean() > settings.late()
-            || self.refused_at.is_some_and(|at| now.since(at) < settings.deadline.times(2))
+            || self
+                .refused_at
+                .is_some_and(|at| now.since(at) < settings.deadline.times(2))
             || now.since(self.calm_at) >= settings.patience()
     }
 
-    /// The most that the limit may rise to: the first answers to many requests are the fast ones, and promise too much.
+    /// The most that the limit may rise to: the first answers to many requests are the fast ones,
+    /// and promise too much.
     fn doubled(&mut self, settings: &Settings, now: Nanos, limit: u64) -> u64 {
-        if self.base == 0 || limit < self.base || now.since(self.base_at) >= Nanos(settings.patience().0 / 2) {
+        if self.base == 0
+            || limit < self.base
+            || now.since(self.base_at) >= Nanos(settings.patience().0 / 2)
+        {
             (self.base, self.base_at) = (limit, now);
         }
         self.base.saturating_mul(2).max(limit)
@@ -260,14 +299,24 @@ impl Seen {
     fn keep_up(&mut self, settings: &Settings, now: Nanos) {
         let oldest = settings.deadline.times(8).plus(Nanos::from_secs(1));
         if now < self.since || now < self.calm_at || now.since(self.since) > oldest {
-            *self = Self { since: now, calm_at: now, fell_at: now, base_at: now, least: u64::MAX, ..Self::default() };
+            *self = Self {
+                since: now,
+                calm_at: now,
+                fell_at: now,
+                base_at: now,
+                least: u64::MAX,
+                ..Self::default()
+            };
         }
     }
 }
 
 /// How far a calm limit falls in this time, of the way to what is usual.
 fn fall(way: u64, time: Nanos) -> u64 {
-    let step = u128::from(way).saturating_mul(time.0.into()).checked_div(FALL.0.into()).unwrap_or(0);
+    let step = u128::from(way)
+        .saturating_mul(time.0.into())
+        .checked_div(FALL.0.into())
+        .unwrap_or(0);
     u64::try_from(step).unwrap_or(u64::MAX).min(way)
 }
 
@@ -276,7 +325,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SETTINGS: Settings = Settings { min: 3, max: 1000, initial: 20, deadline: Nanos::from_millis(500) };
+    const SETTINGS: Settings = Settings {
+        min: 3,
+        max: 1000,
+        initial: 20,
+        deadline: Nanos::from_millis(500),
+    };
 
     /// A worker, and the gauge.
     struct World {
@@ -287,7 +341,11 @@ mod tests {
 
     impl World {
         fn new() -> Self {
-            Self { seen: Seen::default(), limit: SETTINGS.initial, now: Nanos::from_secs(100) }
+            Self {
+                seen: Seen::default(),
+                limit: SETTINGS.initial,
+                now: Nanos::from_secs(100),
+            }
         }
 
         /// Over `millis`, a call ends each millisecond that came to `among` and took `time`.
@@ -295,7 +353,14 @@ mod tests {
             for _ in 0..millis {
                 self.now = self.now.plus(Nanos::from_millis(1));
                 self.seen.came(&SETTINGS, self.now, among, self.limit, true);
-                self.seen.ended(&SETTINGS, self.now, among, Nanos::from_millis(time), among, self.limit);
+                self.seen.ended(
+                    &SETTINGS,
+                    self.now,
+                    among,
+                    Nanos::from_millis(time),
+                    among,
+                    self.limit,
+                );
                 if let Some(limit) = self.seen.turn(&SETTINGS, self.now, self.limit) {
                     self.limit = limit;
                 }
@@ -359,7 +424,10 @@ mod tests {
 
     #[test]
     fn a_gauge_is_read_within_the_bounds() {
-        assert_eq!([0, 1, 3, 500, 1_001, u64::MAX].map(|gauge| SETTINGS.limit(gauge)), [20, 3, 3, 500, 1_000, 1_000]);
+        assert_eq!(
+            [0, 1, 3, 500, 1_001, u64::MAX].map(|gauge| SETTINGS.limit(gauge)),
+            [20, 3, 3, 500, 1_000, 1_000]
+        );
     }
 
     proptest! {

@@ -28,7 +28,8 @@ pub fn decode(value: &[u8]) -> Option<Nanos> {
     Some(Nanos(factor).times(number))
 }
 
-/// The header for so many milliseconds: the finest unit in which eight digits are enough, rounded down.
+/// The header for so many milliseconds: the finest unit in which eight digits are enough, rounded
+/// down.
 #[must_use]
 pub fn encode(millis: u64) -> String {
     let units = [(1, 'm'), (1_000, 'S'), (60_000, 'M'), (3_600_000, 'H')];

@@ -5,7 +5,10 @@ use serde_json::Value;
 
 /// gRPC's and Envoy's cases, as facts: `tests/vectors/14_grpc_status_timeout.json`.
 fn vectors() -> Value {
-    serde_json::from_str(include_str!("../../../tests/vectors/14_grpc_status_timeout.json")).unwrap()
+    serde_json::from_str(include_str!(
+        "../../../tests/vectors/14_grpc_status_timeout.json"
+    ))
+    .unwrap()
 }
 
 fn ms(n: u64) -> Nanos {
@@ -42,17 +45,37 @@ fn decode_to_millis(value: &[u8]) -> Option<u64> {
 fn vectors_grpc_timeouts_are_written_as_envoy_writes_them() {
     for case in vectors()["grpc_timeout_encode"].as_array().unwrap() {
         let millis = case[0].as_u64().unwrap_or(u64::MAX);
-        assert_eq!(grpc_timeout::encode(millis), case[1].as_str().unwrap(), "{millis}");
+        assert_eq!(
+            grpc_timeout::encode(millis),
+            case[1].as_str().unwrap(),
+            "{millis}"
+        );
     }
 }
 
 #[test]
 fn grpc_timeouts_that_break_the_protocol_are_none() {
-    for bad in [&b"-1S"[..], b"+1S", b" 1S", b"1 S", b"1.5S", b"S", b"1s", b"123456789m", b"\xff1S", b"1\xff", b"1SS"] {
+    for bad in [
+        &b"-1S"[..],
+        b"+1S",
+        b" 1S",
+        b"1 S",
+        b"1.5S",
+        b"S",
+        b"1s",
+        b"123456789m",
+        b"\xff1S",
+        b"1\xff",
+        b"1SS",
+    ] {
         assert_eq!(grpc_timeout::decode(bad), None, "{bad:?}");
     }
     assert_eq!(grpc_timeout::decode(b"0m"), Some(Nanos::ZERO));
-    assert_eq!(grpc_timeout::decode(b"99999999H"), Some(Nanos::MAX), "no overflow");
+    assert_eq!(
+        grpc_timeout::decode(b"99999999H"),
+        Some(Nanos::MAX),
+        "no overflow"
+    );
 }
 
 #[test]
@@ -64,9 +87,30 @@ fn the_least_of_all_deadlines_counts_and_what_is_malformed_does_not() {
         (&[("Grpc-Timeout", b"1S")], Some(1_000)),
         (&[("x-envoy-expected-rq-timeout-ms", b"250")], Some(250)),
         (&[("x-deadline", b" 300 ")], Some(300)),
-        (&[("grpc-timeout", b"1S"), ("x-envoy-expected-rq-timeout-ms", b"250"), ("x-deadline", b"300")], Some(250)),
-        (&[("grpc-timeout", b"100m"), ("x-envoy-expected-rq-timeout-ms", b"soon"), ("x-deadline", b"\xff")], Some(100)),
-        (&[("x-deadline", b"500"), ("x-deadline", b"200"), ("x-deadline", b"400")], Some(200)),
+        (
+            &[
+                ("grpc-timeout", b"1S"),
+                ("x-envoy-expected-rq-timeout-ms", b"250"),
+                ("x-deadline", b"300"),
+            ],
+            Some(250),
+        ),
+        (
+            &[
+                ("grpc-timeout", b"100m"),
+                ("x-envoy-expected-rq-timeout-ms", b"soon"),
+                ("x-deadline", b"\xff"),
+            ],
+            Some(100),
+        ),
+        (
+            &[
+                ("x-deadline", b"500"),
+                ("x-deadline", b"200"),
+                ("x-deadline", b"400"),
+            ],
+            Some(200),
+        ),
         (&[("x-deadline", b"0"), ("grpc-timeout", b"1S")], Some(0)),
         (&[("x-envoy-expected-rq-timeout-ms", b"0")], Some(0)),
         (&[("x-deadline", b"-5")], None),
@@ -77,11 +121,22 @@ fn the_least_of_all_deadlines_counts_and_what_is_malformed_does_not() {
     for (headers, want) in cases {
         assert_eq!(read(headers), want.map(ms), "{headers:?}");
     }
-    assert_eq!(read(&[("x-deadline", b"18446744073709551615")]), Some(Nanos::MAX));
+    assert_eq!(
+        read(&[("x-deadline", b"18446744073709551615")]),
+        Some(Nanos::MAX)
+    );
     let headers = HeaderMap::from_pairs(&[("x-envoy-upstream-rq-timeout-ms", "5")]);
-    assert_eq!(Incoming::read(&headers, None, true).left(), Some(ms(5)), "where clients are trusted with it");
+    assert_eq!(
+        Incoming::read(&headers, None, true).left(),
+        Some(ms(5)),
+        "where clients are trusted with it"
+    );
     let headers = HeaderMap::from_pairs(&[("x-envoy-upstream-rq-timeout-ms", "0")]);
-    assert_eq!(Incoming::read(&headers, None, true).left(), None, "Envoy's for ever");
+    assert_eq!(
+        Incoming::read(&headers, None, true).left(),
+        None,
+        "Envoy's for ever"
+    );
 }
 
 #[test]
@@ -92,19 +147,45 @@ fn what_is_left_is_passed_on_where_it_is_news() {
         incoming.pass_on(left, grpc, own, |name, value| {
             set.push((name.to_owned(), String::from_utf8(value.to_vec()).unwrap()))
         });
-        set.into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()
+        set.into_iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect::<Vec<_>>()
     };
     let (grpc, expected) = ("grpc-timeout", "x-envoy-expected-rq-timeout-ms");
-    assert_eq!(pass(&[], ms(90), false, None), [""; 0], "Envoy writes its own header by itself");
+    assert_eq!(
+        pass(&[], ms(90), false, None),
+        [""; 0],
+        "Envoy writes its own header by itself"
+    );
     assert_eq!(pass(&[], ms(90), true, None), ["grpc-timeout=90m"]);
     assert_eq!(pass(&[(grpc, "90m")], ms(90), true, None), [""; 0]);
     assert_eq!(pass(&[(grpc, "1S")], ms(1_000), true, None), [""; 0]);
-    assert_eq!(pass(&[(grpc, "1S")], ms(90), false, None), ["grpc-timeout=90m"]);
-    assert_eq!(pass(&[(expected, "soon")], ms(90), false, None), ["x-envoy-expected-rq-timeout-ms=90"]);
-    assert_eq!(pass(&[], Nanos(1_999_999), false, Some("x-left")), ["x-left=1"]);
-    assert_eq!(pass(&[("x-left", "7")], Nanos(1), false, Some("x-left")), ["x-left=1"], "0 would be for ever");
-    assert_eq!(pass(&[("x-left", "7")], ms(7), false, Some("x-left")), [""; 0]);
-    assert_eq!(pass(&[(grpc, "7S")], ms(7), false, Some(grpc)), ["grpc-timeout=7m"], "named twice, written once");
+    assert_eq!(
+        pass(&[(grpc, "1S")], ms(90), false, None),
+        ["grpc-timeout=90m"]
+    );
+    assert_eq!(
+        pass(&[(expected, "soon")], ms(90), false, None),
+        ["x-envoy-expected-rq-timeout-ms=90"]
+    );
+    assert_eq!(
+        pass(&[], Nanos(1_999_999), false, Some("x-left")),
+        ["x-left=1"]
+    );
+    assert_eq!(
+        pass(&[("x-left", "7")], Nanos(1), false, Some("x-left")),
+        ["x-left=1"],
+        "0 would be for ever"
+    );
+    assert_eq!(
+        pass(&[("x-left", "7")], ms(7), false, Some("x-left")),
+        [""; 0]
+    );
+    assert_eq!(
+        pass(&[(grpc, "7S")], ms(7), false, Some(grpc)),
+        ["grpc-timeout=7m"],
+        "named twice, written once"
+    );
 }
 
 #[test]
@@ -118,12 +199,25 @@ fn a_dynamic_timeout_follows_what_the_upstream_takes_within_its_bounds() {
         })
     };
     let now = ms(1);
-    assert_eq!(request_timeout(dynamic(50, 2_000), now, &mut Sketch::default()), ms(2_000), "while little is known");
+    assert_eq!(
+        request_timeout(dynamic(50, 2_000), now, &mut Sketch::default()),
+        ms(2_000),
+        "while little is known"
+    );
     let timeout = request_timeout(dynamic(50, 2_000), now, &mut seen(ms(100), now));
     assert!((ms(200)..=ms(226)).contains(&timeout), "{timeout:?}");
-    assert_eq!(request_timeout(dynamic(50, 2_000), now, &mut seen(ms(1), now)), ms(50));
-    assert_eq!(request_timeout(dynamic(50, 2_000), now, &mut seen(ms(60_000), now)), ms(2_000));
-    assert_eq!(request_timeout(RequestTimeout::Fixed(ms(7)), now, &mut seen(ms(100), now)), ms(7));
+    assert_eq!(
+        request_timeout(dynamic(50, 2_000), now, &mut seen(ms(1), now)),
+        ms(50)
+    );
+    assert_eq!(
+        request_timeout(dynamic(50, 2_000), now, &mut seen(ms(60_000), now)),
+        ms(2_000)
+    );
+    assert_eq!(
+        request_timeout(RequestTimeout::Fixed(ms(7)), now, &mut seen(ms(100), now)),
+        ms(7)
+    );
 }
 
 #[test]
@@ -144,7 +238,10 @@ fn a_timeout_that_cuts_off_grows_and_never_spirals_down() {
         for n in 0..4_000u64 {
             now = now.plus(ms(10));
             let timeout = request_timeout(config, now, &mut sketch);
-            assert!(timeout >= Nanos(last.0 / 8 * 7), "it shrank from {last:?} to {timeout:?}");
+            assert!(
+                timeout >= Nanos(last.0 / 8 * 7),
+                "it shrank from {last:?} to {timeout:?}"
+            );
             last = timeout;
             sketch.add_cut_off(now, timeout, n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         }
@@ -158,7 +255,10 @@ fn a_timeout_that_cuts_off_grows_and_never_spirals_down() {
 
 #[test]
 fn hopeless_is_what_leaves_nothing_or_too_little() {
-    let config = |reject_below| Timeout { reject_below, ..Timeout::default() };
+    let config = |reject_below| Timeout {
+        reject_below,
+        ..Timeout::default()
+    };
     let now = ms(1);
     let mut nothing = Sketch::default();
     assert!(is_hopeless(&config(None), Nanos::ZERO, now, &mut nothing));
@@ -167,7 +267,10 @@ fn hopeless_is_what_leaves_nothing_or_too_little() {
     assert!(is_hopeless(&time, Nanos(19_999_999), now, &mut nothing));
     assert!(!is_hopeless(&time, ms(20), now, &mut nothing));
     let p50 = config(Some(RejectBelow::Quantile(Percent(5_000))));
-    assert!(!is_hopeless(&p50, Nanos(1), now, &mut nothing), "nothing is known");
+    assert!(
+        !is_hopeless(&p50, Nanos(1), now, &mut nothing),
+        "nothing is known"
+    );
     assert!(is_hopeless(&p50, ms(50), now, &mut seen(ms(100), now)));
     assert!(!is_hopeless(&p50, ms(101), now, &mut seen(ms(100), now)));
     let later = now.plus(Nanos::from_secs(6));
@@ -179,7 +282,10 @@ fn hopeless_is_what_leaves_nothing_or_too_little() {
 
 #[test]
 fn a_try_is_bounded_only_below_the_whole() {
-    let config = Timeout { per_try: Some(ms(100)), ..Timeout::default() };
+    let config = Timeout {
+        per_try: Some(ms(100)),
+        ..Timeout::default()
+    };
     assert_eq!(per_try(&config, None), Some(ms(100)));
     assert_eq!(per_try(&config, Some(ms(101))), Some(ms(100)));
     assert_eq!(per_try(&config, Some(ms(100))), None);

@@ -1,13 +1,15 @@
 //! The last good response, for when there is none at present.
 //!
-//! A good response to a GET is copied while it passes, piece by piece, and kept when it is whole; nothing is held back. It is kept under
-//! the route, scheme, host, path and query of its request, the request headers that the configuration names, and those that its own
-//! `Vary` names; all of them are compared, so that no collision of hashes shows a client what is another's. [`rules`] says what may be
-//! kept at all, [`table`] where.
+//! A good response to a GET is copied while it passes, piece by piece, and kept when it is whole;
+//! nothing is held back. It is kept under the route, scheme, host, path and query of its request,
+//! the request headers that the configuration names, and those that its own `Vary` names; all of
+//! them are compared, so that no collision of hashes shows a client what is another's. [`rules`]
+//! says what may be kept at all, [`table`] where.
 //!
-//! Writing a response costs more than passing it. So each worker keeps one as it comes up to [`AT_ONCE`] times, and then once in a
-//! second (in a sixteenth of `max_age`, if that is shorter): what is seldom asked for is always the very last, what is asked for often is
-//! about a second old at most.
+//! Writing a response costs more than passing it. So each worker keeps one as it comes up to
+//! [`AT_ONCE`] times, and then once in a second (in a sixteenth of `max_age`, if that is shorter):
+//! what is seldom asked for is always the very last, what is asked for often is about a second old
+//! at most.
 
 pub mod rules;
 pub mod table;
@@ -117,11 +119,17 @@ impl Stale {
     #[must_use]
     pub fn ask(&self, request: &Request<'_>) -> Option<Asked> {
         let get = request.method == b"GET";
-        if !(get || request.method == b"HEAD") || request.is_grpc() || !rules::lets_keep(request.headers) {
+        if !(get || request.method == b"HEAD")
+            || request.is_grpc()
+            || !rules::lets_keep(request.headers)
+        {
             return None;
         }
         let headers = request.headers;
-        let authority = headers.get(":authority").or_else(|| headers.get("host"))?.to_ascii_lowercase();
+        let authority = headers
+            .get(":authority")
+            .or_else(|| headers.get("host"))?
+            .to_ascii_lowercase();
         let target = headers.get(":path")?;
         let target = target.split(|b| *b == b'#').next().unwrap_or(target);
         let mut key = Vec::with_capacity(256);
@@ -133,7 +141,12 @@ impl Stale {
         if key.len() > config::Stale::HEAD {
             return None;
         }
-        Some(Asked { tag: self.hash(&key), key, headers: headers.clone(), get })
+        Some(Asked {
+            tag: self.hash(&key),
+            key,
+            headers: headers.clone(),
+            get,
+        })
     }
 
     /// Begins to keep this response, if it may be kept and is not kept often enough.
@@ -143,7 +156,11 @@ impl Stale {
             return None;
         }
         let length = match response.get("content-length") {
-            Some(length) => Some(usize::try_from(parse_number(length)?).ok().filter(|n| *n <= self.config.max_body)?),
+            Some(length) => Some(
+                usize::try_from(parse_number(length)?)
+                    .ok()
+                    .filter(|n| *n <= self.config.max_body)?,
+            ),
             None => None,
         };
         let by_cookie = self.config.vary.iter().any(|name| name == "cookie");
@@ -155,12 +172,26 @@ impl Stale {
             return None;
         }
         let head = rules::kept(response)?;
-        let size = [asked.key.len(), varied.len(), head.as_bytes().len(), RECORD_HEAD, table::SLOT_HEAD];
+        let size = [
+            asked.key.len(),
+            varied.len(),
+            head.as_bytes().len(),
+            RECORD_HEAD,
+            table::SLOT_HEAD,
+        ];
         if size.into_iter().fold(0, usize::saturating_add) > config::Stale::HEAD {
             return None;
         }
         let passing = Passing(Rc::clone(&self.passing), 0);
-        Some(Draft { terms, received: now, varied, head, body: Vec::new(), length, passing })
+        Some(Draft {
+            terms,
+            received: now,
+            varied,
+            head,
+            body: Vec::new(),
+            length,
+            passing,
+        })
     }
 
     /// Adds a piece of the body. `None`: it has become too long, and is given up.
@@ -171,7 +202,8 @@ impl Stale {
         }
         draft.body.extend_from_slice(piece);
         draft.passing.1 = draft.passing.1.saturating_add(piece.len());
-        self.passing.set(self.passing.get().saturating_add(piece.len()));
+        self.passing
+            .set(self.passing.get().saturating_add(piece.len()));
         Some(draft)
     }
 
@@ -182,7 +214,8 @@ impl Stale {
             && self.passing.get().saturating_add(piece) <= self.config.max_bytes
     }
 
-    /// Keeps a response that has come to its end. `ticket` is random. What changed; `None`: it was cut, or another worker was faster.
+    /// Keeps a response that has come to its end. `ticket` is random. What changed; `None`: it was
+    /// cut, or another worker was faster.
     ///
     /// # Errors
     /// [`Contended`]: it was not kept.
@@ -193,16 +226,28 @@ impl Stale {
         draft: &Draft,
         ticket: u64,
     ) -> Result<Option<Change>, Contended> {
-        if draft.length.is_some_and(|length| length != draft.body.len()) {
+        if draft
+            .length
+            .is_some_and(|length| length != draft.body.len())
+        {
             return Ok(None);
         }
-        let Some(record) = record(asked, draft) else { return Ok(None) };
-        self.table.put(host, (asked.tag, self.hash(&draft.varied)), &record, ticket, draft.received)
+        let Some(record) = record(asked, draft) else {
+            return Ok(None);
+        };
+        self.table.put(
+            host,
+            (asked.tag, self.hash(&draft.varied)),
+            &record,
+            ticket,
+            draft.received,
+        )
     }
 
     /// What is kept for this request, if it may be used now.
     pub fn find<H: SharedData>(&self, host: &H, asked: &Asked, now: Nanos) -> Option<Found> {
-        self.table.find(host, asked.tag, now, |record| self.read(record, asked, now))
+        self.table
+            .find(host, asked.tag, now, |record| self.read(record, asked, now))
     }
 
     fn read(&self, record: &[u8], asked: &Asked, now: Nanos) -> Option<Found> {
@@ -222,20 +267,32 @@ impl Stale {
             return None;
         }
         let age = now.since(kept).plus(Nanos::from_secs(age.into()));
-        let limit = if limit == u32::MAX { Nanos::MAX } else { Nanos::from_secs(limit.into()) };
+        let limit = if limit == u32::MAX {
+            Nanos::MAX
+        } else {
+            Nanos::from_secs(limit.into())
+        };
         if age > limit.min(self.config.max_age) {
             return None;
         }
         let headers = HeaderMap::from_host(head.to_vec());
         let body = body.to_vec();
-        rules::are_sound(&headers).then_some(Found { age: age.as_secs(), headers, body })
+        rules::are_sound(&headers).then_some(Found {
+            age: age.as_secs(),
+            headers,
+            body,
+        })
     }
 
     /// A rate limit for each response (the virtual scheduling of GCRA), in this worker.
     fn is_due(&self, id: u64, now: Nanos) -> bool {
         let spacing = Nanos(self.config.max_age.0 / 16).min(SPACING);
-        let place = usize::try_from(id).unwrap_or(usize::MAX).checked_rem(self.recent.len());
-        let Some(cell) = place.and_then(|at| self.recent.get(at)) else { return true };
+        let place = usize::try_from(id)
+            .unwrap_or(usize::MAX)
+            .checked_rem(self.recent.len());
+        let Some(cell) = place.and_then(|at| self.recent.get(at)) else {
+            return true;
+        };
         let (known, next) = cell.get();
         let next = if known == id { next.max(now) } else { now };
         if next.since(now) > spacing.times(AT_ONCE.saturating_sub(1)) {
@@ -252,8 +309,8 @@ impl Stale {
     }
 }
 
-/// When it came, its age then and the age up to which it may be used, the lengths of key, varied values and headers, and all of them and
-/// the body.
+/// When it came, its age then and the age up to which it may be used, the lengths of key, varied
+/// values and headers, and all of them and the body.
 fn record(asked: &Asked, draft: &Draft) -> Option<Vec<u8>> {
     let head = draft.head.as_bytes();
     let mut record = Vec::with_capacity(draft.body.len().saturating_add(config::Stale::HEAD));
@@ -297,13 +354,21 @@ fn push_value(to: &mut Vec<u8>, name: &str, request: &HeaderMap) {
 fn has_values(mut varied: &[u8], request: &HeaderMap) -> bool {
     let mut own = Vec::new();
     while !varied.is_empty() {
-        let Some((length, rest)) = varied.split_first_chunk::<4>() else { return false };
+        let Some((length, rest)) = varied.split_first_chunk::<4>() else {
+            return false;
+        };
         let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
-        let Some((name, rest)) = rest.split_at_checked(length) else { return false };
-        let Ok(name) = std::str::from_utf8(name) else { return false };
+        let Some((name, rest)) = rest.split_at_checked(length) else {
+            return false;
+        };
+        let Ok(name) = std::str::from_utf8(name) else {
+            return false;
+        };
         own.clear();
         push_value(&mut own, name, request);
-        let Some(rest) = rest.strip_prefix(own.as_slice()) else { return false };
+        let Some(rest) = rest.strip_prefix(own.as_slice()) else {
+            return false;
+        };
         varied = rest;
     }
     true

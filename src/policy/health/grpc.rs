@@ -1,8 +1,9 @@
 //! `grpc.health.v1.Health`, which we answer for the whole (the empty name) and for each upstream.
 //!
-//! A proxy turns each answer of a filter to a gRPC request into one without a message, and a health check's good answer is a message. So it
-//! takes two: the outer haven, which clients reach, and an inner one behind a bridge (in Envoy `grpc_http1_reverse_bridge`) that takes frame
-//! and trailers off the request and puts them on the answer. The content type tells them apart.
+//! A proxy turns each answer of a filter to a gRPC request into one without a message, and a health
+//! check's good answer is a message. So it takes two: the outer haven, which clients reach, and an
+//! inner one behind a bridge (in Envoy `grpc_http1_reverse_bridge`) that takes frame and trailers
+//! off the request and puts them on the answer. The content type tells them apart.
 //!
 //! | | outer, `application/grpc` | inner, `application/x-protobuf` |
 //! |---|---|---|
@@ -13,8 +14,9 @@
 //! | a message compressed as `grpc-encoding` says | UNIMPLEMENTED | |
 //! | `Watch`, `List` and what else may come | UNIMPLEMENTED | 404 |
 //!
-//! `Watch` would have to tell of each change, for as long as a client likes, and `UNIMPLEMENTED` is what the protocol has for servers that
-//! do not; clients then stop asking. `List` needs messages that the codec has not; its answer would be what `/readyz` says.
+//! `Watch` would have to tell of each change, for as long as a client likes, and `UNIMPLEMENTED` is
+//! what the protocol has for servers that do not; clients then stop asking. `List` needs messages
+//! that the codec has not; its answer would be what `/readyz` says.
 
 use super::{Component, Status, is_well};
 use crate::base::grpc_health::{self, CHECK, Malformed, PREFIX, SERVICE, Serving};
@@ -65,12 +67,18 @@ pub fn call(health: &config::Health, request: &Request<'_>) -> Option<Call> {
     }
     let side = if request.is_grpc() {
         Side::Outer
-    } else if request.content_type.is_some_and(|value| value.eq_ignore_ascii_case(b"application/x-protobuf")) {
+    } else if request
+        .content_type
+        .is_some_and(|value| value.eq_ignore_ascii_case(b"application/x-protobuf"))
+    {
         Side::Inner
     } else {
         return None;
     };
-    let encoded = request.headers.get("grpc-encoding").is_some_and(|encoding| encoding != b"identity");
+    let encoded = request
+        .headers
+        .get("grpc-encoding")
+        .is_some_and(|encoding| encoding != b"identity");
     Some(if request.path == CHECK.as_bytes() {
         Call::Check(Check { side, encoded })
     } else {
@@ -90,9 +98,17 @@ pub fn serving(components: &[Component<'_>], service: &str) -> Option<Serving> {
     let up = if service.is_empty() {
         is_well(components)
     } else {
-        components.iter().find(|component| component.name == service)?.status == Status::Up
+        components
+            .iter()
+            .find(|component| component.name == service)?
+            .status
+            == Status::Up
     };
-    Some(if up { Serving::Serving } else { Serving::NotServing })
+    Some(if up {
+        Serving::Serving
+    } else {
+        Serving::NotServing
+    })
 }
 
 impl Check {
@@ -120,16 +136,27 @@ impl Check {
             Side::Outer => grpc_health::unframe(body),
             Side::Inner => Ok(body),
         };
-        message.and_then(grpc_health::decode_request).map_err(|wrong| {
-            let status = if wrong == Malformed::Compressed && self.encoded { UNIMPLEMENTED } else { INTERNAL };
-            reply(self.side, 400, status, wrong.words())
-        })
+        message
+            .and_then(grpc_health::decode_request)
+            .map_err(|wrong| {
+                let status = if wrong == Malformed::Compressed && self.encoded {
+                    UNIMPLEMENTED
+                } else {
+                    INTERNAL
+                };
+                reply(self.side, 400, status, wrong.words())
+            })
     }
 
     /// The answer to a body that is too long.
     #[must_use]
     pub fn too_long(self) -> Reply {
-        reply(self.side, 413, RESOURCE_EXHAUSTED, "the message is too long")
+        reply(
+            self.side,
+            413,
+            RESOURCE_EXHAUSTED,
+            "the message is too long",
+        )
     }
 
     /// The answer to a name that there is not.
@@ -141,19 +168,36 @@ impl Check {
     /// The answer: the bare message, for the bridge.
     #[must_use]
     pub fn answer(self, serving: Serving) -> Reply {
-        let headers =
-            vec![("content-type", b"application/x-protobuf".to_vec()), ("cache-control", b"no-store".to_vec())];
-        Reply { status: 200, headers, body: grpc_health::encode_response(serving).to_vec(), ..Reply::default() }
+        let headers = vec![
+            ("content-type", b"application/x-protobuf".to_vec()),
+            ("cache-control", b"no-store".to_vec()),
+        ];
+        Reply {
+            status: 200,
+            headers,
+            body: grpc_health::encode_response(serving).to_vec(),
+            ..Reply::default()
+        }
     }
 }
 
 fn reply(side: Side, status: u16, grpc_status: u8, words: &str) -> Reply {
     let body = words.as_bytes().to_vec();
     match side {
-        Side::Outer => Reply { status: 200, grpc_status: Some(grpc_status), body, ..Reply::default() },
+        Side::Outer => Reply {
+            status: 200,
+            grpc_status: Some(grpc_status),
+            body,
+            ..Reply::default()
+        },
         Side::Inner => {
             let headers = vec![("content-type", b"text/plain".to_vec())];
-            Reply { status, headers, body, ..Reply::default() }
+            Reply {
+                status,
+                headers,
+                body,
+                ..Reply::default()
+            }
         }
     }
 }

@@ -33,12 +33,17 @@ mod tests {
     use serde_json::Value;
 
     fn hex(text: &str) -> Vec<u8> {
-        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+        (0..text.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+            .collect()
     }
 
     #[test]
     fn messages_are_those_of_grpc() {
-        let vectors: Value = serde_json::from_str(include_str!("../../../tests/vectors/15_grpc_health.json")).unwrap();
+        let vectors: Value =
+            serde_json::from_str(include_str!("../../../tests/vectors/15_grpc_health.json"))
+                .unwrap();
         for case in vectors["request_hex"].as_array().unwrap() {
             let message = request(case["service"].as_str().unwrap());
             assert_eq!(message, hex(case["msg"].as_str().unwrap()), "{case}");
@@ -49,7 +54,11 @@ mod tests {
                 "NOT_SERVING" => Status::OutOfService,
                 _ => Status::Unsure,
             };
-            assert_eq!(response(&hex(case["msg"].as_str().unwrap())), Some(want), "{case}");
+            assert_eq!(
+                response(&hex(case["msg"].as_str().unwrap())),
+                Some(want),
+                "{case}"
+            );
         }
         assert_eq!(vectors["path_check"], format!("/{SERVICE}/{METHOD}"));
     }

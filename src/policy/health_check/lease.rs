@@ -1,19 +1,23 @@
-//! Who checks an upstream's endpoints: a lease in shared data. The step is pure; the caller puts it into a compare-and-swap.
+//! Who checks an upstream's endpoints: a lease in shared data. The step is pure; the caller puts it
+//! into a compare-and-swap.
 
 use crate::base::time::Nanos;
 
-/// How long a lease lasts. A holder that dies is replaced at the latest when it has run out, and those who wait look again at that moment.
+/// How long a lease lasts. A holder that dies is replaced at the latest when it has run out, and
+/// those who wait look again at that moment.
 pub const LEASE: Nanos = Nanos::from_secs(2);
 
-/// A holder renews it when so much of it is over: often enough to be held up for a while, seldom enough to cost nothing.
+/// A holder renews it when so much of it is over: often enough to be held up for a while, seldom
+/// enough to cost nothing.
 pub const RENEW: Nanos = Nanos::from_millis(500);
 
-/// How long an older configuration waits, beyond the lease, for one of the newer kind. It then checks again: where an update was taken
-/// back before it came into force, nobody else would.
+/// How long an older configuration waits, beyond the lease, for one of the newer kind. It then
+/// checks again: where an update was taken back before it came into force, nobody else would.
 pub const GRACE: Nanos = Nanos::from_secs(5);
 
-/// How far a lease may reach beyond what one that is written now would, before the clock is held to have stepped back: whoever has read the
-/// clock and was then kept from looking at the lease for a while, finds one of later.
+/// How far a lease may reach beyond what one that is written now would, before the clock is held to
+/// have stepped back: whoever has read the clock and was then kept from looking at the lease for a
+/// while, finds one of later.
 const AHEAD: Nanos = Nanos::from_secs(10);
 
 const VERSION: u8 = 1;
@@ -41,8 +45,9 @@ pub struct Candidate {
     pub owner: u64,
     /// What its configuration says of the upstream and its check, hashed.
     pub fingerprint: u64,
-    /// Its generation, once it has one: configurations are numbered in the order in which their contexts first tick. Not in the order of
-    /// `on_configure`: what is configured may be thrown away before it ever runs.
+    /// Its generation, once it has one: configurations are numbered in the order in which their
+    /// contexts first tick. Not in the order of `on_configure`: what is configured may be thrown
+    /// away before it ever runs.
     pub generation: Option<u32>,
 }
 
@@ -59,13 +64,19 @@ impl Lease {
     /// What `me` is at this moment, its generation, and the record to write if it changes.
     #[must_use]
     pub fn step(self, me: Candidate, now: Nanos) -> (Role, u32, Option<Self>) {
-        let generation = me.generation.unwrap_or(if self.newest > 0 && self.fingerprint == me.fingerprint {
-            self.generation
-        } else {
-            self.newest.saturating_add(1)
-        });
+        let generation =
+            me.generation
+                .unwrap_or(if self.newest > 0 && self.fingerprint == me.fingerprint {
+                    self.generation
+                } else {
+                    self.newest.saturating_add(1)
+                });
         let stepped_back = self.expires > now.plus(LEASE).plus(AHEAD);
-        let left = if stepped_back { Nanos::ZERO } else { self.expires.since(now) };
+        let left = if stepped_back {
+            Nanos::ZERO
+        } else {
+            self.expires.since(now)
+        };
         let mine = self.owner == me.owner && self.generation == generation && self.newest > 0;
         let older = generation < self.generation;
         let patience = if older { GRACE } else { Nanos::ZERO };
@@ -76,7 +87,13 @@ impl Lease {
         if mine || generation > self.generation || free {
             let expires = now.plus(LEASE);
             let newest = self.newest.max(generation);
-            let taken = Self { newest, generation, fingerprint: me.fingerprint, owner: me.owner, expires };
+            let taken = Self {
+                newest,
+                generation,
+                fingerprint: me.fingerprint,
+                owner: me.owner,
+                expires,
+            };
             return (Role::Holder(expires), generation, Some(taken));
         }
         (Role::Standby(self.expires.plus(patience)), generation, None)
@@ -122,7 +139,11 @@ mod tests {
     const T: Nanos = Nanos::from_secs(100);
 
     fn candidate(owner: u64, fingerprint: u64) -> Candidate {
-        Candidate { owner, fingerprint, generation: None }
+        Candidate {
+            owner,
+            fingerprint,
+            generation: None,
+        }
     }
 
     /// Runs a step and stores what it says.
@@ -140,14 +161,28 @@ mod tests {
         let (mut lease, mut a, mut b) = (Lease::default(), candidate(1, 7), candidate(2, 7));
         assert_eq!(step(&mut lease, &mut a, T), Role::Holder(T.plus(LEASE)));
         assert_eq!(step(&mut lease, &mut b, T), Role::Standby(T.plus(LEASE)));
-        assert_eq!((a.generation, b.generation), (Some(1), Some(1)), "one configuration");
+        assert_eq!(
+            (a.generation, b.generation),
+            (Some(1), Some(1)),
+            "one configuration"
+        );
         // Renewed in time, but not all the time.
         assert!(lease.step(a, T.plus(Nanos::from_millis(400))).2.is_none());
-        assert_eq!(step(&mut lease, &mut a, T.plus(RENEW)), Role::Holder(T.plus(RENEW).plus(LEASE)));
+        assert_eq!(
+            step(&mut lease, &mut a, T.plus(RENEW)),
+            Role::Holder(T.plus(RENEW).plus(LEASE))
+        );
         let end = T.plus(RENEW).plus(LEASE);
-        assert_eq!(step(&mut lease, &mut b, end.since(Nanos(1))), Role::Standby(end));
+        assert_eq!(
+            step(&mut lease, &mut b, end.since(Nanos(1))),
+            Role::Standby(end)
+        );
         assert_eq!(step(&mut lease, &mut b, end), Role::Holder(end.plus(LEASE)));
-        assert_eq!(step(&mut lease, &mut a, end), Role::Standby(end.plus(LEASE)), "the stalled one sees it");
+        assert_eq!(
+            step(&mut lease, &mut a, end),
+            Role::Standby(end.plus(LEASE)),
+            "the stalled one sees it"
+        );
     }
 
     #[test]
@@ -157,15 +192,31 @@ mod tests {
         assert_eq!(step(&mut lease, &mut new, T), Role::Holder(T.plus(LEASE)));
         assert_eq!(new.generation, Some(2));
         let end = T.plus(LEASE).plus(GRACE);
-        assert_eq!(step(&mut lease, &mut old, T.plus(LEASE)), Role::Standby(end));
+        assert_eq!(
+            step(&mut lease, &mut old, T.plus(LEASE)),
+            Role::Standby(end)
+        );
         // Nobody of the newer kind is left.
-        assert_eq!(step(&mut lease, &mut old, end), Role::Holder(end.plus(LEASE)));
+        assert_eq!(
+            step(&mut lease, &mut old, end),
+            Role::Holder(end.plus(LEASE))
+        );
         assert_eq!((lease.generation, lease.newest), (1, 2));
         // Back again after all, and then a third.
-        assert_eq!(step(&mut lease, &mut new, end), Role::Holder(end.plus(LEASE)));
+        assert_eq!(
+            step(&mut lease, &mut new, end),
+            Role::Holder(end.plus(LEASE))
+        );
         let mut third = candidate(3, 7);
-        assert_eq!(step(&mut lease, &mut third, end), Role::Holder(end.plus(LEASE)));
-        assert_eq!(third.generation, Some(3), "the same text as the first, and newer all the same");
+        assert_eq!(
+            step(&mut lease, &mut third, end),
+            Role::Holder(end.plus(LEASE))
+        );
+        assert_eq!(
+            third.generation,
+            Some(3),
+            "the same text as the first, and newer all the same"
+        );
     }
 
     #[test]
@@ -174,12 +225,21 @@ mod tests {
         step(&mut lease, &mut a, T);
         step(&mut lease, &mut b, T);
         let back = Nanos::from_secs(1);
-        assert_eq!(step(&mut lease, &mut b, back), Role::Holder(back.plus(LEASE)));
+        assert_eq!(
+            step(&mut lease, &mut b, back),
+            Role::Holder(back.plus(LEASE))
+        );
     }
 
     #[test]
     fn records_are_read_as_they_were_written_and_others_are_nobodys() {
-        let lease = Lease { newest: 9, generation: 8, fingerprint: 7, owner: 6, expires: Nanos(5) };
+        let lease = Lease {
+            newest: 9,
+            generation: 8,
+            fingerprint: 7,
+            owner: 6,
+            expires: Nanos(5),
+        };
         let mut bytes = vec![1, 2, 3];
         lease.encode(&mut bytes);
         assert_eq!((bytes.len(), Lease::decode(&bytes)), (SIZE, lease));

@@ -1,14 +1,18 @@
-//! Health reports: `{"service": …, "status": …, "details": {name: {"status": …, "rt": …, "error": …}}, "timestamp": …}`.
+//! Health reports: `{"service": …, "status": …, "details": {name: {"status": …, "rt": …, "error":
+//! …}}, "timestamp": …}`.
 //!
-//! Statuses are UP, DOWN, OUT_OF_SERVICE and UNKNOWN, in any case; `pass`, `warn` and `fail` of `application/health+json` are taken for
-//! UP, UP and DOWN. What is no such report counts by its HTTP status alone, as does one longer than [`MAX_BYTES`]: a check is no way to
-//! fill a worker's memory. Components are known by the names that the configuration has for them; of others it only matters whether
-//! one is critical and not UP.
+//! Statuses are UP, DOWN, OUT_OF_SERVICE and UNKNOWN, in any case; `pass`, `warn` and `fail` of
+//! `application/health+json` are taken for UP, UP and DOWN. What is no such report counts by its
+//! HTTP status alone, as does one longer than [`MAX_BYTES`]: a check is no way to fill a worker's
+//! memory. Components are known by the names that the configuration has for them; of others it only
+//! matters whether one is critical and not UP.
 //!
-//! **How it is judged.** An endpoint is UP if its report is. A report that says UP while a critical component is not UP is not UP; one
-//! that is DOWN or OUT_OF_SERVICE for no other reason than components which the configuration calls not critical is UP, and its HTTP
-//! status is not looked at. In all other cases the HTTP status has to be an expected one as well. A report that is too old
-//! ([`staleness`]) is UNKNOWN; one without a time, or with one that cannot be read or lies ahead, is as old as it has been under way.
+//! **How it is judged.** An endpoint is UP if its report is. A report that says UP while a critical
+//! component is not UP is not UP; one that is DOWN or OUT_OF_SERVICE for no other reason than
+//! components which the configuration calls not critical is UP, and its HTTP status is not looked
+//! at. In all other cases the HTTP status has to be an expected one as well. A report that is too
+//! old ([`staleness`]) is UNKNOWN; one without a time, or with one that cannot be read or lies
+//! ahead, is as old as it has been under way.
 
 use super::state::{OTHER, Reason, Sample, Status, staleness};
 use crate::base::time::Nanos;
@@ -29,10 +33,14 @@ struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
-    /// An object with a status, or the status alone. What is something else than it should be is not there.
+    /// An object with a status, or the status alone. What is something else than it should be is
+    /// not there.
     fn of(json: &'a Json) -> Self {
         if let Json::String(word) = json {
-            return Self { status: status_of(word), ..Self::default() };
+            return Self {
+                status: status_of(word),
+                ..Self::default()
+            };
         }
         Self {
             status: text(json, "status").and_then(status_of),
@@ -52,7 +60,11 @@ impl<'a> Entry<'a> {
 /// The value of a key; of one that comes twice the last counts, as nearly everybody reads it.
 fn field<'a>(json: &'a Json, name: &str) -> Option<&'a Json> {
     match json {
-        Json::Object(fields) => fields.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value),
+        Json::Object(fields) => fields
+            .iter()
+            .rev()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value),
         _ => None,
     }
 }
@@ -64,10 +76,16 @@ fn text<'a>(json: &'a Json, name: &str) -> Option<&'a str> {
     }
 }
 
-/// What the body of an answer says of its endpoint; `None` if it is no report. `good`: whether its HTTP status is an expected one. `wall`:
-/// the present time.
+/// What the body of an answer says of its endpoint; `None` if it is no report. `good`: whether its
+/// HTTP status is an expected one. `wall`: the present time.
 #[must_use]
-pub fn judge(body: &[u8], good: bool, status: u16, check: &HealthCheck, wall: Nanos) -> Option<Sample> {
+pub fn judge(
+    body: &[u8],
+    good: bool,
+    status: u16,
+    check: &HealthCheck,
+    wall: Nanos,
+) -> Option<Sample> {
     if body.len() > MAX_BYTES {
         return None;
     }
@@ -87,15 +105,23 @@ pub fn judge(body: &[u8], good: bool, status: u16, check: &HealthCheck, wall: Na
     };
     for (name, entry) in details {
         let entry = Entry::of(entry);
-        let known = check.components.iter().position(|component| component.name == *name);
+        let known = check
+            .components
+            .iter()
+            .position(|component| component.name == *name);
         let config = known.and_then(|at| check.components.get(at));
         let mut status = entry.status.unwrap_or(Status::Unsure);
-        if let (Some(rate), Some(most)) = (entry.error_rate, config.and_then(|config| config.max_error_rate))
-            && rate * 100.0 > f64::from(most.0)
+        if let (Some(rate), Some(most)) = (
+            entry.error_rate,
+            config.and_then(|config| config.max_error_rate),
+        ) && rate * 100.0 > f64::from(most.0)
         {
             status = Status::Down;
         }
-        if is_old(entry.timestamp, config.map_or(check.interval, |config| config.period)) {
+        if is_old(
+            entry.timestamp,
+            config.map_or(check.interval, |config| config.period),
+        ) {
             status = Status::Unsure;
         }
         if let Some(component) = known.and_then(|at| components.get_mut(at)) {
@@ -118,7 +144,15 @@ pub fn judge(body: &[u8], good: bool, status: u16, check: &HealthCheck, wall: Na
         components.fill(None);
         (Status::Unsure, Reason::Stale, 0)
     } else if let Some((at, _)) = fault {
-        (if said == Status::Up { Status::OutOfService } else { said }, Reason::Component, at)
+        (
+            if said == Status::Up {
+                Status::OutOfService
+            } else {
+                said
+            },
+            Reason::Component,
+            at,
+        )
     } else if said.is_down() && excused {
         (Status::Up, Reason::Answers, 0)
     } else if said != Status::Up {
@@ -129,7 +163,12 @@ pub fn judge(body: &[u8], good: bool, status: u16, check: &HealthCheck, wall: Na
         (Status::Up, Reason::Answers, 0)
     };
     let (status, reason, detail) = verdict;
-    Some(Sample { status, reason, detail, components })
+    Some(Sample {
+        status,
+        reason,
+        detail,
+        components,
+    })
 }
 
 fn status_of(word: &str) -> Option<Status> {
@@ -142,17 +181,28 @@ fn status_of(word: &str) -> Option<Status> {
         ("warn", Status::Up),
         ("fail", Status::Down),
     ];
-    words.into_iter().find(|(known, _)| known.eq_ignore_ascii_case(word)).map(|(_, status)| status)
+    words
+        .into_iter()
+        .find(|(known, _)| known.eq_ignore_ascii_case(word))
+        .map(|(_, status)| status)
 }
 
-/// A moment of RFC 3339; `None` if the text is none, or is before 1970. Leap seconds count as the second that follows.
+/// A moment of RFC 3339; `None` if the text is none, or is before 1970. Leap seconds count as the
+/// second that follows.
 fn moment(text: &str) -> Option<Nanos> {
     let number = |from: usize, to: usize| {
         let digits = text.get(from..to)?;
-        digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse::<u32>().ok())?
+        digits
+            .bytes()
+            .all(|byte| byte.is_ascii_digit())
+            .then(|| digits.parse::<u32>().ok())?
     };
     let small = |from, to| number(from, to).and_then(|n| u8::try_from(n).ok());
-    let is = |at: usize, wanted: &[u8]| text.as_bytes().get(at).is_some_and(|byte| wanted.contains(byte));
+    let is = |at: usize, wanted: &[u8]| {
+        text.as_bytes()
+            .get(at)
+            .is_some_and(|byte| wanted.contains(byte))
+    };
     if !(is(4, b"-") && is(7, b"-") && is(10, b"Tt ") && is(13, b":") && is(16, b":")) {
         return None;
     }
@@ -167,7 +217,9 @@ fn moment(text: &str) -> Option<Nanos> {
     let mut nanos = 0u64;
     if let Some(fraction) = rest.strip_prefix('.') {
         let digits = fraction.bytes().take_while(u8::is_ascii_digit).count();
-        let used = fraction.get(..digits.min(9)).filter(|used| !used.is_empty())?;
+        let used = fraction
+            .get(..digits.min(9))
+            .filter(|used| !used.is_empty())?;
         let scale = 10u64.checked_pow(9u32.saturating_sub(u32::try_from(used.len()).ok()?))?;
         nanos = used.parse::<u64>().ok()?.checked_mul(scale)?;
         rest = fraction.get(digits..)?;
@@ -176,16 +228,23 @@ fn moment(text: &str) -> Option<Nanos> {
     let zone = match rest.as_bytes() {
         b"Z" | b"z" => 0,
         [sign @ (b'+' | b'-'), h1, h2, b':', m1, m2] => {
-            let digit = |byte: &u8| byte.is_ascii_digit().then(|| i64::from(byte.saturating_sub(b'0')));
+            let digit = |byte: &u8| {
+                byte.is_ascii_digit()
+                    .then(|| i64::from(byte.saturating_sub(b'0')))
+            };
             let two = |high, low| Some(digit(high)?.saturating_mul(10).saturating_add(digit(low)?));
             let (hours, minutes) = (two(h1, h2)?, two(m1, m2)?);
             let east = hours.saturating_mul(60).saturating_add(minutes);
-            if *sign == b'-' { east.saturating_neg() } else { east }
+            if *sign == b'-' {
+                east.saturating_neg()
+            } else {
+                east
+            }
         }
         _ => return None,
     };
-    let days =
-        i64::from(date.to_julian_day()).saturating_sub(i64::from(time::OffsetDateTime::UNIX_EPOCH.to_julian_day()));
+    let days = i64::from(date.to_julian_day())
+        .saturating_sub(i64::from(time::OffsetDateTime::UNIX_EPOCH.to_julian_day()));
     let minutes = days
         .saturating_mul(1_440)
         .saturating_add(i64::from(hour).saturating_mul(60))
@@ -225,31 +284,55 @@ mod tests {
 
     #[test]
     fn the_mission_s_report_is_up_only_where_its_redis_is_not_critical() {
-        let vectors: Value = serde_json::from_str(include_str!("../../../tests/vectors/29_health_json.json")).unwrap();
+        let vectors: Value =
+            serde_json::from_str(include_str!("../../../tests/vectors/29_health_json.json"))
+                .unwrap();
         let mut report = vectors["seed_example"].clone();
         report["timestamp"] = json!("2023-04-05T10:00:05Z");
-        assert_eq!(judged(&report, true, &json!({})), Some((Status::OutOfService, Reason::Component)));
+        assert_eq!(
+            judged(&report, true, &json!({})),
+            Some((Status::OutOfService, Reason::Component))
+        );
         let redis = json!({"redis": {"critical": false}});
         assert_eq!(status(&report, true, &redis), Status::Up);
-        let sample = judge(report.to_string().as_bytes(), true, 200, &check(&redis), moment(NOW).unwrap()).unwrap();
+        let sample = judge(
+            report.to_string().as_bytes(),
+            true,
+            200,
+            &check(&redis),
+            moment(NOW).unwrap(),
+        )
+        .unwrap();
         assert_eq!(sample.components, [Some(Status::Down)]);
         // Fifteen seconds after it was made it is three intervals old; a second is for rounding.
         report["timestamp"] = json!("2023-04-05T10:00:04Z");
         assert_eq!(status(&report, true, &redis), Status::Up);
         report["timestamp"] = json!("2023-04-05T10:00:03Z");
-        assert_eq!(judged(&report, true, &redis), Some((Status::Unsure, Reason::Stale)));
+        assert_eq!(
+            judged(&report, true, &redis),
+            Some((Status::Unsure, Reason::Stale))
+        );
     }
 
     #[test]
     fn aggregation_is_that_of_the_vectors() {
-        let vectors: Value = serde_json::from_str(include_str!("../../../tests/vectors/29_health_json.json")).unwrap();
+        let vectors: Value =
+            serde_json::from_str(include_str!("../../../tests/vectors/29_health_json.json"))
+                .unwrap();
         for case in vectors["aggregation"].as_array().unwrap() {
             let report = json!({"status": "UP", "details": case["details"]});
             let want = case.get("all_critical").or(case.get("out")).unwrap();
             let up = want == "UP";
-            assert_eq!(status(&report, true, &json!({})) == Status::Up, up, "{case}");
+            assert_eq!(
+                status(&report, true, &json!({})) == Status::Up,
+                up,
+                "{case}"
+            );
             if case.get("b_noncritical").is_some() {
-                assert_eq!(status(&report, true, &json!({"b": {"critical": false}})), Status::Up);
+                assert_eq!(
+                    status(&report, true, &json!({"b": {"critical": false}})),
+                    Status::Up
+                );
             }
         }
     }
@@ -268,10 +351,22 @@ mod tests {
             (json!({"status": "UNKNOWN"}), true, Status::Unsure),
             (json!({"status": "UP"}), false, Status::Down),
             (json!({"status": "up", "details": []}), true, Status::Up),
-            (json!({"status": "pass", "details": {"database": "pass", "cache": "fail"}}), true, Status::Up),
-            (json!({"status": "UP", "details": {"database": {"status": "well"}}}), true, Status::OutOfService),
+            (
+                json!({"status": "pass", "details": {"database": "pass", "cache": "fail"}}),
+                true,
+                Status::Up,
+            ),
+            (
+                json!({"status": "UP", "details": {"database": {"status": "well"}}}),
+                true,
+                Status::OutOfService,
+            ),
             // A report's own word for a component that the configuration does not name.
-            (json!({"status": "UP", "details": {"other": {"status": "DOWN", "critical": false}}}), true, Status::Up),
+            (
+                json!({"status": "UP", "details": {"other": {"status": "DOWN", "critical": false}}}),
+                true,
+                Status::Up,
+            ),
             (
                 json!({"status": "UP", "details": {"database": {"status": "DOWN", "critical": false}}}),
                 true,
@@ -293,11 +388,24 @@ mod tests {
         for (entry, want) in [
             (json!({"status": "UP", "error_rate": 5}), Status::Up),
             (json!({"status": "UP", "error_rate": 5.01}), Status::Down),
-            (json!({"status": "UP", "timestamp": "2023-04-05T09:58:50Z"}), Status::Up),
-            (json!({"status": "UP", "timestamp": "2023-04-05T09:58:48Z"}), Status::Unsure),
+            (
+                json!({"status": "UP", "timestamp": "2023-04-05T09:58:50Z"}),
+                Status::Up,
+            ),
+            (
+                json!({"status": "UP", "timestamp": "2023-04-05T09:58:48Z"}),
+                Status::Unsure,
+            ),
         ] {
             let report = json!({"status": "UP", "details": {"api": entry}, "timestamp": NOW});
-            let sample = judge(report.to_string().as_bytes(), true, 200, &check(&api), moment(NOW).unwrap()).unwrap();
+            let sample = judge(
+                report.to_string().as_bytes(),
+                true,
+                200,
+                &check(&api),
+                moment(NOW).unwrap(),
+            )
+            .unwrap();
             assert_eq!(sample.components, [Some(want)], "{report}");
             assert_eq!(sample.status == Status::Up, want == Status::Up);
         }
@@ -305,8 +413,15 @@ mod tests {
 
     #[test]
     fn what_is_no_report_says_nothing() {
-        let long = format!("{{\"status\": \"DOWN\", \"x\": \"{}\"}}", "x".repeat(MAX_BYTES));
-        let deep = format!("{{\"status\": \"DOWN\", \"x\": {}1{}}}", "[".repeat(1_000), "]".repeat(1_000));
+        let long = format!(
+            "{{\"status\": \"DOWN\", \"x\": \"{}\"}}",
+            "x".repeat(MAX_BYTES)
+        );
+        let deep = format!(
+            "{{\"status\": \"DOWN\", \"x\": {}1{}}}",
+            "[".repeat(1_000),
+            "]".repeat(1_000)
+        );
         for body in [
             b"".as_slice(),
             b"OK",
@@ -319,7 +434,10 @@ mod tests {
             long.as_bytes(),
             deep.as_bytes(),
         ] {
-            assert_eq!(judge(body, true, 200, &check(&json!({})), Nanos::ZERO), None);
+            assert_eq!(
+                judge(body, true, 200, &check(&json!({})), Nanos::ZERO),
+                None
+            );
         }
     }
 
@@ -329,8 +447,14 @@ mod tests {
         for (text, want) in [
             ("1970-01-01T00:00:00Z", Some(0)),
             ("2023-04-05T10:00:00Z", Some(1_680_688_800_000_000_000)),
-            ("2023-04-05t12:30:00.25+02:30", Some(1_680_688_800_250_000_000)),
-            ("2023-04-05 05:00:00.1234567891-05:00", Some(1_680_688_800_123_456_789)),
+            (
+                "2023-04-05t12:30:00.25+02:30",
+                Some(1_680_688_800_250_000_000),
+            ),
+            (
+                "2023-04-05 05:00:00.1234567891-05:00",
+                Some(1_680_688_800_123_456_789),
+            ),
             ("2024-02-29T23:59:60Z", Some(1_709_251_200_000_000_000)),
             ("2023-02-29T00:00:00Z", None),
             ("1969-12-31T23:59:59Z", None),
@@ -349,8 +473,17 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_ahead_or_no_clock_at_all_is_no_fault() {
-        for at in [json!("2050-01-01T00:00:00Z"), json!("yesterday"), json!(5), json!(null)] {
-            assert_eq!(status(&json!({"status": "UP", "timestamp": at}), true, &json!({})), Status::Up, "{at}");
+        for at in [
+            json!("2050-01-01T00:00:00Z"),
+            json!("yesterday"),
+            json!(5),
+            json!(null),
+        ] {
+            assert_eq!(
+                status(&json!({"status": "UP", "timestamp": at}), true, &json!({})),
+                Status::Up,
+                "{at}"
+            );
         }
     }
 }

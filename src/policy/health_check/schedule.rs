@@ -1,8 +1,9 @@
 //! When which endpoint is asked. Pure: the caller brings the time and the chance.
 //!
-//! Each endpoint has its own moment. The first ones follow each other by [`SPREAD`], so that a handful is known at once and a
-//! thousand are spread over seconds; from then on each is asked at its interval, and the jitter drives apart what falls together. However
-//! long nobody came to ask, no more are asked at once than at a steady pace: what was missed is not caught up.
+//! Each endpoint has its own moment. The first ones follow each other by [`SPREAD`], so that a
+//! handful is known at once and a thousand are spread over seconds; from then on each is asked at
+//! its interval, and the jitter drives apart what falls together. However long nobody came to ask,
+//! no more are asked at once than at a steady pace: what was missed is not caught up.
 
 use crate::base::time::Nanos;
 use crate::config::HealthCheck;
@@ -10,7 +11,8 @@ use crate::config::HealthCheck;
 /// Time between the first questions to two endpoints.
 const SPREAD: Nanos = Nanos::from_millis(5);
 
-/// The least and the most calls that may be in flight for an upstream; between them it is a quarter of its endpoints.
+/// The least and the most calls that may be in flight for an upstream; between them it is a quarter
+/// of its endpoints.
 const IN_FLIGHT: (usize, usize) = (32, 256);
 
 /// The moments of an upstream's endpoints.
@@ -25,7 +27,12 @@ impl Schedule {
     /// The schedule of `count` endpoints that begins `now`.
     #[must_use]
     pub fn new(count: usize, now: Nanos) -> Self {
-        Self { due: (0..count).map(|at| now.plus(SPREAD.times(at as u64))).collect(), in_flight: 0 }
+        Self {
+            due: (0..count)
+                .map(|at| now.plus(SPREAD.times(at as u64)))
+                .collect(),
+            in_flight: 0,
+        }
     }
 
     /// How late a check may be: what is due within this time is asked in one tick.
@@ -34,19 +41,29 @@ impl Schedule {
         Nanos(check.interval_changing.0 / 10).clamp(Nanos::from_millis(5), Nanos::from_millis(50))
     }
 
-    /// The endpoints to ask now, those that are longest overdue first; they are taken as being asked.
+    /// The endpoints to ask now, those that are longest overdue first; they are taken as being
+    /// asked.
     #[must_use]
     pub fn take_due(&mut self, check: &HealthCheck, now: Nanos) -> Vec<usize> {
         let (least, most) = IN_FLIGHT;
-        let room = (self.due.len() / 4).clamp(least, most).saturating_sub(self.in_flight);
+        let room = (self.due.len() / 4)
+            .clamp(least, most)
+            .saturating_sub(self.in_flight);
         // Twice the pace at which they come due when all are asked as often as can be.
         let pace = (self.due.len() as u64)
             .saturating_mul(Self::quantum(check).0)
             .saturating_mul(2)
             .checked_div(check.interval_changing.0)
-            .map_or(1, |n| usize::try_from(n).unwrap_or(usize::MAX).saturating_add(1));
-        let mut ready: Vec<(Nanos, usize)> =
-            self.due.iter().enumerate().filter(|(_, due)| **due <= now).map(|(at, due)| (*due, at)).collect();
+            .map_or(1, |n| {
+                usize::try_from(n).unwrap_or(usize::MAX).saturating_add(1)
+            });
+        let mut ready: Vec<(Nanos, usize)> = self
+            .due
+            .iter()
+            .enumerate()
+            .filter(|(_, due)| **due <= now)
+            .map(|(at, due)| (*due, at))
+            .collect();
         ready.sort_unstable();
         ready.truncate(room.min(pace));
         for (_, at) in &ready {
@@ -57,11 +74,29 @@ impl Schedule {
     }
 
     /// The endpoint has answered, or will not; it was asked at `asked`. `random`: any number.
-    pub fn answered(&mut self, at: usize, check: &HealthCheck, changing: bool, asked: Nanos, now: Nanos, random: u64) {
+    pub fn answered(
+        &mut self,
+        at: usize,
+        check: &HealthCheck,
+        changing: bool,
+        asked: Nanos,
+        now: Nanos,
+        random: u64,
+    ) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        let interval = if changing { check.interval_changing } else { check.interval };
-        // The next one no sooner than a moment after this answer, for all those whose answers take longer than the interval.
-        self.set(at, asked.plus(jittered(interval, check.jitter.0, random)).max(now.plus(SPREAD)));
+        let interval = if changing {
+            check.interval_changing
+        } else {
+            check.interval
+        };
+        // The next one no sooner than a moment after this answer, for all those whose answers take
+        // longer than the interval.
+        self.set(
+            at,
+            asked
+                .plus(jittered(interval, check.jitter.0, random))
+                .max(now.plus(SPREAD)),
+        );
     }
 
     /// The endpoint could not be asked; it is tried again after `pause`.
@@ -85,9 +120,12 @@ impl Schedule {
 
 /// `interval`, longer or shorter by up to `jitter` hundredths of a percent.
 fn jittered(interval: Nanos, jitter: u32, random: u64) -> Nanos {
-    let most = u64::try_from(u128::from(interval.0).saturating_mul(jitter.into()) / 10_000).unwrap_or(u64::MAX);
+    let most = u64::try_from(u128::from(interval.0).saturating_mul(jitter.into()) / 10_000)
+        .unwrap_or(u64::MAX);
     let range = most.saturating_mul(2).saturating_add(1);
-    interval.since(Nanos(most)).plus(Nanos(random.checked_rem(range).unwrap_or(0)))
+    interval
+        .since(Nanos(most))
+        .plus(Nanos(random.checked_rem(range).unwrap_or(0)))
 }
 
 #[cfg(test)]
@@ -97,18 +135,34 @@ mod tests {
 
     fn check(fields: &str) -> HealthCheck {
         let config = format!(r#"{{"upstreams": {{"u": {{"health_check": {{{fields}}}}}}}}}"#);
-        crate::config::parse(config.as_bytes()).unwrap().upstreams[0].health_check.clone().unwrap()
+        crate::config::parse(config.as_bytes()).unwrap().upstreams[0]
+            .health_check
+            .clone()
+            .unwrap()
     }
 
-    /// Runs it for a time, with answers that take 1 ms; the moments at which each endpoint was asked.
-    fn run(schedule: &mut Schedule, check: &HealthCheck, from: Nanos, time: Nanos) -> Vec<Vec<Nanos>> {
+    /// Runs it for a time, with answers that take 1 ms; the moments at which each endpoint was
+    /// asked.
+    fn run(
+        schedule: &mut Schedule,
+        check: &HealthCheck,
+        from: Nanos,
+        time: Nanos,
+    ) -> Vec<Vec<Nanos>> {
         let rng = Rng::new(1);
         let mut asked = vec![Vec::new(); schedule.due.len()];
         let mut now = from;
         while now < from.plus(time) {
             for at in schedule.take_due(check, now) {
                 asked[at].push(now);
-                schedule.answered(at, check, false, now, now.plus(Nanos::from_millis(1)), rng.bits());
+                schedule.answered(
+                    at,
+                    check,
+                    false,
+                    now,
+                    now.plus(Nanos::from_millis(1)),
+                    rng.bits(),
+                );
             }
             now = now.plus(Schedule::quantum(check));
         }
@@ -117,15 +171,30 @@ mod tests {
 
     #[test]
     fn each_is_asked_at_its_interval() {
-        for (count, fields, interval) in [(3, r#""interval": "100ms""#, 100), (1_000, r#""interval": "5s""#, 5_000)] {
+        for (count, fields, interval) in [
+            (3, r#""interval": "100ms""#, 100),
+            (1_000, r#""interval": "5s""#, 5_000),
+        ] {
             let check = check(fields);
             let mut schedule = Schedule::new(count, Nanos::ZERO);
-            let asked = run(&mut schedule, &check, Nanos::ZERO, Nanos::from_millis(interval * 20));
+            let asked = run(
+                &mut schedule,
+                &check,
+                Nanos::ZERO,
+                Nanos::from_millis(interval * 20),
+            );
             for moments in asked {
-                assert!((16..=21).contains(&moments.len()), "{count}: {}", moments.len());
+                assert!(
+                    (16..=21).contains(&moments.len()),
+                    "{count}: {}",
+                    moments.len()
+                );
                 for pair in moments.windows(2) {
                     let gap = pair[1].since(pair[0]).as_millis();
-                    assert!(gap >= interval * 9 / 10 && gap <= interval * 13 / 10, "{count}: {gap}");
+                    assert!(
+                        gap >= interval * 9 / 10 && gap <= interval * 13 / 10,
+                        "{count}: {gap}"
+                    );
                 }
             }
         }
@@ -143,7 +212,10 @@ mod tests {
             *by_tick.entry(*moment).or_default() += 1;
         }
         assert!(by_tick.values().all(|asked| *asked <= 101), "{by_tick:?}");
-        assert!(asked.iter().all(|moments| (1..=2).contains(&moments.len())), "each once, or once more");
+        assert!(
+            asked.iter().all(|moments| (1..=2).contains(&moments.len())),
+            "each once, or once more"
+        );
     }
 
     #[test]
@@ -153,7 +225,9 @@ mod tests {
             let mut schedule = Schedule::new(count, Nanos::ZERO);
             let mut taken = 0;
             for tick in 0..200 {
-                taken += schedule.take_due(&check, Nanos::from_secs(100 + tick)).len();
+                taken += schedule
+                    .take_due(&check, Nanos::from_secs(100 + tick))
+                    .len();
             }
             assert_eq!(taken, most, "{count}");
         }

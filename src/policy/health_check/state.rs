@@ -1,5 +1,5 @@
-//! What an endpoint is, from the answers to its checks: the record that all workers read, and the rows of answers that its checker
-//! counts. Pure.
+//! What an endpoint is, from the answers to its checks: the record that all workers read, and the
+//! rows of answers that its checker counts. Pure.
 
 use crate::base::time::Nanos;
 use crate::config::HealthCheck;
@@ -22,7 +22,13 @@ pub enum Status {
 }
 
 impl Status {
-    const ALL: [Self; 5] = [Self::Unknown, Self::Up, Self::Down, Self::OutOfService, Self::Unsure];
+    const ALL: [Self; 5] = [
+        Self::Unknown,
+        Self::Up,
+        Self::Down,
+        Self::OutOfService,
+        Self::Unsure,
+    ];
 
     fn of(byte: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|status| *status as u8 == byte)
@@ -131,20 +137,23 @@ impl Reason {
 const VERSION: u8 = 1;
 const HEAD: usize = 25;
 
-/// What all workers know of an endpoint. Written when its status, its reason or a component's status changes, and not for each answer.
+/// What all workers know of an endpoint. Written when its status, its reason or a component's
+/// status changes, and not for each answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
     /// What it is.
     pub status: Status,
     /// Why.
     pub reason: Reason,
-    /// The status of the answer, or the index of the component ([`OTHER`] = none of the configuration's).
+    /// The status of the answer, or the index of the component ([`OTHER`] = none of the
+    /// configuration's).
     pub detail: u16,
     /// Since when, on the monotonic clock.
     pub since: Nanos,
     /// The same as Unix time in seconds: for people.
     pub since_unix: u64,
-    /// Tells by what names the components are meant, so that another configuration does not take one for the other.
+    /// Tells by what names the components are meant, so that another configuration does not take
+    /// one for the other.
     pub names: u32,
     /// What its components are, in the configuration's order.
     pub components: Vec<Status>,
@@ -165,7 +174,8 @@ impl Record {
         bytes.extend(self.components.iter().map(|status| *status as u8));
     }
 
-    /// The record of these bytes, with the components as `names` means them; what cannot be read says nothing.
+    /// The record of these bytes, with the components as `names` means them; what cannot be read
+    /// says nothing.
     #[must_use]
     pub fn decode(bytes: &[u8], names: u32, count: usize) -> Self {
         let known = || {
@@ -178,17 +188,26 @@ impl Record {
             if *version != VERSION {
                 return None;
             }
-            let reason = Reason::ALL.into_iter().find(|known| *known as u8 == *reason)?;
+            let reason = Reason::ALL
+                .into_iter()
+                .find(|known| *known as u8 == *reason)?;
             let status = Status::of(*status)?;
             let same = u32::from_le_bytes(*known_names) == names && components.len() == count;
             let components = if same {
-                components.iter().map(|byte| Status::of(*byte).unwrap_or_default()).collect()
+                components
+                    .iter()
+                    .map(|byte| Status::of(*byte).unwrap_or_default())
+                    .collect()
             } else {
                 vec![Status::Unknown; count]
             };
             // A component's index means something else there.
             let detail = u16::from_le_bytes(*detail);
-            let detail = if reason == Reason::Component && !same { OTHER } else { detail };
+            let detail = if reason == Reason::Component && !same {
+                OTHER
+            } else {
+                detail
+            };
             Some(Self {
                 status,
                 reason,
@@ -199,7 +218,11 @@ impl Record {
                 components,
             })
         };
-        known().unwrap_or_else(|| Self { names, components: vec![Status::Unknown; count], ..Self::default() })
+        known().unwrap_or_else(|| Self {
+            names,
+            components: vec![Status::Unknown; count],
+            ..Self::default()
+        })
     }
 }
 
@@ -212,7 +235,8 @@ pub struct Sample {
     pub reason: Reason,
     /// As [`Record::detail`].
     pub detail: u16,
-    /// Of each component of the configuration, in its order; empty if the answer says nothing of them.
+    /// Of each component of the configuration, in its order; empty if the answer says nothing of
+    /// them.
     pub components: Vec<Option<Status>>,
 }
 
@@ -220,7 +244,12 @@ impl Sample {
     /// An answer without a report.
     #[must_use]
     pub const fn new(status: Status, reason: Reason, detail: u16) -> Self {
-        Self { status, reason, detail, components: Vec::new() }
+        Self {
+            status,
+            reason,
+            detail,
+            components: Vec::new(),
+        }
     }
 
     /// A good answer.
@@ -263,15 +292,29 @@ impl Rows {
         } else {
             (self.good, self.bad) = (0, self.bad.saturating_add(1));
         }
-        self.components.resize(check.components.len(), ComponentRows { seen: now, ..ComponentRows::default() });
+        self.components.resize(
+            check.components.len(),
+            ComponentRows {
+                seen: now,
+                ..ComponentRows::default()
+            },
+        );
         for (rows, status) in self.components.iter_mut().zip(&sample.components) {
             match status {
                 None | Some(Status::Unknown | Status::Unsure) => (rows.good, rows.bad) = (0, 0),
                 Some(Status::Up) => {
-                    *rows = ComponentRows { good: rows.good.saturating_add(1), bad: 0, seen: now };
+                    *rows = ComponentRows {
+                        good: rows.good.saturating_add(1),
+                        bad: 0,
+                        seen: now,
+                    };
                 }
                 Some(Status::Down | Status::OutOfService) => {
-                    *rows = ComponentRows { good: 0, bad: rows.bad.saturating_add(1), seen: now };
+                    *rows = ComponentRows {
+                        good: 0,
+                        bad: rows.bad.saturating_add(1),
+                        seen: now,
+                    };
                 }
             }
         }
@@ -279,18 +322,27 @@ impl Rows {
 
     /// What the rows, which end with this sample, make of a record.
     #[must_use]
-    pub fn judge(&self, record: &Record, sample: &Sample, check: &HealthCheck, now: Nanos, unix: u64) -> Change {
+    pub fn judge(
+        &self,
+        record: &Record,
+        sample: &Sample,
+        check: &HealthCheck,
+        now: Nanos,
+        unix: u64,
+    ) -> Change {
         let mut new = record.clone();
         let good = sample.status == Status::Up;
         let flips = if good {
-            record.status == Status::Unknown || (record.status != Status::Up && self.good >= check.healthy_threshold)
+            record.status == Status::Unknown
+                || (record.status != Status::Up && self.good >= check.healthy_threshold)
         } else {
             record.status.is_usable() && self.bad >= check.unhealthy_threshold
         };
         // Out already, for another reason by now.
         let elsewhy = !good
             && !record.status.is_usable()
-            && (record.status, record.reason, record.detail) != (sample.status, sample.reason, sample.detail);
+            && (record.status, record.reason, record.detail)
+                != (sample.status, sample.reason, sample.detail);
         if flips || elsewhy {
             (new.status, new.reason, new.detail) = (sample.status, sample.reason, sample.detail);
         }
@@ -298,11 +350,18 @@ impl Rows {
             (new.since, new.since_unix) = (now, unix);
         }
         let mut is_new_component = false;
-        for (at, (known, component)) in new.components.iter_mut().zip(&check.components).enumerate() {
-            let Some(rows) = self.components.get(at) else { continue };
+        for (at, (known, component)) in new.components.iter_mut().zip(&check.components).enumerate()
+        {
+            let Some(rows) = self.components.get(at) else {
+                continue;
+            };
             let said = sample.components.get(at).copied().flatten();
             let status = match said {
-                Some(Status::Up) if *known == Status::Unknown || rows.good >= check.healthy_threshold => Status::Up,
+                Some(Status::Up)
+                    if *known == Status::Unknown || rows.good >= check.healthy_threshold =>
+                {
+                    Status::Up
+                }
                 Some(said) if said.is_down() && rows.bad >= check.unhealthy_threshold => said,
                 // Nothing, or nothing of use, was said for too long.
                 _ if now.since(rows.seen) > staleness(component.period) => Status::Unknown,
@@ -312,10 +371,15 @@ impl Rows {
             *known = status;
         }
         let changed = flips || elsewhy || is_new_component;
-        Change { record: changed.then_some(new), is_new_state: flips, is_new_component }
+        Change {
+            record: changed.then_some(new),
+            is_new_state: flips,
+            is_new_component,
+        }
     }
 
-    /// Whether it is not clear yet what the endpoint, or one of its components, is: its last answers do not fit the record.
+    /// Whether it is not clear yet what the endpoint, or one of its components, is: its last
+    /// answers do not fit the record.
     #[must_use]
     pub fn are_unsettled(&self, record: &Record, check: &HealthCheck) -> bool {
         let component = |(rows, known): (&ComponentRows, &Status)| match known {
@@ -327,12 +391,16 @@ impl Rows {
             Status::Up => self.bad > 0,
             _ => self.good > 0,
         };
-        own || self.components.iter().zip(&record.components).any(component)
+        own || self
+            .components
+            .iter()
+            .zip(&record.components)
+            .any(component)
     }
 }
 
-/// After what time something that comes at this interval is too old: three times that, and a second for clocks that differ, and for times
-/// that are written in whole seconds.
+/// After what time something that comes at this interval is too old: three times that, and a second
+/// for clocks that differ, and for times that are written in whole seconds.
 #[must_use]
 pub const fn staleness(interval: Nanos) -> Nanos {
     interval.times(3).plus(Nanos::from_secs(1))
@@ -348,7 +416,10 @@ mod tests {
             r#"{{"upstreams": {{"u": {{"health_check": {{"report": true, "interval": "1s", "healthy_threshold": {healthy},
                 "unhealthy_threshold": {unhealthy}, "components": {components}}}}}}}}}"#
         );
-        crate::config::parse(config.as_bytes()).unwrap().upstreams[0].health_check.clone().unwrap()
+        crate::config::parse(config.as_bytes()).unwrap().upstreams[0]
+            .health_check
+            .clone()
+            .unwrap()
     }
 
     /// An endpoint and its checker.
@@ -363,13 +434,25 @@ mod tests {
     impl Endpoint {
         fn new(check: HealthCheck) -> Self {
             let record = Record::decode(&[], 7, check.components.len());
-            Self { check, rows: Rows::default(), record, now: Nanos::from_secs(10), writes: 0 }
+            Self {
+                check,
+                rows: Rows::default(),
+                record,
+                now: Nanos::from_secs(10),
+                writes: 0,
+            }
         }
 
         fn tell(&mut self, sample: &Sample) -> Status {
             self.now = self.now.plus(Nanos::from_secs(1));
             self.rows.count(sample, &self.check, self.now);
-            let change = self.rows.judge(&self.record, sample, &self.check, self.now, self.now.as_secs());
+            let change = self.rows.judge(
+                &self.record,
+                sample,
+                &self.check,
+                self.now,
+                self.now.as_secs(),
+            );
             if let Some(record) = change.record {
                 self.record = record;
                 self.writes += 1;
@@ -395,14 +478,20 @@ mod tests {
         }
         assert!(endpoint.unsettled());
         assert_eq!(endpoint.tell(&BAD), Status::Down);
-        assert_eq!((endpoint.record.reason, endpoint.record.since), (Reason::Timeout, endpoint.now));
+        assert_eq!(
+            (endpoint.record.reason, endpoint.record.since),
+            (Reason::Timeout, endpoint.now)
+        );
         assert!(!endpoint.unsettled());
         assert_eq!(endpoint.tell(&Sample::GOOD), Status::Down);
         assert!(endpoint.unsettled());
         assert_eq!(endpoint.tell(&BAD), Status::Down);
         endpoint.tell(&Sample::GOOD);
         assert_eq!(endpoint.tell(&Sample::GOOD), Status::Up);
-        assert_eq!(endpoint.writes, 3, "written when it changes, not for each answer");
+        assert_eq!(
+            endpoint.writes, 3,
+            "written when it changes, not for each answer"
+        );
     }
 
     #[test]
@@ -420,18 +509,31 @@ mod tests {
         endpoint.tell(&BAD);
         let since = endpoint.record.since;
         endpoint.tell(&Sample::new(Status::OutOfService, Reason::HttpStatus, 503));
-        assert_eq!((endpoint.record.status, endpoint.record.detail), (Status::OutOfService, 503));
+        assert_eq!(
+            (endpoint.record.status, endpoint.record.detail),
+            (Status::OutOfService, 503)
+        );
         assert_eq!(endpoint.record.since, since);
     }
 
     fn reported(status: Status, component: Option<Status>) -> Sample {
-        Sample { components: vec![component], ..Sample::new(status, Reason::Report, 0) }
+        Sample {
+            components: vec![component],
+            ..Sample::new(status, Reason::Report, 0)
+        }
     }
 
     #[test]
     fn a_component_flips_by_rows_too_and_is_forgotten_when_nothing_is_said_of_it() {
-        let mut endpoint = Endpoint::new(check(2, 2, r#"{"redis": {"critical": false, "period": "2s"}}"#));
-        let (up, down) = (reported(Status::Up, Some(Status::Up)), reported(Status::Up, Some(Status::Down)));
+        let mut endpoint = Endpoint::new(check(
+            2,
+            2,
+            r#"{"redis": {"critical": false, "period": "2s"}}"#,
+        ));
+        let (up, down) = (
+            reported(Status::Up, Some(Status::Up)),
+            reported(Status::Up, Some(Status::Down)),
+        );
         let component = |endpoint: &Endpoint| endpoint.record.components[0];
         endpoint.tell(&up);
         assert_eq!(component(&endpoint), Status::Up);
@@ -439,7 +541,10 @@ mod tests {
         assert_eq!(component(&endpoint), Status::Up);
         assert!(endpoint.unsettled());
         endpoint.tell(&down);
-        assert_eq!((component(&endpoint), endpoint.record.status), (Status::Down, Status::Up));
+        assert_eq!(
+            (component(&endpoint), endpoint.record.status),
+            (Status::Down, Status::Up)
+        );
         assert!(!endpoint.unsettled());
         endpoint.tell(&up);
         assert_eq!(component(&endpoint), Status::Down);
@@ -467,7 +572,8 @@ mod tests {
         let mut bytes = Vec::new();
         record.encode(&mut bytes);
         assert_eq!(Record::decode(&bytes, 7, 2), record);
-        // Another configuration: what is said of the endpoint holds, of its components nothing does.
+        // Another configuration: what is said of the endpoint holds, of its components nothing
+        // does.
         let other = Record::decode(&bytes, 8, 3);
         assert_eq!(
             (other.status, other.detail, other.components),
@@ -484,7 +590,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against the words of the contract: out after so many bad answers in a row, in again after so many good ones.
+        /// Against the words of the contract: out after so many bad answers in a row, in again
+        /// after so many good ones.
         #[test]
         fn it_is_what_the_rows_say(answers in proptest::collection::vec(any::<bool>(), 0..60), up in 1u32..5, down in 1u32..5) {
             let mut endpoint = Endpoint::new(check(up, down, "{}"));

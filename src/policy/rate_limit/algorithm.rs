@@ -1,4 +1,5 @@
-//! The algorithms behind one face: a state of at most 16 bytes for each key, a pure step, and a refund.
+//! The algorithms behind one face: a state of at most 16 bytes for each key, a pure step, and a
+//! refund.
 //!
 //! | algorithm | state | bytes of a slot | in any interval of length t it admits at most |
 //! |---|---|---|---|
@@ -18,10 +19,12 @@ use crate::config::{self, Quota};
 
 /// What is kept of a key. A key that was never seen has the default.
 ///
-/// Two states of one algorithm compare by what they owe: the lesser is the smaller loss if it must be forgotten.
+/// Two states of one algorithm compare by what they owe: the lesser is the smaller loss if it must
+/// be forgotten.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct State {
-    /// The moment from which nothing is owed any more, in the algorithm's unit: a slot in this state may be forgotten then.
+    /// The moment from which nothing is owed any more, in the algorithm's unit: a slot in this
+    /// state may be forgotten then.
     pub until: u64,
     /// The algorithm's own, 0 for those of one number.
     pub rest: u64,
@@ -72,7 +75,11 @@ impl Take {
     /// Nothing was taken from a key in this state.
     #[must_use]
     pub const fn nothing(state: State) -> Self {
-        Self { before: state, after: state, spent: 0 }
+        Self {
+            before: state,
+            after: state,
+            spent: 0,
+        }
     }
 }
 
@@ -97,14 +104,19 @@ impl Algorithm {
     pub fn new(algorithm: config::Algorithm, quota: &Quota) -> Self {
         match algorithm {
             config::Algorithm::TokenBucket { warm_up: None } => Self::TokenBucket(Gcra::new(quota)),
-            config::Algorithm::TokenBucket { warm_up: Some(time) } => Self::WarmUp(WarmUp::new(quota, time)),
-            config::Algorithm::LeakyBucket { max_wait } => Self::LeakyBucket(LeakyBucket::new(quota, max_wait)),
+            config::Algorithm::TokenBucket {
+                warm_up: Some(time),
+            } => Self::WarmUp(WarmUp::new(quota, time)),
+            config::Algorithm::LeakyBucket { max_wait } => {
+                Self::LeakyBucket(LeakyBucket::new(quota, max_wait))
+            }
             config::Algorithm::SlidingWindow => Self::SlidingWindow(SlidingWindow::new(quota)),
             config::Algorithm::FixedWindow => Self::FixedWindow(FixedWindow::new(quota)),
         }
     }
 
-    /// Its name, part of the name of its records: the state of one algorithm means nothing to another.
+    /// Its name, part of the name of its records: the state of one algorithm means nothing to
+    /// another.
     #[must_use]
     pub const fn word(&self) -> &'static str {
         match self {
@@ -143,17 +155,28 @@ impl Algorithm {
         }
     }
 
-    /// Takes `cost` tokens at `now`, and from a plain token bucket `extra` ones beyond if it has enough: how many it was is the last
-    /// of the answer. Nothing is spent if the verdict is a refusal, or if `cost` is 0.
+    /// Takes `cost` tokens at `now`, and from a plain token bucket `extra` ones beyond if it has
+    /// enough: how many it was is the last of the answer. Nothing is spent if the verdict is a
+    /// refusal, or if `cost` is 0.
     #[must_use]
-    pub fn take_with(&self, state: State, now: Nanos, cost: u64, extra: u64) -> (Verdict, Take, u64) {
+    pub fn take_with(
+        &self,
+        state: State,
+        now: Nanos,
+        cost: u64,
+        extra: u64,
+    ) -> (Verdict, Take, u64) {
         let (verdict, take) = match self {
             Self::TokenBucket(it) => {
                 let (verdict, take, extra) = it.take_with(state.until, now, cost, extra);
                 let narrow = |until| State { until, rest: 0 };
                 return (
                     verdict,
-                    Take { before: narrow(take.before), after: narrow(take.after), spent: take.spent },
+                    Take {
+                        before: narrow(take.before),
+                        after: narrow(take.after),
+                        spent: take.spent,
+                    },
                     extra,
                 );
             }
@@ -165,8 +188,9 @@ impl Algorithm {
         (verdict, take, 0)
     }
 
-    /// The state after a refund, when the key is now in state `current` and `elapsed` has passed since the take. Never more is given
-    /// than was taken, and never so much that what others were admitted since would break the algorithm's bound.
+    /// The state after a refund, when the key is now in state `current` and `elapsed` has passed
+    /// since the take. Never more is given than was taken, and never so much that what others were
+    /// admitted since would break the algorithm's bound.
     #[must_use]
     pub fn refunded(&self, take: Take, current: State, elapsed: Nanos) -> State {
         match self {
@@ -174,8 +198,15 @@ impl Algorithm {
                 if current == take.after {
                     return take.before;
                 }
-                let take = gcra::Take { before: take.before.until, after: take.after.until, spent: take.spent };
-                State { until: take.refunded(current.until, elapsed), rest: current.rest }
+                let take = gcra::Take {
+                    before: take.before.until,
+                    after: take.after.until,
+                    spent: take.spent,
+                };
+                State {
+                    until: take.refunded(current.until, elapsed),
+                    rest: current.rest,
+                }
             }
             Self::LeakyBucket(_) => LeakyBucket::refunded(take, current),
             Self::SlidingWindow(it) => it.refunded(take, current),
@@ -187,7 +218,9 @@ impl Algorithm {
     #[must_use]
     pub fn owes_nothing(&self, state: State, now: Nanos) -> bool {
         match self {
-            Self::TokenBucket(_) | Self::WarmUp(_) | Self::LeakyBucket(_) => gcra::is_full(state.until, now),
+            Self::TokenBucket(_) | Self::WarmUp(_) | Self::LeakyBucket(_) => {
+                gcra::is_full(state.until, now)
+            }
             Self::SlidingWindow(_) | Self::FixedWindow(_) => state.until <= now.0,
         }
     }

@@ -1,23 +1,26 @@
 //! The fixed window: counts from zero in each period.
 //!
-//! Simple, and coarse: at the end of one window and the start of the next twice the limit may pass in an instant. In any interval of
-//! length t at most 2·limit + limit/period·t pass. Who needs less takes a sliding window or a token bucket. Source of the name and of
-//! the weakness: Redis' pattern "rate limiter" at the command `INCR`, and Cloudflare, "How we built rate limiting capable of scaling to
-//! millions of domains" (2017).
+//! Simple, and coarse: at the end of one window and the start of the next twice the limit may pass
+//! in an instant. In any interval of length t at most 2·limit + limit/period·t pass. Who needs less
+//! takes a sliding window or a token bucket. Source of the name and of the weakness: Redis' pattern
+//! "rate limiter" at the command `INCR`, and Cloudflare, "How we built rate limiting capable of
+//! scaling to millions of domains" (2017).
 //!
-//! Windows begin at the multiples of the period on the monotonic clock, which starts with the machine: not at the full minute of any
-//! wall clock.
+//! Windows begin at the multiples of the period on the monotonic clock, which starts with the
+//! machine: not at the full minute of any wall clock.
 //!
-//! State: `until` = the window's end in nanoseconds, `rest` = what it has admitted. A request whose reading of the clock is older than
-//! the window's begin counts in the window that is there: another worker was faster. Only if it is older by more than a period and
-//! [`PATIENCE`], the clock must have stepped back, and it starts afresh. After a reload that changes the period, the recorded window
-//! runs to its recorded end, if that is within the same time.
+//! State: `until` = the window's end in nanoseconds, `rest` = what it has admitted. A request whose
+//! reading of the clock is older than the window's begin counts in the window that is there:
+//! another worker was faster. Only if it is older by more than a period and [`PATIENCE`], the clock
+//! must have stepped back, and it starts afresh. After a reload that changes the period, the
+//! recorded window runs to its recorded end, if that is within the same time.
 
 use super::algorithm::{State, Take, Verdict};
 use crate::base::time::Nanos;
 use crate::config::Quota;
 
-/// How old a reading of the clock may be: a worker reads it when a request comes, and may be kept from its CPU then.
+/// How old a reading of the clock may be: a worker reads it when a request comes, and may be kept
+/// from its CPU then.
 pub(super) const PATIENCE: u64 = 10_000_000_000;
 
 /// A window's parameters.
@@ -31,8 +34,15 @@ impl FixedWindow {
     /// Compiles a quota; its burst is not used.
     #[must_use]
     pub const fn new(quota: &Quota) -> Self {
-        let period = if quota.period.0 == 0 { 1 } else { quota.period.0 };
-        Self { quota: *quota, period }
+        let period = if quota.period.0 == 0 {
+            1
+        } else {
+            quota.period.0
+        };
+        Self {
+            quota: *quota,
+            period,
+        }
     }
 
     /// Its quota.
@@ -46,22 +56,63 @@ impl FixedWindow {
     pub fn take(&self, state: State, now: Nanos, cost: u64) -> (Verdict, Take) {
         let left = state.until.saturating_sub(now.0);
         let lasts = left > 0 && left <= self.period.saturating_add(self.period.max(PATIENCE));
-        let (until, count) = if lasts { (state.until, state.rest) } else { (self.end_at(now), 0) };
+        let (until, count) = if lasts {
+            (state.until, state.rest)
+        } else {
+            (self.end_at(now), 0)
+        };
         let nothing = Take::nothing(state);
-        let reset = Nanos(if count == 0 { 0 } else { until.saturating_sub(now.0) });
+        let reset = Nanos(if count == 0 {
+            0
+        } else {
+            until.saturating_sub(now.0)
+        });
         let room = self.quota.limit.saturating_sub(count);
         if cost == 0 {
-            return (Verdict::Admitted { remaining: room, reset }, nothing);
+            return (
+                Verdict::Admitted {
+                    remaining: room,
+                    reset,
+                },
+                nothing,
+            );
         }
         if cost > self.quota.limit {
-            return (Verdict::Refused { remaining: room, reset, wait: None }, nothing);
+            return (
+                Verdict::Refused {
+                    remaining: room,
+                    reset,
+                    wait: None,
+                },
+                nothing,
+            );
         }
         if cost > room {
-            return (Verdict::Refused { remaining: room, reset, wait: Some(reset) }, nothing);
+            return (
+                Verdict::Refused {
+                    remaining: room,
+                    reset,
+                    wait: Some(reset),
+                },
+                nothing,
+            );
         }
-        let after = State { until, rest: count.saturating_add(cost) };
+        let after = State {
+            until,
+            rest: count.saturating_add(cost),
+        };
         let reset = Nanos(until.saturating_sub(now.0));
-        (Verdict::Admitted { remaining: room.saturating_sub(cost), reset }, Take { before: state, after, spent: cost })
+        (
+            Verdict::Admitted {
+                remaining: room.saturating_sub(cost),
+                reset,
+            },
+            Take {
+                before: state,
+                after,
+                spent: cost,
+            },
+        )
     }
 
     /// The end of the window that holds `now`.
@@ -70,13 +121,17 @@ impl FixedWindow {
         now.0.saturating_sub(into).saturating_add(self.period)
     }
 
-    /// Gives back to the window that was drawn from, while it lasts: the next one counts from zero anyway.
+    /// Gives back to the window that was drawn from, while it lasts: the next one counts from zero
+    /// anyway.
     #[must_use]
     pub const fn refunded(take: Take, current: State) -> State {
         if current.until != take.after.until {
             return current;
         }
-        State { until: current.until, rest: current.rest.saturating_sub(take.spent) }
+        State {
+            until: current.until,
+            rest: current.rest.saturating_sub(take.spent),
+        }
     }
 }
 
@@ -89,7 +144,11 @@ mod tests {
     const SECOND: Nanos = Nanos::from_secs(1);
 
     fn window(limit: u64, period: Nanos) -> FixedWindow {
-        FixedWindow::new(&Quota { limit, period, burst: limit })
+        FixedWindow::new(&Quota {
+            limit,
+            period,
+            burst: limit,
+        })
     }
 
     #[test]
@@ -103,7 +162,10 @@ mod tests {
         };
         assert!((0..3).all(|_| admitted(5_999_999_999)));
         assert!(!admitted(5_999_999_999));
-        assert!((0..3).all(|_| admitted(6_000_000_000)), "twice the limit over a boundary: as documented");
+        assert!(
+            (0..3).all(|_| admitted(6_000_000_000)),
+            "twice the limit over a boundary: as documented"
+        );
         assert!(!admitted(6_000_000_000));
     }
 
@@ -114,7 +176,11 @@ mod tests {
         let (verdict, _) = window.take(take.after, Nanos(5_999_999_990), 1);
         assert_eq!(
             verdict,
-            Verdict::Refused { remaining: 0, reset: Nanos(1_000_000_010), wait: Some(Nanos(1_000_000_010)) }
+            Verdict::Refused {
+                remaining: 0,
+                reset: Nanos(1_000_000_010),
+                wait: Some(Nanos(1_000_000_010))
+            }
         );
     }
 
@@ -124,7 +190,14 @@ mod tests {
         let (_, take) = window.take(State::default(), Nanos(6_000_000_000), 1);
         let (verdict, _) = window.take(take.after, Nanos(1_000_000_000), 1);
         let wait = Nanos(5_001_000_000);
-        assert_eq!(verdict, Verdict::Refused { remaining: 0, reset: wait, wait: Some(wait) });
+        assert_eq!(
+            verdict,
+            Verdict::Refused {
+                remaining: 0,
+                reset: wait,
+                wait: Some(wait)
+            }
+        );
     }
 
     #[test]
@@ -132,19 +205,47 @@ mod tests {
         let window = window(1, SECOND);
         let (_, take) = window.take(State::default(), Nanos::from_secs(1_000_000), 1);
         let (verdict, take) = window.take(take.after, Nanos(1), 1);
-        assert_eq!(verdict, Verdict::Admitted { remaining: 0, reset: Nanos(999_999_999) });
-        assert_eq!(take.after, State { until: 1_000_000_000, rest: 1 });
+        assert_eq!(
+            verdict,
+            Verdict::Admitted {
+                remaining: 0,
+                reset: Nanos(999_999_999)
+            }
+        );
+        assert_eq!(
+            take.after,
+            State {
+                until: 1_000_000_000,
+                rest: 1
+            }
+        );
     }
 
     #[test]
     fn a_cost_above_the_limit_is_refused_for_good_and_zero_only_looks() {
         let window = window(5, SECOND);
         let (verdict, take) = window.take(State::default(), SECOND, 6);
-        assert_eq!((verdict, take.spent), (Verdict::Refused { remaining: 5, reset: Nanos::ZERO, wait: None }, 0));
+        assert_eq!(
+            (verdict, take.spent),
+            (
+                Verdict::Refused {
+                    remaining: 5,
+                    reset: Nanos::ZERO,
+                    wait: None
+                },
+                0
+            )
+        );
         let full = window.take(State::default(), SECOND, 5).1.after;
         assert_eq!(
             window.take(full, SECOND, 0),
-            (Verdict::Admitted { remaining: 0, reset: SECOND }, Take::nothing(full))
+            (
+                Verdict::Admitted {
+                    remaining: 0,
+                    reset: SECOND
+                },
+                Take::nothing(full)
+            )
         );
     }
 
@@ -155,7 +256,11 @@ mod tests {
         let (_, second) = window.take(first.after, SECOND, 1);
         assert_eq!(FixedWindow::refunded(first, second.after).rest, 1);
         let (_, later) = window.take(second.after, Nanos::from_secs(2), 4);
-        assert_eq!(FixedWindow::refunded(first, later.after), later.after, "its window is over");
+        assert_eq!(
+            FixedWindow::refunded(first, later.after),
+            later.after,
+            "its window is over"
+        );
     }
 
     proptest! {

@@ -1,12 +1,14 @@
 //! The generic cell rate algorithm, a token bucket in one number.
 //!
-//! Source: ITU-T I.371 (virtual scheduling), and Brandur Leach, "Rate limiting, cells, and GCRA" (2015). The number is the theoretical
-//! arrival time: the moment at which the bucket will be full again. A token is the time in which one is refilled; the bucket holds
-//! `burst` of them, so a request may push the arrival time at most `burst` tokens ahead of now.
+//! Source: ITU-T I.371 (virtual scheduling), and Brandur Leach, "Rate limiting, cells, and GCRA"
+//! (2015). The number is the theoretical arrival time: the moment at which the bucket will be full
+//! again. A token is the time in which one is refilled; the bucket holds `burst` of them, so a
+//! request may push the arrival time at most `burst` tokens ahead of now.
 //!
-//! Times are kept in 1/64 ns, and a token's time is rounded up: the bucket never admits more than its rate, and less by 3 parts in
-//! 10^11 at 3 per second, by 1.6 % at worst at 10^9 per second. A u64 of such units lasts nine years of uptime; after that the clock
-//! stands still at its end and the bucket refuses.
+//! Times are kept in 1/64 ns, and a token's time is rounded up: the bucket never admits more than
+//! its rate, and less by 3 parts in 10^11 at 3 per second, by 1.6 % at worst at 10^9 per second. A
+//! u64 of such units lasts nine years of uptime; after that the clock stands still at its end and
+//! the bucket refuses.
 
 use crate::base::time::Nanos;
 use crate::config::Quota;
@@ -16,14 +18,16 @@ pub use super::algorithm::Verdict;
 /// Units per nanosecond.
 pub const SCALE: u64 = 64;
 
-/// How far an arrival time may lie beyond that of an empty bucket before it is taken for an error: a minute. No reading of the clock is as
-/// old when it is used, so that no worker ever gives back what another has taken.
+/// How far an arrival time may lie beyond that of an empty bucket before it is taken for an error:
+/// a minute. No reading of the clock is as old when it is used, so that no worker ever gives back
+/// what another has taken.
 pub(super) const FARTHEST_DEBT: u64 = 60 * 1_000_000_000 * SCALE;
 
 /// Tokens that take longer to be refilled are never leased: 2,000 per second.
 const LARGEST_LEASED_TOKEN: Nanos = Nanos(500_000);
 
-/// A moment at which a bucket is full again, in 1/64 ns of the monotonic clock. 0 = a bucket never used.
+/// A moment at which a bucket is full again, in 1/64 ns of the monotonic clock. 0 = a bucket never
+/// used.
 pub type Arrival = u64;
 
 /// A bucket's parameters.
@@ -40,10 +44,15 @@ impl Gcra {
     /// Compiles a quota. Its limit must not be 0 (the configuration sees to it; 0 is taken as 1).
     #[must_use]
     pub fn new(quota: &Quota) -> Self {
-        let per_token =
-            u128::from(quota.period.0).saturating_mul(u128::from(SCALE)).div_ceil(u128::from(quota.limit.max(1)));
+        let per_token = u128::from(quota.period.0)
+            .saturating_mul(u128::from(SCALE))
+            .div_ceil(u128::from(quota.limit.max(1)));
         let token = u64::try_from(per_token).unwrap_or(u64::MAX).max(1);
-        Self { quota: *quota, token, capacity: token.saturating_mul(quota.burst) }
+        Self {
+            quota: *quota,
+            token,
+            capacity: token.saturating_mul(quota.burst),
+        }
     }
 
     /// Its quota.
@@ -58,22 +67,43 @@ impl Gcra {
         self.token
     }
 
-    /// Takes `cost` tokens at `now`. Nothing is spent if the verdict is a refusal, or if `cost` is 0.
+    /// Takes `cost` tokens at `now`. Nothing is spent if the verdict is a refusal, or if `cost` is
+    /// 0.
     ///
-    /// Debt that lies a minute beyond an empty bucket is forgotten even then. (Bug avoided: a quota of 1 per hour, emptied and by a
-    /// reload turned into 10 per second, would promise a wait of 100 ms again and again for hours.)
+    /// Debt that lies a minute beyond an empty bucket is forgotten even then. (Bug avoided: a quota
+    /// of 1 per hour, emptied and by a reload turned into 10 per second, would promise a wait of
+    /// 100 ms again and again for hours.)
     #[must_use]
     pub fn take(&self, arrival: Arrival, now: Nanos, cost: u64) -> (Verdict, Take) {
         let now = now.0.saturating_mul(SCALE);
         let full_ahead = now.saturating_add(self.capacity);
-        // A little further ahead than an empty bucket is no error: another worker's reading of the clock was fresher, or a reload has
-        // cut the quota. Far ahead, the clock has stepped back or the record is broken: then it is an empty bucket.
-        let known = if arrival > full_ahead.saturating_add(FARTHEST_DEBT) { full_ahead } else { arrival };
-        let nothing = Take { before: arrival, after: known, spent: 0 };
+        // A little further ahead than an empty bucket is no error: another worker's reading of the
+        // clock was fresher, or a reload has cut the quota. Far ahead, the clock has stepped back
+        // or the record is broken: then it is an empty bucket.
+        let known = if arrival > full_ahead.saturating_add(FARTHEST_DEBT) {
+            full_ahead
+        } else {
+            arrival
+        };
+        let nothing = Take {
+            before: arrival,
+            after: known,
+            spent: 0,
+        };
         let arrival_now = known.max(now);
         let refused = |wait| {
-            let remaining = full_ahead.saturating_sub(arrival_now).checked_div(self.token).unwrap_or(0);
-            (Verdict::Refused { remaining, reset: nanos_ceil(arrival_now.saturating_sub(now)), wait }, nothing)
+            let remaining = full_ahead
+                .saturating_sub(arrival_now)
+                .checked_div(self.token)
+                .unwrap_or(0);
+            (
+                Verdict::Refused {
+                    remaining,
+                    reset: nanos_ceil(arrival_now.saturating_sub(now)),
+                    wait,
+                },
+                nothing,
+            )
         };
         if cost > self.quota.burst {
             return refused(None);
@@ -84,39 +114,90 @@ impl Gcra {
         if cost > 0 && (new > full_ahead || new == u64::MAX) {
             return refused(Some(nanos_ceil(new.saturating_sub(full_ahead))));
         }
-        let remaining = full_ahead.saturating_sub(new).checked_div(self.token).unwrap_or(0);
-        let verdict = Verdict::Admitted { remaining, reset: nanos_ceil(new.saturating_sub(now)) };
-        (verdict, if cost == 0 { nothing } else { Take { before: arrival, after: new, spent } })
+        let remaining = full_ahead
+            .saturating_sub(new)
+            .checked_div(self.token)
+            .unwrap_or(0);
+        let verdict = Verdict::Admitted {
+            remaining,
+            reset: nanos_ceil(new.saturating_sub(now)),
+        };
+        (
+            verdict,
+            if cost == 0 {
+                nothing
+            } else {
+                Take {
+                    before: arrival,
+                    after: new,
+                    spent,
+                }
+            },
+        )
     }
 }
 
 impl Gcra {
-    /// Takes `cost` tokens and `extra` ones beyond, or `cost` alone if that would leave less than 15/16 of the burst: the verdict on
-    /// `cost`, what was taken, and how many extra ones it holds. They are the interval of arrival times that ends at [`Take::after`];
-    /// see [`super::lease`].
+    /// Takes `cost` tokens and `extra` ones beyond, or `cost` alone if that would leave less than
+    /// 15/16 of the burst: the verdict on `cost`, what was taken, and how many extra ones it holds.
+    /// They are the interval of arrival times that ends at [`Take::after`]; see [`super::lease`].
     #[must_use]
-    pub fn take_with(&self, arrival: Arrival, now: Nanos, cost: u64, extra: u64) -> (Verdict, Take, u64) {
+    pub fn take_with(
+        &self,
+        arrival: Arrival,
+        now: Nanos,
+        cost: u64,
+        extra: u64,
+    ) -> (Verdict, Take, u64) {
         if extra > 0
-            && let (Verdict::Admitted { remaining, reset }, take) = self.take(arrival, now, cost.saturating_add(extra))
+            && let (Verdict::Admitted { remaining, reset }, take) =
+                self.take(arrival, now, cost.saturating_add(extra))
             && remaining >= self.quota.burst.saturating_sub(self.quota.burst / 16)
         {
-            return (Verdict::Admitted { remaining: remaining.saturating_add(extra), reset }, take, extra);
+            return (
+                Verdict::Admitted {
+                    remaining: remaining.saturating_add(extra),
+                    reset,
+                },
+                take,
+                extra,
+            );
         }
         let (verdict, take) = self.take(arrival, now, cost);
         (verdict, take, 0)
     }
 
-    /// Takes `cost` tokens from the leased interval, if so many of it still lie ahead of now: the verdict, and where the rest begins.
+    /// Takes `cost` tokens from the leased interval, if so many of it still lie ahead of now: the
+    /// verdict, and where the rest begins.
     #[must_use]
-    pub fn take_leased(&self, from: Arrival, to: Arrival, now: Nanos, cost: u64) -> Option<(Verdict, Arrival)> {
+    pub fn take_leased(
+        &self,
+        from: Arrival,
+        to: Arrival,
+        now: Nanos,
+        cost: u64,
+    ) -> Option<(Verdict, Arrival)> {
         let now = now.0.saturating_mul(SCALE);
-        let rest = from.max(now).saturating_add(self.token.saturating_mul(cost));
+        let rest = from
+            .max(now)
+            .saturating_add(self.token.saturating_mul(cost));
         if rest > to {
             return None;
         }
-        // What others have drawn since is not known here: an estimate, and never less than this worker can still admit.
-        let remaining = now.saturating_add(self.capacity).saturating_sub(rest).checked_div(self.token).unwrap_or(0);
-        Some((Verdict::Admitted { remaining, reset: nanos_ceil(to.saturating_sub(now)) }, rest))
+        // What others have drawn since is not known here: an estimate, and never less than this
+        // worker can still admit.
+        let remaining = now
+            .saturating_add(self.capacity)
+            .saturating_sub(rest)
+            .checked_div(self.token)
+            .unwrap_or(0);
+        Some((
+            Verdict::Admitted {
+                remaining,
+                reset: nanos_ceil(to.saturating_sub(now)),
+            },
+            rest,
+        ))
     }
 
     /// Where the interval of `tokens` tokens that ends at `to` begins.
@@ -131,7 +212,11 @@ impl Gcra {
         if self.token > LARGEST_LEASED_TOKEN.0.saturating_mul(SCALE) {
             return 0;
         }
-        let tokens = length.0.saturating_mul(SCALE).checked_div(self.token).unwrap_or(0);
+        let tokens = length
+            .0
+            .saturating_mul(SCALE)
+            .checked_div(self.token)
+            .unwrap_or(0);
         tokens.min(self.quota.burst / 16)
     }
 }
@@ -149,15 +234,18 @@ pub struct Take {
     pub before: Arrival,
     /// Arrival time after.
     pub after: Arrival,
-    /// Time of the tokens. Not the difference of the two: a bucket that had been full for long was brought up to now first.
+    /// Time of the tokens. Not the difference of the two: a bucket that had been full for long was
+    /// brought up to now first.
     pub spent: u64,
 }
 
 impl Take {
-    /// The arrival time after a refund, when the bucket now stands at `current` and `elapsed` has passed since the take.
+    /// The arrival time after a refund, when the bucket now stands at `current` and `elapsed` has
+    /// passed since the take.
     ///
-    /// Nobody drew in between: exactly what it was before. Otherwise the tokens are given back less `elapsed`: had they not been
-    /// taken, the bucket could have run full in that time, and a full bucket does not fill further.
+    /// Nobody drew in between: exactly what it was before. Otherwise the tokens are given back less
+    /// `elapsed`: had they not been taken, the bucket could have run full in that time, and a full
+    /// bucket does not fill further.
     #[must_use]
     pub fn refunded(&self, current: Arrival, elapsed: Nanos) -> Arrival {
         if current == self.after {
@@ -179,7 +267,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn quota(limit: u64, period: Nanos, burst: u64) -> Quota {
-        Quota { limit, period, burst }
+        Quota {
+            limit,
+            period,
+            burst,
+        }
     }
 
     const SECOND: Nanos = Nanos::from_secs(1);
@@ -204,7 +296,14 @@ mod tests {
     fn a_cost_above_the_burst_is_refused_for_good_and_costs_nothing() {
         let bucket = Gcra::new(&quota(5, SECOND, 5));
         let (verdict, take) = bucket.take(0, SECOND, 6);
-        assert_eq!(verdict, Verdict::Refused { remaining: 5, reset: Nanos::ZERO, wait: None });
+        assert_eq!(
+            verdict,
+            Verdict::Refused {
+                remaining: 5,
+                reset: Nanos::ZERO,
+                wait: None
+            }
+        );
         assert_eq!((take.after, take.spent), (0, 0));
     }
 
@@ -213,7 +312,16 @@ mod tests {
         let bucket = Gcra::new(&quota(1, SECOND, 1));
         let arrival = bucket.take(0, SECOND, 1).1.after;
         let (verdict, take) = bucket.take(arrival, SECOND, 0);
-        assert_eq!((verdict, take.after), (Verdict::Admitted { remaining: 0, reset: SECOND }, arrival));
+        assert_eq!(
+            (verdict, take.after),
+            (
+                Verdict::Admitted {
+                    remaining: 0,
+                    reset: SECOND
+                },
+                arrival
+            )
+        );
     }
 
     #[test]
@@ -221,7 +329,14 @@ mod tests {
         let bucket = Gcra::new(&quota(1, SECOND, 1));
         let arrival = bucket.take(0, Nanos::from_secs(1_000_000), 1).1.after;
         let (verdict, _) = bucket.take(arrival, SECOND, 1);
-        assert_eq!(verdict, Verdict::Refused { remaining: 0, reset: SECOND, wait: Some(SECOND) });
+        assert_eq!(
+            verdict,
+            Verdict::Refused {
+                remaining: 0,
+                reset: SECOND,
+                wait: Some(SECOND)
+            }
+        );
     }
 
     #[test]
@@ -232,7 +347,11 @@ mod tests {
         let (_, second) = bucket.take(first.after, Nanos::from_secs(1_000), 1);
         let (_, alone) = bucket.take(0, Nanos::from_secs(1_000), 1);
         assert_eq!(first.refunded(second.after, Nanos::ZERO), alone.after);
-        assert_eq!(first.refunded(first.after, SECOND), 0, "nobody drew in between");
+        assert_eq!(
+            first.refunded(first.after, SECOND),
+            0,
+            "nobody drew in between"
+        );
     }
 
     /// Tokens as exact fractions: the textbook bucket.
@@ -247,7 +366,8 @@ mod tests {
 
     impl Naive {
         fn take(&mut self, now: u64, cost: u64) -> bool {
-            self.level = (self.level + u128::from(now - self.at) * self.limit).min(self.burst * self.period);
+            self.level =
+                (self.level + u128::from(now - self.at) * self.limit).min(self.burst * self.period);
             self.at = now;
             let cost = u128::from(cost) * self.period;
             if cost > self.level {
@@ -259,7 +379,15 @@ mod tests {
     }
 
     fn quotas() -> impl Strategy<Value = Quota> {
-        (1u64..2_000, prop_oneof![1_000_000u64..5_000_000_000, Just(1_000_000_000), Just(86_400_000_000_000)], 1u64..50)
+        (
+            1u64..2_000,
+            prop_oneof![
+                1_000_000u64..5_000_000_000,
+                Just(1_000_000_000),
+                Just(86_400_000_000_000)
+            ],
+            1u64..50,
+        )
             .prop_map(|(limit, period, burst)| quota(limit, Nanos(period), burst))
     }
 
@@ -283,7 +411,8 @@ mod tests {
                     Verdict::Delayed { .. } => prop_assert!(false),
                     Verdict::Refused { wait, .. } => {
                         prop_assert_eq!(take.after, arrival, "a refusal writes nothing");
-                        // A token's time is rounded up by less than 1/64 ns, and at most 2,000 tokens were taken since the bucket was full.
+                        // A token's time is rounded up by less than 1/64 ns, and at most 2,000
+                        // tokens were taken since the bucket was full.
                         let mut probe = Naive { ..naive };
                         if probe.take(now, cost) { prop_assert!(wait.is_some_and(|wait| wait.0 <= 1 + 12_000 / 64), "{:?}", wait); }
                     }

@@ -1,21 +1,27 @@
-//! The leaky bucket: spaces requests evenly, delays what comes too early, refuses what would wait too long.
+//! The leaky bucket: spaces requests evenly, delays what comes too early, refuses what would wait
+//! too long.
 //!
-//! Source: Turner, "New directions in communications" (1986), as a meter in ITU-T I.371's virtual scheduling; the form is nginx'
-//! `limit_req` without `nodelay`: the first request goes at once, each further one a token's time (period / limit) after the one before
-//! it, at most `burst` wait. Beside that `max_wait`, inclusive.
+//! Source: Turner, "New directions in communications" (1986), as a meter in ITU-T I.371's virtual
+//! scheduling; the form is nginx' `limit_req` without `nodelay`: the first request goes at once,
+//! each further one a token's time (period / limit) after the one before it, at most `burst` wait.
+//! Beside that `max_wait`, inclusive.
 //!
-//! State: the moment at which the next request may go, in 1/64 ns as in [`super::gcra`]; each request takes this moment for itself and
-//! moves it by the time of its cost. So no two requests over all workers are given moments closer than the pace. A request that costs
-//! several tokens goes at its moment, and the next one so much later; one that costs more than `burst` is refused for good.
+//! State: the moment at which the next request may go, in 1/64 ns as in [`super::gcra`]; each
+//! request takes this moment for itself and moves it by the time of its cost. So no two requests
+//! over all workers are given moments closer than the pace. A request that costs several tokens
+//! goes at its moment, and the next one so much later; one that costs more than `burst` is refused
+//! for good.
 //!
-//! A moment is given back only if nobody has queued behind it. Otherwise it stays unused: moving the queue's end back would put the
-//! next request beside the last one that waits.
+//! A moment is given back only if nobody has queued behind it. Otherwise it stays unused: moving
+//! the queue's end back would put the next request beside the last one that waits.
 //!
-//! A moment that lies a minute beyond any that this queue can have given out is taken for an error, as in [`super::gcra`]: the queue is
-//! full then, and the next request may come after a token's time. (Bug avoided: a broken record, or a pace of 1 per hour turned into 10
-//! per second by a reload, would refuse everything for hours, or for years.)
+//! A moment that lies a minute beyond any that this queue can have given out is taken for an error,
+//! as in [`super::gcra`]: the queue is full then, and the next request may come after a token's
+//! time. (Bug avoided: a broken record, or a pace of 1 per hour turned into 10 per second by a
+//! reload, would refuse everything for hours, or for years.)
 //!
-//! A token's time is rounded up to 1/64 ns. `max_wait` is measured in tokens of exact time, so that 1 s at 3 per second is three tokens.
+//! A token's time is rounded up to 1/64 ns. `max_wait` is measured in tokens of exact time, so that
+//! 1 s at 3 per second is three tokens.
 
 use super::algorithm::{State, Take, Verdict};
 use super::gcra::{FARTHEST_DEBT, Gcra, SCALE, nanos_ceil};
@@ -42,10 +48,18 @@ impl LeakyBucket {
         // max_wait · (token as rounded / token as it is)
         let exact = u128::from(quota.period.0).max(1);
         let rounded = u128::from(token).saturating_mul(quota.limit.into());
-        let wait = u128::from(max_wait.0).saturating_mul(rounded).checked_div(exact).unwrap_or(0);
+        let wait = u128::from(max_wait.0)
+            .saturating_mul(rounded)
+            .checked_div(exact)
+            .unwrap_or(0);
         let wait = u64::try_from(wait).unwrap_or(u64::MAX);
         let capacity = token.saturating_mul(quota.burst);
-        Self { quota: *quota, token, furthest: capacity.min(wait), greatest: capacity.max(token) }
+        Self {
+            quota: *quota,
+            token,
+            furthest: capacity.min(wait),
+            greatest: capacity.max(token),
+        }
     }
 
     /// Its quota.
@@ -58,46 +72,91 @@ impl LeakyBucket {
     #[must_use]
     pub fn take(&self, state: State, now: Nanos, cost: u64) -> (Verdict, Take) {
         let now = now.0.saturating_mul(SCALE);
-        let latest = now.saturating_add(self.furthest).saturating_add(self.greatest).saturating_add(FARTHEST_DEBT);
+        let latest = now
+            .saturating_add(self.furthest)
+            .saturating_add(self.greatest)
+            .saturating_add(FARTHEST_DEBT);
         let known = if state.until > latest {
-            State { until: now.saturating_add(self.furthest).saturating_add(self.token), rest: 0 }
+            State {
+                until: now.saturating_add(self.furthest).saturating_add(self.token),
+                rest: 0,
+            }
         } else {
             state
         };
-        let nothing = Take { before: state, after: known, spent: 0 };
+        let nothing = Take {
+            before: state,
+            after: known,
+            spent: 0,
+        };
         let ahead = known.until.saturating_sub(now);
         let (remaining, reset) = (self.remaining(ahead), nanos_ceil(ahead));
         if cost == 0 {
             return (Verdict::Admitted { remaining, reset }, nothing);
         }
         if cost > self.quota.burst.max(1) {
-            return (Verdict::Refused { remaining, reset, wait: None }, nothing);
+            return (
+                Verdict::Refused {
+                    remaining,
+                    reset,
+                    wait: None,
+                },
+                nothing,
+            );
         }
-        let until = known.until.max(now).saturating_add(self.token.saturating_mul(cost));
+        let until = known
+            .until
+            .max(now)
+            .saturating_add(self.token.saturating_mul(cost));
         if ahead > self.furthest || until == u64::MAX {
             let wait = nanos_ceil(ahead.saturating_sub(self.furthest));
-            return (Verdict::Refused { remaining, reset, wait: Some(wait) }, nothing);
+            return (
+                Verdict::Refused {
+                    remaining,
+                    reset,
+                    wait: Some(wait),
+                },
+                nothing,
+            );
         }
-        let take = Take { before: state, after: State { until, rest: 0 }, spent: cost };
+        let take = Take {
+            before: state,
+            after: State { until, rest: 0 },
+            spent: cost,
+        };
         let left = until.saturating_sub(now);
         let (remaining, reset) = (self.remaining(left), nanos_ceil(left));
         let verdict = match nanos_ceil(ahead) {
             Nanos::ZERO => Verdict::Admitted { remaining, reset },
-            delay => Verdict::Delayed { remaining, reset, delay },
+            delay => Verdict::Delayed {
+                remaining,
+                reset,
+                delay,
+            },
         };
         (verdict, take)
     }
 
-    /// How many requests of one token would still be let in: one at the next moment, and those behind it.
+    /// How many requests of one token would still be let in: one at the next moment, and those
+    /// behind it.
     fn remaining(&self, ahead: u64) -> u64 {
-        let behind = self.furthest.checked_sub(ahead).and_then(|room| room.checked_div(self.token));
-        behind.map_or(0, |behind| behind.saturating_add(1)).min(self.quota.burst.max(1))
+        let behind = self
+            .furthest
+            .checked_sub(ahead)
+            .and_then(|room| room.checked_div(self.token));
+        behind
+            .map_or(0, |behind| behind.saturating_add(1))
+            .min(self.quota.burst.max(1))
     }
 
     /// Gives the moment back if nobody has queued behind it.
     #[must_use]
     pub fn refunded(take: Take, current: State) -> State {
-        if current == take.after { take.before } else { current }
+        if current == take.after {
+            take.before
+        } else {
+            current
+        }
     }
 }
 
@@ -109,7 +168,14 @@ mod tests {
     const SECOND: Nanos = Nanos::from_secs(1);
 
     fn bucket(limit: u64, period: Nanos, burst: u64, max_wait: Nanos) -> LeakyBucket {
-        LeakyBucket::new(&Quota { limit, period, burst }, max_wait)
+        LeakyBucket::new(
+            &Quota {
+                limit,
+                period,
+                burst,
+            },
+            max_wait,
+        )
     }
 
     /// The wait of a request, in whole ms; `None`: refused.
@@ -129,9 +195,17 @@ mod tests {
         let mut state = State::default();
         let now = Nanos::from_secs(9);
         let waits: Vec<_> = (0..5).map(|_| ask(&bucket, &mut state, now)).collect();
-        assert_eq!(waits, [Some(0), Some(500), Some(1_000), Some(1_500), None], "three may wait");
+        assert_eq!(
+            waits,
+            [Some(0), Some(500), Some(1_000), Some(1_500), None],
+            "three may wait"
+        );
         assert_eq!(ask(&bucket, &mut state, Nanos(9_499_999_999)), None);
-        assert_eq!(ask(&bucket, &mut state, Nanos(9_500_000_000)), Some(1_500), "one has gone, one may queue");
+        assert_eq!(
+            ask(&bucket, &mut state, Nanos(9_500_000_000)),
+            Some(1_500),
+            "one has gone, one may queue"
+        );
         assert_eq!(ask(&bucket, &mut state, Nanos::from_secs(60)), Some(0));
     }
 
@@ -139,7 +213,9 @@ mod tests {
     fn max_wait_is_inclusive_even_where_the_pace_is_no_whole_number() {
         for limit in [1u64, 2, 3, 7, 1_000, 3_000, 999_999] {
             let (mut state, bucket) = (State::default(), bucket(limit, SECOND, limit * 9, SECOND));
-            let passed = (0..limit * 3).filter(|_| ask(&bucket, &mut state, SECOND).is_some()).count() as u64;
+            let passed = (0..limit * 3)
+                .filter(|_| ask(&bucket, &mut state, SECOND).is_some())
+                .count() as u64;
             assert_eq!(passed, limit + 1, "one at once, and those of a second");
         }
     }
@@ -157,13 +233,38 @@ mod tests {
     fn costs_move_the_ones_behind() {
         let bucket = bucket(10, SECOND, 9, SECOND);
         let (verdict, take) = bucket.take(State::default(), SECOND, 9);
-        assert_eq!(verdict, Verdict::Admitted { remaining: 1, reset: Nanos(900_000_000) });
+        assert_eq!(
+            verdict,
+            Verdict::Admitted {
+                remaining: 1,
+                reset: Nanos(900_000_000)
+            }
+        );
         assert_eq!(
             bucket.take(take.after, SECOND, 10),
-            (Verdict::Refused { remaining: 1, reset: Nanos(900_000_000), wait: None }, Take::nothing(take.after))
+            (
+                Verdict::Refused {
+                    remaining: 1,
+                    reset: Nanos(900_000_000),
+                    wait: None
+                },
+                Take::nothing(take.after)
+            )
         );
-        assert!(matches!(bucket.take(take.after, SECOND, 0).0, Verdict::Admitted { .. }), "a look passes");
-        assert!(matches!(bucket.take(take.after, SECOND, 1).0, Verdict::Delayed { delay: Nanos(900_000_000), .. }));
+        assert!(
+            matches!(
+                bucket.take(take.after, SECOND, 0).0,
+                Verdict::Admitted { .. }
+            ),
+            "a look passes"
+        );
+        assert!(matches!(
+            bucket.take(take.after, SECOND, 1).0,
+            Verdict::Delayed {
+                delay: Nanos(900_000_000),
+                ..
+            }
+        ));
     }
 
     #[test]
@@ -183,10 +284,21 @@ mod tests {
         let mut state = State::default();
         assert_eq!(ask(&bucket, &mut state, Nanos::from_secs(3_600)), Some(0));
         let (verdict, take) = bucket.take(state, SECOND, 1);
-        assert_eq!(verdict, Verdict::Refused { remaining: 0, reset: Nanos::from_secs(4), wait: Some(SECOND) });
+        assert_eq!(
+            verdict,
+            Verdict::Refused {
+                remaining: 0,
+                reset: Nanos::from_secs(4),
+                wait: Some(SECOND)
+            }
+        );
         state = take.after;
         assert_eq!(ask(&bucket, &mut state, Nanos(1_999_999_999)), None);
-        assert_eq!(ask(&bucket, &mut state, Nanos::from_secs(2)), Some(3_000), "what it was is forgotten for good");
+        assert_eq!(
+            ask(&bucket, &mut state, Nanos::from_secs(2)),
+            Some(3_000),
+            "what it was is forgotten for good"
+        );
     }
 
     #[test]
@@ -194,9 +306,17 @@ mod tests {
         let bucket = bucket(1, Nanos::from_secs(3_600), 5, Nanos::from_secs(3_600));
         let (_, first) = bucket.take(State::default(), SECOND, 1);
         let (verdict, second) = bucket.take(first.after, SECOND, 5);
-        assert!(matches!(verdict, Verdict::Delayed { delay: Nanos(3_600_000_000_000), .. }));
+        assert!(matches!(
+            verdict,
+            Verdict::Delayed {
+                delay: Nanos(3_600_000_000_000),
+                ..
+            }
+        ));
         let (verdict, third) = bucket.take(second.after, SECOND, 1);
-        assert!(matches!(verdict, Verdict::Refused { wait: Some(wait), .. } if wait == Nanos::from_secs(5 * 3_600)));
+        assert!(
+            matches!(verdict, Verdict::Refused { wait: Some(wait), .. } if wait == Nanos::from_secs(5 * 3_600))
+        );
         assert_eq!(third.after, second.after);
     }
 
@@ -231,7 +351,8 @@ mod tests {
                 now += pause;
                 let (verdict, take) = bucket.take(state, Nanos(now), cost);
                 let moment = next.max(u128::from(now) * l);
-                // A token is rounded up by less than 1/64 ns: over 200 tokens by less than 4 ns, less than 13 · cost.
+                // A token is rounded up by less than 1/64 ns: over 200 tokens by less than 4 ns,
+                // less than 13 · cost.
                 let slack = 20 * l;
                 match verdict {
                     Verdict::Refused { wait, .. } => {

@@ -1,22 +1,29 @@
 //! Leases: what makes high rates cheap without making them inexact.
 //!
-//! A compare-and-swap for each request costs more than all the rest of a rate limit. So a worker that draws from a bucket again and
-//! again takes some tokens more than it needs, and serves the next requests of that key from these, in its own memory.
+//! A compare-and-swap for each request costs more than all the rest of a rate limit. So a worker
+//! that draws from a bucket again and again takes some tokens more than it needs, and serves the
+//! next requests of that key from these, in its own memory.
 //!
-//! **Why the bound holds at every instant.** On the axis of arrival times (see [`super::gcra`]) each token is an interval: a take moves
-//! the arrival time from a to b, and owns what lies between. A bucket lets nobody own more than `burst` ahead of now. A leased
-//! interval counts as long as it lies ahead of now; what time has passed over is gone, just as a full bucket does not fill further. So at
-//! every instant the tokens still in the bucket and those in all leases together are at most `burst`.
+//! **Why the bound holds at every instant.** On the axis of arrival times (see [`super::gcra`])
+//! each token is an interval: a take moves the arrival time from a to b, and owns what lies
+//! between. A bucket lets nobody own more than `burst` ahead of now. A leased interval counts as
+//! long as it lies ahead of now; what time has passed over is gone, just as a full bucket does not
+//! fill further. So at every instant the tokens still in the bucket and those in all leases
+//! together are at most `burst`.
 //!
-//! **Where the line runs.** Leases come from the top sixteenth of a bucket only: all of them together hold at most 1/16 of the burst, and where the
-//! limit is what decides, below that, every request is a compare-and-swap of its own, exact over all workers. Limits below 2,000 per
-//! second are never leased at all. A lease is meant for the next 64 requests at the pace of the last two, and at most 20 ms long: what is
-//! not used lapses after that, as the tokens of a bucket that is full would.
+//! **Where the line runs.** Leases come from the top sixteenth of a bucket only: all of them
+//! together hold at most 1/16 of the burst, and where the limit is what decides, below that, every
+//! request is a compare-and-swap of its own, exact over all workers. Limits below 2,000 per second
+//! are never leased at all. A lease is meant for the next 64 requests at the pace of the last two,
+//! and at most 20 ms long: what is not used lapses after that, as the tokens of a bucket that is
+//! full would.
 //!
-//! **Refusals are remembered too**: a key that was refused until a certain time is refused until then without asking, since nobody can add
-//! tokens to a bucket. (Only a refund can, where a route has several limits: there it is not done.) A flood costs least of all requests.
+//! **Refusals are remembered too**: a key that was refused until a certain time is refused until
+//! then without asking, since nobody can add tokens to a bucket. (Only a refund can, where a route
+//! has several limits: there it is not done.) A flood costs least of all requests.
 //!
-//! The memory is a table of [`SLOTS`] keys a limit and worker, by hash; a key that meets another in its slot takes it over.
+//! The memory is a table of [`SLOTS`] keys a limit and worker, by hash; a key that meets another in
+//! its slot takes it over.
 
 use super::algorithm::Verdict;
 use super::gcra::Gcra;
@@ -26,7 +33,8 @@ use std::cell::Cell;
 /// Keys remembered for each limit in each worker, 64 bytes each.
 pub const SLOTS: usize = 256;
 
-/// The longest lease, in time of the bucket's rate. A worker that comes back later starts over with a single take.
+/// The longest lease, in time of the bucket's rate. A worker that comes back later starts over with
+/// a single take.
 const LONGEST: Nanos = Nanos::from_millis(20);
 
 /// The shortest that is worth taking: workers under load come back within microseconds.
@@ -60,7 +68,8 @@ struct Slot {
     full_at: Nanos,
 }
 
-/// A take from a lease, so that it can be undone within the same callback: where the lease began before.
+/// A take from a lease, so that it can be undone within the same callback: where the lease began
+/// before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Undo(u64);
 
@@ -68,12 +77,24 @@ impl Leases {
     /// Memory for a limit with so many keys.
     #[must_use]
     pub fn new(max_keys: u32, remember_refusals: bool) -> Self {
-        let slots = usize::try_from(max_keys).unwrap_or(SLOTS).clamp(1, SLOTS).next_power_of_two();
-        Self { slots: vec![Cell::default(); slots], remember_refusals }
+        let slots = usize::try_from(max_keys)
+            .unwrap_or(SLOTS)
+            .clamp(1, SLOTS)
+            .next_power_of_two();
+        Self {
+            slots: vec![Cell::default(); slots],
+            remember_refusals,
+        }
     }
 
     /// The answer for this key if it is known without asking.
-    pub fn known(&self, hash: u64, bucket: Option<&Gcra>, now: Nanos, cost: u64) -> Option<(Verdict, Undo)> {
+    pub fn known(
+        &self,
+        hash: u64,
+        bucket: Option<&Gcra>,
+        now: Nanos,
+        cost: u64,
+    ) -> Option<(Verdict, Undo)> {
         let cell = self.cell(hash)?;
         let mut slot = cell.get();
         // Of a later time: the clock has stepped back.
@@ -84,7 +105,11 @@ impl Leases {
         if now < slot.refused_until && cost == slot.refused_cost {
             let wait = Some(slot.refused_until.since(now));
             return Some((
-                Verdict::Refused { remaining: slot.refused_remaining, reset: slot.full_at.since(now), wait },
+                Verdict::Refused {
+                    remaining: slot.refused_remaining,
+                    reset: slot.full_at.since(now),
+                    wait,
+                },
                 Undo(slot.from),
             ));
         }
@@ -98,13 +123,18 @@ impl Leases {
 
     /// Whether the key's lease has as much.
     pub fn holds(&self, hash: u64, bucket: &Gcra, now: Nanos, cost: u64) -> bool {
-        let slot = self.cell(hash).map(Cell::get).filter(|slot| slot.hash == hash && now >= slot.at);
+        let slot = self
+            .cell(hash)
+            .map(Cell::get)
+            .filter(|slot| slot.hash == hash && now >= slot.at);
         slot.is_some_and(|slot| bucket.take_leased(slot.from, slot.to, now, cost).is_some())
     }
 
     /// How many tokens to ask for beyond the cost.
     pub fn wanted(&self, hash: u64, bucket: &Gcra, now: Nanos) -> u64 {
-        let Some(slot) = self.cell(hash).map(Cell::get) else { return 0 };
+        let Some(slot) = self.cell(hash).map(Cell::get) else {
+            return 0;
+        };
         let pause = now.since(slot.at);
         if slot.hash != hash || pause > LONGEST {
             return 0;
@@ -112,18 +142,39 @@ impl Leases {
         bucket.leasable(pause.times(SERVES).clamp(SHORTEST, LONGEST))
     }
 
-    /// Remembers a take of `cost` tokens and `extra` ones beyond that ended at `to`. With extra ones the take is undone here, and not in
-    /// the bucket.
-    pub fn grant(&self, hash: u64, bucket: &Gcra, now: Nanos, cost: u64, extra: u64, to: u64) -> Option<Undo> {
+    /// Remembers a take of `cost` tokens and `extra` ones beyond that ended at `to`. With extra
+    /// ones the take is undone here, and not in the bucket.
+    pub fn grant(
+        &self,
+        hash: u64,
+        bucket: &Gcra,
+        now: Nanos,
+        cost: u64,
+        extra: u64,
+        to: u64,
+    ) -> Option<Undo> {
         let cell = self.cell(hash)?;
-        cell.set(Slot { hash, from: bucket.begin_of(to, extra), to, at: now, ..Slot::default() });
+        cell.set(Slot {
+            hash,
+            from: bucket.begin_of(to, extra),
+            to,
+            at: now,
+            ..Slot::default()
+        });
         (extra > 0).then(|| Undo(bucket.begin_of(to, extra.saturating_add(cost))))
     }
 
     /// Remembers a refusal.
     pub fn refuse(&self, hash: u64, now: Nanos, cost: u64, verdict: Verdict) {
-        let (Verdict::Refused { remaining, reset, wait: Some(wait) }, true, Some(cell)) =
-            (verdict, self.remember_refusals, self.cell(hash))
+        let (
+            Verdict::Refused {
+                remaining,
+                reset,
+                wait: Some(wait),
+            },
+            true,
+            Some(cell),
+        ) = (verdict, self.remember_refusals, self.cell(hash))
         else {
             return;
         };
@@ -151,7 +202,8 @@ impl Leases {
 
     fn cell(&self, hash: u64) -> Option<&Cell<Slot>> {
         // Other bits than those that choose the set, lest all keys of a set meet here.
-        let at = usize::try_from(hash & 0xffff_ffff).unwrap_or(0) & self.slots.len().saturating_sub(1);
+        let at =
+            usize::try_from(hash & 0xffff_ffff).unwrap_or(0) & self.slots.len().saturating_sub(1);
         self.slots.get(at)
     }
 }
@@ -164,10 +216,15 @@ mod tests {
     const START: Nanos = Nanos::from_secs(1_000);
 
     fn bucket(limit: u64, burst: u64) -> Gcra {
-        Gcra::new(&Quota { limit, period: Nanos::from_secs(1), burst })
+        Gcra::new(&Quota {
+            limit,
+            period: Nanos::from_secs(1),
+            burst,
+        })
     }
 
-    /// One worker over a bucket of its own: the number admitted, and how often the bucket was asked.
+    /// One worker over a bucket of its own: the number admitted, and how often the bucket was
+    /// asked.
     struct Worker {
         bucket: Gcra,
         leases: Leases,
@@ -177,7 +234,12 @@ mod tests {
 
     impl Worker {
         fn new(bucket: Gcra) -> Self {
-            Self { bucket, leases: Leases::new(1, true), arrival: 0, asked: 0 }
+            Self {
+                bucket,
+                leases: Leases::new(1, true),
+                arrival: 0,
+                asked: 0,
+            }
         }
 
         fn admits(&mut self, now: Nanos) -> bool {
@@ -186,10 +248,16 @@ mod tests {
                 None => {
                     self.asked += 1;
                     let wanted = self.leases.wanted(7, &self.bucket, now);
-                    let (verdict, take, extra) = self.bucket.take_with(self.arrival, now, 1, wanted);
+                    let (verdict, take, extra) =
+                        self.bucket.take_with(self.arrival, now, 1, wanted);
                     self.arrival = take.after;
                     match verdict {
-                        Verdict::Admitted { .. } => drop(self.leases.grant(7, &self.bucket, now, 1, extra, take.after)),
+                        Verdict::Admitted { .. } => {
+                            drop(
+                                self.leases
+                                    .grant(7, &self.bucket, now, 1, extra, take.after),
+                            )
+                        }
                         _ => self.leases.refuse(7, now, 1, verdict),
                     }
                     verdict
@@ -206,13 +274,19 @@ mod tests {
         assert_eq!(bucket(1_999, 1_000_000).leasable(LONGEST), 0);
         assert_eq!(bucket(2_000, 1_000_000).leasable(millisecond), 2);
         assert_eq!(bucket(20_000, 20_000).leasable(millisecond), 20);
-        assert_eq!(bucket(1_000_000, 64).leasable(millisecond), 4, "a small burst bounds it too");
+        assert_eq!(
+            bucket(1_000_000, 64).leasable(millisecond),
+            4,
+            "a small burst bounds it too"
+        );
     }
 
     #[test]
     fn a_busy_worker_seldom_asks_while_the_limit_does_not_decide() {
         let mut worker = Worker::new(bucket(1_000_000, 1_000_000));
-        let admitted = (0..50_000u64).filter(|i| worker.admits(START.plus(Nanos(i * 10_000)))).count();
+        let admitted = (0..50_000u64)
+            .filter(|i| worker.admits(START.plus(Nanos(i * 10_000))))
+            .count();
         assert_eq!(admitted, 50_000);
         assert!(worker.asked < 50_000 / 12, "asked {} times", worker.asked);
     }
@@ -233,7 +307,8 @@ mod tests {
         for _ in 0..50 {
             worker.admits(START);
         }
-        // The bucket is full again, and so the lease is worth nothing: together they hold the burst, not more.
+        // The bucket is full again, and so the lease is worth nothing: together they hold the
+        // burst, not more.
         let later = START.plus(Nanos::from_secs(10));
         assert_eq!((0..60_000).filter(|_| worker.admits(later)).count(), 20_000);
     }
@@ -261,7 +336,11 @@ mod tests {
     fn keys_that_share_a_slot_do_not_share_tokens() {
         let (bucket, leases) = (bucket(20_000, 20_000), Leases::new(1, true));
         let (_, take, extra) = bucket.take_with(0, START, 1, 10);
-        assert!(leases.grant(1, &bucket, START, 1, extra, take.after).is_some());
+        assert!(
+            leases
+                .grant(1, &bucket, START, 1, extra, take.after)
+                .is_some()
+        );
         assert!(leases.known(2, Some(&bucket), START, 1).is_none());
         assert!(leases.known(1, Some(&bucket), START, 1).is_some());
     }
@@ -270,9 +349,13 @@ mod tests {
     fn an_undone_take_can_be_taken_again() {
         let (bucket, leases) = (bucket(20_000, 20_000), Leases::new(1, true));
         let (_, take, extra) = bucket.take_with(0, START, 1, 4);
-        let whole = leases.grant(1, &bucket, START, 1, extra, take.after).unwrap();
+        let whole = leases
+            .grant(1, &bucket, START, 1, extra, take.after)
+            .unwrap();
         leases.undo(1, whole);
-        let admitted = (0..10).filter(|_| leases.known(1, Some(&bucket), START, 1).is_some()).count();
+        let admitted = (0..10)
+            .filter(|_| leases.known(1, Some(&bucket), START, 1).is_some())
+            .count();
         assert_eq!(admitted, 5);
     }
 }

@@ -1,24 +1,33 @@
-//! Headers that tell a client of its quota: `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-10), and the older
-//! `X-RateLimit-*`.
+//! Headers that tell a client of its quota: `RateLimit-Policy` and `RateLimit`
+//! (draft-ietf-httpapi-ratelimit-headers-10), and the older `X-RateLimit-*`.
 //!
-//! The partition key `pk` says whose quota it is, where a limit has a key: a byte sequence (RFC 9651, 3.3.5) of 8 bytes. It is a hash
-//! under a secret of the proxy: the same for the same client, and no way back to an address or a token. It changes when the proxy restarts.
+//! The partition key `pk` says whose quota it is, where a limit has a key: a byte sequence (RFC
+//! 9651, 3.3.5) of 8 bytes. It is a hash under a secret of the proxy: the same for the same client,
+//! and no way back to an address or a token. It changes when the proxy restarts.
 
 use super::KeyQuota;
 use crate::base::text::{number, push_number};
 use crate::config::QuotaHeaders;
 use std::cmp::Reverse;
 
-/// The headers for these limits. `RateLimit` lists the tightest first: the one with the least share of its burst left.
+/// The headers for these limits. `RateLimit` lists the tightest first: the one with the least share
+/// of its burst left.
 #[must_use]
-pub fn all<'a>(limits: impl Iterator<Item = (&'a str, QuotaHeaders, KeyQuota)>) -> Vec<(&'static str, Vec<u8>)> {
-    let mut limits: Vec<_> = limits.filter(|(_, headers, _)| *headers != QuotaHeaders::None).collect();
+pub fn all<'a>(
+    limits: impl Iterator<Item = (&'a str, QuotaHeaders, KeyQuota)>,
+) -> Vec<(&'static str, Vec<u8>)> {
+    let mut limits: Vec<_> = limits
+        .filter(|(_, headers, _)| *headers != QuotaHeaders::None)
+        .collect();
     if limits.is_empty() {
         return Vec::new();
     }
     if limits.len() > 1 {
         limits.sort_by_key(|(_, _, q)| {
-            let left = u128::from(q.remaining).saturating_mul(1 << 32).checked_div(q.burst.into()).unwrap_or(0);
+            let left = u128::from(q.remaining)
+                .saturating_mul(1 << 32)
+                .checked_div(q.burst.into())
+                .unwrap_or(0);
             (left, Reverse(q.reset))
         });
     }
@@ -26,19 +35,40 @@ pub fn all<'a>(limits: impl Iterator<Item = (&'a str, QuotaHeaders, KeyQuota)>) 
     let ietf = |h: QuotaHeaders| matches!(h, QuotaHeaders::Ietf | QuotaHeaders::Both);
     if limits.iter().any(|(_, h, _)| ietf(*h)) {
         // Room for all: growing by steps costs more than all the rest.
-        let room = limits.iter().map(|(name, ..)| name.len().saturating_add(ITEM)).sum();
+        let room = limits
+            .iter()
+            .map(|(name, ..)| name.len().saturating_add(ITEM))
+            .sum();
         let (mut policy, mut state) = (String::with_capacity(room), String::with_capacity(room));
         for (name, _, quota) in limits.iter().filter(|(_, h, _)| ietf(*h)) {
             let window = quota.period.as_secs_ceil().max(1);
             let key = quota.partition.map(base64);
-            let key = key.as_ref().map(|key| std::str::from_utf8(key).unwrap_or_default());
-            item(&mut policy, name, [(";q=", quota.burst), (";w=", window)], key);
-            item(&mut state, name, [(";r=", quota.remaining), (";t=", quota.reset.as_secs_ceil())], key);
+            let key = key
+                .as_ref()
+                .map(|key| std::str::from_utf8(key).unwrap_or_default());
+            item(
+                &mut policy,
+                name,
+                [(";q=", quota.burst), (";w=", window)],
+                key,
+            );
+            item(
+                &mut state,
+                name,
+                [
+                    (";r=", quota.remaining),
+                    (";t=", quota.reset.as_secs_ceil()),
+                ],
+                key,
+            );
         }
         headers.push(("ratelimit-policy", policy.into_bytes()));
         headers.push(("ratelimit", state.into_bytes()));
     }
-    if let Some((_, _, quota)) = limits.iter().find(|(_, h, _)| matches!(h, QuotaHeaders::X | QuotaHeaders::Both)) {
+    if let Some((_, _, quota)) = limits
+        .iter()
+        .find(|(_, h, _)| matches!(h, QuotaHeaders::X | QuotaHeaders::Both))
+    {
         let number = |n: u64| number(n).into_bytes();
         headers.push(("x-ratelimit-limit", number(quota.burst)));
         headers.push(("x-ratelimit-remaining", number(quota.remaining)));
@@ -47,10 +77,12 @@ pub fn all<'a>(limits: impl Iterator<Item = (&'a str, QuotaHeaders, KeyQuota)>) 
     headers
 }
 
-/// What an item needs beside its name: two numbers of 20 digits, the partition key, and what stands around them.
+/// What an item needs beside its name: two numbers of 20 digits, the partition key, and what stands
+/// around them.
 const ITEM: usize = 72;
 
-/// Adds an item of a structured list (RFC 9651, 3.1): a string with integer parameters, and the partition key. Names need no escaping.
+/// Adds an item of a structured list (RFC 9651, 3.1): a string with integer parameters, and the
+/// partition key. Names need no escaping.
 fn item(list: &mut String, name: &str, parameters: [(&str, u64); 2], partition: Option<&str>) {
     list.push_str(if list.is_empty() { "\"" } else { ", \"" });
     list.push_str(name);
@@ -66,10 +98,16 @@ fn item(list: &mut String, name: &str, parameters: [(&str, u64); 2], partition: 
     }
 }
 
-/// The 8 bytes of `n`, the highest first, in base64 (RFC 4648, 4): ten digits of six bits, one of four, and the padding.
+/// The 8 bytes of `n`, the highest first, in base64 (RFC 4648, 4): ten digits of six bits, one of
+/// four, and the padding.
 fn base64(n: u64) -> [u8; 12] {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let digit = |bits: u64| DIGITS.get(usize::try_from(bits & 63).unwrap_or(0)).copied().unwrap_or(b'A');
+    let digit = |bits: u64| {
+        DIGITS
+            .get(usize::try_from(bits & 63).unwrap_or(0))
+            .copied()
+            .unwrap_or(b'A')
+    };
     let mut text = [b'='; 12];
     let (mut last, rest) = (n << 2, text.split_last_mut());
     if let Some((_, digits)) = rest {
@@ -98,7 +136,10 @@ mod tests {
     }
 
     fn text(limits: &[(&'static str, QuotaHeaders, KeyQuota)]) -> Vec<(&'static str, String)> {
-        all(limits.iter().copied()).into_iter().map(|(n, v)| (n, String::from_utf8(v).unwrap())).collect()
+        all(limits.iter().copied())
+            .into_iter()
+            .map(|(n, v)| (n, String::from_utf8(v).unwrap()))
+            .collect()
     }
 
     #[test]
@@ -118,10 +159,21 @@ mod tests {
     fn the_partition_key_is_a_byte_sequence() {
         // The form of the draft's example, whose own padding is wrong: `:cHsdsRa894==:`.
         let partition = Some(u64::from_be_bytes(*b"\x70\x7b\x1d\xb1\x16\xbc\xf7\x80"));
-        let given = text(&[("peruser", QuotaHeaders::Ietf, KeyQuota { partition, ..quota(2, 3_900) })]);
+        let given = text(&[(
+            "peruser",
+            QuotaHeaders::Ietf,
+            KeyQuota {
+                partition,
+                ..quota(2, 3_900)
+            },
+        )]);
         assert_eq!(given[0].1, "\"peruser\";q=5;w=5;pk=:cHsdsRa894A=:");
         assert_eq!(given[1].1, "\"peruser\";r=2;t=4;pk=:cHsdsRa894A=:");
-        for (n, want) in [(0, "AAAAAAAAAAA="), (1, "AAAAAAAAAAE="), (u64::MAX, "//////////8=")] {
+        for (n, want) in [
+            (0, "AAAAAAAAAAA="),
+            (1, "AAAAAAAAAAE="),
+            (u64::MAX, "//////////8="),
+        ] {
             assert_eq!(std::str::from_utf8(&base64(n)), Ok(want));
         }
     }

@@ -1,20 +1,25 @@
 //! The sliding window: a count over the last period, estimated from two counters.
 //!
-//! The window before counts for the share of it that the last period still covers: previous · (period − elapsed) / period + current.
-//! That takes its requests as spread evenly. Source: Cloudflare, "How we built rate limiting capable of scaling to millions of domains"
-//! (2017), who found 0.003 % of 400 million requests judged otherwise than by an exact log.
+//! The window before counts for the share of it that the last period still covers: previous ·
+//! (period − elapsed) / period + current. That takes its requests as spread evenly. Source:
+//! Cloudflare, "How we built rate limiting capable of scaling to millions of domains" (2017), who
+//! found 0.003 % of 400 million requests judged otherwise than by an exact log.
 //!
-//! The worst case is bounded too: if all of a window's requests came at its very end, the estimate forgets them faster than they age.
-//! In any interval of length t at most limit + limit/period·t pass, as with a token bucket of that capacity. Proof: over two windows the
-//! estimate at the last admission gives previous + current ≤ limit + limit·elapsed/period, and the interval is at least that long; each
-//! whole window between adds at most the limit and a period.
+//! The worst case is bounded too: if all of a window's requests came at its very end, the estimate
+//! forgets them faster than they age. In any interval of length t at most limit + limit/period·t
+//! pass, as with a token bucket of that capacity. Proof: over two windows the estimate at the last
+//! admission gives previous + current ≤ limit + limit·elapsed/period, and the interval is at least
+//! that long; each whole window between adds at most the limit and a period.
 //!
-//! Windows begin at the multiples of the period on the monotonic clock, which starts with the machine.
+//! Windows begin at the multiples of the period on the monotonic clock, which starts with the
+//! machine.
 //!
-//! State: `until` = the begin of the current window and two periods, in nanoseconds: then both counts are void. `rest` = the current
-//! count above, the previous one below, 32 bits each. A clock that reads earlier than the window's begin counts at its begin; one that
-//! has stepped back by more than a period starts afresh. After a reload that changes the period, counts go on from where their void
-//! puts them: with a longer period they count as the previous window, with a shorter one as the current if that makes sense.
+//! State: `until` = the begin of the current window and two periods, in nanoseconds: then both
+//! counts are void. `rest` = the current count above, the previous one below, 32 bits each. A clock
+//! that reads earlier than the window's begin counts at its begin; one that has stepped back by
+//! more than a period starts afresh. After a reload that changes the period, counts go on from
+//! where their void puts them: with a longer period they count as the previous window, with a
+//! shorter one as the current if that makes sense.
 
 use super::algorithm::{State, Take, Verdict};
 use super::fixed_window::PATIENCE;
@@ -45,7 +50,11 @@ impl SlidingWindow {
     /// Compiles a quota; its burst is not used.
     #[must_use]
     pub fn new(quota: &Quota) -> Self {
-        Self { quota: *quota, limit: quota.limit.min(u32::MAX.into()), period: quota.period.0.max(1) }
+        Self {
+            quota: *quota,
+            limit: quota.limit.min(u32::MAX.into()),
+            period: quota.period.0.max(1),
+        }
     }
 
     /// Its quota.
@@ -64,26 +73,66 @@ impl SlidingWindow {
             return (Verdict::Admitted { remaining, reset }, nothing);
         }
         if cost > self.limit {
-            return (Verdict::Refused { remaining, reset, wait: None }, nothing);
+            return (
+                Verdict::Refused {
+                    remaining,
+                    reset,
+                    wait: None,
+                },
+                nothing,
+            );
         }
         if cost > remaining {
-            // No later than both counts are void: after a reload that may be sooner than two of our periods.
-            let wait = Some(Nanos(self.room_at(&counts, cost).min(state.until).saturating_sub(now.0)));
-            return (Verdict::Refused { remaining, reset, wait }, nothing);
+            // No later than both counts are void: after a reload that may be sooner than two of our
+            // periods.
+            let wait = Some(Nanos(
+                self.room_at(&counts, cost)
+                    .min(state.until)
+                    .saturating_sub(now.0),
+            ));
+            return (
+                Verdict::Refused {
+                    remaining,
+                    reset,
+                    wait,
+                },
+                nothing,
+            );
         }
-        let counts = Counts { current: counts.current.saturating_add(cost), ..counts };
+        let counts = Counts {
+            current: counts.current.saturating_add(cost),
+            ..counts
+        };
         let after = State {
-            until: counts.start.saturating_add(self.period).saturating_add(self.period),
+            until: counts
+                .start
+                .saturating_add(self.period)
+                .saturating_add(self.period),
             rest: counts.current << 32 | counts.previous,
         };
-        let verdict = Verdict::Admitted { remaining: self.remaining(&counts), reset: self.reset(&counts, now) };
-        (verdict, Take { before: state, after, spent: cost })
+        let verdict = Verdict::Admitted {
+            remaining: self.remaining(&counts),
+            reset: self.reset(&counts, now),
+        };
+        (
+            verdict,
+            Take {
+                before: state,
+                after,
+                spent: cost,
+            },
+        )
     }
 
     fn counts(&self, state: State, now: Nanos) -> Counts {
         let fresh = || {
             let elapsed = now.0.checked_rem(self.period).unwrap_or(0);
-            Counts { start: now.0.saturating_sub(elapsed), elapsed, previous: 0, current: 0 }
+            Counts {
+                start: now.0.saturating_sub(elapsed),
+                elapsed,
+                previous: 0,
+                current: 0,
+            }
         };
         let (current, previous) = (state.rest >> 32, state.rest & u64::from(u32::MAX));
         let start = state.until.saturating_sub(self.period.saturating_mul(2));
@@ -91,41 +140,69 @@ impl SlidingWindow {
             return fresh();
         }
         match now.0.checked_sub(start) {
-            Some(elapsed) if elapsed < self.period => Counts { start, elapsed, previous, current },
+            Some(elapsed) if elapsed < self.period => Counts {
+                start,
+                elapsed,
+                previous,
+                current,
+            },
             Some(elapsed) => Counts {
                 start: start.saturating_add(self.period),
                 elapsed: elapsed.saturating_sub(self.period),
                 previous: current,
                 current: 0,
             },
-            None if start.saturating_sub(now.0) <= self.period.max(PATIENCE) => {
-                Counts { start, elapsed: 0, previous, current }
-            }
+            None if start.saturating_sub(now.0) <= self.period.max(PATIENCE) => Counts {
+                start,
+                elapsed: 0,
+                previous,
+                current,
+            },
             None => fresh(),
         }
     }
 
-    /// The most that may still pass now. Exact: the weighted part is rounded up, and what is left is whole.
+    /// The most that may still pass now. Exact: the weighted part is rounded up, and what is left
+    /// is whole.
     fn remaining(&self, counts: &Counts) -> u64 {
         let weight = u128::from(self.period.saturating_sub(counts.elapsed));
-        let weighted = u128::from(counts.previous).saturating_mul(weight).div_ceil(self.period.into());
-        let used = u64::try_from(weighted).unwrap_or(u64::MAX).saturating_add(counts.current);
+        let weighted = u128::from(counts.previous)
+            .saturating_mul(weight)
+            .div_ceil(self.period.into());
+        let used = u64::try_from(weighted)
+            .unwrap_or(u64::MAX)
+            .saturating_add(counts.current);
         self.limit.saturating_sub(used)
     }
 
     /// Time until neither window counts.
     const fn reset(&self, counts: &Counts, now: Nanos) -> Nanos {
-        let periods = if counts.current > 0 { 2 } else { (counts.previous > 0) as u64 };
-        let void = counts.start.saturating_add(self.period.saturating_mul(periods));
-        Nanos(if periods == 0 { 0 } else { void.saturating_sub(now.0) })
+        let periods = if counts.current > 0 {
+            2
+        } else {
+            (counts.previous > 0) as u64
+        };
+        let void = counts
+            .start
+            .saturating_add(self.period.saturating_mul(periods));
+        Nanos(if periods == 0 {
+            0
+        } else {
+            void.saturating_sub(now.0)
+        })
     }
 
     /// The first moment at which `cost` fits, if nothing else passes until then.
     fn room_at(&self, counts: &Counts, cost: u64) -> u64 {
-        // In a window with these two counts: the elapsed time at which previous · (period − elapsed) ≤ room · period.
+        // In a window with these two counts: the elapsed time at which previous · (period −
+        // elapsed) ≤ room · period.
         let within = |previous: u64, room: u64| {
-            let share = u128::from(room).saturating_mul(self.period.into()).checked_div(previous.into());
-            let share = share.and_then(|share| u64::try_from(share).ok()).unwrap_or(self.period);
+            let share = u128::from(room)
+                .saturating_mul(self.period.into())
+                .checked_div(previous.into());
+            let share = share
+                .and_then(|share| u64::try_from(share).ok())
+                .unwrap_or(self.period);
             self.period.saturating_sub(share)
         };
         match self.limit.checked_sub(counts.current.saturating_add(cost)) {
@@ -142,11 +219,17 @@ impl SlidingWindow {
     pub const fn refunded(&self, take: Take, current: State) -> State {
         if current.until == take.after.until {
             let count = (current.rest >> 32).saturating_sub(take.spent);
-            return State { until: current.until, rest: count << 32 | current.rest & u32::MAX as u64 };
+            return State {
+                until: current.until,
+                rest: count << 32 | current.rest & u32::MAX as u64,
+            };
         }
         if current.until == take.after.until.saturating_add(self.period) {
             let previous = (current.rest & u32::MAX as u64).saturating_sub(take.spent);
-            return State { until: current.until, rest: current.rest >> 32 << 32 | previous };
+            return State {
+                until: current.until,
+                rest: current.rest >> 32 << 32 | previous,
+            };
         }
         current
     }
@@ -162,18 +245,41 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     fn window(limit: u64, period: Nanos) -> SlidingWindow {
-        SlidingWindow::new(&Quota { limit, period, burst: limit })
+        SlidingWindow::new(&Quota {
+            limit,
+            period,
+            burst: limit,
+        })
     }
 
     #[test]
     fn cloudflares_own_example() {
-        // 50 a minute: 42 in the window before, 18 in this one, 15 s into it: 42 · 45/60 + 18 = 49.5.
+        // 50 a minute: 42 in the window before, 18 in this one, 15 s into it: 42 · 45/60 + 18 =
+        // 49.5.
         let window = window(50, Nanos::from_secs(60));
-        let state = State { until: 180_000_000_000, rest: 18 << 32 | 42 };
+        let state = State {
+            until: 180_000_000_000,
+            rest: 18 << 32 | 42,
+        };
         let at = Nanos::from_secs(75);
-        assert!(matches!(window.take(state, at, 1).0, Verdict::Refused { remaining: 0, .. }), "49.5 + 1 is above 50");
-        let state = State { rest: 17 << 32 | 42, ..state };
-        assert!(matches!(window.take(state, at, 1).0, Verdict::Admitted { remaining: 0, .. }), "48.5 + 1 is not");
+        assert!(
+            matches!(
+                window.take(state, at, 1).0,
+                Verdict::Refused { remaining: 0, .. }
+            ),
+            "49.5 + 1 is above 50"
+        );
+        let state = State {
+            rest: 17 << 32 | 42,
+            ..state
+        };
+        assert!(
+            matches!(
+                window.take(state, at, 1).0,
+                Verdict::Admitted { remaining: 0, .. }
+            ),
+            "48.5 + 1 is not"
+        );
     }
 
     #[test]
@@ -195,9 +301,19 @@ mod tests {
         let window = window(2, SECOND);
         let state = window.take(State::default(), Nanos(6_000 * MS), 2).1.after;
         let (verdict, _) = window.take(state, Nanos(5_999 * MS), 1);
-        assert_eq!(verdict, Verdict::Refused { remaining: 0, reset: Nanos(2_001 * MS), wait: Some(Nanos(1_501 * MS)) });
+        assert_eq!(
+            verdict,
+            Verdict::Refused {
+                remaining: 0,
+                reset: Nanos(2_001 * MS),
+                wait: Some(Nanos(1_501 * MS))
+            }
+        );
         let state = window.take(State::default(), Nanos(60_000 * MS), 2).1.after;
-        assert!(matches!(window.take(state, Nanos(1), 2).0, Verdict::Admitted { remaining: 0, .. }));
+        assert!(matches!(
+            window.take(state, Nanos(1), 2).0,
+            Verdict::Admitted { remaining: 0, .. }
+        ));
     }
 
     #[test]
@@ -210,7 +326,11 @@ mod tests {
         assert_eq!(later.after.rest, 5 << 32 | 7);
         assert_eq!(window.refunded(first, later.after).rest, 5 << 32 | 3);
         let (_, last) = window.take(later.after, Nanos(2_900 * MS), 1);
-        assert_eq!(window.refunded(first, last.after), last.after, "forgotten by now");
+        assert_eq!(
+            window.refunded(first, last.after),
+            last.after,
+            "forgotten by now"
+        );
     }
 
     #[test]
@@ -221,7 +341,10 @@ mod tests {
             (Verdict::Refused { wait: None, .. }, Take { spent: 0, .. })
         ));
         let full = window.take(State::default(), SECOND, 5).1.after;
-        assert!(matches!(window.take(full, SECOND, 0).0, Verdict::Admitted { remaining: 0, .. }));
+        assert!(matches!(
+            window.take(full, SECOND, 0).0,
+            Verdict::Admitted { remaining: 0, .. }
+        ));
     }
 
     proptest! {

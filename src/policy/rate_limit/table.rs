@@ -1,18 +1,21 @@
 //! The buckets of all keys of a limit, in shared data of bounded size.
 //!
-//! A key's hash names a set of at most [`WAYS`] slots, which is one record; the whole hash is kept in the slot as its tag. A record
-//! starts with one slot and grows by use, so that memory follows the keys that are there, up to the bound.
+//! A key's hash names a set of at most [`WAYS`] slots, which is one record; the whole hash is kept
+//! in the slot as its tag. A record starts with one slot and grows by use, so that memory follows
+//! the keys that are there, up to the bound.
 //!
-//! A key without a slot owes nothing. When it needs a slot and its set has none left, it replaces the one that will owe nothing soonest:
-//! mostly one that owes nothing already, which is forgotten for free. Of several that end at the same time, as windows do, it takes the
-//! one with the least count. If it still owed something, its debt is lost, and the caller counts that.
+//! A key without a slot owes nothing. When it needs a slot and its set has none left, it replaces
+//! the one that will owe nothing soonest: mostly one that owes nothing already, which is forgotten
+//! for free. Of several that end at the same time, as windows do, it takes the one with the least
+//! count. If it still owed something, its debt is lost, and the caller counts that.
 //!
-//! The table has room for half as many keys again as asked for, so that sets seldom fill before the table does: with `max_keys` keys
-//! in debt at once, under 1 % of them find their set full.
+//! The table has room for half as many keys again as asked for, so that sets seldom fill before the
+//! table does: with `max_keys` keys in debt at once, under 1 % of them find their set full.
 //!
-//! Record: version, 7 bytes of zero, then per slot the tag and the state, little-endian u64 each. Version 1 has states of one number
-//! (slots of 16 bytes), version 2 states of two (24 bytes). The algorithm is part of the record's name, so that a limit whose algorithm
-//! changes in a reload starts afresh, and one whose parameters change goes on.
+//! Record: version, 7 bytes of zero, then per slot the tag and the state, little-endian u64 each.
+//! Version 1 has states of one number (slots of 16 bytes), version 2 states of two (24 bytes). The
+//! algorithm is part of the record's name, so that a limit whose algorithm changes in a reload
+//! starts afresh, and one whose parameters change goes on.
 
 use super::algorithm::{Algorithm, State, Take, Verdict};
 use crate::base::hash::{of_names, place};
@@ -69,14 +72,24 @@ impl Table {
     #[must_use]
     pub fn new(name: &str, namespace: &str, algorithm: &Algorithm, max_keys: u32) -> Self {
         let max_keys = max_keys.max(1);
-        let slots = if max_keys <= WAYS { max_keys } else { max_keys.saturating_add(max_keys.div_ceil(2)) };
+        let slots = if max_keys <= WAYS {
+            max_keys
+        } else {
+            max_keys.saturating_add(max_keys.div_ceil(2))
+        };
         // The size is part of the name: a table of another size files its keys elsewhere.
-        let owner =
-            of_names(&[name, namespace, algorithm.word()]) ^ u64::from(max_keys).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Self { owner, sets: slots.div_ceil(WAYS), ways: slots.min(WAYS), wide: algorithm.is_wide() }
+        let owner = of_names(&[name, namespace, algorithm.word()])
+            ^ u64::from(max_keys).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Self {
+            owner,
+            sets: slots.div_ceil(WAYS),
+            ways: slots.min(WAYS),
+            wide: algorithm.is_wide(),
+        }
     }
 
-    /// Takes `cost` tokens, and `extra` ones beyond if there are enough, from the key with this hash.
+    /// Takes `cost` tokens, and `extra` ones beyond if there are enough, from the key with this
+    /// hash.
     ///
     /// # Errors
     /// [`Contended`]: nothing was taken.
@@ -94,21 +107,43 @@ impl Table {
             let before = set.state(hash).unwrap_or_default();
             let (verdict, take, extra) = algorithm.take_with(before, now, cost, extra);
             if take.after == before {
-                return Step::Keep(Taking { verdict, take, extra, placement: Placement::Known });
+                return Step::Keep(Taking {
+                    verdict,
+                    take,
+                    extra,
+                    placement: Placement::Known,
+                });
             }
-            let placement = set.put(hash, take.after, self.ways, |state| algorithm.owes_nothing(state, now));
-            Step::Write(Taking { verdict, take, extra, placement })
+            let placement = set.put(hash, take.after, self.ways, |state| {
+                algorithm.owes_nothing(state, now)
+            });
+            Step::Write(Taking {
+                verdict,
+                take,
+                extra,
+                placement,
+            })
         })
     }
 
     /// What [`Table::take`] would say.
-    pub fn look<H: SharedData>(&self, host: &H, hash: u64, algorithm: &Algorithm, now: Nanos, cost: u64) -> Verdict {
+    pub fn look<H: SharedData>(
+        &self,
+        host: &H,
+        hash: u64,
+        algorithm: &Algorithm,
+        now: Nanos,
+        cost: u64,
+    ) -> Verdict {
         let mut bytes = store::read(host, &self.record(hash)).unwrap_or_default();
-        let state = Set::of(&mut bytes, self.wide).state(hash).unwrap_or_default();
+        let state = Set::of(&mut bytes, self.wide)
+            .state(hash)
+            .unwrap_or_default();
         algorithm.take_with(state, now, cost, 0).0
     }
 
-    /// Undoes a take made at `then`. The bound of the algorithm holds throughout: what others drew meanwhile may make the refund smaller.
+    /// Undoes a take made at `then`. The bound of the algorithm holds throughout: what others drew
+    /// meanwhile may make the refund smaller.
     ///
     /// # Errors
     /// [`Contended`]: the tokens stay taken.
@@ -125,10 +160,13 @@ impl Table {
         }
         store::update(host, &self.record(hash), |bytes| {
             let mut set = Set::of(bytes, self.wide);
-            // The clock is read here, in the loop: what counts is how late the refund is really written.
+            // The clock is read here, in the loop: what counts is how late the refund is really
+            // written.
             let elapsed = host.monotonic().since(then);
             // Evicted meanwhile: its debt is forgotten, and with it ours.
-            let Some(current) = set.state(hash) else { return Step::Keep(()) };
+            let Some(current) = set.state(hash) else {
+                return Step::Keep(());
+            };
             let refunded = algorithm.refunded(take, current, elapsed);
             if refunded == current {
                 return Step::Keep(());
@@ -152,8 +190,15 @@ struct Set<'a> {
 impl<'a> Set<'a> {
     /// Anything but a whole record of this version is an empty set.
     fn of(bytes: &'a mut Vec<u8>, wide: bool) -> Self {
-        let (version, slot) = if wide { (WIDE, WIDE_SLOT) } else { (NARROW, NARROW_SLOT) };
-        let whole = bytes.len().checked_sub(HEADER).is_some_and(|n| n.is_multiple_of(slot));
+        let (version, slot) = if wide {
+            (WIDE, WIDE_SLOT)
+        } else {
+            (NARROW, NARROW_SLOT)
+        };
+        let whole = bytes
+            .len()
+            .checked_sub(HEADER)
+            .is_some_and(|n| n.is_multiple_of(slot));
         if !whole || bytes.first() != Some(&version) {
             bytes.clear();
             bytes.extend_from_slice(&[version, 0, 0, 0, 0, 0, 0, 0]);
@@ -167,20 +212,38 @@ impl<'a> Set<'a> {
 
     /// The tags and states of all slots.
     fn slots(&self) -> impl Iterator<Item = (u64, State)> {
-        let slots = self.bytes.get(HEADER..).unwrap_or(&[]).chunks_exact(self.slot_size());
+        let slots = self
+            .bytes
+            .get(HEADER..)
+            .unwrap_or(&[])
+            .chunks_exact(self.slot_size());
         slots.map(|slot| {
             let (numbers, _) = slot.as_chunks::<8>();
             let mut numbers = numbers.iter().map(|bytes| u64::from_le_bytes(*bytes));
             let mut next = || numbers.next().unwrap_or(0);
-            (next(), State { until: next(), rest: next() })
+            (
+                next(),
+                State {
+                    until: next(),
+                    rest: next(),
+                },
+            )
         })
     }
 
     fn state(&self, tag: u64) -> Option<State> {
-        self.slots().find(|(t, _)| *t == tag).map(|(_, state)| state)
+        self.slots()
+            .find(|(t, _)| *t == tag)
+            .map(|(_, state)| state)
     }
 
-    fn put(&mut self, tag: u64, state: State, ways: u32, owes_nothing: impl Fn(State) -> bool) -> Placement {
+    fn put(
+        &mut self,
+        tag: u64,
+        state: State,
+        ways: u32,
+        owes_nothing: impl Fn(State) -> bool,
+    ) -> Placement {
         let mut victim: Option<(usize, State)> = None;
         let mut count = 0u32;
         let mut own = None;
@@ -195,15 +258,25 @@ impl<'a> Set<'a> {
             count = count.saturating_add(1);
         }
         let mut bytes = [0; WIDE_SLOT];
-        let numbers = [tag, state.until, state.rest].into_iter().flat_map(u64::to_le_bytes);
-        bytes.iter_mut().zip(numbers).for_each(|(to, from)| *to = from);
+        let numbers = [tag, state.until, state.rest]
+            .into_iter()
+            .flat_map(u64::to_le_bytes);
+        bytes
+            .iter_mut()
+            .zip(numbers)
+            .for_each(|(to, from)| *to = from);
         let size = self.slot_size();
         let bytes = bytes.get(..size).unwrap_or(&[]);
         let (at, placement) = match (own, victim) {
             (Some(at), _) => (at, Placement::Known),
-            (None, Some((at, owed))) if count >= ways => {
-                (at, if owes_nothing(owed) { Placement::Reused } else { Placement::Evicted })
-            }
+            (None, Some((at, owed))) if count >= ways => (
+                at,
+                if owes_nothing(owed) {
+                    Placement::Reused
+                } else {
+                    Placement::Evicted
+                },
+            ),
             _ => {
                 self.bytes.extend_from_slice(bytes);
                 return Placement::Added;

@@ -1,21 +1,27 @@
-//! A token bucket that warms up: after a pause its sustained rate is a third of the limit, and grows to the limit over `warm_up`.
+//! A token bucket that warms up: after a pause its sustained rate is a third of the limit, and
+//! grows to the limit over `warm_up`.
 //!
-//! Sources: Guava's `SmoothWarmingUp`, whose interval between permits falls in a line from three times the stable one (`coldFactor` 3)
-//! to the stable one, and Sentinel's `WarmUpController`, which took it over. What is kept of them: the factor, the line, that `warm_up`
-//! of steady demand warms a cold limiter, and that idleness as long as `warm_up` makes a warm one cold. What differs: `burst` tokens may
-//! still pass at once, as far as they are there.
+//! Sources: Guava's `SmoothWarmingUp`, whose interval between permits falls in a line from three
+//! times the stable one (`coldFactor` 3) to the stable one, and Sentinel's `WarmUpController`,
+//! which took it over. What is kept of them: the factor, the line, that `warm_up` of steady demand
+//! warms a cold limiter, and that idleness as long as `warm_up` makes a warm one cold. What
+//! differs: `burst` tokens may still pass at once, as far as they are there.
 //!
-//! Exactly: a key has a warmth from 0 to `warm_up`. While its bucket is not full (somebody draws) the warmth grows by the time that
-//! passes; while it is full it falls so, and a key that was never seen is cold. A request is admitted when the bucket holds its cost,
-//! as in the plain bucket, and is then charged cost · (3 − 2 · warmth / `warm_up`) tokens: the bucket goes into debt by what a cold
-//! request costs more. Steady demand is thus served every three tokens' time when cold, and every token's time when warm.
+//! Exactly: a key has a warmth from 0 to `warm_up`. While its bucket is not full (somebody draws)
+//! the warmth grows by the time that passes; while it is full it falls so, and a key that was never
+//! seen is cold. A request is admitted when the bucket holds its cost, as in the plain bucket, and
+//! is then charged cost · (3 − 2 · warmth / `warm_up`) tokens: the bucket goes into debt by what a
+//! cold request costs more. Steady demand is thus served every three tokens' time when cold, and
+//! every token's time when warm.
 //!
-//! Never more than the plain bucket: a sequence of requests that is admitted here pushes the arrival time at least as far ahead as
-//! there, so that the plain bucket with the same parameters admits this sequence too; burst + rate·t holds.
+//! Never more than the plain bucket: a sequence of requests that is admitted here pushes the
+//! arrival time at least as far ahead as there, so that the plain bucket with the same parameters
+//! admits this sequence too; burst + rate·t holds.
 //!
-//! State: `until` = the arrival time of [`super::gcra`], in 1/64 ns; `rest` = the moment at which the key would be warm if its bucket
-//! stayed in use, in nanoseconds. From these two the warmth follows at any later moment. After a reload that changes `warm_up` the time
-//! to full warmth is kept.
+//! State: `until` = the arrival time of [`super::gcra`], in 1/64 ns; `rest` = the moment at which
+//! the key would be warm if its bucket stayed in use, in nanoseconds. From these two the warmth
+//! follows at any later moment. After a reload that changes `warm_up` the time to full warmth is
+//! kept.
 
 use super::algorithm::{State, Take, Verdict};
 use super::gcra::{FARTHEST_DEBT, Gcra, SCALE, nanos_ceil};
@@ -42,7 +48,12 @@ impl WarmUp {
     #[must_use]
     pub fn new(quota: &Quota, time: Nanos) -> Self {
         let token = Gcra::new(quota).token();
-        Self { quota: *quota, token, capacity: token.saturating_mul(quota.burst), time: time.max(Nanos(1)) }
+        Self {
+            quota: *quota,
+            token,
+            capacity: token.saturating_mul(quota.burst),
+            time: time.max(Nanos(1)),
+        }
     }
 
     /// Its quota.
@@ -57,24 +68,53 @@ impl WarmUp {
         let warmth = self.warmth(state, now);
         let charge = self.charge(warmth);
         let at = now.0.saturating_mul(SCALE);
-        // Further ahead than a bucket in the deepest debt: the clock stepped back, or the quota was cut by a reload. As in the plain
-        // bucket it is forgotten for good, or the key would be refused until the old debt is over.
+        // Further ahead than a bucket in the deepest debt: the clock stepped back, or the quota was
+        // cut by a reload. As in the plain bucket it is forgotten for good, or the key would be
+        // refused until the old debt is over.
         let deepest = at.saturating_add(self.capacity.saturating_mul(COLD));
         let is_error = state.until > deepest.saturating_add(FARTHEST_DEBT);
-        let kept = if is_error { State { until: deepest, ..state } } else { state };
-        let nothing = Take { before: state, after: kept, spent: 0 };
+        let kept = if is_error {
+            State {
+                until: deepest,
+                ..state
+            }
+        } else {
+            state
+        };
+        let nothing = Take {
+            before: state,
+            after: kept,
+            spent: 0,
+        };
         // Not cut to the deepest debt: the wait is to be what it takes, and a promise that is kept.
         let arrival = kept.until.max(at);
         let (full_ahead, ahead) = (at.saturating_add(self.capacity), arrival.saturating_sub(at));
         let remaining = |arrival: u64| {
             let more = full_ahead.saturating_sub(arrival).checked_sub(self.token);
-            more.map_or(0, |more| more.checked_div(charge).unwrap_or(0).saturating_add(1)).min(self.quota.burst)
+            more.map_or(0, |more| {
+                more.checked_div(charge).unwrap_or(0).saturating_add(1)
+            })
+            .min(self.quota.burst)
         };
         if cost == 0 {
-            return (Verdict::Admitted { remaining: remaining(arrival), reset: nanos_ceil(ahead) }, nothing);
+            return (
+                Verdict::Admitted {
+                    remaining: remaining(arrival),
+                    reset: nanos_ceil(ahead),
+                },
+                nothing,
+            );
         }
-        let refused =
-            |wait| (Verdict::Refused { remaining: remaining(arrival), reset: nanos_ceil(ahead), wait }, nothing);
+        let refused = |wait| {
+            (
+                Verdict::Refused {
+                    remaining: remaining(arrival),
+                    reset: nanos_ceil(ahead),
+                    wait,
+                },
+                nothing,
+            )
+        };
         if cost > self.quota.burst {
             return refused(None);
         }
@@ -84,9 +124,18 @@ impl WarmUp {
             return refused(Some(nanos_ceil(needs.saturating_sub(full_ahead))));
         }
         let warm_at = now.0.saturating_add(self.time.0.saturating_sub(warmth.0));
-        let verdict = Verdict::Admitted { remaining: remaining(after), reset: nanos_ceil(after.saturating_sub(at)) };
-        let take =
-            Take { before: state, after: State { until: after, rest: warm_at }, spent: after.saturating_sub(arrival) };
+        let verdict = Verdict::Admitted {
+            remaining: remaining(after),
+            reset: nanos_ceil(after.saturating_sub(at)),
+        };
+        let take = Take {
+            before: state,
+            after: State {
+                until: after,
+                rest: warm_at,
+            },
+            spent: after.saturating_sub(arrival),
+        };
         (verdict, take)
     }
 
@@ -104,8 +153,12 @@ impl WarmUp {
     /// What a token costs at this warmth, rounded up.
     fn charge(&self, warmth: Nanos) -> u64 {
         let cold = u128::from(self.time.since(warmth).0);
-        let more = u128::from(self.token).saturating_mul(COLD.saturating_sub(1).into()).saturating_mul(cold);
-        self.token.saturating_add(u64::try_from(more.div_ceil(self.time.0.max(1).into())).unwrap_or(u64::MAX))
+        let more = u128::from(self.token)
+            .saturating_mul(COLD.saturating_sub(1).into())
+            .saturating_mul(cold);
+        self.token.saturating_add(
+            u64::try_from(more.div_ceil(self.time.0.max(1).into())).unwrap_or(u64::MAX),
+        )
     }
 }
 
@@ -119,7 +172,14 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     fn limiter(limit: u64, burst: u64, time: Nanos) -> WarmUp {
-        WarmUp::new(&Quota { limit, period: SECOND, burst }, time)
+        WarmUp::new(
+            &Quota {
+                limit,
+                period: SECOND,
+                burst,
+            },
+            time,
+        )
     }
 
     /// Requests admitted from `from` to `to` when one comes every ms.
@@ -138,11 +198,19 @@ mod tests {
         // Five at once, so that what the bucket gathers between two tries is not lost.
         let limiter = limiter(100, 5, Nanos::from_secs(10));
         let mut state = State::default();
-        let each: Vec<u64> = (100..112).map(|s| served(&limiter, &mut state, s * 1_000, (s + 1) * 1_000)).collect();
+        let each: Vec<u64> = (100..112)
+            .map(|s| served(&limiter, &mut state, s * 1_000, (s + 1) * 1_000))
+            .collect();
         assert!((33..=36).contains(&each[0]), "{each:?}");
-        assert!(each.windows(2).all(|pair| pair[0] <= pair[1]), "it only gets faster: {each:?}");
+        assert!(
+            each.windows(2).all(|pair| pair[0] <= pair[1]),
+            "it only gets faster: {each:?}"
+        );
         // The interval falls in a line: half warm it is two tokens' time.
-        assert!((44..=54).contains(&each[4]) && (48..=58).contains(&each[5]), "{each:?}");
+        assert!(
+            (44..=54).contains(&each[4]) && (48..=58).contains(&each[5]),
+            "{each:?}"
+        );
         assert!((80..=99).contains(&each[9]), "{each:?}");
         assert!(each[10] >= 97 && each[11] == 100, "{each:?}");
     }
@@ -165,11 +233,21 @@ mod tests {
     fn the_smallest_bucket_can_be_used_when_cold() {
         let limiter = limiter(1, 1, SECOND);
         let (verdict, take) = limiter.take(State::default(), Nanos::from_secs(9), 1);
-        assert_eq!(verdict, Verdict::Admitted { remaining: 0, reset: Nanos::from_secs(3) });
+        assert_eq!(
+            verdict,
+            Verdict::Admitted {
+                remaining: 0,
+                reset: Nanos::from_secs(3)
+            }
+        );
         let (verdict, _) = limiter.take(take.after, Nanos::from_secs(9), 1);
         assert_eq!(
             verdict,
-            Verdict::Refused { remaining: 0, reset: Nanos::from_secs(3), wait: Some(Nanos::from_secs(3)) }
+            Verdict::Refused {
+                remaining: 0,
+                reset: Nanos::from_secs(3),
+                wait: Some(Nanos::from_secs(3))
+            }
         );
     }
 
@@ -188,7 +266,10 @@ mod tests {
         let mut state = State::default();
         assert_eq!(burst(&mut state, 100_000), 10);
         served(&limiter, &mut state, 100_000, 120_000);
-        assert!((29..=30).contains(&burst(&mut state, 120_300)), "it has been full for a moment, and cools");
+        assert!(
+            (29..=30).contains(&burst(&mut state, 120_300)),
+            "it has been full for a moment, and cools"
+        );
     }
 
     proptest! {

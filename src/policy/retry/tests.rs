@@ -41,7 +41,8 @@ impl Proxy {
         }
     }
 
-    /// `rate` requests per second for so long, of which `failing` percent fail at each try, each taking `latency`.
+    /// `rate` requests per second for so long, of which `failing` percent fail at each try, each
+    /// taking `latency`.
     fn run(&mut self, rate: u64, millis: u64, failing: u64, latency: Nanos) {
         let gap = Nanos(1_000_000_000 / rate);
         for _ in 0..rate * millis / 1_000 {
@@ -50,7 +51,8 @@ impl Proxy {
             let worker = usize::try_from(self.rng.below(self.budgets.len() as u64)).unwrap();
             let granted = self.budgets[worker].ask(self.now, self.totals, self.attempts);
             self.totals.requests += 1;
-            self.in_flight.push_back((self.now.plus(latency), worker, granted));
+            self.in_flight
+                .push_back((self.now.plus(latency), worker, granted));
         }
     }
 
@@ -86,12 +88,20 @@ fn a_storm_costs_the_budget_and_little_more() {
     for workers in [1, 2, 8] {
         for (rate, latency) in [(50, 20), (200, 50), (1_000, 5), (1_000, 200), (3_000, 500)] {
             for attempts in [1, 3] {
-                let mut proxy = Proxy::new(&Retry { attempts, ..config(2_000, 3) }, workers);
+                let mut proxy = Proxy::new(
+                    &Retry {
+                        attempts,
+                        ..config(2_000, 3)
+                    },
+                    workers,
+                );
                 proxy.run(rate, 3_000, 0, Nanos::from_millis(latency));
                 let before = proxy.totals;
                 proxy.run(rate, 8_000, 60, Nanos::from_millis(latency));
                 let factor = proxy.factor(before);
-                let case = format!("{workers} workers, {rate}/s, {latency} ms, {attempts} attempts: {factor} %");
+                let case = format!(
+                    "{workers} workers, {rate}/s, {latency} ms, {attempts} attempts: {factor} %"
+                );
                 assert!(factor < 125, "{case}");
                 assert!(factor >= 110, "the budget is there to be used: {case}");
             }
@@ -135,7 +145,10 @@ fn the_floor_holds_where_requests_are_few_and_zero_is_none() {
     let mut none = Budget::new(&config(0, 0));
     assert_eq!(none.ask(now, totals, 1), 0);
     let mut plenty = Budget::new(&config(10_000, 10));
-    assert_eq!([plenty.ask(now, totals, 0), plenty.ask(now, totals, 10)], [0, 10]);
+    assert_eq!(
+        [plenty.ask(now, totals, 0), plenty.ask(now, totals, 10)],
+        [0, 10]
+    );
 }
 
 #[test]
@@ -169,7 +182,10 @@ fn a_host_without_metrics_still_has_a_bound() {
 #[test]
 fn a_worker_that_was_idle_takes_no_average_of_its_sleep() {
     let mut budget = Budget::new(&config(2_000, 3));
-    let mut totals = Totals { requests: 5, retries: 0 };
+    let mut totals = Totals {
+        requests: 5,
+        retries: 0,
+    };
     let _ = budget.ask(Nanos::from_secs(1), totals, 0);
     let mut now = Nanos::from_secs(61);
     totals.requests = 60_000;
@@ -189,10 +205,22 @@ fn a_worker_that_was_idle_takes_no_average_of_its_sleep() {
 #[test]
 fn methods_and_grpc_words_say_who_may() {
     let plain = config(2_000, 3);
-    let grpc = Retry { grpc_on: "unavailable".into(), ..plain.clone() };
-    let only_grpc = Retry { on: String::new(), ..grpc.clone() };
-    let post = Retry { methods: vec!["POST".into()], ..plain.clone() };
-    let never = Retry { attempts: 0, ..plain.clone() };
+    let grpc = Retry {
+        grpc_on: "unavailable".into(),
+        ..plain.clone()
+    };
+    let only_grpc = Retry {
+        on: String::new(),
+        ..grpc.clone()
+    };
+    let post = Retry {
+        methods: vec!["POST".into()],
+        ..plain.clone()
+    };
+    let never = Retry {
+        attempts: 0,
+        ..plain.clone()
+    };
     for (config, method, is_grpc, want) in [
         (&plain, &b"GET"[..], false, true),
         (&plain, b"get", false, false),
@@ -207,7 +235,11 @@ fn methods_and_grpc_words_say_who_may() {
         (&post, b"POST", false, true),
         (&never, b"GET", false, false),
     ] {
-        assert_eq!(is_eligible(config, method, is_grpc), want, "{config:?} {method:?} {is_grpc}");
+        assert_eq!(
+            is_eligible(config, method, is_grpc),
+            want,
+            "{config:?} {method:?} {is_grpc}"
+        );
     }
 }
 

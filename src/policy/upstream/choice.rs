@@ -1,40 +1,58 @@
 //! The policies that need no state of their own.
 //!
-//! An entry on trial may only come first: a trial is one call, and a retry must not land there without a permit. `open` says whether such an
-//! entry may still be tried.
+//! An entry on trial may only come first: a trial is one call, and a retry must not land there
+//! without a permit. `open` says whether such an entry may still be tried.
 
 use super::roster::Entry;
 use super::{LIST, List, SAMPLE};
 use crate::base::rng::Rng;
 use std::cmp::Ordering;
 
-/// The entries with the least `cost` for their weight. Among equals one is drawn by weight (nginx's `least_conn` breaks ties by weighted round
-/// robin; a draw needs no state that workers would have to share).
+/// The entries with the least `cost` for their weight. Among equals one is drawn by weight (nginx's
+/// `least_conn` breaks ties by weighted round robin; a draw needs no state that workers would have
+/// to share).
 ///
-/// Of more than [`SAMPLE`] entries a random sample is compared: with two choices already the fullest endpoint holds O(log log n) more than the
-/// mean (Mitzenmacher, "The power of two choices in randomized load balancing", 2001), and the cost of a request does not grow with the number
-/// of endpoints.
-pub fn cheapest(entries: &[Entry], open: &dyn Fn(usize) -> bool, cost: &dyn Fn(usize) -> u64, rng: &Rng) -> List {
+/// Of more than [`SAMPLE`] entries a random sample is compared: with two choices already the
+/// fullest endpoint holds O(log log n) more than the mean (Mitzenmacher, "The power of two choices
+/// in randomized load balancing", 2001), and the cost of a request does not grow with the number of
+/// endpoints.
+pub fn cheapest(
+    entries: &[Entry],
+    open: &dyn Fn(usize) -> bool,
+    cost: &dyn Fn(usize) -> u64,
+    rng: &Rng,
+) -> List {
     let mut sample = [None; SAMPLE];
     let count = entries.len() as u64;
     // A walk from a random start in a random stride meets distinct entries.
-    let (mut at, stride) = if entries.len() <= SAMPLE { (0, 1) } else { (rng.below(count), stride(count, rng)) };
+    let (mut at, stride) = if entries.len() <= SAMPLE {
+        (0, 1)
+    } else {
+        (rng.below(count), stride(count, rng))
+    };
     for place in sample.iter_mut().take(entries.len()) {
         let entry = usize::try_from(at).ok().and_then(|at| entries.get(at));
-        *place = entry.filter(|entry| !entry.trial || open(entry.at)).map(|entry| (entry, cost(entry.at)));
+        *place = entry
+            .filter(|entry| !entry.trial || open(entry.at))
+            .map(|entry| (entry, cost(entry.at)));
         at = at.saturating_add(stride).checked_rem(count).unwrap_or(0);
     }
     let mut list = List::default();
     for first in [true, false, false] {
         let mut best: Option<(usize, &Entry, u64)> = None;
         let mut drawn_from = 0u64;
-        for (place, (entry, cost)) in sample.iter().enumerate().filter_map(|(place, it)| Some((place, (*it)?))) {
+        for (place, (entry, cost)) in sample
+            .iter()
+            .enumerate()
+            .filter_map(|(place, it)| Some((place, (*it)?)))
+        {
             if entry.trial && !first {
                 continue;
             }
             let weight = u64::from(entry.weight);
             let order = best.map_or(Ordering::Less, |(_, best, least)| {
-                cost.saturating_mul(best.weight.into()).cmp(&least.saturating_mul(weight))
+                cost.saturating_mul(best.weight.into())
+                    .cmp(&least.saturating_mul(weight))
             });
             match order {
                 Ordering::Greater => {}
@@ -91,7 +109,11 @@ pub fn first(entries: &[Entry], open: &dyn Fn(usize) -> bool) -> List {
     in_order(List::default(), entries.iter(), open)
 }
 
-fn in_order<'a>(mut list: List, entries: impl Iterator<Item = &'a Entry>, open: &dyn Fn(usize) -> bool) -> List {
+fn in_order<'a>(
+    mut list: List,
+    entries: impl Iterator<Item = &'a Entry>,
+    open: &dyn Fn(usize) -> bool,
+) -> List {
     for entry in entries {
         if list.is_full() {
             break;

@@ -1,12 +1,15 @@
-//! Maglev hashing: a table of which nearly nothing changes when an endpoint comes or goes (Eisenbud et al., "Maglev: a fast and reliable
-//! software network load balancer", NSDI 2016, section 3.4), with weights as Envoy's has them: the same endpoints give the same table as there.
+//! Maglev hashing: a table of which nearly nothing changes when an endpoint comes or goes (Eisenbud
+//! et al., "Maglev: a fast and reliable software network load balancer", NSDI 2016, section 3.4),
+//! with weights as Envoy's has them: the same endpoints give the same table as there.
 //!
-//! A table is made of the endpoints that are configured, not of those that are well, once for each configuration. A key whose owner is out goes on
-//! through the table to the next owner that is in rotation, so that all other keys stay where they are, and the keys of one that is out are
-//! spread over all others. 128 KiB for each level of an upstream, in each worker.
+//! A table is made of the endpoints that are configured, not of those that are well, once for each
+//! configuration. A key whose owner is out goes on through the table to the next owner that is in
+//! rotation, so that all other keys stay where they are, and the keys of one that is out are spread
+//! over all others. 128 KiB for each level of an upstream, in each worker.
 //!
-//! **Bounded load** (Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with bounded loads", 2018): an owner that has `c` times its share
-//! of the requests in flight already is passed over in the same way, so that a hot key cannot crush its endpoint.
+//! **Bounded load** (Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with bounded loads",
+//! 2018): an owner that has `c` times its share of the requests in flight already is passed over in
+//! the same way, so that a hot key cannot crush its endpoint.
 
 use super::List;
 use super::choice::allowed;
@@ -19,7 +22,8 @@ use std::cell::Cell;
 /// Slots of a table, a prime: Envoy's default.
 pub const SIZE: u32 = 65_537;
 
-/// The most slots that a request looks at; beyond, so few are in rotation that its key leads to one of them directly.
+/// The most slots that a request looks at; beyond, so few are in rotation that its key leads to one
+/// of them directly.
 const WALK: usize = 4_096;
 
 /// The owners of slots, as indices of the upstream's endpoints.
@@ -32,7 +36,8 @@ pub struct Table {
 }
 
 impl Table {
-    /// The table of `endpoints`: name, index and weight. Those without a weight own nothing. `size` has to be a prime.
+    /// The table of `endpoints`: name, index and weight. Those without a weight own nothing. `size`
+    /// has to be a prime.
     #[must_use]
     pub fn new<'a>(endpoints: impl Iterator<Item = (&'a str, u16, u32)>, size: u32) -> Self {
         let size = u64::from(size);
@@ -41,13 +46,27 @@ impl Table {
             .map(|(name, index, weight)| {
                 let hash = |seed| xxh64(name.as_bytes(), seed);
                 let next = hash(0).checked_rem(size).unwrap_or(0);
-                let skip = hash(1).checked_rem(size.saturating_sub(1)).unwrap_or(0).saturating_add(1);
-                (name, Owner { index, weight: weight.into(), target: 0, next, skip })
+                let skip = hash(1)
+                    .checked_rem(size.saturating_sub(1))
+                    .unwrap_or(0)
+                    .saturating_add(1);
+                (
+                    name,
+                    Owner {
+                        index,
+                        weight: weight.into(),
+                        target: 0,
+                        next,
+                        skip,
+                    },
+                )
             })
             .collect();
         // Order decides who is first to claim a slot, and must not be the configuration's.
         sort::by_key(&mut owners, |(name, _)| *name);
-        let Some(most) = owners.iter().map(|(_, owner)| owner.weight).max() else { return Self::default() };
+        let Some(most) = owners.iter().map(|(_, owner)| owner.weight).max() else {
+            return Self::default();
+        };
         let mut slots = vec![u16::MAX; usize::try_from(size).unwrap_or(0)];
         let mut left = slots.len();
         let mut round = 0u64;
@@ -59,8 +78,15 @@ impl Table {
                 }
                 owner.target = owner.target.saturating_add(most);
                 // A prime size, so that the skip meets every slot: there is a free one.
-                while let Some(slot) = usize::try_from(owner.next).ok().and_then(|at| slots.get_mut(at)) {
-                    owner.next = owner.next.saturating_add(owner.skip).checked_rem(size).unwrap_or(0);
+                while let Some(slot) = usize::try_from(owner.next)
+                    .ok()
+                    .and_then(|at| slots.get_mut(at))
+                {
+                    owner.next = owner
+                        .next
+                        .saturating_add(owner.skip)
+                        .checked_rem(size)
+                        .unwrap_or(0);
                     if *slot == u16::MAX {
                         *slot = owner.index;
                         left = left.saturating_sub(1);
@@ -69,15 +95,32 @@ impl Table {
                 }
             }
         }
-        let endpoints = owners.iter().map(|(_, owner)| usize::from(owner.index).saturating_add(1)).max().unwrap_or(0);
-        Self { slots, full: vec![Cell::new(0); endpoints], picks: Cell::new(0) }
+        let endpoints = owners
+            .iter()
+            .map(|(_, owner)| usize::from(owner.index).saturating_add(1))
+            .max()
+            .unwrap_or(0);
+        Self {
+            slots,
+            full: vec![Cell::new(0); endpoints],
+            picks: Cell::new(0),
+        }
     }
 
     /// The owners from the hash's slot on.
     fn walk(&self, hash: u64) -> impl Iterator<Item = usize> {
-        let start = hash.checked_rem(self.slots.len() as u64).and_then(|at| usize::try_from(at).ok()).unwrap_or(0);
-        let (before, from) = self.slots.split_at_checked(start).unwrap_or((&[], &self.slots));
-        from.iter().chain(before).take(WALK).map(|owner| usize::from(*owner))
+        let start = hash
+            .checked_rem(self.slots.len() as u64)
+            .and_then(|at| usize::try_from(at).ok())
+            .unwrap_or(0);
+        let (before, from) = self
+            .slots
+            .split_at_checked(start)
+            .unwrap_or((&[], &self.slots));
+        from.iter()
+            .chain(before)
+            .take(WALK)
+            .map(|owner| usize::from(*owner))
     }
 
     /// Picks for a key: the first owner of the pool that has room, then the next ones.
@@ -98,7 +141,9 @@ impl Table {
             if last.replace(at) == Some(at) {
                 continue;
             }
-            let Some(entry) = roster.entry(pool, at) else { continue };
+            let Some(entry) = roster.entry(pool, at) else {
+                continue;
+            };
             if list.first().is_none() && !entry.trial {
                 let known = self.full.get(at).is_some_and(|full| full.get() == pick);
                 if known || !room(entry) {
@@ -122,7 +167,8 @@ impl Table {
         }
         if list.first().is_none() {
             let entries = roster.entries(pool);
-            let start = usize::try_from(place(hash, u32::try_from(entries.len()).unwrap_or(0))).unwrap_or(0);
+            let start = usize::try_from(place(hash, u32::try_from(entries.len()).unwrap_or(0)))
+                .unwrap_or(0);
             let (before, from) = entries.split_at_checked(start).unwrap_or((entries, &[]));
             for entry in from.iter().chain(before) {
                 if allowed(entry, &list, open) {
@@ -145,16 +191,21 @@ struct Owner {
     skip: u64,
 }
 
-/// So many requests may be in flight at an endpoint whatever the bound: a client's next request may come before all workers have seen the end of
-/// its last one, and is to go to the same endpoint.
+/// So many requests may be in flight at an endpoint whatever the bound: a client's next request may
+/// come before all workers have seen the end of its last one, and is to go to the same endpoint.
 const ALWAYS: u64 = 2;
 
-/// Whether an entry with `in_flight` requests has room for one more, with `total` in flight in the pool: its share of them all, times `bound`
-/// (in hundredths), rounded up, and at least two.
+/// Whether an entry with `in_flight` requests has room for one more, with `total` in flight in the
+/// pool: its share of them all, times `bound` (in hundredths), rounded up, and at least two.
 #[must_use]
 pub fn has_room(in_flight: u64, total: u64, weight: u32, all: u32, bound: Percent) -> bool {
-    let has = u128::from(in_flight).saturating_mul(all.into()).saturating_mul(100);
-    let may = u128::from(total).saturating_add(1).saturating_mul(weight.into()).saturating_mul(bound.0.into());
+    let has = u128::from(in_flight)
+        .saturating_mul(all.into())
+        .saturating_mul(100);
+    let may = u128::from(total)
+        .saturating_add(1)
+        .saturating_mul(weight.into())
+        .saturating_mul(bound.0.into());
     // With one more it is at most the share rounded up: without, it is below the share.
     in_flight < ALWAYS || has < may
 }

@@ -1,11 +1,14 @@
-//! What endpoints say of their load: the ORCA report in the response header `endpoint-load-metrics`.
+//! What endpoints say of their load: the ORCA report in the response header
+//! `endpoint-load-metrics`.
 //!
-//! Read are its TEXT form (`TEXT cpu_utilization=0.3,application_utilization=0.5`) and its JSON form (`JSON {"cpu_utilization": 0.3}`), with
-//! or without the word in front; BIN is passed over. Of a report `application_utilization` counts, else `cpu_utilization` (as in gRPC's A58,
+//! Read are its TEXT form (`TEXT cpu_utilization=0.3,application_utilization=0.5`) and its JSON
+//! form (`JSON {"cpu_utilization": 0.3}`), with or without the word in front; BIN is passed over.
+//! Of a report `application_utilization` counts, else `cpu_utilization` (as in gRPC's A58,
 //! client-side weighted round robin), from 0 to 1; more is 1, and what is no number is no report.
 //!
-//! An endpoint's weight is multiplied with what is left of it, at least a twentieth, so that it goes on to report. Those that do not report have the
-//! mean of those that do. A report counts in full for 5 s, and less and less until it is forgotten after 30 s. All workers share it: a gauge
+//! An endpoint's weight is multiplied with what is left of it, at least a twentieth, so that it
+//! goes on to report. Those that do not report have the mean of those that do. A report counts in
+//! full for 5 s, and less and less until it is forgotten after 30 s. All workers share it: a gauge
 //! of the utilisation and its moment. Of two reports at once one is lost.
 
 use crate::base::time::Nanos;
@@ -31,7 +34,8 @@ const FLOOR: u32 = 50;
 /// How often workers look at the reports anew.
 pub const PERIOD: Nanos = Nanos::from_millis(100);
 
-/// An endpoint's utilisation, packed: thousandths plus one above, milliseconds of the clock below. Zero = none.
+/// An endpoint's utilisation, packed: thousandths plus one above, milliseconds of the clock below.
+/// Zero = none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load(pub u64);
 
@@ -50,7 +54,10 @@ impl Load {
     fn left(self, now: Nanos) -> Option<(u32, u32)> {
         let used = u32::try_from(self.0 >> 32).ok()?.checked_sub(1)?.min(FULL);
         let age = now.as_millis().wrapping_sub(self.0) & 0xffff_ffff;
-        let counts = GONE.checked_sub(age.max(FRESH))?.saturating_mul(FULL.into()).checked_div(GONE - FRESH)?;
+        let counts = GONE
+            .checked_sub(age.max(FRESH))?
+            .saturating_mul(FULL.into())
+            .checked_div(GONE - FRESH)?;
         let counts = u32::try_from(counts).ok().filter(|counts| *counts > 0)?;
         Some((FULL.saturating_sub(used).max(FLOOR), counts))
     }
@@ -61,8 +68,11 @@ impl Load {
 pub fn mean(loads: impl Iterator<Item = Load>, now: Nanos) -> Option<u32> {
     let (sum, count) = loads
         .filter_map(|load| load.left(now))
-        .fold((0u64, 0u64), |(sum, count), (left, _)| (sum.saturating_add(left.into()), count.saturating_add(1)));
-    sum.checked_div(count).and_then(|mean| u32::try_from(mean).ok())
+        .fold((0u64, 0u64), |(sum, count), (left, _)| {
+            (sum.saturating_add(left.into()), count.saturating_add(1))
+        });
+    sum.checked_div(count)
+        .and_then(|mean| u32::try_from(mean).ok())
 }
 
 /// The weight of an endpoint by its report, where that of others is `mean`.
@@ -71,9 +81,14 @@ pub fn weighed(weight: u32, load: Load, mean: u32, now: Nanos) -> u32 {
     let (left, counts) = load.left(now).unwrap_or((mean, FULL));
     let [left, counts, mean] = [left, counts, mean].map(u64::from);
     const WHOLE: u64 = FULL as u64;
-    let part = left.saturating_mul(counts).saturating_add(mean.saturating_mul(WHOLE.saturating_sub(counts))) / WHOLE;
+    let part = left
+        .saturating_mul(counts)
+        .saturating_add(mean.saturating_mul(WHOLE.saturating_sub(counts)))
+        / WHOLE;
     let weight_now = u64::from(weight).saturating_mul(part) / WHOLE;
-    u32::try_from(weight_now).unwrap_or(weight).clamp(weight.min(1), weight)
+    u32::try_from(weight_now)
+        .unwrap_or(weight)
+        .clamp(weight.min(1), weight)
 }
 
 /// The utilisation that a report tells, in thousandths.
@@ -95,7 +110,9 @@ type Both = (Option<u32>, Option<u32>);
 
 fn take(name: &[u8], value: &[u8], found: &mut Both) {
     match name {
-        b"application_utilization" | b"applicationUtilization" => found.0 = found.0.or(thousandths(value)),
+        b"application_utilization" | b"applicationUtilization" => {
+            found.0 = found.0.or(thousandths(value))
+        }
         b"cpu_utilization" | b"cpuUtilization" => found.1 = found.1.or(thousandths(value)),
         _ => {}
     }
@@ -114,7 +131,8 @@ fn text(report: &[u8]) -> Both {
     found
 }
 
-/// An object's numbers; what is inside of others is skipped. Not a checker: what is no JSON yields what looks like fields.
+/// An object's numbers; what is inside of others is skipped. Not a checker: what is no JSON yields
+/// what looks like fields.
 fn json(report: &[u8]) -> Both {
     let mut found = (None, None);
     let (mut depth, mut name, mut rest) = (0u32, None, report);
@@ -130,12 +148,17 @@ fn json(report: &[u8]) -> Both {
                     escaped = *byte == b'\\' && !escaped;
                     ends
                 });
-                let Some((string, after)) = end.and_then(|end| rest.split_at_checked(end)) else { break };
+                let Some((string, after)) = end.and_then(|end| rest.split_at_checked(end)) else {
+                    break;
+                };
                 rest = after.get(1..).unwrap_or(&[]);
                 name = Some(string);
             }
             b':' if depth == 1 => {
-                let end = rest.iter().position(|byte| matches!(byte, b',' | b'}')).unwrap_or(rest.len());
+                let end = rest
+                    .iter()
+                    .position(|byte| matches!(byte, b',' | b'}'))
+                    .unwrap_or(rest.len());
                 if let (Some(name), Some(value)) = (name.take(), rest.get(..end)) {
                     take(name, value.trim_ascii(), &mut found);
                 }
@@ -146,10 +169,14 @@ fn json(report: &[u8]) -> Both {
     found
 }
 
-/// A decimal number as thousandths, rounded down, at most [`FULL`]; `None`: it is no number, or negative.
+/// A decimal number as thousandths, rounded down, at most [`FULL`]; `None`: it is no number, or
+/// negative.
 fn thousandths(number: &[u8]) -> Option<u32> {
     let (mantissa, exponent) = match number.iter().position(|byte| matches!(byte, b'e' | b'E')) {
-        Some(at) => (number.get(..at)?, exponent(number.get(at.saturating_add(1)..)?)?),
+        Some(at) => (
+            number.get(..at)?,
+            exponent(number.get(at.saturating_add(1)..)?)?,
+        ),
         None => (number, 0),
     };
     let (whole, fraction) = match mantissa.iter().position(|byte| *byte == b'.') {
@@ -160,10 +187,17 @@ fn thousandths(number: &[u8]) -> Option<u32> {
         return None;
     }
     // Digits up to the third place behind the point, wherever the exponent puts it.
-    let places = i64::try_from(whole.len()).ok()?.saturating_add(exponent).saturating_add(3);
+    let places = i64::try_from(whole.len())
+        .ok()?
+        .saturating_add(exponent)
+        .saturating_add(3);
     let mut value = 0u32;
-    for (_, digit) in (0..places.clamp(0, 4_400)).zip(whole.iter().chain(fraction).chain(std::iter::repeat(&b'0'))) {
-        value = value.saturating_mul(10).saturating_add(u32::from(digit.saturating_sub(b'0')));
+    for (_, digit) in (0..places.clamp(0, 4_400))
+        .zip(whole.iter().chain(fraction).chain(std::iter::repeat(&b'0')))
+    {
+        value = value
+            .saturating_mul(10)
+            .saturating_add(u32::from(digit.saturating_sub(b'0')));
     }
     Some(value.min(FULL))
 }
@@ -177,10 +211,15 @@ fn exponent(digits: &[u8]) -> Option<i64> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let value = digits
-        .iter()
-        .fold(0i64, |sum, digit| sum.saturating_mul(10).saturating_add(i64::from(digit.saturating_sub(b'0'))));
-    Some(if negative { value.saturating_neg() } else { value })
+    let value = digits.iter().fold(0i64, |sum, digit| {
+        sum.saturating_mul(10)
+            .saturating_add(i64::from(digit.saturating_sub(b'0')))
+    });
+    Some(if negative {
+        value.saturating_neg()
+    } else {
+        value
+    })
 }
 
 #[cfg(test)]
@@ -192,12 +231,27 @@ mod tests {
     fn reports_are_read_in_both_forms() {
         for (report, want) in [
             ("TEXT cpu_utilization=0.3,mem_utilization=0.8", Some(300)),
-            ("TEXT cpu_utilization=0.3,application_utilization=0.55,named_metrics.x=1", Some(550)),
-            ("TEXT cpu_utilization=0.3,application_utilization=0", Some(300)),
+            (
+                "TEXT cpu_utilization=0.3,application_utilization=0.55,named_metrics.x=1",
+                Some(550),
+            ),
+            (
+                "TEXT cpu_utilization=0.3,application_utilization=0",
+                Some(300),
+            ),
             ("cpu_utilization:0.25", Some(250)),
-            ("JSON {\"cpu_utilization\": 0.3, \"application_utilization\":0.9}", Some(900)),
-            ("JSON {\"named_metrics\": {\"cpu_utilization\": 0.9}, \"cpuUtilization\": 1e-1}", Some(100)),
-            ("{\"a\\\"cpu_utilization\": 0.5, \"cpu_utilization\": 0.75}", Some(750)),
+            (
+                "JSON {\"cpu_utilization\": 0.3, \"application_utilization\":0.9}",
+                Some(900),
+            ),
+            (
+                "JSON {\"named_metrics\": {\"cpu_utilization\": 0.9}, \"cpuUtilization\": 1e-1}",
+                Some(100),
+            ),
+            (
+                "{\"a\\\"cpu_utilization\": 0.5, \"cpu_utilization\": 0.75}",
+                Some(750),
+            ),
             ("TEXT cpu_utilization=7.5", Some(1_000)),
             ("TEXT cpu_utilization=1e300", Some(1_000)),
             ("TEXT cpu_utilization=1e-300", Some(0)),
@@ -224,9 +278,22 @@ mod tests {
         let at = |second: u64| weighed(1_000, busy, 600, start.plus(Nanos::from_secs(second)));
         assert_eq!([0, 5, 30, 3_000].map(at), [200, 200, 600, 600]);
         assert!((390..410).contains(&at(17)), "{}", at(17));
-        assert_eq!(mean([busy, Load::default(), Load::default().with(start, 0)].into_iter(), start), Some(600));
-        assert_eq!(mean([busy].into_iter(), start.plus(Nanos::from_secs(40))), None);
-        assert_eq!(weighed(1_000, Load::default().with(start, 1_000), 600, start), 50, "it has to report on");
+        assert_eq!(
+            mean(
+                [busy, Load::default(), Load::default().with(start, 0)].into_iter(),
+                start
+            ),
+            Some(600)
+        );
+        assert_eq!(
+            mean([busy].into_iter(), start.plus(Nanos::from_secs(40))),
+            None
+        );
+        assert_eq!(
+            weighed(1_000, Load::default().with(start, 1_000), 600, start),
+            50,
+            "it has to report on"
+        );
     }
 
     proptest! {

@@ -1,27 +1,32 @@
 //! Latency as it was lately, with a keen eye for peaks: Finagle's and linkerd's "peak EWMA".
 //!
-//! An answer that took longer than the average replaces it at once; faster ones pull it down slowly, and so does time alone, so that an
-//! endpoint which was slow is tried again. A request goes to the endpoint with the least latency times requests in flight.
+//! An answer that took longer than the average replaces it at once; faster ones pull it down
+//! slowly, and so does time alone, so that an endpoint which was slow is tried again. A request
+//! goes to the endpoint with the least latency times requests in flight.
 //!
-//! The average is a gauge that all workers read and write: microseconds, and the moment they are of. Two workers that write at once lose one of
-//! two samples; the next sets it right. Decay is by half-lives, in between by a parabola, so that no floats are needed: linkerd's time
-//! constant of 10 s is a half-life of 6.9 s.
+//! The average is a gauge that all workers read and write: microseconds, and the moment they are
+//! of. Two workers that write at once lose one of two samples; the next sets it right. Decay is by
+//! half-lives, in between by a parabola, so that no floats are needed: linkerd's time constant of
+//! 10 s is a half-life of 6.9 s.
 
 use crate::base::time::Nanos;
 
 /// The time in which an average falls by half.
 pub const HALF_LIFE: Nanos = Nanos::from_millis(6_930);
 
-/// What an endpoint that has not answered yet is taken to cost while a request is on its way to it: more than any that has.
+/// What an endpoint that has not answered yet is taken to cost while a request is on its way to it:
+/// more than any that has.
 const UNKNOWN: u64 = 1 << 40;
 
-/// Bits of the moment, in milliseconds of the clock: three days, of which the older half is taken for the time to come.
+/// Bits of the moment, in milliseconds of the clock: three days, of which the older half is taken
+/// for the time to come.
 const STAMP: u32 = 28;
 
 /// Parts of a microsecond that are kept, so that small averages can fall in small steps.
 const PARTS: u64 = 64;
 
-/// Answers that come sooner after another than this do not pull an average down: the step would be too small to be kept.
+/// Answers that come sooner after another than this do not pull an average down: the step would be
+/// too small to be kept.
 const SPACING: u64 = 8;
 
 /// An average, packed: 1/64 microseconds above, the moment below.
@@ -43,7 +48,8 @@ impl Latency {
         decayed(self.parts(), age(self.0, now)) / PARTS
     }
 
-    /// With an answer that took so long. One that `failed` tells nothing of how fast a good one is, only of how slow.
+    /// With an answer that took so long. One that `failed` tells nothing of how fast a good one is,
+    /// only of how slow.
     #[must_use]
     pub fn with(self, now: Nanos, took: Nanos, failed: bool) -> Self {
         let took = (took.0 / 1_000).saturating_mul(PARTS).max(1);
@@ -59,7 +65,12 @@ impl Latency {
         // The new one has the weight that the old one has lost.
         const WHOLE: u64 = 1 << 24;
         let fresh = WHOLE.saturating_sub(decayed(WHOLE, age));
-        Self::new(before.saturating_add(took.saturating_mul(fresh) / WHOLE).max(1), now)
+        Self::new(
+            before
+                .saturating_add(took.saturating_mul(fresh) / WHOLE)
+                .max(1),
+            now,
+        )
     }
 
     /// What a request there is taken to cost, with so many in flight already.
@@ -68,7 +79,10 @@ impl Latency {
         match (self.0, in_flight) {
             (0, 0) => 0,
             (0, _) => UNKNOWN.saturating_add(in_flight),
-            _ => self.at(now).max(1).saturating_mul(in_flight.saturating_add(1)),
+            _ => self
+                .at(now)
+                .max(1)
+                .saturating_mul(in_flight.saturating_add(1)),
         }
     }
 }
@@ -78,8 +92,12 @@ fn decayed(value: u64, age: u64) -> u64 {
     let half_life = HALF_LIFE.as_millis();
     let halves = age.checked_div(half_life).unwrap_or(0);
     let rest = age.checked_rem(half_life).unwrap_or(0);
-    let whole = u32::try_from(halves).ok().and_then(|halves| value.checked_shr(halves)).unwrap_or(0);
-    // From 1 to 1/2 over one half-life: 2^-f is 1 - f (0.6931 - 0.1931 f), to two thousandths. `f` in 65536ths.
+    let whole = u32::try_from(halves)
+        .ok()
+        .and_then(|halves| value.checked_shr(halves))
+        .unwrap_or(0);
+    // From 1 to 1/2 over one half-life: 2^-f is 1 - f (0.6931 - 0.1931 f), to two thousandths. `f`
+    // in 65536ths.
     let f = (rest << 16).checked_div(half_life).unwrap_or(0);
     let lost = f.saturating_mul(45_426u64.saturating_sub(f.saturating_mul(12_658) >> 16)) >> 16;
     let lost = u128::from(whole).saturating_mul(lost.into()) >> 16;
@@ -118,12 +136,20 @@ mod tests {
             now = now.plus(MS(10));
             latency = latency.with(now, MS(10), false);
         }
-        assert!((240_000..270_000).contains(&latency.at(now)), "{}", latency.at(now));
+        assert!(
+            (240_000..270_000).contains(&latency.at(now)),
+            "{}",
+            latency.at(now)
+        );
         for _ in 0..10 * 693 {
             now = now.plus(MS(10));
             latency = latency.with(now, MS(10), false);
         }
-        assert!((10_000..11_000).contains(&latency.at(now)), "{}", latency.at(now));
+        assert!(
+            (10_000..11_000).contains(&latency.at(now)),
+            "{}",
+            latency.at(now)
+        );
     }
 
     #[test]
@@ -141,8 +167,16 @@ mod tests {
         let start = Nanos::from_secs(1_000);
         let known = Latency::default().with(start, MS(50), false);
         assert_eq!(known.with(start.plus(MS(100)), MS(1), true), known);
-        assert_eq!(known.with(start.plus(MS(100)), MS(400), true).at(start.plus(MS(100))), 400_000);
-        assert_eq!(Latency::default().with(start, MS(1), true), Latency::default());
+        assert_eq!(
+            known
+                .with(start.plus(MS(100)), MS(400), true)
+                .at(start.plus(MS(100))),
+            400_000
+        );
+        assert_eq!(
+            Latency::default().with(start, MS(1), true),
+            Latency::default()
+        );
     }
 
     #[test]

@@ -1,24 +1,32 @@
-//! Who is in rotation: the endpoints of the levels and zones that are in use, with the weights they have at the moment.
+//! Who is in rotation: the endpoints of the levels and zones that are in use, with the weights they
+//! have at the moment.
 //!
-//! **Levels.** An endpoint belongs to the level of its `priority`. A level whose share of available endpoints is at least `panic_threshold` takes
-//! all requests, and those of a higher number get none. Below, it keeps the part of them that its share is of the threshold (a third of its
-//! endpoints left and a threshold of 50 %: two thirds), and the next level gets the rest. So the load of an endpoint that is left in a failing
-//! level is never more than 1/threshold of what it is in a whole one. (Envoy does the same with an overprovisioning factor of 1.4, which
-//! would move load although more than the threshold is left.) A threshold of 0: a level is used while any endpoint of it is available.
+//! **Levels.** An endpoint belongs to the level of its `priority`. A level whose share of available
+//! endpoints is at least `panic_threshold` takes all requests, and those of a higher number get
+//! none. Below, it keeps the part of them that its share is of the threshold (a third of its
+//! endpoints left and a threshold of 50 %: two thirds), and the next level gets the rest. So the
+//! load of an endpoint that is left in a failing level is never more than 1/threshold of what it is
+//! in a whole one. (Envoy does the same with an overprovisioning factor of 1.4, which would move
+//! load although more than the threshold is left.) A threshold of 0: a level is used while any
+//! endpoint of it is available.
 //!
-//! **Panic.** Where all levels together are not enough, availability is ignored, and each level gets requests by the number of its endpoints.
+//! **Panic.** Where all levels together are not enough, availability is ignored, and each level
+//! gets requests by the number of its endpoints.
 //!
-//! **Zones.** With a zone of one's own, its endpoints come first in each level. Every zone is taken to have as many clients. So the own one is to
-//! carry 1/zones of the level's load; when its part of the level's available weight is at least that, requests stay in the zone, otherwise the
-//! part that it lacks goes to all others. Then no endpoint of the own zone carries more than it would without zones (Envoy's zone aware
-//! routing, for zones of equal load).
+//! **Zones.** With a zone of one's own, its endpoints come first in each level. Every zone is taken
+//! to have as many clients. So the own one is to carry 1/zones of the level's load; when its part
+//! of the level's available weight is at least that, requests stay in the zone, otherwise the part
+//! that it lacks goes to all others. Then no endpoint of the own zone carries more than it would
+//! without zones (Envoy's zone aware routing, for zones of equal load).
 //!
-//! **Ejection.** Breakers take at most `max_ejection` of an upstream's endpoints out of rotation: those that opened first. The others stay
-//! though their breakers are open. It is a function of the breakers' records alone, so that all workers that have read them agree; none ejects more.
-//! A level may still be left for the next one, wholly: that is the failover which levels are for.
+//! **Ejection.** Breakers take at most `max_ejection` of an upstream's endpoints out of rotation:
+//! those that opened first. The others stay though their breakers are open. It is a function of the
+//! breakers' records alone, so that all workers that have read them agree; none ejects more. A
+//! level may still be left for the next one, wholly: that is the failover which levels are for.
 //!
-//! **Trials.** An endpoint that may be tried takes part in its own pool, or in the first one if its own is not in use: a level that was left
-//! could never come back otherwise. Of levels that are not reached, none is tried.
+//! **Trials.** An endpoint that may be tried takes part in its own pool, or in the first one if its
+//! own is not in use: a level that was left could never come back otherwise. Of levels that are not
+//! reached, none is tried.
 
 use super::Availability;
 use crate::base::rng::Rng;
@@ -56,7 +64,8 @@ pub struct Member {
 /// How the roster is made.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
-    /// Below this share of available endpoints a level hands load on, and all levels together panic.
+    /// Below this share of available endpoints a level hands load on, and all levels together
+    /// panic.
     pub panic_threshold: Percent,
     /// The most that breakers may take out.
     pub max_ejection: Percent,
@@ -90,7 +99,9 @@ impl Census {
     /// The part of all requests that it can take.
     fn capacity(&self, threshold: Percent) -> u32 {
         let needed = u64::from(self.members).saturating_mul(threshold.0.into());
-        let has = u64::from(self.available).saturating_mul(10_000).saturating_mul(ALL.into());
+        let has = u64::from(self.available)
+            .saturating_mul(10_000)
+            .saturating_mul(ALL.into());
         let part = match has.checked_div(needed) {
             Some(part) => part,
             None if self.available > 0 => ALL.into(),
@@ -202,9 +213,13 @@ impl Roster {
         entries.get(entries.binary_search_by_key(&at, |entry| entry.at).ok()?)
     }
 
-    /// Others of the pool's level, for the places of a list that it cannot fill: from a random one on.
+    /// Others of the pool's level, for the places of a list that it cannot fill: from a random one
+    /// on.
     pub fn others<'a>(&'a self, pool: &'a Pool, rng: &'a Rng) -> impl Iterator<Item = usize> + 'a {
-        let others = self.pools.iter().filter(move |other| other.level == pool.level && *other != pool);
+        let others = self
+            .pools
+            .iter()
+            .filter(move |other| other.level == pool.level && *other != pool);
         let entries = others.flat_map(|other| {
             let entries = self.entries(other);
             let start = usize::try_from(rng.below(entries.len() as u64)).unwrap_or(0);
@@ -220,7 +235,9 @@ impl Roster {
         self.levels.clear();
         self.levels.resize(rules.zones.len(), Level::default());
         for member in self.members.iter().filter(|member| member.weight > 0) {
-            let Some(level) = self.levels.get_mut(usize::from(member.level)) else { continue };
+            let Some(level) = self.levels.get_mut(usize::from(member.level)) else {
+                continue;
+            };
             self.census.count(member);
             level.census.count(member);
             if member.availability == Availability::Available {
@@ -247,7 +264,10 @@ impl Roster {
                 level.share = u32::try_from(part).unwrap_or(ALL);
             }
         } else if left == ALL
-            && let Some(level) = self.levels.iter_mut().find(|level| level.census.trial > 0 || level.kept)
+            && let Some(level) = self
+                .levels
+                .iter_mut()
+                .find(|level| level.census.trial > 0 || level.kept)
         {
             // Nobody is available: who may be tried is, and who may not be taken out.
             level.share = ALL;
@@ -257,43 +277,65 @@ impl Roster {
     /// Opens the pools: one for each level in use, or two where the own zone comes first.
     fn appoint(&mut self, rules: &Rules) {
         self.pools.clear();
-        for (index, level) in self.levels.iter().enumerate().filter(|(_, level)| level.share > 0) {
+        for (index, level) in self
+            .levels
+            .iter()
+            .enumerate()
+            .filter(|(_, level)| level.share > 0)
+        {
             let index = u16::try_from(index).unwrap_or(NONE);
-            let new = |share| Pool { level: index, share, ..Pool::default() };
+            let new = |share| Pool {
+                level: index,
+                share,
+                ..Pool::default()
+            };
             if level.own == 0 || level.own == level.weight || self.panic {
                 self.pools.push(new(level.share));
                 continue;
             }
             let zones = rules.zones.get(usize::from(index)).copied().unwrap_or(1);
-            let wanted = u128::from(level.own).saturating_mul(zones.into()).saturating_mul(level.share.into());
+            let wanted = u128::from(level.own)
+                .saturating_mul(zones.into())
+                .saturating_mul(level.share.into());
             let own = wanted.checked_div(level.weight.into()).unwrap_or(0);
             let own = u32::try_from(own).unwrap_or(level.share).min(level.share);
-            self.pools.extend([new(own), new(level.share.saturating_sub(own))]);
+            self.pools
+                .extend([new(own), new(level.share.saturating_sub(own))]);
         }
     }
 
     /// Leaves in rotation what breakers may not take out: the last that opened.
     fn eject(&mut self, rules: &Rules) {
         self.ejected.clear();
-        let most = match u64::from(self.census.members).saturating_mul(rules.max_ejection.0.into()) {
+        let most = match u64::from(self.census.members).saturating_mul(rules.max_ejection.0.into())
+        {
             0 => 0,
             // One may always go.
             some => usize::try_from(some / 10_000).unwrap_or(usize::MAX).max(1),
         };
-        let by_breaker =
-            |member: &Member| member.weight > 0 && !member.unwell && member.availability != Availability::Available;
-        let taken = self.members.iter().filter(|member| by_breaker(member)).count();
+        let by_breaker = |member: &Member| {
+            member.weight > 0 && !member.unwell && member.availability != Availability::Available
+        };
+        let taken = self
+            .members
+            .iter()
+            .filter(|member| by_breaker(member))
+            .count();
         let excess = taken.saturating_sub(most);
         if excess == 0 {
             return;
         }
         let members = self.members.iter().enumerate();
-        let out = members.filter(|(_, member)| by_breaker(member) && member.availability == Availability::Out);
-        self.ejected.extend(out.map(|(at, member)| (member.out_since, at)));
+        let out = members
+            .filter(|(_, member)| by_breaker(member) && member.availability == Availability::Out);
+        self.ejected
+            .extend(out.map(|(at, member)| (member.out_since, at)));
         sort::by_key(&mut self.ejected, |ejected| *ejected);
         let stay = self.ejected.len().saturating_sub(excess);
         for (_, at) in self.ejected.drain(..).skip(stay) {
-            let Some(member) = self.members.get_mut(at) else { continue };
+            let Some(member) = self.members.get_mut(at) else {
+                continue;
+            };
             member.availability = Availability::Available;
             if let Some(level) = self.levels.get_mut(usize::from(member.level)) {
                 level.kept = true;
@@ -309,21 +351,38 @@ impl Roster {
         let first = self.pools.iter().position(|pool| pool.share > 0);
         for (at, member) in self.members.iter().enumerate() {
             let trial = member.availability == Availability::Trial && !self.panic;
-            let usable = member.weight > 0 && (self.panic || member.availability != Availability::Out);
-            let mut pools = self.pools.iter().enumerate().filter(|(_, pool)| pool.level == member.level);
+            let usable =
+                member.weight > 0 && (self.panic || member.availability != Availability::Out);
+            let mut pools = self
+                .pools
+                .iter()
+                .enumerate()
+                .filter(|(_, pool)| pool.level == member.level);
             let pool = match (pools.next(), pools.next()) {
                 // The own zone's comes first, and is known by it.
-                (Some(own), Some(other)) => Some(if Some(member.zone) == self.own_zone { own } else { other }),
+                (Some(own), Some(other)) => Some(if Some(member.zone) == self.own_zone {
+                    own
+                } else {
+                    other
+                }),
                 (pool, _) => pool,
             };
             let pool = match pool.filter(|(_, pool)| pool.share > 0 || !trial) {
                 Some((index, _)) => Some(index),
                 None => first.filter(|_| trial && Some(member.level) <= last),
             };
-            let pool = pool.filter(|_| usable).and_then(|index| u16::try_from(index).ok());
+            let pool = pool
+                .filter(|_| usable)
+                .and_then(|index| u16::try_from(index).ok());
             self.pool_of.push(pool.unwrap_or(NONE));
             if let Some(pool) = pool {
-                self.entries.push(Entry { at, weight: member.weight, upto: 0, trial, pool });
+                self.entries.push(Entry {
+                    at,
+                    weight: member.weight,
+                    upto: 0,
+                    trial,
+                    pool,
+                });
             }
         }
         if !self.is_simple() {
@@ -333,7 +392,11 @@ impl Roster {
         for (index, pool) in self.pools.iter_mut().enumerate() {
             let mut to = from;
             pool.weight = 0;
-            while let Some(entry) = self.entries.get_mut(to).filter(|entry| usize::from(entry.pool) == index) {
+            while let Some(entry) = self
+                .entries
+                .get_mut(to)
+                .filter(|entry| usize::from(entry.pool) == index)
+            {
                 pool.weight = pool.weight.saturating_add(entry.weight);
                 entry.upto = pool.weight;
                 to = to.saturating_add(1);

@@ -1,14 +1,19 @@
-//! Smooth weighted round robin: the order of nginx's `upstream` ("Upstream: smooth weighted round-robin balancing", nginx 1.3.1).
+//! Smooth weighted round robin: the order of nginx's `upstream` ("Upstream: smooth weighted
+//! round-robin balancing", nginx 1.3.1).
 //!
-//! Each pick adds every endpoint's weight to its current one, takes the endpoint whose current weight is highest (the first among equals), and
-//! takes the sum of all weights from it. Weights 5, 1 and 1 give a a b a c a a, and not a a a a a b c.
+//! Each pick adds every endpoint's weight to its current one, takes the endpoint whose current
+//! weight is highest (the first among equals), and takes the sum of all weights from it. Weights 5,
+//! 1 and 1 give a a b a c a a, and not a a a a a b c.
 //!
-//! **Workers.** Each has an order of its own, from a random start: a shared counter would cost each request a host call and the smoothness (of
-//! one order over four workers each gets an arbitrary part), and starting all at the beginning would send the first requests of all workers to one
-//! endpoint. As each worker keeps to the weights within one request per endpoint, so do all together within one per worker.
+//! **Workers.** Each has an order of its own, from a random start: a shared counter would cost each
+//! request a host call and the smoothness (of one order over four workers each gets an arbitrary
+//! part), and starting all at the beginning would send the first requests of all workers to one
+//! endpoint. As each worker keeps to the weights within one request per endpoint, so do all
+//! together within one per worker.
 //!
-//! **Cost.** A pass over an array of small numbers, no host call: about 10,000 instructions for 1,000 endpoints, 4 % of a proxied request.
-//! (A heap would cost their logarithm, and would not give nginx's order.)
+//! **Cost.** A pass over an array of small numbers, no host call: about 10,000 instructions for
+//! 1,000 endpoints, 4 % of a proxied request. (A heap would cost their logarithm, and would not
+//! give nginx's order.)
 
 use super::List;
 use super::roster::Entry;
@@ -29,7 +34,10 @@ impl Rotation {
     /// The order of `endpoints` from its beginning.
     #[must_use]
     pub fn new(endpoints: usize) -> Self {
-        Self { current: vec![0; endpoints], started: false }
+        Self {
+            current: vec![0; endpoints],
+            started: false,
+        }
     }
 
     /// Takes up to so many steps at random, once.
@@ -43,7 +51,8 @@ impl Rotation {
         }
     }
 
-    /// The next endpoint, and behind it two others: from a random place on, so that the retries of one that fails do not all go to one.
+    /// The next endpoint, and behind it two others: from a random place on, so that the retries of
+    /// one that fails do not all go to one.
     pub fn next(&mut self, entries: &[Entry], open: &dyn Fn(usize) -> bool, rng: &Rng) -> List {
         let mut total = 0i64;
         let mut best = (i64::MIN, usize::MAX);
@@ -51,7 +60,9 @@ impl Rotation {
             if entry.trial && !open(entry.at) {
                 continue;
             }
-            let Some(current) = self.current.get_mut(entry.at) else { continue };
+            let Some(current) = self.current.get_mut(entry.at) else {
+                continue;
+            };
             let weight = i64::from(entry.weight);
             // Far from any overflow: within the sum of all weights.
             *current = current.wrapping_add(weight);

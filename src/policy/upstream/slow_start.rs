@@ -1,10 +1,12 @@
 //! Slow start: an endpoint that is new, or has come back, gets its share by and by.
 //!
-//! Over the window its weight grows from a tenth to the whole in a straight line (Envoy's slow start with an aggression of 1 and its minimum
-//! of 10 %). It is new if it was not among the endpoints when the configuration was last made ready; those that were there when the proxy
+//! Over the window its weight grows from a tenth to the whole in a straight line (Envoy's slow
+//! start with an aggression of 1 and its minimum of 10 %). It is new if it was not among the
+//! endpoints when the configuration was last made ready; those that were there when the proxy
 //! started are not. It has come back when its breaker has closed after it was open.
 //!
-//! When endpoints were first seen is one record for each upstream, so that all workers agree and reloads do not begin anew.
+//! When endpoints were first seen is one record for each upstream, so that all workers agree and
+//! reloads do not begin anew.
 
 use crate::base::sort;
 use crate::base::time::Nanos;
@@ -27,8 +29,14 @@ pub fn ramped(weight: u32, well_since: Nanos, window: Nanos, now: Nanos) -> u32 
         return weight;
     }
     let grown = u128::from(weight).saturating_mul(now.since(well_since).0.into());
-    let grown = grown.checked_div(window.0.into()).and_then(|grown| u32::try_from(grown).ok()).unwrap_or(weight);
-    let floor = u64::from(weight).checked_div(FLOOR).and_then(|floor| u32::try_from(floor).ok()).unwrap_or(0);
+    let grown = grown
+        .checked_div(window.0.into())
+        .and_then(|grown| u32::try_from(grown).ok())
+        .unwrap_or(weight);
+    let floor = u64::from(weight)
+        .checked_div(FLOOR)
+        .and_then(|floor| u32::try_from(floor).ok())
+        .unwrap_or(0);
     grown.max(floor).clamp(weight.min(1), weight)
 }
 
@@ -43,8 +51,8 @@ pub fn ramps(well_since: Nanos, window: Nanos, now: Nanos) -> bool {
 pub struct FirstSeen(Vec<(u64, Nanos)>);
 
 impl FirstSeen {
-    /// The record for these endpoints now: known ones keep their time, others are new, unless there was no record yet. Those that are not
-    /// there any more are forgotten.
+    /// The record for these endpoints now: known ones keep their time, others are new, unless there
+    /// was no record yet. Those that are not there any more are forgotten.
     #[must_use]
     pub fn now(before: Option<Self>, endpoints: impl Iterator<Item = u64>, now: Nanos) -> Self {
         let known = |id: u64| match &before {
@@ -66,11 +74,16 @@ impl FirstSeen {
     /// Reads a record; `None` if it is none of this version.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let (&VERSION, rest) = bytes.split_first()? else { return None };
-        let (pairs, []) = rest.as_chunks::<8>() else { return None };
+        let (&VERSION, rest) = bytes.split_first()? else {
+            return None;
+        };
+        let (pairs, []) = rest.as_chunks::<8>() else {
+            return None;
+        };
         let pairs = pairs.as_chunks::<2>().0.iter().take(MOST);
-        let mut seen: Vec<_> =
-            pairs.map(|[id, since]| (u64::from_le_bytes(*id), Nanos(u64::from_le_bytes(*since)))).collect();
+        let mut seen: Vec<_> = pairs
+            .map(|[id, since]| (u64::from_le_bytes(*id), Nanos(u64::from_le_bytes(*since))))
+            .collect();
         sort::by_key(&mut seen, |seen| *seen);
         Some(Self(seen))
     }
@@ -94,9 +107,20 @@ mod tests {
     fn the_ramp_is_a_straight_line_from_a_tenth() {
         let (since, window) = (Nanos::from_secs(100), Nanos::from_secs(30));
         let at = |second: u64| ramped(1_000, since, window, since.plus(Nanos::from_secs(second)));
-        assert_eq!([0, 1, 3, 6, 15, 29, 30, 300].map(at), [100, 100, 100, 200, 500, 966, 1_000, 1_000]);
-        assert_eq!(ramped(1_000, Nanos::ZERO, window, Nanos::from_secs(1)), 1_000, "there from the start");
-        assert_eq!(ramped(1_000, since, window, Nanos::from_secs(50)), 1_000, "the clock has stepped back");
+        assert_eq!(
+            [0, 1, 3, 6, 15, 29, 30, 300].map(at),
+            [100, 100, 100, 200, 500, 966, 1_000, 1_000]
+        );
+        assert_eq!(
+            ramped(1_000, Nanos::ZERO, window, Nanos::from_secs(1)),
+            1_000,
+            "there from the start"
+        );
+        assert_eq!(
+            ramped(1_000, since, window, Nanos::from_secs(50)),
+            1_000,
+            "the clock has stepped back"
+        );
         assert_eq!(ramped(0, since, window, since), 0, "drained is drained");
         assert_eq!(ramped(1, since, window, since), 1);
     }
@@ -105,11 +129,21 @@ mod tests {
     fn only_what_comes_later_is_new() {
         let (start, later) = (Nanos::from_secs(10), Nanos::from_secs(20));
         let first = FirstSeen::now(None, [1, 2].into_iter(), start);
-        assert_eq!((first.of(1), first.of(2)), (Some(Nanos::ZERO), Some(Nanos::ZERO)));
+        assert_eq!(
+            (first.of(1), first.of(2)),
+            (Some(Nanos::ZERO), Some(Nanos::ZERO))
+        );
         let second = FirstSeen::now(Some(first), [2, 3].into_iter(), later);
-        assert_eq!((second.of(1), second.of(2), second.of(3)), (None, Some(Nanos::ZERO), Some(later)));
+        assert_eq!(
+            (second.of(1), second.of(2), second.of(3)),
+            (None, Some(Nanos::ZERO), Some(later))
+        );
         let third = FirstSeen::now(Some(second), [1, 3].into_iter(), later.plus(start));
-        assert_eq!((third.of(1), third.of(3)), (Some(later.plus(start)), Some(later)), "who left and came back is new");
+        assert_eq!(
+            (third.of(1), third.of(3)),
+            (Some(later.plus(start)), Some(later)),
+            "who left and came back is new"
+        );
     }
 
     proptest! {

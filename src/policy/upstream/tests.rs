@@ -20,16 +20,30 @@ fn vector(text: &str) -> Value {
 }
 
 fn numbers(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as u32).collect()
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|n| n.as_u64().unwrap() as u32)
+        .collect()
 }
 
 /// An endpoint of level 0 and zone 0.
 fn member(availability: Availability, weight: u32) -> Member {
-    Member { availability, weight: weight * UNIT, ..Member::default() }
+    Member {
+        availability,
+        weight: weight * UNIT,
+        ..Member::default()
+    }
 }
 
 fn rules() -> Rules {
-    Rules { panic_threshold: Percent(5_000), max_ejection: Percent(5_000), zone: None, zones: vec![1] }
+    Rules {
+        panic_threshold: Percent(5_000),
+        max_ejection: Percent(5_000),
+        zone: None,
+        zones: vec![1],
+    }
 }
 
 fn roster_of(rules: &Rules, members: &[Member]) -> Roster {
@@ -53,7 +67,10 @@ fn pools(roster: &Roster) -> Vec<(u32, Vec<usize>)> {
             None => found.push((1, entries)),
         }
     }
-    found.into_iter().map(|(share, entries)| ((share * 100 + (1 << 15)) >> 16, entries)).collect()
+    found
+        .into_iter()
+        .map(|(share, entries)| ((share * 100 + (1 << 15)) >> 16, entries))
+        .collect()
 }
 
 fn entries(members: &[Member]) -> Vec<Entry> {
@@ -63,7 +80,12 @@ fn entries(members: &[Member]) -> Vec<Entry> {
 }
 
 fn weights(weights: &[u32]) -> Vec<Entry> {
-    entries(&weights.iter().map(|weight| member(Available, *weight)).collect::<Vec<_>>())
+    entries(
+        &weights
+            .iter()
+            .map(|weight| member(Available, *weight))
+            .collect::<Vec<_>>(),
+    )
 }
 
 fn order(list: List) -> Vec<usize> {
@@ -74,16 +96,31 @@ mod rotation_ {
     use super::*;
 
     fn sequence(entries: &[Entry], rotation: &mut Rotation, n: usize) -> String {
-        (0..n).map(|_| char::from(b'a' + rotation.next(entries, NOBODY, &Rng::new(1)).first().unwrap() as u8)).collect()
+        (0..n)
+            .map(|_| {
+                char::from(
+                    b'a' + rotation
+                        .next(entries, NOBODY, &Rng::new(1))
+                        .first()
+                        .unwrap() as u8,
+                )
+            })
+            .collect()
     }
 
     #[test]
     fn the_order_is_nginxs() {
-        let vector = vector(include_str!("../../../tests/vectors/11_smooth_wrr_nginx.json"));
+        let vector = vector(include_str!(
+            "../../../tests/vectors/11_smooth_wrr_nginx.json"
+        ));
         for it in vector["sequences"].as_array().unwrap() {
             let weights = numbers(&it["weights"]);
             let n = it["n"].as_u64().unwrap() as usize;
-            let got = sequence(&super::weights(&weights), &mut Rotation::new(weights.len()), n);
+            let got = sequence(
+                &super::weights(&weights),
+                &mut Rotation::new(weights.len()),
+                n,
+            );
             assert_eq!(got, it["out"].as_str().unwrap(), "{weights:?}");
         }
         let counts = &vector["counts"];
@@ -91,11 +128,17 @@ mod rotation_ {
         let (entries, mut rotation) = (super::weights(&weights), Rotation::new(weights.len()));
         let mut got = vec![0u32; weights.len()];
         for _ in 0..counts["n"].as_u64().unwrap() {
-            got[rotation.next(&entries, NOBODY, &Rng::new(1)).first().unwrap()] += 1;
+            got[rotation
+                .next(&entries, NOBODY, &Rng::new(1))
+                .first()
+                .unwrap()] += 1;
         }
         assert_eq!(got, numbers(&counts["out"]));
         let zero = numbers(&vector["zero_weight"]["weights"]);
-        assert_eq!(sequence(&super::weights(&zero), &mut Rotation::new(zero.len()), 4), "bbbb");
+        assert_eq!(
+            sequence(&super::weights(&zero), &mut Rotation::new(zero.len()), 4),
+            "bbbb"
+        );
     }
 
     #[test]
@@ -115,7 +158,12 @@ mod rotation_ {
 
     #[test]
     fn the_list_goes_on_with_others_and_a_trial_comes_first_or_not_at_all() {
-        let entries = entries(&[member(Available, 5), member(Trial, 5), member(Available, 2), member(Available, 1)]);
+        let entries = entries(&[
+            member(Available, 5),
+            member(Trial, 5),
+            member(Available, 2),
+            member(Available, 1),
+        ]);
         let (mut rotation, rng) = (Rotation::new(4), Rng::new(1));
         let mut second = std::collections::BTreeSet::new();
         for _ in 0..200 {
@@ -125,7 +173,10 @@ mod rotation_ {
             second.insert((list[0], list[1]));
             assert!(!order(rotation.next(&entries, NOBODY, &rng)).contains(&1));
         }
-        assert!(second.contains(&(0, 2)) && second.contains(&(0, 3)), "retries are spread: {second:?}");
+        assert!(
+            second.contains(&(0, 2)) && second.contains(&(0, 3)),
+            "retries are spread: {second:?}"
+        );
     }
 
     proptest! {
@@ -155,12 +206,21 @@ mod choice_ {
     use super::*;
 
     fn least(members: &[Member], in_flight: &[u64], rng: &Rng) -> Vec<usize> {
-        order(cheapest(&entries(members), ANYBODY, &|at| in_flight[at], rng))
+        order(cheapest(
+            &entries(members),
+            ANYBODY,
+            &|at| in_flight[at],
+            rng,
+        ))
     }
 
     #[test]
     fn the_least_loaded_for_its_weight_comes_first() {
-        let all = [member(Available, 1), member(Available, 3), member(Available, 4)];
+        let all = [
+            member(Available, 1),
+            member(Available, 3),
+            member(Available, 4),
+        ];
         // 3/3 < 2/1 < 9/4
         assert_eq!(least(&all, &[2, 3, 9], &Rng::new(1)), [1, 0, 2]);
     }
@@ -168,10 +228,14 @@ mod choice_ {
     #[test]
     fn equals_are_drawn_by_weight() {
         let (rng, all) = (Rng::new(2), [member(Available, 3), member(Available, 1)]);
-        let hits = (0..40_000).filter(|_| least(&all, &[0, 0], &rng)[0] == 0).count();
+        let hits = (0..40_000)
+            .filter(|_| least(&all, &[0, 0], &rng)[0] == 0)
+            .count();
         assert!((29_400..30_600).contains(&hits), "{hits}");
         let entries = entries(&all);
-        let hits = (0..40_000).filter(|_| random(&entries, NOBODY, &rng).first() == Some(0)).count();
+        let hits = (0..40_000)
+            .filter(|_| random(&entries, NOBODY, &rng).first() == Some(0))
+            .count();
         assert!((29_400..30_600).contains(&hits), "{hits}");
     }
 
@@ -185,7 +249,10 @@ mod choice_ {
         assert_eq!(order(cheapest(&entries, NOBODY, &|_| 0, &rng)).len(), 2);
         for _ in 0..100 {
             let list = order(random(&entries, ANYBODY, &rng));
-            assert!(list.len() == 3 && list[0] == 1 || list.len() == 2 && !list.contains(&1), "{list:?}");
+            assert!(
+                list.len() == 3 && list[0] == 1 || list.len() == 2 && !list.contains(&1),
+                "{list:?}"
+            );
             assert_eq!(order(random(&entries, NOBODY, &rng)).len(), 2);
         }
         assert_eq!(order(first(&entries, ANYBODY)), [0, 2]);
@@ -206,10 +273,18 @@ mod choice_ {
                 let mut hits = vec![0u32; count];
                 for _ in 0..count * 200 {
                     let list = draw(kind);
-                    assert!(list.len() == LIST && list[0] != list[1] && list[1] != list[2] && list[0] != list[2]);
+                    assert!(
+                        list.len() == LIST
+                            && list[0] != list[1]
+                            && list[1] != list[2]
+                            && list[0] != list[2]
+                    );
                     hits[list[0]] += 1;
                 }
-                assert!(hits.iter().all(|hits| (120..280).contains(hits)), "{count}: {hits:?}");
+                assert!(
+                    hits.iter().all(|hits| (120..280).contains(hits)),
+                    "{count}: {hits:?}"
+                );
             }
         }
     }
@@ -227,11 +302,17 @@ mod roster_ {
     use super::*;
 
     fn at_level(level: u16, availability: Availability) -> Member {
-        Member { level, ..member(availability, 1) }
+        Member {
+            level,
+            ..member(availability, 1)
+        }
     }
 
     fn levels(count: usize) -> Rules {
-        Rules { zones: vec![1; count], ..rules() }
+        Rules {
+            zones: vec![1; count],
+            ..rules()
+        }
     }
 
     #[test]
@@ -243,7 +324,14 @@ mod roster_ {
             member(Trial, 1),
             member(Available, 1),
         ]);
-        assert_eq!(roster.census, Census { members: 4, available: 2, trial: 1 });
+        assert_eq!(
+            roster.census,
+            Census {
+                members: 4,
+                available: 2,
+                trial: 1
+            }
+        );
         assert_eq!(pools(&roster), [(100, vec![2, 3, 4])]);
         assert!(super::roster(&[member(Available, 0)]).pool(0).is_none());
         assert!(super::roster(&[]).pool(0).is_none());
@@ -251,32 +339,64 @@ mod roster_ {
 
     #[test]
     fn below_the_threshold_all_but_the_drained_are_used() {
-        let all = [member(Out, 1), member(Out, 1), member(Available, 1), member(Available, 0)];
+        let all = [
+            member(Out, 1),
+            member(Out, 1),
+            member(Available, 1),
+            member(Available, 0),
+        ];
         let panic = roster(&all);
         assert!(panic.panic);
         assert_eq!(pools(&panic), [(100, vec![0, 1, 2])]);
-        assert!(!roster(&all[1..]).panic, "exactly the threshold is no panic");
-        let never = Rules { panic_threshold: Percent(0), max_ejection: Percent(10_000), ..rules() };
+        assert!(
+            !roster(&all[1..]).panic,
+            "exactly the threshold is no panic"
+        );
+        let never = Rules {
+            panic_threshold: Percent(0),
+            max_ejection: Percent(10_000),
+            ..rules()
+        };
         assert_eq!(pools(&roster_of(&never, &all)), [(100, vec![2])]);
-        assert!(roster_of(&never, &all[..2]).pool(0).is_none(), "nobody is left");
-        assert_eq!(pools(&roster_of(&never, &[member(Out, 1), member(Trial, 1)])), [(100, vec![1])]);
+        assert!(
+            roster_of(&never, &all[..2]).pool(0).is_none(),
+            "nobody is left"
+        );
+        assert_eq!(
+            pools(&roster_of(&never, &[member(Out, 1), member(Trial, 1)])),
+            [(100, vec![1])]
+        );
     }
 
     #[test]
     fn a_lower_level_is_used_only_for_what_the_higher_ones_lack() {
         let of = |first: &[Availability], second: &[Availability]| {
-            let all: Vec<Member> =
-                first.iter().map(|a| at_level(0, *a)).chain(second.iter().map(|a| at_level(1, *a))).collect();
+            let all: Vec<Member> = first
+                .iter()
+                .map(|a| at_level(0, *a))
+                .chain(second.iter().map(|a| at_level(1, *a)))
+                .collect();
             roster_of(&levels(2), &all)
         };
         let well = [Available; 3];
         assert_eq!(pools(&of(&well, &well)), [(100, vec![0, 1, 2])]);
-        assert_eq!(pools(&of(&[Available, Available, Out], &well)), [(100, vec![0, 1])], "two thirds are enough");
+        assert_eq!(
+            pools(&of(&[Available, Available, Out], &well)),
+            [(100, vec![0, 1])],
+            "two thirds are enough"
+        );
         // A third of the endpoints is two thirds of the threshold.
-        assert_eq!(pools(&of(&[Available, Out, Out], &well)), [(67, vec![0]), (33, vec![3, 4, 5])]);
+        assert_eq!(
+            pools(&of(&[Available, Out, Out], &well)),
+            [(67, vec![0]), (33, vec![3, 4, 5])]
+        );
         assert_eq!(pools(&of(&[Out; 3], &well)), [(100, vec![3, 4, 5])]);
-        // A trial of the level that was left is made all the same; none of a level that is not reached.
-        assert_eq!(pools(&of(&[Out, Trial, Out], &well)), [(100, vec![1, 3, 4, 5])]);
+        // A trial of the level that was left is made all the same; none of a level that is not
+        // reached.
+        assert_eq!(
+            pools(&of(&[Out, Trial, Out], &well)),
+            [(100, vec![1, 3, 4, 5])]
+        );
         assert_eq!(pools(&of(&well, &[Trial; 3])), [(100, vec![0, 1, 2])]);
         // Nowhere enough: all, by number.
         let panic = of(&[Out], &[Available, Out, Out]);
@@ -286,10 +406,21 @@ mod roster_ {
 
     #[test]
     fn two_sites_and_a_cold_one() {
-        // Both active sites are level 0, the cold one level 1: losing one site moves nothing there, losing both everything.
+        // Both active sites are level 0, the cold one level 1: losing one site moves nothing there,
+        // losing both everything.
         let of = |a: Availability, b: Availability| {
-            let sites = [(0, a), (0, a), (0, b), (0, b), (1, Available), (1, Available)];
-            roster_of(&levels(2), &sites.map(|(level, availability)| at_level(level, availability)))
+            let sites = [
+                (0, a),
+                (0, a),
+                (0, b),
+                (0, b),
+                (1, Available),
+                (1, Available),
+            ];
+            roster_of(
+                &levels(2),
+                &sites.map(|(level, availability)| at_level(level, availability)),
+            )
         };
         assert_eq!(pools(&of(Available, Available)), [(100, vec![0, 1, 2, 3])]);
         assert_eq!(pools(&of(Out, Available)), [(100, vec![2, 3])]);
@@ -298,49 +429,120 @@ mod roster_ {
 
     #[test]
     fn the_own_zone_comes_first_and_gives_what_it_cannot_carry() {
-        let rules = Rules { zone: Some(1), zones: vec![2], ..rules() };
+        let rules = Rules {
+            zone: Some(1),
+            zones: vec![2],
+            ..rules()
+        };
         let of = |all: &[(u16, Availability)]| {
-            let all: Vec<_> = all.iter().map(|(zone, a)| Member { zone: *zone, ..member(*a, 1) }).collect();
+            let all: Vec<_> = all
+                .iter()
+                .map(|(zone, a)| Member {
+                    zone: *zone,
+                    ..member(*a, 1)
+                })
+                .collect();
             let roster = roster_of(&rules, &all);
             pools(&roster)
         };
-        assert_eq!(of(&[(1, Available), (1, Available), (2, Available), (2, Available)]), [(100, vec![0, 1])]);
+        assert_eq!(
+            of(&[
+                (1, Available),
+                (1, Available),
+                (2, Available),
+                (2, Available)
+            ]),
+            [(100, vec![0, 1])]
+        );
         // One of three is left: two thirds of what two zones of equal load would be.
-        assert_eq!(of(&[(1, Available), (1, Out), (2, Available), (2, Available)]), [(67, vec![0]), (33, vec![2, 3])]);
-        assert_eq!(of(&[(1, Out), (1, Out), (2, Available), (2, Available)]), [(100, vec![2, 3])]);
-        assert_eq!(of(&[(1, Available), (1, Available), (2, Out), (2, Out)]), [(100, vec![0, 1])]);
-        assert_eq!(of(&[(1, Available), (1, Available), (2, Available), (2, Trial)]), [(100, vec![0, 1, 3])]);
+        assert_eq!(
+            of(&[(1, Available), (1, Out), (2, Available), (2, Available)]),
+            [(67, vec![0]), (33, vec![2, 3])]
+        );
+        assert_eq!(
+            of(&[(1, Out), (1, Out), (2, Available), (2, Available)]),
+            [(100, vec![2, 3])]
+        );
+        assert_eq!(
+            of(&[(1, Available), (1, Available), (2, Out), (2, Out)]),
+            [(100, vec![0, 1])]
+        );
+        assert_eq!(
+            of(&[(1, Available), (1, Available), (2, Available), (2, Trial)]),
+            [(100, vec![0, 1, 3])]
+        );
         // No endpoint has a zone: nothing is preferred.
         assert_eq!(of(&[(0, Available), (0, Available)]), [(100, vec![0, 1])]);
     }
 
     #[test]
     fn a_list_is_filled_from_other_zones_of_the_level() {
-        let rules = Rules { zone: Some(1), zones: vec![2, 2], ..rules() };
-        let zoned = |level, zone| Member { level, zone, ..member(Available, 1) };
+        let rules = Rules {
+            zone: Some(1),
+            zones: vec![2, 2],
+            ..rules()
+        };
+        let zoned = |level, zone| Member {
+            level,
+            zone,
+            ..member(Available, 1)
+        };
         let roster = roster_of(&rules, &[zoned(0, 1), zoned(0, 2), zoned(1, 1)]);
         let pool = roster.pool(0).unwrap();
-        assert_eq!(roster.others(pool, &Rng::new(1)).collect::<Vec<_>>(), [1], "not from another level");
+        assert_eq!(
+            roster.others(pool, &Rng::new(1)).collect::<Vec<_>>(),
+            [1],
+            "not from another level"
+        );
     }
 
     #[test]
     fn breakers_take_no_more_than_their_part_and_the_first_to_open_goes() {
-        let out = |second| Member { out_since: Nanos::from_secs(second), ..member(Out, 1) };
+        let out = |second| Member {
+            out_since: Nanos::from_secs(second),
+            ..member(Out, 1)
+        };
         let well = member(Available, 1);
-        let rules = Rules { max_ejection: Percent(3_000), ..rules() };
-        let all = [out(9), well, out(5), well, out(7), well, well, well, out(6), well];
+        let rules = Rules {
+            max_ejection: Percent(3_000),
+            ..rules()
+        };
+        let all = [
+            out(9),
+            well,
+            out(5),
+            well,
+            out(7),
+            well,
+            well,
+            well,
+            out(6),
+            well,
+        ];
         let roster = roster_of(&rules, &all);
         // Three of ten may go: those of 5, 6 and 7 s.
         assert_eq!(pools(&roster), [(100, vec![0, 1, 3, 5, 6, 7, 9])]);
         assert_eq!(roster.census.available, 6, "it is not well for all that");
         let one = roster_of(&rules, &[well, out(1)]);
         assert_eq!(pools(&one), [(100, vec![0])], "one may always go");
-        let none = Rules { max_ejection: Percent(0), ..rules };
-        assert_eq!(pools(&roster_of(&none, &[well, out(1)])), [(100, vec![0, 1])]);
+        let none = Rules {
+            max_ejection: Percent(0),
+            ..rules
+        };
+        assert_eq!(
+            pools(&roster_of(&none, &[well, out(1)])),
+            [(100, vec![0, 1])]
+        );
     }
 
     fn any_member() -> impl Strategy<Value = Member> {
-        (prop_oneof![3 => Just(Available), 1 => Just(Trial), 2 => Just(Out)], 0u32..4, 0u16..3, 0u16..3, 0u64..5)
+        (
+            prop_oneof![3 => Just(Available), 1 => Just(Trial), 2 => Just(Out)],
+            0u32..4,
+            0u16..3,
+            0u16..3,
+            0u64..5,
+        )
             .prop_map(|(availability, weight, level, zone, since)| Member {
                 level,
                 zone,
@@ -409,18 +611,26 @@ mod maglev_ {
     use crate::policy::upstream::maglev::{SIZE, has_room};
 
     fn table(names: &[String], weights: &[u32], size: u32) -> Table {
-        let named =
-            names.iter().zip(weights).enumerate().map(|(at, (name, weight))| (name.as_str(), at as u16, *weight));
+        let named = names
+            .iter()
+            .zip(weights)
+            .enumerate()
+            .map(|(at, (name, weight))| (name.as_str(), at as u16, *weight));
         Table::new(named, size)
     }
 
     fn names(count: usize) -> Vec<String> {
-        (0..count).map(|n| format!("10.0.{}.{}:80", n / 250, n % 250)).collect()
+        (0..count)
+            .map(|n| format!("10.0.{}.{}:80", n / 250, n % 250))
+            .collect()
     }
 
     fn first(table: &Table, roster: &Roster, hash: u64) -> usize {
         let pool = roster.pool(0).unwrap();
-        table.pick(hash, roster, pool, NOBODY, &|_| true).first().unwrap()
+        table
+            .pick(hash, roster, pool, NOBODY, &|_| true)
+            .first()
+            .unwrap()
     }
 
     fn well(count: usize) -> Roster {
@@ -437,12 +647,22 @@ mod maglev_ {
             }
         }
         for it in vector["tables"].as_array().unwrap() {
-            let names: Vec<String> =
-                it["keys"].as_array().unwrap().iter().map(|key| key.as_str().unwrap().to_owned()).collect();
-            let weights = it.get("weights").or(it.get("weights_equal_localities")).map(numbers).unwrap();
+            let names: Vec<String> = it["keys"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|key| key.as_str().unwrap().to_owned())
+                .collect();
+            let weights = it
+                .get("weights")
+                .or(it.get("weights_equal_localities"))
+                .map(numbers)
+                .unwrap();
             let size = it["M"].as_u64().unwrap() as u32;
             let (table, roster) = (table(&names, &weights, size), well(names.len()));
-            let got: Vec<u32> = (0..u64::from(size)).map(|hash| first(&table, &roster, hash) as u32).collect();
+            let got: Vec<u32> = (0..u64::from(size))
+                .map(|hash| first(&table, &roster, hash) as u32)
+                .collect();
             assert_eq!(got, numbers(&it["table"]), "{names:?}");
         }
     }
@@ -452,7 +672,10 @@ mod maglev_ {
         // Of xxhsum 0.8.
         assert_eq!(xxh64(b"", 0), 0xef46_db37_51d8_e999);
         assert_eq!(xxh64(b"abc", 0), 0x44bc_2cf5_ad77_0999);
-        assert_eq!(xxh64(b"Nobody inspects the spammish repetition", 0), 0xfbce_a83c_8a37_8bf1);
+        assert_eq!(
+            xxh64(b"Nobody inspects the spammish repetition", 0),
+            0xfbce_a83c_8a37_8bf1
+        );
     }
 
     #[test]
@@ -464,13 +687,17 @@ mod maglev_ {
         let mut slots = [0u32; 7];
         (0..u64::from(SIZE)).for_each(|hash| slots[first(&table, &roster, hash)] += 1);
         for (slots, weight) in slots.iter().zip(weights) {
-            assert!(slots.abs_diff(SIZE * weight / 21) <= SIZE / 21 / 50 + 7, "{slots:?} of weight {weight}");
+            assert!(
+                slots.abs_diff(SIZE * weight / 21) <= SIZE / 21 / 50 + 7,
+                "{slots:?} of weight {weight}"
+            );
         }
     }
 
     #[test]
     fn few_keys_move_when_one_of_many_leaves_the_configuration() {
-        // Of 100 1.6 times 1/n would: the price of a table of this size. (One that is out and still configured moves only its own.)
+        // Of 100 1.6 times 1/n would: the price of a table of this size. (One that is out and still
+        // configured moves only its own.)
         for count in [3usize, 10, 20] {
             let all = names(count);
             let before = table(&all, &vec![1; count], SIZE);
@@ -481,7 +708,10 @@ mod maglev_ {
                 .filter(|hash| first(&before, &roster, *hash) != first(&after, &fewer, *hash))
                 .count();
             // 1.2 times 1/n.
-            assert!(moved * count * 10 <= 12 * SIZE as usize, "{moved} moved of {SIZE} when {leaves} of {count} left");
+            assert!(
+                moved * count * 10 <= 12 * SIZE as usize,
+                "{moved} moved of {SIZE} when {leaves} of {count} left"
+            );
         }
     }
 
@@ -504,7 +734,10 @@ mod maglev_ {
             }
             assert!(taken.len() * 100 >= (count - 1) * 95, "{taken:?}");
             let fair = SIZE as usize / count / (count - 1);
-            assert!(taken.values().all(|taken| *taken <= 2 * fair + 20), "{taken:?}, about {fair} each");
+            assert!(
+                taken.values().all(|taken| *taken <= 2 * fair + 20),
+                "{taken:?}, about {fair} each"
+            );
         }
     }
 
@@ -533,13 +766,22 @@ mod maglev_ {
         let mut members = vec![member(Out, 1); 1_000];
         members[777].availability = Available;
         members[13].availability = Available;
-        let never = Rules { panic_threshold: Percent(0), max_ejection: Percent(10_000), ..rules() };
+        let never = Rules {
+            panic_threshold: Percent(0),
+            max_ejection: Percent(10_000),
+            ..rules()
+        };
         let roster = roster_of(&never, &members);
         let mut hits = BTreeMap::<usize, usize>::new();
         for key in 0..2_000u64 {
-            *hits.entry(first(&table, &roster, xxh64(&key.to_le_bytes(), 0))).or_default() += 1;
+            *hits
+                .entry(first(&table, &roster, xxh64(&key.to_le_bytes(), 0)))
+                .or_default() += 1;
         }
-        assert!(hits.len() == 2 && hits.values().all(|hits| *hits > 700), "{hits:?}");
+        assert!(
+            hits.len() == 2 && hits.values().all(|hits| *hits > 700),
+            "{hits:?}"
+        );
     }
 
     proptest! {

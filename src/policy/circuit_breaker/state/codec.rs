@@ -1,4 +1,5 @@
-//! The record: version, phase, kind of window, a byte of zero, then the fields as little-endian numbers.
+//! The record: version, phase, kind of window, a byte of zero, then the fields as little-endian
+//! numbers.
 
 use super::{Counts, Phase, State};
 use crate::base::time::Nanos;
@@ -33,17 +34,29 @@ impl Reader<'_> {
     }
 
     fn counts(&mut self) -> Counts {
-        Counts { calls: self.u32(), failures: self.u32(), slow: self.u32() }
+        Counts {
+            calls: self.u32(),
+            failures: self.u32(),
+            slow: self.u32(),
+        }
     }
 
     fn window(&mut self, kind: u8) -> Option<Window> {
         if kind == FIFO {
-            let mut fifo = Fifo { size: self.u32(), len: self.u32(), next: self.u32(), ..Fifo::default() };
+            let mut fifo = Fifo {
+                size: self.u32(),
+                len: self.u32(),
+                next: self.u32(),
+                ..Fifo::default()
+            };
             let words = Fifo::words(fifo.size);
             if !(1..=LONGEST).contains(&fifo.size) || self.0.len() != words.saturating_mul(16) {
                 return None;
             }
-            for words in [fifo.failed.iter_mut().take(words), fifo.slow.iter_mut().take(words)] {
+            for words in [
+                fifo.failed.iter_mut().take(words),
+                fifo.slow.iter_mut().take(words),
+            ] {
                 words.for_each(|word| *word = self.u64());
             }
             return Some(Window::Count(fifo.mended()));
@@ -52,8 +65,14 @@ impl Reader<'_> {
             return None;
         }
         let (head, base) = (self.u64(), self.u64());
-        let mut ring = Ring { head, base: (kind == RING_AND_TALLY).then_some(base), ..Ring::default() };
-        ring.buckets.iter_mut().for_each(|bucket| *bucket = self.counts());
+        let mut ring = Ring {
+            head,
+            base: (kind == RING_AND_TALLY).then_some(base),
+            ..Ring::default()
+        };
+        ring.buckets
+            .iter_mut()
+            .for_each(|bucket| *bucket = self.counts());
         Some(Window::Time(ring))
     }
 }
@@ -62,7 +81,9 @@ impl State {
     /// Reads a record; anything but a whole one of this version is a fresh breaker.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Self {
-        let Some(([VERSION, phase, kind @ RING_ALONE..=FIFO, 0], fields)) = bytes.split_first_chunk() else {
+        let Some(([VERSION, phase, kind @ RING_ALONE..=FIFO, 0], fields)) =
+            bytes.split_first_chunk()
+        else {
             return Self::default();
         };
         let phase = match phase {
@@ -84,11 +105,16 @@ impl State {
             trial: reader.counts(),
             window: Window::default(),
         };
-        reader.window(*kind).map_or_else(Self::default, |window| Self { window, ..state })
+        reader
+            .window(*kind)
+            .map_or_else(Self::default, |window| Self { window, ..state })
     }
 
     /// Writes the record.
-    #[allow(clippy::cast_possible_truncation, reason = "the gauge of a phase is 0 to 2")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "the gauge of a phase is 0 to 2"
+    )]
     pub fn encode(&self, bytes: &mut Vec<u8>) {
         bytes.clear();
         bytes.reserve(FIXED.saturating_add(RING));
@@ -99,16 +125,28 @@ impl State {
         };
         bytes.extend_from_slice(&[VERSION, self.phase.gauge() as u8, kind, 0]);
         bytes.extend_from_slice(&self.epoch.to_le_bytes());
-        let mut long = |numbers: &[u64]| numbers.iter().for_each(|n| bytes.extend_from_slice(&n.to_le_bytes()));
+        let mut long = |numbers: &[u64]| {
+            numbers
+                .iter()
+                .for_each(|n| bytes.extend_from_slice(&n.to_le_bytes()))
+        };
         long(&[self.since.0, self.until.0, self.last_open.0]);
-        let mut short = |numbers: &[u32]| numbers.iter().for_each(|n| bytes.extend_from_slice(&n.to_le_bytes()));
+        let mut short = |numbers: &[u32]| {
+            numbers
+                .iter()
+                .for_each(|n| bytes.extend_from_slice(&n.to_le_bytes()))
+        };
         short(&[self.rounds, self.permits, self.consecutive]);
         short(&[self.trial.calls, self.trial.failures, self.trial.slow]);
         match &self.window {
             Window::Time(ring) => {
                 bytes.extend_from_slice(&ring.head.to_le_bytes());
                 bytes.extend_from_slice(&ring.base.unwrap_or(0).to_le_bytes());
-                for n in ring.buckets.iter().flat_map(|b| [b.calls, b.failures, b.slow]) {
+                for n in ring
+                    .buckets
+                    .iter()
+                    .flat_map(|b| [b.calls, b.failures, b.slow])
+                {
                     bytes.extend_from_slice(&n.to_le_bytes());
                 }
             }
@@ -117,7 +155,12 @@ impl State {
                     bytes.extend_from_slice(&n.to_le_bytes());
                 }
                 let words = Fifo::words(fifo.size);
-                for word in fifo.failed.iter().take(words).chain(fifo.slow.iter().take(words)) {
+                for word in fifo
+                    .failed
+                    .iter()
+                    .take(words)
+                    .chain(fifo.slow.iter().take(words))
+                {
                     bytes.extend_from_slice(&word.to_le_bytes());
                 }
             }

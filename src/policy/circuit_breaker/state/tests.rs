@@ -22,7 +22,12 @@ fn config() -> config::CircuitBreaker {
         jitter: Percent(0),
         half_open_calls: 4,
         half_open_max_wait: Nanos::from_secs(30),
-        failure_on: FailureOn { status: vec![(500, 599)], grpc_status: vec![14], reset: true, timeout: true },
+        failure_on: FailureOn {
+            status: vec![(500, 599)],
+            grpc_status: vec![14],
+            reset: true,
+            timeout: true,
+        },
         honour_retry_after: true,
         open_above: false,
     }
@@ -38,7 +43,11 @@ struct Bench {
 impl Bench {
     fn new(config: config::CircuitBreaker) -> Self {
         let settings = Settings::new(config);
-        Self { state: State::default().bounded(&settings), settings, now: START }
+        Self {
+            state: State::default().bounded(&settings),
+            settings,
+            now: START,
+        }
     }
 
     fn acquire(&mut self) -> Result<u32, Nanos> {
@@ -49,7 +58,17 @@ impl Bench {
     }
 
     fn end(&mut self, epoch: u32, outcome: Outcome, duration: Nanos) -> Option<Transition> {
-        self.state.end(&self.settings, self.now, epoch, Call { outcome, duration, retry_after: None }, 0)
+        self.state.end(
+            &self.settings,
+            self.now,
+            epoch,
+            Call {
+                outcome,
+                duration,
+                retry_after: None,
+            },
+            0,
+        )
     }
 
     /// One whole call.
@@ -85,14 +104,20 @@ fn cold_start_holds_until_minimum_calls() {
     bench.calls("ffff");
     assert_eq!(bench.state.phase, Phase::Closed);
     let change = bench.call(Outcome::Success).unwrap();
-    assert_eq!((change.to, change.cause, change.open_for), (Phase::Open, Cause::FailureRate, Nanos::from_secs(5)));
+    assert_eq!(
+        (change.to, change.cause, change.open_for),
+        (Phase::Open, Cause::FailureRate, Nanos::from_secs(5))
+    );
     assert_eq!(bench.acquire(), Err(Nanos::from_secs(5)));
 }
 
 #[test]
 fn it_opens_at_the_threshold_exactly_or_only_above_it() {
     for (open_above, phase) in [(false, Phase::Open), (true, Phase::Closed)] {
-        let mut bench = Bench::new(config::CircuitBreaker { open_above, ..config() });
+        let mut bench = Bench::new(config::CircuitBreaker {
+            open_above,
+            ..config()
+        });
         bench.calls("sssfff");
         assert_eq!(bench.state.phase, phase);
     }
@@ -104,15 +129,29 @@ fn failures_older_than_the_window_are_forgotten() {
     bench.calls("ffff");
     bench.now = bench.now.plus(Nanos::from_secs(21));
     bench.calls("sssss");
-    assert_eq!(bench.state.window.sum(), Counts { calls: 5, failures: 0, slow: 0 });
+    assert_eq!(
+        bench.state.window.sum(),
+        Counts {
+            calls: 5,
+            failures: 0,
+            slow: 0
+        }
+    );
 }
 
 #[test]
 fn failures_in_a_row_open_at_once_and_a_success_ends_the_row() {
-    let mut bench = Bench::new(config::CircuitBreaker { consecutive_failures: 3, minimum_calls: 100, ..config() });
+    let mut bench = Bench::new(config::CircuitBreaker {
+        consecutive_failures: 3,
+        minimum_calls: 100,
+        ..config()
+    });
     bench.calls("ffsff");
     assert_eq!(bench.state.phase, Phase::Closed);
-    assert_eq!(bench.call(Outcome::Failure).unwrap().cause, Cause::ConsecutiveFailures);
+    assert_eq!(
+        bench.call(Outcome::Failure).unwrap().cause,
+        Cause::ConsecutiveFailures
+    );
 }
 
 #[test]
@@ -123,9 +162,15 @@ fn slow_calls_open_it_though_they_succeed() {
         ..config()
     });
     for duration in [1_000, 999, 1_000, 999] {
-        assert_eq!(bench.end(0, Outcome::Success, Nanos::from_millis(duration)), None);
+        assert_eq!(
+            bench.end(0, Outcome::Success, Nanos::from_millis(duration)),
+            None
+        );
     }
-    assert_eq!(bench.end(0, Outcome::Success, SECOND).unwrap().cause, Cause::SlowCallRate);
+    assert_eq!(
+        bench.end(0, Outcome::Success, SECOND).unwrap().cause,
+        Cause::SlowCallRate
+    );
 }
 
 #[test]
@@ -169,7 +214,10 @@ fn a_trial_that_fails_opens_it_for_longer_each_time_up_to_the_cap() {
 fn a_grown_open_time_is_kept_over_a_short_recovery_and_forgotten_after_a_quiet_spell() {
     // Which is a window's length, or the last open time if that is longer.
     for (grown, spell) in [(10, 20), (40, 40)] {
-        let mut bench = Bench::new(config::CircuitBreaker { backoff_multiplier_centi: grown * 20, ..config() });
+        let mut bench = Bench::new(config::CircuitBreaker {
+            backoff_multiplier_centi: grown * 20,
+            ..config()
+        });
         bench.half_open();
         bench.calls("ffff");
         let grown = Nanos::from_secs(grown.into());
@@ -179,32 +227,57 @@ fn a_grown_open_time_is_kept_over_a_short_recovery_and_forgotten_after_a_quiet_s
             bench.calls("ssss");
             bench.now = bench.now.plus(Nanos(spell * SECOND.0 - 1));
             bench.trip();
-            assert_eq!(bench.state.until.since(bench.now), grown, "as long as the last time, and no longer");
+            assert_eq!(
+                bench.state.until.since(bench.now),
+                grown,
+                "as long as the last time, and no longer"
+            );
         }
         bench.now = bench.state.until;
         bench.calls("ssss");
         bench.now = bench.now.plus(Nanos::from_secs(spell));
         bench.trip();
-        assert_eq!(bench.state.until.since(bench.now), Nanos::from_secs(5), "after a quiet spell it starts over");
+        assert_eq!(
+            bench.state.until.since(bench.now),
+            Nanos::from_secs(5),
+            "after a quiet spell it starts over"
+        );
     }
 }
 
 #[test]
 fn a_count_window_judges_the_last_calls_whenever_they_were() {
-    let mut bench = Bench::new(config::CircuitBreaker { window: config::Window::Count(6), ..config() });
+    let mut bench = Bench::new(config::CircuitBreaker {
+        window: config::Window::Count(6),
+        ..config()
+    });
     bench.calls("ssss");
     bench.now = bench.now.plus(Nanos::from_secs(86_400));
     bench.calls("ff");
-    assert_eq!(bench.state.window.sum(), Counts { calls: 6, failures: 2, slow: 0 });
+    assert_eq!(
+        bench.state.window.sum(),
+        Counts {
+            calls: 6,
+            failures: 2,
+            slow: 0
+        }
+    );
     bench.calls("s");
     assert_eq!(bench.state.phase, Phase::Closed);
-    assert_eq!(bench.call(Outcome::Failure).unwrap().cause, Cause::FailureRate, "3 of the last 6");
+    assert_eq!(
+        bench.call(Outcome::Failure).unwrap().cause,
+        Cause::FailureRate,
+        "3 of the last 6"
+    );
 }
 
 #[test]
 fn a_count_window_smaller_than_minimum_calls_is_judged_when_it_is_full() {
-    let mut bench =
-        Bench::new(config::CircuitBreaker { window: config::Window::Count(3), minimum_calls: 100, ..config() });
+    let mut bench = Bench::new(config::CircuitBreaker {
+        window: config::Window::Count(3),
+        minimum_calls: 100,
+        ..config()
+    });
     bench.calls("ff");
     assert_eq!(bench.state.phase, Phase::Closed);
     bench.calls("f");
@@ -213,22 +286,42 @@ fn a_count_window_smaller_than_minimum_calls_is_judged_when_it_is_full() {
 
 #[test]
 fn a_window_of_another_kind_or_size_begins_anew_and_nothing_else_does() {
-    let windows = [config::Window::Time(Nanos::from_secs(20)), config::Window::Count(100), config::Window::Count(64)];
-    for (from, to) in windows.iter().flat_map(|from| windows.iter().map(move |to| (from, to))) {
-        let mut bench = Bench::new(config::CircuitBreaker { window: *from, ..config() });
+    let windows = [
+        config::Window::Time(Nanos::from_secs(20)),
+        config::Window::Count(100),
+        config::Window::Count(64),
+    ];
+    for (from, to) in windows
+        .iter()
+        .flat_map(|from| windows.iter().map(move |to| (from, to)))
+    {
+        let mut bench = Bench::new(config::CircuitBreaker {
+            window: *from,
+            ..config()
+        });
         bench.half_open();
         bench.calls("ssssff");
         let mut bytes = Vec::new();
         bench.state.encode(&mut bytes);
-        let settings = Settings::new(config::CircuitBreaker { window: *to, ..config() });
+        let settings = Settings::new(config::CircuitBreaker {
+            window: *to,
+            ..config()
+        });
         let state = State::decode(&bytes).bounded(&settings);
-        assert_eq!((state.phase, state.epoch), (Phase::Closed, bench.state.epoch));
-        assert_eq!(state.window.sum().calls, if from == to { 2 } else { 0 }, "{from:?} {to:?}");
+        assert_eq!(
+            (state.phase, state.epoch),
+            (Phase::Closed, bench.state.epoch)
+        );
+        assert_eq!(
+            state.window.sum().calls,
+            if from == to { 2 } else { 0 },
+            "{from:?} {to:?}"
+        );
     }
 }
 
-/// As those of peers: `tests/vectors/08_backoff.json`. The others there are of retries: full jitter from zero, jitter above a base, and
-/// gRPC's A6.
+/// As those of peers: `tests/vectors/08_backoff.json`. The others there are of retries: full jitter
+/// from zero, jitter above a base, and gRPC's A6.
 #[test]
 fn open_times_grow_and_spread_as_resilience4js_intervals_do() {
     let document: serde_json::Value =
@@ -241,8 +334,15 @@ fn open_times_grow_and_spread_as_resilience4js_intervals_do() {
         max_open_duration: Nanos::from_millis(number(&capped["max"])),
         ..config()
     });
-    for (rounds, time) in capped["out_attempt_1_to_13"].as_array().unwrap().iter().enumerate() {
-        let open_for = settings.open_time(u32::try_from(rounds).unwrap(), None, 0).as_millis();
+    for (rounds, time) in capped["out_attempt_1_to_13"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .enumerate()
+    {
+        let open_for = settings
+            .open_time(u32::try_from(rounds).unwrap(), None, 0)
+            .as_millis();
         assert_eq!(open_for, number(time), "{rounds} failed rounds");
     }
     let randomized = &document["r4j_randomized"];
@@ -252,10 +352,19 @@ fn open_times_grow_and_spread_as_resilience4js_intervals_do() {
         ..config()
     });
     let bounds = [0, u64::MAX].map(|random| settings.open_time(0, None, random).as_millis());
-    assert_eq!(bounds.as_slice(), randomized["range"].as_array().unwrap().iter().map(number).collect::<Vec<_>>());
+    assert_eq!(
+        bounds.as_slice(),
+        randomized["range"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(number)
+            .collect::<Vec<_>>()
+    );
 }
 
-/// "goresilience .5/10/30s" of `tests/vectors/31_seed_scenarios.json`; `tests/config.rs` has the preset's numbers.
+/// "goresilience .5/10/30s" of `tests/vectors/31_seed_scenarios.json`; `tests/config.rs` has the
+/// preset's numbers.
 #[test]
 fn ten_calls_of_which_five_failed_open_it_for_goresiliences_thirty_seconds() {
     let mut bench = Bench::new(config::CircuitBreaker {
@@ -266,12 +375,18 @@ fn ten_calls_of_which_five_failed_open_it_for_goresiliences_thirty_seconds() {
     });
     bench.calls("sssssffff");
     assert_eq!(bench.state.phase, Phase::Closed);
-    assert_eq!(bench.call(Outcome::Failure).unwrap().open_for, Nanos::from_secs(30));
+    assert_eq!(
+        bench.call(Outcome::Failure).unwrap().open_for,
+        Nanos::from_secs(30)
+    );
 }
 
 #[test]
 fn jitter_stays_within_its_share() {
-    let settings = Settings::new(config::CircuitBreaker { jitter: Percent(2_000), ..config() });
+    let settings = Settings::new(config::CircuitBreaker {
+        jitter: Percent(2_000),
+        ..config()
+    });
     for (random, millis) in [(0, 4_000), (u64::MAX / 2, 5_000), (u64::MAX, 6_000)] {
         assert_eq!(settings.open_time(0, None, random).as_millis(), millis);
     }
@@ -280,8 +395,11 @@ fn jitter_stays_within_its_share() {
 #[test]
 fn jitter_neither_goes_beyond_the_longest_open_time_nor_below_the_shortest() {
     let (least, most) = (Nanos::from_millis(1), Nanos::from_secs(6));
-    for (open, jitter, bounds) in [(5, 100, (least, most)), (6, 50, (Nanos::from_secs(3), most)), (6, 0, (most, most))]
-    {
+    for (open, jitter, bounds) in [
+        (5, 100, (least, most)),
+        (6, 50, (Nanos::from_secs(3), most)),
+        (6, 0, (most, most)),
+    ] {
         let settings = Settings::new(config::CircuitBreaker {
             open_duration: Nanos::from_secs(open),
             max_open_duration: most,
@@ -291,18 +409,30 @@ fn jitter_neither_goes_beyond_the_longest_open_time_nor_below_the_shortest() {
         let drawn = [0, u64::MAX].map(|random| settings.open_time(0, None, random));
         assert_eq!((drawn[0], drawn[1]), bounds, "{open} s, {jitter} %");
         let middle = settings.open_time(0, None, u64::MAX / 2);
-        assert!(jitter == 0 || middle < most, "not all at once at the longest");
+        assert!(
+            jitter == 0 || middle < most,
+            "not all at once at the longest"
+        );
     }
 }
 
 #[test]
 fn an_upstreams_retry_after_sets_the_open_time_within_bounds() {
     for (asked, honoured, open_for) in [(7, true, 7), (3_600, true, 60), (7, false, 5)] {
-        let mut bench =
-            Bench::new(config::CircuitBreaker { honour_retry_after: honoured, consecutive_failures: 1, ..config() });
-        let call =
-            Call { outcome: Outcome::Failure, duration: Nanos::ZERO, retry_after: Some(Nanos::from_secs(asked)) };
-        let change = bench.state.end(&bench.settings, bench.now, 0, call, 0).unwrap();
+        let mut bench = Bench::new(config::CircuitBreaker {
+            honour_retry_after: honoured,
+            consecutive_failures: 1,
+            ..config()
+        });
+        let call = Call {
+            outcome: Outcome::Failure,
+            duration: Nanos::ZERO,
+            retry_after: Some(Nanos::from_secs(asked)),
+        };
+        let change = bench
+            .state
+            .end(&bench.settings, bench.now, 0, call, 0)
+            .unwrap();
         assert_eq!(change.open_for, Nanos::from_secs(open_for));
     }
 }
@@ -318,7 +448,10 @@ fn stragglers_of_an_older_epoch_are_ignored() {
         assert_eq!(bench.end(old, Outcome::Failure, Nanos::ZERO), None);
         assert_eq!(bench.end(old, Outcome::Ignore, Nanos::ZERO), None);
     }
-    assert_eq!((bench.state.permits, bench.state.trial), (1, Counts::default()));
+    assert_eq!(
+        (bench.state.permits, bench.state.trial),
+        (1, Counts::default())
+    );
 }
 
 #[test]
@@ -341,24 +474,33 @@ fn a_clock_that_steps_back_does_not_keep_it_open() {
     let mut bench = Bench::new(config());
     bench.trip();
     bench.now = SECOND;
-    assert_eq!(bench.acquire(), Err(Nanos::from_secs(5)), "the length stays");
+    assert_eq!(
+        bench.acquire(),
+        Err(Nanos::from_secs(5)),
+        "the length stays"
+    );
     bench.now = Nanos::from_secs(6);
     assert!(bench.acquire().is_ok());
 }
 
-/// resilience4j's CircuitBreakerStateMachineTest (Apache-2.0), as facts: `tests/vectors/04_cb_resilience4j.json`.
+/// resilience4j's CircuitBreakerStateMachineTest (Apache-2.0), as facts:
+/// `tests/vectors/04_cb_resilience4j.json`.
 #[test]
 fn it_agrees_with_resilience4js_own_cases() {
-    let document: serde_json::Value =
-        serde_json::from_str(include_str!("../../../../tests/vectors/04_cb_resilience4j.json")).unwrap();
+    let document: serde_json::Value = serde_json::from_str(include_str!(
+        "../../../../tests/vectors/04_cb_resilience4j.json"
+    ))
+    .unwrap();
     let mut run = Vec::new();
     for case in document["cases"].as_array().unwrap() {
         let name = case["name"].as_str().unwrap();
-        // There are no forced states: a breaker is there or `off`, and in `shadow` it goes through its states as if it acted. A jump to a
-        // state that no calls led to cannot be asked for, so that it need not be refused.
+        // There are no forced states: a breaker is there or `off`, and in `shadow` it goes through
+        // its states as if it acted. A jump to a state that no calls led to cannot be asked for, so
+        // that it need not be refused.
         let steps = case["steps"].as_array().unwrap();
         let forced = steps.iter().any(|s| {
-            s[0] == "force_error" || (s[0] == "force" && !matches!(s[1].as_str(), Some("OPEN" | "HALF_OPEN")))
+            s[0] == "force_error"
+                || (s[0] == "force" && !matches!(s[1].as_str(), Some("OPEN" | "HALF_OPEN")))
         });
         if forced {
             continue;
@@ -368,17 +510,27 @@ fn it_agrees_with_resilience4js_own_cases() {
             slow_call_duration: Nanos::from_secs(4),
             slow_call_rate_threshold: Percent(5_000),
             half_open_max_wait: SECOND,
-            backoff_multiplier_centi: if case["config_override"].is_null() { 100 } else { 150 },
+            backoff_multiplier_centi: if case["config_override"].is_null() {
+                100
+            } else {
+                150
+            },
             ..config()
         });
         let mut admitted: Vec<u32> = Vec::new();
         for step in steps {
             match step[0].as_str() {
                 Some("force") if step[1] == "OPEN" => {
-                    bench.state.open(&bench.settings, bench.now, Cause::FailureRate, None, 0);
+                    bench
+                        .state
+                        .open(&bench.settings, bench.now, Cause::FailureRate, None, 0);
                 }
                 Some("force") => bench.state.enter(Phase::HalfOpen, bench.now, SECOND),
-                Some("adv") => bench.now = bench.now.plus(Nanos::from_millis(step[1].as_u64().unwrap())),
+                Some("adv") => {
+                    bench.now = bench
+                        .now
+                        .plus(Nanos::from_millis(step[1].as_u64().unwrap()))
+                }
                 Some("acq") => {
                     let answer = bench.acquire();
                     assert_eq!(answer.is_ok(), step[1].as_bool().unwrap(), "{name} {step}");
@@ -391,7 +543,11 @@ fn it_agrees_with_resilience4js_own_cases() {
                         _ => Outcome::Ignore,
                     };
                     let epoch = admitted.pop().unwrap_or(bench.state.epoch);
-                    bench.end(epoch, outcome, Nanos::from_millis(step[1].as_u64().unwrap_or(0)));
+                    bench.end(
+                        epoch,
+                        outcome,
+                        Nanos::from_millis(step[1].as_u64().unwrap_or(0)),
+                    );
                 }
                 _ => {
                     if name.starts_with("max wait") {
@@ -399,7 +555,11 @@ fn it_agrees_with_resilience4js_own_cases() {
                         assert!(bench.acquire().is_err());
                     }
                     if let Some(state) = step["state"].as_str() {
-                        assert_eq!(bench.state.phase.word().to_uppercase(), state, "{name} {step}");
+                        assert_eq!(
+                            bench.state.phase.word().to_uppercase(),
+                            state,
+                            "{name} {step}"
+                        );
                     }
                     // What an open breaker counted before is forgotten.
                     let counts = match bench.state.phase {
@@ -408,8 +568,16 @@ fn it_agrees_with_resilience4js_own_cases() {
                         Phase::Open => continue,
                     };
                     let count = |key: &str| step[key].as_u64().map(|n| n as u32);
-                    assert_eq!(count("buffered").unwrap_or(counts.calls), counts.calls, "{name} {step}");
-                    assert_eq!(count("failed").unwrap_or(counts.failures), counts.failures, "{name} {step}");
+                    assert_eq!(
+                        count("buffered").unwrap_or(counts.calls),
+                        counts.calls,
+                        "{name} {step}"
+                    );
+                    assert_eq!(
+                        count("failed").unwrap_or(counts.failures),
+                        counts.failures,
+                        "{name} {step}"
+                    );
                 }
             }
         }

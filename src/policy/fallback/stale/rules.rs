@@ -1,12 +1,13 @@
-//! Which responses may be kept, for how long, and what of them: RFC 9111 (HTTP Caching), RFC 5861 (`stale-if-error`), and what the
-//! configuration's contract adds.
+//! Which responses may be kept, for how long, and what of them: RFC 9111 (HTTP Caching), RFC 5861
+//! (`stale-if-error`), and what the configuration's contract adds.
 
 use crate::base::headers::{HeaderMap, parse_number};
 
 /// The most headers of a kept response.
 const MAX_HEADERS: usize = 100;
 
-/// Headers of the connection, of the exchange that is over, or of the message's framing: not kept. So is all that `Connection` names.
+/// Headers of the connection, of the exchange that is over, or of the message's framing: not kept.
+/// So is all that `Connection` names.
 const DROPPED: &[&str] = &[
     "age",
     "connection",
@@ -47,10 +48,12 @@ pub struct Terms {
 /// Whether the request's own headers let its response be kept.
 #[must_use]
 pub fn lets_keep(request: &HeaderMap) -> bool {
-    request.get("authorization").is_none() && Directives::of(request).is_some_and(|directives| !directives.no_store)
+    request.get("authorization").is_none()
+        && Directives::of(request).is_some_and(|directives| !directives.no_store)
 }
 
-/// On what terms this response to a GET may be kept; `None`: not at all. `by_cookie`: the configuration tells responses apart by it.
+/// On what terms this response to a GET may be kept; `None`: not at all. `by_cookie`: the
+/// configuration tells responses apart by it.
 #[must_use]
 pub fn terms(request: &HeaderMap, response: &HeaderMap, by_cookie: bool) -> Option<Terms> {
     let plain = response.get(":status") == Some(b"200")
@@ -63,11 +66,15 @@ pub fn terms(request: &HeaderMap, response: &HeaderMap, by_cookie: bool) -> Opti
     }
     let vary = varied(response)?;
     // Most sites know their users by a cookie, and many forget to say so.
-    let for_one = request.get("cookie").is_some() && !directives.public && directives.s_maxage.is_none();
+    let for_one =
+        request.get("cookie").is_some() && !directives.public && directives.s_maxage.is_none();
     if for_one && !by_cookie && !vary.iter().any(|name| name == "cookie") {
         return None;
     }
-    let age = response.get("age").map(<[u8]>::trim_ascii).map_or(0, seconds);
+    let age = response
+        .get("age")
+        .map(<[u8]>::trim_ascii)
+        .map_or(0, seconds);
     let fresh = directives.s_maxage.or(directives.max_age).unwrap_or(0);
     let limit = match directives.stale_if_error {
         _ if directives.must_revalidate => fresh,
@@ -79,11 +86,16 @@ pub fn terms(request: &HeaderMap, response: &HeaderMap, by_cookie: bool) -> Opti
     (age < limit).then_some(Terms { age, limit })
 }
 
-/// The request headers that the response says it varies by: lower case, sorted, each once. `None`: it varies by anything.
+/// The request headers that the response says it varies by: lower case, sorted, each once. `None`:
+/// it varies by anything.
 #[must_use]
 pub fn varied(response: &HeaderMap) -> Option<Vec<String>> {
     let mut names = Vec::new();
-    for name in response.all("vary").flat_map(|value| value.split(|b| *b == b',')).map(<[u8]>::trim_ascii) {
+    for name in response
+        .all("vary")
+        .flat_map(|value| value.split(|b| *b == b','))
+        .map(<[u8]>::trim_ascii)
+    {
         if name == b"*" || !name.iter().all(|b| is_token(*b)) {
             return None;
         }
@@ -106,7 +118,10 @@ pub fn kept(response: &HeaderMap) -> Option<HeaderMap> {
         .filter(|name| !name.is_empty())
         .collect();
     let is = |name: &[u8], other: &[u8]| name.eq_ignore_ascii_case(other);
-    let begins = |name: &[u8], family: &str| name.get(..family.len()).is_some_and(|n| is(n, family.as_bytes()));
+    let begins = |name: &[u8], family: &str| {
+        name.get(..family.len())
+            .is_some_and(|n| is(n, family.as_bytes()))
+    };
     let pairs: Vec<_> = response
         .iter()
         .filter(|(name, _)| {
@@ -137,7 +152,20 @@ const fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
         || matches!(
             byte,
-            b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+            b'!' | b'#'
+                | b'$'
+                | b'%'
+                | b'&'
+                | b'\''
+                | b'*'
+                | b'+'
+                | b'-'
+                | b'.'
+                | b'^'
+                | b'_'
+                | b'`'
+                | b'|'
+                | b'~'
         )
 }
 
@@ -175,7 +203,10 @@ impl Directives {
             None => (directive, &[][..]),
         };
         let value = value.get(1..).unwrap_or(&[]).trim_ascii();
-        let value = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
+        let value = value
+            .strip_prefix(b"\"")
+            .and_then(|value| value.strip_suffix(b"\""))
+            .unwrap_or(value);
         let name = name.trim_ascii();
         let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
         // What is no number is stale at once (RFC 9111, 4.2.1); of several the least holds.
@@ -203,7 +234,8 @@ impl Directives {
     }
 }
 
-/// A directive and what follows its comma; commas in quotes do not count. `None`: a quote that does not end.
+/// A directive and what follows its comma; commas in quotes do not count. `None`: a quote that does
+/// not end.
 fn next(list: &[u8]) -> Option<(&[u8], &[u8])> {
     let (mut quoted, mut escaped) = (false, false);
     for (at, byte) in list.iter().enumerate() {

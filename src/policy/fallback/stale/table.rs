@@ -1,18 +1,22 @@
 //! The kept responses, in shared data of bounded size.
 //!
-//! A response's tag names a set. A set is one small record, its index, and a record for each of its slots. The index lists for each
-//! response its tag, its variant, its slot, its size and when it was kept and used; the slot's record holds the bytes. So nobody reads
-//! or writes a body but the one that is wanted.
+//! A response's tag names a set. A set is one small record, its index, and a record for each of its
+//! slots. The index lists for each response its tag, its variant, its slot, its size and when it
+//! was kept and used; the slot's record holds the bytes. So nobody reads or writes a body but the
+//! one that is wanted.
 //!
-//! **The bound.** Each set may hold its share of the bytes. At every moment a slot's record holds at most the bytes that the index lists
-//! for it, whoever is interrupted where: who puts a response first empties the slots that it takes and leaves its own ticket there, then
-//! writes the index, and then writes the bytes, only where its ticket still stands. A worker that comes late finds another's ticket,
-//! and gives up; then the index lists bytes that are not there, until the response is kept anew or thrown out.
+//! **The bound.** Each set may hold its share of the bytes. At every moment a slot's record holds
+//! at most the bytes that the index lists for it, whoever is interrupted where: who puts a response
+//! first empties the slots that it takes and leaves its own ticket there, then writes the index,
+//! and then writes the bytes, only where its ticket still stands. A worker that comes late finds
+//! another's ticket, and gives up; then the index lists bytes that are not there, until the
+//! response is kept anew or thrown out.
 //!
 //! Of a full set the least recently used goes; the time of use is written once a second at most.
 //!
-//! Records: an index is a version byte, 7 bytes of zero, and per response tag, variant, ticket, times of keeping and use (little-endian
-//! u64 each), size (u32), slot (u8), 3 bytes of zero. A slot is a version byte, 1 if it is filled, the ticket (u64), and the bytes.
+//! Records: an index is a version byte, 7 bytes of zero, and per response tag, variant, ticket,
+//! times of keeping and use (little-endian u64 each), size (u32), slot (u8), 3 bytes of zero. A
+//! slot is a version byte, 1 if it is filled, the ticket (u64), and the bytes.
 
 use crate::base::hash::{of_names, place};
 use crate::base::time::Nanos;
@@ -24,7 +28,8 @@ pub const WAYS: u32 = 64;
 const SLOTS: std::ops::Range<u8> = 0..64;
 /// The most responses to one request that differ by what they vary by.
 const VARIANTS: usize = 8;
-/// The least slots of a set, if there is more than one set: of fewer the least recently used is soon wanted again.
+/// The least slots of a set, if there is more than one set: of fewer the least recently used is
+/// soon wanted again.
 const LEAST_WAYS: u32 = 16;
 /// A set has room for so many of the largest responses, if there is more than one set.
 const LARGEST: usize = 4;
@@ -76,20 +81,35 @@ impl Table {
     /// A table for `entries` responses of at most `largest` bytes, and `bytes` in all.
     #[must_use]
     pub fn new(name: &str, entries: u32, bytes: usize, largest: usize) -> Self {
-        let fitting = bytes.checked_div(largest.saturating_mul(LARGEST)).unwrap_or(0);
-        let sets = u32::try_from(fitting).unwrap_or(u32::MAX).clamp(1, (entries / LEAST_WAYS).max(1));
+        let fitting = bytes
+            .checked_div(largest.saturating_mul(LARGEST))
+            .unwrap_or(0);
+        let sets = u32::try_from(fitting)
+            .unwrap_or(u32::MAX)
+            .clamp(1, (entries / LEAST_WAYS).max(1));
         let ways = entries.checked_div(sets).unwrap_or(0).clamp(1, WAYS);
-        let share = usize::try_from(sets).ok().and_then(|sets| bytes.checked_div(sets)).unwrap_or(0);
-        Self { owner: of_names(&["stale", name]), sets, ways: usize::try_from(ways).unwrap_or(1), share }
+        let share = usize::try_from(sets)
+            .ok()
+            .and_then(|sets| bytes.checked_div(sets))
+            .unwrap_or(0);
+        Self {
+            owner: of_names(&["stale", name]),
+            sets,
+            ways: usize::try_from(ways).unwrap_or(1),
+            share,
+        }
     }
 
-    /// Empties what a former configuration of the same name kept in sets that are no more. What changed.
+    /// Empties what a former configuration of the same name kept in sets that are no more. What
+    /// changed.
     ///
     /// # Errors
     /// [`Contended`]: some of it is still there.
     pub fn adopt<H: SharedData>(&self, host: &H) -> Result<Change, Contended> {
         let size = Key::new(Kind::StaleSize, self.owner, 0);
-        let known = store::read(host, &size).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes);
+        let known = store::read(host, &size)
+            .and_then(|bytes| bytes.try_into().ok())
+            .map_or(0, u32::from_le_bytes);
         let mut change = Change::default();
         // More sets than there can be: not written by us.
         for set in self.sets..known.min(1 << 16) {
@@ -118,8 +138,8 @@ impl Table {
         Ok(change)
     }
 
-    /// Keeps `bytes` for this tag and variant, in place of what was kept for them. `ticket` is random, and of this call alone. `None`:
-    /// it does not fit, or another worker was faster.
+    /// Keeps `bytes` for this tag and variant, in place of what was kept for them. `ticket` is
+    /// random, and of this call alone. `None`: it does not fit, or another worker was faster.
     ///
     /// # Errors
     /// [`Contended`]: nothing was kept.
@@ -132,19 +152,31 @@ impl Table {
         now: Nanos,
     ) -> Result<Option<Change>, Contended> {
         let size = bytes.len().saturating_add(SLOT_HEAD);
-        let Some(listed) = u32::try_from(size).ok().filter(|_| size <= self.share) else { return Ok(None) };
+        let Some(listed) = u32::try_from(size).ok().filter(|_| size <= self.share) else {
+            return Ok(None);
+        };
         let set = place(tag, self.sets);
-        let (slot, change) = store::update(host, &Key::new(Kind::StaleIndex, self.owner, set), |index| {
-            match self.list(
+        let (slot, change) = store::update(
+            host,
+            &Key::new(Kind::StaleIndex, self.owner, set),
+            |index| match self.list(
                 host,
                 set,
                 index,
-                Entry { tag, variant, ticket, kept: now, used: now, size: listed, slot: 0 },
+                Entry {
+                    tag,
+                    variant,
+                    ticket,
+                    kept: now,
+                    used: now,
+                    size: listed,
+                    slot: 0,
+                },
             ) {
                 Ok(done) => Step::Write(Ok(done)),
                 Err(Contended) => Step::Keep(Err(Contended)),
-            }
-        })??;
+            },
+        )??;
         let filled = store::update(host, &self.slot(set, slot), |record| {
             if record.as_slice() != head(EMPTY, ticket) {
                 return Step::Keep(());
@@ -171,8 +203,13 @@ impl Table {
         entries.retain(|e| e.tag == tag);
         entries.sort_unstable_by_key(|e| std::cmp::Reverse(e.kept));
         for entry in entries {
-            let Some(record) = store::read(host, &self.slot(set, entry.slot)) else { continue };
-            let Some((&[VERSION, FILLED, ..], bytes)) = record.split_first_chunk::<SLOT_HEAD>() else { continue };
+            let Some(record) = store::read(host, &self.slot(set, entry.slot)) else {
+                continue;
+            };
+            let Some((&[VERSION, FILLED, ..], bytes)) = record.split_first_chunk::<SLOT_HEAD>()
+            else {
+                continue;
+            };
             let Some(found) = accept(bytes) else { continue };
             if now.since(entry.used) > TOUCH {
                 // Lost to others, it is used a little earlier than it was.
@@ -202,19 +239,31 @@ impl Table {
         let mut entries = self.entries(host, set, index, new.ticket)?;
         let before = totals(&entries);
         let mut evicted = 0i64;
-        if let Some(own) = entries.iter().position(|e| (e.tag, e.variant) == (new.tag, new.variant)) {
+        if let Some(own) = entries
+            .iter()
+            .position(|e| (e.tag, e.variant) == (new.tag, new.variant))
+        {
             self.vacate(host, set, entries.swap_remove(own).slot, new.ticket)?;
         }
         let size = usize::try_from(new.size).unwrap_or(usize::MAX);
         loop {
-            let full = entries.len() >= self.ways || totals(&entries).1.saturating_add(size) > self.share;
+            let full =
+                entries.len() >= self.ways || totals(&entries).1.saturating_add(size) > self.share;
             let many = entries.iter().filter(|e| e.tag == new.tag).count() >= VARIANTS;
-            let goes = entries.iter().enumerate().filter(|(_, e)| full || (many && e.tag == new.tag));
-            let Some((at, _)) = goes.min_by_key(|(_, e)| e.used) else { break };
+            let goes = entries
+                .iter()
+                .enumerate()
+                .filter(|(_, e)| full || (many && e.tag == new.tag));
+            let Some((at, _)) = goes.min_by_key(|(_, e)| e.used) else {
+                break;
+            };
             self.vacate(host, set, entries.swap_remove(at).slot, new.ticket)?;
             evicted = evicted.saturating_add(1);
         }
-        let slot = SLOTS.into_iter().find(|slot| entries.iter().all(|e| e.slot != *slot)).ok_or(Contended)?;
+        let slot = SLOTS
+            .into_iter()
+            .find(|slot| entries.iter().all(|e| e.slot != *slot))
+            .ok_or(Contended)?;
         self.vacate(host, set, slot, new.ticket)?;
         entries.push(Entry { slot, ..new });
         write(index, &entries);
@@ -234,11 +283,22 @@ impl Table {
             self.vacate(host, set, entry.slot, 0)?;
         }
         let (entries, bytes) = totals(&entries);
-        Ok(Change { entries: count(entries).saturating_neg(), bytes: count(bytes).saturating_neg(), evicted: 0 })
+        Ok(Change {
+            entries: count(entries).saturating_neg(),
+            bytes: count(bytes).saturating_neg(),
+            evicted: 0,
+        })
     }
 
-    /// What the index lists. If it cannot be read, nothing: then all slots are emptied, for nobody knows what is in them.
-    fn entries<H: SharedData>(&self, host: &H, set: u32, index: &[u8], ticket: u64) -> Result<Vec<Entry>, Contended> {
+    /// What the index lists. If it cannot be read, nothing: then all slots are emptied, for nobody
+    /// knows what is in them.
+    fn entries<H: SharedData>(
+        &self,
+        host: &H,
+        set: u32,
+        index: &[u8],
+        ticket: u64,
+    ) -> Result<Vec<Entry>, Contended> {
         if index.is_empty() {
             return Ok(Vec::new());
         }
@@ -252,7 +312,13 @@ impl Table {
     }
 
     /// Empties a slot and leaves the ticket there.
-    fn vacate<H: SharedData>(&self, host: &H, set: u32, slot: u8, ticket: u64) -> Result<(), Contended> {
+    fn vacate<H: SharedData>(
+        &self,
+        host: &H,
+        set: u32,
+        slot: u8,
+        ticket: u64,
+    ) -> Result<(), Contended> {
         store::update(host, &self.slot(set, slot), |record| {
             record.clear();
             record.extend_from_slice(&head(EMPTY, ticket));
@@ -261,13 +327,20 @@ impl Table {
     }
 
     fn slot(&self, set: u32, slot: u8) -> Key {
-        Key::new(Kind::StaleSlot, self.owner, set.wrapping_mul(WAYS).wrapping_add(slot.into()))
+        Key::new(
+            Kind::StaleSlot,
+            self.owner,
+            set.wrapping_mul(WAYS).wrapping_add(slot.into()),
+        )
     }
 }
 
 fn head(state: u8, ticket: u64) -> [u8; SLOT_HEAD] {
     let mut head = [VERSION, state, 0, 0, 0, 0, 0, 0, 0, 0];
-    head.iter_mut().skip(2).zip(ticket.to_le_bytes()).for_each(|(to, from)| *to = from);
+    head.iter_mut()
+        .skip(2)
+        .zip(ticket.to_le_bytes())
+        .for_each(|(to, from)| *to = from);
     head
 }
 
@@ -278,20 +351,30 @@ fn count(n: usize) -> i64 {
 /// Responses and bytes.
 fn totals(entries: &[Entry]) -> (usize, usize) {
     let size = |e: &Entry| usize::try_from(e.size).unwrap_or(usize::MAX);
-    (entries.len(), entries.iter().map(size).fold(0, usize::saturating_add))
+    (
+        entries.len(),
+        entries.iter().map(size).fold(0, usize::saturating_add),
+    )
 }
 
 fn read(index: &[u8]) -> Option<Vec<Entry>> {
-    let (&[VERSION, 0, 0, 0, 0, 0, 0, 0], list) = index.split_first_chunk::<INDEX_HEAD>()? else { return None };
-    let (entries, []) = list.as_chunks::<ENTRY>() else { return None };
+    let (&[VERSION, 0, 0, 0, 0, 0, 0, 0], list) = index.split_first_chunk::<INDEX_HEAD>()? else {
+        return None;
+    };
+    let (entries, []) = list.as_chunks::<ENTRY>() else {
+        return None;
+    };
     let mut slots = 0u64;
     let mut read = Vec::with_capacity(entries.len());
     for entry in entries {
         let (numbers, _) = entry.as_chunks::<8>();
         let mut numbers = numbers.iter().map(|bytes| u64::from_le_bytes(*bytes));
         let mut next = || numbers.next().unwrap_or(0);
-        let (tag, variant, ticket, kept, used, rest) = (next(), next(), next(), next(), next(), next());
-        let slot = u8::try_from(rest >> 32).ok().filter(|slot| u32::from(*slot) < WAYS)?;
+        let (tag, variant, ticket, kept, used, rest) =
+            (next(), next(), next(), next(), next(), next());
+        let slot = u8::try_from(rest >> 32)
+            .ok()
+            .filter(|slot| u32::from(*slot) < WAYS)?;
         let bit = 1u64.checked_shl(slot.into())?;
         if slots & bit != 0 {
             return None;
@@ -299,7 +382,15 @@ fn read(index: &[u8]) -> Option<Vec<Entry>> {
         slots |= bit;
         #[allow(clippy::cast_possible_truncation, reason = "the lower half")]
         let size = rest as u32;
-        read.push(Entry { tag, variant, ticket, kept: Nanos(kept), used: Nanos(used), size, slot });
+        read.push(Entry {
+            tag,
+            variant,
+            ticket,
+            kept: Nanos(kept),
+            used: Nanos(used),
+            size,
+            slot,
+        });
     }
     Some(read)
 }
@@ -309,6 +400,10 @@ fn write(index: &mut Vec<u8>, entries: &[Entry]) {
     index.extend_from_slice(&[VERSION, 0, 0, 0, 0, 0, 0, 0]);
     for e in entries {
         let rest = u64::from(e.size) | u64::from(e.slot) << 32;
-        index.extend([e.tag, e.variant, e.ticket, e.kept.0, e.used.0, rest].into_iter().flat_map(u64::to_le_bytes));
+        index.extend(
+            [e.tag, e.variant, e.ticket, e.kept.0, e.used.0, rest]
+                .into_iter()
+                .flat_map(u64::to_le_bytes),
+        );
     }
 }
