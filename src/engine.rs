@@ -54,7 +54,7 @@ use crate::policy::rate_limit::RateLimit;
 use crate::policy::retry::{Budget, Totals};
 use crate::policy::{self, fallback};
 use crate::request::Reason;
-use crate::store::{self, Contended, Key, Kind, Step};
+use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 use breaker::{Breaker, Subject, Telling};
 use checks::Checks;
 use concurrency::Concurrency;
@@ -974,7 +974,7 @@ const fn namespace(mode: Mode) -> &'static str {
 
 /// The secret of key hashes, made by the first worker and shared by all.
 fn shared_seed<H: Host>(host: &H) -> Result<Seed, Contended> {
-    let key = Key::new(Kind::Seed, 0, 0);
+    let key = RecordKey::new(RecordKind::Seed, 0, 0);
     store::update(host, &key, |bytes| {
         if let Ok(known) = <[u8; 16]>::try_from(bytes.as_slice()) {
             return Step::Keep(u128::from_le_bytes(known));

@@ -18,7 +18,7 @@ use crate::policy::health_check::lease::{Candidate, Lease, RENEW, Role};
 use crate::policy::health_check::schedule::Schedule;
 use crate::policy::health_check::state::{Change, Reason, Record, Rows, Sample, Status, staleness};
 use crate::policy::health_check::{grpc, report};
-use crate::store::{self, Key, Kind, Step};
+use crate::store::{self, RecordKey, RecordKind, Step};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -48,7 +48,7 @@ pub(super) struct Verdict {
 /// Where an endpoint's record is, and how it is read.
 #[derive(Clone, Debug)]
 pub(super) struct Cell {
-    key: Key,
+    key: RecordKey,
     names: u32,
     count: usize,
 }
@@ -64,7 +64,7 @@ impl Cell {
         #[allow(clippy::cast_possible_truncation, reason = "a hash")]
         let hash = of_names(&names) as u32;
         Self {
-            key: Key::new(Kind::Health, of_names(&[upstream, endpoint]), 0),
+            key: RecordKey::new(RecordKind::Health, of_names(&[upstream, endpoint]), 0),
             names: hash,
             count: names.len(),
         }
@@ -107,7 +107,7 @@ struct Checker {
     cluster: String,
     override_header: String,
     check: HealthCheck,
-    lease: Key,
+    lease: RecordKey,
     owner: u64,
     fingerprint: u64,
     endpoints: Vec<Endpoint>,
@@ -239,7 +239,7 @@ impl Checker {
             upstream: upstream.name.clone(),
             cluster: upstream.cluster.clone(),
             override_header: upstream.override_header.clone(),
-            lease: Key::new(Kind::HealthLease, of_names(&[&upstream.name]), 0),
+            lease: RecordKey::new(RecordKind::HealthLease, of_names(&[&upstream.name]), 0),
             owner: vm,
             fingerprint: fingerprint(upstream, &check),
             run: RefCell::default(),

@@ -11,7 +11,7 @@ use crate::config::{self, ConcurrencyAlgorithm, Criticality};
 use crate::host::{Host, MetricId};
 use crate::policy::concurrency::adaptive::{Seen, Settings};
 use crate::policy::concurrency::has_room;
-use crate::store::{Key, Kind};
+use crate::store::{RecordKey, RecordKind};
 use std::cell::Cell;
 
 /// A limit of one subject.
@@ -73,7 +73,7 @@ impl Concurrency {
             name: config.name.clone(),
             bound,
             in_flight: InFlight::new(
-                Key::new(Kind::Shares, of_names(&[&config.name, kind, key]), 0),
+                RecordKey::new(RecordKind::Shares, of_names(&[&config.name, kind, key]), 0),
                 names.contention(&config.name),
                 std::iter::once((0, names.concurrency_in_flight(&config.name, key))),
             ),

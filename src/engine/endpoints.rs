@@ -26,7 +26,7 @@ use crate::policy::upstream::roster::{Census, Entry, Member, Pool, Roster, Rules
 use crate::policy::upstream::rotation::Rotation;
 use crate::policy::upstream::slow_start::{self, FirstSeen};
 use crate::policy::upstream::{self, Availability, LIST, List, choice};
-use crate::store::{self, Key, Kind, Step};
+use crate::store::{self, RecordKey, RecordKind, Step};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -284,7 +284,11 @@ impl Upstream {
             .then(|| (TOTAL, names.upstream_in_flight(&config.name)));
         Self {
             in_flight: InFlight::new(
-                Key::new(Kind::Shares, of_names(&["endpoints", &config.name]), 0),
+                RecordKey::new(
+                    RecordKind::Shares,
+                    of_names(&["endpoints", &config.name]),
+                    0,
+                ),
                 names.contention(&config.name),
                 gauges.chain(total),
             ),
@@ -965,7 +969,7 @@ fn layout(config: &config::Upstream) -> (Rules, Vec<(u16, u16)>) {
 /// When the endpoints were first seen, over all workers and reloads.
 fn first_seen<H: Host>(config: &config::Upstream, host: &H) -> Option<FirstSeen> {
     let now = host.monotonic();
-    let key = Key::new(Kind::FirstSeen, of_names(&[&config.name]), 0);
+    let key = RecordKey::new(RecordKind::FirstSeen, of_names(&[&config.name]), 0);
     let ids = || {
         config
             .endpoints

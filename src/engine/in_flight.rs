@@ -4,13 +4,13 @@ use crate::base::sort;
 use crate::base::time::Nanos;
 use crate::host::{Host, MetricId};
 use crate::policy::shares::{Shares, in_flight};
-use crate::store::{self, Key, Step};
+use crate::store::{self, RecordKey, Step};
 use std::cell::Cell;
 
 /// Gauges that one record tells of.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    shares: Key,
+    shares: RecordKey,
     contention: MetricId,
     gauges: Vec<Gauge>,
     /// The gauges in the order of their ids.
@@ -31,7 +31,7 @@ struct Gauge {
 impl InFlight {
     /// Gauges by a number that is theirs in every configuration.
     pub(super) fn new(
-        shares: Key,
+        shares: RecordKey,
         contention: MetricId,
         gauges: impl Iterator<Item = (u64, MetricId)>,
     ) -> Self {
@@ -55,7 +55,7 @@ impl InFlight {
     }
 
     /// Where the shares are told.
-    pub(super) const fn key(&self) -> &Key {
+    pub(super) const fn key(&self) -> &RecordKey {
         &self.shares
     }
 

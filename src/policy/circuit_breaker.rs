@@ -36,7 +36,7 @@ use crate::base::rng::Rng;
 use crate::base::time::Nanos;
 use crate::host::{MetricId, Metrics, SharedData};
 use crate::policy::Outcome;
-use crate::store::{self, Contended, Key, Kind, Step};
+use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 use state::{Admission, Call, Counts, Phase, Settings, State, Transition};
 use std::cell::Cell;
 use window::{FOLD, Ring, Window, between, weight};
@@ -44,7 +44,7 @@ use window::{FOLD, Ring, Window, between, weight};
 /// A breaker of one route, upstream or endpoint.
 #[derive(Clone, Debug)]
 pub struct CircuitBreaker {
-    key: Key,
+    key: RecordKey,
     meters: Meters,
     view: Cell<Option<View>>,
 }
@@ -139,7 +139,7 @@ impl CircuitBreaker {
         let mut names = vec![name, namespace];
         names.extend_from_slice(subject);
         Self {
-            key: Key::new(Kind::CircuitBreaker, of_names(&names), 0),
+            key: RecordKey::new(RecordKind::CircuitBreaker, of_names(&names), 0),
             meters: Meters::NONE,
             view: Cell::new(None),
         }

@@ -21,7 +21,7 @@ use super::algorithm::{Algorithm, State, Take, Verdict};
 use crate::base::hash::{of_names, place};
 use crate::base::time::Nanos;
 use crate::host::{Clock, SharedData};
-use crate::store::{self, Contended, Key, Kind, Step};
+use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 
 /// Slots of a set: a scan of 16 costs little beside the host call that fetches them.
 pub const WAYS: u32 = 16;
@@ -176,8 +176,8 @@ impl Table {
         })
     }
 
-    fn record(&self, hash: u64) -> Key {
-        Key::new(Kind::RateLimit, self.owner, place(hash, self.sets))
+    fn record(&self, hash: u64) -> RecordKey {
+        RecordKey::new(RecordKind::RateLimit, self.owner, place(hash, self.sets))
     }
 }
 

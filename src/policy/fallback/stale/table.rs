@@ -21,7 +21,7 @@
 use crate::base::hash::{of_names, place};
 use crate::base::time::Nanos;
 use crate::host::SharedData;
-use crate::store::{self, Contended, Key, Kind, Step};
+use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 
 /// The most slots of a set: its index stays at 3 KiB.
 pub const WAYS: u32 = 64;
@@ -106,14 +106,14 @@ impl Table {
     /// # Errors
     /// [`Contended`]: some of it is still there.
     pub fn adopt<H: SharedData>(&self, host: &H) -> Result<Change, Contended> {
-        let size = Key::new(Kind::StaleSize, self.owner, 0);
+        let size = RecordKey::new(RecordKind::StaleSize, self.owner, 0);
         let known = store::read(host, &size)
             .and_then(|bytes| bytes.try_into().ok())
             .map_or(0, u32::from_le_bytes);
         let mut change = Change::default();
         // More sets than there can be: not written by us.
         for set in self.sets..known.min(1 << 16) {
-            let key = Key::new(Kind::StaleIndex, self.owner, set);
+            let key = RecordKey::new(RecordKind::StaleIndex, self.owner, set);
             if store::read(host, &key).is_none_or(|bytes| bytes.len() <= INDEX_HEAD) {
                 continue;
             }
@@ -158,7 +158,7 @@ impl Table {
         let set = place(tag, self.sets);
         let (slot, change) = store::update(
             host,
-            &Key::new(Kind::StaleIndex, self.owner, set),
+            &RecordKey::new(RecordKind::StaleIndex, self.owner, set),
             |index| match self.list(
                 host,
                 set,
@@ -198,7 +198,7 @@ impl Table {
         mut accept: impl FnMut(&[u8]) -> Option<T>,
     ) -> Option<T> {
         let set = place(tag, self.sets);
-        let index = Key::new(Kind::StaleIndex, self.owner, set);
+        let index = RecordKey::new(RecordKind::StaleIndex, self.owner, set);
         let mut entries = read(&store::read(host, &index)?)?;
         entries.retain(|e| e.tag == tag);
         entries.sort_unstable_by_key(|e| std::cmp::Reverse(e.kept));
@@ -326,9 +326,9 @@ impl Table {
         })
     }
 
-    fn slot(&self, set: u32, slot: u8) -> Key {
-        Key::new(
-            Kind::StaleSlot,
+    fn slot(&self, set: u32, slot: u8) -> RecordKey {
+        RecordKey::new(
+            RecordKind::StaleSlot,
             self.owner,
             set.wrapping_mul(WAYS).wrapping_add(slot.into()),
         )
