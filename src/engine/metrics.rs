@@ -6,9 +6,9 @@ use super::breaker::Subject;
 use crate::base::text::push_all;
 use crate::config::{self, Mode};
 use crate::host::{MetricId, MetricKind, Metrics};
-use crate::policy::Reason;
 use crate::policy::circuit_breaker::Meters;
 use crate::policy::circuit_breaker::state::{Cause, Phase};
+use crate::request::Reason;
 
 /// Defines metrics.
 pub(super) struct Names<'h, H>(pub &'h H);

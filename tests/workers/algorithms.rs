@@ -12,7 +12,7 @@ use haven::engine::waiting::{CAPACITY, Waiting};
 use haven::host::Clock;
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};
 use haven::policy::rate_limit::{Answer, RateLimit};
-use haven::policy::request::Request;
+use haven::request::Request;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;

@@ -7,10 +7,11 @@ use crate::config::{FallbackStep, Mode, QuotaHeaders};
 use crate::engine::metrics::mode_word;
 use crate::engine::{CLUSTER_HEADER, Engine, Route, Use};
 use crate::host::{Host, Message, MetricId, Reply, Stream};
+use crate::policy::fallback;
 use crate::policy::rate_limit::KeyQuota;
 use crate::policy::rate_limit::quota_headers;
-use crate::policy::reply::{Cause, Subject};
-use crate::policy::{Reason, fallback, reply};
+use crate::request::reply::{Cause, Subject};
+use crate::request::{Reason, reply};
 
 /// A refusal on its way to become a reply.
 pub(super) struct Refusal<'a> {

@@ -4,8 +4,8 @@ use super::{Exchange, Refusal};
 use crate::config::Mode;
 use crate::engine::{Engine, Route};
 use crate::host::Host;
-use crate::policy::Reason;
 use crate::policy::circuit_breaker::state::Admission;
+use crate::request::Reason;
 
 impl Exchange {
     pub(super) fn breaker<'e, H: Host>(

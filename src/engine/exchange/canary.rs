@@ -11,7 +11,7 @@ use crate::config::{self, Mode};
 use crate::engine::{Engine, Route};
 use crate::host::{Host, Message, Stream};
 use crate::policy::canary;
-use crate::policy::request::Request;
+use crate::request::Request;
 
 impl Exchange {
     /// The route that the request is to take: its own, or its canary's.

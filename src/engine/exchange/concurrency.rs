@@ -6,7 +6,8 @@ use crate::config::Mode;
 use crate::engine::concurrency::Ending;
 use crate::engine::{Engine, Route};
 use crate::host::Host;
-use crate::policy::{Reason, concurrency};
+use crate::policy::concurrency;
+use crate::request::Reason;
 
 impl Exchange {
     /// Asks the route's limit and its upstream's. What one has granted goes back if the other, or a

@@ -10,7 +10,8 @@ use crate::config::{self, Mode};
 use crate::engine::{Engine, Route};
 use crate::host::{Host, Message, Stream};
 use crate::policy::deadline::{self, Incoming, least, whole_millis};
-use crate::policy::{Reason, retry};
+use crate::policy::retry;
+use crate::request::Reason;
 
 /// Name of the policy in decisions and replies.
 pub(in crate::engine) const POLICY: &str = "timeout";

@@ -5,9 +5,7 @@ use crate::base::hash::{KeyHasher, Seed};
 use crate::config::{BalancePolicy, MissingKey, Mode};
 use crate::engine::{Engine, Route};
 use crate::host::{Host, Message, Stream};
-use crate::policy::Reason;
-use crate::policy::key;
-use crate::policy::request::Request;
+use crate::request::{Reason, Request, key};
 
 impl Exchange {
     /// Hashes what the endpoint is to be chosen by, if that is so; a request that lacks a part is

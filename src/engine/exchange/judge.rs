@@ -9,10 +9,11 @@ use crate::config::{FailureOn, Mode};
 use crate::engine::endpoints::Tries;
 use crate::engine::{Engine, Route};
 use crate::host::{Host, Message, Property, Reply, Stream};
+use crate::policy::Outcome;
 use crate::policy::circuit_breaker::state::Call;
-use crate::policy::reply::Cause;
 use crate::policy::upstream::orca;
-use crate::policy::{Outcome, Reason};
+use crate::request::Reason;
+use crate::request::reply::Cause;
 
 /// How the upstream answered, or why it did not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,10 +6,9 @@ use crate::base::time::Nanos;
 use crate::config::{Mode, OnContention, QuotaHeaders};
 use crate::engine::{Engine, Limit, Route, Use};
 use crate::host::Host;
-use crate::policy::Reason;
 use crate::policy::rate_limit::table::Placement;
 use crate::policy::rate_limit::{Answer, KeyQuota, Taken};
-use crate::policy::request::Request;
+use crate::request::{Reason, Request};
 
 /// A request's wait.
 #[derive(Debug)]
