@@ -187,7 +187,7 @@ impl Engine {
             let totals = retry.totals(route, host);
             retry.with(|budget| budget.look(now, totals));
         }
-        self.logs.report_withheld(host);
+        self.logs.report_withheld();
         let things = self.things();
         let mut work = 0usize;
         for _ in 0..things {
