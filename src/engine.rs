@@ -47,9 +47,9 @@ use crate::config::{
 use crate::host::{CallAnswer, CallId, Calls, Host, MetricId};
 use crate::policy::concurrency::adaptive::USUAL_DEADLINE;
 use crate::policy::fallback::stale::Stale;
-use crate::policy::fallback::stale::table::Change;
-use crate::policy::health::{self, Component, Status};
-use crate::policy::health_check::state::Status as Verdict;
+use crate::policy::fallback::stale::table::SizeChange;
+use crate::policy::health_check::state::EndpointHealth;
+use crate::policy::probe::{self, Component, HealthStatus};
 use crate::policy::rate_limit::RateLimit;
 use crate::policy::retry::{Budget, Totals};
 use crate::policy::{self, fallback};
@@ -236,7 +236,7 @@ impl Kept {
         Some(kept)
     }
 
-    fn count<H: Host>(&self, host: &H, changed: Result<Option<Change>, Contended>) {
+    fn count<H: Host>(&self, host: &H, changed: Result<Option<SizeChange>, Contended>) {
         match changed {
             Ok(Some(change)) => {
                 let all = [
@@ -399,7 +399,7 @@ impl Engine {
 
     /// The service's health document.
     fn health_document<H: Host>(&self, host: &H, now: Nanos) -> crate::host::Reply {
-        health::document(
+        probe::document(
             &self.config.service,
             &self.components(host, now),
             host.wall(),
@@ -408,7 +408,7 @@ impl Engine {
 
     /// The state of what a gRPC health check names; `None`: there is no such thing.
     fn serving<H: Host>(&self, host: &H, now: Nanos, service: &str) -> Option<Serving> {
-        health::grpc::serving(&self.components(host, now), service)
+        probe::grpc::serving(&self.components(host, now), service)
     }
 
     /// Whether a gRPC health check can ask for this.
@@ -442,7 +442,7 @@ impl Engine {
                         }
                     };
                 let (status, why) = self.upstream_status(upstream, config, up);
-                let error = (status != Status::Up).then(|| {
+                let error = (status != HealthStatus::Up).then(|| {
                     let counts = [
                         &number(usable.into()),
                         " of ",
@@ -484,11 +484,18 @@ impl Engine {
         upstream: &Upstream,
         config: &config::Upstream,
         up: bool,
-    ) -> (Status, String) {
+    ) -> (HealthStatus, String) {
         let Some(check) = &config.health_check else {
-            return (if up { Status::Up } else { Status::Down }, String::new());
+            return (
+                if up {
+                    HealthStatus::Up
+                } else {
+                    HealthStatus::Down
+                },
+                String::new(),
+            );
         };
-        let mut worst: Option<Status> = None;
+        let mut worst: Option<HealthStatus> = None;
         let mut why = String::new();
         for (address, verdict) in upstream.verdicts() {
             if verdict.status.is_usable() {
@@ -505,17 +512,19 @@ impl Engine {
                 .concat();
             }
             worst = match (worst, verdict.status) {
-                (Some(Status::Down), _) | (_, Verdict::Down) => Some(Status::Down),
-                (Some(Status::OutOfService), _) | (_, Verdict::OutOfService) => {
-                    Some(Status::OutOfService)
+                (Some(HealthStatus::Down), _) | (_, EndpointHealth::Down) => {
+                    Some(HealthStatus::Down)
                 }
-                _ => Some(Status::Unknown),
+                (Some(HealthStatus::OutOfService), _) | (_, EndpointHealth::OutOfService) => {
+                    Some(HealthStatus::OutOfService)
+                }
+                _ => Some(HealthStatus::Unknown),
             };
         }
         match worst {
-            _ if up => (Status::Up, why),
+            _ if up => (HealthStatus::Up, why),
             Some(worst) => (worst, why),
-            None => (Status::Down, why),
+            None => (HealthStatus::Down, why),
         }
     }
 

@@ -16,7 +16,9 @@ use crate::config::{self, Ask, HealthCheck};
 use crate::host::{Call, CallAnswer, CallId, Calls, Host, MetricId};
 use crate::policy::health_check::lease::{Candidate, Lease, RENEW, Role};
 use crate::policy::health_check::schedule::Schedule;
-use crate::policy::health_check::state::{Change, Reason, Record, Rows, Sample, Status, staleness};
+use crate::policy::health_check::state::{
+    CheckReason, EndpointHealth, HealthChange, Record, Sample, Streaks, staleness,
+};
 use crate::policy::health_check::{grpc, report};
 use crate::store::{self, RecordKey, RecordKind, Step};
 use std::cell::RefCell;
@@ -38,8 +40,8 @@ const MAX_CALLS: usize = 512;
 /// What checks say of an endpoint: what a worker keeps of its record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Verdict {
-    pub status: Status,
-    pub reason: Reason,
+    pub status: EndpointHealth,
+    pub reason: CheckReason,
     pub detail: u16,
     /// Since when, on the monotonic clock.
     pub since: Nanos,
@@ -116,7 +118,7 @@ struct Checker {
     duration: MetricId,
     takeovers: MetricId,
     contention: MetricId,
-    counters: Vec<(Reason, MetricId)>,
+    counters: Vec<(CheckReason, MetricId)>,
 }
 
 #[derive(Debug)]
@@ -136,7 +138,7 @@ struct Run {
     /// When it acts next.
     next: Nanos,
     schedule: Option<Schedule>,
-    rows: Vec<Rows>,
+    rows: Vec<Streaks>,
     /// When each endpoint's last answer came, or this checker began.
     heard: Vec<Nanos>,
     /// Whether it was told that nobody can be asked.
@@ -211,7 +213,7 @@ impl Checks {
                     self,
                     host,
                     &call,
-                    &Sample::new(Status::Down, Reason::Timeout, 0),
+                    &Sample::new(EndpointHealth::Down, CheckReason::Timeout, 0),
                     now,
                 );
             }
@@ -247,9 +249,9 @@ impl Checker {
             duration: names.health_check_duration(&upstream.name),
             takeovers: names.health_check_takeovers(&upstream.name),
             contention: names.contention(&upstream.name),
-            counters: Reason::ALL
+            counters: CheckReason::ALL
                 .into_iter()
-                .filter(|reason| *reason != Reason::Silence)
+                .filter(|reason| *reason != CheckReason::Unchecked)
                 .map(|reason| (reason, names.health_checks(&upstream.name, reason.label())))
                 .collect(),
             check,
@@ -326,14 +328,14 @@ impl Checker {
             && self
                 .endpoints
                 .iter()
-                .all(|endpoint| endpoint.cell.read(host).status == Status::Unknown);
+                .all(|endpoint| endpoint.cell.read(host).status == EndpointHealth::Unchecked);
         let delay = if fresh {
             self.check.initial_delay
         } else {
             Nanos::ZERO
         };
         run.schedule = Some(Schedule::new(count, now.plus(delay)));
-        run.rows = vec![Rows::default(); count];
+        run.rows = vec![Streaks::default(); count];
         run.heard = vec![now.plus(delay); count];
         host.add(self.takeovers, 1);
     }
@@ -482,21 +484,21 @@ impl Checker {
                     if good {
                         Sample::GOOD
                     } else {
-                        Sample::new(Status::Down, Reason::HttpStatus, status)
+                        Sample::new(EndpointHealth::Down, CheckReason::HttpStatus, status)
                     }
                 })
             }
             (CallAnswer::GrpcMessage(message), Ask::Grpc { .. }) => match grpc::response(message) {
-                Some(Status::Up) => Sample::GOOD,
-                Some(status) => Sample::new(status, Reason::Report, 0),
-                None => Sample::new(Status::Down, Reason::Report, 0),
+                Some(EndpointHealth::Up) => Sample::GOOD,
+                Some(status) => Sample::new(status, CheckReason::Report, 0),
+                None => Sample::new(EndpointHealth::Down, CheckReason::Report, 0),
             },
             // DEADLINE_EXCEEDED; UNAVAILABLE.
             (CallAnswer::GrpcStatus(4), Ask::Grpc { .. }) => failed(true),
             (CallAnswer::GrpcStatus(14), Ask::Grpc { .. }) => failed(late),
             (CallAnswer::GrpcStatus(status), Ask::Grpc { .. }) => Sample::new(
-                Status::Down,
-                Reason::GrpcStatus,
+                EndpointHealth::Down,
+                CheckReason::GrpcStatus,
                 u16::try_from(*status).unwrap_or(u16::MAX),
             ),
             _ => failed(late),
@@ -524,7 +526,10 @@ impl Checker {
             {
                 host.add(*counter, 1);
             }
-            if !matches!(sample.reason, Reason::Timeout | Reason::Unreachable) {
+            if !matches!(
+                sample.reason,
+                CheckReason::Timeout | CheckReason::Unreachable
+            ) {
                 host.record(self.duration, now.since(call.asked).as_millis());
             }
             let rows = &*rows;
@@ -561,16 +566,16 @@ impl Checker {
             return;
         };
         self.write(checks, host, endpoint, |record| {
-            let known = record.status != Status::Unknown;
+            let known = record.status != EndpointHealth::Unchecked;
             let since_unix = host.wall().as_millis() / 1_000;
             let unknown = Record {
                 names: record.names,
-                components: vec![Status::Unknown; record.components.len()],
+                components: vec![EndpointHealth::Unchecked; record.components.len()],
                 since: now,
                 since_unix,
                 ..Record::default()
             };
-            Change {
+            HealthChange {
                 record: known.then_some(unknown),
                 is_new_state: known,
                 is_new_component: known,
@@ -584,14 +589,14 @@ impl Checker {
         checks: &Checks,
         host: &H,
         endpoint: &Endpoint,
-        step: impl Fn(&Record) -> Change,
+        step: impl Fn(&Record) -> HealthChange,
     ) -> Option<Record> {
         let cell = &endpoint.cell;
         let written = store::update(host, &cell.key, |bytes| {
             let record = Record::decode(bytes, cell.names, cell.count);
             let change = step(&record);
             match &change.record {
-                None => Step::Keep((record.clone(), record, Change::default())),
+                None => Step::Keep((record.clone(), record, HealthChange::default())),
                 Some(new) => {
                     new.encode(bytes);
                     Step::Write((record, new.clone(), change))
@@ -672,11 +677,11 @@ impl Checker {
 /// No answer came.
 const fn failed(late: bool) -> Sample {
     Sample::new(
-        Status::Down,
+        EndpointHealth::Down,
         if late {
-            Reason::Timeout
+            CheckReason::Timeout
         } else {
-            Reason::Unreachable
+            CheckReason::Unreachable
         },
         0,
     )

@@ -17,12 +17,14 @@ use crate::base::time::Nanos;
 use crate::config::{self, BalancePolicy, LoadReport, Mode, Percent};
 use crate::host::{Host, MetricId};
 use crate::policy::Outcome;
-use crate::policy::circuit_breaker::state::{Admission, Call, Phase, State};
-use crate::policy::health_check::state::{Record, Status};
-use crate::policy::upstream::maglev::{self, Table};
+use crate::policy::circuit_breaker::state::{Admission, CallResult, Phase, State};
+use crate::policy::health_check::state::{EndpointHealth, Record};
+use crate::policy::upstream::maglev::{self, MaglevTable};
 use crate::policy::upstream::orca::{self, Load};
 use crate::policy::upstream::peak_ewma::Latency;
-use crate::policy::upstream::roster::{Census, Entry, Member, Pool, Roster, Rules, UNIT};
+use crate::policy::upstream::roster::{
+    EndpointCounts, Member, Pool, Roster, RosterEntry, Rules, UNIT,
+};
 use crate::policy::upstream::rotation::Rotation;
 use crate::policy::upstream::slow_start::{self, FirstSeen};
 use crate::policy::upstream::{self, Availability, LIST, List, choice};
@@ -87,7 +89,7 @@ enum Policy {
     PeakEwma,
     /// A table for each level.
     ConsistentHash {
-        tables: Vec<Table>,
+        tables: Vec<MaglevTable>,
         bounded_load: Percent,
     },
     Random,
@@ -175,7 +177,7 @@ impl Endpoint {
             });
             well &= status.is_usable();
             for ((down, told), component) in reports.iter_mut().zip(record.components) {
-                *told = told.saturating_add((component != Status::Unknown).into());
+                *told = told.saturating_add((component != EndpointHealth::Unchecked).into());
                 *down = down.saturating_add(component.is_down().into());
             }
         }
@@ -368,7 +370,7 @@ impl Upstream {
     }
 
     /// How many endpoints there are, and may be used.
-    pub(super) fn census<H: Host>(&self, host: &H, now: Nanos) -> Census {
+    pub(super) fn census<H: Host>(&self, host: &H, now: Nanos) -> EndpointCounts {
         self.roster(host, now).census
     }
 
@@ -515,7 +517,7 @@ impl Upstream {
         &self,
         host: &H,
         pool: &Pool,
-        entry: &Entry,
+        entry: &RosterEntry,
         hash: u64,
         bound: Percent,
     ) -> bool {
@@ -616,13 +618,13 @@ impl Upstream {
         now: Nanos,
         pick: &Pick,
         tries: Option<Tries>,
-        call: Call,
+        call: CallResult,
         rng: &Rng,
     ) {
         let Some(Tries { last, before }) = tries else {
             return self.release(host, now, pick, rng);
         };
-        let failed = Call {
+        let failed = CallResult {
             outcome: Outcome::Failure,
             retry_after: None,
             ..call
@@ -702,7 +704,7 @@ impl Upstream {
     pub(super) fn release<H: Host>(&self, host: &H, now: Nanos, pick: &Pick, rng: &Rng) {
         if let (true, Some(at), Some(epoch)) = (pick.trial, pick.list.first(), pick.epochs.first())
         {
-            self.end(host, now, at, *epoch, Call::IGNORED, rng);
+            self.end(host, now, at, *epoch, CallResult::IGNORED, rng);
         }
     }
 
@@ -828,7 +830,15 @@ impl Upstream {
         }
     }
 
-    fn end<H: Host>(&self, host: &H, now: Nanos, at: usize, epoch: u32, call: Call, rng: &Rng) {
+    fn end<H: Host>(
+        &self,
+        host: &H,
+        now: Nanos,
+        at: usize,
+        epoch: u32,
+        call: CallResult,
+        rng: &Rng,
+    ) {
         let Some(breaker) = self.endpoints.get(at).and_then(|e| e.breaker.as_ref()) else {
             return;
         };
@@ -1008,7 +1018,7 @@ impl Policy {
                     let named = endpoints.filter_map(|(at, e)| {
                         Some((e.address.as_str(), u16::try_from(at).ok()?, e.weight))
                     });
-                    Table::new(named, maglev::SIZE)
+                    MaglevTable::new(named, maglev::SIZE)
                 };
                 Self::ConsistentHash {
                     tables: (0..levels).map(table).collect(),

@@ -10,10 +10,10 @@ use crate::engine::endpoints::Tries;
 use crate::engine::{Engine, Route};
 use crate::host::{Host, Message, Property, Reply, Stream};
 use crate::policy::Outcome;
-use crate::policy::circuit_breaker::state::Call;
+use crate::policy::circuit_breaker::state::CallResult;
 use crate::policy::upstream::orca;
 use crate::request::Reason;
-use crate::request::reply::Cause;
+use crate::request::reply::ReplyDetails;
 
 /// How the upstream answered, or why it did not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,7 +181,7 @@ impl Exchange {
             .get(used.at)
             .map_or("", |f| f.name.as_str());
         let received_status = (class == Class::Answered).then_some(status);
-        let cause = Cause {
+        let cause = ReplyDetails {
             reason,
             policy,
             retry_after: None,
@@ -326,7 +326,7 @@ impl Exchange {
             } else {
                 Outcome::Success
             };
-            Call {
+            CallResult {
                 outcome,
                 duration,
                 retry_after,
