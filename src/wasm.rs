@@ -10,6 +10,7 @@ mod abi;
 mod bindings;
 mod contexts;
 mod exports;
+mod imports;
 mod waiting;
 
 use crate::base::time::Nanos;
