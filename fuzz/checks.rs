@@ -11,7 +11,7 @@ use haven::base::ip::Ip;
 use haven::base::time::Nanos;
 use haven::config::{self, ClientIp, Config, KeyPart, MissingKey};
 use haven::engine::Engine;
-use haven::engine::exchange::{Action, Exchange};
+use haven::engine::chain::{Action, Exchange};
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};
 use haven::host::{CallAnswer, MetricKind, Metrics, Property, SharedData};
 use haven::policy::circuit_breaker::CircuitBreaker;

@@ -7,7 +7,7 @@ use haven::base::rng::Rng;
 use haven::base::time::Nanos;
 use haven::config::{Algorithm, ClientIp, Config, Quota, RateLimit as Limit};
 use haven::engine::Engine;
-use haven::engine::exchange::{Action, Exchange};
+use haven::engine::chain::{Action, Exchange};
 use haven::engine::waiting::{CAPACITY, Waiting};
 use haven::host::Clock;
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};

@@ -3,7 +3,8 @@
 use super::{Exchange, Refusal};
 use crate::base::hash::{KeyHasher, Seed};
 use crate::config::{BalancePolicy, MissingKey, Mode};
-use crate::engine::{Engine, Route};
+use crate::engine::Engine;
+use crate::engine::route::Route;
 use crate::host::{Host, Message, Stream};
 use crate::request::{Reason, Request, key};
 
@@ -25,7 +26,7 @@ impl Exchange {
             key::hash(key, MissingKey::Skip, request, &mut hasher).then(|| hasher.finish())
         };
         self.key = key_for(route);
-        self.stable_key = Self::back_from(engine, route).and_then(|(_, stable)| key_for(stable));
+        self.stable_key = Self::stable_of(engine, route).and_then(|(_, stable)| key_for(stable));
     }
 
     pub(super) fn endpoint<'e, H: Host, S: Stream>(

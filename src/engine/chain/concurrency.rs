@@ -3,8 +3,9 @@
 use super::{Exchange, Refusal};
 use crate::base::time::Nanos;
 use crate::config::Mode;
+use crate::engine::Engine;
 use crate::engine::concurrency::Ending;
-use crate::engine::{Engine, Route};
+use crate::engine::route::Route;
 use crate::host::Host;
 use crate::policy::concurrency;
 use crate::request::Reason;
