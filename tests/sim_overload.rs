@@ -7,17 +7,6 @@
 //! deadline; the upstream does not know and serves on.
 
 #![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "tests"
-)]
 
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
