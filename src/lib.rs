@@ -36,6 +36,7 @@ pub mod config;
 pub mod engine;
 pub mod host;
 pub mod policy;
+pub mod schema;
 pub mod store;
 #[cfg(all(target_arch = "wasm32", not(test)))]
 mod wasm;

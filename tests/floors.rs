@@ -15,11 +15,12 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[(&str, u32)] = &[
     ("base", 0),
     ("host", 1),
-    ("config", 2),
+    ("schema", 2),
+    ("config", 3),
     ("store", 2),
-    ("policy", 3),
-    ("engine", 4),
-    ("wasm", 5),
+    ("policy", 4),
+    ("engine", 5),
+    ("wasm", 6),
 ];
 
 /// What policies share: these are not policies.
