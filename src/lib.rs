@@ -4,12 +4,13 @@
 //! ```text
 //!            request headers                                response headers          end of stream
 //!                  │                                               │                        │
-//!  wasm ───────────┼───────────────────────────────────────────────┼────────────────────────┼──── [5] glue, wasm32 only
+//!  wasm ───────────┼───────────────────────────────────────────────┼────────────────────────┼──── [6] glue, wasm32 only
 //!                  ▼                                               ▼                        ▼
-//!  engine   Exchange::on_request ── the chain ─┐          Exchange::on_response   Exchange::on_end     [4]
+//!  engine   Exchange::on_request ── the chain ─┐          Exchange::on_response   Exchange::on_end     [5]
 //!                                              ▼                   │                        │
-//!  policy   route · canary · deadline · rate_limit · concurrency · circuit_breaker · upstream · retry           [3]
-//!           fallback · health · request · reply │
+//!  policy   route · canary · deadline · rate_limit · concurrency · circuit_breaker · upstream · retry           [4]
+//!           fallback · health                   │
+//!  request  Request · key · Reason · reply      │                                                            [3]
 //!                                              │
 //!  store    records in shared data: pure steps inside a bounded compare-and-swap loop     [2]    config [2]
 //!  host     ports: Clock, SharedData, Metrics, Random, Log, Stream        host::sim: N workers          [1]
@@ -36,6 +37,7 @@ pub mod config;
 pub mod engine;
 pub mod host;
 pub mod policy;
+pub mod request;
 pub mod schema;
 pub mod store;
 #[cfg(all(target_arch = "wasm32", not(test)))]

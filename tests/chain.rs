@@ -10,7 +10,7 @@
 
 use haven::base::time::Nanos;
 use haven::engine::Engine;
-use haven::engine::exchange::{Action, Exchange};
+use haven::engine::chain::{Action, Exchange};
 use haven::host::Property;
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};
 use serde_json::{Value, json};

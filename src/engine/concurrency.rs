@@ -4,7 +4,7 @@
 //! data is used once per tick, for what a lost VM may have left behind.
 
 use super::in_flight::InFlight;
-use super::metrics::Names;
+use super::metrics::MetricTable;
 use crate::base::hash::of_names;
 use crate::base::time::Nanos;
 use crate::config::{self, ConcurrencyAlgorithm, Criticality};
@@ -58,7 +58,7 @@ impl Concurrency {
         deadline: Nanos,
         host: &H,
     ) -> Self {
-        let names = Names(host);
+        let names = MetricTable(host);
         let [kind, key] = subject;
         let bound = match config.algorithm {
             ConcurrencyAlgorithm::Fixed { limit } => Bound::Fixed(limit.into()),
@@ -111,7 +111,7 @@ impl Concurrency {
         criticality: Criticality,
         enforce: bool,
     ) -> (Option<Permit>, bool) {
-        self.in_flight.add(host, 0);
+        self.in_flight.enter(host, 0);
         // At least itself, whatever the gauge says.
         let among = self.in_flight.value(host, 0).max(1);
         let limit = self.limit(host);
@@ -120,10 +120,10 @@ impl Concurrency {
             seen.came(settings, now, among, limit, room)
         });
         if !room && enforce {
-            self.in_flight.drop(host, 0);
+            self.in_flight.cancel(host, 0);
             return (None, false);
         }
-        self.in_flight.keep(0);
+        self.in_flight.confirm(0);
         (Some(Permit { at, among }), room)
     }
 

@@ -2,11 +2,11 @@
 
 pub mod stale;
 
-use super::Reason;
-use super::reply::{Cause, Subject, retry_after_seconds};
 use crate::base::text::number;
 use crate::config::{Fallback, FallbackStep, Respond, TemplatePart};
 use crate::host::Reply;
+use crate::request::Reason;
+use crate::request::reply::{Cause, Subject, retry_after_seconds};
 use stale::Found;
 
 /// Name of a step's kind, in metrics.

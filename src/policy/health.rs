@@ -8,10 +8,10 @@
 
 pub mod grpc;
 
-use super::request::Request;
 use crate::base::time::Nanos;
 use crate::config;
 use crate::host::Reply;
+use crate::request::Request;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 

@@ -33,7 +33,7 @@ use crate::base::ip::Ip;
 use crate::base::time::Nanos;
 use crate::config;
 use crate::host::{Host, SharedData};
-use crate::policy::request::Request;
+use crate::request::{Request, key};
 use crate::store::Contended;
 use algorithm::{Algorithm, Take, Verdict};
 use lease::{Leases, Undo};
@@ -148,7 +148,7 @@ impl RateLimit {
             .iter()
             .map(|(values, quota)| {
                 (
-                    super::key::of_override(&config.key, values, prefixes, seed),
+                    key::of_override(&config.key, values, prefixes, seed),
                     Algorithm::new(config.algorithm, quota),
                 )
             })
@@ -297,7 +297,7 @@ impl RateLimit {
     fn asked(&self, request: &Request<'_>) -> Option<(u64, &Algorithm, u64)> {
         let mut hasher = KeyHasher::new(self.seed);
         if self.is_exempt(request.address)
-            || !super::key::hash(
+            || !key::hash(
                 &self.config.key,
                 self.config.missing_key,
                 request,

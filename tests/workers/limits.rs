@@ -9,7 +9,7 @@ use haven::config::{Algorithm, ClientIp, Config, Quota, RateLimit as Limit};
 use haven::host::Clock;
 use haven::host::sim::{CasRules, Machine, Worker};
 use haven::policy::rate_limit::{Answer, RateLimit};
-use haven::policy::request::Request;
+use haven::request::Request;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 

@@ -19,7 +19,7 @@ use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
 use crate::config;
 use crate::host::SharedData;
-use crate::policy::request::Request;
+use crate::request::Request;
 use crate::store::Contended;
 use rules::Terms;
 use std::cell::Cell;

@@ -22,7 +22,7 @@ use super::{Component, Status, is_well};
 use crate::base::grpc_health::{self, CHECK, Malformed, PREFIX, SERVICE, Serving};
 use crate::config;
 use crate::host::Reply;
-use crate::policy::request::Request;
+use crate::request::Request;
 
 /// The most bytes of a message that are read. Names have at most 64.
 pub const MOST: usize = 4096;

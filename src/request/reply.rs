@@ -5,7 +5,7 @@
 //! escaping in JSON, in a quoted string or in a metric's name, so that nothing here escapes;
 //! nothing that a client sent is ever put in.
 
-use super::Reason;
+use super::reason::Reason;
 use crate::base::text::{number, push_all, push_number};
 use crate::base::time::Nanos;
 use crate::host::Reply;

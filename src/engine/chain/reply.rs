@@ -5,12 +5,14 @@ use crate::base::text::push_all;
 use crate::base::time::Nanos;
 use crate::config::{FallbackStep, Mode, QuotaHeaders};
 use crate::engine::metrics::mode_word;
-use crate::engine::{CLUSTER_HEADER, Engine, Route, Use};
+use crate::engine::route::{Binding, Route};
+use crate::engine::{CLUSTER_HEADER, Engine};
 use crate::host::{Host, Message, MetricId, Reply, Stream};
+use crate::policy::fallback;
 use crate::policy::rate_limit::KeyQuota;
 use crate::policy::rate_limit::quota_headers;
-use crate::policy::reply::{Cause, Subject};
-use crate::policy::{Reason, fallback, reply};
+use crate::request::reply::{Cause, Subject};
+use crate::request::{Reason, reply};
 
 /// A refusal on its way to become a reply.
 pub(super) struct Refusal<'a> {
@@ -20,7 +22,7 @@ pub(super) struct Refusal<'a> {
 }
 
 /// What a fallback does.
-pub(super) enum Answer<'a> {
+pub(super) enum FallbackAction<'a> {
     /// Answers.
     Reply(Reply),
     /// Sends the request to another cluster; if that fails, the step `next` is tried.
@@ -46,15 +48,15 @@ impl Exchange {
             received_status: None,
         };
         let mut reply = match self.fallback(engine, route, cause, None, host) {
-            Some(Answer::Reply(reply)) => reply,
-            Some(Answer::SendOn { cluster, next }) => {
+            Some(FallbackAction::Reply(reply)) => reply,
+            Some(FallbackAction::SendOn { cluster, next }) => {
                 stream.set_header(Message::Request, CLUSTER_HEADER, cluster.as_bytes());
                 self.sent_on = Some(next);
                 // A deadline that is over bounds nothing: zero would mean no timeout at all.
                 if let (Some((_, config)), true) =
                     (self.route_of(engine), refusal.reason != Reason::Deadline)
                 {
-                    self.steer(route, config, host, stream);
+                    self.set_timeouts(route, config, host, stream);
                 }
                 self.store_decisions(stream);
                 return Action::Continue;
@@ -75,7 +77,7 @@ impl Exchange {
         cause: Cause<'_>,
         counter: Option<MetricId>,
         host: &H,
-    ) -> Option<Answer<'e>> {
+    ) -> Option<FallbackAction<'e>> {
         let used = route.fallback?;
         let fallback = engine
             .config
@@ -85,7 +87,7 @@ impl Exchange {
         if let Some(counter) = counter {
             self.decide(
                 host,
-                &Use {
+                &Binding {
                     at: used.at,
                     mode: used.mode,
                     refusals: counter,
@@ -105,17 +107,20 @@ impl Exchange {
         {
             let (answer, counted) = match step {
                 FallbackStep::Stale(_) => {
-                    let kept = engine.kept.get(used.at).and_then(Option::as_ref);
+                    let kept = engine.stale.get(used.at).and_then(Option::as_ref);
                     let Some((kept, asked)) = kept.zip(self.asked.as_ref()) else {
                         continue;
                     };
                     let Some(found) = kept.policy.find(host, asked, host.monotonic()) else {
                         continue;
                     };
-                    (Answer::Reply(fallback::stale(found, cause)), used.stale)
+                    (
+                        FallbackAction::Reply(fallback::stale(found, cause)),
+                        used.stale,
+                    )
                 }
                 FallbackStep::Cluster(cluster) if counter.is_none() => (
-                    Answer::SendOn {
+                    FallbackAction::SendOn {
                         cluster,
                         next: at.saturating_add(1),
                     },
@@ -128,7 +133,11 @@ impl Exchange {
                         .and_then(|at| engine.config.routes.get(at))
                         .map_or("", |r| r.name.as_str());
                     (
-                        Answer::Reply(fallback::respond(respond, &self.subject(name), cause)),
+                        FallbackAction::Reply(fallback::respond(
+                            respond,
+                            &self.subject(name),
+                            cause,
+                        )),
                         used.respond,
                     )
                 }
@@ -148,7 +157,13 @@ impl Exchange {
     }
 
     /// Counts a decision, and notes it for the access log: `<reason> <policy> <mode>`.
-    pub(super) fn decide<H: Host>(&mut self, host: &H, used: &Use, reason: Reason, policy: &str) {
+    pub(super) fn decide<H: Host>(
+        &mut self,
+        host: &H,
+        used: &Binding,
+        reason: Reason,
+        policy: &str,
+    ) {
         host.add(used.refusals, 1);
         if !self.decisions.is_empty() {
             self.decisions.push(',');

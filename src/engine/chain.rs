@@ -4,20 +4,23 @@
 //! takes it out when it ends, so that a second end (on_log and on_done, or our own reply and then
 //! the end of the stream) finds nothing.
 
-mod answer;
 mod breaker;
 mod canary;
+mod classify;
 mod concurrency;
 mod deadline;
 mod endpoint;
-mod health_check;
-mod judge;
-mod keep;
-mod limits;
+mod probe;
+mod rate_limits;
+mod reply;
+mod response;
+mod stale;
 
 use super::concurrency::Permit;
-use super::endpoints::Pick;
-use super::{CLUSTER_HEADER, Engine, Kept, Route};
+use super::route::Route;
+use super::stale::StaleStore;
+use super::upstream::Pick;
+use super::{CLUSTER_HEADER, Engine};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::ip::Ip;
 use crate::base::time::Nanos;
@@ -29,13 +32,13 @@ use crate::policy::health::grpc::{self, Check};
 use crate::policy::health::{self, Probe};
 use crate::policy::rate_limit::KeyQuota;
 use crate::policy::rate_limit::quota_headers;
-use crate::policy::request::Request;
-use crate::policy::{Reason, route};
-use answer::Refusal;
+use crate::policy::route;
+use crate::request::{Reason, Request};
 pub(super) use deadline::POLICY as DEADLINE;
 use deadline::{Deadline, Timing};
-use judge::Settlement;
-use limits::Pause;
+use rate_limits::Pause;
+use reply::Refusal;
+use response::Settlement;
 use std::cell::LazyCell;
 use std::rc::Rc;
 
@@ -205,7 +208,7 @@ impl Exchange {
             self.request_id = headers.get("x-request-id").unwrap_or_default().to_vec();
         }
         request.route = &config.name;
-        self.asked = kept(&engine, route)
+        self.asked = stale_store(&engine, route)
             .and_then(|kept| kept.policy.ask(&request))
             .map(Box::new);
         if route.needs_client {
@@ -215,7 +218,7 @@ impl Exchange {
                 .address
                 .map(|ip| ip.masked(config.ipv4_prefix, config.ipv6_prefix));
         }
-        let route = self.choose_side(&engine, route, config, &request, host);
+        let route = self.choose_variant(&engine, route, config, &request, host);
         self.hash_key(&engine, route, &request);
         if let Some(refusal) = self.switch(&engine, route, host) {
             return self.refuse(&engine, route, &config.name, &refusal, host, stream);
@@ -319,7 +322,7 @@ impl Exchange {
         let mut refused = self.admit(engine, route, host, stream);
         // What a canary does not take goes where the others go.
         if refused.is_some()
-            && let Some((at, stable)) = Self::back_from(engine, route)
+            && let Some((at, stable)) = Self::stable_of(engine, route)
         {
             self.release(engine, host);
             self.decisions.truncate(decided);
@@ -330,8 +333,8 @@ impl Exchange {
         if let Some(refusal) = refused {
             return self.refuse(engine, route, &config.name, &refusal, host, stream);
         }
-        self.take_side(route, config, host, stream);
-        self.steer(route, config, host, stream);
+        self.mark_variant(route, config, host, stream);
+        self.set_timeouts(route, config, host, stream);
         self.store_decisions(stream);
         Action::Continue
     }
@@ -431,7 +434,7 @@ impl Exchange {
                 HeaderMap::default()
             };
             let status = trailers.get("grpc-status").and_then(parse_number);
-            let settlement = settlement.heed(&trailers);
+            let settlement = settlement.with_trailers(&trailers);
             self.settle(&engine, route, settlement, status, host.monotonic(), host);
         }
     }
@@ -501,9 +504,9 @@ impl Exchange {
 }
 
 /// The kept responses of the route's fallback, if it acts.
-fn kept<'e>(engine: &'e Engine, route: &Route) -> Option<&'e Kept> {
+fn stale_store<'e>(engine: &'e Engine, route: &Route) -> Option<&'e StaleStore> {
     let used = route.fallback.filter(|used| used.mode == Mode::Enforce)?;
-    engine.kept.get(used.at)?.as_ref()
+    engine.stale.get(used.at)?.as_ref()
 }
 
 /// The client's address as configured. A header that is missing, short or malformed gives the

@@ -2,10 +2,11 @@
 
 use super::{Exchange, Refusal};
 use crate::config::Mode;
-use crate::engine::{Engine, Route};
+use crate::engine::Engine;
+use crate::engine::route::Route;
 use crate::host::Host;
-use crate::policy::Reason;
 use crate::policy::circuit_breaker::state::Admission;
+use crate::request::Reason;
 
 impl Exchange {
     pub(super) fn breaker<'e, H: Host>(

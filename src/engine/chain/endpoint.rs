@@ -3,11 +3,10 @@
 use super::{Exchange, Refusal};
 use crate::base::hash::{KeyHasher, Seed};
 use crate::config::{BalancePolicy, MissingKey, Mode};
-use crate::engine::{Engine, Route};
+use crate::engine::Engine;
+use crate::engine::route::Route;
 use crate::host::{Host, Message, Stream};
-use crate::policy::Reason;
-use crate::policy::key;
-use crate::policy::request::Request;
+use crate::request::{Reason, Request, key};
 
 impl Exchange {
     /// Hashes what the endpoint is to be chosen by, if that is so; a request that lacks a part is
@@ -27,7 +26,7 @@ impl Exchange {
             key::hash(key, MissingKey::Skip, request, &mut hasher).then(|| hasher.finish())
         };
         self.key = key_for(route);
-        self.stable_key = Self::back_from(engine, route).and_then(|(_, stable)| key_for(stable));
+        self.stable_key = Self::stable_of(engine, route).and_then(|(_, stable)| key_for(stable));
     }
 
     pub(super) fn endpoint<'e, H: Host, S: Stream>(

@@ -1,9 +1,10 @@
 //! Keeping good responses for the fallback's stale step, while they pass.
 
-use super::{Exchange, kept};
+use super::{Exchange, stale_store};
 use crate::base::headers::HeaderMap;
 use crate::base::time::Nanos;
-use crate::engine::{Engine, Route};
+use crate::engine::Engine;
+use crate::engine::route::Route;
 use crate::host::{Host, Stream};
 
 impl Exchange {
@@ -19,7 +20,9 @@ impl Exchange {
         if route.stable.is_some() {
             return;
         }
-        if let (Some(kept), Some(asked), None) = (kept(engine, route), &self.asked, self.sent_on) {
+        if let (Some(kept), Some(asked), None) =
+            (stale_store(engine, route), &self.asked, self.sent_on)
+        {
             self.draft = kept.policy.begin(asked, headers, now).map(Box::new);
         }
     }
@@ -32,7 +35,7 @@ impl Exchange {
         size: usize,
         stream: &S,
     ) {
-        let (Some(draft), Some(kept)) = (self.draft.take(), kept(engine, route)) else {
+        let (Some(draft), Some(kept)) = (self.draft.take(), stale_store(engine, route)) else {
             return;
         };
         if size == 0 {
@@ -47,9 +50,11 @@ impl Exchange {
 
     /// It has come to its end.
     pub(super) fn keep<H: Host>(&mut self, engine: &Engine, route: &Route, host: &H) {
-        let (Some(draft), Some(asked), Some(kept)) =
-            (self.draft.take(), self.asked.take(), kept(engine, route))
-        else {
+        let (Some(draft), Some(asked), Some(kept)) = (
+            self.draft.take(),
+            self.asked.take(),
+            stale_store(engine, route),
+        ) else {
             return;
         };
         kept.count(

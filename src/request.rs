@@ -1,4 +1,11 @@
-//! A request as policies see it: borrowed from the header map, parsed where it is asked for.
+//! Floor 3: a request, borrowed from the header map and parsed on demand; the keys that are made
+//! from it, the reasons to refuse it, and haven's own replies.
+
+pub mod key;
+mod reason;
+pub mod reply;
+
+pub use reason::Reason;
 
 use crate::base::headers::HeaderMap;
 use crate::base::ip::Ip;

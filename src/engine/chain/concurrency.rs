@@ -3,10 +3,12 @@
 use super::{Exchange, Refusal};
 use crate::base::time::Nanos;
 use crate::config::Mode;
+use crate::engine::Engine;
 use crate::engine::concurrency::Ending;
-use crate::engine::{Engine, Route};
+use crate::engine::route::Route;
 use crate::host::Host;
-use crate::policy::{Reason, concurrency};
+use crate::policy::concurrency;
+use crate::request::Reason;
 
 impl Exchange {
     /// Asks the route's limit and its upstream's. What one has granted goes back if the other, or a

@@ -7,10 +7,12 @@ use crate::base::sketch::Sketch;
 use crate::base::text::number;
 use crate::base::time::Nanos;
 use crate::config::{self, Mode};
-use crate::engine::{Engine, Route};
+use crate::engine::Engine;
+use crate::engine::route::Route;
 use crate::host::{Host, Message, Stream};
 use crate::policy::deadline::{self, Incoming, least, whole_millis};
-use crate::policy::{Reason, retry};
+use crate::policy::retry;
+use crate::request::Reason;
 
 /// Name of the policy in decisions and replies.
 pub(in crate::engine) const POLICY: &str = "timeout";
@@ -120,7 +122,7 @@ impl Exchange {
 
     /// Tells the proxy's router how long it may take and how often it may try, and the upstream how
     /// long it has.
-    pub(super) fn steer<H: Host, S: Stream>(
+    pub(super) fn set_timeouts<H: Host, S: Stream>(
         &mut self,
         route: &Route,
         config: &config::Route,
@@ -160,11 +162,11 @@ impl Exchange {
             );
         }
         if !elsewhere {
-            self.steer_retries(route, config, left, host, stream);
+            self.set_retries(route, config, left, host, stream);
         }
     }
 
-    fn steer_retries<H: Host, S: Stream>(
+    fn set_retries<H: Host, S: Stream>(
         &mut self,
         route: &Route,
         config: &config::Route,
@@ -255,7 +257,7 @@ impl Exchange {
     /// Whether a timeout was the client's impatience: its own deadline, not the route's, and
     /// shorter than what most requests take. As when it hangs up, no breaker is to hold that
     /// against the upstream; or any client could open it for all others.
-    pub(super) fn was_impatient(&self, route: &Route, now: Nanos) -> bool {
+    pub(super) fn hit_client_deadline(&self, route: &Route, now: Nanos) -> bool {
         let acted = route
             .deadline
             .is_some_and(|used| used.mode == Mode::Enforce);

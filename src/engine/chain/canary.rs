@@ -8,14 +8,15 @@
 
 use super::Exchange;
 use crate::config::{self, Mode};
-use crate::engine::{Engine, Route};
+use crate::engine::Engine;
+use crate::engine::route::Route;
 use crate::host::{Host, Message, Stream};
 use crate::policy::canary;
-use crate::policy::request::Request;
+use crate::request::Request;
 
 impl Exchange {
     /// The route that the request is to take: its own, or its canary's.
-    pub(super) fn choose_side<'e, H: Host>(
+    pub(super) fn choose_variant<'e, H: Host>(
         &mut self,
         engine: &'e Engine,
         route: &'e Route,
@@ -46,14 +47,14 @@ impl Exchange {
 
     /// Where a request goes that `route`, if it is a canary's, does not take: the number of the
     /// route, and itself.
-    pub(super) fn back_from<'e>(engine: &'e Engine, route: &Route) -> Option<(usize, &'e Route)> {
+    pub(super) fn stable_of<'e>(engine: &'e Engine, route: &Route) -> Option<(usize, &'e Route)> {
         let at = route.stable?;
         Some((at, engine.routes.get(at)?))
     }
 
     /// The request goes to this side: counts it, and tells the proxy and those behind. One header
     /// each, and only where a canary is.
-    pub(super) fn take_side<H: Host, S: Stream>(
+    pub(super) fn mark_variant<H: Host, S: Stream>(
         &self,
         route: &Route,
         config: &config::Route,

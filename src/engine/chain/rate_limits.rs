@@ -4,19 +4,19 @@
 use super::{Exchange, Refusal};
 use crate::base::time::Nanos;
 use crate::config::{Mode, OnContention, QuotaHeaders};
-use crate::engine::{Engine, Limit, Route, Use};
+use crate::engine::Engine;
+use crate::engine::route::{Binding, Limit, Route};
 use crate::host::Host;
-use crate::policy::Reason;
 use crate::policy::rate_limit::table::Placement;
 use crate::policy::rate_limit::{Answer, KeyQuota, Taken};
-use crate::policy::request::Request;
+use crate::request::{Reason, Request};
 
 /// A request's wait.
 #[derive(Debug)]
 pub(super) struct Pause {
     until: Nanos,
     /// The limit that has it wait longest.
-    by: Use,
+    by: Binding,
     /// What all limits have charged, with the index of each.
     taken: Vec<(usize, Taken)>,
 }
@@ -37,7 +37,7 @@ impl Exchange {
         host: &H,
     ) -> Option<Refusal<'e>> {
         let mut taken: Vec<(usize, Taken)> = Vec::new();
-        let mut longest: Option<(Nanos, Use)> = None;
+        let mut longest: Option<(Nanos, Binding)> = None;
         for (place, used) in route.limits.iter().enumerate() {
             let Some(limit) = engine.limits.get(used.at) else {
                 continue;
@@ -104,8 +104,8 @@ impl Exchange {
     fn tightest<'e, H: Host>(
         &mut self,
         engine: &'e Engine,
-        first: (&Use, Option<KeyQuota>, Option<Nanos>),
-        rest: &[Use],
+        first: (&Binding, Option<KeyQuota>, Option<Nanos>),
+        rest: &[Binding],
         request: &Request<'_>,
         host: &H,
     ) -> Refusal<'e> {

@@ -4,10 +4,10 @@
 //! The parts are hashed as they are found, so that a key is never copied. Where a part is absent,
 //! so is the key.
 
+use super::Request;
 use crate::base::hash::{KeyHasher, Seed};
 use crate::base::ip::Ip;
 use crate::config::{ClientIp, KeyPart, MissingKey};
-use crate::policy::request::Request;
 
 /// Hashes the request's key. `false`: a part is missing and such requests are skipped.
 pub fn hash(

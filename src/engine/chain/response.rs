@@ -1,31 +1,23 @@
 //! What an answer says of the upstream, and who is told.
 
 use super::Exchange;
-use super::answer::Answer;
+use super::classify::{
+    Class, Cut, GRPC_FAILURES, classify, cut_by, fails, grpc_failure, retry_after,
+};
 use super::deadline::Timing;
+use super::reply::FallbackAction;
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
 use crate::config::{FailureOn, Mode};
-use crate::engine::endpoints::Tries;
-use crate::engine::{Engine, Route};
+use crate::engine::Engine;
+use crate::engine::route::Route;
+use crate::engine::upstream::Attempts;
 use crate::host::{Host, Message, Property, Reply, Stream};
+use crate::policy::Outcome;
 use crate::policy::circuit_breaker::state::Call;
-use crate::policy::reply::Cause;
 use crate::policy::upstream::orca;
-use crate::policy::{Outcome, Reason};
-
-/// How the upstream answered, or why it did not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Class {
-    /// By itself.
-    Answered,
-    /// Not in time.
-    Timeout,
-    /// Reset, refused, cut, or nobody there.
-    Reset,
-    /// The proxy answered, and no upstream was to blame.
-    Local,
-}
+use crate::request::Reason;
+use crate::request::reply::Cause;
 
 /// What is known of an answer when its headers are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,24 +25,20 @@ pub(super) struct Settlement {
     class: Class,
     status: u16,
     /// Who was asked; `None`: none of ours.
-    tries: Option<Tries>,
+    tries: Option<Attempts>,
     duration: Nanos,
     retry_after: Option<Nanos>,
 }
 
 impl Settlement {
     /// The trailers may ask for a pause too: gRPC's servers do it there.
-    pub(super) fn heed(self, trailers: &HeaderMap) -> Self {
+    pub(super) fn with_trailers(self, trailers: &HeaderMap) -> Self {
         Self {
             retry_after: retry_after(trailers).or(self.retry_after),
             ..self
         }
     }
 }
-
-/// gRPC statuses by which a server says that it failed: those that a breaker counts by default, and
-/// RESOURCE_EXHAUSTED.
-const GRPC_FAILURES: [u64; 6] = [2, 4, 8, 13, 14, 15];
 
 impl Exchange {
     /// Judges the upstream by the response's headers; the reply that takes the place of a failure,
@@ -83,7 +71,8 @@ impl Exchange {
             .upstream
             .filter(|_| !elsewhere)
             .and_then(|used| engine.upstreams.get(used.at));
-        let matters = upstream.is_some_and(|upstream| self.granted > 0 || upstream.asks_who());
+        let matters =
+            upstream.is_some_and(|upstream| self.granted > 0 || upstream.needs_endpoint());
         let pick = self.pick.unwrap_or_default();
         let first = upstream
             .filter(|_| !suspect)
@@ -106,7 +95,7 @@ impl Exchange {
             return None;
         }
         let now = host.monotonic();
-        let impatient = class == Class::Timeout && self.was_impatient(route, now);
+        let hit_client_deadline = class == Class::Timeout && self.hit_client_deadline(route, now);
         // Another cluster's answer says nothing of this upstream.
         if !elsewhere {
             let duration = now.since(self.start);
@@ -150,7 +139,7 @@ impl Exchange {
             let status_follows = self.grpc && class == Class::Answered && status == 200;
             if grpc_status.is_none() && (open || status_follows) {
                 self.unsettled = Some(settlement);
-            } else if !impatient {
+            } else if !hit_client_deadline {
                 // Otherwise its permits are given back at its end, without a verdict.
                 self.settle(engine, route, settlement, grpc_status, now, host);
             }
@@ -193,7 +182,7 @@ impl Exchange {
         };
         let reply = self.fallback(engine, route, cause, Some(counter), host);
         self.store_decisions(stream);
-        let Some(Answer::Reply(mut reply)) = reply else {
+        let Some(FallbackAction::Reply(mut reply)) = reply else {
             return None;
         };
         self.add_quotas(engine, &mut reply);
@@ -208,7 +197,7 @@ impl Exchange {
         address: Option<&[u8]>,
         host: &H,
         stream: &S,
-    ) -> Option<Tries> {
+    ) -> Option<Attempts> {
         let upstream = route
             .upstream
             .and_then(|used| engine.upstreams.get(used.at));
@@ -252,9 +241,9 @@ impl Exchange {
                 Class::Reset
             }
             Cut::Time => {
-                let impatient = self.was_impatient(route, now);
+                let hit_client_deadline = self.hit_client_deadline(route, now);
                 self.time_cut_off(engine, route, now, now.since(self.start));
-                if impatient {
+                if hit_client_deadline {
                     return;
                 }
                 Class::Timeout
@@ -364,127 +353,4 @@ impl Exchange {
             );
         }
     }
-}
-
-/// Tells an upstream's answer from what the proxy made up. Of an answer that is not suspect nothing
-/// is asked beyond whether an upstream was reached: a reply without one (a redirect, a direct
-/// response) is the proxy's own.
-fn classify<S: Stream>(suspect: bool, reached: bool, stream: &S) -> Class {
-    if !suspect {
-        return if reached {
-            Class::Answered
-        } else {
-            Class::Local
-        };
-    }
-    let Some(details) = stream.property(Property::ResponseCodeDetails) else {
-        // A host that does not say (nginx): an upstream that was reached is taken at its word.
-        return if reached {
-            Class::Answered
-        } else {
-            Class::Reset
-        };
-    };
-    let starts = |prefix: &str| details.starts_with(prefix.as_bytes());
-    let holds = |part: &str| {
-        details
-            .windows(part.len())
-            .any(|window| window == part.as_bytes())
-    };
-    if starts("via_upstream") {
-        Class::Answered
-    } else if holds("overflow") {
-        // Envoy's own connection or request limits: no upstream was asked.
-        Class::Local
-    } else if starts("response_timeout")
-        || starts("upstream_per_try")
-        || starts("upstream_response_timeout")
-    {
-        Class::Timeout
-    } else if starts("upstream_reset")
-        || starts("no_healthy_upstream")
-        || starts("cluster_not_found")
-        || starts("upstream_")
-    {
-        Class::Reset
-    } else {
-        Class::Local
-    }
-}
-
-/// Who cut an answer off in its middle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cut {
-    Upstream,
-    Client,
-    /// It took too long.
-    Time,
-    /// It was not cut: its end has not been shown to us.
-    Nobody,
-}
-
-/// Bits of Envoy's response flags: UT, LR, UR, UF, UC, UMSDR, DT and UPE; the client's are DC and
-/// DR.
-const TIMEOUTS: u64 = 1 << 2 | 1 << 19 | 1 << 22;
-const RESETS: u64 = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 23;
-const CLIENTS: u64 = 1 << 14 | 1 << 18 | 1 << 28;
-
-fn cut_by<S: Stream>(stream: &S) -> Cut {
-    // A host that does not say (nginx): taken at its word, as the headers had it.
-    let Some(details) = stream.property(Property::ResponseCodeDetails) else {
-        return Cut::Nobody;
-    };
-    let flags = stream
-        .property(Property::ResponseFlags)
-        .and_then(|bytes| bytes.try_into().ok());
-    let flags = flags.map_or(0, u64::from_le_bytes);
-    if flags & TIMEOUTS != 0 {
-        Cut::Time
-    } else if flags & RESETS != 0 || details.starts_with(b"upstream_reset") {
-        Cut::Upstream
-    } else if flags & CLIENTS != 0 || !details.starts_with(b"via_upstream") {
-        Cut::Client
-    } else {
-        Cut::Nobody
-    }
-}
-
-fn fails(on: &FailureOn, class: Class, status: u16, grpc_status: Option<u64>) -> bool {
-    match class {
-        Class::Timeout => on.timeout,
-        Class::Reset => on.reset,
-        Class::Local => false,
-        Class::Answered => {
-            on.status
-                .iter()
-                .any(|(from, to)| (*from..=*to).contains(&status))
-                || grpc_status
-                    .is_some_and(|status| on.grpc_status.iter().any(|s| u64::from(*s) == status))
-        }
-    }
-}
-
-/// What a gRPC client makes of a failure that has no grpc-status of its own: something between it
-/// and its server speaks plain HTTP. Not of other answers: a service that does not speak gRPC gives
-/// these to whoever says that he does, and no client is to open a breaker.
-const fn grpc_failure(status: u16) -> Option<u64> {
-    match status {
-        502..=504 => Some(14),
-        500.. => Some(2),
-        _ => None,
-    }
-}
-
-/// The wait that an upstream asks for: `grpc-retry-pushback-ms`, or `Retry-After` in seconds (a
-/// date is left alone: it would need a clock that agrees with the upstream's).
-fn retry_after(headers: &HeaderMap) -> Option<Nanos> {
-    let number = |name: &str| {
-        headers
-            .get(name)
-            .map(<[u8]>::trim_ascii)
-            .and_then(parse_number)
-    };
-    number("grpc-retry-pushback-ms")
-        .map(Nanos::from_millis)
-        .or_else(|| number("retry-after").map(Nanos::from_secs))
 }
