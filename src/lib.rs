@@ -45,6 +45,7 @@ pub mod engine;
 pub mod host;
 pub mod policy;
 pub mod request;
+pub mod schema;
 pub mod store;
 #[cfg(all(target_arch = "wasm32", not(test)))]
 mod wasm;
