@@ -9,7 +9,7 @@
 //!  engine   Exchange::on_request ── the chain ─┐          Exchange::on_response   Exchange::on_end     [5]
 //!                                              ▼                   │                        │
 //!  policy   route · canary · deadline · rate_limit · concurrency · circuit_breaker · upstream · retry           [4]
-//!           fallback · health                   │
+//!           fallback · probe                    │
 //!  request  Request · key · Reason · reply      │                                                            [3]
 //!                                              │
 //!  store    records in shared data: pure steps inside a bounded compare-and-swap loop     [2]    config [2]
@@ -45,6 +45,7 @@ pub mod engine;
 pub mod host;
 pub mod policy;
 pub mod request;
+pub mod schema;
 pub mod store;
 #[cfg(all(target_arch = "wasm32", not(test)))]
 mod wasm;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[(&str, u32)] = &[
     ("base", 0),
     ("host", 1),
+    ("schema", 1),
     ("config", 2),
     ("store", 2),
     ("request", 3),
