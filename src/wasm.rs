@@ -10,11 +10,12 @@ mod abi;
 mod bindings;
 mod contexts;
 mod exports;
+mod imports;
 mod waiting;
 
 use crate::base::time::Nanos;
 use crate::config;
-use crate::engine::exchange::{Action, Exchange};
+use crate::engine::chain::{Action, Exchange};
 use crate::engine::{Engine, TICK};
 use crate::host::{CallAnswer, CallId, Clock, Log};
 use crate::policy::health_check::report;

@@ -7,22 +7,11 @@
 //! deadline; the upstream does not know and serves on.
 
 #![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "tests"
-)]
 
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
 use haven::config::Criticality;
-use haven::policy::concurrency::adaptive::{Seen, Settings};
+use haven::policy::concurrency::adaptive::{AdaptiveSettings, Seen};
 use haven::policy::concurrency::has_room;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -31,7 +20,7 @@ const MS: u64 = 1_000_000;
 const DEADLINE: u64 = 500 * MS;
 
 /// The one configuration of all scenarios: the contract's defaults, a deadline of 500 ms.
-const SETTINGS: Settings = Settings {
+const SETTINGS: AdaptiveSettings = AdaptiveSettings {
     min: 3,
     max: 1000,
     initial: 20,

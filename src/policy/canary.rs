@@ -14,10 +14,9 @@
 //! | a part of the `sticky` key is missing | the route's own upstream: with no identity nobody stays where they are |
 //! | the key's place, or with no key a random one | the canary if it lies within its percentage |
 
-use super::key;
-use super::request::Request;
 use crate::base::hash::{KeyHasher, Seed, of_names, place};
 use crate::config::{self, MissingKey, Percent};
+use crate::request::{Request, key};
 
 /// Places on the line: those of a [`Percent`].
 const PLACES: u32 = 10_000;

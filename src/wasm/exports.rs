@@ -12,7 +12,7 @@ use super::abi::{CONTINUE, PAUSE, Severity};
 use super::bindings;
 use super::contexts;
 use super::{Http, Root};
-use crate::engine::exchange::Action;
+use crate::engine::chain::Action;
 use std::rc::Rc;
 
 /// Its name is the version.

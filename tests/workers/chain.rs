@@ -6,7 +6,7 @@ use haven::base::rng::Rng;
 use haven::base::time::Nanos;
 use haven::config::Config;
 use haven::engine::Engine;
-use haven::engine::exchange::{Action, Exchange};
+use haven::engine::chain::{Action, Exchange};
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};
 use haven::host::{Clock, Property};
 use haven::policy::circuit_breaker::CircuitBreaker;

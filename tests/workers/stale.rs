@@ -11,7 +11,7 @@ use haven::host::Clock;
 use haven::host::sim::{CasRules, Machine, Worker};
 use haven::policy::fallback::stale::table::SLOT_HEAD;
 use haven::policy::fallback::stale::{Asked, Stale};
-use haven::policy::request::Request;
+use haven::request::Request;
 use std::cell::Cell;
 use std::rc::Rc;
 

@@ -21,7 +21,7 @@ use super::algorithm::{Algorithm, State, Take, Verdict};
 use crate::base::hash::{of_names, place};
 use crate::base::time::Nanos;
 use crate::host::{Clock, SharedData};
-use crate::store::{self, Contended, Key, Kind, Step};
+use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 
 /// Slots of a set: a scan of 16 costs little beside the host call that fetches them.
 pub const WAYS: u32 = 16;
@@ -34,7 +34,7 @@ const WIDE_SLOT: usize = 24;
 
 /// Where the buckets of a limit are.
 #[derive(Clone, Copy, Debug)]
-pub struct Table {
+pub struct BucketTable {
     owner: u64,
     sets: u32,
     ways: u32,
@@ -67,7 +67,7 @@ pub enum Placement {
     Evicted,
 }
 
-impl Table {
+impl BucketTable {
     /// The table of the limit `name`, for `max_keys` keys.
     #[must_use]
     pub fn new(name: &str, namespace: &str, algorithm: &Algorithm, max_keys: u32) -> Self {
@@ -126,7 +126,7 @@ impl Table {
         })
     }
 
-    /// What [`Table::take`] would say.
+    /// What [`BucketTable::take`] would say.
     pub fn look<H: SharedData>(
         &self,
         host: &H,
@@ -176,8 +176,8 @@ impl Table {
         })
     }
 
-    fn record(&self, hash: u64) -> Key {
-        Key::new(Kind::RateLimit, self.owner, place(hash, self.sets))
+    fn record(&self, hash: u64) -> RecordKey {
+        RecordKey::new(RecordKind::RateLimit, self.owner, place(hash, self.sets))
     }
 }
 
