@@ -7,7 +7,7 @@ use crate::world::{Size, World};
 use serde_json::Value;
 
 /// Worlds of a run of the tests; `HAVEN_SEED` replays one.
-const WORLDS: u64 = 250;
+const WORLDS: u64 = 500;
 
 fn seeds() -> std::ops::Range<u64> {
     match std::env::var("HAVEN_SEED") {

@@ -5,18 +5,6 @@
 //! another configuration with the same arrivals and the same service times. `make worlds` compares
 //! thousands of them, `make worlds SEED=n` shows one.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::cast_sign_loss,
-    reason = "tests"
-)]
-
 mod bound;
 mod config;
 mod draw;

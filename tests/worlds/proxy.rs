@@ -4,7 +4,7 @@ use crate::config::address;
 use crate::draw::Time;
 use haven::base::headers::HeaderMap;
 use haven::base::time::Nanos;
-use haven::engine::exchange::{Action, Exchange};
+use haven::engine::chain::{Action, Exchange};
 use haven::engine::{Engine, TICK};
 use haven::host::sim::{CasRules, Machine, Outgoing, SimStream, Worker};
 use haven::host::{CallAnswer, Message, Property, Stream};
