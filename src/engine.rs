@@ -185,9 +185,9 @@ impl Engine {
             .filter_map(|route| Some((route, route.retry.as_ref()?)))
         {
             let totals = retry.totals(route, host);
-            retry.with(|budget| budget.look(now, totals));
+            retry.with(|budget| budget.sample(now, totals));
         }
-        self.logs.report_withheld(host);
+        self.logs.report_withheld();
         let things = self.things();
         let mut work = 0usize;
         for _ in 0..things {

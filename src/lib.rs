@@ -13,7 +13,7 @@
 //!  request  Request · key · Reason · reply      │                                                            [3]
 //!                                              │
 //!  store    records in shared data: pure steps inside a bounded compare-and-swap loop     [2]    config [2]
-//!  host     ports: Clock, SharedData, Metrics, Random, Log, Stream        host::sim: N workers          [1]
+//!  host     ports: Clock, SharedData, SharedCounters, Metrics, Random, Stream   host::sim: N workers [1]
 //!  base     time, hashing, header maps, addresses, random choice                                        [0]
 //! ```
 //!

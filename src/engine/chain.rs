@@ -27,7 +27,7 @@ use crate::base::time::Nanos;
 use crate::config::{self, IpSource, Mode};
 use crate::host::{Host, Message, Property, Stream};
 use crate::policy::circuit_breaker::state::CallResult;
-use crate::policy::fallback::stale::{Asked, Draft};
+use crate::policy::fallback::stale::{Draft, StaleRequest};
 use crate::policy::probe::Probe;
 use crate::policy::probe::grpc::{self, ProbeRequest};
 use crate::policy::rate_limit::KeyQuota;
@@ -106,7 +106,7 @@ pub struct Exchange {
     /// cut.
     unsettled: Option<Settlement>,
     /// What the fallback's stale step has to know of the request.
-    asked: Option<Box<Asked>>,
+    asked: Option<Box<StaleRequest>>,
     /// A response that is kept when it is whole.
     draft: Option<Box<Draft>>,
     /// Sent to the fallback's cluster: the number of the step that answers if that fails.

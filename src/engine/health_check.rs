@@ -15,7 +15,7 @@ use crate::base::rng::Rng;
 use crate::base::time::Nanos;
 use crate::config::{self, HealthCheck};
 use crate::host::{CallAnswer, CallId, Calls, Host};
-use crate::policy::health_check::state::{CheckReason, EndpointHealth, Record, Sample};
+use crate::policy::health_check::state::{CheckReason, EndpointHealth, HealthRecord, Sample};
 use crate::store::{self, RecordKey, RecordKind};
 use checker::Checker;
 use std::cell::RefCell;
@@ -64,8 +64,8 @@ impl Cell {
     }
 
     /// What is known of it.
-    pub(super) fn read<H: Host>(&self, host: &H) -> Record {
-        Record::decode(
+    pub(super) fn read<H: Host>(&self, host: &H) -> HealthRecord {
+        HealthRecord::decode(
             &store::read(host, &self.key).unwrap_or_default(),
             self.names,
             self.count,

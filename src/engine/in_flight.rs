@@ -126,7 +126,7 @@ impl InFlight {
                 .map(|gauge| (gauge.id, gauge.own.get().into(), host.value(gauge.metric)))
                 .collect();
             let metric = |place: usize| self.order.get(place).and_then(|at| self.gauges.get(*at));
-            after.tell(now, vm, &gauges, |place, by| {
+            after.report(now, vm, &gauges, |place, by| {
                 corrections.extend(metric(place).map(|gauge| (gauge.metric, by)));
             });
             if after == before {

@@ -30,7 +30,7 @@ impl Exchange {
         let Some(upstream) = engine.config.upstreams.get(canary.upstream) else {
             return route;
         };
-        let has = canary::has(canary, &upstream.name, request, || engine.rng.bits());
+        let has = canary::selects(canary, &upstream.name, request, || engine.rng.bits());
         if used.mode != Mode::Enforce {
             let [stable, canary] = used.would;
             host.add(if has { canary } else { stable }, 1);

@@ -188,7 +188,7 @@ impl Exchange {
         let may = self.retriable && !self.on_trial && left.is_none_or(has_room);
         let wanted = if may { config.attempts } else { 0 };
         let totals = used.totals(route, host);
-        self.granted = used.with(|budget| budget.ask(now, totals, wanted));
+        self.granted = used.with(|budget| budget.grant(now, totals, wanted));
         host.add(used.requests, 1);
         let set =
             |name: &str, value: &str| stream.set_header(Message::Request, name, value.as_bytes());

@@ -17,10 +17,8 @@ impl Exchange {
     ) -> Action {
         match call {
             ProbeCall::Unimplemented(side) => self.reply(stream, &grpc::unimplemented(side)),
-            ProbeCall::ProbeRequest(check) if end => {
-                self.check_health(engine, check, &[], host, stream)
-            }
-            ProbeCall::ProbeRequest(check) => {
+            ProbeCall::Check(check) if end => self.check_health(engine, check, &[], host, stream),
+            ProbeCall::Check(check) => {
                 self.health = Some(check);
                 Action::Read
             }

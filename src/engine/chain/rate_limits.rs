@@ -8,7 +8,7 @@ use crate::engine::Engine;
 use crate::engine::route::{Binding, Limit, Route};
 use crate::host::Host;
 use crate::policy::rate_limit::table::Placement;
-use crate::policy::rate_limit::{KeyQuota, LimitDecision, Taken};
+use crate::policy::rate_limit::{KeyQuota, LimitDecision, TakenTokens};
 use crate::request::{Reason, Request};
 
 /// A request's wait.
@@ -18,7 +18,7 @@ pub(super) struct Pause {
     /// The limit that has it wait longest.
     by: Binding,
     /// What all limits have charged, with the index of each.
-    taken: Vec<(usize, Taken)>,
+    taken: Vec<(usize, TakenTokens)>,
 }
 
 impl Pause {
@@ -36,7 +36,7 @@ impl Exchange {
         request: &Request<'_>,
         host: &H,
     ) -> Option<Refusal<'e>> {
-        let mut taken: Vec<(usize, Taken)> = Vec::new();
+        let mut taken: Vec<(usize, TakenTokens)> = Vec::new();
         let mut longest: Option<(Nanos, Binding)> = None;
         for (place, used) in route.limits.iter().enumerate() {
             let Some(limit) = engine.limits.get(used.at) else {
@@ -114,7 +114,7 @@ impl Exchange {
             let looked = engine
                 .limits
                 .get(other.at)
-                .and_then(|limit| limit.policy.look(host, request, self.start));
+                .and_then(|limit| limit.policy.peek(host, request, self.start));
             // `None` is never.
             if let Some((its_quota, its_wait)) =
                 looked.filter(|(_, its)| wait.is_some_and(|wait| its.is_none_or(|its| its > wait)))
@@ -175,7 +175,7 @@ impl Exchange {
     fn refund<H: Host>(
         &self,
         engine: &Engine,
-        taken: &[(usize, Taken)],
+        taken: &[(usize, TakenTokens)],
         host: &H,
         which: impl Fn(&Limit) -> bool,
     ) {

@@ -11,7 +11,7 @@ use crate::host::{Calls, Host, MetricId};
 use crate::policy::health_check::lease::{Candidate, Lease, RENEW, Role};
 use crate::policy::health_check::schedule::Schedule;
 use crate::policy::health_check::state::{
-    CheckReason, EndpointHealth, HealthChange, Record, Sample, Streaks, staleness,
+    CheckReason, EndpointHealth, HealthChange, HealthRecord, Sample, Streaks, staleness,
 };
 use crate::store::{self, RecordKey, RecordKind, Step};
 use std::cell::RefCell;
@@ -329,12 +329,12 @@ impl Checker {
         self.write(checks, host, endpoint, |record| {
             let known = record.status != EndpointHealth::Unchecked;
             let since_unix = host.wall().as_millis() / 1_000;
-            let unknown = Record {
+            let unknown = HealthRecord {
                 names: record.names,
                 components: vec![EndpointHealth::Unchecked; record.components.len()],
                 since: now,
                 since_unix,
-                ..Record::default()
+                ..HealthRecord::default()
             };
             HealthChange {
                 record: known.then_some(unknown),
@@ -350,11 +350,11 @@ impl Checker {
         checks: &Checks,
         host: &H,
         endpoint: &Endpoint,
-        step: impl Fn(&Record) -> HealthChange,
-    ) -> Option<Record> {
+        step: impl Fn(&HealthRecord) -> HealthChange,
+    ) -> Option<HealthRecord> {
         let cell = &endpoint.cell;
         let written = store::update(host, &cell.key, |bytes| {
-            let record = Record::decode(bytes, cell.names, cell.count);
+            let record = HealthRecord::decode(bytes, cell.names, cell.count);
             let change = step(&record);
             match &change.record {
                 None => Step::Keep((record.clone(), record, HealthChange::default())),

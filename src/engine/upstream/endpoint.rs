@@ -4,8 +4,8 @@ use crate::base::time::Nanos;
 use crate::engine::breaker::Breaker;
 use crate::engine::health_check::{self, CheckResult};
 use crate::host::{Host, MetricId};
-use crate::policy::circuit_breaker::state::{Admission, Phase, State};
-use crate::policy::health_check::state::{EndpointHealth, Record};
+use crate::policy::circuit_breaker::state::{Admission, BreakerState, Phase};
+use crate::policy::health_check::state::{EndpointHealth, HealthRecord};
 use crate::policy::upstream::Availability;
 use std::cell::Cell;
 
@@ -72,7 +72,7 @@ impl Endpoint {
         }
         if let Some(check) = &self.check {
             let record = check.read(host);
-            let Record {
+            let HealthRecord {
                 status,
                 reason,
                 detail,
@@ -117,7 +117,7 @@ impl View {
     }
 }
 
-pub(super) fn view_of(state: &State, breaker: &Breaker, now: Nanos) -> View {
+pub(super) fn view_of(state: &BreakerState, breaker: &Breaker, now: Nanos) -> View {
     let view = View {
         availability: Availability::Available,
         trial_at: Nanos::ZERO,
