@@ -19,9 +19,9 @@
 //! | it falls | slowly, not below `initial_limit` | to what is answered within 75 % of the deadline |
 //!
 //! A limit is pressed if half of it is in flight for ¼ of the deadline, if a request was refused in
-//! the last two deadlines, or if answers take 85 % of the deadline. A pressed limit falls only if
-//! answers take 85 % of the deadline, by quarters of the way while they take less than the deadline.
-//! A calm one falls by 1/60 of the way per second and worker.
+//! the last two deadlines, or if answers take 85 % of the deadline. A pressed limit falls at once
+//! if answers take 85 % of the deadline, and by quarters of the way if they take 75 to 85 %. A calm
+//! one falls by 1/60 of the way per second and worker.
 //!
 //! In both states it falls at once, though not below `initial_limit`, if more requests are in flight
 //! than are answered within the deadline: so a sudden load meets a limit before the first late
