@@ -66,15 +66,15 @@ impl InFlight {
             .map_or(0, |gauge| in_flight(host.value(gauge.metric)))
     }
 
-    /// Counts one in, and not yet as its own: [`InFlight::keep`] or [`InFlight::drop`] follows.
-    pub(super) fn add<H: Host>(&self, host: &H, at: usize) {
+    /// Counts one in, and not yet as its own: [`InFlight::confirm`] or [`InFlight::cancel`] follows.
+    pub(super) fn enter<H: Host>(&self, host: &H, at: usize) {
         if let Some(gauge) = self.gauges.get(at) {
             host.add(gauge.metric, 1);
         }
     }
 
     /// The one that was counted in stays.
-    pub(super) fn keep(&self, at: usize) {
+    pub(super) fn confirm(&self, at: usize) {
         if let Some(gauge) = self.gauges.get(at) {
             gauge.own.set(gauge.own.get().saturating_add(1));
             self.total.set(self.total.get().saturating_add(1));
@@ -82,7 +82,7 @@ impl InFlight {
     }
 
     /// The one that was counted in does not stay.
-    pub(super) fn drop<H: Host>(&self, host: &H, at: usize) {
+    pub(super) fn cancel<H: Host>(&self, host: &H, at: usize) {
         if let Some(gauge) = self.gauges.get(at) {
             host.add(gauge.metric, -1);
         }
@@ -126,7 +126,7 @@ impl InFlight {
                 .map(|gauge| (gauge.id, gauge.own.get().into(), host.value(gauge.metric)))
                 .collect();
             let metric = |place: usize| self.order.get(place).and_then(|at| self.gauges.get(*at));
-            after.tell(now, vm, &gauges, |place, by| {
+            after.report(now, vm, &gauges, |place, by| {
                 corrections.extend(metric(place).map(|gauge| (gauge.metric, by)));
             });
             if after == before {

@@ -1,7 +1,7 @@
 //! Circuit breakers: Closed, Open, Half-Open, shared by all workers.
 //!
 //! [`state`] is the pure machine, [`window`] what it judges by; [`CircuitBreaker`] keeps the record
-//! in shared data and a [`View`] of it in the VM.
+//! in shared data and a [`BreakerView`] of it in the VM.
 //!
 //! **What a request costs.** A change of phase is counted in a metric, the *version*, after it was
 //! written; a worker reads the record again when the version has moved. So admission by a Closed
@@ -37,7 +37,7 @@ use crate::base::time::Nanos;
 use crate::host::{MetricId, Metrics, SharedData};
 use crate::policy::Outcome;
 use crate::store::{self, Contended, RecordKey, RecordKind, Step};
-use state::{Admission, Call, Counts, Phase, Settings, State, Transition};
+use state::{Admission, BreakerSettings, BreakerState, CallResult, Counts, Phase, Transition};
 use std::cell::Cell;
 use window::{FOLD, Ring, Window, between, weight};
 
@@ -46,7 +46,7 @@ use window::{FOLD, Ring, Window, between, weight};
 pub struct CircuitBreaker {
     key: RecordKey,
     meters: Meters,
-    view: Cell<Option<View>>,
+    view: Cell<Option<BreakerView>>,
 }
 
 /// The metrics that carry a breaker's cheap paths. All workers must have the same.
@@ -72,7 +72,7 @@ impl Meters {
 
 /// What a VM knows of the record.
 #[derive(Clone, Copy, Debug)]
-struct View {
+struct BreakerView {
     /// The version before the record was read: what has changed since, makes it move.
     version: u64,
     phase: Phase,
@@ -86,9 +86,9 @@ struct View {
     sum: Counts,
 }
 
-impl View {
-    fn of(state: &State, version: u64) -> Self {
-        let State {
+impl BreakerView {
+    fn of(state: &BreakerState, version: u64) -> Self {
+        let BreakerState {
             phase,
             epoch,
             since,
@@ -128,9 +128,6 @@ impl View {
     }
 }
 
-/// A change of state, or none.
-pub type Change = Option<Transition>;
-
 impl CircuitBreaker {
     /// The breaker `name` for `subject` (a route, an upstream, an endpoint). `namespace` keeps
     /// shadow uses apart.
@@ -147,7 +144,7 @@ impl CircuitBreaker {
 
     /// The same with cheap paths, if the host has all metrics that they need.
     #[must_use]
-    pub fn metered(self, meters: Meters, settings: &Settings) -> Self {
+    pub fn metered(self, meters: Meters, settings: &BreakerSettings) -> Self {
         let rows = settings.config().consecutive_failures > 0;
         let missing = meters.version == MetricId::NONE
             || (settings.is_timed()
@@ -172,9 +169,9 @@ impl CircuitBreaker {
     pub fn acquire<H: SharedData + Metrics>(
         &self,
         host: &H,
-        settings: &Settings,
+        settings: &BreakerSettings,
         now: Nanos,
-    ) -> Result<(Admission, Change), Contended> {
+    ) -> Result<(Admission, Option<Transition>), Contended> {
         let version = self.version(host);
         if self.is_metered()
             && let Some(answer) = self.view(host, settings, version).answer(now)
@@ -193,12 +190,12 @@ impl CircuitBreaker {
     pub fn end<H: SharedData + Metrics>(
         &self,
         host: &H,
-        settings: &Settings,
+        settings: &BreakerSettings,
         now: Nanos,
         epoch: u32,
-        call: Call,
+        call: CallResult,
         rng: &Rng,
-    ) -> Result<Change, Contended> {
+    ) -> Result<Option<Transition>, Contended> {
         let random = rng.bits();
         let version = self.version(host);
         if self.is_metered() {
@@ -229,21 +226,22 @@ impl CircuitBreaker {
         Ok(change)
     }
 
-    /// Looks without asking.
-    pub fn look<H: SharedData>(&self, host: &H) -> State {
-        store::read(host, &self.key).map_or_else(State::default, |bytes| State::decode(&bytes))
+    /// Reads the record; changes nothing.
+    pub fn peek<H: SharedData>(&self, host: &H) -> BreakerState {
+        store::read(host, &self.key)
+            .map_or_else(BreakerState::default, |bytes| BreakerState::decode(&bytes))
     }
 
     /// Reads the record again, as the settings allow, at this `version` (read before, or none).
     pub fn refresh<H: SharedData + Metrics>(
         &self,
         host: &H,
-        settings: &Settings,
+        settings: &BreakerSettings,
         version: Option<u64>,
-    ) -> State {
+    ) -> BreakerState {
         let version = version.unwrap_or_else(|| self.version(host));
-        let state = self.look(host).bounded(settings);
-        self.view.set(Some(View::of(&state, version)));
+        let state = self.peek(host).bounded(settings);
+        self.view.set(Some(BreakerView::of(&state, version)));
         state
     }
 
@@ -260,27 +258,37 @@ impl CircuitBreaker {
     }
 
     /// What is known, read again if the version has moved.
-    fn view<H: SharedData + Metrics>(&self, host: &H, settings: &Settings, version: u64) -> View {
+    fn view<H: SharedData + Metrics>(
+        &self,
+        host: &H,
+        settings: &BreakerSettings,
+        version: u64,
+    ) -> BreakerView {
         match self.view.get() {
             Some(view) if view.version == version => view,
             _ => self.read(host, settings, version),
         }
     }
 
-    fn read<H: SharedData + Metrics>(&self, host: &H, settings: &Settings, version: u64) -> View {
-        View::of(&self.refresh(host, settings, Some(version)), version)
+    fn read<H: SharedData + Metrics>(
+        &self,
+        host: &H,
+        settings: &BreakerSettings,
+        version: u64,
+    ) -> BreakerView {
+        BreakerView::of(&self.refresh(host, settings, Some(version)), version)
     }
 
     /// Counts an outcome of a closed breaker in its tally, and judges what is counted there by now.
     fn tally<H: SharedData + Metrics>(
         &self,
         host: &H,
-        settings: &Settings,
+        settings: &BreakerSettings,
         now: Nanos,
-        mut view: View,
-        call: Call,
+        mut view: BreakerView,
+        call: CallResult,
         random: u64,
-    ) -> Result<Change, Contended> {
+    ) -> Result<Option<Transition>, Contended> {
         let epoch = view.epoch;
         let failed = call.outcome == Outcome::Failure;
         // Before the outcome is counted: it belongs to the new bucket.
@@ -320,7 +328,7 @@ impl CircuitBreaker {
     }
 
     /// Counts the failures in a row.
-    fn row<H: Metrics>(&self, host: &H, settings: &Settings, failed: bool) -> u32 {
+    fn row<H: Metrics>(&self, host: &H, settings: &BreakerSettings, failed: bool) -> u32 {
         if settings.config().consecutive_failures == 0 {
             return 0;
         }
@@ -338,10 +346,10 @@ impl CircuitBreaker {
     fn roll<H: SharedData + Metrics>(
         &self,
         host: &H,
-        settings: &Settings,
+        settings: &BreakerSettings,
         now: Nanos,
-        view: View,
-    ) -> Result<View, Contended> {
+        view: BreakerView,
+    ) -> Result<BreakerView, Contended> {
         self.step(host, settings, view.version, |state| {
             // Read after the record, whose own reading is then never the newer one.
             state.roll(settings, now, view.epoch, host.value(self.meters.tally));
@@ -353,12 +361,12 @@ impl CircuitBreaker {
     fn step<H: SharedData + Metrics, A>(
         &self,
         host: &H,
-        settings: &Settings,
+        settings: &BreakerSettings,
         version: u64,
-        mut step: impl FnMut(&mut State) -> (A, Change),
-    ) -> Result<(A, Change), Contended> {
+        mut step: impl FnMut(&mut BreakerState) -> (A, Option<Transition>),
+    ) -> Result<(A, Option<Transition>), Contended> {
         let (answer, change, state) = store::update(host, &self.key, |bytes| {
-            let before = State::decode(bytes).bounded(settings);
+            let before = BreakerState::decode(bytes).bounded(settings);
             let mut after = before;
             let (answer, change) = step(&mut after);
             if after == before {
@@ -368,7 +376,7 @@ impl CircuitBreaker {
             Step::Write((answer, change, after))
         })?;
         if self.is_metered() {
-            self.view.set(Some(View::of(&state, version)));
+            self.view.set(Some(BreakerView::of(&state, version)));
             if change.is_some() {
                 host.add(self.meters.version, 1);
             }

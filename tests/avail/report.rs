@@ -155,14 +155,15 @@ pub fn progress(run: &Run) -> String {
 
 /// The part of docs/availability.md that a run writes.
 pub fn markdown(results: &[Scenario], head: &str) -> String {
-    let mut text = format!("{head}\n");
+    let mut text = wrapped(head);
     let medians_of = results.first().map_or(0, |result| result.runs.len());
     if medians_of > 1 {
         let _ = writeln!(text, "\nMedians of {medians_of} seeds.");
     }
     text.push_str(
         "\nEach cell: plain / native / **haven**.\n\n\
-         | scenario | useful % | answered % | critical useful % | tries a request | p99 of answers, ms | well again after, s |\n\
+         | scenario | useful % | answered % | critical useful % | tries a request \
+         | p99 of answers, ms | well again after, s |\n\
          |---|---|---|---|---|---|---|\n",
     );
     for result in results {
@@ -199,16 +200,17 @@ pub fn markdown(results: &[Scenario], head: &str) -> String {
         );
     }
     let most = |each: &mut dyn Iterator<Item = f64>| each.fold(0.0, f64::max);
-    let _ = writeln!(
-        text,
-        "\nProcessors used at most: {:.2} by clients and endpoints of all three together, {:.2} by \
+    let processors = format!(
+        "Processors used at most: {:.2} by clients and endpoints of all three together, {:.2} by \
          an Envoy. Runs repeated for lag: {}.",
         most(&mut runs().map(|run| run.own_cpu)),
         most(&mut runs().flat_map(|run| run.envoy_cpu)),
         runs().map(|run| run.repeats).sum::<u32>(),
     );
+    let _ = writeln!(text, "\n{}", wrapped(&processors).trim_end());
     text.push_str(
-        "\nWhat was drawn, and what the endpoints did while the fault lasted, by their own counts:\n\n\
+        "\nWhat was drawn, and what the endpoints did while the fault lasted, \
+         by their own counts:\n\n\
          | scenario | load, service, fault | with plain | with native | with haven |\n\
          |---|---|---|---|---|\n",
     );
@@ -278,6 +280,23 @@ fn replaced(document: &str, text: &str) -> String {
     format!("{before}{BEGIN}\n{}\n{END}{after}", text.trim_end())
 }
 
+/// Prose in lines of at most 96 columns.
+fn wrapped(text: &str) -> String {
+    let (mut lines, mut column) = (String::new(), 0);
+    for word in text.split_whitespace() {
+        let length = word.chars().count();
+        if column > 0 {
+            let breaks = column + 1 + length > 96;
+            lines.push(if breaks { '\n' } else { ' ' });
+            column = if breaks { 0 } else { column + 1 };
+        }
+        lines.push_str(word);
+        column += length;
+    }
+    lines.push('\n');
+    lines
+}
+
 fn one(percent: f64) -> String {
     if percent.is_nan() {
         return "–".to_owned();
@@ -330,6 +349,10 @@ mod tests {
                 || row.unwrap().contains("not / not / **0.25**")
         );
         assert_eq!(text.matches("| one-dead (seed ").count(), 3);
+        assert!(
+            text.lines()
+                .all(|l| l.starts_with('|') || l.chars().count() <= 100)
+        );
         assert_eq!(one(99.96), "99.9");
         assert_eq!(median([Some(1.0)].into_iter()), Some(1.0));
     }

@@ -102,7 +102,8 @@ fn head(options: &Options, took: Duration) -> String {
     let version = output(&envoy.display().to_string(), &["--version"]);
     let version = version.rsplit('/').nth(3).unwrap_or_default().to_owned();
     format!(
-        "`make avail SEED={}`, {}: haven {} at {}, Envoy {version} with {WORKERS} workers, {} processors, {} s.",
+        "`make avail SEED={}`, {}: haven {} at {}, Envoy {version} with {WORKERS} workers, \
+         {} processors, {} s.",
         seeds.join(","),
         output("date", &["-u", "+%F"]),
         env!("CARGO_PKG_VERSION"),

@@ -268,7 +268,9 @@ async fn answer(
     let begun = shared.now().is_some();
     {
         let mut seen = shared.seen();
-        let parsed = number.as_ref().and_then(|n| n.to_str().ok()?.parse().ok());
+        let parsed = number
+            .as_ref()
+            .and_then(|n| n.to_str().ok()?.parse::<usize>().ok());
         if begun {
             seen.tries.extend(parsed);
         }

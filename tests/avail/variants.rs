@@ -48,6 +48,8 @@ const PER_TRY: f64 = 0.4;
 const NATIVE_PER_TRY: f64 = 0.5;
 
 const HAVEN: &str = include_str!("haven.json");
+const NETWORK: &str = "type.googleapis.com/envoy.extensions.filters.network";
+const BALANCING: &str = "type.googleapis.com/envoy.extensions.load_balancing_policies";
 const FILTERS: &str = "type.googleapis.com/envoy.extensions.filters.http";
 
 /// The bootstrap, on free loopback ports.
@@ -76,7 +78,7 @@ pub fn bootstrap(variant: Variant, world: &World, endpoints: &[SocketAddr]) -> S
         "typed_config": {"@type": format!("{FILTERS}.router.v3.Router")},
     }));
     let manager = json!({
-        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "@type": format!("{NETWORK}.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": "ingress",
         "use_remote_address": true,
         // The client puts all of its requests on one connection: none may wait there.
@@ -144,7 +146,8 @@ fn cluster(endpoints: &[SocketAddr]) -> Value {
         "type": "STATIC",
         "connect_timeout": "0.25s",
         "circuit_breakers": {"thresholds": [{
-            "max_connections": 8192, "max_pending_requests": 8192, "max_requests": 8192, "max_retries": 256,
+            "max_connections": 8192, "max_pending_requests": 8192, "max_requests": 8192,
+            "max_retries": 256,
         }]},
         "load_assignment": {"cluster_name": "service", "endpoints": [{"lb_endpoints": endpoints}]},
     })
@@ -161,7 +164,7 @@ fn native_cluster(world: &World) -> Value {
         "max_connections": 8192, "max_pending_requests": 8192, "max_requests": requests,
         "retry_budget": {"budget_percent": {"value": 20.0}, "min_retry_concurrency": 3},
     });
-    let least_request = "type.googleapis.com/envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest";
+    let least_request = format!("{BALANCING}.least_request.v3.LeastRequest");
     json!({
         "load_balancing_policy": {"policies": [{"typed_extension_config": {
             "name": "envoy.load_balancing_policies.least_request",
@@ -183,10 +186,12 @@ fn native_cluster(world: &World) -> Value {
             "split_external_local_origin_errors": true,
             "consecutive_5xx": 5, "enforcing_consecutive_5xx": 100,
             "consecutive_gateway_failure": 5, "enforcing_consecutive_gateway_failure": 100,
-            "consecutive_local_origin_failure": 5, "enforcing_consecutive_local_origin_failure": 100,
+            "consecutive_local_origin_failure": 5,
+            "enforcing_consecutive_local_origin_failure": 100,
             "failure_percentage_threshold": 35, "failure_percentage_minimum_hosts": 2,
             "failure_percentage_request_volume": 10,
-            "enforcing_failure_percentage": 100, "enforcing_failure_percentage_local_origin": 0,
+            "enforcing_failure_percentage": 100,
+            "enforcing_failure_percentage_local_origin": 0,
         },
     })
 }
@@ -255,17 +260,16 @@ fn other_hosts() -> Value {
 // --- haven, as envoy.yaml has it
 
 fn haven_cluster() -> Value {
-    let policies = "type.googleapis.com/envoy.extensions.load_balancing_policies";
     let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
     json!({
         "load_balancing_policy": {"policies": [{"typed_extension_config": {
             "name": "envoy.load_balancing_policies.override_host",
             "typed_config": {
-                "@type": format!("{policies}.override_host.v3.OverrideHost"),
+                "@type": format!("{BALANCING}.override_host.v3.OverrideHost"),
                 "override_host_sources": [{"header": "x-haven-upstream"}],
                 "fallback_policy": {"policies": [{"typed_extension_config": {
                     "name": "envoy.load_balancing_policies.round_robin",
-                    "typed_config": {"@type": format!("{policies}.round_robin.v3.RoundRobin")},
+                    "typed_config": {"@type": format!("{BALANCING}.round_robin.v3.RoundRobin")},
                 }}]},
             },
         }}]},

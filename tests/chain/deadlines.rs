@@ -3,7 +3,7 @@
 
 use super::{Proxy, merge, upstream};
 use haven::base::time::Nanos;
-use haven::engine::exchange::{Action, Exchange};
+use haven::engine::chain::{Action, Exchange};
 use haven::host::Property;
 use haven::host::sim::SimStream;
 use serde_json::{Value, json};

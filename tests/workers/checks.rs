@@ -6,7 +6,7 @@ use haven::base::headers::HeaderMap;
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
 use haven::engine::Engine;
-use haven::engine::exchange::Exchange;
+use haven::engine::chain::Exchange;
 use haven::host::sim::{CasRules, Machine, Outgoing, SimStream, Worker};
 use haven::host::{CallAnswer, Clock};
 use haven::policy::health_check::lease::{Candidate, LEASE, Lease, Role};
