@@ -35,7 +35,8 @@ pub fn picture(title: &str, names: [&str; 3], groups: &[Group]) -> String {
     };
     line(format_args!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {full} {height}\" \
-         width=\"{full}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\" fill=\"#1c1e21\">"
+         width=\"{full}\" height=\"{height}\" \
+         font-family=\"sans-serif\" font-size=\"12\" fill=\"#1c1e21\">"
     ));
     line(format_args!(
         "<rect width=\"{full}\" height=\"{height}\" fill=\"#ffffff\"/>"
