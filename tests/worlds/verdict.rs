@@ -95,6 +95,12 @@ impl Verdict {
         &self.outcomes[0]
     }
 
+    /// What came of it under this name; with everything on where a world lacks the policy.
+    pub fn outcome(&self, name: &str) -> &Outcome {
+        let found = self.outcomes.iter().find(|it| it.name == name);
+        found.unwrap_or(self.all())
+    }
+
     /// What is not as it must be: by how many points (or tries, times 100), and in a word.
     pub fn faults_found(&self) -> Vec<(f64, String)> {
         let all = self.all().tally;
@@ -164,12 +170,13 @@ impl Verdict {
                     offered: number(1) as u64,
                     useful: number(2),
                     critical: number(3),
-                    fallback: number(4),
-                    refused: number(5),
-                    tries: number(6),
-                    twice: number(7) as u64,
+                    others: number(4),
+                    fallback: number(5),
+                    refused: number(6),
+                    tries: number(7),
+                    twice: number(8) as u64,
                 },
-                recovery: number(8),
+                recovery: number(9),
             }
         });
         Some(Self {
@@ -199,6 +206,7 @@ fn mean(world: &World, name: &str, runs: &[Run]) -> Outcome {
             offered: tallies.iter().map(|it| it.offered).sum(),
             useful: mean(|it| it.useful),
             critical: mean(|it| it.critical),
+            others: mean(|it| it.others),
             fallback: mean(|it| it.fallback),
             refused: mean(|it| it.refused),
             tries: mean(|it| it.tries),
