@@ -6,7 +6,7 @@
 //! no more are asked at once than at a steady pace: what was missed is not caught up.
 
 use crate::base::time::Nanos;
-use crate::config::HealthCheck;
+use crate::policy::health_check::config::HealthCheck;
 
 /// Time between the first questions to two endpoints.
 const SPREAD: Nanos = Nanos::from_millis(5);
