@@ -33,6 +33,7 @@
 //! tried again. A compare-and-swap that loses too often: the state is written with the next result.
 //! A record that cannot be read: the endpoint is unchecked.
 
+pub mod config;
 pub mod grpc;
 pub mod lease;
 mod record;

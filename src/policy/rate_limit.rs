@@ -17,6 +17,7 @@
 //! `haven_store_contention_total`.
 
 pub mod algorithm;
+pub mod config;
 pub mod fixed_window;
 pub mod gcra;
 pub mod leaky_bucket;
@@ -31,8 +32,9 @@ use crate::base::hash::{KeyHasher, Seed, once_more};
 use crate::base::headers::parse_number;
 use crate::base::ip::Ip;
 use crate::base::time::Nanos;
-use crate::config;
 use crate::host::{Host, SharedData};
+use crate::request::client_ip::ClientIp;
+use crate::request::key::KeyPart;
 use crate::request::{Request, key};
 use crate::store::Contended;
 use algorithm::Algorithm;
@@ -130,7 +132,7 @@ impl RateLimit {
     #[must_use]
     pub fn new(
         config: config::RateLimit,
-        prefixes: &config::ClientIp,
+        prefixes: &ClientIp,
         namespace: &str,
         alone: bool,
         seed: Seed,
@@ -173,7 +175,7 @@ impl RateLimit {
     /// Whether the limit needs a request's client address.
     #[must_use]
     pub fn needs_client(&self) -> bool {
-        self.config.key.contains(&config::KeyPart::ClientIp) || !self.config.exempt.is_empty()
+        self.config.key.contains(&KeyPart::ClientIp) || !self.config.exempt.is_empty()
     }
 
     /// Whether the limit may delay requests.

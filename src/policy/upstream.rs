@@ -18,6 +18,7 @@
 //! capacity by [`orca`] reports.
 
 pub mod choice;
+pub mod config;
 pub mod maglev;
 pub mod orca;
 pub mod peak_ewma;

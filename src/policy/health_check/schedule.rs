@@ -6,7 +6,7 @@
 //! are checked at once than at a steady pace: missed checks are not made up for.
 
 use crate::base::time::Nanos;
-use crate::config::HealthCheck;
+use crate::policy::health_check::config::HealthCheck;
 
 /// Time between the first checks of two endpoints.
 const SPREAD: Nanos = Nanos::from_millis(5);

@@ -1,6 +1,6 @@
 //! The states of an endpoint, the reasons for them, and the result of one check.
 
-use crate::config::HealthCheck;
+use crate::policy::health_check::config::HealthCheck;
 
 /// The state of an endpoint or of a component.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

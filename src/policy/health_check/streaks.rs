@@ -3,7 +3,7 @@
 use super::record::HealthRecord;
 use super::state::{EndpointHealth, Sample};
 use crate::base::time::Nanos;
-use crate::config::HealthCheck;
+use crate::policy::health_check::config::HealthCheck;
 
 /// The good or bad results in a row of an endpoint and its components, as its checker counts them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
