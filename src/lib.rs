@@ -9,7 +9,7 @@
 //!  engine   Exchange::on_request ── the chain ─┐          Exchange::on_response   Exchange::on_end     [5]
 //!                                              ▼                   │                        │
 //!  policy   route · canary · deadline · rate_limit · concurrency · circuit_breaker · upstream · retry           [4]
-//!           fallback · health                   │
+//!           fallback · probe                    │
 //!  request  Request · key · Reason · reply      │                                                            [3]
 //!                                              │
 //!  store    records in shared data: pure steps inside a bounded compare-and-swap loop     [2]    config [2]

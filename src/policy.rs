@@ -6,8 +6,9 @@ pub mod circuit_breaker;
 pub mod concurrency;
 pub mod deadline;
 pub mod fallback;
-pub mod health;
+
 pub mod health_check;
+pub mod probe;
 pub mod rate_limit;
 pub mod retry;
 pub mod route;

@@ -22,7 +22,7 @@
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
 use haven::config::Criticality;
-use haven::policy::concurrency::adaptive::{Seen, Settings};
+use haven::policy::concurrency::adaptive::{AdaptiveSettings, Seen};
 use haven::policy::concurrency::has_room;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -31,7 +31,7 @@ const MS: u64 = 1_000_000;
 const DEADLINE: u64 = 500 * MS;
 
 /// The one configuration of all scenarios: the contract's defaults, a deadline of 500 ms.
-const SETTINGS: Settings = Settings {
+const SETTINGS: AdaptiveSettings = AdaptiveSettings {
     min: 3,
     max: 1000,
     initial: 20,

@@ -8,10 +8,10 @@ use crate::base::text::number;
 use crate::base::time::Nanos;
 use crate::config::{self, Mode};
 use crate::host::{Host, MetricId};
+use crate::policy::circuit_breaker::CircuitBreaker;
 use crate::policy::circuit_breaker::state::{
-    Admission, Call, Cause, Phase, Settings, State, Transition,
+    Admission, BreakerSettings, CallResult, Phase, State, Transition, TripReason,
 };
-use crate::policy::circuit_breaker::{Change, CircuitBreaker};
 use crate::store::Contended;
 use std::rc::Rc;
 
@@ -19,7 +19,7 @@ use std::rc::Rc;
 #[derive(Clone, Copy, Debug)]
 struct Counters {
     to: [MetricId; 3],
-    causes: [MetricId; Cause::ALL.len()],
+    causes: [MetricId; TripReason::ALL.len()],
     contention: MetricId,
 }
 
@@ -36,7 +36,7 @@ impl TransitionCounters {
         let counters = Counters {
             to: [Phase::Closed, Phase::Open, Phase::HalfOpen]
                 .map(|phase| metrics.breaker_transitions(name, phase)),
-            causes: Cause::ALL.map(|cause| metrics.breaker_causes(name, cause)),
+            causes: TripReason::ALL.map(|cause| metrics.breaker_causes(name, cause)),
             contention: metrics.contention(name),
         };
         self.0.push((name.to_owned(), counters));
@@ -47,7 +47,7 @@ impl TransitionCounters {
 #[derive(Debug)]
 pub(super) struct Breaker {
     cell: CircuitBreaker,
-    settings: Settings,
+    settings: BreakerSettings,
     key: String,
     shadow: bool,
     state: MetricId,
@@ -92,7 +92,7 @@ impl Breaker {
                 (&["endpoint", upstream, address], address)
             }
         };
-        let settings = Settings::new(config.clone());
+        let settings = BreakerSettings::new(config.clone());
         let meters = names.breaker_meters(config, subject, mode);
         Self {
             cell: CircuitBreaker::new(&config.name, path, namespace(mode))
@@ -139,7 +139,14 @@ impl Breaker {
     }
 
     /// Reports how an admitted call ended.
-    pub(super) fn end<H: Host>(&self, host: &H, now: Nanos, epoch: u32, call: Call, rng: &Rng) {
+    pub(super) fn end<H: Host>(
+        &self,
+        host: &H,
+        now: Nanos,
+        epoch: u32,
+        call: CallResult,
+        rng: &Rng,
+    ) {
         if let Some(change) = self.decided(
             host,
             self.cell.end(host, &self.settings, now, epoch, call, rng),
@@ -156,7 +163,7 @@ impl Breaker {
     }
 
     /// Tells the world of a change of state: gauges, counters, one log line.
-    fn announce<H: Host>(&self, host: &H, change: Change) {
+    fn announce<H: Host>(&self, host: &H, change: Option<Transition>) {
         let Some(Transition {
             from,
             to,
@@ -175,7 +182,7 @@ impl Breaker {
             Phase::HalfOpen => (to_half_open, log::Level::Info),
         };
         host.add(counter, 1);
-        if let Some((_, counter)) = Cause::ALL
+        if let Some((_, counter)) = TripReason::ALL
             .iter()
             .zip(self.counters.causes)
             .find(|(known, _)| **known == cause)

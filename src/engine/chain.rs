@@ -10,7 +10,7 @@ mod classify;
 mod concurrency;
 mod deadline;
 mod endpoint;
-mod probe;
+mod health;
 mod rate_limits;
 mod reply;
 mod response;
@@ -26,10 +26,10 @@ use crate::base::ip::Ip;
 use crate::base::time::Nanos;
 use crate::config::{self, IpSource, Mode};
 use crate::host::{Host, Message, Property, Stream};
-use crate::policy::circuit_breaker::state::Call;
+use crate::policy::circuit_breaker::state::CallResult;
 use crate::policy::fallback::stale::{Asked, Draft};
-use crate::policy::health::grpc::{self, Check};
-use crate::policy::health::{self, Probe};
+use crate::policy::probe::grpc::{self, ProbeRequest};
+use crate::policy::probe::{self, Probe};
 use crate::policy::rate_limit::KeyQuota;
 use crate::policy::rate_limit::quota_headers;
 use crate::policy::route;
@@ -71,7 +71,7 @@ pub struct Exchange {
     /// How long it waited before `start`.
     waited: Nanos,
     /// The health check that it is, while its message is being read.
-    health: Option<Check>,
+    health: Option<ProbeRequest>,
     /// What it waits for, while it does.
     pause: Option<Pause>,
     grpc: bool,
@@ -172,9 +172,9 @@ impl Exchange {
                 stream.remove_header(Message::Request, reserved);
             }
         });
-        if let Some(probe) = health::probe(&engine.config.health, &request) {
+        if let Some(probe) = probe::probe(&engine.config.health, &request) {
             let reply = match probe {
-                Probe::Plain => health::plain(),
+                Probe::Plain => probe::plain(),
                 Probe::Document => engine.health_document(host, host.monotonic()),
             };
             return self.reply(stream, &reply);
@@ -495,7 +495,7 @@ impl Exchange {
             .and_then(|used| engine.breakers.get(used.at))
             .zip(epoch)
         {
-            breaker.end(host, *now, epoch, Call::IGNORED, &engine.rng);
+            breaker.end(host, *now, epoch, CallResult::IGNORED, &engine.rng);
         }
         if let Some((upstream, pick)) = unrecorded {
             upstream.release(host, *now, &pick, &engine.rng);

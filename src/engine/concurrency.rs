@@ -9,7 +9,7 @@ use crate::base::hash::of_names;
 use crate::base::time::Nanos;
 use crate::config::{self, ConcurrencyAlgorithm, Criticality};
 use crate::host::{Host, MetricId};
-use crate::policy::concurrency::adaptive::{Seen, Settings};
+use crate::policy::concurrency::adaptive::{AdaptiveSettings, Seen};
 use crate::policy::concurrency::has_room;
 use crate::store::{RecordKey, RecordKind};
 use std::cell::Cell;
@@ -28,7 +28,7 @@ pub(super) struct Concurrency {
 #[derive(Clone, Copy, Debug)]
 enum Bound {
     Fixed(u64),
-    Adaptive(Settings),
+    Adaptive(AdaptiveSettings),
 }
 
 /// A request in flight, as its limit remembers it. It must be given back exactly once.
@@ -62,12 +62,14 @@ impl Concurrency {
         let [kind, key] = subject;
         let bound = match config.algorithm {
             ConcurrencyAlgorithm::Fixed { limit } => Bound::Fixed(limit.into()),
-            ConcurrencyAlgorithm::Adaptive { min, max, initial } => Bound::Adaptive(Settings {
-                min: min.into(),
-                max: max.into(),
-                initial: initial.into(),
-                deadline,
-            }),
+            ConcurrencyAlgorithm::Adaptive { min, max, initial } => {
+                Bound::Adaptive(AdaptiveSettings {
+                    min: min.into(),
+                    max: max.into(),
+                    initial: initial.into(),
+                    deadline,
+                })
+            }
         };
         let new = Self {
             name: config.name.clone(),
@@ -171,7 +173,7 @@ impl Concurrency {
         host: &H,
         now: Nanos,
         limit: u64,
-        learn: impl FnOnce(&mut Seen, &Settings),
+        learn: impl FnOnce(&mut Seen, &AdaptiveSettings),
     ) {
         let Bound::Adaptive(settings) = &self.bound else {
             return;

@@ -15,7 +15,7 @@ use crate::base::rng::Rng;
 use crate::base::time::Nanos;
 use crate::config::{self, HealthCheck};
 use crate::host::{CallAnswer, CallId, Calls, Host};
-use crate::policy::health_check::state::{Reason, Record, Sample, Status};
+use crate::policy::health_check::state::{CheckReason, EndpointHealth, Record, Sample};
 use crate::store::{self, RecordKey, RecordKind};
 use checker::Checker;
 use std::cell::RefCell;
@@ -31,8 +31,8 @@ pub(super) const MAX_CALLS: usize = 512;
 /// What checks say of an endpoint: what a worker keeps of its record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct CheckResult {
-    pub status: Status,
-    pub reason: Reason,
+    pub status: EndpointHealth,
+    pub reason: CheckReason,
     pub detail: u16,
     /// Since when, on the monotonic clock.
     pub since: Nanos,
@@ -161,7 +161,7 @@ impl Checks {
                     self,
                     host,
                     &call,
-                    &Sample::new(Status::Down, Reason::Timeout, 0),
+                    &Sample::new(EndpointHealth::Down, CheckReason::Timeout, 0),
                     now,
                 );
             }

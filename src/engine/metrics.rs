@@ -7,7 +7,7 @@ use crate::base::text::push_all;
 use crate::config::{self, Mode};
 use crate::host::{MetricId, MetricKind, Metrics};
 use crate::policy::circuit_breaker::Meters;
-use crate::policy::circuit_breaker::state::{Cause, Phase};
+use crate::policy::circuit_breaker::state::{Phase, TripReason};
 use crate::request::Reason;
 
 /// Defines metrics.
@@ -56,7 +56,7 @@ impl<H: Metrics> MetricTable<'_, H> {
         )
     }
 
-    pub(super) fn breaker_causes(&self, breaker: &str, cause: Cause) -> MetricId {
+    pub(super) fn breaker_causes(&self, breaker: &str, cause: TripReason) -> MetricId {
         let labels = [("circuit_breaker", breaker), ("cause", cause.label())];
         self.define(
             MetricKind::Counter,

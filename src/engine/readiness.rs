@@ -7,13 +7,13 @@ use crate::base::text::number;
 use crate::base::time::Nanos;
 use crate::config;
 use crate::host::{Host, Reply};
-use crate::policy::health::{self, Component, Status};
-use crate::policy::health_check::state;
+use crate::policy::health_check::state::EndpointHealth;
+use crate::policy::probe::{self, Component, HealthStatus};
 
 impl Engine {
     /// The service's health document.
     pub(super) fn health_document<H: Host>(&self, host: &H, now: Nanos) -> Reply {
-        health::document(
+        probe::document(
             &self.config.service,
             &self.components(host, now),
             host.wall(),
@@ -22,7 +22,7 @@ impl Engine {
 
     /// The state of what a gRPC health check names; `None`: there is no such thing.
     pub(super) fn serving<H: Host>(&self, host: &H, now: Nanos, service: &str) -> Option<Serving> {
-        health::grpc::serving(&self.components(host, now), service)
+        probe::grpc::serving(&self.components(host, now), service)
     }
 
     /// Whether a gRPC health check can ask for this.
@@ -56,7 +56,7 @@ impl Engine {
                         }
                     };
                 let (status, why) = self.upstream_status(upstream, config, up);
-                let error = (status != Status::Up).then(|| {
+                let error = (status != HealthStatus::Up).then(|| {
                     let counts = [
                         &number(usable.into()),
                         " of ",
@@ -98,11 +98,18 @@ impl Engine {
         upstream: &Upstream,
         config: &config::Upstream,
         up: bool,
-    ) -> (Status, String) {
+    ) -> (HealthStatus, String) {
         let Some(check) = &config.health_check else {
-            return (if up { Status::Up } else { Status::Down }, String::new());
+            return (
+                if up {
+                    HealthStatus::Up
+                } else {
+                    HealthStatus::Down
+                },
+                String::new(),
+            );
         };
-        let mut worst: Option<Status> = None;
+        let mut worst: Option<HealthStatus> = None;
         let mut why = String::new();
         for (address, check_result) in upstream.check_results() {
             if check_result.status.is_usable() {
@@ -119,17 +126,19 @@ impl Engine {
                 .concat();
             }
             worst = match (worst, check_result.status) {
-                (Some(Status::Down), _) | (_, state::Status::Down) => Some(Status::Down),
-                (Some(Status::OutOfService), _) | (_, state::Status::OutOfService) => {
-                    Some(Status::OutOfService)
+                (Some(HealthStatus::Down), _) | (_, EndpointHealth::Down) => {
+                    Some(HealthStatus::Down)
                 }
-                _ => Some(Status::Unknown),
+                (Some(HealthStatus::OutOfService), _) | (_, EndpointHealth::OutOfService) => {
+                    Some(HealthStatus::OutOfService)
+                }
+                _ => Some(HealthStatus::Unknown),
             };
         }
         match worst {
-            _ if up => (Status::Up, why),
+            _ if up => (HealthStatus::Up, why),
             Some(worst) => (worst, why),
-            None => (Status::Down, why),
+            None => (HealthStatus::Down, why),
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::base::hash::Seed;
 use crate::config::{self, FallbackStep};
 use crate::host::{Host, MetricId};
 use crate::policy::fallback::stale::Stale;
-use crate::policy::fallback::stale::table::Change;
+use crate::policy::fallback::stale::table::SizeChange;
 use crate::store::Contended;
 
 /// A fallback's kept responses, with their metrics.
@@ -36,7 +36,7 @@ impl StaleStore {
         Some(kept)
     }
 
-    pub(super) fn count<H: Host>(&self, host: &H, changed: Result<Option<Change>, Contended>) {
+    pub(super) fn count<H: Host>(&self, host: &H, changed: Result<Option<SizeChange>, Contended>) {
         match changed {
             Ok(Some(change)) => {
                 let all = [

@@ -21,7 +21,7 @@ use crate::config::{self, BalancePolicy, LoadReport, Mode};
 use crate::host::{Host, MetricId};
 use crate::policy::upstream::Availability;
 use crate::policy::upstream::orca::{self, Load};
-use crate::policy::upstream::roster::{Census, Member, Roster, Rules, UNIT};
+use crate::policy::upstream::roster::{EndpointCounts, Member, Roster, Rules, UNIT};
 use crate::policy::upstream::slow_start::{self, FirstSeen};
 use crate::store::{self, RecordKey, RecordKind, Step};
 use endpoint::Endpoint;
@@ -231,7 +231,7 @@ impl Upstream {
     }
 
     /// How many endpoints there are, and may be used.
-    pub(super) fn census<H: Host>(&self, host: &H, now: Nanos) -> Census {
+    pub(super) fn census<H: Host>(&self, host: &H, now: Nanos) -> EndpointCounts {
         self.roster(host, now).census
     }
 

@@ -37,7 +37,7 @@ use crate::base::time::Nanos;
 use crate::host::{MetricId, Metrics, SharedData};
 use crate::policy::Outcome;
 use crate::store::{self, Contended, RecordKey, RecordKind, Step};
-use state::{Admission, Call, Counts, Phase, Settings, State, Transition};
+use state::{Admission, BreakerSettings, CallResult, Counts, Phase, State, Transition};
 use std::cell::Cell;
 use window::{FOLD, Ring, Window, between, weight};
 
@@ -128,9 +128,6 @@ impl View {
     }
 }
 
-/// A change of state, or none.
-pub type Change = Option<Transition>;
-
 impl CircuitBreaker {
     /// The breaker `name` for `subject` (a route, an upstream, an endpoint). `namespace` keeps
     /// shadow uses apart.
@@ -147,7 +144,7 @@ impl CircuitBreaker {
 
     /// The same with cheap paths, if the host has all metrics that they need.
     #[must_use]
-    pub fn metered(self, meters: Meters, settings: &Settings) -> Self {
+    pub fn metered(self, meters: Meters, settings: &BreakerSettings) -> Self {
         let rows = settings.config().consecutive_failures > 0;
         let missing = meters.version == MetricId::NONE
             || (settings.is_timed()
@@ -172,9 +169,9 @@ impl CircuitBreaker {
     pub fn acquire<H: SharedData + Metrics>(
         &self,
         host: &H,
-        settings: &Settings,
+        settings: &BreakerSettings,
         now: Nanos,
-    ) -> Result<(Admission, Change), Contended> {
+    ) -> Result<(Admission, Option<Transition>), Contended> {
         let version = self.version(host);
         if self.is_metered()
             && let Some(answer) = self.view(host, settings, version).answer(now)
@@ -193,12 +190,12 @@ impl CircuitBreaker {
     pub fn end<H: SharedData + Metrics>(
         &self,
         host: &H,
-        settings: &Settings,
+        settings: &BreakerSettings,
         now: Nanos,
         epoch: u32,
-        call: Call,
+        call: CallResult,
         rng: &Rng,
-    ) -> Result<Change, Contended> {
+    ) -> Result<Option<Transition>, Contended> {
         let random = rng.bits();
         let version = self.version(host);
         if self.is_metered() {
@@ -238,7 +235,7 @@ impl CircuitBreaker {
     pub fn refresh<H: SharedData + Metrics>(
         &self,
         host: &H,
-        settings: &Settings,
+        settings: &BreakerSettings,
         version: Option<u64>,
     ) -> State {
         let version = version.unwrap_or_else(|| self.version(host));
@@ -260,14 +257,24 @@ impl CircuitBreaker {
     }
 
     /// What is known, read again if the version has moved.
-    fn view<H: SharedData + Metrics>(&self, host: &H, settings: &Settings, version: u64) -> View {
+    fn view<H: SharedData + Metrics>(
+        &self,
+        host: &H,
+        settings: &BreakerSettings,
+        version: u64,
+    ) -> View {
         match self.view.get() {
             Some(view) if view.version == version => view,
             _ => self.read(host, settings, version),
         }
     }
 
-    fn read<H: SharedData + Metrics>(&self, host: &H, settings: &Settings, version: u64) -> View {
+    fn read<H: SharedData + Metrics>(
+        &self,
+        host: &H,
+        settings: &BreakerSettings,
+        version: u64,
+    ) -> View {
         View::of(&self.refresh(host, settings, Some(version)), version)
     }
 
@@ -275,12 +282,12 @@ impl CircuitBreaker {
     fn tally<H: SharedData + Metrics>(
         &self,
         host: &H,
-        settings: &Settings,
+        settings: &BreakerSettings,
         now: Nanos,
         mut view: View,
-        call: Call,
+        call: CallResult,
         random: u64,
-    ) -> Result<Change, Contended> {
+    ) -> Result<Option<Transition>, Contended> {
         let epoch = view.epoch;
         let failed = call.outcome == Outcome::Failure;
         // Before the outcome is counted: it belongs to the new bucket.
@@ -320,7 +327,7 @@ impl CircuitBreaker {
     }
 
     /// Counts the failures in a row.
-    fn row<H: Metrics>(&self, host: &H, settings: &Settings, failed: bool) -> u32 {
+    fn row<H: Metrics>(&self, host: &H, settings: &BreakerSettings, failed: bool) -> u32 {
         if settings.config().consecutive_failures == 0 {
             return 0;
         }
@@ -338,7 +345,7 @@ impl CircuitBreaker {
     fn roll<H: SharedData + Metrics>(
         &self,
         host: &H,
-        settings: &Settings,
+        settings: &BreakerSettings,
         now: Nanos,
         view: View,
     ) -> Result<View, Contended> {
@@ -353,10 +360,10 @@ impl CircuitBreaker {
     fn step<H: SharedData + Metrics, A>(
         &self,
         host: &H,
-        settings: &Settings,
+        settings: &BreakerSettings,
         version: u64,
-        mut step: impl FnMut(&mut State) -> (A, Change),
-    ) -> Result<(A, Change), Contended> {
+        mut step: impl FnMut(&mut State) -> (A, Option<Transition>),
+    ) -> Result<(A, Option<Transition>), Contended> {
         let (answer, change, state) = store::update(host, &self.key, |bytes| {
             let before = State::decode(bytes).bounded(settings);
             let mut after = before;

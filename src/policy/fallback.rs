@@ -6,7 +6,7 @@ use crate::base::text::number;
 use crate::config::{Fallback, FallbackStep, Respond, TemplatePart};
 use crate::host::Reply;
 use crate::request::Reason;
-use crate::request::reply::{Cause, Subject, retry_after_seconds};
+use crate::request::reply::{ReplyDetails, RequestInfo, retry_after_seconds};
 use stale::Found;
 
 /// Name of a step's kind, in metrics.
@@ -47,7 +47,7 @@ pub fn needs_request_id(fallback: &Fallback) -> bool {
 
 /// The last good response as an answer, with its age.
 #[must_use]
-pub fn stale(found: Found, cause: Cause<'_>) -> Reply {
+pub fn stale(found: Found, cause: ReplyDetails<'_>) -> Reply {
     Reply {
         status: 200,
         headers: vec![
@@ -62,7 +62,7 @@ pub fn stale(found: Found, cause: Cause<'_>) -> Reply {
 
 /// A fixed answer.
 #[must_use]
-pub fn respond(respond: &Respond, subject: &Subject<'_>, cause: Cause<'_>) -> Reply {
+pub fn respond(respond: &Respond, subject: &RequestInfo<'_>, cause: ReplyDetails<'_>) -> Reply {
     let mut reply = Reply {
         status: respond.status,
         headers: vec![("proxy-status", cause.proxy_status())],
@@ -134,15 +134,15 @@ mod tests {
         }
     }
 
-    fn subject<'a>(request_id: &'a [u8], grpc: bool) -> Subject<'a> {
-        Subject {
+    fn subject<'a>(request_id: &'a [u8], grpc: bool) -> RequestInfo<'a> {
+        RequestInfo {
             route: "users",
             request_id,
             grpc,
         }
     }
 
-    const CAUSE: Cause<'_> = Cause {
+    const CAUSE: ReplyDetails<'_> = ReplyDetails {
         reason: Reason::CircuitOpen,
         policy: "cb",
         retry_after: Some(Nanos(1_000_000_001)),
@@ -183,7 +183,7 @@ mod tests {
             b"\xff",
             &[b'a'; 200],
         ] {
-            let cause = Cause {
+            let cause = ReplyDetails {
                 retry_after: None,
                 ..CAUSE
             };
@@ -205,7 +205,7 @@ mod tests {
             let reply = super::respond(
                 &respond,
                 &subject(b"", grpc),
-                Cause {
+                ReplyDetails {
                     retry_after,
                     ..CAUSE
                 },

@@ -37,7 +37,7 @@ use crate::request::{Request, key};
 use crate::store::Contended;
 use algorithm::{Algorithm, Take, Verdict};
 use lease::{Leases, Undo};
-use table::{Placement, Table, Taking};
+use table::{BucketTable, Placement, Taking};
 
 /// A rate limit, ready to be asked.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub struct RateLimit {
     /// Its configuration.
     pub config: config::RateLimit,
     seed: Seed,
-    table: Table,
+    table: BucketTable,
     leases: Leases,
     algorithm: Algorithm,
     /// Quotas of exact keys, sorted by the key's hash.
@@ -55,7 +55,7 @@ pub struct RateLimit {
 
 /// What a limit says of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum LimitDecision {
     /// The limit does not apply: exempt, or a part of the key is missing.
     NotApplicable,
     /// Admitted; `taken` gives the tokens back if a later limit refuses.
@@ -141,7 +141,7 @@ impl RateLimit {
         } else {
             config.max_keys
         };
-        let table = Table::new(&config.name, namespace, &algorithm, max_keys);
+        let table = BucketTable::new(&config.name, namespace, &algorithm, max_keys);
         let leases = Leases::new(max_keys, alone);
         let mut overrides: Vec<_> = config
             .overrides
@@ -183,9 +183,9 @@ impl RateLimit {
     }
 
     /// Takes the request's cost from its key's quota, or refuses and takes nothing.
-    pub fn take<H: Host>(&self, host: &H, request: &Request<'_>, now: Nanos) -> Answer {
+    pub fn take<H: Host>(&self, host: &H, request: &Request<'_>, now: Nanos) -> LimitDecision {
         let Some((hash, algorithm, cost)) = self.asked(request) else {
-            return Answer::NotApplicable;
+            return LimitDecision::NotApplicable;
         };
         let (verdict, tokens, placement) =
             match self.leases.known(hash, algorithm.bucket(), now, cost) {
@@ -201,7 +201,7 @@ impl RateLimit {
                         placement,
                     }) = self.table.take(host, hash, algorithm, now, cost, wanted)
                     else {
-                        return Answer::Contended;
+                        return LimitDecision::Contended;
                     };
                     let undo = match (verdict, algorithm.bucket()) {
                         (Verdict::Admitted { .. }, Some(bucket)) if cost > 0 => {
@@ -224,7 +224,7 @@ impl RateLimit {
                 }
             };
         let quota = |remaining, reset| self.key_quota(hash, algorithm, remaining, reset);
-        let admitted = |quota, delay| Answer::Admitted {
+        let admitted = |quota, delay| LimitDecision::Admitted {
             quota,
             taken: Taken { hash, tokens },
             placement,
@@ -243,7 +243,7 @@ impl RateLimit {
                 remaining,
                 reset,
                 wait,
-            } => Answer::Refused {
+            } => LimitDecision::Refused {
                 quota: quota(remaining, reset),
                 wait,
             },
@@ -251,7 +251,7 @@ impl RateLimit {
     }
 
     /// Gives back what [`RateLimit::take`] took at `then`, in the same callback. Never gives more
-    /// than that: see [`Table::refund`].
+    /// than that: see [`BucketTable::refund`].
     ///
     /// # Errors
     /// [`Contended`]: the tokens stay spent, which errs on the side of the limit.
@@ -268,7 +268,7 @@ impl RateLimit {
         }
     }
 
-    /// Whether the limit would refuse the request, as [`Answer::Refused`] says it. Takes nothing.
+    /// Whether the limit would refuse the request, as [`LimitDecision::Refused`] says it. Takes nothing.
     pub fn look<H: SharedData>(
         &self,
         host: &H,

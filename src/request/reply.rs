@@ -12,7 +12,7 @@ use crate::host::Reply;
 
 /// The request that is replied to.
 #[derive(Clone, Copy, Debug)]
-pub struct Subject<'a> {
+pub struct RequestInfo<'a> {
     /// Name of its route.
     pub route: &'a str,
     /// Its `x-request-id`, as sent.
@@ -23,7 +23,7 @@ pub struct Subject<'a> {
 
 /// Why we reply.
 #[derive(Clone, Copy, Debug)]
-pub struct Cause<'a> {
+pub struct ReplyDetails<'a> {
     /// The reason.
     pub reason: Reason,
     /// Name of the policy that decided.
@@ -34,7 +34,7 @@ pub struct Cause<'a> {
     pub received_status: Option<u16>,
 }
 
-impl Cause<'_> {
+impl ReplyDetails<'_> {
     /// The `Proxy-Status` header's value.
     #[must_use]
     pub fn proxy_status(&self) -> Vec<u8> {
@@ -60,7 +60,7 @@ pub fn retry_after_seconds(wait: Nanos) -> u64 {
 
 /// The refusal itself, where no fallback answers.
 #[must_use]
-pub fn refusal(subject: &Subject<'_>, cause: Cause<'_>) -> Reply {
+pub fn refusal(subject: &RequestInfo<'_>, cause: ReplyDetails<'_>) -> Reply {
     // Room for all that follow, those of a quota too.
     let mut headers = Vec::with_capacity(8);
     headers.push(("proxy-status", cause.proxy_status()));
@@ -141,7 +141,7 @@ const fn problem_type(reason: Reason) -> (&'static str, &'static str) {
     }
 }
 
-const fn detail(cause: &Cause<'_>) -> &'static str {
+const fn detail(cause: &ReplyDetails<'_>) -> &'static str {
     match cause.reason {
         Reason::RateLimited if cause.retry_after.is_none() => {
             "The request costs more than its rate limit ever has at hand; it will not be admitted later either."
@@ -163,7 +163,7 @@ const fn detail(cause: &Cause<'_>) -> &'static str {
 mod tests {
     use super::*;
 
-    const CAUSE: Cause<'_> = Cause {
+    const CAUSE: ReplyDetails<'_> = ReplyDetails {
         reason: Reason::RateLimited,
         policy: "per-client",
         retry_after: Some(Nanos(1)),
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn a_refusal_is_a_problem_document() {
         let reply = refusal(
-            &Subject {
+            &RequestInfo {
                 route: "users",
                 request_id: b"",
                 grpc: false,
@@ -200,12 +200,12 @@ mod tests {
         assert_eq!(body["violated-policies"], serde_json::json!(["per-client"]));
         assert_eq!(header(&reply, "retry-after"), Some("1"), "never 0");
         assert!(body["detail"].as_str().unwrap().contains("try again"));
-        let never = Cause {
+        let never = ReplyDetails {
             retry_after: None,
             ..CAUSE
         };
         let reply = refusal(
-            &Subject {
+            &RequestInfo {
                 route: "users",
                 request_id: b"",
                 grpc: false,
@@ -236,12 +236,12 @@ mod tests {
             Reason::Timeout,
         ] {
             let reply = refusal(
-                &Subject {
+                &RequestInfo {
                     route: "r",
                     request_id: b"",
                     grpc: false,
                 },
-                Cause { reason, ..CAUSE },
+                ReplyDetails { reason, ..CAUSE },
             );
             let body: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
             for field in ["type", "title", "status", "detail", "reason", "policy"] {
@@ -253,7 +253,7 @@ mod tests {
     #[test]
     fn grpc_gets_a_status_and_a_message() {
         let reply = refusal(
-            &Subject {
+            &RequestInfo {
                 route: "users",
                 request_id: b"",
                 grpc: true,

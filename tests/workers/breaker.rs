@@ -6,7 +6,7 @@ use haven::base::time::Nanos;
 use haven::host::sim::{CasRules, Machine, Worker};
 use haven::host::{Cas, CasMismatch, Clock, MetricId, MetricKind, Metrics, SharedData};
 use haven::policy::Outcome;
-use haven::policy::circuit_breaker::state::{Admission, Call, Phase, Settings, State};
+use haven::policy::circuit_breaker::state::{Admission, BreakerSettings, CallResult, Phase, State};
 use haven::policy::circuit_breaker::window::{Window, weight};
 use haven::policy::circuit_breaker::{CircuitBreaker, Meters};
 use std::cell::{Cell, RefCell};
@@ -24,12 +24,12 @@ const SHORT: &str = r#"{"type": "time", "size": "1s"}"#;
 const BUCKET: Nanos = Nanos::from_millis(100);
 const COUNT: (&str, usize) = (r#"{"type": "count", "size": 6}"#, 6);
 
-fn settings_with(window: &str) -> Settings {
+fn settings_with(window: &str) -> BreakerSettings {
     let json = format!(
         r#"{{"circuit_breakers": {{"b": {{"minimum_calls": {MINIMUM}, "failure_rate_threshold": 50, "window": {window},
             "open_duration": "500ms", "half_open_calls": {HALF_OPEN_CALLS}, "half_open_max_wait": "2s"}}}}}}"#
     );
-    Settings::new(
+    BreakerSettings::new(
         haven::config::parse(json.as_bytes())
             .unwrap()
             .circuit_breakers[0]
@@ -37,7 +37,7 @@ fn settings_with(window: &str) -> Settings {
     )
 }
 
-fn settings() -> Settings {
+fn settings() -> BreakerSettings {
     settings_with(LONG)
 }
 
@@ -195,7 +195,7 @@ fn all_workers_together_are_one_breaker() {
                         _ => Outcome::Ignore,
                     };
                     let at = worker.monotonic();
-                    let call = Call {
+                    let call = CallResult {
                         outcome,
                         duration: Nanos::ZERO,
                         retry_after: None,
@@ -271,7 +271,7 @@ fn clocks_that_step_do_not_stick_it() {
                     if let Ok((Admission::Admitted { epoch, .. }, _)) =
                         breaker.acquire(&worker, &settings, worker.monotonic())
                     {
-                        let call = Call {
+                        let call = CallResult {
                             outcome: Outcome::Failure,
                             duration: Nanos::ZERO,
                             retry_after: None,
@@ -628,7 +628,7 @@ fn tallied_outcomes_make_the_same_breaker() {
                         epoch,
                         outcome,
                     }));
-                    let call = Call {
+                    let call = CallResult {
                         outcome,
                         duration: Nanos::ZERO,
                         retry_after: None,
@@ -686,7 +686,7 @@ fn a_tally_that_is_set_back_opens_nothing_and_is_used_again() {
             else {
                 panic!("refused")
             };
-            let call = Call {
+            let call = CallResult {
                 outcome,
                 duration: Nanos::ZERO,
                 retry_after: None,
@@ -723,7 +723,7 @@ fn a_bucket_of_millions_of_calls_is_counted_right() {
     );
     let million = 1 << 20;
     let rounds = |failed: bool| {
-        let call = Call {
+        let call = CallResult {
             outcome: if failed {
                 Outcome::Failure
             } else {
@@ -746,7 +746,7 @@ fn a_bucket_of_millions_of_calls_is_counted_right() {
         })
     };
     // The ring begins with the first call, and what was tallied before that is not its own.
-    let first = Call {
+    let first = CallResult {
         outcome: Outcome::Success,
         duration: Nanos::ZERO,
         retry_after: None,

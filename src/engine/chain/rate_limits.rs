@@ -8,7 +8,7 @@ use crate::engine::Engine;
 use crate::engine::route::{Binding, Limit, Route};
 use crate::host::Host;
 use crate::policy::rate_limit::table::Placement;
-use crate::policy::rate_limit::{Answer, KeyQuota, Taken};
+use crate::policy::rate_limit::{KeyQuota, LimitDecision, Taken};
 use crate::request::{Reason, Request};
 
 /// A request's wait.
@@ -44,8 +44,8 @@ impl Exchange {
             };
             let config = &limit.policy.config;
             let (quota, wait) = match limit.policy.take(host, request, self.start) {
-                Answer::NotApplicable => continue,
-                Answer::Admitted {
+                LimitDecision::NotApplicable => continue,
+                LimitDecision::Admitted {
                     quota,
                     taken: tokens,
                     placement,
@@ -70,8 +70,8 @@ impl Exchange {
                     }
                     continue;
                 }
-                Answer::Refused { quota, wait } => (Some(quota), wait),
-                Answer::Contended => {
+                LimitDecision::Refused { quota, wait } => (Some(quota), wait),
+                LimitDecision::Contended => {
                     host.add(limit.contention, 1);
                     if config.on_contention == OnContention::Allow {
                         continue;

@@ -11,7 +11,7 @@ use crate::host::{Host, Message, MetricId, Reply, Stream};
 use crate::policy::fallback;
 use crate::policy::rate_limit::KeyQuota;
 use crate::policy::rate_limit::quota_headers;
-use crate::request::reply::{Cause, Subject};
+use crate::request::reply::{ReplyDetails, RequestInfo};
 use crate::request::{Reason, reply};
 
 /// A refusal on its way to become a reply.
@@ -41,7 +41,7 @@ impl Exchange {
         stream: &S,
     ) -> Action {
         self.release(engine, host);
-        let cause = Cause {
+        let cause = ReplyDetails {
             reason: refusal.reason,
             policy: refusal.policy,
             retry_after: refusal.retry_after,
@@ -74,7 +74,7 @@ impl Exchange {
         &mut self,
         engine: &'e Engine,
         route: &Route,
-        cause: Cause<'_>,
+        cause: ReplyDetails<'_>,
         counter: Option<MetricId>,
         host: &H,
     ) -> Option<FallbackAction<'e>> {
@@ -148,8 +148,8 @@ impl Exchange {
         None
     }
 
-    pub(super) fn subject<'a>(&'a self, route: &'a str) -> Subject<'a> {
-        Subject {
+    pub(super) fn subject<'a>(&'a self, route: &'a str) -> RequestInfo<'a> {
+        RequestInfo {
             route,
             request_id: &self.request_id,
             grpc: self.grpc,

@@ -14,10 +14,10 @@ use crate::engine::route::Route;
 use crate::engine::upstream::Attempts;
 use crate::host::{Host, Message, Property, Reply, Stream};
 use crate::policy::Outcome;
-use crate::policy::circuit_breaker::state::Call;
+use crate::policy::circuit_breaker::state::CallResult;
 use crate::policy::upstream::orca;
 use crate::request::Reason;
-use crate::request::reply::Cause;
+use crate::request::reply::ReplyDetails;
 
 /// What is known of an answer when its headers are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,7 +169,7 @@ impl Exchange {
             .get(used.at)
             .map_or("", |f| f.name.as_str());
         let received_status = (class == Class::Answered).then_some(status);
-        let cause = Cause {
+        let cause = ReplyDetails {
             reason,
             policy,
             retry_after: None,
@@ -314,7 +314,7 @@ impl Exchange {
             } else {
                 Outcome::Success
             };
-            Call {
+            CallResult {
                 outcome,
                 duration,
                 retry_after,

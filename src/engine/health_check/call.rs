@@ -5,7 +5,7 @@ use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
 use crate::config::Ask;
 use crate::host::{Call, CallAnswer, CallId, Calls, Host};
-use crate::policy::health_check::state::{Reason, Sample, Status};
+use crate::policy::health_check::state::{CheckReason, EndpointHealth, Sample};
 use crate::policy::health_check::{grpc, report};
 
 impl Checker {
@@ -79,21 +79,21 @@ impl Checker {
                     if good {
                         Sample::GOOD
                     } else {
-                        Sample::new(Status::Down, Reason::HttpStatus, status)
+                        Sample::new(EndpointHealth::Down, CheckReason::HttpStatus, status)
                     }
                 })
             }
             (CallAnswer::GrpcMessage(message), Ask::Grpc { .. }) => match grpc::response(message) {
-                Some(Status::Up) => Sample::GOOD,
-                Some(status) => Sample::new(status, Reason::Report, 0),
-                None => Sample::new(Status::Down, Reason::Report, 0),
+                Some(EndpointHealth::Up) => Sample::GOOD,
+                Some(status) => Sample::new(status, CheckReason::Report, 0),
+                None => Sample::new(EndpointHealth::Down, CheckReason::Report, 0),
             },
             // DEADLINE_EXCEEDED; UNAVAILABLE.
             (CallAnswer::GrpcStatus(4), Ask::Grpc { .. }) => failed(true),
             (CallAnswer::GrpcStatus(14), Ask::Grpc { .. }) => failed(late),
             (CallAnswer::GrpcStatus(status), Ask::Grpc { .. }) => Sample::new(
-                Status::Down,
-                Reason::GrpcStatus,
+                EndpointHealth::Down,
+                CheckReason::GrpcStatus,
                 u16::try_from(*status).unwrap_or(u16::MAX),
             ),
             _ => failed(late),
@@ -104,11 +104,11 @@ impl Checker {
 /// No answer came.
 const fn failed(late: bool) -> Sample {
     Sample::new(
-        Status::Down,
+        EndpointHealth::Down,
         if late {
-            Reason::Timeout
+            CheckReason::Timeout
         } else {
-            Reason::Unreachable
+            CheckReason::Unreachable
         },
         0,
     )

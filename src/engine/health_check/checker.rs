@@ -10,7 +10,9 @@ use crate::engine::metrics::MetricTable;
 use crate::host::{Calls, Host, MetricId};
 use crate::policy::health_check::lease::{Candidate, Lease, RENEW, Role};
 use crate::policy::health_check::schedule::Schedule;
-use crate::policy::health_check::state::{Change, Reason, Record, Rows, Sample, Status, staleness};
+use crate::policy::health_check::state::{
+    CheckReason, EndpointHealth, HealthChange, Record, Sample, Streaks, staleness,
+};
 use crate::store::{self, RecordKey, RecordKind, Step};
 use std::cell::RefCell;
 
@@ -30,7 +32,7 @@ pub(super) struct Checker {
     pub(super) duration: MetricId,
     pub(super) takeovers: MetricId,
     pub(super) contention: MetricId,
-    pub(super) counters: Vec<(Reason, MetricId)>,
+    pub(super) counters: Vec<(CheckReason, MetricId)>,
 }
 
 #[derive(Debug)]
@@ -50,7 +52,7 @@ pub(super) struct Run {
     /// When it acts next.
     pub(super) next: Nanos,
     pub(super) schedule: Option<Schedule>,
-    pub(super) rows: Vec<Rows>,
+    pub(super) rows: Vec<Streaks>,
     /// When each endpoint's last answer came, or this checker began.
     pub(super) heard: Vec<Nanos>,
     /// Whether it was told that nobody can be asked.
@@ -86,9 +88,9 @@ impl Checker {
             duration: names.health_check_duration(&upstream.name),
             takeovers: names.health_check_takeovers(&upstream.name),
             contention: names.contention(&upstream.name),
-            counters: Reason::ALL
+            counters: CheckReason::ALL
                 .into_iter()
-                .filter(|reason| *reason != Reason::Silence)
+                .filter(|reason| *reason != CheckReason::Unchecked)
                 .map(|reason| (reason, names.health_checks(&upstream.name, reason.label())))
                 .collect(),
             check,
@@ -171,14 +173,14 @@ impl Checker {
             && self
                 .endpoints
                 .iter()
-                .all(|endpoint| endpoint.cell.read(host).status == Status::Unknown);
+                .all(|endpoint| endpoint.cell.read(host).status == EndpointHealth::Unchecked);
         let delay = if fresh {
             self.check.initial_delay
         } else {
             Nanos::ZERO
         };
         run.schedule = Some(Schedule::new(count, now.plus(delay)));
-        run.rows = vec![Rows::default(); count];
+        run.rows = vec![Streaks::default(); count];
         run.heard = vec![now.plus(delay); count];
         host.add(self.takeovers, 1);
     }
@@ -285,7 +287,10 @@ impl Checker {
             {
                 host.add(*counter, 1);
             }
-            if !matches!(sample.reason, Reason::Timeout | Reason::Unreachable) {
+            if !matches!(
+                sample.reason,
+                CheckReason::Timeout | CheckReason::Unreachable
+            ) {
                 host.record(self.duration, now.since(call.asked).as_millis());
             }
             let rows = &*rows;
@@ -322,16 +327,16 @@ impl Checker {
             return;
         };
         self.write(checks, host, endpoint, |record| {
-            let known = record.status != Status::Unknown;
+            let known = record.status != EndpointHealth::Unchecked;
             let since_unix = host.wall().as_millis() / 1_000;
             let unknown = Record {
                 names: record.names,
-                components: vec![Status::Unknown; record.components.len()],
+                components: vec![EndpointHealth::Unchecked; record.components.len()],
                 since: now,
                 since_unix,
                 ..Record::default()
             };
-            Change {
+            HealthChange {
                 record: known.then_some(unknown),
                 is_new_state: known,
                 is_new_component: known,
@@ -345,14 +350,14 @@ impl Checker {
         checks: &Checks,
         host: &H,
         endpoint: &Endpoint,
-        step: impl Fn(&Record) -> Change,
+        step: impl Fn(&Record) -> HealthChange,
     ) -> Option<Record> {
         let cell = &endpoint.cell;
         let written = store::update(host, &cell.key, |bytes| {
             let record = Record::decode(bytes, cell.names, cell.count);
             let change = step(&record);
             match &change.record {
-                None => Step::Keep((record.clone(), record, Change::default())),
+                None => Step::Keep((record.clone(), record, HealthChange::default())),
                 Some(new) => {
                     new.encode(bytes);
                     Step::Write((record, new.clone(), change))

@@ -5,7 +5,7 @@ use crate::engine::breaker::Breaker;
 use crate::engine::health_check::{self, CheckResult};
 use crate::host::{Host, MetricId};
 use crate::policy::circuit_breaker::state::{Admission, Phase, State};
-use crate::policy::health_check::state::{Record, Status};
+use crate::policy::health_check::state::{EndpointHealth, Record};
 use crate::policy::upstream::Availability;
 use std::cell::Cell;
 
@@ -87,7 +87,7 @@ impl Endpoint {
             });
             well &= status.is_usable();
             for ((down, told), component) in reports.iter_mut().zip(record.components) {
-                *told = told.saturating_add((component != Status::Unknown).into());
+                *told = told.saturating_add((component != EndpointHealth::Unchecked).into());
                 *down = down.saturating_add(component.is_down().into());
             }
         }

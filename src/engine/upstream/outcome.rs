@@ -8,7 +8,7 @@ use crate::base::rng::Rng;
 use crate::base::time::Nanos;
 use crate::host::Host;
 use crate::policy::Outcome;
-use crate::policy::circuit_breaker::state::Call;
+use crate::policy::circuit_breaker::state::CallResult;
 use crate::policy::upstream::Availability;
 use crate::policy::upstream::orca::{self, Load};
 use crate::policy::upstream::peak_ewma::Latency;
@@ -83,13 +83,13 @@ impl Upstream {
         now: Nanos,
         pick: &Pick,
         tries: Option<Attempts>,
-        call: Call,
+        call: CallResult,
         rng: &Rng,
     ) {
         let Some(Attempts { last, before }) = tries else {
             return self.release(host, now, pick, rng);
         };
-        let failed = Call {
+        let failed = CallResult {
             outcome: Outcome::Failure,
             retry_after: None,
             ..call
@@ -175,7 +175,7 @@ impl Upstream {
     pub(in crate::engine) fn release<H: Host>(&self, host: &H, now: Nanos, pick: &Pick, rng: &Rng) {
         if let (true, Some(at), Some(epoch)) = (pick.trial, pick.list.first(), pick.epochs.first())
         {
-            self.end(host, now, at, *epoch, Call::IGNORED, rng);
+            self.end(host, now, at, *epoch, CallResult::IGNORED, rng);
         }
     }
 
@@ -192,7 +192,15 @@ impl Upstream {
         }
     }
 
-    fn end<H: Host>(&self, host: &H, now: Nanos, at: usize, epoch: u32, call: Call, rng: &Rng) {
+    fn end<H: Host>(
+        &self,
+        host: &H,
+        now: Nanos,
+        at: usize,
+        epoch: u32,
+        call: CallResult,
+        rng: &Rng,
+    ) {
         let Some(breaker) = self.endpoints.get(at).and_then(|e| e.breaker.as_ref()) else {
             return;
         };

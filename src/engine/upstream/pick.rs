@@ -7,9 +7,9 @@ use crate::base::rng::Rng;
 use crate::base::time::Nanos;
 use crate::config::{BalancePolicy, Percent};
 use crate::host::Host;
-use crate::policy::upstream::maglev::{self, Table};
+use crate::policy::upstream::maglev::{self, MaglevTable};
 use crate::policy::upstream::peak_ewma::Latency;
-use crate::policy::upstream::roster::{Entry, Pool, Roster, UNIT};
+use crate::policy::upstream::roster::{Pool, Roster, RosterEntry, UNIT};
 use crate::policy::upstream::rotation::Rotation;
 use crate::policy::upstream::{self, Availability, LIST, List, choice};
 use std::cell::RefCell;
@@ -22,7 +22,7 @@ pub(super) enum Balancer {
     PeakEwma,
     /// A table for each level.
     ConsistentHash {
-        tables: Vec<Table>,
+        tables: Vec<MaglevTable>,
         bounded_load: Percent,
     },
     Random,
@@ -48,7 +48,7 @@ impl Balancer {
                     let named = endpoints.filter_map(|(at, e)| {
                         Some((e.address.as_str(), u16::try_from(at).ok()?, e.weight))
                     });
-                    Table::new(named, maglev::SIZE)
+                    MaglevTable::new(named, maglev::SIZE)
                 };
                 Self::ConsistentHash {
                     tables: (0..levels).map(table).collect(),
@@ -200,7 +200,7 @@ impl Upstream {
         &self,
         host: &H,
         pool: &Pool,
-        entry: &Entry,
+        entry: &RosterEntry,
         hash: u64,
         bound: Percent,
     ) -> bool {

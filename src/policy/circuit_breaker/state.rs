@@ -40,7 +40,7 @@ const SHORTEST: Nanos = Nanos::from_millis(100);
 
 /// The breaker's parameters, ready for use.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub struct BreakerSettings {
     config: config::CircuitBreaker,
     bucket: Nanos,
 }
@@ -81,7 +81,7 @@ impl Phase {
 
 /// Why the state changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub enum TripReason {
     /// Too many failures in the window.
     FailureRate,
     /// Too many slow calls in the window.
@@ -96,7 +96,7 @@ pub enum Cause {
     TrialTimedOut,
 }
 
-impl Cause {
+impl TripReason {
     /// All there are.
     pub const ALL: [Self; 6] = [
         Self::FailureRate,
@@ -142,7 +142,7 @@ pub struct Transition {
     /// The state entered.
     pub to: Phase,
     /// Why.
-    pub cause: Cause,
+    pub cause: TripReason,
     /// How long an opened breaker stays open.
     pub open_for: Nanos,
 }
@@ -166,7 +166,7 @@ pub enum Admission {
 
 /// An ended call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Call {
+pub struct CallResult {
     /// How it ended.
     pub outcome: Outcome,
     /// How long it took.
@@ -175,7 +175,7 @@ pub struct Call {
     pub retry_after: Option<Nanos>,
 }
 
-impl Call {
+impl CallResult {
     /// A call that ended without a verdict.
     pub const IGNORED: Self = Self {
         outcome: Outcome::Ignore,
@@ -210,7 +210,7 @@ pub struct State {
     pub window: Window,
 }
 
-impl Settings {
+impl BreakerSettings {
     /// Prepares a breaker's configuration.
     #[must_use]
     pub fn new(config: config::CircuitBreaker) -> Self {
@@ -244,13 +244,13 @@ impl Settings {
     }
 
     /// Whether the call was slow.
-    pub(super) fn is_slow(&self, call: Call) -> bool {
+    pub(super) fn is_slow(&self, call: CallResult) -> bool {
         call.duration >= self.config.slow_call_duration
     }
 
     /// Whether what was counted opens a closed breaker. A count window never holds more than its
     /// size: it is judged when it is full, as resilience4j does.
-    pub(super) fn trips(&self, counts: Counts, consecutive: u32) -> Option<Cause> {
+    pub(super) fn trips(&self, counts: Counts, consecutive: u32) -> Option<TripReason> {
         let minimum = match self.config.window {
             config::Window::Time(_) => self.config.minimum_calls,
             config::Window::Count(size) => self.config.minimum_calls.min(size),
@@ -273,9 +273,9 @@ impl Settings {
         }
     }
 
-    fn tripped(&self, counts: Counts, minimum: u32, consecutive: u32) -> Option<Cause> {
+    fn tripped(&self, counts: Counts, minimum: u32, consecutive: u32) -> Option<TripReason> {
         if self.config.consecutive_failures > 0 && consecutive >= self.config.consecutive_failures {
-            return Some(Cause::ConsecutiveFailures);
+            return Some(TripReason::ConsecutiveFailures);
         }
         if counts.calls == 0 || counts.calls < minimum {
             return None;
@@ -289,9 +289,10 @@ impl Settings {
             part > whole || (part == whole && (!self.config.open_above || threshold.0 >= 10_000))
         };
         if reached(counts.failures, self.config.failure_rate_threshold) {
-            return Some(Cause::FailureRate);
+            return Some(TripReason::FailureRate);
         }
-        reached(counts.slow, self.config.slow_call_rate_threshold).then_some(Cause::SlowCallRate)
+        reached(counts.slow, self.config.slow_call_rate_threshold)
+            .then_some(TripReason::SlowCallRate)
     }
 
     fn longest_open_time(&self) -> Nanos {
@@ -333,7 +334,7 @@ impl State {
     /// cuts an open time of a day would not count until the next day, and a broken record could
     /// keep a breaker open for ever.)
     #[must_use]
-    pub fn bounded(self, settings: &Settings) -> Self {
+    pub fn bounded(self, settings: &BreakerSettings) -> Self {
         let last_open = self.last_open.min(settings.longest_open_time());
         let longest = match self.phase {
             Phase::Closed => settings.quiet_spell(last_open),
@@ -355,7 +356,11 @@ impl State {
     }
 
     /// Asks for admission at `now`.
-    pub fn acquire(&mut self, settings: &Settings, now: Nanos) -> (Admission, Option<Transition>) {
+    pub fn acquire(
+        &mut self,
+        settings: &BreakerSettings,
+        now: Nanos,
+    ) -> (Admission, Option<Transition>) {
         self.follow_clock(now);
         let mut change = None;
         match self.phase {
@@ -381,13 +386,14 @@ impl State {
                 change = Some(Transition {
                     from: Phase::Open,
                     to: Phase::HalfOpen,
-                    cause: Cause::OpenTimeOver,
+                    cause: TripReason::OpenTimeOver,
                     open_for: Nanos::ZERO,
                 });
             }
             Phase::HalfOpen if now >= self.until => {
                 // No jitter here: the random number belongs to outcomes, and a lost round is rare.
-                let change = self.open(settings, now, Cause::TrialTimedOut, None, u64::MAX / 2);
+                let change =
+                    self.open(settings, now, TripReason::TrialTimedOut, None, u64::MAX / 2);
                 return (
                     Admission::Refused {
                         wait: self.until.since(now),
@@ -413,10 +419,10 @@ impl State {
     /// Takes note of the end of a call that was admitted in `epoch`.
     pub fn end(
         &mut self,
-        settings: &Settings,
+        settings: &BreakerSettings,
         now: Nanos,
         epoch: u32,
-        call: Call,
+        call: CallResult,
         random: u64,
     ) -> Option<Transition> {
         if epoch != self.epoch {
@@ -468,7 +474,7 @@ impl State {
             return Some(Transition {
                 from: Phase::HalfOpen,
                 to: Phase::Closed,
-                cause: Cause::TrialPassed,
+                cause: TripReason::TrialPassed,
                 open_for: Nanos::ZERO,
             });
         }
@@ -479,10 +485,10 @@ impl State {
     /// tallied outside of the record.
     pub fn trip(
         &mut self,
-        settings: &Settings,
+        settings: &BreakerSettings,
         now: Nanos,
         epoch: u32,
-        cause: Cause,
+        cause: TripReason,
         asked: Option<Nanos>,
         random: u64,
     ) -> Option<Transition> {
@@ -495,7 +501,7 @@ impl State {
 
     /// Takes the tally into the ring and moves that on to the bucket of `now`, if it is still
     /// Closed as in `epoch`.
-    pub fn roll(&mut self, settings: &Settings, now: Nanos, epoch: u32, tally: u64) {
+    pub fn roll(&mut self, settings: &BreakerSettings, now: Nanos, epoch: u32, tally: u64) {
         if let (Window::Time(ring), true) = (
             &mut self.window,
             (self.phase, self.epoch) == (Phase::Closed, epoch),
@@ -517,9 +523,9 @@ impl State {
 
     fn open(
         &mut self,
-        settings: &Settings,
+        settings: &BreakerSettings,
         now: Nanos,
-        cause: Cause,
+        cause: TripReason,
         asked: Option<Nanos>,
         random: u64,
     ) -> Transition {

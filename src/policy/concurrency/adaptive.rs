@@ -54,7 +54,7 @@ use crate::base::time::Nanos;
 
 /// Bounds and aim of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub struct AdaptiveSettings {
     /// The least that is found, at least 1.
     pub min: u64,
     /// The most.
@@ -75,7 +75,7 @@ const SAMPLES: u64 = 8;
 /// several workers each does its part.
 const FALL: Nanos = Nanos::from_secs(60);
 
-impl Settings {
+impl AdaptiveSettings {
     /// The limit that is in force, by what its gauge says: 0 is a gauge that nobody has set.
     #[must_use]
     pub fn limit(&self, gauge: u64) -> u64 {
@@ -178,7 +178,7 @@ impl Seen {
     /// A request came, and with it so many were in flight.
     pub fn came(
         &mut self,
-        settings: &Settings,
+        settings: &AdaptiveSettings,
         now: Nanos,
         in_flight: u64,
         limit: u64,
@@ -195,7 +195,7 @@ impl Seen {
     /// or is late.
     pub fn ended(
         &mut self,
-        settings: &Settings,
+        settings: &AdaptiveSettings,
         now: Nanos,
         admitted_at: u64,
         elapsed: Nanos,
@@ -212,7 +212,7 @@ impl Seen {
     }
 
     /// The new limit, if it is time for one and enough was seen.
-    pub fn turn(&mut self, settings: &Settings, now: Nanos, limit: u64) -> Option<u64> {
+    pub fn turn(&mut self, settings: &AdaptiveSettings, now: Nanos, limit: u64) -> Option<u64> {
         let age = now.since(self.since);
         if age < settings.period() || self.new.count < SAMPLES {
             return None;
@@ -268,7 +268,7 @@ impl Seen {
         (found != limit).then_some(found)
     }
 
-    fn is_pressed(&self, settings: &Settings, now: Nanos) -> bool {
+    fn is_pressed(&self, settings: &AdaptiveSettings, now: Nanos) -> bool {
         self.all.mean() > settings.late()
             || self
                 .refused_at
@@ -278,7 +278,7 @@ impl Seen {
 
     /// The most that the limit may rise to: the first answers to many requests are the fast ones,
     /// and promise too much.
-    fn doubled(&mut self, settings: &Settings, now: Nanos, limit: u64) -> u64 {
+    fn doubled(&mut self, settings: &AdaptiveSettings, now: Nanos, limit: u64) -> u64 {
         if self.base == 0
             || limit < self.base
             || now.since(self.base_at) >= Nanos(settings.patience().0 / 2)
@@ -296,7 +296,7 @@ impl Seen {
     }
 
     /// What was seen long ago, or at a time to come (the clock has stepped back), says nothing.
-    fn keep_up(&mut self, settings: &Settings, now: Nanos) {
+    fn keep_up(&mut self, settings: &AdaptiveSettings, now: Nanos) {
         let oldest = settings.deadline.times(8).plus(Nanos::from_secs(1));
         if now < self.since || now < self.calm_at || now.since(self.since) > oldest {
             *self = Self {
@@ -325,7 +325,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SETTINGS: Settings = Settings {
+    const SETTINGS: AdaptiveSettings = AdaptiveSettings {
         min: 3,
         max: 1000,
         initial: 20,
@@ -436,7 +436,7 @@ mod tests {
             events in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<u64>(), 0u64..2_000, any::<bool>()), 0..200),
             deadline in 1u64..=u64::MAX,
         ) {
-            let settings = Settings { deadline: Nanos(deadline), ..SETTINGS };
+            let settings = AdaptiveSettings { deadline: Nanos(deadline), ..SETTINGS };
             let (mut seen, mut limit) = (Seen::default(), 20);
             for (now, among, elapsed, in_flight, admitted) in events {
                 let now = Nanos(now);

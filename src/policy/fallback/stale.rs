@@ -24,7 +24,7 @@ use crate::store::Contended;
 use rules::Terms;
 use std::cell::Cell;
 use std::rc::Rc;
-use table::{Change, Table};
+use table::{SizeChange, StaleTable};
 
 /// Times that a worker keeps the same response at once, before it spaces them.
 pub const AT_ONCE: u64 = 8;
@@ -41,7 +41,7 @@ const RECORD_HEAD: usize = 28;
 #[derive(Debug)]
 pub struct Stale {
     config: config::Stale,
-    table: Table,
+    table: StaleTable,
     seed: Seed,
     /// When each may be kept again, in this worker.
     recent: Vec<Cell<(u64, Nanos)>>,
@@ -99,7 +99,7 @@ impl Stale {
     pub fn new(name: &str, config: config::Stale, seed: Seed) -> Self {
         let largest = config.max_body.saturating_add(config::Stale::HEAD);
         Self {
-            table: Table::new(name, config.max_entries, config.max_bytes, largest),
+            table: StaleTable::new(name, config.max_entries, config.max_bytes, largest),
             seed,
             recent: vec![Cell::new((0, Nanos::ZERO)); REMEMBERED],
             passing: Rc::default(),
@@ -107,11 +107,11 @@ impl Stale {
         }
     }
 
-    /// To be called once at the start; see [`Table::adopt`].
+    /// To be called once at the start; see [`StaleTable::adopt`].
     ///
     /// # Errors
     /// As there.
-    pub fn adopt<H: SharedData>(&self, host: &H) -> Result<Change, Contended> {
+    pub fn adopt<H: SharedData>(&self, host: &H) -> Result<SizeChange, Contended> {
         self.table.adopt(host)
     }
 
@@ -225,7 +225,7 @@ impl Stale {
         asked: &Asked,
         draft: &Draft,
         ticket: u64,
-    ) -> Result<Option<Change>, Contended> {
+    ) -> Result<Option<SizeChange>, Contended> {
         if draft
             .length
             .is_some_and(|length| length != draft.body.len())

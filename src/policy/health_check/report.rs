@@ -14,7 +14,7 @@
 //! old ([`staleness`]) is UNKNOWN; one without a time, or with one that cannot be read or lies
 //! ahead, is as old as it has been under way.
 
-use super::state::{OTHER, Reason, Sample, Status, staleness};
+use super::state::{CheckReason, EndpointHealth, OTHER, Sample, staleness};
 use crate::base::time::Nanos;
 use crate::config::HealthCheck;
 use crate::config::json::{self, Json};
@@ -24,15 +24,15 @@ pub const MAX_BYTES: usize = 64 * 1024;
 
 /// A component in a report.
 #[derive(Debug, Default)]
-struct Entry<'a> {
-    status: Option<Status>,
+struct ReportEntry<'a> {
+    status: Option<EndpointHealth>,
     critical: Option<bool>,
     timestamp: Option<&'a str>,
     /// Percent.
     error_rate: Option<f64>,
 }
 
-impl<'a> Entry<'a> {
+impl<'a> ReportEntry<'a> {
     /// An object with a status, or the status alone. What is something else than it should be is
     /// not there.
     fn of(json: &'a Json) -> Self {
@@ -97,37 +97,37 @@ pub fn judge(
     };
     let mut components = vec![None; check.components.len()];
     // The first critical component that is not UP, those of the configuration before others.
-    let mut fault: Option<(u16, Status)> = None;
+    let mut fault: Option<(u16, EndpointHealth)> = None;
     let mut excused = false;
     let details = match field(&report, "details") {
         Some(Json::Object(details)) => details.as_slice(),
         _ => &[],
     };
     for (name, entry) in details {
-        let entry = Entry::of(entry);
+        let entry = ReportEntry::of(entry);
         let known = check
             .components
             .iter()
             .position(|component| component.name == *name);
         let config = known.and_then(|at| check.components.get(at));
-        let mut status = entry.status.unwrap_or(Status::Unsure);
+        let mut status = entry.status.unwrap_or(EndpointHealth::Inconclusive);
         if let (Some(rate), Some(most)) = (
             entry.error_rate,
             config.and_then(|config| config.max_error_rate),
         ) && rate * 100.0 > f64::from(most.0)
         {
-            status = Status::Down;
+            status = EndpointHealth::Down;
         }
         if is_old(
             entry.timestamp,
             config.map_or(check.interval, |config| config.period),
         ) {
-            status = Status::Unsure;
+            status = EndpointHealth::Inconclusive;
         }
         if let Some(component) = known.and_then(|at| components.get_mut(at)) {
             *component = Some(status);
         }
-        if status == Status::Up {
+        if status == EndpointHealth::Up {
             continue;
         }
         if config.map_or(entry.critical.unwrap_or(true), |config| config.critical) {
@@ -142,25 +142,25 @@ pub fn judge(
     }
     let verdict = if is_old(text(&report, "timestamp"), check.interval) {
         components.fill(None);
-        (Status::Unsure, Reason::Stale, 0)
+        (EndpointHealth::Inconclusive, CheckReason::Stale, 0)
     } else if let Some((at, _)) = fault {
         (
-            if said == Status::Up {
-                Status::OutOfService
+            if said == EndpointHealth::Up {
+                EndpointHealth::OutOfService
             } else {
                 said
             },
-            Reason::Component,
+            CheckReason::Component,
             at,
         )
     } else if said.is_down() && excused {
-        (Status::Up, Reason::Answers, 0)
-    } else if said != Status::Up {
-        (said, Reason::Report, 0)
+        (EndpointHealth::Up, CheckReason::Passed, 0)
+    } else if said != EndpointHealth::Up {
+        (said, CheckReason::Report, 0)
     } else if !good {
-        (Status::Down, Reason::HttpStatus, status)
+        (EndpointHealth::Down, CheckReason::HttpStatus, status)
     } else {
-        (Status::Up, Reason::Answers, 0)
+        (EndpointHealth::Up, CheckReason::Passed, 0)
     };
     let (status, reason, detail) = verdict;
     Some(Sample {
@@ -171,15 +171,15 @@ pub fn judge(
     })
 }
 
-fn status_of(word: &str) -> Option<Status> {
+fn status_of(word: &str) -> Option<EndpointHealth> {
     let words = [
-        ("up", Status::Up),
-        ("down", Status::Down),
-        ("out_of_service", Status::OutOfService),
-        ("unknown", Status::Unsure),
-        ("pass", Status::Up),
-        ("warn", Status::Up),
-        ("fail", Status::Down),
+        ("up", EndpointHealth::Up),
+        ("down", EndpointHealth::Down),
+        ("out_of_service", EndpointHealth::OutOfService),
+        ("unknown", EndpointHealth::Inconclusive),
+        ("pass", EndpointHealth::Up),
+        ("warn", EndpointHealth::Up),
+        ("fail", EndpointHealth::Down),
     ];
     words
         .into_iter()
@@ -267,7 +267,11 @@ mod tests {
         config.upstreams[0].health_check.clone().unwrap()
     }
 
-    fn judged(report: &Value, good: bool, components: &Value) -> Option<(Status, Reason)> {
+    fn judged(
+        report: &Value,
+        good: bool,
+        components: &Value,
+    ) -> Option<(EndpointHealth, CheckReason)> {
         judge(
             report.to_string().as_bytes(),
             good,
@@ -278,7 +282,7 @@ mod tests {
         .map(|sample| (sample.status, sample.reason))
     }
 
-    fn status(report: &Value, good: bool, components: &Value) -> Status {
+    fn status(report: &Value, good: bool, components: &Value) -> EndpointHealth {
         judged(report, good, components).unwrap().0
     }
 
@@ -291,10 +295,10 @@ mod tests {
         report["timestamp"] = json!("2023-04-05T10:00:05Z");
         assert_eq!(
             judged(&report, true, &json!({})),
-            Some((Status::OutOfService, Reason::Component))
+            Some((EndpointHealth::OutOfService, CheckReason::Component))
         );
         let redis = json!({"redis": {"critical": false}});
-        assert_eq!(status(&report, true, &redis), Status::Up);
+        assert_eq!(status(&report, true, &redis), EndpointHealth::Up);
         let sample = judge(
             report.to_string().as_bytes(),
             true,
@@ -303,14 +307,14 @@ mod tests {
             moment(NOW).unwrap(),
         )
         .unwrap();
-        assert_eq!(sample.components, [Some(Status::Down)]);
+        assert_eq!(sample.components, [Some(EndpointHealth::Down)]);
         // Fifteen seconds after it was made it is three intervals old; a second is for rounding.
         report["timestamp"] = json!("2023-04-05T10:00:04Z");
-        assert_eq!(status(&report, true, &redis), Status::Up);
+        assert_eq!(status(&report, true, &redis), EndpointHealth::Up);
         report["timestamp"] = json!("2023-04-05T10:00:03Z");
         assert_eq!(
             judged(&report, true, &redis),
-            Some((Status::Unsure, Reason::Stale))
+            Some((EndpointHealth::Inconclusive, CheckReason::Stale))
         );
     }
 
@@ -324,14 +328,14 @@ mod tests {
             let want = case.get("all_critical").or(case.get("out")).unwrap();
             let up = want == "UP";
             assert_eq!(
-                status(&report, true, &json!({})) == Status::Up,
+                status(&report, true, &json!({})) == EndpointHealth::Up,
                 up,
                 "{case}"
             );
             if case.get("b_noncritical").is_some() {
                 assert_eq!(
                     status(&report, true, &json!({"b": {"critical": false}})),
-                    Status::Up
+                    EndpointHealth::Up
                 );
             }
         }
@@ -343,39 +347,47 @@ mod tests {
         let cache = json!({"cache": {"critical": false}, "database": {}});
         for (report, good, want) in [
             // Nothing but what the configuration excuses.
-            (down("cache"), false, Status::Up),
-            (down("cache"), true, Status::Up),
-            (down("database"), true, Status::OutOfService),
-            (down("other"), true, Status::OutOfService),
-            (json!({"status": "DOWN"}), true, Status::Down),
-            (json!({"status": "UNKNOWN"}), true, Status::Unsure),
-            (json!({"status": "UP"}), false, Status::Down),
-            (json!({"status": "up", "details": []}), true, Status::Up),
+            (down("cache"), false, EndpointHealth::Up),
+            (down("cache"), true, EndpointHealth::Up),
+            (down("database"), true, EndpointHealth::OutOfService),
+            (down("other"), true, EndpointHealth::OutOfService),
+            (json!({"status": "DOWN"}), true, EndpointHealth::Down),
+            (
+                json!({"status": "UNKNOWN"}),
+                true,
+                EndpointHealth::Inconclusive,
+            ),
+            (json!({"status": "UP"}), false, EndpointHealth::Down),
+            (
+                json!({"status": "up", "details": []}),
+                true,
+                EndpointHealth::Up,
+            ),
             (
                 json!({"status": "pass", "details": {"database": "pass", "cache": "fail"}}),
                 true,
-                Status::Up,
+                EndpointHealth::Up,
             ),
             (
                 json!({"status": "UP", "details": {"database": {"status": "well"}}}),
                 true,
-                Status::OutOfService,
+                EndpointHealth::OutOfService,
             ),
             // A report's own word for a component that the configuration does not name.
             (
                 json!({"status": "UP", "details": {"other": {"status": "DOWN", "critical": false}}}),
                 true,
-                Status::Up,
+                EndpointHealth::Up,
             ),
             (
                 json!({"status": "UP", "details": {"database": {"status": "DOWN", "critical": false}}}),
                 true,
-                Status::OutOfService,
+                EndpointHealth::OutOfService,
             ),
             (
                 json!({"status": "OUT_OF_SERVICE", "details": {"other": {"status": "DOWN", "critical": false}}}),
                 true,
-                Status::OutOfService,
+                EndpointHealth::OutOfService,
             ),
         ] {
             assert_eq!(status(&report, good, &cache), want, "{report} {good}");
@@ -386,15 +398,18 @@ mod tests {
     fn a_component_has_its_own_age_and_errors() {
         let api = json!({"api": {"period": "30s", "max_error_rate": 5}});
         for (entry, want) in [
-            (json!({"status": "UP", "error_rate": 5}), Status::Up),
-            (json!({"status": "UP", "error_rate": 5.01}), Status::Down),
+            (json!({"status": "UP", "error_rate": 5}), EndpointHealth::Up),
+            (
+                json!({"status": "UP", "error_rate": 5.01}),
+                EndpointHealth::Down,
+            ),
             (
                 json!({"status": "UP", "timestamp": "2023-04-05T09:58:50Z"}),
-                Status::Up,
+                EndpointHealth::Up,
             ),
             (
                 json!({"status": "UP", "timestamp": "2023-04-05T09:58:48Z"}),
-                Status::Unsure,
+                EndpointHealth::Inconclusive,
             ),
         ] {
             let report = json!({"status": "UP", "details": {"api": entry}, "timestamp": NOW});
@@ -407,7 +422,10 @@ mod tests {
             )
             .unwrap();
             assert_eq!(sample.components, [Some(want)], "{report}");
-            assert_eq!(sample.status == Status::Up, want == Status::Up);
+            assert_eq!(
+                sample.status == EndpointHealth::Up,
+                want == EndpointHealth::Up
+            );
         }
     }
 
@@ -481,7 +499,7 @@ mod tests {
         ] {
             assert_eq!(
                 status(&json!({"status": "UP", "timestamp": at}), true, &json!({})),
-                Status::Up,
+                EndpointHealth::Up,
                 "{at}"
             );
         }

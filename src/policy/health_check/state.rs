@@ -7,10 +7,10 @@ use crate::config::HealthCheck;
 /// A state, of an endpoint or of a component.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Status {
+pub enum EndpointHealth {
     /// Nobody has asked yet, or could ask lately. An endpoint is used.
     #[default]
-    Unknown = 0,
+    Unchecked = 0,
     /// Well.
     Up = 1,
     /// Not well.
@@ -18,16 +18,16 @@ pub enum Status {
     /// Alive, but not to be used.
     OutOfService = 3,
     /// It was asked, and what it says of itself is UNKNOWN or too old. An endpoint is not used.
-    Unsure = 4,
+    Inconclusive = 4,
 }
 
-impl Status {
+impl EndpointHealth {
     const ALL: [Self; 5] = [
-        Self::Unknown,
+        Self::Unchecked,
         Self::Up,
         Self::Down,
         Self::OutOfService,
-        Self::Unsure,
+        Self::Inconclusive,
     ];
 
     fn of(byte: u8) -> Option<Self> {
@@ -37,7 +37,7 @@ impl Status {
     /// Whether an endpoint in this state gets requests.
     #[must_use]
     pub const fn is_usable(self) -> bool {
-        matches!(self, Self::Unknown | Self::Up)
+        matches!(self, Self::Unchecked | Self::Up)
     }
 
     /// Whether it is known not to work.
@@ -53,7 +53,7 @@ impl Status {
             Self::Up => "UP",
             Self::Down => "DOWN",
             Self::OutOfService => "OUT_OF_SERVICE",
-            Self::Unknown | Self::Unsure => "UNKNOWN",
+            Self::Unchecked | Self::Inconclusive => "UNKNOWN",
         }
     }
 }
@@ -61,12 +61,12 @@ impl Status {
 /// Why an endpoint is in its state. The numbers are those of the metric, and never change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Reason {
+pub enum CheckReason {
     /// Nobody has asked, or could ask lately.
     #[default]
-    Silence = 0,
+    Unchecked = 0,
     /// Its answers are good.
-    Answers = 1,
+    Passed = 1,
     /// It cannot be reached, or hangs up.
     Unreachable = 2,
     /// It does not answer in time.
@@ -83,11 +83,11 @@ pub enum Reason {
     Stale = 8,
 }
 
-impl Reason {
+impl CheckReason {
     /// All of them.
     pub const ALL: [Self; 9] = [
-        Self::Silence,
-        Self::Answers,
+        Self::Unchecked,
+        Self::Passed,
         Self::Unreachable,
         Self::Timeout,
         Self::HttpStatus,
@@ -101,8 +101,8 @@ impl Reason {
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
-            Self::Silence => "not_asked",
-            Self::Answers => "ok",
+            Self::Unchecked => "not_asked",
+            Self::Passed => "ok",
             Self::Unreachable => "unreachable",
             Self::Timeout => "timeout",
             Self::HttpStatus => "http_status",
@@ -118,8 +118,8 @@ impl Reason {
     pub fn text(self, detail: u16, check: &HealthCheck) -> String {
         let number = || crate::base::text::number(detail.into());
         match self {
-            Self::Silence => "not asked".to_owned(),
-            Self::Answers => "answers well".to_owned(),
+            Self::Unchecked => "not asked".to_owned(),
+            Self::Passed => "answers well".to_owned(),
             Self::Unreachable => "cannot be reached".to_owned(),
             Self::Timeout => "no answer in time".to_owned(),
             Self::HttpStatus => ["answers with status ", &number()].concat(),
@@ -142,9 +142,9 @@ const HEAD: usize = 25;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
     /// What it is.
-    pub status: Status,
+    pub status: EndpointHealth,
     /// Why.
-    pub reason: Reason,
+    pub reason: CheckReason,
     /// The status of the answer, or the index of the component ([`OTHER`] = none of the
     /// configuration's).
     pub detail: u16,
@@ -156,7 +156,7 @@ pub struct Record {
     /// one for the other.
     pub names: u32,
     /// What its components are, in the configuration's order.
-    pub components: Vec<Status>,
+    pub components: Vec<EndpointHealth>,
 }
 
 /// A component that the configuration does not name, in [`Record::detail`].
@@ -188,22 +188,22 @@ impl Record {
             if *version != VERSION {
                 return None;
             }
-            let reason = Reason::ALL
+            let reason = CheckReason::ALL
                 .into_iter()
                 .find(|known| *known as u8 == *reason)?;
-            let status = Status::of(*status)?;
+            let status = EndpointHealth::of(*status)?;
             let same = u32::from_le_bytes(*known_names) == names && components.len() == count;
             let components = if same {
                 components
                     .iter()
-                    .map(|byte| Status::of(*byte).unwrap_or_default())
+                    .map(|byte| EndpointHealth::of(*byte).unwrap_or_default())
                     .collect()
             } else {
-                vec![Status::Unknown; count]
+                vec![EndpointHealth::Unchecked; count]
             };
             // A component's index means something else there.
             let detail = u16::from_le_bytes(*detail);
-            let detail = if reason == Reason::Component && !same {
+            let detail = if reason == CheckReason::Component && !same {
                 OTHER
             } else {
                 detail
@@ -220,7 +220,7 @@ impl Record {
         };
         known().unwrap_or_else(|| Self {
             names,
-            components: vec![Status::Unknown; count],
+            components: vec![EndpointHealth::Unchecked; count],
             ..Self::default()
         })
     }
@@ -230,20 +230,20 @@ impl Record {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
     /// Of the endpoint.
-    pub status: Status,
+    pub status: EndpointHealth,
     /// Why.
-    pub reason: Reason,
+    pub reason: CheckReason,
     /// As [`Record::detail`].
     pub detail: u16,
     /// Of each component of the configuration, in its order; empty if the answer says nothing of
     /// them.
-    pub components: Vec<Option<Status>>,
+    pub components: Vec<Option<EndpointHealth>>,
 }
 
 impl Sample {
     /// An answer without a report.
     #[must_use]
-    pub const fn new(status: Status, reason: Reason, detail: u16) -> Self {
+    pub const fn new(status: EndpointHealth, reason: CheckReason, detail: u16) -> Self {
         Self {
             status,
             reason,
@@ -253,20 +253,20 @@ impl Sample {
     }
 
     /// A good answer.
-    pub const GOOD: Self = Self::new(Status::Up, Reason::Answers, 0);
+    pub const GOOD: Self = Self::new(EndpointHealth::Up, CheckReason::Passed, 0);
 }
 
 /// What its checker remembers of an endpoint between two answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rows {
+pub struct Streaks {
     good: u32,
     bad: u32,
-    components: Vec<ComponentRows>,
+    components: Vec<ComponentStreak>,
 }
 
 /// The same of a component.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct ComponentRows {
+struct ComponentStreak {
     good: u32,
     bad: u32,
     /// When something was last said of it.
@@ -275,7 +275,7 @@ struct ComponentRows {
 
 /// What changes with an answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Change {
+pub struct HealthChange {
     /// The record to write.
     pub record: Option<Record>,
     /// Whether what the endpoint is has changed, and not only why.
@@ -284,33 +284,35 @@ pub struct Change {
     pub is_new_component: bool,
 }
 
-impl Rows {
-    /// Counts an answer in, once: what follows from it for a record is [`Rows::judge`]'s.
+impl Streaks {
+    /// Counts an answer in, once: what follows from it for a record is [`Streaks::judge`]'s.
     pub fn count(&mut self, sample: &Sample, check: &HealthCheck, now: Nanos) {
-        if sample.status == Status::Up {
+        if sample.status == EndpointHealth::Up {
             (self.good, self.bad) = (self.good.saturating_add(1), 0);
         } else {
             (self.good, self.bad) = (0, self.bad.saturating_add(1));
         }
         self.components.resize(
             check.components.len(),
-            ComponentRows {
+            ComponentStreak {
                 seen: now,
-                ..ComponentRows::default()
+                ..ComponentStreak::default()
             },
         );
         for (rows, status) in self.components.iter_mut().zip(&sample.components) {
             match status {
-                None | Some(Status::Unknown | Status::Unsure) => (rows.good, rows.bad) = (0, 0),
-                Some(Status::Up) => {
-                    *rows = ComponentRows {
+                None | Some(EndpointHealth::Unchecked | EndpointHealth::Inconclusive) => {
+                    (rows.good, rows.bad) = (0, 0)
+                }
+                Some(EndpointHealth::Up) => {
+                    *rows = ComponentStreak {
                         good: rows.good.saturating_add(1),
                         bad: 0,
                         seen: now,
                     };
                 }
-                Some(Status::Down | Status::OutOfService) => {
-                    *rows = ComponentRows {
+                Some(EndpointHealth::Down | EndpointHealth::OutOfService) => {
+                    *rows = ComponentStreak {
                         good: 0,
                         bad: rows.bad.saturating_add(1),
                         seen: now,
@@ -329,21 +331,21 @@ impl Rows {
         check: &HealthCheck,
         now: Nanos,
         unix: u64,
-    ) -> Change {
+    ) -> HealthChange {
         let mut new = record.clone();
-        let good = sample.status == Status::Up;
+        let good = sample.status == EndpointHealth::Up;
         let flips = if good {
-            record.status == Status::Unknown
-                || (record.status != Status::Up && self.good >= check.healthy_threshold)
+            record.status == EndpointHealth::Unchecked
+                || (record.status != EndpointHealth::Up && self.good >= check.healthy_threshold)
         } else {
             record.status.is_usable() && self.bad >= check.unhealthy_threshold
         };
         // Out already, for another reason by now.
-        let elsewhy = !good
+        let new_reason = !good
             && !record.status.is_usable()
             && (record.status, record.reason, record.detail)
                 != (sample.status, sample.reason, sample.detail);
-        if flips || elsewhy {
+        if flips || new_reason {
             (new.status, new.reason, new.detail) = (sample.status, sample.reason, sample.detail);
         }
         if flips {
@@ -357,21 +359,24 @@ impl Rows {
             };
             let said = sample.components.get(at).copied().flatten();
             let status = match said {
-                Some(Status::Up)
-                    if *known == Status::Unknown || rows.good >= check.healthy_threshold =>
+                Some(EndpointHealth::Up)
+                    if *known == EndpointHealth::Unchecked
+                        || rows.good >= check.healthy_threshold =>
                 {
-                    Status::Up
+                    EndpointHealth::Up
                 }
                 Some(said) if said.is_down() && rows.bad >= check.unhealthy_threshold => said,
                 // Nothing, or nothing of use, was said for too long.
-                _ if now.since(rows.seen) > staleness(component.period) => Status::Unknown,
+                _ if now.since(rows.seen) > staleness(component.period) => {
+                    EndpointHealth::Unchecked
+                }
                 _ => *known,
             };
             is_new_component |= status != *known;
             *known = status;
         }
-        let changed = flips || elsewhy || is_new_component;
-        Change {
+        let changed = flips || new_reason || is_new_component;
+        HealthChange {
             record: changed.then_some(new),
             is_new_state: flips,
             is_new_component,
@@ -382,13 +387,13 @@ impl Rows {
     /// answers do not fit the record.
     #[must_use]
     pub fn are_unsettled(&self, record: &Record, check: &HealthCheck) -> bool {
-        let component = |(rows, known): (&ComponentRows, &Status)| match known {
-            Status::Down | Status::OutOfService => rows.good > 0,
+        let component = |(rows, known): (&ComponentStreak, &EndpointHealth)| match known {
+            EndpointHealth::Down | EndpointHealth::OutOfService => rows.good > 0,
             _ => rows.bad > 0 && rows.bad < check.unhealthy_threshold,
         };
         let own = match record.status {
-            Status::Unknown => true,
-            Status::Up => self.bad > 0,
+            EndpointHealth::Unchecked => true,
+            EndpointHealth::Up => self.bad > 0,
             _ => self.good > 0,
         };
         own || self
@@ -425,7 +430,7 @@ mod tests {
     /// An endpoint and its checker.
     struct Endpoint {
         check: HealthCheck,
-        rows: Rows,
+        rows: Streaks,
         record: Record,
         now: Nanos,
         writes: u32,
@@ -436,14 +441,14 @@ mod tests {
             let record = Record::decode(&[], 7, check.components.len());
             Self {
                 check,
-                rows: Rows::default(),
+                rows: Streaks::default(),
                 record,
                 now: Nanos::from_secs(10),
                 writes: 0,
             }
         }
 
-        fn tell(&mut self, sample: &Sample) -> Status {
+        fn tell(&mut self, sample: &Sample) -> EndpointHealth {
             self.now = self.now.plus(Nanos::from_secs(1));
             self.rows.count(sample, &self.check, self.now);
             let change = self.rows.judge(
@@ -465,29 +470,29 @@ mod tests {
         }
     }
 
-    const BAD: Sample = Sample::new(Status::Down, Reason::Timeout, 0);
+    const BAD: Sample = Sample::new(EndpointHealth::Down, CheckReason::Timeout, 0);
 
     #[test]
     fn it_takes_rows_to_flip_and_one_good_answer_to_be_known() {
         let mut endpoint = Endpoint::new(check(2, 3, "{}"));
         assert!(endpoint.unsettled(), "asked often until something is known");
-        assert_eq!(endpoint.tell(&Sample::GOOD), Status::Up);
+        assert_eq!(endpoint.tell(&Sample::GOOD), EndpointHealth::Up);
         assert!(!endpoint.unsettled());
         for sample in [&BAD, &BAD, &Sample::GOOD, &BAD, &BAD] {
-            assert_eq!(endpoint.tell(sample), Status::Up);
+            assert_eq!(endpoint.tell(sample), EndpointHealth::Up);
         }
         assert!(endpoint.unsettled());
-        assert_eq!(endpoint.tell(&BAD), Status::Down);
+        assert_eq!(endpoint.tell(&BAD), EndpointHealth::Down);
         assert_eq!(
             (endpoint.record.reason, endpoint.record.since),
-            (Reason::Timeout, endpoint.now)
+            (CheckReason::Timeout, endpoint.now)
         );
         assert!(!endpoint.unsettled());
-        assert_eq!(endpoint.tell(&Sample::GOOD), Status::Down);
+        assert_eq!(endpoint.tell(&Sample::GOOD), EndpointHealth::Down);
         assert!(endpoint.unsettled());
-        assert_eq!(endpoint.tell(&BAD), Status::Down);
+        assert_eq!(endpoint.tell(&BAD), EndpointHealth::Down);
         endpoint.tell(&Sample::GOOD);
-        assert_eq!(endpoint.tell(&Sample::GOOD), Status::Up);
+        assert_eq!(endpoint.tell(&Sample::GOOD), EndpointHealth::Up);
         assert_eq!(
             endpoint.writes, 3,
             "written when it changes, not for each answer"
@@ -498,9 +503,9 @@ mod tests {
     fn nothing_known_is_usable_and_one_failure_does_not_change_that() {
         let mut endpoint = Endpoint::new(check(2, 3, "{}"));
         assert!(endpoint.record.status.is_usable());
-        assert_eq!(endpoint.tell(&BAD), Status::Unknown);
-        assert_eq!(endpoint.tell(&BAD), Status::Unknown);
-        assert_eq!(endpoint.tell(&BAD), Status::Down);
+        assert_eq!(endpoint.tell(&BAD), EndpointHealth::Unchecked);
+        assert_eq!(endpoint.tell(&BAD), EndpointHealth::Unchecked);
+        assert_eq!(endpoint.tell(&BAD), EndpointHealth::Down);
     }
 
     #[test]
@@ -508,18 +513,22 @@ mod tests {
         let mut endpoint = Endpoint::new(check(1, 1, "{}"));
         endpoint.tell(&BAD);
         let since = endpoint.record.since;
-        endpoint.tell(&Sample::new(Status::OutOfService, Reason::HttpStatus, 503));
+        endpoint.tell(&Sample::new(
+            EndpointHealth::OutOfService,
+            CheckReason::HttpStatus,
+            503,
+        ));
         assert_eq!(
             (endpoint.record.status, endpoint.record.detail),
-            (Status::OutOfService, 503)
+            (EndpointHealth::OutOfService, 503)
         );
         assert_eq!(endpoint.record.since, since);
     }
 
-    fn reported(status: Status, component: Option<Status>) -> Sample {
+    fn reported(status: EndpointHealth, component: Option<EndpointHealth>) -> Sample {
         Sample {
             components: vec![component],
-            ..Sample::new(status, Reason::Report, 0)
+            ..Sample::new(status, CheckReason::Report, 0)
         }
     }
 
@@ -531,43 +540,47 @@ mod tests {
             r#"{"redis": {"critical": false, "period": "2s"}}"#,
         ));
         let (up, down) = (
-            reported(Status::Up, Some(Status::Up)),
-            reported(Status::Up, Some(Status::Down)),
+            reported(EndpointHealth::Up, Some(EndpointHealth::Up)),
+            reported(EndpointHealth::Up, Some(EndpointHealth::Down)),
         );
         let component = |endpoint: &Endpoint| endpoint.record.components[0];
         endpoint.tell(&up);
-        assert_eq!(component(&endpoint), Status::Up);
+        assert_eq!(component(&endpoint), EndpointHealth::Up);
         endpoint.tell(&down);
-        assert_eq!(component(&endpoint), Status::Up);
+        assert_eq!(component(&endpoint), EndpointHealth::Up);
         assert!(endpoint.unsettled());
         endpoint.tell(&down);
         assert_eq!(
             (component(&endpoint), endpoint.record.status),
-            (Status::Down, Status::Up)
+            (EndpointHealth::Down, EndpointHealth::Up)
         );
         assert!(!endpoint.unsettled());
         endpoint.tell(&up);
-        assert_eq!(component(&endpoint), Status::Down);
+        assert_eq!(component(&endpoint), EndpointHealth::Down);
         endpoint.tell(&up);
-        assert_eq!(component(&endpoint), Status::Up);
+        assert_eq!(component(&endpoint), EndpointHealth::Up);
         // Three periods of 2 s, and 1 s: what was said last holds so long.
         for second in 1..=8 {
             endpoint.tell(&Sample::GOOD);
-            assert_eq!(component(&endpoint) == Status::Up, second <= 7, "{second}");
+            assert_eq!(
+                component(&endpoint) == EndpointHealth::Up,
+                second <= 7,
+                "{second}"
+            );
         }
-        assert_eq!(component(&endpoint), Status::Unknown);
+        assert_eq!(component(&endpoint), EndpointHealth::Unchecked);
     }
 
     #[test]
     fn records_are_read_as_they_were_written() {
         let record = Record {
-            status: Status::OutOfService,
-            reason: Reason::Component,
+            status: EndpointHealth::OutOfService,
+            reason: CheckReason::Component,
             detail: 1,
             since: Nanos(5),
             since_unix: 6,
             names: 7,
-            components: vec![Status::Up, Status::Down],
+            components: vec![EndpointHealth::Up, EndpointHealth::Down],
         };
         let mut bytes = Vec::new();
         record.encode(&mut bytes);
@@ -577,15 +590,25 @@ mod tests {
         let other = Record::decode(&bytes, 8, 3);
         assert_eq!(
             (other.status, other.detail, other.components),
-            (Status::OutOfService, OTHER, vec![Status::Unknown; 3])
+            (
+                EndpointHealth::OutOfService,
+                OTHER,
+                vec![EndpointHealth::Unchecked; 3]
+            )
         );
         for end in 0..HEAD {
-            assert_eq!(Record::decode(&bytes[..end], 7, 2).status, Status::Unknown);
+            assert_eq!(
+                Record::decode(&bytes[..end], 7, 2).status,
+                EndpointHealth::Unchecked
+            );
         }
         for (at, byte) in [(0, 2), (1, 9), (2, 99)] {
             let mut broken = bytes.clone();
             broken[at] = byte;
-            assert_eq!(Record::decode(&broken, 7, 2).status, Status::Unknown);
+            assert_eq!(
+                Record::decode(&broken, 7, 2).status,
+                EndpointHealth::Unchecked
+            );
         }
     }
 

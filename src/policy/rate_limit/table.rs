@@ -34,7 +34,7 @@ const WIDE_SLOT: usize = 24;
 
 /// Where the buckets of a limit are.
 #[derive(Clone, Copy, Debug)]
-pub struct Table {
+pub struct BucketTable {
     owner: u64,
     sets: u32,
     ways: u32,
@@ -67,7 +67,7 @@ pub enum Placement {
     Evicted,
 }
 
-impl Table {
+impl BucketTable {
     /// The table of the limit `name`, for `max_keys` keys.
     #[must_use]
     pub fn new(name: &str, namespace: &str, algorithm: &Algorithm, max_keys: u32) -> Self {
@@ -126,7 +126,7 @@ impl Table {
         })
     }
 
-    /// What [`Table::take`] would say.
+    /// What [`BucketTable::take`] would say.
     pub fn look<H: SharedData>(
         &self,
         host: &H,

@@ -3,7 +3,7 @@
 //! An entry on trial may only come first: a trial is one call, and a retry must not land there
 //! without a permit. `open` says whether such an entry may still be tried.
 
-use super::roster::Entry;
+use super::roster::RosterEntry;
 use super::{LIST, List, SAMPLE};
 use crate::base::rng::Rng;
 use std::cmp::Ordering;
@@ -17,7 +17,7 @@ use std::cmp::Ordering;
 /// in randomized load balancing", 2001), and the cost of a request does not grow with the number of
 /// endpoints.
 pub fn cheapest(
-    entries: &[Entry],
+    entries: &[RosterEntry],
     open: &dyn Fn(usize) -> bool,
     cost: &dyn Fn(usize) -> u64,
     rng: &Rng,
@@ -39,7 +39,7 @@ pub fn cheapest(
     }
     let mut list = List::default();
     for first in [true, false, false] {
-        let mut best: Option<(usize, &Entry, u64)> = None;
+        let mut best: Option<(usize, &RosterEntry, u64)> = None;
         let mut drawn_from = 0u64;
         for (place, (entry, cost)) in sample
             .iter()
@@ -80,7 +80,7 @@ const DRAWS: usize = 8;
 
 /// A draw by weight.
 #[must_use]
-pub fn random(entries: &[Entry], open: &dyn Fn(usize) -> bool, rng: &Rng) -> List {
+pub fn random(entries: &[RosterEntry], open: &dyn Fn(usize) -> bool, rng: &Rng) -> List {
     let total = entries.last().map_or(0, |entry| entry.upto);
     let draw = || {
         let at = rng.below(total.into());
@@ -105,13 +105,13 @@ pub fn random(entries: &[Entry], open: &dyn Fn(usize) -> bool, rng: &Rng) -> Lis
 
 /// The first in the configuration's order.
 #[must_use]
-pub fn first(entries: &[Entry], open: &dyn Fn(usize) -> bool) -> List {
+pub fn first(entries: &[RosterEntry], open: &dyn Fn(usize) -> bool) -> List {
     in_order(List::default(), entries.iter(), open)
 }
 
 fn in_order<'a>(
     mut list: List,
-    entries: impl Iterator<Item = &'a Entry>,
+    entries: impl Iterator<Item = &'a RosterEntry>,
     open: &dyn Fn(usize) -> bool,
 ) -> List {
     for entry in entries {
@@ -126,7 +126,7 @@ fn in_order<'a>(
 }
 
 /// Whether the entry may take the list's next place.
-pub(super) fn allowed(entry: &Entry, list: &List, open: &dyn Fn(usize) -> bool) -> bool {
+pub(super) fn allowed(entry: &RosterEntry, list: &List, open: &dyn Fn(usize) -> bool) -> bool {
     !entry.trial || (list.first().is_none() && open(entry.at))
 }
 

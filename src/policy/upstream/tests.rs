@@ -1,5 +1,5 @@
-use super::maglev::Table;
-use super::roster::{Census, Entry, Member, Roster, Rules, UNIT};
+use super::maglev::MaglevTable;
+use super::roster::{EndpointCounts, Member, Roster, RosterEntry, Rules, UNIT};
 use super::rotation::Rotation;
 use super::*;
 use crate::base::hash::xxh64;
@@ -73,13 +73,13 @@ fn pools(roster: &Roster) -> Vec<(u32, Vec<usize>)> {
         .collect()
 }
 
-fn entries(members: &[Member]) -> Vec<Entry> {
+fn entries(members: &[Member]) -> Vec<RosterEntry> {
     let roster = roster(members);
     let pool = roster.pool(0).unwrap().clone();
     roster.entries(&pool).to_vec()
 }
 
-fn weights(weights: &[u32]) -> Vec<Entry> {
+fn weights(weights: &[u32]) -> Vec<RosterEntry> {
     entries(
         &weights
             .iter()
@@ -95,7 +95,7 @@ fn order(list: List) -> Vec<usize> {
 mod rotation_ {
     use super::*;
 
-    fn sequence(entries: &[Entry], rotation: &mut Rotation, n: usize) -> String {
+    fn sequence(entries: &[RosterEntry], rotation: &mut Rotation, n: usize) -> String {
         (0..n)
             .map(|_| {
                 char::from(
@@ -326,7 +326,7 @@ mod roster_ {
         ]);
         assert_eq!(
             roster.census,
-            Census {
+            EndpointCounts {
                 members: 4,
                 available: 2,
                 trial: 1
@@ -610,13 +610,13 @@ mod maglev_ {
     use super::*;
     use crate::policy::upstream::maglev::{SIZE, has_room};
 
-    fn table(names: &[String], weights: &[u32], size: u32) -> Table {
+    fn table(names: &[String], weights: &[u32], size: u32) -> MaglevTable {
         let named = names
             .iter()
             .zip(weights)
             .enumerate()
             .map(|(at, (name, weight))| (name.as_str(), at as u16, *weight));
-        Table::new(named, size)
+        MaglevTable::new(named, size)
     }
 
     fn names(count: usize) -> Vec<String> {
@@ -625,7 +625,7 @@ mod maglev_ {
             .collect()
     }
 
-    fn first(table: &Table, roster: &Roster, hash: u64) -> usize {
+    fn first(table: &MaglevTable, roster: &Roster, hash: u64) -> usize {
         let pool = roster.pool(0).unwrap();
         table
             .pick(hash, roster, pool, NOBODY, &|_| true)
@@ -794,7 +794,7 @@ mod maglev_ {
             for request in 0..requests {
                 // Nearly all of one key, and nobody ends.
                 let key: u64 = if request % 4 == 0 { request } else { hot };
-                let room = |entry: &Entry| has_room(in_flight[entry.at], request, entry.weight, pool.weight, Percent(bound));
+                let room = |entry: &RosterEntry| has_room(in_flight[entry.at], request, entry.weight, pool.weight, Percent(bound));
                 let at = table.pick(xxh64(&key.to_le_bytes(), 0), &roster, pool, NOBODY, &room).first().unwrap();
                 in_flight[at] += 1;
                 let most = ((request + 1) * u64::from(bound)).div_ceil(100 * count as u64).max(2);

@@ -35,14 +35,14 @@ fn config() -> config::CircuitBreaker {
 
 /// A breaker with a clock of its own.
 struct Bench {
-    settings: Settings,
+    settings: BreakerSettings,
     state: State,
     now: Nanos,
 }
 
 impl Bench {
     fn new(config: config::CircuitBreaker) -> Self {
-        let settings = Settings::new(config);
+        let settings = BreakerSettings::new(config);
         Self {
             state: State::default().bounded(&settings),
             settings,
@@ -62,7 +62,7 @@ impl Bench {
             &self.settings,
             self.now,
             epoch,
-            Call {
+            CallResult {
                 outcome,
                 duration,
                 retry_after: None,
@@ -106,7 +106,7 @@ fn cold_start_holds_until_minimum_calls() {
     let change = bench.call(Outcome::Success).unwrap();
     assert_eq!(
         (change.to, change.cause, change.open_for),
-        (Phase::Open, Cause::FailureRate, Nanos::from_secs(5))
+        (Phase::Open, TripReason::FailureRate, Nanos::from_secs(5))
     );
     assert_eq!(bench.acquire(), Err(Nanos::from_secs(5)));
 }
@@ -150,7 +150,7 @@ fn failures_in_a_row_open_at_once_and_a_success_ends_the_row() {
     assert_eq!(bench.state.phase, Phase::Closed);
     assert_eq!(
         bench.call(Outcome::Failure).unwrap().cause,
-        Cause::ConsecutiveFailures
+        TripReason::ConsecutiveFailures
     );
 }
 
@@ -169,7 +169,7 @@ fn slow_calls_open_it_though_they_succeed() {
     }
     assert_eq!(
         bench.end(0, Outcome::Success, SECOND).unwrap().cause,
-        Cause::SlowCallRate
+        TripReason::SlowCallRate
     );
 }
 
@@ -266,7 +266,7 @@ fn a_count_window_judges_the_last_calls_whenever_they_were() {
     assert_eq!(bench.state.phase, Phase::Closed);
     assert_eq!(
         bench.call(Outcome::Failure).unwrap().cause,
-        Cause::FailureRate,
+        TripReason::FailureRate,
         "3 of the last 6"
     );
 }
@@ -303,7 +303,7 @@ fn a_window_of_another_kind_or_size_begins_anew_and_nothing_else_does() {
         bench.calls("ssssff");
         let mut bytes = Vec::new();
         bench.state.encode(&mut bytes);
-        let settings = Settings::new(config::CircuitBreaker {
+        let settings = BreakerSettings::new(config::CircuitBreaker {
             window: *to,
             ..config()
         });
@@ -328,7 +328,7 @@ fn open_times_grow_and_spread_as_resilience4js_intervals_do() {
         serde_json::from_str(include_str!("../../../../tests/vectors/08_backoff.json")).unwrap();
     let capped = &document["r4j_exponential_capped"];
     let number = |value: &serde_json::Value| value.as_u64().unwrap();
-    let settings = Settings::new(config::CircuitBreaker {
+    let settings = BreakerSettings::new(config::CircuitBreaker {
         open_duration: Nanos::from_millis(number(&capped["initial"])),
         backoff_multiplier_centi: u32::try_from(number(&capped["mult"])).unwrap() * 100,
         max_open_duration: Nanos::from_millis(number(&capped["max"])),
@@ -346,7 +346,7 @@ fn open_times_grow_and_spread_as_resilience4js_intervals_do() {
         assert_eq!(open_for, number(time), "{rounds} failed rounds");
     }
     let randomized = &document["r4j_randomized"];
-    let settings = Settings::new(config::CircuitBreaker {
+    let settings = BreakerSettings::new(config::CircuitBreaker {
         open_duration: Nanos::from_millis(number(&randomized["interval"])),
         jitter: Percent((randomized["factor"].as_f64().unwrap() * 10_000.0) as u32),
         ..config()
@@ -383,7 +383,7 @@ fn ten_calls_of_which_five_failed_open_it_for_goresiliences_thirty_seconds() {
 
 #[test]
 fn jitter_stays_within_its_share() {
-    let settings = Settings::new(config::CircuitBreaker {
+    let settings = BreakerSettings::new(config::CircuitBreaker {
         jitter: Percent(2_000),
         ..config()
     });
@@ -400,7 +400,7 @@ fn jitter_neither_goes_beyond_the_longest_open_time_nor_below_the_shortest() {
         (6, 50, (Nanos::from_secs(3), most)),
         (6, 0, (most, most)),
     ] {
-        let settings = Settings::new(config::CircuitBreaker {
+        let settings = BreakerSettings::new(config::CircuitBreaker {
             open_duration: Nanos::from_secs(open),
             max_open_duration: most,
             jitter: Percent(jitter * 100),
@@ -424,7 +424,7 @@ fn an_upstreams_retry_after_sets_the_open_time_within_bounds() {
             consecutive_failures: 1,
             ..config()
         });
-        let call = Call {
+        let call = CallResult {
             outcome: Outcome::Failure,
             duration: Nanos::ZERO,
             retry_after: Some(Nanos::from_secs(asked)),
@@ -464,7 +464,7 @@ fn permits_lost_with_their_vm_do_not_keep_it_half_open() {
     bench.now = bench.now.plus(Nanos::from_secs(30));
     let (admission, change) = bench.state.acquire(&bench.settings, bench.now);
     assert!(matches!(admission, Admission::Refused { .. }));
-    assert_eq!(change.unwrap().cause, Cause::TrialTimedOut);
+    assert_eq!(change.unwrap().cause, TripReason::TrialTimedOut);
     bench.now = bench.state.until;
     assert!(bench.acquire().is_ok());
 }
@@ -523,7 +523,7 @@ fn it_agrees_with_resilience4js_own_cases() {
                 Some("force") if step[1] == "OPEN" => {
                     bench
                         .state
-                        .open(&bench.settings, bench.now, Cause::FailureRate, None, 0);
+                        .open(&bench.settings, bench.now, TripReason::FailureRate, None, 0);
                 }
                 Some("force") => bench.state.enter(Phase::HalfOpen, bench.now, SECOND),
                 Some("adv") => {
@@ -632,12 +632,12 @@ proptest! {
         }
         let mut state = State::decode(&bytes);
         let window = if start == 3 { config::Window::Count(size.clamp(1, 1_024)) } else { config::Window::Time(Nanos(now)) };
-        let settings = Settings::new(config::CircuitBreaker { window, ..config() });
+        let settings = BreakerSettings::new(config::CircuitBreaker { window, ..config() });
         state = state.bounded(&settings);
         state.roll(&settings, Nanos(now), state.epoch, now);
-        let _ = state.trip(&settings, Nanos(now), epoch, Cause::FailureRate, None, now);
+        let _ = state.trip(&settings, Nanos(now), epoch, TripReason::FailureRate, None, now);
         let _ = state.acquire(&settings, Nanos(now));
-        let _ = state.end(&settings, Nanos(now), epoch, Call { outcome: Outcome::Failure, duration: Nanos(now), retry_after: Some(Nanos(now)) }, now);
+        let _ = state.end(&settings, Nanos(now), epoch, CallResult { outcome: Outcome::Failure, duration: Nanos(now), retry_after: Some(Nanos(now)) }, now);
         let mut written = Vec::new();
         state.encode(&mut written);
         prop_assert_eq!(State::decode(&written), state);

@@ -46,7 +46,7 @@ const TOUCH: Nanos = Nanos::from_secs(1);
 
 /// Where the responses of a fallback are kept.
 #[derive(Clone, Copy, Debug)]
-pub struct Table {
+pub struct StaleTable {
     owner: u64,
     sets: u32,
     ways: usize,
@@ -56,7 +56,7 @@ pub struct Table {
 
 /// What keeping a response changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Change {
+pub struct SizeChange {
     /// Responses more, or less.
     pub entries: i64,
     /// Bytes more, or less.
@@ -67,7 +67,7 @@ pub struct Change {
 
 /// A response, as a set's index lists it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Entry {
+struct StaleEntry {
     tag: u64,
     variant: u64,
     ticket: u64,
@@ -77,7 +77,7 @@ struct Entry {
     slot: u8,
 }
 
-impl Table {
+impl StaleTable {
     /// A table for `entries` responses of at most `largest` bytes, and `bytes` in all.
     #[must_use]
     pub fn new(name: &str, entries: u32, bytes: usize, largest: usize) -> Self {
@@ -105,12 +105,12 @@ impl Table {
     ///
     /// # Errors
     /// [`Contended`]: some of it is still there.
-    pub fn adopt<H: SharedData>(&self, host: &H) -> Result<Change, Contended> {
+    pub fn adopt<H: SharedData>(&self, host: &H) -> Result<SizeChange, Contended> {
         let size = RecordKey::new(RecordKind::StaleSize, self.owner, 0);
         let known = store::read(host, &size)
             .and_then(|bytes| bytes.try_into().ok())
             .map_or(0, u32::from_le_bytes);
-        let mut change = Change::default();
+        let mut change = SizeChange::default();
         // More sets than there can be: not written by us.
         for set in self.sets..known.min(1 << 16) {
             let key = RecordKey::new(RecordKind::StaleIndex, self.owner, set);
@@ -150,7 +150,7 @@ impl Table {
         bytes: &[u8],
         ticket: u64,
         now: Nanos,
-    ) -> Result<Option<Change>, Contended> {
+    ) -> Result<Option<SizeChange>, Contended> {
         let size = bytes.len().saturating_add(SLOT_HEAD);
         let Some(listed) = u32::try_from(size).ok().filter(|_| size <= self.share) else {
             return Ok(None);
@@ -163,7 +163,7 @@ impl Table {
                 host,
                 set,
                 index,
-                Entry {
+                StaleEntry {
                     tag,
                     variant,
                     ticket,
@@ -234,8 +234,8 @@ impl Table {
         host: &H,
         set: u32,
         index: &mut Vec<u8>,
-        new: Entry,
-    ) -> Result<(u8, Change), Contended> {
+        new: StaleEntry,
+    ) -> Result<(u8, SizeChange), Contended> {
         let mut entries = self.entries(host, set, index, new.ticket)?;
         let before = totals(&entries);
         let mut evicted = 0i64;
@@ -265,10 +265,10 @@ impl Table {
             .find(|slot| entries.iter().all(|e| e.slot != *slot))
             .ok_or(Contended)?;
         self.vacate(host, set, slot, new.ticket)?;
-        entries.push(Entry { slot, ..new });
+        entries.push(StaleEntry { slot, ..new });
         write(index, &entries);
         let after = totals(&entries);
-        let change = Change {
+        let change = SizeChange {
             entries: count(after.0).saturating_sub(count(before.0)),
             bytes: count(after.1).saturating_sub(count(before.1)),
             evicted,
@@ -277,13 +277,18 @@ impl Table {
     }
 
     /// Empties all slots that a set's index lists. What changed.
-    fn clear<H: SharedData>(&self, host: &H, set: u32, index: &[u8]) -> Result<Change, Contended> {
+    fn clear<H: SharedData>(
+        &self,
+        host: &H,
+        set: u32,
+        index: &[u8],
+    ) -> Result<SizeChange, Contended> {
         let entries = self.entries(host, set, index, 0)?;
         for entry in &entries {
             self.vacate(host, set, entry.slot, 0)?;
         }
         let (entries, bytes) = totals(&entries);
-        Ok(Change {
+        Ok(SizeChange {
             entries: count(entries).saturating_neg(),
             bytes: count(bytes).saturating_neg(),
             evicted: 0,
@@ -298,7 +303,7 @@ impl Table {
         set: u32,
         index: &[u8],
         ticket: u64,
-    ) -> Result<Vec<Entry>, Contended> {
+    ) -> Result<Vec<StaleEntry>, Contended> {
         if index.is_empty() {
             return Ok(Vec::new());
         }
@@ -349,15 +354,15 @@ fn count(n: usize) -> i64 {
 }
 
 /// Responses and bytes.
-fn totals(entries: &[Entry]) -> (usize, usize) {
-    let size = |e: &Entry| usize::try_from(e.size).unwrap_or(usize::MAX);
+fn totals(entries: &[StaleEntry]) -> (usize, usize) {
+    let size = |e: &StaleEntry| usize::try_from(e.size).unwrap_or(usize::MAX);
     (
         entries.len(),
         entries.iter().map(size).fold(0, usize::saturating_add),
     )
 }
 
-fn read(index: &[u8]) -> Option<Vec<Entry>> {
+fn read(index: &[u8]) -> Option<Vec<StaleEntry>> {
     let (&[VERSION, 0, 0, 0, 0, 0, 0, 0], list) = index.split_first_chunk::<INDEX_HEAD>()? else {
         return None;
     };
@@ -382,7 +387,7 @@ fn read(index: &[u8]) -> Option<Vec<Entry>> {
         slots |= bit;
         #[allow(clippy::cast_possible_truncation, reason = "the lower half")]
         let size = rest as u32;
-        read.push(Entry {
+        read.push(StaleEntry {
             tag,
             variant,
             ticket,
@@ -395,7 +400,7 @@ fn read(index: &[u8]) -> Option<Vec<Entry>> {
     Some(read)
 }
 
-fn write(index: &mut Vec<u8>, entries: &[Entry]) {
+fn write(index: &mut Vec<u8>, entries: &[StaleEntry]) {
     index.clear();
     index.extend_from_slice(&[VERSION, 0, 0, 0, 0, 0, 0, 0]);
     for e in entries {

@@ -445,7 +445,7 @@ fn a_smaller_table_of_the_same_name_leaves_nothing_behind() {
         ..config()
     });
     let worker = Worker(Rc::clone(&proxy.machine));
-    assert_eq!(proxy.stale.adopt(&worker), Ok(Change::default()));
+    assert_eq!(proxy.stale.adopt(&worker), Ok(SizeChange::default()));
     for n in 0..300 {
         assert!(proxy.keep(&proxy.get(&format!("/{n}"), &[]), &[], &[0; 64]));
     }
@@ -469,7 +469,7 @@ fn a_smaller_table_of_the_same_name_leaves_nothing_behind() {
         left >= -change.bytes + change.entries * 10,
         "{left} {change:?}"
     );
-    assert_eq!(small.adopt(&worker), Ok(Change::default()));
+    assert_eq!(small.adopt(&worker), Ok(SizeChange::default()));
 }
 
 /// Bytes of all slots: what the bound is about.

@@ -18,7 +18,7 @@
 //! what the protocol has for servers that do not; clients then stop asking. `List` needs messages
 //! that the codec has not; its answer would be what `/readyz` says.
 
-use super::{Component, Status, is_well};
+use super::{Component, HealthStatus, is_well};
 use crate::base::grpc_health::{self, CHECK, Malformed, PREFIX, SERVICE, Serving};
 use crate::config;
 use crate::host::Reply;
@@ -35,9 +35,9 @@ const INTERNAL: u8 = 13;
 
 /// A call of the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Call {
+pub enum ProbeCall {
     /// Its message is to be read.
-    Check(Check),
+    ProbeRequest(ProbeRequest),
     /// There is no answer but this one.
     Unimplemented(Side),
 }
@@ -53,7 +53,7 @@ pub enum Side {
 
 /// A `Check` whose message is being read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Check {
+pub struct ProbeRequest {
     side: Side,
     /// Whether the client has named an encoding for compressed messages.
     encoded: bool,
@@ -61,7 +61,7 @@ pub struct Check {
 
 /// The call that the request is, if it is one of ours.
 #[must_use]
-pub fn call(health: &config::Health, request: &Request<'_>) -> Option<Call> {
+pub fn call(health: &config::Health, request: &Request<'_>) -> Option<ProbeCall> {
     if !health.grpc || request.method != b"POST" || !request.path.starts_with(SERVICE.as_bytes()) {
         return None;
     }
@@ -80,16 +80,21 @@ pub fn call(health: &config::Health, request: &Request<'_>) -> Option<Call> {
         .get("grpc-encoding")
         .is_some_and(|encoding| encoding != b"identity");
     Some(if request.path == CHECK.as_bytes() {
-        Call::Check(Check { side, encoded })
+        ProbeCall::ProbeRequest(ProbeRequest { side, encoded })
     } else {
-        Call::Unimplemented(side)
+        ProbeCall::Unimplemented(side)
     })
 }
 
 /// The answer to a call that there is none to.
 #[must_use]
 pub fn unimplemented(side: Side) -> Reply {
-    reply(side, 404, UNIMPLEMENTED, "only Check is answered here")
+    reply(
+        side,
+        404,
+        UNIMPLEMENTED,
+        "only ProbeRequest is answered here",
+    )
 }
 
 /// The state of what a check names; `None`: there is no such thing.
@@ -102,7 +107,7 @@ pub fn serving(components: &[Component<'_>], service: &str) -> Option<Serving> {
             .iter()
             .find(|component| component.name == service)?
             .status
-            == Status::Up
+            == HealthStatus::Up
     };
     Some(if up {
         Serving::Serving
@@ -111,7 +116,7 @@ pub fn serving(components: &[Component<'_>], service: &str) -> Option<Serving> {
     })
 }
 
-impl Check {
+impl ProbeRequest {
     /// The most of a body that is worth reading: what is longer is refused, whatever it is.
     #[must_use]
     pub const fn most(self) -> usize {

@@ -3,22 +3,24 @@
 use super::{Action, Exchange};
 use crate::engine::Engine;
 use crate::host::{Host, Stream};
-use crate::policy::health::grpc::{self, Call, Check};
+use crate::policy::probe::grpc::{self, ProbeCall, ProbeRequest};
 use std::rc::Rc;
 
 impl Exchange {
     pub(super) fn on_health_call<H: Host, S: Stream>(
         &mut self,
         engine: &Engine,
-        call: Call,
+        call: ProbeCall,
         end: bool,
         host: &H,
         stream: &S,
     ) -> Action {
         match call {
-            Call::Unimplemented(side) => self.reply(stream, &grpc::unimplemented(side)),
-            Call::Check(check) if end => self.check_health(engine, check, &[], host, stream),
-            Call::Check(check) => {
+            ProbeCall::Unimplemented(side) => self.reply(stream, &grpc::unimplemented(side)),
+            ProbeCall::ProbeRequest(check) if end => {
+                self.check_health(engine, check, &[], host, stream)
+            }
+            ProbeCall::ProbeRequest(check) => {
                 self.health = Some(check);
                 Action::Read
             }
@@ -57,7 +59,7 @@ impl Exchange {
     fn check_health<H: Host, S: Stream>(
         &mut self,
         engine: &Engine,
-        check: Check,
+        check: ProbeRequest,
         body: &[u8],
         host: &H,
         stream: &S,

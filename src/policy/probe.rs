@@ -27,7 +27,7 @@ pub enum Probe {
 /// State of a component, and of the whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum Status {
+pub enum HealthStatus {
     /// Well.
     Up,
     /// Not well.
@@ -45,7 +45,7 @@ pub struct Component<'a> {
     #[serde(skip)]
     pub name: &'a str,
     /// Its state.
-    pub status: Status,
+    pub status: HealthStatus,
     /// What its last check took, in milliseconds, if it is checked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rt: Option<u64>,
@@ -59,7 +59,7 @@ pub struct Component<'a> {
 #[derive(Serialize)]
 struct Document<'a> {
     service: &'a str,
-    status: Status,
+    status: HealthStatus,
     #[serde(serialize_with = "by_name")]
     details: &'a [Component<'a>],
     timestamp: String,
@@ -96,7 +96,7 @@ pub fn plain() -> Reply {
 pub fn is_well(components: &[Component<'_>]) -> bool {
     components
         .iter()
-        .all(|c| c.status == Status::Up || !c.critical)
+        .all(|c| c.status == HealthStatus::Up || !c.critical)
 }
 
 /// The answer to [`Probe::Document`].
@@ -104,9 +104,9 @@ pub fn is_well(components: &[Component<'_>]) -> bool {
 pub fn document(service: &str, components: &[Component<'_>], wall: Nanos) -> Reply {
     let well = is_well(components);
     let status = if well {
-        Status::Up
+        HealthStatus::Up
     } else {
-        Status::OutOfService
+        HealthStatus::OutOfService
     };
     let document = Document {
         service,
@@ -201,12 +201,12 @@ mod tests {
         assert_eq!(probe(&paths, &Request::new(&headers)), None);
     }
 
-    fn component(name: &str, status: Status, critical: bool) -> Component<'_> {
+    fn component(name: &str, status: HealthStatus, critical: bool) -> Component<'_> {
         Component {
             name,
             status,
             rt: None,
-            error: (status != Status::Up).then(|| "0 of 2 endpoints".into()),
+            error: (status != HealthStatus::Up).then(|| "0 of 2 endpoints".into()),
             critical,
         }
     }
@@ -219,8 +219,8 @@ mod tests {
     #[test]
     fn one_critical_component_takes_the_whole_out_of_service() {
         let (status, body) = document_of(&[
-            component("a", Status::Up, true),
-            component("b", Status::Down, true),
+            component("a", HealthStatus::Up, true),
+            component("b", HealthStatus::Down, true),
         ]);
         assert_eq!(status, 503);
         assert_eq!(
@@ -230,14 +230,17 @@ mod tests {
                 "details": {"a": {"status": "UP", "critical": true}, "b": {"status": "DOWN", "error": "0 of 2 endpoints", "critical": true}}
             })
         );
-        assert_eq!(document_of(&[component("a", Status::Unknown, true)]).0, 503);
+        assert_eq!(
+            document_of(&[component("a", HealthStatus::Unknown, true)]).0,
+            503
+        );
     }
 
     #[test]
     fn others_only_show() {
         let (status, body) = document_of(&[
-            component("a", Status::Up, true),
-            component("b", Status::Down, false),
+            component("a", HealthStatus::Up, true),
+            component("b", HealthStatus::Down, false),
         ]);
         assert_eq!(
             (status, &body["status"], &body["details"]["b"]["status"]),
