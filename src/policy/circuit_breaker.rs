@@ -34,7 +34,7 @@ pub mod window;
 use crate::base::hash::of_names;
 use crate::base::rng::Rng;
 use crate::base::time::Nanos;
-use crate::host::{MetricId, Metrics, SharedData};
+use crate::host::{SharedCounter, SharedCounters, SharedData};
 use crate::policy::Outcome;
 use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 use state::{Admission, BreakerSettings, CallResult, Counts, Phase, State, Transition};
@@ -53,20 +53,20 @@ pub struct CircuitBreaker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Meters {
     /// A counter of changes of phase; breakers may share one.
-    pub version: MetricId,
+    pub version: SharedCounter,
     /// A gauge that is the tally (see [`window`]); needed only for a time window.
-    pub tally: MetricId,
+    pub tally: SharedCounter,
     /// A gauge of failures in a row; needed only for a time window where `consecutive_failures` is
     /// set.
-    pub consecutive: MetricId,
+    pub consecutive: SharedCounter,
 }
 
 impl Meters {
     /// A host without metrics.
     pub const NONE: Self = Self {
-        version: MetricId::NONE,
-        tally: MetricId::NONE,
-        consecutive: MetricId::NONE,
+        version: SharedCounter::NONE,
+        tally: SharedCounter::NONE,
+        consecutive: SharedCounter::NONE,
     };
 }
 
@@ -146,10 +146,10 @@ impl CircuitBreaker {
     #[must_use]
     pub fn metered(self, meters: Meters, settings: &BreakerSettings) -> Self {
         let rows = settings.config().consecutive_failures > 0;
-        let missing = meters.version == MetricId::NONE
+        let missing = meters.version == SharedCounter::NONE
             || (settings.is_timed()
-                && (meters.tally == MetricId::NONE
-                    || (rows && meters.consecutive == MetricId::NONE)));
+                && (meters.tally == SharedCounter::NONE
+                    || (rows && meters.consecutive == SharedCounter::NONE)));
         Self {
             meters: if missing { Meters::NONE } else { meters },
             ..self
@@ -166,7 +166,7 @@ impl CircuitBreaker {
     ///
     /// # Errors
     /// [`Contended`]: nothing was decided.
-    pub fn acquire<H: SharedData + Metrics>(
+    pub fn acquire<H: SharedData + SharedCounters>(
         &self,
         host: &H,
         settings: &BreakerSettings,
@@ -187,7 +187,7 @@ impl CircuitBreaker {
     ///
     /// # Errors
     /// [`Contended`]: the outcome is lost.
-    pub fn end<H: SharedData + Metrics>(
+    pub fn end<H: SharedData + SharedCounters>(
         &self,
         host: &H,
         settings: &BreakerSettings,
@@ -212,10 +212,10 @@ impl CircuitBreaker {
             if view.phase == Phase::Closed && settings.is_timed() {
                 return self.tally(host, settings, now, view, call, random);
             }
-            if self.meters.consecutive != MetricId::NONE {
+            if self.meters.consecutive != SharedCounter::NONE {
                 // The row that a closing breaker begins with: nobody counts in it before it is
                 // closed.
-                host.record(self.meters.consecutive, 0);
+                host.store(self.meters.consecutive, 0);
             }
         }
         let (_, change) = self.step(host, settings, version, |state| {
@@ -232,7 +232,7 @@ impl CircuitBreaker {
     }
 
     /// Reads the record again, as the settings allow, at this `version` (read before, or none).
-    pub fn refresh<H: SharedData + Metrics>(
+    pub fn refresh<H: SharedData + SharedCounters>(
         &self,
         host: &H,
         settings: &BreakerSettings,
@@ -244,9 +244,9 @@ impl CircuitBreaker {
         state
     }
 
-    fn version<H: Metrics>(&self, host: &H) -> u64 {
+    fn version<H: SharedCounters>(&self, host: &H) -> u64 {
         if self.is_metered() {
-            host.value(self.meters.version)
+            host.load(self.meters.version)
         } else {
             0
         }
@@ -257,7 +257,7 @@ impl CircuitBreaker {
     }
 
     /// What is known, read again if the version has moved.
-    fn view<H: SharedData + Metrics>(
+    fn view<H: SharedData + SharedCounters>(
         &self,
         host: &H,
         settings: &BreakerSettings,
@@ -269,7 +269,7 @@ impl CircuitBreaker {
         }
     }
 
-    fn read<H: SharedData + Metrics>(
+    fn read<H: SharedData + SharedCounters>(
         &self,
         host: &H,
         settings: &BreakerSettings,
@@ -279,7 +279,7 @@ impl CircuitBreaker {
     }
 
     /// Counts an outcome of a closed breaker in its tally, and judges what is counted there by now.
-    fn tally<H: SharedData + Metrics>(
+    fn tally<H: SharedData + SharedCounters>(
         &self,
         host: &H,
         settings: &BreakerSettings,
@@ -298,9 +298,9 @@ impl CircuitBreaker {
             }
         }
         let slow = settings.is_slow(call);
-        host.add(self.meters.tally, weight(failed, slow));
+        host.increment(self.meters.tally, weight(failed, slow));
         let row = self.row(host, settings, failed);
-        let tally = host.value(self.meters.tally);
+        let tally = host.load(self.meters.tally);
         let recent = match view.base.and_then(|base| between(base, tally)) {
             Some(recent) => recent,
             None => {
@@ -327,22 +327,22 @@ impl CircuitBreaker {
     }
 
     /// Counts the failures in a row.
-    fn row<H: Metrics>(&self, host: &H, settings: &BreakerSettings, failed: bool) -> u32 {
+    fn row<H: SharedCounters>(&self, host: &H, settings: &BreakerSettings, failed: bool) -> u32 {
         if settings.config().consecutive_failures == 0 {
             return 0;
         }
         if failed {
-            host.add(self.meters.consecutive, 1);
-            return u32::try_from(host.value(self.meters.consecutive)).unwrap_or(0);
+            host.increment(self.meters.consecutive, 1);
+            return u32::try_from(host.load(self.meters.consecutive)).unwrap_or(0);
         }
-        if host.value(self.meters.consecutive) != 0 {
-            host.record(self.meters.consecutive, 0);
+        if host.load(self.meters.consecutive) != 0 {
+            host.store(self.meters.consecutive, 0);
         }
         0
     }
 
     /// Takes the tally into the record, and moves that on to the bucket of `now`.
-    fn roll<H: SharedData + Metrics>(
+    fn roll<H: SharedData + SharedCounters>(
         &self,
         host: &H,
         settings: &BreakerSettings,
@@ -351,13 +351,13 @@ impl CircuitBreaker {
     ) -> Result<View, Contended> {
         self.step(host, settings, view.version, |state| {
             // Read after the record, whose own reading is then never the newer one.
-            state.roll(settings, now, view.epoch, host.value(self.meters.tally));
+            state.roll(settings, now, view.epoch, host.load(self.meters.tally));
             ((), None)
         })?;
         Ok(self.view.get().unwrap_or(view))
     }
 
-    fn step<H: SharedData + Metrics, A>(
+    fn step<H: SharedData + SharedCounters, A>(
         &self,
         host: &H,
         settings: &BreakerSettings,
@@ -377,7 +377,7 @@ impl CircuitBreaker {
         if self.is_metered() {
             self.view.set(Some(View::of(&state, version)));
             if change.is_some() {
-                host.add(self.meters.version, 1);
+                host.increment(self.meters.version, 1);
             }
         }
         Ok((answer, change))

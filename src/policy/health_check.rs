@@ -5,7 +5,7 @@
 //! | [`lease`] | who asks: one root context of all workers, for each upstream |
 //! | [`schedule`] | when which endpoint is asked |
 //! | [`report`], [`grpc`] | what an answer says |
-//! | [`state`] | what an endpoint is, from its answers; the record that all workers read |
+//! | [`state`], [`record`] | what an endpoint is, from its answers; the record that all workers read |
 //!
 //! **Who asks.** Every VM ticks, the main thread's too, and after a reload the old configuration's
 //! root contexts go on ticking beside the new ones. So for each upstream there is a lease: its
@@ -30,8 +30,10 @@
 //! compare-and-swap that is lost too often: the state is written with the next answer. A record
 //! that cannot be read: nothing is known.
 
+pub mod fingerprint;
 pub mod grpc;
 pub mod lease;
+pub mod record;
 pub mod report;
 pub mod schedule;
 pub mod state;

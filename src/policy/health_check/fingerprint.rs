@@ -4,8 +4,10 @@ use crate::base::hash::of_names;
 use crate::base::text::number;
 use crate::config::{self, Ask, HealthCheck};
 
-/// Tells contexts apart that would ask differently.
-pub(super) fn fingerprint(upstream: &config::Upstream, check: &HealthCheck) -> u64 {
+/// A hash of what an upstream's configuration says of its checks: contexts with the same one share
+/// a lease.
+#[must_use]
+pub fn fingerprint(upstream: &config::Upstream, check: &HealthCheck) -> u64 {
     let mut parts: Vec<String> = vec![upstream.cluster.clone(), upstream.override_header.clone()];
     match &check.ask {
         Ask::Http {
