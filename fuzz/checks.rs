@@ -1497,7 +1497,7 @@ impl Script {
         breakers.push(("s", vec!["upstream", "p"]));
         for (name, subject) in breakers {
             for namespace in ["", "shadow"] {
-                let state = CircuitBreaker::new(name, &subject, namespace).look(&self.proxy.worker);
+                let state = CircuitBreaker::new(name, &subject, namespace).peek(&self.proxy.worker);
                 // A permit of a call that was judged stays with its verdict until the round is
                 // over.
                 let held = if state.phase == Phase::HalfOpen {

@@ -165,10 +165,10 @@ impl Engine {
         for route in &self.routes {
             if let Some(retry) = &route.retry {
                 let totals = retry.totals(route, host);
-                retry.budget.with(|budget| budget.look(now, totals));
+                retry.budget.with(|budget| budget.sample(now, totals));
             }
         }
-        self.logs.report_withheld(host);
+        self.logs.report_withheld();
         self.refresh_some(host, now);
     }
 

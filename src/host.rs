@@ -1,5 +1,8 @@
 //! Floor 1: what haven needs of a proxy, as small ports. On wasm32 they are host calls; natively a
 //! simulation stands behind them.
+//!
+//! The log needs no port: haven writes it with the macros of the `log` crate. On wasm32 the logger
+//! behind them writes to the proxy's log; a simulated proxy keeps its lines.
 
 #[cfg(not(target_arch = "wasm32"))]
 pub mod sim;
@@ -8,9 +11,9 @@ use crate::base::headers::HeaderMap;
 use crate::base::time::Nanos;
 
 /// All that the engine needs outside of a request.
-pub trait Host: Clock + SharedData + SharedCounters + Metrics + Random + Log {}
+pub trait Host: Clock + SharedData + SharedCounters + Metrics + Random {}
 
-impl<T: Clock + SharedData + SharedCounters + Metrics + Random + Log> Host for T {}
+impl<T: Clock + SharedData + SharedCounters + Metrics + Random> Host for T {}
 
 /// The clocks. A callback reads one once and hands the reading down as an argument.
 pub trait Clock {
@@ -129,12 +132,6 @@ impl MetricId {
 pub trait Random {
     /// 64 bits that a client cannot guess.
     fn entropy(&self) -> u64;
-}
-
-/// The proxy's log.
-pub trait Log {
-    /// Writes a line.
-    fn log(&self, level: log::Level, message: &str);
 }
 
 /// Calls that haven makes outside of any request. The answer comes in a callback of the context

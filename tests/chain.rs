@@ -1,12 +1,4 @@
 //! The chain on the simulated host: what a request meets, in which order, and what its client sees.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "tests"
-)]
 
 use haven::base::time::Nanos;
 use haven::engine::Engine;

@@ -1,12 +1,6 @@
 //! What differs inside wasm: 32-bit sizes, and arithmetic and hashing that must agree with every
 //! other build. Run under node.
 #![cfg(target_arch = "wasm32")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "tests"
-)]
 
 use haven::base::hash::{self, KeyHasher, Seed};
 use haven::base::headers::{HeaderMap, parse_number};

@@ -10,7 +10,7 @@ use crate::config::{self, Mode};
 use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::circuit_breaker::CircuitBreaker;
 use crate::policy::circuit_breaker::state::{
-    Admission, BreakerSettings, CallResult, Phase, State, Transition, TripReason,
+    Admission, BreakerSettings, BreakerState, CallResult, Phase, Transition, TripReason,
 };
 use crate::store::Contended;
 use std::rc::Rc;
@@ -124,7 +124,12 @@ impl Breaker {
 
     /// Reads its record again and sets its gauge right: a VM may have died between a change and the
     /// note of it. `version` is the version that was read before, if it was.
-    pub(super) fn refresh<H: Host>(&self, host: &H, now: Nanos, version: Option<u64>) -> State {
+    pub(super) fn refresh<H: Host>(
+        &self,
+        host: &H,
+        now: Nanos,
+        version: Option<u64>,
+    ) -> BreakerState {
         let state = self.cell.refresh(host, &self.settings, version);
         host.record(self.state, state.phase_at(now).gauge());
         state

@@ -24,7 +24,7 @@ use super::{Engine, reserved};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
 use crate::host::{Host, Message, Stream};
-use crate::policy::fallback::stale::{Asked, Draft};
+use crate::policy::fallback::stale::{Draft, StaleRequest};
 use crate::policy::probe::grpc::ProbeRequest;
 use crate::policy::rate_limit::{KeyQuota, quota_headers};
 use crate::policy::route;
@@ -104,7 +104,7 @@ struct Facts {
     /// The same for where it goes if a canary does not take it.
     stable_key: Option<u64>,
     /// What the fallback's stale step has to know.
-    asked: Option<Box<Asked>>,
+    asked: Option<Box<StaleRequest>>,
 }
 
 /// What the stages of a callback work with.

@@ -8,7 +8,7 @@ use super::metrics::MetricTable;
 use crate::base::time::Nanos;
 use crate::config::{self, ConcurrencyAlgorithm, Criticality};
 use crate::host::{Host, SharedCounter};
-use crate::policy::concurrency::adaptive::{AdaptiveSettings, Seen};
+use crate::policy::concurrency::adaptive::{AdaptiveSettings, Observations};
 use crate::policy::concurrency::has_room;
 use crate::policy::shares::SharesRecord;
 use std::cell::Cell;
@@ -22,7 +22,7 @@ pub(super) struct Concurrency {
     gauge: Rc<Gauge>,
     in_flight: InFlight,
     limit: SharedCounter,
-    seen: Cell<Seen>,
+    seen: Cell<Observations>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +80,7 @@ impl Concurrency {
             ),
             gauge,
             limit: names.concurrency_limit(&config.name, key),
-            seen: Cell::new(Seen::default()),
+            seen: Cell::new(Observations::default()),
         };
         // What a former configuration found goes on, within the bounds of this one.
         host.store(new.limit, new.limit(host));
@@ -119,7 +119,7 @@ impl Concurrency {
         let limit = self.limit(host);
         let room = has_room(among.saturating_sub(1), limit, criticality);
         self.learn(host, now, limit, |seen, settings| {
-            seen.came(settings, now, among, limit, room)
+            seen.arrived(settings, now, among, limit, room)
         });
         if !room && enforce {
             self.gauge.cancel(host);
@@ -173,14 +173,14 @@ impl Concurrency {
         host: &H,
         now: Nanos,
         limit: u64,
-        learn: impl FnOnce(&mut Seen, &AdaptiveSettings),
+        learn: impl FnOnce(&mut Observations, &AdaptiveSettings),
     ) {
         let Bound::Adaptive(settings) = &self.bound.get() else {
             return;
         };
         let mut seen = self.seen.take();
         learn(&mut seen, settings);
-        let found = seen.turn(settings, now, limit);
+        let found = seen.next_limit(settings, now, limit);
         self.seen.set(seen);
         if let Some(found) = found {
             host.store(self.limit, found);

@@ -1,6 +1,5 @@
 //! Bounded logging: a VM writes at most a number of lines a second, and counts the rest.
 
-use crate::base::text::number;
 use crate::host::Host;
 use std::cell::Cell;
 
@@ -26,30 +25,22 @@ impl LogLimiter {
     ) {
         let second = host.monotonic().as_millis() / 1_000;
         if self.second.replace(second) != second {
-            self.report_withheld(host);
+            self.report_withheld();
             self.written.set(0);
         }
         if self.written.get() < LINES_PER_SECOND {
             self.written.set(self.written.get().saturating_add(1));
-            host.log(level, &line());
+            log::log!(level, "{}", line());
         } else {
             self.withheld.set(self.withheld.get().saturating_add(1));
         }
     }
 
     /// Reports how many lines were withheld since the last report.
-    pub(super) fn report_withheld<H: Host>(&self, host: &H) {
+    pub(super) fn report_withheld(&self) {
         let withheld = self.withheld.replace(0);
         if withheld > 0 {
-            host.log(
-                log::Level::Warn,
-                &[
-                    "circuit breakers and endpoints: ",
-                    &number(withheld),
-                    " more changes",
-                ]
-                .concat(),
-            );
+            log::warn!("circuit breakers and endpoints: {withheld} more changes");
         }
     }
 }

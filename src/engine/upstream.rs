@@ -221,7 +221,7 @@ impl Upstream {
 
     /// How many endpoints there are, and may be used.
     pub(super) fn counts<H: Host>(&self, host: &H, now: Nanos) -> EndpointCounts {
-        self.roster(host, now).census
+        self.roster(host, now).counts
     }
 
     /// Whether this component is down on all endpoints that report it. It costs no host call but the

@@ -6,16 +6,18 @@
 //! [`Machine`]: failed compare-and-swaps, a lost shared-data service, clocks that step. The
 //! scheduler loses a VM: it drops the worker's state in the middle.
 
+mod log_lines;
 mod stream;
 
 pub use stream::SimStream;
 
 use super::{
-    Call, CallId, Calls, Cas, CasMismatch, Clock, Log, MetricId, MetricKind, Metrics, NoCall,
-    Random, SharedCounter, SharedCounters, SharedData,
+    Call, CallId, Calls, Cas, CasMismatch, Clock, MetricId, MetricKind, Metrics, NoCall, Random,
+    SharedCounter, SharedCounters, SharedData,
 };
 use crate::base::rng::Rng;
 use crate::base::time::Nanos;
+use log_lines::LogLines;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -46,8 +48,7 @@ pub struct Machine {
     pub cas_failures: Cell<u64>,
     /// A host that has no metrics: it refuses to define any.
     pub no_metrics: Cell<bool>,
-    /// Lines logged, newest last, at most 1,000.
-    logs: RefCell<Vec<(log::Level, String)>>,
+    logs: LogLines,
     hook: RefCell<Option<Rc<dyn Fn()>>>,
     calls: Cell<u64>,
     /// A proxy that knows no cluster: no call of ours can be started.
@@ -109,7 +110,7 @@ impl Machine {
             rng: Rng::new(seed),
             cas_failures: Cell::new(0),
             no_metrics: Cell::new(false),
-            logs: RefCell::default(),
+            logs: LogLines::new(),
             hook: RefCell::new(None),
             calls: Cell::new(0),
             no_clusters: Cell::new(false),
@@ -192,10 +193,10 @@ impl Machine {
         }
     }
 
-    /// Lines logged so far.
+    /// The lines that its workers have logged, newest last; the first 1,000.
     #[must_use]
     pub fn logs(&self) -> Vec<(log::Level, String)> {
-        self.logs.borrow().clone()
+        self.logs.lines()
     }
 
     /// Host calls made so far, over all workers.
@@ -211,6 +212,7 @@ impl Machine {
 
     fn called(&self) {
         self.calls.set(self.calls.get().saturating_add(1));
+        self.logs.collect();
         let hook = self.hook.borrow().clone();
         if let Some(hook) = hook {
             hook();
@@ -387,14 +389,5 @@ impl Calls for Worker {
         let id = outgoing.id;
         self.0.outgoing.borrow_mut().push(outgoing);
         Ok(id)
-    }
-}
-
-impl Log for Worker {
-    fn log(&self, level: log::Level, message: &str) {
-        let mut logs = self.0.logs.borrow_mut();
-        if logs.len() < 1_000 {
-            logs.push((level, message.to_owned()));
-        }
     }
 }

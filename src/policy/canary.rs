@@ -24,7 +24,7 @@ const PLACES: u32 = 10_000;
 /// Whether the canary has the request. `random` are 64 random bits, for one that nothing else
 /// decides for.
 #[must_use]
-pub fn has(
+pub fn selects(
     canary: &config::Canary,
     upstream: &str,
     request: &Request<'_>,
@@ -116,11 +116,11 @@ mod tests {
             client: Some(Ip(client)),
             ..Request::new(&headers)
         };
-        has(canary, upstream, &request, || 0)
+        selects(canary, upstream, &request, || 0)
     }
 
     fn with(canary: &config::Canary, pairs: &[(&str, &str)]) -> bool {
-        has(
+        selects(
             canary,
             "v2",
             &Request::new(&HeaderMap::from_pairs(pairs)),
@@ -142,7 +142,7 @@ mod tests {
                 .filter(|n| of_client(&sticky, "v2", (*n).into()))
                 .count();
             let requests = (0..ALL)
-                .filter(|_| has(&drawn, "v2", &Request::new(&headers), || rng.bits()))
+                .filter(|_| selects(&drawn, "v2", &Request::new(&headers), || rng.bits()))
                 .count();
             for got in [clients, requests] {
                 assert!(

@@ -1,7 +1,7 @@
 //! Circuit breakers: Closed, Open, Half-Open, shared by all workers.
 //!
 //! [`state`] is the pure machine, [`window`] what it judges by; [`CircuitBreaker`] keeps the record
-//! in shared data and a [`View`] of it in the VM.
+//! in shared data and a [`BreakerView`] of it in the VM.
 //!
 //! **What a request costs.** A change of phase is counted in a metric, the *version*, after it was
 //! written; a worker reads the record again when the version has moved. So admission by a Closed
@@ -37,7 +37,7 @@ use crate::base::time::Nanos;
 use crate::host::{SharedCounter, SharedCounters, SharedData};
 use crate::policy::Outcome;
 use crate::store::{self, Contended, RecordKey, RecordKind, Step};
-use state::{Admission, BreakerSettings, CallResult, Counts, Phase, State, Transition};
+use state::{Admission, BreakerSettings, BreakerState, CallResult, Counts, Phase, Transition};
 use std::cell::Cell;
 use window::{FOLD, Ring, Window, between, weight};
 
@@ -46,7 +46,7 @@ use window::{FOLD, Ring, Window, between, weight};
 pub struct CircuitBreaker {
     key: RecordKey,
     meters: Meters,
-    view: Cell<Option<View>>,
+    view: Cell<Option<BreakerView>>,
 }
 
 /// The metrics that carry a breaker's cheap paths. All workers must have the same.
@@ -72,7 +72,7 @@ impl Meters {
 
 /// What a VM knows of the record.
 #[derive(Clone, Copy, Debug)]
-struct View {
+struct BreakerView {
     /// The version before the record was read: what has changed since, makes it move.
     version: u64,
     phase: Phase,
@@ -86,9 +86,9 @@ struct View {
     sum: Counts,
 }
 
-impl View {
-    fn of(state: &State, version: u64) -> Self {
-        let State {
+impl BreakerView {
+    fn of(state: &BreakerState, version: u64) -> Self {
+        let BreakerState {
             phase,
             epoch,
             since,
@@ -226,9 +226,10 @@ impl CircuitBreaker {
         Ok(change)
     }
 
-    /// Looks without asking.
-    pub fn look<H: SharedData>(&self, host: &H) -> State {
-        store::read(host, &self.key).map_or_else(State::default, |bytes| State::decode(&bytes))
+    /// Reads the record; changes nothing.
+    pub fn peek<H: SharedData>(&self, host: &H) -> BreakerState {
+        store::read(host, &self.key)
+            .map_or_else(BreakerState::default, |bytes| BreakerState::decode(&bytes))
     }
 
     /// Reads the record again, as the settings allow, at this `version` (read before, or none).
@@ -237,10 +238,10 @@ impl CircuitBreaker {
         host: &H,
         settings: &BreakerSettings,
         version: Option<u64>,
-    ) -> State {
+    ) -> BreakerState {
         let version = version.unwrap_or_else(|| self.version(host));
-        let state = self.look(host).bounded(settings);
-        self.view.set(Some(View::of(&state, version)));
+        let state = self.peek(host).bounded(settings);
+        self.view.set(Some(BreakerView::of(&state, version)));
         state
     }
 
@@ -262,7 +263,7 @@ impl CircuitBreaker {
         host: &H,
         settings: &BreakerSettings,
         version: u64,
-    ) -> View {
+    ) -> BreakerView {
         match self.view.get() {
             Some(view) if view.version == version => view,
             _ => self.read(host, settings, version),
@@ -274,8 +275,8 @@ impl CircuitBreaker {
         host: &H,
         settings: &BreakerSettings,
         version: u64,
-    ) -> View {
-        View::of(&self.refresh(host, settings, Some(version)), version)
+    ) -> BreakerView {
+        BreakerView::of(&self.refresh(host, settings, Some(version)), version)
     }
 
     /// Counts an outcome of a closed breaker in its tally, and judges what is counted there by now.
@@ -284,7 +285,7 @@ impl CircuitBreaker {
         host: &H,
         settings: &BreakerSettings,
         now: Nanos,
-        mut view: View,
+        mut view: BreakerView,
         call: CallResult,
         random: u64,
     ) -> Result<Option<Transition>, Contended> {
@@ -347,8 +348,8 @@ impl CircuitBreaker {
         host: &H,
         settings: &BreakerSettings,
         now: Nanos,
-        view: View,
-    ) -> Result<View, Contended> {
+        view: BreakerView,
+    ) -> Result<BreakerView, Contended> {
         self.step(host, settings, view.version, |state| {
             // Read after the record, whose own reading is then never the newer one.
             state.roll(settings, now, view.epoch, host.load(self.meters.tally));
@@ -362,10 +363,10 @@ impl CircuitBreaker {
         host: &H,
         settings: &BreakerSettings,
         version: u64,
-        mut step: impl FnMut(&mut State) -> (A, Option<Transition>),
+        mut step: impl FnMut(&mut BreakerState) -> (A, Option<Transition>),
     ) -> Result<(A, Option<Transition>), Contended> {
         let (answer, change, state) = store::update(host, &self.key, |bytes| {
-            let before = State::decode(bytes).bounded(settings);
+            let before = BreakerState::decode(bytes).bounded(settings);
             let mut after = before;
             let (answer, change) = step(&mut after);
             if after == before {
@@ -375,7 +376,7 @@ impl CircuitBreaker {
             Step::Write((answer, change, after))
         })?;
         if self.is_metered() {
-            self.view.set(Some(View::of(&state, version)));
+            self.view.set(Some(BreakerView::of(&state, version)));
             if change.is_some() {
                 host.increment(self.meters.version, 1);
             }

@@ -7,7 +7,7 @@ use crate::config::{Fallback, FallbackStep, Respond, TemplatePart};
 use crate::host::Reply;
 use crate::request::Reason;
 use crate::request::reply::{ReplyDetails, RequestInfo, retry_after_seconds};
-use stale::Found;
+use stale::StaleResponse;
 
 /// Name of a step's kind, in metrics.
 #[must_use]
@@ -47,7 +47,7 @@ pub fn needs_request_id(fallback: &Fallback) -> bool {
 
 /// The last good response as an answer, with its age.
 #[must_use]
-pub fn stale(found: Found, cause: ReplyDetails<'_>) -> Reply {
+pub fn stale(found: StaleResponse, cause: ReplyDetails<'_>) -> Reply {
     Reply {
         status: 200,
         headers: vec![

@@ -67,7 +67,7 @@ struct Document<'a> {
 
 /// The probe that the request is, if it is one.
 #[must_use]
-pub fn probe(paths: &config::Health, request: &Request<'_>) -> Option<Probe> {
+pub fn requested(paths: &config::Health, request: &Request<'_>) -> Option<Probe> {
     let is = |path: &Option<String>| path.as_ref().is_some_and(|p| p.as_bytes() == request.path);
     if !matches!(request.method, b"GET" | b"HEAD") {
         return None;
@@ -174,7 +174,7 @@ mod tests {
     fn ask(method: &str, path: &str, accept: &str) -> Option<Probe> {
         let headers =
             HeaderMap::from_pairs(&[(":method", method), (":path", path), ("accept", accept)]);
-        probe(&config::Health::default(), &Request::new(&headers))
+        requested(&config::Health::default(), &Request::new(&headers))
     }
 
     #[test]
@@ -198,7 +198,7 @@ mod tests {
             health: None,
             ..config::Health::default()
         };
-        assert_eq!(probe(&paths, &Request::new(&headers)), None);
+        assert_eq!(requested(&paths, &Request::new(&headers)), None);
     }
 
     fn component(name: &str, status: HealthStatus, critical: bool) -> Component<'_> {

@@ -37,7 +37,7 @@ use crate::request::{Request, key};
 use crate::store::Contended;
 use algorithm::{Algorithm, Take, Verdict};
 use lease::{Leases, Undo};
-use table::{BucketTable, Placement, Taking};
+use table::{BucketTable, Placement, TakeResult};
 
 /// A rate limit, ready to be asked.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ pub enum LimitDecision {
         /// What is left for this key.
         quota: KeyQuota,
         /// What was taken.
-        taken: Taken,
+        taken: TakenTokens,
         /// Whether the key is new to the table, or pushed a debtor out of it.
         placement: Placement,
         /// How long the request is to wait before it goes on; only a leaky bucket has it wait.
@@ -111,7 +111,7 @@ impl KeyQuota {
 
 /// Tokens taken from a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Taken {
+pub struct TakenTokens {
     hash: u64,
     tokens: Tokens,
 }
@@ -194,7 +194,7 @@ impl RateLimit {
                     let wanted = algorithm
                         .bucket()
                         .map_or(0, |bucket| self.leases.wanted(hash, bucket, now));
-                    let Ok(Taking {
+                    let Ok(TakeResult {
                         verdict,
                         take,
                         extra,
@@ -226,7 +226,7 @@ impl RateLimit {
         let quota = |remaining, reset| self.key_quota(hash, algorithm, remaining, reset);
         let admitted = |quota, delay| LimitDecision::Admitted {
             quota,
-            taken: Taken { hash, tokens },
+            taken: TakenTokens { hash, tokens },
             placement,
             delay,
         };
@@ -255,7 +255,12 @@ impl RateLimit {
     ///
     /// # Errors
     /// [`Contended`]: the tokens stay spent, which errs on the side of the limit.
-    pub fn refund<H: Host>(&self, host: &H, taken: Taken, then: Nanos) -> Result<(), Contended> {
+    pub fn refund<H: Host>(
+        &self,
+        host: &H,
+        taken: TakenTokens,
+        then: Nanos,
+    ) -> Result<(), Contended> {
         match taken.tokens {
             Tokens::Shared(take) => {
                 self.table
@@ -269,7 +274,7 @@ impl RateLimit {
     }
 
     /// Whether the limit would refuse the request, as [`LimitDecision::Refused`] says it. Takes nothing.
-    pub fn look<H: SharedData>(
+    pub fn peek<H: SharedData>(
         &self,
         host: &H,
         request: &Request<'_>,
@@ -286,7 +291,7 @@ impl RateLimit {
             remaining,
             reset,
             wait,
-        } = self.table.look(host, hash, algorithm, now, cost)
+        } = self.table.peek(host, hash, algorithm, now, cost)
         else {
             return None;
         };

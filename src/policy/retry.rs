@@ -103,7 +103,7 @@ impl Budget {
     }
 
     /// Takes a reading if it is time. `totals` are those before the request that comes.
-    pub fn look(&mut self, now: Nanos, totals: Totals) {
+    pub fn sample(&mut self, now: Nanos, totals: Totals) {
         match self.readings.first().copied().flatten() {
             // The clock has stepped back: what was read before cannot be compared.
             Some(newest) if now < newest.at => self.readings = [None; READINGS],
@@ -122,8 +122,8 @@ impl Budget {
 
     /// Counts a request, and grants it up to `wanted` retries. What is granted must be settled
     /// once.
-    pub fn ask(&mut self, now: Nanos, totals: Totals, wanted: u32) -> u32 {
-        self.look(now, totals);
+    pub fn grant(&mut self, now: Nanos, totals: Totals, wanted: u32) -> u32 {
+        self.sample(now, totals);
         self.own.requests = self.own.requests.saturating_add(1);
         if wanted == 0 {
             return 0;

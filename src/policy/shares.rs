@@ -19,7 +19,7 @@ use crate::base::time::Nanos;
 use crate::host::SharedData;
 use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 
-/// A VM that has not told for so long is lost: ten ticks.
+/// A VM that has not reported for so long is lost: ten ticks.
 pub const LOST: Nanos = Nanos::from_secs(10);
 
 /// How long gauge and shares must differ in one direction.
@@ -66,7 +66,7 @@ struct Drift {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Share {
     vm: u64,
-    told: Nanos,
+    reported: Nanos,
     /// Requests in flight by gauge, none of them zero.
     own: Vec<(u64, u64)>,
 }
@@ -75,7 +75,7 @@ impl Shares {
     /// The VM `vm` tells of its `gauges`, in the order of their ids: id, requests in flight of its
     /// own, and the gauge. What is to be added to those that are proven wrong is handed to
     /// `correct`, by the place in `gauges`.
-    pub fn tell(
+    pub fn report(
         &mut self,
         now: Nanos,
         vm: u64,
@@ -83,8 +83,9 @@ impl Shares {
         mut correct: impl FnMut(usize, i64),
     ) {
         // Told at a time to come: the clock has stepped back.
-        self.vms
-            .retain(|share| share.vm != vm && share.told <= now && now.since(share.told) < LOST);
+        self.vms.retain(|share| {
+            share.vm != vm && share.reported <= now && now.since(share.reported) < LOST
+        });
         let own: Vec<_> = gauges
             .iter()
             .filter(|(_, own, _)| *own > 0)
@@ -92,7 +93,11 @@ impl Shares {
             .take(MOST_GAUGES)
             .collect();
         if !own.is_empty() && self.vms.len() < MOST {
-            self.vms.push(Share { vm, told: now, own });
+            self.vms.push(Share {
+                vm,
+                reported: now,
+                own,
+            });
         }
         let sums = self.sums();
         let full = self.vms.len() >= MOST;
@@ -189,7 +194,7 @@ impl Shares {
         for _ in 0..next()?.min(MOST as u64) {
             let mut share = Share {
                 vm: next()?,
-                told: Nanos(next()?),
+                reported: Nanos(next()?),
                 own: Vec::new(),
             };
             for _ in 0..next()?.min(MOST_GAUGES as u64) {
@@ -213,7 +218,7 @@ impl Shares {
         }
         put(self.vms.len() as u64);
         for share in &self.vms {
-            [share.vm, share.told.0, share.own.len() as u64]
+            [share.vm, share.reported.0, share.own.len() as u64]
                 .into_iter()
                 .for_each(&mut put);
             share
@@ -243,7 +248,7 @@ impl SharesRecord {
 
     /// Reports the shares of the VM `vm`, and returns what is to be added to gauges that are proven
     /// wrong: place in what `gauges` returns, and by how much. `gauges` reads them, in the order of
-    /// [`Shares::tell`]; each attempt reads them anew, so that shares and gauges are of one moment.
+    /// [`Shares::report`]; each attempt reads them anew, so that shares and gauges are of one moment.
     ///
     /// # Errors
     /// [`Contended`]: nothing was reported, and nothing is proven.
@@ -258,7 +263,7 @@ impl SharesRecord {
             let before = Shares::decode(bytes);
             let mut after = before.clone();
             let mut corrections = Vec::new();
-            after.tell(now, vm, &gauges(), |place, by| {
+            after.report(now, vm, &gauges(), |place, by| {
                 corrections.push((place, by));
             });
             if after == before {
@@ -281,7 +286,7 @@ mod tests {
         /// Of a single gauge.
         fn tell_one(&mut self, now: Nanos, vm: u64, own: u64, gauge: u64) -> i64 {
             let mut correction = 0;
-            self.tell(now, vm, &[(7, own, gauge)], |_, by| correction = by);
+            self.report(now, vm, &[(7, own, gauge)], |_, by| correction = by);
             correction
         }
     }
@@ -343,7 +348,7 @@ mod tests {
             vms in proptest::collection::vec((any::<u64>(), any::<u64>(), proptest::collection::vec((any::<u64>(), any::<u64>()), 0..5)), 0..5),
         ) {
             let drifts = drifts.into_iter().map(|(gauge, since, least)| Drift { gauge, since: Nanos(since), least });
-            let vms = vms.into_iter().map(|(vm, told, own)| Share { vm, told: Nanos(told), own });
+            let vms = vms.into_iter().map(|(vm, reported, own)| Share { vm, reported: Nanos(reported), own });
             let shares = Shares { drifts: drifts.collect(), vms: vms.collect() };
             let mut bytes = Vec::new();
             shares.encode(&mut bytes);
@@ -367,17 +372,17 @@ mod tests {
         let (mut shares, mut gauges, mut now) =
             (Shares::default(), [9i64, 4, 0], Nanos::from_secs(100));
         // VM 2 held two at the first gauge and one at the third, which VM 1 does not have.
-        shares.tell(now, 2, &[(1, 2, 9), (3, 1, 1)], |_, _| {
+        shares.report(now, 2, &[(1, 2, 9), (3, 1, 1)], |_, _| {
             panic!("nothing is proven")
         });
         for _ in 0..40 {
             now = now.plus(TICK);
-            let told: Vec<_> = [(1, 7), (2, 4), (4, 0)]
+            let reported: Vec<_> = [(1, 7), (2, 4), (4, 0)]
                 .into_iter()
                 .zip(gauges)
                 .map(|((id, own), gauge)| (id, own, gauge as u64))
                 .collect();
-            shares.tell(now, 1, &told, |place, by| gauges[place] += by);
+            shares.report(now, 1, &reported, |place, by| gauges[place] += by);
         }
         assert_eq!(gauges, [7, 4, 0]);
     }

@@ -6,7 +6,7 @@
 use super::abi::{
     CALL_BODY, CALL_HEADERS, COUNTER, GAUGE, GRPC_MESSAGE, HISTOGRAM, OK, PLUGIN_CONFIGURATION,
     REQUEST_BODY, REQUEST_HEADERS, REQUEST_STREAM, RESPONSE_BODY, RESPONSE_HEADERS,
-    RESPONSE_TRAILERS, Severity,
+    RESPONSE_TRAILERS,
 };
 use super::imports::{
     clock_time_get, proxy_add_header_map_value, proxy_continue_stream, proxy_define_metric,
@@ -19,8 +19,8 @@ use super::imports::{
 use crate::base::headers::HeaderMap;
 use crate::base::time::Nanos;
 use crate::host::{
-    Call, CallId, Calls, Cas, CasMismatch, Clock, Log, Message, MetricId, MetricKind, Metrics,
-    NoCall, Property, Random, Reply, SharedCounter, SharedCounters, SharedData, Stream,
+    Call, CallId, Calls, Cas, CasMismatch, Clock, Message, MetricId, MetricKind, Metrics, NoCall,
+    Property, Random, Reply, SharedCounter, SharedCounters, SharedData, Stream,
 };
 use std::ptr::{null, null_mut};
 
@@ -30,10 +30,10 @@ pub struct Proxy;
 const WASI_MONOTONIC: u32 = 1;
 const WASI_OK: u16 = 0;
 
-/// Writes a line to the proxy's log. The host has the last word on levels.
-pub fn log(severity: Severity, message: &str) {
+/// Writes a line to the proxy's log, at a level of the ABI. The host has the last word on levels.
+pub fn log(level: u32, message: &str) {
     // SAFETY: the message lives through the call.
-    unsafe { proxy_log(severity as u32, message.as_ptr(), message.len()) };
+    unsafe { proxy_log(level, message.as_ptr(), message.len()) };
 }
 
 /// The plugin's configuration.
@@ -288,18 +288,6 @@ unsafe extern "Rust" fn __getrandom_v03_custom(
         Ok(())
     } else {
         Err(getrandom::Error::UNSUPPORTED)
-    }
-}
-
-impl Log for Proxy {
-    fn log(&self, level: log::Level, message: &str) {
-        let severity = match level {
-            log::Level::Error => Severity::Error,
-            log::Level::Warn => Severity::Warn,
-            log::Level::Info => Severity::Info,
-            log::Level::Debug | log::Level::Trace => return,
-        };
-        log(severity, message);
     }
 }
 

@@ -4,9 +4,11 @@ use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
 use haven::host::sim::{CasRules, Machine, Worker};
-use haven::host::{Cas, CasMismatch, Clock, MetricId, MetricKind, Metrics, SharedData};
+use haven::host::{Cas, CasMismatch, Clock, SharedCounter, SharedCounters, SharedData};
 use haven::policy::Outcome;
-use haven::policy::circuit_breaker::state::{Admission, BreakerSettings, CallResult, Phase, State};
+use haven::policy::circuit_breaker::state::{
+    Admission, BreakerSettings, BreakerState, CallResult, Phase,
+};
 use haven::policy::circuit_breaker::window::{Window, weight};
 use haven::policy::circuit_breaker::{CircuitBreaker, Meters};
 use std::cell::{Cell, RefCell};
@@ -47,9 +49,9 @@ fn breaker() -> CircuitBreaker {
 
 fn meters(worker: &Worker) -> Meters {
     Meters {
-        version: worker.define(MetricKind::Counter, "version"),
-        tally: worker.define(MetricKind::Gauge, "tally"),
-        consecutive: MetricId::NONE,
+        version: worker.define_shared("version"),
+        tally: worker.define_shared("tally"),
+        consecutive: SharedCounter::NONE,
     }
 }
 
@@ -233,7 +235,7 @@ fn all_workers_together_are_one_breaker() {
             }
         }
         let worker = Worker(Rc::clone(&machine));
-        let state = breaker().look(&worker);
+        let state = breaker().peek(&worker);
         assert_eq!(
             (state.phase, state.epoch),
             (reference.phase(), reference.epoch)
@@ -254,7 +256,7 @@ fn is_not_stuck(machine: &Rc<Machine>, breaker: &CircuitBreaker) {
             Ok((Admission::Admitted { .. }, _))
         )
     });
-    assert!(admitted, "stuck: {:?}", breaker.look(&worker));
+    assert!(admitted, "stuck: {:?}", breaker.peek(&worker));
 }
 
 #[test]
@@ -402,7 +404,7 @@ impl Tallied {
     }
 
     /// A worker has written the record.
-    fn wrote(&mut self, worker: usize, state: &State) {
+    fn wrote(&mut self, worker: usize, state: &BreakerState) {
         let doing = self.doing[worker].expect("no write without a reason");
         match (self.phase, doing) {
             (Phase::Closed, Doing::End { at, .. }) if state.phase == Phase::Open => {
@@ -510,18 +512,18 @@ impl SharedData for Spy {
         self.worker.set_shared(key, value, expected)?;
         self.reference
             .borrow_mut()
-            .wrote(self.at, &State::decode(value));
+            .wrote(self.at, &BreakerState::decode(value));
         Ok(())
     }
 }
 
-impl Metrics for Spy {
-    fn define(&self, kind: MetricKind, name: &str) -> MetricId {
-        self.worker.define(kind, name)
+impl SharedCounters for Spy {
+    fn define_shared(&self, name: &str) -> SharedCounter {
+        self.worker.define_shared(name)
     }
 
-    fn add(&self, id: MetricId, offset: i64) {
-        self.worker.add(id, offset);
+    fn increment(&self, id: SharedCounter, offset: i64) {
+        self.worker.increment(id, offset);
         let mut reference = self.reference.borrow_mut();
         if id == self.meters.tally {
             reference.added(self.at, offset >> 21 & 1 == 1, self.bucket);
@@ -530,12 +532,12 @@ impl Metrics for Spy {
         }
     }
 
-    fn record(&self, id: MetricId, value: u64) {
-        self.worker.record(id, value);
+    fn store(&self, id: SharedCounter, number: u64) {
+        self.worker.store(id, number);
     }
 
-    fn value(&self, id: MetricId) -> u64 {
-        let value = self.worker.value(id);
+    fn load(&self, id: SharedCounter) -> u64 {
+        let value = self.worker.load(id);
         if id == self.meters.tally {
             self.reference.borrow_mut().read(self.at, self.bucket, 10);
         }
@@ -567,7 +569,7 @@ fn tallied_outcomes_make_the_same_breaker() {
         let busy = Rc::new(Cell::new(0u32));
         // The tally of a former configuration is where it was.
         let first = Worker(Rc::clone(&machine));
-        first.add(meters(&first).tally, rng.below(1 << 50) as i64);
+        first.increment(meters(&first).tally, rng.below(1 << 50) as i64);
         let tasks = (0..workers).map(|at| {
             let (worker, reference) = (Worker(Rc::clone(&machine)), Rc::clone(&reference));
             let (rng, busy) = (Rc::clone(&rng), Rc::clone(&busy));
@@ -649,7 +651,7 @@ fn tallied_outcomes_make_the_same_breaker() {
         let lost = run(&machine, &rng, faults, tasks.collect());
 
         let reference = reference.borrow();
-        let state = breaker().look(&first);
+        let state = breaker().peek(&first);
         assert_eq!(
             (state.phase, state.epoch),
             (reference.phase, reference.epoch)
@@ -697,12 +699,12 @@ fn a_tally_that_is_set_back_opens_nothing_and_is_used_again() {
         for outcome in [Outcome::Failure, Outcome::Success, Outcome::Success] {
             assert_eq!(call(outcome), None);
         }
-        worker.record(meters.tally, reset);
+        worker.store(meters.tally, reset);
         for _ in 0..20 {
             assert_eq!(call(Outcome::Success), None, "{reset}");
         }
         let opened = (0..60).filter_map(|_| {
-            (cell.look(&worker).phase == Phase::Closed).then(|| call(Outcome::Failure))?
+            (cell.peek(&worker).phase == Phase::Closed).then(|| call(Outcome::Failure))?
         });
         assert_eq!(
             opened.count(),
@@ -739,7 +741,7 @@ fn a_bucket_of_millions_of_calls_is_counted_right() {
             else {
                 panic!("refused")
             };
-            worker.add(meters.tally, weight(failed, false) * million);
+            worker.increment(meters.tally, weight(failed, false) * million);
             cell.end(&worker, &settings, worker.monotonic(), epoch, call, &rng)
                 .unwrap()
                 .is_some()
@@ -757,7 +759,7 @@ fn a_bucket_of_millions_of_calls_is_counted_right() {
     );
     assert_eq!(rounds(false), None);
     assert_eq!(
-        cell.look(&worker).window.sum().calls,
+        cell.peek(&worker).window.sum().calls,
         10 * (million as u32 + 1) + 1
     );
     // After ten million good ones, ten million bad ones and one more call.

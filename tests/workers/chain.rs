@@ -341,7 +341,7 @@ fn nothing_that_was_granted_is_kept() {
                 .chain([("users", vec!["upstream", "users"])])
             {
                 for namespace in ["", "shadow"] {
-                    let state = CircuitBreaker::new(name, &subject, namespace).look(&worker);
+                    let state = CircuitBreaker::new(name, &subject, namespace).peek(&worker);
                     // A permit of a call that was judged stays with its verdict until the round is
                     // over.
                     let held = state.permits.saturating_sub(state.trial.calls);

@@ -27,7 +27,7 @@ impl Exchange {
             return route;
         };
         let random = || context.engine.rng.bits();
-        let has = canary::has(&used.config, &used.upstream, request, random);
+        let has = canary::selects(&used.config, &used.upstream, request, random);
         if used.mode != Mode::Enforce {
             let [stable, canary] = used.would;
             context.host.add(if has { canary } else { stable }, 1);

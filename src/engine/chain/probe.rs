@@ -19,7 +19,7 @@ impl Exchange {
         stream: &S,
     ) -> Option<Action> {
         let engine = Rc::clone(&self.engine);
-        if let Some(probe) = probe::probe(&engine.probes, request) {
+        if let Some(probe) = probe::requested(&engine.probes, request) {
             let reply = match probe {
                 Probe::Plain => probe::plain(),
                 Probe::Document => engine.health_document(host, host.monotonic()),
@@ -28,10 +28,8 @@ impl Exchange {
         }
         Some(match grpc::call(&engine.probes, request)? {
             ProbeCall::Unimplemented(side) => self.reply(stream, &grpc::unimplemented(side)),
-            ProbeCall::ProbeRequest(probe) if end => {
-                self.answer_probe(&engine, probe, &[], host, stream)
-            }
-            ProbeCall::ProbeRequest(probe) => {
+            ProbeCall::Check(probe) if end => self.answer_probe(&engine, probe, &[], host, stream),
+            ProbeCall::Check(probe) => {
                 self.probe = Some(probe);
                 Action::Read
             }

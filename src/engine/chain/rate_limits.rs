@@ -7,7 +7,7 @@ use crate::config::{Mode, OnContention, QuotaHeaders};
 use crate::engine::route::{Binding, Limit};
 use crate::host::Host;
 use crate::policy::rate_limit::table::Placement;
-use crate::policy::rate_limit::{KeyQuota, LimitDecision, Taken};
+use crate::policy::rate_limit::{KeyQuota, LimitDecision, TakenTokens};
 use crate::request::{Reason, Request};
 use std::rc::Rc;
 
@@ -18,7 +18,7 @@ pub(super) struct Pause {
     /// The limit that has it wait longest.
     by: Binding<Limit>,
     /// What all limits have charged.
-    taken: Vec<(Rc<Limit>, Taken)>,
+    taken: Vec<(Rc<Limit>, TakenTokens)>,
 }
 
 impl Pause {
@@ -30,7 +30,7 @@ impl Pause {
 /// What the limits that were asked so far have said.
 #[derive(Default)]
 struct Asked<'a> {
-    taken: Vec<(Rc<Limit>, Taken)>,
+    taken: Vec<(Rc<Limit>, TakenTokens)>,
     /// The longest wait, and the limit that wants it.
     longest: Option<(Nanos, &'a Binding<Limit>)>,
 }
@@ -145,7 +145,7 @@ impl Exchange {
         ) = first;
         for other in rest.iter().filter(|other| other.is_enforced()) {
             let policy = &other.policy.policy;
-            let looked = policy.look(context.host, request, self.start);
+            let looked = policy.peek(context.host, request, self.start);
             // `None` is never.
             if let Some((its_quota, its_wait)) =
                 looked.filter(|(_, its)| wait.is_some_and(|wait| its.is_none_or(|its| its > wait)))
@@ -194,7 +194,7 @@ impl Exchange {
     fn refund<H: Host>(
         &self,
         host: &H,
-        taken: &[(Rc<Limit>, Taken)],
+        taken: &[(Rc<Limit>, TakenTokens)],
         which: impl Fn(&Limit) -> bool,
     ) {
         for (limit, tokens) in taken.iter().filter(|(limit, _)| which(limit)) {

@@ -39,7 +39,7 @@ impl Exchange {
         let may = self.facts.retriable && !self.grants.is_trial() && left.is_none_or(has_room);
         let wanted = if may { config.attempts } else { 0 };
         let totals = used.totals(route, host);
-        let granted = used.budget.with(|budget| budget.ask(now, totals, wanted));
+        let granted = used.budget.with(|budget| budget.grant(now, totals, wanted));
         self.grants.retry(&used.budget, granted);
         host.add(used.requests, 1);
         let set = |name: &str, value: &str| {

@@ -12,7 +12,7 @@ use crate::policy::health_check::lease::{Candidate, LeaseRecord, RENEW, Role};
 use crate::policy::health_check::record::{EndpointRecord, Written};
 use crate::policy::health_check::schedule::Schedule;
 use crate::policy::health_check::state::{
-    CheckReason, EndpointHealth, HealthChange, Record, Sample, Streaks, staleness,
+    CheckReason, EndpointHealth, HealthChange, HealthRecord, Sample, Streaks, staleness,
 };
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -297,12 +297,12 @@ impl Checker {
         self.write(checks, host, target, |record| {
             let known = record.status != EndpointHealth::Unchecked;
             let since_unix = host.wall().as_millis() / 1_000;
-            let unknown = Record {
+            let unknown = HealthRecord {
                 names: record.names,
                 components: vec![EndpointHealth::Unchecked; record.components.len()],
                 since: now,
                 since_unix,
-                ..Record::default()
+                ..HealthRecord::default()
             };
             HealthChange {
                 record: known.then_some(unknown),
@@ -318,8 +318,8 @@ impl Checker {
         checks: &Checks,
         host: &H,
         target: &Target,
-        step: impl Fn(&Record) -> HealthChange,
-    ) -> Option<Record> {
+        step: impl Fn(&HealthRecord) -> HealthChange,
+    ) -> Option<HealthRecord> {
         let Ok(written) = target.record.update(host, step) else {
             host.add(self.contention, 1);
             return None;

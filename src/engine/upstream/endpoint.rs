@@ -9,9 +9,9 @@ use crate::engine::health_check::CheckResult;
 use crate::engine::in_flight::Gauge;
 use crate::engine::metrics::MetricTable;
 use crate::host::{Host, MetricId, SharedCounter};
-use crate::policy::circuit_breaker::state::{Admission, Phase, State};
+use crate::policy::circuit_breaker::state::{Admission, BreakerState, Phase};
 use crate::policy::health_check::record::EndpointRecord;
-use crate::policy::health_check::state::{EndpointHealth, Record};
+use crate::policy::health_check::state::{EndpointHealth, HealthRecord};
 use crate::policy::upstream::Availability;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -136,7 +136,7 @@ impl Endpoint {
         }
         if let Some(check) = &self.check {
             let record = check.read(host);
-            let Record {
+            let HealthRecord {
                 status,
                 reason,
                 detail,
@@ -191,7 +191,7 @@ impl View {
     }
 }
 
-pub(super) fn view_of(state: &State, breaker: &Breaker, now: Nanos) -> View {
+pub(super) fn view_of(state: &BreakerState, breaker: &Breaker, now: Nanos) -> View {
     let view = View {
         availability: Availability::Available,
         trial_at: Nanos::ZERO,

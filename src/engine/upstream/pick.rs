@@ -12,7 +12,7 @@ use crate::policy::upstream::maglev::{self, MaglevTable};
 use crate::policy::upstream::peak_ewma::Latency;
 use crate::policy::upstream::roster::{Pool, Roster, RosterEntry, UNIT};
 use crate::policy::upstream::rotation::Rotation;
-use crate::policy::upstream::{self, Availability, LIST, List, choice};
+use crate::policy::upstream::{self, Availability, EndpointList, LIST, choice};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -64,7 +64,7 @@ impl Balancer {
 /// A choice of endpoints, and what was taken for it. It must be ended exactly once.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pick {
-    pub(super) list: List,
+    pub(super) list: EndpointList,
     /// Epoch of each listed endpoint's breaker when it was chosen.
     pub(super) epochs: [u32; LIST],
     /// Whether the first holds a half-open permit.
@@ -131,7 +131,7 @@ impl Upstream {
         roster: &Roster,
         rng: &Rng,
         hash: Option<u64>,
-    ) -> Option<List> {
+    ) -> Option<EndpointList> {
         // The upper bits: the lower ones choose the slot. One key is to stay in one level and zone.
         let draw = match hash {
             _ if roster.is_simple() => 0,

@@ -186,7 +186,7 @@ impl CallResult {
 
 /// A breaker's record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct State {
+pub struct BreakerState {
     /// Where it stands.
     pub phase: Phase,
     /// Counts changes of state.
@@ -329,7 +329,7 @@ impl BreakerSettings {
     }
 }
 
-impl State {
+impl BreakerState {
     /// The state with no end that these settings could not have set. (Bugs avoided: a reload that
     /// cuts an open time of a day would not count until the next day, and a broken record could
     /// keep a breaker open for ever.)

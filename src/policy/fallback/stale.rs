@@ -51,7 +51,7 @@ pub struct Stale {
 
 /// A request whose response may be kept, or answered from what was.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct StaleRequest {
     key: Vec<u8>,
     tag: u64,
     headers: HeaderMap,
@@ -84,7 +84,7 @@ impl Drop for Passing {
 
 /// A kept response.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct StaleResponse {
     /// Its age in whole seconds.
     pub age: u64,
     /// Its headers.
@@ -117,7 +117,7 @@ impl Stale {
 
     /// What has to be remembered of this request; `None`: it has nothing to do with kept responses.
     #[must_use]
-    pub fn ask(&self, request: &Request<'_>) -> Option<Asked> {
+    pub fn ask(&self, request: &Request<'_>) -> Option<StaleRequest> {
         let get = request.method == b"GET";
         if !(get || request.method == b"HEAD")
             || request.is_grpc()
@@ -141,7 +141,7 @@ impl Stale {
         if key.len() > config::Stale::HEAD {
             return None;
         }
-        Some(Asked {
+        Some(StaleRequest {
             tag: self.hash(&key),
             key,
             headers: headers.clone(),
@@ -151,7 +151,7 @@ impl Stale {
 
     /// Begins to keep this response, if it may be kept and is not kept often enough.
     #[must_use]
-    pub fn begin(&self, asked: &Asked, response: &HeaderMap, now: Nanos) -> Option<Draft> {
+    pub fn begin(&self, asked: &StaleRequest, response: &HeaderMap, now: Nanos) -> Option<Draft> {
         if !asked.get {
             return None;
         }
@@ -222,7 +222,7 @@ impl Stale {
     pub fn keep<H: SharedData>(
         &self,
         host: &H,
-        asked: &Asked,
+        asked: &StaleRequest,
         draft: &Draft,
         ticket: u64,
     ) -> Result<Option<SizeChange>, Contended> {
@@ -245,12 +245,17 @@ impl Stale {
     }
 
     /// What is kept for this request, if it may be used now.
-    pub fn find<H: SharedData>(&self, host: &H, asked: &Asked, now: Nanos) -> Option<Found> {
+    pub fn find<H: SharedData>(
+        &self,
+        host: &H,
+        asked: &StaleRequest,
+        now: Nanos,
+    ) -> Option<StaleResponse> {
         self.table
             .find(host, asked.tag, now, |record| self.read(record, asked, now))
     }
 
-    fn read(&self, record: &[u8], asked: &Asked, now: Nanos) -> Option<Found> {
+    fn read(&self, record: &[u8], asked: &StaleRequest, now: Nanos) -> Option<StaleResponse> {
         let (numbers, rest) = record.split_first_chunk::<RECORD_HEAD>()?;
         let (kept, lengths) = numbers.split_first_chunk::<8>()?;
         let kept = Nanos(u64::from_le_bytes(*kept));
@@ -277,7 +282,7 @@ impl Stale {
         }
         let headers = HeaderMap::from_host(head.to_vec());
         let body = body.to_vec();
-        rules::are_sound(&headers).then_some(Found {
+        rules::are_sound(&headers).then_some(StaleResponse {
             age: age.as_secs(),
             headers,
             body,
@@ -311,7 +316,7 @@ impl Stale {
 
 /// When it came, its age then and the age up to which it may be used, the lengths of key, varied
 /// values and headers, and all of them and the body.
-fn record(asked: &Asked, draft: &Draft) -> Option<Vec<u8>> {
+fn record(asked: &StaleRequest, draft: &Draft) -> Option<Vec<u8>> {
     let head = draft.head.as_bytes();
     let mut record = Vec::with_capacity(draft.body.len().saturating_add(config::Stale::HEAD));
     record.extend_from_slice(&draft.received.0.to_le_bytes());

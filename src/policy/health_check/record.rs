@@ -1,7 +1,7 @@
 //! Where the state of an endpoint is in shared data: read by all workers, written by the one that
 //! checks.
 
-use super::state::{HealthChange, Record};
+use super::state::{HealthChange, HealthRecord};
 use crate::base::hash::of_names;
 use crate::config::HealthCheck;
 use crate::host::SharedData;
@@ -19,9 +19,9 @@ pub struct EndpointRecord {
 #[derive(Clone, Debug)]
 pub struct Written {
     /// What it was.
-    pub old: Record,
+    pub old: HealthRecord,
     /// What it is.
-    pub new: Record,
+    pub new: HealthRecord,
     /// What has changed.
     pub change: HealthChange,
 }
@@ -45,7 +45,7 @@ impl EndpointRecord {
     }
 
     /// What is known of the endpoint.
-    pub fn read<H: SharedData>(&self, host: &H) -> Record {
+    pub fn read<H: SharedData>(&self, host: &H) -> HealthRecord {
         self.decode(&store::read(host, &self.key).unwrap_or_default())
     }
 
@@ -56,7 +56,7 @@ impl EndpointRecord {
     pub fn update<H: SharedData>(
         &self,
         host: &H,
-        step: impl Fn(&Record) -> HealthChange,
+        step: impl Fn(&HealthRecord) -> HealthChange,
     ) -> Result<Written, Contended> {
         store::update(host, &self.key, |bytes| {
             let old = self.decode(bytes);
@@ -79,7 +79,7 @@ impl EndpointRecord {
         })
     }
 
-    fn decode(&self, bytes: &[u8]) -> Record {
-        Record::decode(bytes, self.names, self.count)
+    fn decode(&self, bytes: &[u8]) -> HealthRecord {
+        HealthRecord::decode(bytes, self.names, self.count)
     }
 }

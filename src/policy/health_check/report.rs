@@ -17,7 +17,7 @@
 use super::state::{CheckReason, EndpointHealth, OTHER, Sample, staleness};
 use crate::base::time::Nanos;
 use crate::config::HealthCheck;
-use crate::config::json::{self, Json};
+use crate::schema::json::{self, Json};
 
 /// The longest report.
 pub const MAX_BYTES: usize = 64 * 1024;

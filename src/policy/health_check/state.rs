@@ -113,7 +113,7 @@ impl CheckReason {
         }
     }
 
-    /// In words, for people. `detail` as in [`Record::detail`].
+    /// In words, for people. `detail` as in [`HealthRecord::detail`].
     #[must_use]
     pub fn text(self, detail: u16, check: &HealthCheck) -> String {
         let number = || crate::base::text::number(detail.into());
@@ -140,7 +140,7 @@ const HEAD: usize = 25;
 /// What all workers know of an endpoint. Written when its status, its reason or a component's
 /// status changes, and not for each answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Record {
+pub struct HealthRecord {
     /// What it is.
     pub status: EndpointHealth,
     /// Why.
@@ -159,10 +159,10 @@ pub struct Record {
     pub components: Vec<EndpointHealth>,
 }
 
-/// A component that the configuration does not name, in [`Record::detail`].
+/// A component that the configuration does not name, in [`HealthRecord::detail`].
 pub const OTHER: u16 = u16::MAX;
 
-impl Record {
+impl HealthRecord {
     /// Its bytes.
     pub fn encode(&self, bytes: &mut Vec<u8>) {
         bytes.clear();
@@ -233,7 +233,7 @@ pub struct Sample {
     pub status: EndpointHealth,
     /// Why.
     pub reason: CheckReason,
-    /// As [`Record::detail`].
+    /// As [`HealthRecord::detail`].
     pub detail: u16,
     /// Of each component of the configuration, in its order; empty if the answer says nothing of
     /// them.
@@ -277,7 +277,7 @@ struct ComponentStreak {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HealthChange {
     /// The record to write.
-    pub record: Option<Record>,
+    pub record: Option<HealthRecord>,
     /// Whether what the endpoint is has changed, and not only why.
     pub is_new_state: bool,
     /// Whether the status of a component has changed.
@@ -326,7 +326,7 @@ impl Streaks {
     #[must_use]
     pub fn judge(
         &self,
-        record: &Record,
+        record: &HealthRecord,
         sample: &Sample,
         check: &HealthCheck,
         now: Nanos,
@@ -386,7 +386,7 @@ impl Streaks {
     /// Whether it is not clear yet what the endpoint, or one of its components, is: its last
     /// answers do not fit the record.
     #[must_use]
-    pub fn are_unsettled(&self, record: &Record, check: &HealthCheck) -> bool {
+    pub fn are_unsettled(&self, record: &HealthRecord, check: &HealthCheck) -> bool {
         let component = |(rows, known): (&ComponentStreak, &EndpointHealth)| match known {
             EndpointHealth::Down | EndpointHealth::OutOfService => rows.good > 0,
             _ => rows.bad > 0 && rows.bad < check.unhealthy_threshold,
@@ -431,14 +431,14 @@ mod tests {
     struct Endpoint {
         check: HealthCheck,
         rows: Streaks,
-        record: Record,
+        record: HealthRecord,
         now: Nanos,
         writes: u32,
     }
 
     impl Endpoint {
         fn new(check: HealthCheck) -> Self {
-            let record = Record::decode(&[], 7, check.components.len());
+            let record = HealthRecord::decode(&[], 7, check.components.len());
             Self {
                 check,
                 rows: Streaks::default(),
@@ -573,7 +573,7 @@ mod tests {
 
     #[test]
     fn records_are_read_as_they_were_written() {
-        let record = Record {
+        let record = HealthRecord {
             status: EndpointHealth::OutOfService,
             reason: CheckReason::Component,
             detail: 1,
@@ -584,10 +584,10 @@ mod tests {
         };
         let mut bytes = Vec::new();
         record.encode(&mut bytes);
-        assert_eq!(Record::decode(&bytes, 7, 2), record);
+        assert_eq!(HealthRecord::decode(&bytes, 7, 2), record);
         // Another configuration: what is said of the endpoint holds, of its components nothing
         // does.
-        let other = Record::decode(&bytes, 8, 3);
+        let other = HealthRecord::decode(&bytes, 8, 3);
         assert_eq!(
             (other.status, other.detail, other.components),
             (
@@ -598,7 +598,7 @@ mod tests {
         );
         for end in 0..HEAD {
             assert_eq!(
-                Record::decode(&bytes[..end], 7, 2).status,
+                HealthRecord::decode(&bytes[..end], 7, 2).status,
                 EndpointHealth::Unchecked
             );
         }
@@ -606,7 +606,7 @@ mod tests {
             let mut broken = bytes.clone();
             broken[at] = byte;
             assert_eq!(
-                Record::decode(&broken, 7, 2).status,
+                HealthRecord::decode(&broken, 7, 2).status,
                 EndpointHealth::Unchecked
             );
         }
@@ -634,7 +634,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_a_record(bytes in proptest::collection::vec(any::<u8>(), 0..80), count in 0usize..40) {
-            let record = Record::decode(&bytes, 1, count);
+            let record = HealthRecord::decode(&bytes, 1, count);
             prop_assert_eq!(record.components.len(), count);
         }
     }

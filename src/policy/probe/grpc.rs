@@ -37,7 +37,7 @@ const INTERNAL: u8 = 13;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbeCall {
     /// Its message is to be read.
-    ProbeRequest(ProbeRequest),
+    Check(ProbeRequest),
     /// There is no answer but this one.
     Unimplemented(Side),
 }
@@ -80,7 +80,7 @@ pub fn call(health: &config::Health, request: &Request<'_>) -> Option<ProbeCall>
         .get("grpc-encoding")
         .is_some_and(|encoding| encoding != b"identity");
     Some(if request.path == CHECK.as_bytes() {
-        ProbeCall::ProbeRequest(ProbeRequest { side, encoded })
+        ProbeCall::Check(ProbeRequest { side, encoded })
     } else {
         ProbeCall::Unimplemented(side)
     })

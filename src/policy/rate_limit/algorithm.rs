@@ -22,7 +22,7 @@ use crate::config::{self, Quota};
 /// Two states of one algorithm compare by what they owe: the lesser is the smaller loss if it must
 /// be forgotten.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct State {
+pub struct BucketState {
     /// The moment from which nothing is owed any more, in the algorithm's unit: a slot in this
     /// state may be forgotten then.
     pub until: u64,
@@ -64,9 +64,9 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Take {
     /// The state before.
-    pub before: State,
+    pub before: BucketState,
     /// The state after.
-    pub after: State,
+    pub after: BucketState,
     /// What was spent, in the algorithm's unit; 0: there is nothing to give back.
     pub spent: u64,
 }
@@ -74,7 +74,7 @@ pub struct Take {
 impl Take {
     /// Nothing was taken from a key in this state.
     #[must_use]
-    pub const fn nothing(state: State) -> Self {
+    pub const fn nothing(state: BucketState) -> Self {
         Self {
             before: state,
             after: state,
@@ -161,7 +161,7 @@ impl Algorithm {
     #[must_use]
     pub fn take_with(
         &self,
-        state: State,
+        state: BucketState,
         now: Nanos,
         cost: u64,
         extra: u64,
@@ -169,7 +169,7 @@ impl Algorithm {
         let (verdict, take) = match self {
             Self::TokenBucket(it) => {
                 let (verdict, take, extra) = it.take_with(state.until, now, cost, extra);
-                let narrow = |until| State { until, rest: 0 };
+                let narrow = |until| BucketState { until, rest: 0 };
                 return (
                     verdict,
                     Take {
@@ -192,18 +192,18 @@ impl Algorithm {
     /// since the take. Never more is given than was taken, and never so much that what others were
     /// admitted since would break the algorithm's bound.
     #[must_use]
-    pub fn refunded(&self, take: Take, current: State, elapsed: Nanos) -> State {
+    pub fn refunded(&self, take: Take, current: BucketState, elapsed: Nanos) -> BucketState {
         match self {
             Self::TokenBucket(_) | Self::WarmUp(_) => {
                 if current == take.after {
                     return take.before;
                 }
-                let take = gcra::Take {
+                let take = gcra::GcraTake {
                     before: take.before.until,
                     after: take.after.until,
                     spent: take.spent,
                 };
-                State {
+                BucketState {
                     until: take.refunded(current.until, elapsed),
                     rest: current.rest,
                 }
@@ -216,7 +216,7 @@ impl Algorithm {
 
     /// Whether forgetting a key in this state changes nothing.
     #[must_use]
-    pub fn owes_nothing(&self, state: State, now: Nanos) -> bool {
+    pub fn owes_nothing(&self, state: BucketState, now: Nanos) -> bool {
         match self {
             Self::TokenBucket(_) | Self::WarmUp(_) | Self::LeakyBucket(_) => {
                 gcra::is_full(state.until, now)

@@ -253,10 +253,9 @@ mod tests {
                     self.arrival = take.after;
                     match verdict {
                         Verdict::Admitted { .. } => {
-                            drop(
-                                self.leases
-                                    .grant(7, &self.bucket, now, 1, extra, take.after),
-                            )
+                            let _ = self
+                                .leases
+                                .grant(7, &self.bucket, now, 1, extra, take.after);
                         }
                         _ => self.leases.refuse(7, now, 1, verdict),
                     }

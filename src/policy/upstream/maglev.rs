@@ -11,7 +11,7 @@
 //! 2018): an owner that has `c` times its share of the requests in flight already is passed over in
 //! the same way, so that a hot key cannot crush its endpoint.
 
-use super::List;
+use super::EndpointList;
 use super::choice::allowed;
 use super::roster::{Pool, Roster, RosterEntry};
 use crate::base::hash::{place, xxh64};
@@ -132,10 +132,10 @@ impl MaglevTable {
         pool: &Pool,
         open: &dyn Fn(usize) -> bool,
         room: &dyn Fn(&RosterEntry) -> bool,
-    ) -> List {
+    ) -> EndpointList {
         let pick = self.picks.get().wrapping_add(1);
         self.picks.set(pick);
-        let (mut list, mut own, mut last) = (List::default(), None, None);
+        let (mut list, mut own, mut last) = (EndpointList::default(), None, None);
         for at in self.walk(hash) {
             // Slots side by side have one owner more often than not where weights differ.
             if last.replace(at) == Some(at) {

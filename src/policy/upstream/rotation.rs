@@ -15,7 +15,7 @@
 //! 1,000 endpoints, 4 % of a proxied request. (A heap would cost their logarithm, and would not
 //! give nginx's order.)
 
-use super::List;
+use super::EndpointList;
 use super::roster::RosterEntry;
 use crate::base::rng::Rng;
 
@@ -58,7 +58,7 @@ impl Rotation {
         entries: &[RosterEntry],
         open: &dyn Fn(usize) -> bool,
         rng: &Rng,
-    ) -> List {
+    ) -> EndpointList {
         let mut total = 0i64;
         let mut best = (i64::MIN, usize::MAX);
         for entry in entries {
@@ -76,7 +76,7 @@ impl Rotation {
                 best = (*current, entry.at);
             }
         }
-        let mut list = List::default();
+        let mut list = EndpointList::default();
         if let Some(current) = self.current.get_mut(best.1) {
             *current = current.wrapping_sub(total);
             list.push(best.1);

@@ -88,7 +88,7 @@ fn weights(weights: &[u32]) -> Vec<RosterEntry> {
     )
 }
 
-fn order(list: List) -> Vec<usize> {
+fn order(list: EndpointList) -> Vec<usize> {
     list.iter().collect()
 }
 
@@ -325,7 +325,7 @@ mod roster_ {
             member(Available, 1),
         ]);
         assert_eq!(
-            roster.census,
+            roster.counts,
             EndpointCounts {
                 members: 4,
                 available: 2,
@@ -522,7 +522,7 @@ mod roster_ {
         let roster = roster_of(&rules, &all);
         // Three of ten may go: those of 5, 6 and 7 s.
         assert_eq!(pools(&roster), [(100, vec![0, 1, 3, 5, 6, 7, 9])]);
-        assert_eq!(roster.census.available, 6, "it is not well for all that");
+        assert_eq!(roster.counts.available, 6, "it is not well for all that");
         let one = roster_of(&rules, &[well, out(1)]);
         assert_eq!(pools(&one), [(100, vec![0])], "one may always go");
         let none = Rules {

@@ -1,7 +1,7 @@
 //! The record: version, phase, kind of window, a byte of zero, then the fields as little-endian
 //! numbers.
 
-use super::{Counts, Phase, State};
+use super::{BreakerState, Counts, Phase};
 use crate::base::time::Nanos;
 use crate::policy::circuit_breaker::window::{BUCKETS, Fifo, LONGEST, Ring, Window};
 
@@ -77,7 +77,7 @@ impl Reader<'_> {
     }
 }
 
-impl State {
+impl BreakerState {
     /// Reads a record; anything but a whole one of this version is a fresh breaker.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Self {

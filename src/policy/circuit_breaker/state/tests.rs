@@ -36,7 +36,7 @@ fn config() -> config::CircuitBreaker {
 /// A breaker with a clock of its own.
 struct Bench {
     settings: BreakerSettings,
-    state: State,
+    state: BreakerState,
     now: Nanos,
 }
 
@@ -44,7 +44,7 @@ impl Bench {
     fn new(config: config::CircuitBreaker) -> Self {
         let settings = BreakerSettings::new(config);
         Self {
-            state: State::default().bounded(&settings),
+            state: BreakerState::default().bounded(&settings),
             settings,
             now: START,
         }
@@ -307,7 +307,7 @@ fn a_window_of_another_kind_or_size_begins_anew_and_nothing_else_does() {
             window: *to,
             ..config()
         });
-        let state = State::decode(&bytes).bounded(&settings);
+        let state = BreakerState::decode(&bytes).bounded(&settings);
         assert_eq!(
             (state.phase, state.epoch),
             (Phase::Closed, bench.state.epoch)
@@ -630,7 +630,7 @@ proptest! {
                 bytes[56..60].copy_from_slice(&size.to_le_bytes());
             }
         }
-        let mut state = State::decode(&bytes);
+        let mut state = BreakerState::decode(&bytes);
         let window = if start == 3 { config::Window::Count(size.clamp(1, 1_024)) } else { config::Window::Time(Nanos(now)) };
         let settings = BreakerSettings::new(config::CircuitBreaker { window, ..config() });
         state = state.bounded(&settings);
@@ -640,7 +640,7 @@ proptest! {
         let _ = state.end(&settings, Nanos(now), epoch, CallResult { outcome: Outcome::Failure, duration: Nanos(now), retry_after: Some(Nanos(now)) }, now);
         let mut written = Vec::new();
         state.encode(&mut written);
-        prop_assert_eq!(State::decode(&written), state);
+        prop_assert_eq!(BreakerState::decode(&written), state);
     }
 
     #[test]

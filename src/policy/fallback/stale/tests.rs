@@ -37,7 +37,7 @@ impl Proxy {
         }
     }
 
-    fn ask(&self, method: &str, path: &str, headers: Pairs<'_>) -> Option<Asked> {
+    fn ask(&self, method: &str, path: &str, headers: Pairs<'_>) -> Option<StaleRequest> {
         let first = [
             (":method", method),
             (":scheme", "http"),
@@ -50,13 +50,13 @@ impl Proxy {
         self.stale.ask(&request)
     }
 
-    fn get(&self, path: &str, headers: Pairs<'_>) -> Asked {
+    fn get(&self, path: &str, headers: Pairs<'_>) -> StaleRequest {
         self.ask("GET", path, headers)
             .expect("a request that may be answered from here")
     }
 
     /// Whether the response was kept.
-    fn keep(&self, asked: &Asked, response: Pairs<'_>, body: &[u8]) -> bool {
+    fn keep(&self, asked: &StaleRequest, response: Pairs<'_>, body: &[u8]) -> bool {
         let headers = map(&[(":status", "200")], response);
         let Some(draft) = self.stale.begin(asked, &headers, self.machine.now()) else {
             return false;
@@ -71,12 +71,12 @@ impl Proxy {
             .is_some()
     }
 
-    fn find(&self, asked: &Asked) -> Option<Found> {
+    fn find(&self, asked: &StaleRequest) -> Option<StaleResponse> {
         self.stale
             .find(&Worker(Rc::clone(&self.machine)), asked, self.machine.now())
     }
 
-    fn body(&self, asked: &Asked) -> Option<Vec<u8>> {
+    fn body(&self, asked: &StaleRequest) -> Option<Vec<u8>> {
         self.find(asked).map(|found| found.body)
     }
 }

@@ -10,25 +10,30 @@ use serde_json::Number;
 const SHOWN: usize = 64;
 
 /// The key of secrets, and what is shown in their place.
-pub(super) const SECRET: &str = "token";
-pub(super) const HIDDEN: &str = "\"***\"";
+pub(crate) const SECRET: &str = "token";
+pub(crate) const HIDDEN: &str = "\"***\"";
 
 /// A JSON value.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Json {
+pub enum Json {
+    /// `null`
     Null,
+    /// `true` or `false`
     Bool(bool),
     /// [`scaled`] gives its value.
     Number(Number),
+    /// A string.
     String(String),
+    /// A list.
     Array(Vec<Json>),
-    /// In the document's order, duplicates included.
+    /// An object: its entries in the document's order, duplicates included.
     Object(Vec<(String, Json)>),
 }
 
 impl Json {
     /// The value of a key, if this is an object that has it.
-    pub(crate) fn get(&self, key: &str) -> Option<&Self> {
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&Self> {
         match self {
             Self::Object(entries) => entries
                 .iter()
@@ -39,7 +44,8 @@ impl Json {
     }
 
     /// The value as a message shows it: JSON on one line, shortened.
-    pub(crate) fn show(&self) -> String {
+    #[must_use]
+    pub fn show(&self) -> String {
         let mut out = Shown {
             text: String::new(),
             chars: 0,
@@ -50,7 +56,8 @@ impl Json {
 }
 
 /// `text` as a message shows it: a JSON string on one line, shortened.
-pub(crate) fn show_text(text: &str) -> String {
+#[must_use]
+pub fn show_text(text: &str) -> String {
     let mut out = Shown {
         text: String::new(),
         chars: 0,
@@ -60,7 +67,10 @@ pub(crate) fn show_text(text: &str) -> String {
 }
 
 /// Reads one JSON document (RFC 8259), at most 127 levels deep.
-pub(crate) fn parse(document: &[u8]) -> serde_json::Result<Json> {
+///
+/// # Errors
+/// What is not JSON, and where.
+pub fn parse(document: &[u8]) -> serde_json::Result<Json> {
     serde_json::from_slice(document)
 }
 
@@ -123,7 +133,8 @@ impl<'de> Visitor<'de> for Tree {
 
 /// A number times `factor`, if that is an integer that fits: 250 for 2.5 and 100, 1000 for 1e3 and
 /// 1.
-pub(crate) fn scaled(number: &Number, factor: u32) -> Option<u32> {
+#[must_use]
+pub fn scaled(number: &Number, factor: u32) -> Option<u32> {
     let exact = number.as_f64()? * f64::from(factor);
     let whole = exact.round();
     // In binary, 12.34 is only almost 1234 hundredths. What has a further decimal is off by more

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::json::{HIDDEN, Json, SECRET, show_text};
+use crate::schema::json::{HIDDEN, Json, SECRET, show_text};
 
 /// The most errors that are listed; a document that is wrong throughout is not repeated into the
 /// log.
@@ -67,18 +67,25 @@ impl std::error::Error for ConfigErrors {}
 
 /// The place of a value, built while the reader descends and written out only for an error.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Path<'a> {
+pub enum Path<'a> {
+    /// The document.
     Root,
+    /// The value of a key.
     Key(&'a Path<'a>, &'a str),
+    /// An item of a list.
     Index(&'a Path<'a>, usize),
 }
 
 impl Path<'_> {
-    pub(super) fn key<'a>(&'a self, key: &'a str) -> Path<'a> {
+    /// The value of a key here.
+    #[must_use]
+    pub fn key<'a>(&'a self, key: &'a str) -> Path<'a> {
         Path::Key(self, key)
     }
 
-    pub(super) fn index(&self, index: usize) -> Path<'_> {
+    /// An item of the list here.
+    #[must_use]
+    pub fn index(&self, index: usize) -> Path<'_> {
         Path::Index(self, index)
     }
 }
@@ -110,8 +117,8 @@ impl fmt::Display for Path<'_> {
 }
 
 /// Collects errors while a document is read.
-#[derive(Default)]
-pub(super) struct Errors {
+#[derive(Debug, Default)]
+pub struct Errors {
     found: ConfigErrors,
     /// Paths of the listed errors but those that only say "not supported yet": their values are
     /// sound.
@@ -119,46 +126,48 @@ pub(super) struct Errors {
 }
 
 impl Errors {
-    /// The document's errors, if it has any.
-    pub(super) fn end(self) -> Result<(), ConfigErrors> {
-        if self.found.list.is_empty() {
-            Ok(())
-        } else {
-            Err(self.found)
+    /// What was read, or the document's errors if it has any.
+    pub(crate) fn end<T>(self, read: Option<T>) -> Result<T, ConfigErrors> {
+        match read {
+            Some(read) if self.found.list.is_empty() => Ok(read),
+            _ => Err(self.found),
         }
     }
 
-    pub(super) fn count(&self) -> usize {
+    /// How many errors were found so far.
+    #[must_use]
+    pub fn count(&self) -> usize {
         self.found.count()
     }
 
     /// How many values have been refused, not counting those that are only not supported yet.
-    pub(super) fn unsound(&self) -> usize {
+    #[must_use]
+    pub fn unsound(&self) -> usize {
         self.unsound.len().saturating_add(self.found.more)
     }
 
     /// `value` is not `want`.
-    pub(super) fn refuse(&mut self, at: &Path<'_>, value: &Json, want: &str) {
+    pub fn refuse(&mut self, at: &Path<'_>, value: &Json, want: &str) {
         self.refuse_shown(at, &shown(at, value), want);
     }
 
     /// The string `value` is not `want`.
-    pub(super) fn refuse_text(&mut self, at: &Path<'_>, value: &str, want: &str) {
+    pub fn refuse_text(&mut self, at: &Path<'_>, value: &str, want: &str) {
         self.refuse_shown(at, &show_text(value), want);
     }
 
     /// The number `value` is not `want`.
-    pub(super) fn refuse_number(&mut self, at: &Path<'_>, value: u64, want: &str) {
+    pub fn refuse_number(&mut self, at: &Path<'_>, value: u64, want: &str) {
         self.refuse_shown(at, &value.to_string(), want);
     }
 
     /// The value that shows as `shown` is not `want`.
-    pub(super) fn refuse_shown(&mut self, at: &Path<'_>, shown: &str, want: &str) {
+    pub fn refuse_shown(&mut self, at: &Path<'_>, shown: &str, want: &str) {
         self.list(at, true, &[shown, " is not allowed, want ", want]);
     }
 
     /// A required value is not there.
-    pub(super) fn missing(&mut self, at: &Path<'_>, want: &str) {
+    pub fn missing(&mut self, at: &Path<'_>, want: &str) {
         self.list(
             at,
             true,
@@ -167,7 +176,7 @@ impl Errors {
     }
 
     /// A field that does not exist, and those that do.
-    pub(super) fn unknown(&mut self, at: &Path<'_>, value: &Json, fields: &str) {
+    pub(crate) fn unknown(&mut self, at: &Path<'_>, value: &Json, fields: &str) {
         self.list(
             at,
             true,
@@ -181,7 +190,7 @@ impl Errors {
     }
 
     /// A valid value that the filter cannot act on yet; `hint` follows the fixed words.
-    pub(super) fn unsupported(&mut self, at: &Path<'_>, value: &Json, hint: &str) {
+    pub(crate) fn unsupported(&mut self, at: &Path<'_>, value: &Json, hint: &str) {
         self.list(
             at,
             false,
@@ -190,7 +199,7 @@ impl Errors {
     }
 
     /// The document as a whole cannot be read.
-    pub(super) fn document(&mut self, message: String) {
+    pub(crate) fn document(&mut self, message: String) {
         self.found.list.push(ConfigError {
             path: "the document".into(),
             message,
@@ -198,7 +207,7 @@ impl Errors {
     }
 
     /// `document` is not JSON.
-    pub(super) fn malformed(&mut self, document: &[u8], error: &serde_json::Error) {
+    pub(crate) fn malformed(&mut self, document: &[u8], error: &serde_json::Error) {
         let text = error.to_string();
         let what = text
             .rsplit_once(" at line ")
@@ -222,7 +231,8 @@ impl Errors {
 
     /// Whether anything at or below `at` has been refused: what depends on it is then not judged,
     /// it could only mislead.
-    pub(super) fn touches(&self, at: &Path<'_>) -> bool {
+    #[must_use]
+    pub fn touches(&self, at: &Path<'_>) -> bool {
         // Of errors that are not listed, the path is not known.
         if self.unsound.is_empty() || self.found.more > 0 {
             return self.found.more > 0;
@@ -293,7 +303,7 @@ mod tests {
         for i in 0..70 {
             errors.refuse(&Path::Root.index(i), &Json::Null, "a value");
         }
-        let errors = errors.end().unwrap_err();
+        let errors = errors.end(Some(())).unwrap_err();
         let text = errors.to_string();
         assert_eq!(errors.count(), 70);
         assert_eq!(errors.iter().count(), 64);
@@ -320,7 +330,7 @@ mod tests {
         let document = "{\n \"é\" 1}".as_bytes();
         let mut errors = Errors::default();
         errors.malformed(document, &super::super::json::parse(document).unwrap_err());
-        let errors = errors.end().unwrap_err();
+        let errors = errors.end(Some(())).unwrap_err();
         assert_eq!(
             errors.to_string(),
             "line 2, column 6: the document is not JSON: expected `:`"
