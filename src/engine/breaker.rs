@@ -9,7 +9,7 @@ use crate::base::time::Nanos;
 use crate::config::{self, Mode};
 use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::circuit_breaker::CircuitBreaker;
-use crate::policy::circuit_breaker::state::{
+use crate::policy::circuit_breaker::{
     Admission, BreakerSettings, BreakerState, CallResult, Phase, Transition, TripReason,
 };
 use crate::store::Contended;

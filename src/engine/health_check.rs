@@ -14,7 +14,7 @@ use crate::base::rng::Rng;
 use crate::base::time::Nanos;
 use crate::config;
 use crate::host::{CallAnswer, CallId, Calls, Host};
-use crate::policy::health_check::state::{CheckReason, EndpointHealth, Sample};
+use crate::policy::health_check::{CheckReason, EndpointHealth, Sample};
 use checker::{Checker, Target};
 use std::cell::RefCell;
 use std::rc::Rc;

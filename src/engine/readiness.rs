@@ -7,7 +7,7 @@ use crate::base::text::number;
 use crate::base::time::Nanos;
 use crate::config::{self, Percent};
 use crate::host::{Host, Reply};
-use crate::policy::health_check::state::EndpointHealth;
+use crate::policy::health_check::EndpointHealth;
 use crate::policy::probe::{self, Component, HealthStatus};
 
 impl Engine {

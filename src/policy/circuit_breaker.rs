@@ -28,7 +28,9 @@
 //! counted; that of a worker which was stopped in the middle of counting it for longer than the
 //! open time may be.
 
-pub mod state;
+mod settings;
+mod state;
+mod transition;
 pub mod window;
 
 use crate::base::hash::of_names;
@@ -37,9 +39,11 @@ use crate::base::time::Nanos;
 use crate::host::{SharedCounter, SharedCounters, SharedData};
 use crate::policy::Outcome;
 use crate::store::{self, Contended, RecordKey, RecordKind, Step};
-use state::{Admission, BreakerSettings, BreakerState, CallResult, Counts, Phase, Transition};
+pub use settings::BreakerSettings;
+pub use state::BreakerState;
 use std::cell::Cell;
-use window::{FOLD, Ring, Window, between, weight};
+pub use transition::{Admission, CallResult, Phase, Transition, TripReason};
+use window::{Counts, FOLD, Ring, Window, between, weight};
 
 /// A breaker of one route, upstream or endpoint.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 
 use super::{Context, Exchange, Refusal};
 use crate::host::Host;
-use crate::policy::circuit_breaker::state::Admission;
+use crate::policy::circuit_breaker::Admission;
 use crate::request::Reason;
 
 impl Exchange {

@@ -8,7 +8,7 @@ use crate::engine::concurrency::{Concurrency, Ending, Permit};
 use crate::engine::route::Shared;
 use crate::engine::upstream::{Pick, Upstream};
 use crate::host::Host;
-use crate::policy::circuit_breaker::state::CallResult;
+use crate::policy::circuit_breaker::CallResult;
 use crate::policy::retry::Budget;
 use std::rc::Rc;
 

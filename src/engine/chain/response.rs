@@ -12,7 +12,7 @@ use crate::config::FailureOn;
 use crate::engine::upstream::{Attempts, Upstream};
 use crate::host::{Host, Message, Property, Reply, Stream};
 use crate::policy::Outcome;
-use crate::policy::circuit_breaker::state::CallResult;
+use crate::policy::circuit_breaker::CallResult;
 use crate::policy::upstream::orca;
 use crate::request::Reason;
 use crate::request::reply::ReplyDetails;

@@ -7,13 +7,13 @@ use crate::engine::TICK;
 use crate::engine::metrics::MetricTable;
 use crate::engine::upstream::Upstream;
 use crate::host::{CallId, Calls, Host, MetricId, SharedCounter};
-use crate::policy::health_check::fingerprint::fingerprint;
+use crate::policy::health_check::fingerprint;
 use crate::policy::health_check::lease::{Candidate, LeaseRecord, RENEW, Role};
-use crate::policy::health_check::record::{EndpointRecord, Written};
 use crate::policy::health_check::schedule::Schedule;
-use crate::policy::health_check::state::{
+use crate::policy::health_check::{
     CheckReason, EndpointHealth, HealthChange, HealthRecord, Sample, Streaks, staleness,
 };
+use crate::policy::health_check::{EndpointRecord, Written};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
