@@ -1,11 +1,11 @@
-//! A breaker's parameters, and what follows from them alone: when it trips, and for how long it opens.
+//! A breaker's parameters and what follows from them alone: when it trips, how long it stays open.
 
 use super::transition::{CallResult, TripReason};
 use super::window::{self, Counts, Fifo, Window};
 use crate::base::time::Nanos;
 use crate::config::{self, Percent};
 
-/// The shortest open time that an upstream may ask for, as of the configuration.
+/// The shortest open time that an upstream may ask for; the configuration has the same minimum.
 const SHORTEST: Nanos = Nanos::from_millis(100);
 
 /// The breaker's parameters, ready for use.
@@ -53,8 +53,8 @@ impl BreakerSettings {
         call.duration >= self.config.slow_call_duration
     }
 
-    /// Whether what was counted opens a closed breaker. A count window never holds more than its
-    /// size: it is judged when it is full, as resilience4j does.
+    /// Whether these counts open a closed breaker, and why. A count window never holds more than
+    /// its size: it is judged when it is full, as resilience4j does.
     pub(super) fn trips(&self, counts: Counts, consecutive: u32) -> Option<TripReason> {
         let minimum = match self.config.window {
             config::Window::Time(_) => self.config.minimum_calls,
@@ -95,7 +95,7 @@ impl BreakerSettings {
                 u64::from(part).saturating_mul(10_000),
                 u64::from(counts.calls).saturating_mul(threshold.0.into()),
             );
-            // Above all of them nothing can be: there it is reached all the same.
+            // A share above 100 % is impossible: there the threshold itself counts as reached.
             part > whole || (part == whole && (!self.config.open_above || threshold.0 >= 10_000))
         };
         if reached(counts.failures, self.config.failure_rate_threshold) {
@@ -110,11 +110,11 @@ impl BreakerSettings {
     }
 
     /// The open time of the opening after `rounds` failed rounds.
-    pub(super) fn open_time(&self, rounds: u32, asked: Option<Nanos>, random: u64) -> Nanos {
+    pub(super) fn open_time(&self, rounds: u32, retry_after: Option<Nanos>, random: u64) -> Nanos {
         let config = &self.config;
         let longest = self.longest_open_time();
-        if let Some(asked) = asked.filter(|_| config.honour_retry_after) {
-            return asked.max(SHORTEST).min(longest);
+        if let Some(retry_after) = retry_after.filter(|_| config.honour_retry_after) {
+            return retry_after.max(SHORTEST).min(longest);
         }
         let mut time = config.open_duration;
         for _ in 0..rounds {
@@ -127,8 +127,8 @@ impl BreakerSettings {
         }
         let share = u128::from(time.0).saturating_mul(config.jitter.0.into()) / 10_000;
         let share = Nanos(u64::try_from(share).unwrap_or(u64::MAX));
-        // Where the longest cuts the upper part off, what is left is drawn from evenly: breakers
-        // that all grew to it spread too.
+        // Where the longest open time cuts off the upper part, the draw is even over the rest:
+        // breakers that have all grown to it spread too.
         let (least, most) = (
             time.since(share).max(Nanos::from_millis(1)),
             time.plus(share).min(longest),

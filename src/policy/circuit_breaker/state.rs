@@ -1,26 +1,27 @@
-//! The breaker as a pure machine over a small record.
+//! The breaker as a pure state machine over a small record.
 //!
 //! **When does it trip?** When a window holds at least `minimum_calls` and the share of failures
 //! (or of slow calls) has reached its threshold, or after `consecutive_failures` in a row. **First
 //! start:** Closed and empty; nothing trips below `minimum_calls`. **Recovery:** after the open
 //! time the next request finds it Half-Open; `half_open_calls` are let through, and once as many
 //! have ended the same thresholds over them close it (with an empty window) or open it again,
-//! longer by `backoff_multiplier`. Permits of calls that end without a verdict (cancelled, answered
-//! by us) are given back. A round that is not decided within `half_open_max_wait` opens again: it
-//! is never stuck.
+//! longer by `backoff_multiplier`. Calls that end without a verdict (cancelled, answered by haven)
+//! give their permits back. A round that is undecided after `half_open_max_wait` opens the breaker
+//! again, so that it is never stuck.
 //!
-//! **Growth:** only failed half-open rounds lengthen the open time. A breaker that closes keeps
-//! what it has grown to until it has been Closed for a quiet spell: as long as it was open the last
-//! time, and at least a time window's length. Opening within it takes the grown time again, no
-//! longer one; later the plain one. (Bug avoided: an upstream that recovers for a second at a time
-//! would be tried as often as one that fails for the first time.)
+//! **Growth:** only failed half-open rounds lengthen the open time. A breaker that closes keeps its
+//! grown open time until it has been Closed for a quiet spell: as long as it was open the last
+//! time, and at least a time window's length. If it opens within this spell, it takes the grown
+//! time again, no longer one; later, the configured one. (Bug avoided: an upstream that recovers
+//! for a second at a time would be tried as often as one that fails for the first time.)
 //!
 //! **Stragglers:** each change of state begins a new epoch, and the outcome of a call admitted in
 //! an older one is ignored. (Bug avoided: a slow failure from before the outage's end would open a
 //! breaker that has just closed.)
 //!
-//! **Clock:** a step back by more than a second moves the record's times back with it. Less is no
-//! step: workers read the clock at the start of a callback, and may come to write in another order.
+//! **Clock:** when the clock steps back by more than a second, the record's times move back with
+//! it. Less is no step: workers read the clock at the start of a callback, and may write in another
+//! order.
 //!
 //! States and thresholds are those of resilience4j's CircuitBreaker and Hystrix; the windows are in
 //! [`super::window`].
@@ -47,9 +48,9 @@ pub struct BreakerState {
     /// Open: when it may be tried again. Half-Open: when the round ends undecided. Closed: when a
     /// grown open time is forgotten.
     pub until: Nanos,
-    /// How long it was open the last time.
+    /// The last open time.
     pub last_open: Nanos,
-    /// Half-open rounds that failed since the open time was last the plain one.
+    /// Half-open rounds that failed since the open time was last the configured one.
     pub rounds: u32,
     /// Half-Open: permits granted and not given back.
     pub permits: u32,
@@ -62,7 +63,7 @@ pub struct BreakerState {
 }
 
 impl BreakerState {
-    /// The state with no end that these settings could not have set. (Bugs avoided: a reload that
+    /// The state without times that these settings could not have set. (Bugs avoided: a reload that
     /// cuts an open time of a day would not count until the next day, and a broken record could
     /// keep a breaker open for ever.)
     #[must_use]
@@ -76,7 +77,7 @@ impl BreakerState {
         let window = match (self.window, settings.config().window) {
             (Window::Time(_), config::Window::Time(_)) => self.window,
             (Window::Count(fifo), config::Window::Count(size)) if fifo.size == size => self.window,
-            // Of another kind or size: it begins anew.
+            // Another kind or size: an empty window.
             _ => settings.empty_window(),
         };
         Self {
@@ -118,12 +119,12 @@ impl BreakerState {
                 change = Some(Transition {
                     from: Phase::Open,
                     to: Phase::HalfOpen,
-                    cause: TripReason::OpenTimeOver,
+                    reason: TripReason::OpenTimeOver,
                     open_for: Nanos::ZERO,
                 });
             }
             Phase::HalfOpen if now >= self.until => {
-                // No jitter here: the random number belongs to outcomes, and a lost round is rare.
+                // No jitter here: only outcomes bring a random number, and a lost round is rare.
                 let change =
                     self.open(settings, now, TripReason::TrialTimedOut, None, u64::MAX / 2);
                 return (
@@ -148,7 +149,7 @@ impl BreakerState {
         )
     }
 
-    /// Takes note of the end of a call that was admitted in `epoch`.
+    /// Counts the end of a call that was admitted in `epoch`.
     pub fn end(
         &mut self,
         settings: &BreakerSettings,
@@ -181,7 +182,7 @@ impl BreakerState {
             0
         };
         let slow = settings.is_slow(call);
-        let cause = if half_open {
+        let reason = if half_open {
             self.trial.count(failed, slow);
             settings.tripped(
                 self.trial,
@@ -192,11 +193,11 @@ impl BreakerState {
             self.window.count(settings.bucket_of(now), failed, slow);
             settings.trips(self.window.sum(), self.consecutive)
         };
-        if let Some(cause) = cause {
+        if let Some(reason) = reason {
             return Some(self.open(
                 settings,
                 now,
-                cause,
+                reason,
                 call.retry_after.filter(|_| failed),
                 random,
             ));
@@ -206,32 +207,32 @@ impl BreakerState {
             return Some(Transition {
                 from: Phase::HalfOpen,
                 to: Phase::Closed,
-                cause: TripReason::TrialPassed,
+                reason: TripReason::TrialPassed,
                 open_for: Nanos::ZERO,
             });
         }
         None
     }
 
-    /// Opens it if it is still Closed as in `epoch`: the outcome that was one too many has been
-    /// tallied outside of the record.
+    /// Opens it if it is still Closed as in `epoch`: the tally outside of the record holds the
+    /// outcome that reached the threshold.
     pub fn trip(
         &mut self,
         settings: &BreakerSettings,
         now: Nanos,
         epoch: u32,
-        cause: TripReason,
-        asked: Option<Nanos>,
+        reason: TripReason,
+        retry_after: Option<Nanos>,
         random: u64,
     ) -> Option<Transition> {
         if (self.phase, self.epoch) != (Phase::Closed, epoch) {
             return None;
         }
         self.follow_clock(now);
-        Some(self.open(settings, now, cause, asked, random))
+        Some(self.open(settings, now, reason, retry_after, random))
     }
 
-    /// Takes the tally into the ring and moves that on to the bucket of `now`, if it is still
+    /// Adds the tally to the ring and advances the ring to the bucket of `now`, if it is still
     /// Closed as in `epoch`.
     pub fn roll(&mut self, settings: &BreakerSettings, now: Nanos, epoch: u32, tally: u64) {
         if let (Window::Time(ring), true) = (
@@ -243,8 +244,8 @@ impl BreakerState {
         }
     }
 
-    /// Where it stands at `now`, for those who only look: an Open breaker whose time is over is as
-    /// good as Half-Open.
+    /// The phase at `now`, for readers of the record: an Open breaker whose time is over counts as
+    /// Half-Open.
     #[must_use]
     pub fn phase_at(&self, now: Nanos) -> Phase {
         match self.phase {
@@ -257,25 +258,25 @@ impl BreakerState {
         &mut self,
         settings: &BreakerSettings,
         now: Nanos,
-        cause: TripReason,
-        asked: Option<Nanos>,
+        reason: TripReason,
+        retry_after: Option<Nanos>,
         random: u64,
     ) -> Transition {
         let from = self.phase;
         self.rounds = match from {
             Phase::HalfOpen => self.rounds.saturating_add(1),
-            // It has been well for long enough.
+            // It was Closed for long enough.
             Phase::Closed if now >= self.until => 0,
-            // A short recovery was none: as long as the last time, but no longer.
+            // A short recovery does not count: the open time stays as it was.
             Phase::Closed | Phase::Open => self.rounds,
         };
-        let open_for = settings.open_time(self.rounds, asked, random);
+        let open_for = settings.open_time(self.rounds, retry_after, random);
         self.last_open = open_for;
         self.enter(Phase::Open, now, open_for);
         Transition {
             from,
             to: Phase::Open,
-            cause,
+            reason,
             open_for,
         }
     }

@@ -3,15 +3,15 @@
 use crate::base::time::Nanos;
 use crate::policy::Outcome;
 
-/// Where a breaker stands.
+/// The phase of a breaker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Phase {
     /// All calls pass.
     #[default]
     Closed,
-    /// None passes.
+    /// No call passes.
     Open,
-    /// A few pass, to try.
+    /// A few trial calls pass.
     HalfOpen,
 }
 
@@ -100,7 +100,7 @@ pub struct Transition {
     /// The state entered.
     pub to: Phase,
     /// Why.
-    pub cause: TripReason,
+    pub reason: TripReason,
     /// How long an opened breaker stays open.
     pub open_for: Nanos,
 }

@@ -60,7 +60,7 @@ impl Reader<'_> {
             ] {
                 words.for_each(|word| *word = self.u64());
             }
-            return Some(Window::Count(fifo.mended()));
+            return Some(Window::Count(fifo.repaired()));
         }
         if self.0.len() != RING {
             return None;

@@ -107,7 +107,7 @@ fn cold_start_holds_until_minimum_calls() {
     assert_eq!(bench.state.phase, Phase::Closed);
     let change = bench.call(Outcome::Success).unwrap();
     assert_eq!(
-        (change.to, change.cause, change.open_for),
+        (change.to, change.reason, change.open_for),
         (Phase::Open, TripReason::FailureRate, Nanos::from_secs(5))
     );
     assert_eq!(bench.acquire(), Err(Nanos::from_secs(5)));
@@ -151,7 +151,7 @@ fn failures_in_a_row_open_at_once_and_a_success_ends_the_row() {
     bench.calls("ffsff");
     assert_eq!(bench.state.phase, Phase::Closed);
     assert_eq!(
-        bench.call(Outcome::Failure).unwrap().cause,
+        bench.call(Outcome::Failure).unwrap().reason,
         TripReason::ConsecutiveFailures
     );
 }
@@ -170,7 +170,7 @@ fn slow_calls_open_it_though_they_succeed() {
         );
     }
     assert_eq!(
-        bench.end(0, Outcome::Success, SECOND).unwrap().cause,
+        bench.end(0, Outcome::Success, SECOND).unwrap().reason,
         TripReason::SlowCallRate
     );
 }
@@ -267,7 +267,7 @@ fn a_count_window_judges_the_last_calls_whenever_they_were() {
     bench.calls("s");
     assert_eq!(bench.state.phase, Phase::Closed);
     assert_eq!(
-        bench.call(Outcome::Failure).unwrap().cause,
+        bench.call(Outcome::Failure).unwrap().reason,
         TripReason::FailureRate,
         "3 of the last 6"
     );
@@ -405,7 +405,7 @@ fn permits_lost_with_their_vm_do_not_keep_it_half_open() {
     bench.now = bench.now.plus(Nanos::from_secs(30));
     let (admission, change) = bench.state.acquire(&bench.settings, bench.now);
     assert!(matches!(admission, Admission::Refused { .. }));
-    assert_eq!(change.unwrap().cause, TripReason::TrialTimedOut);
+    assert_eq!(change.unwrap().reason, TripReason::TrialTimedOut);
     bench.now = bench.state.until;
     assert!(bench.acquire().is_ok());
 }
