@@ -4,7 +4,7 @@
 //! [`BreakerSettings`] its thresholds and times. [`CircuitBreaker`] keeps the record in shared
 //! data, and a view of it in the VM.
 //!
-//! **What a request costs.** After a worker has written a change of phase it counts it in a shared counter,
+//! **What a request costs.** After a worker has written a change of phase it counts it in a counter,
 //! the *version*; the others read the record again when the version has moved. So admission by a
 //! Closed breaker, and refusal by an Open one, cost one reading of a counter. An outcome of a Closed
 //! breaker with a time window costs that, an addition to the tally and a reading of it; each worker
