@@ -54,7 +54,7 @@ pub mod waiting;
 use crate::base::headers::NameSet;
 use crate::base::rng::Rng;
 use crate::base::time::Nanos;
-use crate::config::{ClientIp, Config, Health};
+use crate::config::{ClientIp, Config, Probes};
 use crate::host::{CallAnswer, CallId, Calls, Host};
 use crate::store::Contended;
 use breaker::Breaker;
@@ -80,7 +80,7 @@ const TICK_WORK: usize = 512;
 pub struct Engine {
     /// The name of the service in health documents.
     service: String,
-    probes: Health,
+    probes: Probes,
     client_ip: ClientIp,
     trust_client_retry_headers: bool,
     /// In the order of the configuration: the first that matches is taken.

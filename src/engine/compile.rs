@@ -22,7 +22,7 @@ use crate::config::{
     RequestTimeout,
 };
 use crate::host::{Host, MetricId};
-use crate::policy::concurrency::adaptive::USUAL_DEADLINE;
+use crate::policy::concurrency::adaptive::DEFAULT_DEADLINE;
 use crate::policy::rate_limit::RateLimit;
 use crate::policy::retry::Budget;
 use crate::policy::{canary, fallback};
@@ -526,7 +526,7 @@ fn longest(route: &config::Route) -> Nanos {
     route
         .timeout
         .request
-        .map_or(USUAL_DEADLINE, RequestTimeout::longest)
+        .map_or(DEFAULT_DEADLINE, RequestTimeout::longest)
 }
 
 /// Keeps the state of shadow uses apart from that of enforced ones.

@@ -92,7 +92,7 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
             labels.push(("mode", mode_word(mode)));
         }
         let share = |name| self.share(name, &labels);
-        let is_timed = matches!(breaker.window, config::Window::Time(_));
+        let is_timed = matches!(breaker.window, config::WindowConfig::Time(_));
         Meters {
             version: match subject {
                 BreakerSubject::Endpoint(_, _, version) => version,

@@ -347,7 +347,7 @@ impl Upstream {
 }
 
 impl ComponentState {
-    fn new(config: &config::Component) -> Rc<Self> {
+    fn new(config: &config::ReportComponent) -> Rc<Self> {
         Rc::new(Self {
             name: config.name.clone(),
             down: Cell::new(false),

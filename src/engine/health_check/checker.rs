@@ -87,7 +87,12 @@ impl Checker {
             targets: config.endpoints.iter().enumerate().map(target).collect(),
             lease: LeaseRecord::new(name),
             owner: vm,
-            fingerprint: fingerprint(config, &check),
+            fingerprint: fingerprint(
+                &config.cluster,
+                &config.override_header,
+                &check,
+                config.endpoints.iter().map(|it| it.address.as_str()),
+            ),
             run: RefCell::default(),
             changes: metrics.endpoint_changes(name),
             duration: metrics.health_check_duration(name),

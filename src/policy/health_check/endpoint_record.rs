@@ -1,10 +1,10 @@
 //! Where the state of an endpoint is in shared data: read by all workers, written by the one that
 //! checks.
 
+use super::config::HealthCheck;
 use super::record::HealthRecord;
 use super::streaks::HealthChange;
 use crate::base::hash::of_names;
-use crate::config::HealthCheck;
 use crate::host::SharedData;
 use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 

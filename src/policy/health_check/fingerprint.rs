@@ -1,14 +1,19 @@
 //! Tells configurations apart that would check differently.
 
+use super::config::{Ask, HealthCheck};
 use crate::base::hash::of_names;
 use crate::base::text::number;
-use crate::config::{self, Ask, HealthCheck};
 
-/// A hash of what an upstream's configuration says of its checks: contexts with the same one share
-/// a lease.
+/// A hash of what an upstream's configuration says of its checks, `endpoints` by their addresses:
+/// contexts with the same one share a lease.
 #[must_use]
-pub fn fingerprint(upstream: &config::Upstream, check: &HealthCheck) -> u64 {
-    let mut parts: Vec<String> = vec![upstream.cluster.clone(), upstream.override_header.clone()];
+pub fn fingerprint<'a>(
+    cluster: &str,
+    override_header: &str,
+    check: &HealthCheck,
+    endpoints: impl Iterator<Item = &'a str>,
+) -> u64 {
+    let mut parts: Vec<String> = vec![cluster.to_owned(), override_header.to_owned()];
     match &check.ask {
         Ask::Http {
             path,
@@ -47,11 +52,6 @@ pub fn fingerprint(upstream: &config::Upstream, check: &HealthCheck) -> u64 {
             number(rate),
         ]);
     }
-    parts.extend(
-        upstream
-            .endpoints
-            .iter()
-            .map(|endpoint| endpoint.address.clone()),
-    );
+    parts.extend(endpoints.map(str::to_owned));
     of_names(&parts.iter().map(String::as_str).collect::<Vec<_>>())
 }
