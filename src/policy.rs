@@ -15,13 +15,14 @@ pub mod route;
 pub mod shares;
 pub mod upstream;
 
-/// How a call ended, for those who judge an upstream by it.
+/// How a call ended: what the policies judge an upstream by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was answered well.
+    /// The upstream answered well.
     Success,
-    /// It failed.
+    /// The call failed.
     Failure,
-    /// It says nothing about the upstream: cancelled by the client, answered by us, never sent.
+    /// The call says nothing about the upstream: the client cancelled it, haven answered it, or it
+    /// was never sent.
     Ignore,
 }

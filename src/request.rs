@@ -21,13 +21,13 @@ pub struct Request<'a> {
     pub path: &'a [u8],
     /// What follows the path's `?`.
     pub query: &'a [u8],
-    /// What its body is said to be.
+    /// The `content-type` of its body.
     pub content_type: Option<&'a [u8]>,
-    /// The client's address; `None` if unknown, or not asked for.
+    /// The client's address; `None` if it is unknown or not needed.
     pub address: Option<Ip>,
-    /// The same, cut to the prefix that tells clients apart.
+    /// The same, cut to the prefix that identifies a client.
     pub client: Option<Ip>,
-    /// Name of the route that was taken; empty before.
+    /// Name of its route; empty until one is chosen.
     pub route: &'a str,
 }
 
@@ -38,13 +38,13 @@ impl<'a> Request<'a> {
         Self::read(headers, |_| {})
     }
 
-    /// The same, and hands each header's name on: all in one walk, since walks are what most
-    /// requests pay for here.
+    /// The same, and calls `each` with the name of every header. One pass serves both: walking the
+    /// headers is the main cost of most requests here.
     #[must_use]
     pub fn read(headers: &'a HeaderMap, mut each: impl FnMut(&'a [u8])) -> Self {
         let (mut method, mut target, mut content_type) = (&[][..], &[][..], None);
         for (name, value) in headers.iter() {
-            // Length first: it tells most names apart, and costs one comparison.
+            // Length first: one comparison rules out most names.
             match name.len() {
                 5 if name == b":path" && target.is_empty() => target = value,
                 7 if name == b":method" && method.is_empty() => method = value,
@@ -55,7 +55,7 @@ impl<'a> Request<'a> {
             }
             each(name);
         }
-        // A fragment never belongs into a request target; what sends one anyway must not dodge a
+        // A fragment never belongs in a request target. A client that sends one must not dodge a
         // path match with it.
         let end = target
             .iter()
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn grpc_is_told_from_grpc_web() {
+    fn grpc_is_distinguished_from_grpc_web() {
         for (value, grpc) in [
             ("application/grpc", true),
             ("application/grpc+proto", true),

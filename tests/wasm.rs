@@ -7,7 +7,8 @@ use haven::base::headers::{HeaderMap, parse_number};
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
 use haven::config::{self, Quota};
-use haven::policy::rate_limit::gcra::{Gcra, Verdict};
+use haven::policy::rate_limit::gcra::Gcra;
+use haven::policy::rate_limit::take::Verdict;
 use wasm_bindgen_test::wasm_bindgen_test;
 
 #[wasm_bindgen_test]

@@ -9,7 +9,7 @@ use crate::base::time::Nanos;
 use crate::config::{self, Mode};
 use crate::host::{Host, MetricId};
 use crate::policy::circuit_breaker::CircuitBreaker;
-use crate::policy::circuit_breaker::state::{
+use crate::policy::circuit_breaker::{
     Admission, BreakerSettings, BreakerState, CallResult, Phase, Transition, TripReason,
 };
 use crate::store::Contended;
@@ -36,7 +36,7 @@ impl TransitionCounters {
         let counters = Counters {
             to: [Phase::Closed, Phase::Open, Phase::HalfOpen]
                 .map(|phase| metrics.breaker_transitions(name, phase)),
-            causes: TripReason::ALL.map(|cause| metrics.breaker_causes(name, cause)),
+            causes: TripReason::ALL.map(|reason| metrics.breaker_causes(name, reason)),
             contention: metrics.contention(name),
         };
         self.0.push((name.to_owned(), counters));
@@ -172,7 +172,7 @@ impl Breaker {
         let Some(Transition {
             from,
             to,
-            cause,
+            reason,
             open_for,
         }) = change
         else {
@@ -190,7 +190,7 @@ impl Breaker {
         if let Some((_, counter)) = TripReason::ALL
             .iter()
             .zip(self.counters.causes)
-            .find(|(known, _)| **known == cause)
+            .find(|(known, _)| **known == reason)
         {
             host.add(counter, 1);
         }
@@ -202,7 +202,7 @@ impl Breaker {
                 String::new()
             };
             let name = &self.config().name;
-            let (from, to, cause) = (from.word(), to.word(), cause.word());
+            let (from, to, reason) = (from.word(), to.word(), reason.word());
             [
                 "circuit breaker ",
                 name,
@@ -215,7 +215,7 @@ impl Breaker {
                 to,
                 &lasting,
                 ": ",
-                cause,
+                reason,
             ]
             .concat()
         });

@@ -26,7 +26,7 @@ use crate::base::ip::Ip;
 use crate::base::time::Nanos;
 use crate::config::{self, IpSource, Mode};
 use crate::host::{Host, Message, Property, Stream};
-use crate::policy::circuit_breaker::state::CallResult;
+use crate::policy::circuit_breaker::CallResult;
 use crate::policy::fallback::stale::{Draft, StaleRequest};
 use crate::policy::probe::Probe;
 use crate::policy::probe::grpc::{self, ProbeRequest};

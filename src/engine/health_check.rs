@@ -15,7 +15,7 @@ use crate::base::rng::Rng;
 use crate::base::time::Nanos;
 use crate::config::{self, HealthCheck};
 use crate::host::{CallAnswer, CallId, Calls, Host};
-use crate::policy::health_check::state::{CheckReason, EndpointHealth, HealthRecord, Sample};
+use crate::policy::health_check::{CheckReason, EndpointHealth, HealthRecord, Sample};
 use crate::store::{self, RecordKey, RecordKind};
 use checker::Checker;
 use std::cell::RefCell;

@@ -7,7 +7,7 @@ use crate::base::text::push_all;
 use crate::config::{self, Mode};
 use crate::host::{MetricId, MetricKind, Metrics};
 use crate::policy::circuit_breaker::Meters;
-use crate::policy::circuit_breaker::state::{Phase, TripReason};
+use crate::policy::circuit_breaker::{Phase, TripReason};
 use crate::request::Reason;
 
 /// Defines metrics.
@@ -167,7 +167,7 @@ impl<H: Metrics> MetricTable<'_, H> {
     }
 
     /// Why an active check takes an endpoint for what it does:
-    /// [`crate::policy::health_check::state::Reason`]'s numbers.
+    /// [`crate::policy::health_check::Reason`]'s numbers.
     pub(super) fn endpoint_reason(&self, upstream: &str, endpoint: &str) -> MetricId {
         self.define(
             MetricKind::Gauge,

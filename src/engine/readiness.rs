@@ -7,7 +7,7 @@ use crate::base::text::number;
 use crate::base::time::Nanos;
 use crate::config;
 use crate::host::{Host, Reply};
-use crate::policy::health_check::state;
+use crate::policy::health_check::EndpointHealth;
 use crate::policy::probe::{self, Component, HealthStatus};
 
 impl Engine {
@@ -126,11 +126,12 @@ impl Engine {
                 .concat();
             }
             worst = match (worst, check_result.status) {
-                (Some(HealthStatus::Down), _) | (_, state::EndpointHealth::Down) => {
+                (Some(HealthStatus::Down), _) | (_, EndpointHealth::Down) => {
                     Some(HealthStatus::Down)
                 }
-                (Some(HealthStatus::OutOfService), _)
-                | (_, state::EndpointHealth::OutOfService) => Some(HealthStatus::OutOfService),
+                (Some(HealthStatus::OutOfService), _) | (_, EndpointHealth::OutOfService) => {
+                    Some(HealthStatus::OutOfService)
+                }
                 _ => Some(HealthStatus::Unknown),
             };
         }

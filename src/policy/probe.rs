@@ -1,8 +1,8 @@
-//! The health endpoints that we answer, before everything else and never limited.
+//! The health endpoints that haven answers, before all policies and without limits.
 //!
 //! Liveness asks whether the proxy can answer at all; readiness whether it has somewhere to send
-//! requests. They must not be mixed: a liveness that follows the upstreams makes an orchestrator
-//! restart proxies that are well.
+//! requests. The two must stay apart: if liveness followed the upstreams, an orchestrator would
+//! restart healthy proxies.
 //!
 //! [`grpc`] answers the same over gRPC.
 
@@ -15,12 +15,12 @@ use crate::request::Request;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
-/// What is asked for.
+/// The kinds of probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probe {
-    /// Are you alive? A plain OK.
+    /// Liveness or startup; the answer is a plain OK.
     Plain,
-    /// A document of the upstreams, 200 or 503.
+    /// Readiness; the answer is a document of the upstreams, with status 200 or 503.
     Document,
 }
 
@@ -32,7 +32,7 @@ pub enum HealthStatus {
     Up,
     /// Not well.
     Down,
-    /// Alive, but not to be used: a critical component is not well.
+    /// Alive, but not to be used: a critical component is not UP.
     OutOfService,
     /// Nothing is known.
     Unknown,
@@ -46,13 +46,13 @@ pub struct Component<'a> {
     pub name: &'a str,
     /// Its state.
     pub status: HealthStatus,
-    /// What its last check took, in milliseconds, if it is checked.
+    /// How long its last check took, in milliseconds, if it is checked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rt: Option<u64>,
     /// What is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Whether the whole depends on it.
+    /// Whether the whole is out of service without it.
     pub critical: bool,
 }
 
@@ -116,7 +116,7 @@ pub fn document(service: &str, components: &[Component<'_>], wall: Nanos) -> Rep
     };
     match serde_json::to_vec(&document) {
         Ok(body) => reply(if well { 200 } else { 503 }, b"application/json", body),
-        // Strings and enums always serialise; if they should not, the status still tells the truth.
+        // Strings and enums always serialise; should they not, the status is still right.
         Err(_) => reply(if well { 200 } else { 503 }, b"text/plain", Vec::new()),
     }
 }
@@ -151,7 +151,7 @@ fn by_name<S: Serializer>(components: &&[Component<'_>], serializer: S) -> Resul
     map.end()
 }
 
-/// A moment as RFC 3339 text with seconds, in UTC. What lies beyond the year 9999 is written as the
+/// A moment as RFC 3339 text with seconds, in UTC. A moment after the year 9999 is written as the
 /// epoch.
 fn rfc3339(wall: Nanos) -> String {
     let seconds = i64::try_from(wall.0 / 1_000_000_000).unwrap_or(0);

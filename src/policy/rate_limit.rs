@@ -25,6 +25,7 @@ pub mod lease;
 pub mod quota_headers;
 pub mod sliding_window;
 pub mod table;
+pub mod take;
 pub mod warm_up;
 
 use crate::base::hash::{KeyHasher, Seed, once_more};
@@ -35,9 +36,10 @@ use crate::config;
 use crate::host::{Host, SharedData};
 use crate::request::{Request, key};
 use crate::store::Contended;
-use algorithm::{Algorithm, Take, Verdict};
+use algorithm::Algorithm;
 use lease::{Leases, Undo};
 use table::{BucketTable, Placement, TakeResult};
+use take::{Take, Verdict};
 
 /// A rate limit, ready to be asked.
 #[derive(Debug)]

@@ -1,15 +1,15 @@
-//! What a request is told from others by: whose bucket it draws from, which side of a canary it is
-//! on.
+//! The key of a request: it decides from which bucket the request draws, and on which side of a
+//! canary it is.
 //!
-//! The parts are hashed as they are found, so that a key is never copied. Where a part is absent,
-//! so is the key.
+//! [`hash`] reads each part of a key where it stands in the request, so that no key is ever copied.
+//! Without one of its parts a request has no key.
 
 use super::Request;
 use crate::base::hash::{KeyHasher, Seed};
 use crate::base::ip::Ip;
 use crate::config::{ClientIp, KeyPart, MissingKey};
 
-/// Hashes the request's key. `false`: a part is missing and such requests are skipped.
+/// Hashes the request's key. `false`: a part is missing, and the configuration skips such requests.
 pub fn hash(
     parts: &[KeyPart],
     missing: MissingKey,
@@ -28,7 +28,7 @@ pub fn hash(
     true
 }
 
-/// The hash under which [`hash`] files the key that an override spells out.
+/// The hash that [`hash`] gives the key which an override spells out.
 #[must_use]
 pub fn of_override(parts: &[KeyPart], values: &[String], prefixes: &ClientIp, seed: Seed) -> u64 {
     let mut hasher = KeyHasher::new(seed);
@@ -50,7 +50,7 @@ pub fn of_override(parts: &[KeyPart], values: &[String], prefixes: &ClientIp, se
     hasher.finish()
 }
 
-/// Hands the part's value on, if the request has it.
+/// Calls `found` with the part's value if the request has it, and returns whether it has.
 fn with_value(part: &KeyPart, request: &Request<'_>, mut found: impl FnMut(&[u8])) -> bool {
     let value = match part {
         KeyPart::ClientIp => {

@@ -2,15 +2,15 @@
 //! 9209).
 //!
 //! Names of policies and routes are restricted by the configuration to characters that need no
-//! escaping in JSON, in a quoted string or in a metric's name, so that nothing here escapes;
-//! nothing that a client sent is ever put in.
+//! escaping in JSON, in a quoted string or in a metric's name, so that this module escapes nothing.
+//! It never puts in what a client sent.
 
 use super::reason::Reason;
 use crate::base::text::{number, push_all, push_number};
 use crate::base::time::Nanos;
 use crate::host::Reply;
 
-/// The request that is replied to.
+/// The request that a reply answers.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestInfo<'a> {
     /// Name of its route.
@@ -61,7 +61,7 @@ pub fn retry_after_seconds(wait: Nanos) -> u64 {
 /// The refusal itself, where no fallback answers.
 #[must_use]
 pub fn refusal(subject: &RequestInfo<'_>, cause: ReplyDetails<'_>) -> Reply {
-    // Room for all that follow, those of a quota too.
+    // Room for all headers that follow, those of a quota included.
     let mut headers = Vec::with_capacity(8);
     headers.push(("proxy-status", cause.proxy_status()));
     let mut reply = Reply {

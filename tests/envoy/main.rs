@@ -26,6 +26,7 @@ mod module;
 mod outage;
 mod overload;
 mod pacing;
+mod readme;
 mod reasons;
 mod reference;
 mod reload;

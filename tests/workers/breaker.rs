@@ -6,10 +6,8 @@ use haven::base::time::Nanos;
 use haven::host::sim::{CasRules, Machine, Worker};
 use haven::host::{Cas, CasMismatch, Clock, MetricId, MetricKind, Metrics, SharedData};
 use haven::policy::Outcome;
-use haven::policy::circuit_breaker::state::{
-    Admission, BreakerSettings, BreakerState, CallResult, Phase,
-};
 use haven::policy::circuit_breaker::window::{Window, weight};
+use haven::policy::circuit_breaker::{Admission, BreakerSettings, BreakerState, CallResult, Phase};
 use haven::policy::circuit_breaker::{CircuitBreaker, Meters};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

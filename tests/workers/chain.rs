@@ -10,7 +10,7 @@ use haven::engine::chain::{Action, Exchange};
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};
 use haven::host::{Clock, Property};
 use haven::policy::circuit_breaker::CircuitBreaker;
-use haven::policy::circuit_breaker::state::Phase;
+use haven::policy::circuit_breaker::Phase;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;

@@ -5,7 +5,7 @@ use crate::config::Mode;
 use crate::engine::Engine;
 use crate::engine::route::Route;
 use crate::host::Host;
-use crate::policy::circuit_breaker::state::Admission;
+use crate::policy::circuit_breaker::Admission;
 use crate::request::Reason;
 
 impl Exchange {

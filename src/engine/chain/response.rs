@@ -14,7 +14,7 @@ use crate::engine::route::Route;
 use crate::engine::upstream::Attempts;
 use crate::host::{Host, Message, Property, Reply, Stream};
 use crate::policy::Outcome;
-use crate::policy::circuit_breaker::state::CallResult;
+use crate::policy::circuit_breaker::CallResult;
 use crate::policy::upstream::orca;
 use crate::request::Reason;
 use crate::request::reply::ReplyDetails;

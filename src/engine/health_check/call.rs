@@ -5,7 +5,7 @@ use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
 use crate::config::Ask;
 use crate::host::{Call, CallAnswer, CallId, Calls, Host};
-use crate::policy::health_check::state::{CheckReason, EndpointHealth, Sample};
+use crate::policy::health_check::{CheckReason, EndpointHealth, Sample};
 use crate::policy::health_check::{grpc, report};
 
 impl Checker {

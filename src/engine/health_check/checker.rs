@@ -10,7 +10,7 @@ use crate::engine::metrics::MetricTable;
 use crate::host::{Calls, Host, MetricId};
 use crate::policy::health_check::lease::{Candidate, Lease, RENEW, Role};
 use crate::policy::health_check::schedule::Schedule;
-use crate::policy::health_check::state::{
+use crate::policy::health_check::{
     CheckReason, EndpointHealth, HealthChange, HealthRecord, Sample, Streaks, staleness,
 };
 use crate::store::{self, RecordKey, RecordKind, Step};

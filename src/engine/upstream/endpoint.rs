@@ -4,8 +4,8 @@ use crate::base::time::Nanos;
 use crate::engine::breaker::Breaker;
 use crate::engine::health_check::{self, CheckResult};
 use crate::host::{Host, MetricId};
-use crate::policy::circuit_breaker::state::{Admission, BreakerState, Phase};
-use crate::policy::health_check::state::{EndpointHealth, HealthRecord};
+use crate::policy::circuit_breaker::{Admission, BreakerState, Phase};
+use crate::policy::health_check::{EndpointHealth, HealthRecord};
 use crate::policy::upstream::Availability;
 use std::cell::Cell;
 

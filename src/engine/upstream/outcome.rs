@@ -8,7 +8,7 @@ use crate::base::rng::Rng;
 use crate::base::time::Nanos;
 use crate::host::Host;
 use crate::policy::Outcome;
-use crate::policy::circuit_breaker::state::CallResult;
+use crate::policy::circuit_breaker::CallResult;
 use crate::policy::upstream::Availability;
 use crate::policy::upstream::orca::{self, Load};
 use crate::policy::upstream::peak_ewma::Latency;

@@ -1,22 +1,24 @@
-//! `grpc.health.v1.Health`, which we answer for the whole (the empty name) and for each upstream.
+//! `grpc.health.v1.Health`, as haven answers it: for the whole (the empty name) and for each
+//! upstream.
 //!
-//! A proxy turns each answer of a filter to a gRPC request into one without a message, and a health
-//! check's good answer is a message. So it takes two: the outer haven, which clients reach, and an
-//! inner one behind a bridge (in Envoy `grpc_http1_reverse_bridge`) that takes frame and trailers
-//! off the request and puts them on the answer. The content type tells them apart.
+//! A proxy sends a filter's reply to a gRPC request without a message, but the good answer to a
+//! health check is a message. So it takes two: the outer haven, which clients reach, and an inner
+//! one behind a bridge (in Envoy `grpc_http1_reverse_bridge`), which removes the frame from the
+//! request and adds frame and trailers to the answer. Each knows by the content type which of the
+//! two it is.
 //!
 //! | | outer, `application/grpc` | inner, `application/x-protobuf` |
 //! |---|---|---|
-//! | `Check` of what there is | passes, to the inner one | 200 and the bare message |
-//! | `Check` of what there is not | NOT_FOUND: the bridge could not say so | 404, which none gets to see |
-//! | what is no request of the protocol | INTERNAL, as gRPC's own servers say | 400 |
+//! | `Check` of a known service | passes, to the inner one | 200 and the bare message |
+//! | `Check` of an unknown service | NOT_FOUND: the bridge cannot send it | 404, never seen outside |
+//! | not a request of the protocol | INTERNAL, as gRPC's own servers answer | 400 |
 //! | a message of more than [`MOST`] bytes | RESOURCE_EXHAUSTED | 413 |
 //! | a message compressed as `grpc-encoding` says | UNIMPLEMENTED | |
-//! | `Watch`, `List` and what else may come | UNIMPLEMENTED | 404 |
+//! | `Watch`, `List` and any other method | UNIMPLEMENTED | 404 |
 //!
-//! `Watch` would have to tell of each change, for as long as a client likes, and `UNIMPLEMENTED` is
-//! what the protocol has for servers that do not; clients then stop asking. `List` needs messages
-//! that the codec has not; its answer would be what `/readyz` says.
+//! `Watch` would have to report each change for as long as a client stays. The protocol lets
+//! servers without it answer `UNIMPLEMENTED`; clients then stop calling it. `List` needs messages
+//! that the codec does not have; `/readyz` has the same information.
 
 use super::{Component, HealthStatus, is_well};
 use crate::base::grpc_health::{self, CHECK, Malformed, PREFIX, SERVICE, Serving};
@@ -24,7 +26,7 @@ use crate::config;
 use crate::host::Reply;
 use crate::request::Request;
 
-/// The most bytes of a message that are read. Names have at most 64.
+/// The longest message that is read. Names have at most 64 bytes.
 pub const MOST: usize = 4096;
 
 /// gRPC statuses.
@@ -36,13 +38,13 @@ const INTERNAL: u8 = 13;
 /// A call of the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbeCall {
-    /// Its message is to be read.
+    /// A `Check`, whose message has to be read.
     Check(ProbeRequest),
-    /// There is no answer but this one.
+    /// A method that haven does not implement.
     Unimplemented(Side),
 }
 
-/// Where we stand.
+/// On which side of the bridge this haven is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// Before the bridge: messages have frames, answers have gRPC statuses.
@@ -55,11 +57,11 @@ pub enum Side {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeRequest {
     side: Side,
-    /// Whether the client has named an encoding for compressed messages.
+    /// Whether the request names an encoding for compressed messages.
     encoded: bool,
 }
 
-/// The call that the request is, if it is one of ours.
+/// The call of this service that the request is, if it is one.
 #[must_use]
 pub fn call(health: &config::Health, request: &Request<'_>) -> Option<ProbeCall> {
     if !health.grpc || request.method != b"POST" || !request.path.starts_with(SERVICE.as_bytes()) {
@@ -86,7 +88,7 @@ pub fn call(health: &config::Health, request: &Request<'_>) -> Option<ProbeCall>
     })
 }
 
-/// The answer to a call that there is none to.
+/// The answer to a method that haven does not implement.
 #[must_use]
 pub fn unimplemented(side: Side) -> Reply {
     reply(
@@ -97,7 +99,7 @@ pub fn unimplemented(side: Side) -> Reply {
     )
 }
 
-/// The state of what a check names; `None`: there is no such thing.
+/// The state of the service that a check names; `None`: there is no such service.
 #[must_use]
 pub fn serving(components: &[Component<'_>], service: &str) -> Option<Serving> {
     let up = if service.is_empty() {
@@ -117,7 +119,7 @@ pub fn serving(components: &[Component<'_>], service: &str) -> Option<Serving> {
 }
 
 impl ProbeRequest {
-    /// The most of a body that is worth reading: what is longer is refused, whatever it is.
+    /// The longest body that is read; longer ones are refused.
     #[must_use]
     pub const fn most(self) -> usize {
         match self.side {
@@ -126,16 +128,16 @@ impl ProbeRequest {
         }
     }
 
-    /// Whether we stand before the bridge, and what there is passes.
+    /// Whether this is the outer haven, where checks of known services pass.
     #[must_use]
     pub fn is_outer(self) -> bool {
         self.side == Side::Outer
     }
 
-    /// The service that a whole body asks for.
+    /// The service that a complete body asks for.
     ///
     /// # Errors
-    /// The answer to what is no request.
+    /// The answer to a body that is no request.
     pub fn service(self, body: &[u8]) -> Result<&str, Reply> {
         let message = match self.side {
             Side::Outer => grpc_health::unframe(body),
@@ -164,13 +166,13 @@ impl ProbeRequest {
         )
     }
 
-    /// The answer to a name that there is not.
+    /// The answer to an unknown service.
     #[must_use]
     pub fn not_found(self) -> Reply {
         reply(self.side, 404, NOT_FOUND, "unknown service")
     }
 
-    /// The answer: the bare message, for the bridge.
+    /// The answer to a check: the bare message, for the bridge.
     #[must_use]
     pub fn answer(self, serving: Serving) -> Reply {
         let headers = vec![

@@ -15,7 +15,7 @@
 //! must have stepped back, and it starts afresh. After a reload that changes the period, the
 //! recorded window runs to its recorded end, if that is within the same time.
 
-use super::algorithm::{BucketState, Take, Verdict};
+use super::take::{BucketState, Take, Verdict};
 use crate::base::time::Nanos;
 use crate::config::Quota;
 

@@ -13,7 +13,7 @@
 use crate::base::time::Nanos;
 use crate::config::Quota;
 
-pub use super::algorithm::Verdict;
+use super::take::Verdict;
 
 /// Units per nanosecond.
 pub const SCALE: u64 = 64;

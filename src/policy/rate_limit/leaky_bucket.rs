@@ -23,8 +23,8 @@
 //! A token's time is rounded up to 1/64 ns. `max_wait` is measured in tokens of exact time, so that
 //! 1 s at 3 per second is three tokens.
 
-use super::algorithm::{BucketState, Take, Verdict};
 use super::gcra::{FARTHEST_DEBT, Gcra, SCALE, nanos_ceil};
+use super::take::{BucketState, Take, Verdict};
 use crate::base::time::Nanos;
 use crate::config::Quota;
 

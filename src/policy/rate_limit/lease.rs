@@ -25,8 +25,8 @@
 //! The memory is a table of [`SLOTS`] keys a limit and worker, by hash; a key that meets another in
 //! its slot takes it over.
 
-use super::algorithm::Verdict;
 use super::gcra::Gcra;
+use super::take::Verdict;
 use crate::base::time::Nanos;
 use std::cell::Cell;
 

@@ -21,8 +21,8 @@
 //! where their void puts them: with a longer period they count as the previous window, with a
 //! shorter one as the current if that makes sense.
 
-use super::algorithm::{BucketState, Take, Verdict};
 use super::fixed_window::PATIENCE;
+use super::take::{BucketState, Take, Verdict};
 use crate::base::time::Nanos;
 use crate::config::Quota;
 

@@ -17,7 +17,8 @@
 //! algorithm is part of the record's name, so that a limit whose algorithm changes in a reload
 //! starts afresh, and one whose parameters change goes on.
 
-use super::algorithm::{Algorithm, BucketState, Take, Verdict};
+use super::algorithm::Algorithm;
+use super::take::{BucketState, Take, Verdict};
 use crate::base::hash::{of_names, place};
 use crate::base::time::Nanos;
 use crate::host::{Clock, SharedData};

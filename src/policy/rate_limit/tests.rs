@@ -1,8 +1,9 @@
 //! Cases of peers, from `tests/vectors`: what others promise of the same algorithms.
 
 use super::KeyQuota;
-use super::algorithm::{Algorithm, BucketState, Verdict};
+use super::algorithm::Algorithm;
 use super::quota_headers;
+use super::take::{BucketState, Verdict};
 use crate::base::time::Nanos;
 use crate::config::{self, Quota, QuotaHeaders};
 use proptest::prelude::*;

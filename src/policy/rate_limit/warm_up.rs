@@ -23,8 +23,8 @@
 //! follows at any later moment. After a reload that changes `warm_up` the time to full warmth is
 //! kept.
 
-use super::algorithm::{BucketState, Take, Verdict};
 use super::gcra::{FARTHEST_DEBT, Gcra, SCALE, nanos_ceil};
+use super::take::{BucketState, Take, Verdict};
 use crate::base::time::Nanos;
 use crate::config::Quota;
 

@@ -1,9 +1,10 @@
 //! The record: version, phase, kind of window, a byte of zero, then the fields as little-endian
 //! numbers.
 
-use super::{BreakerState, Counts, Phase};
+use super::BreakerState;
 use crate::base::time::Nanos;
-use crate::policy::circuit_breaker::window::{BUCKETS, Fifo, LONGEST, Ring, Window};
+use crate::policy::circuit_breaker::transition::Phase;
+use crate::policy::circuit_breaker::window::{BUCKETS, Counts, Fifo, LONGEST, Ring, Window};
 
 pub const VERSION: u8 = 2;
 
@@ -59,7 +60,7 @@ impl Reader<'_> {
             ] {
                 words.for_each(|word| *word = self.u64());
             }
-            return Some(Window::Count(fifo.mended()));
+            return Some(Window::Count(fifo.repaired()));
         }
         if self.0.len() != RING {
             return None;

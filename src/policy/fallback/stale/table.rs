@@ -2,17 +2,18 @@
 //!
 //! A response's tag names a set. A set is one small record, its index, and a record for each of its
 //! slots. The index lists for each response its tag, its variant, its slot, its size and when it
-//! was kept and used; the slot's record holds the bytes. So nobody reads or writes a body but the
-//! one that is wanted.
+//! was kept and used; the slot's record holds the bytes. So a worker reads and writes only the body
+//! that it wants.
 //!
 //! **The bound.** Each set may hold its share of the bytes. At every moment a slot's record holds
-//! at most the bytes that the index lists for it, whoever is interrupted where: who puts a response
-//! first empties the slots that it takes and leaves its own ticket there, then writes the index,
-//! and then writes the bytes, only where its ticket still stands. A worker that comes late finds
-//! another's ticket, and gives up; then the index lists bytes that are not there, until the
-//! response is kept anew or thrown out.
+//! at most the bytes that the index lists for it, wherever a worker is interrupted. A worker that
+//! puts a response first empties the slots that it takes and leaves its own ticket there, then
+//! writes the index, and then writes the bytes only if its ticket is still there. A worker that
+//! comes late finds another's ticket and gives up; the index then lists bytes that are not there,
+//! until the response is kept again or evicted.
 //!
-//! Of a full set the least recently used goes; the time of use is written once a second at most.
+//! A full set evicts its least recently used response; the time of use is written at most once a
+//! second.
 //!
 //! Records: an index is a version byte, 7 bytes of zero, and per response tag, variant, ticket,
 //! times of keeping and use (little-endian u64 each), size (u32), slot (u8), 3 bytes of zero. A
@@ -23,15 +24,15 @@ use crate::base::time::Nanos;
 use crate::host::SharedData;
 use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 
-/// The most slots of a set: its index stays at 3 KiB.
+/// The most slots of a set: its index is at most 3 KiB.
 pub const WAYS: u32 = 64;
 const SLOTS: std::ops::Range<u8> = 0..64;
-/// The most responses to one request that differ by what they vary by.
+/// The most variants of one response.
 const VARIANTS: usize = 8;
-/// The least slots of a set, if there is more than one set: of fewer the least recently used is
-/// soon wanted again.
+/// The least slots of a set, if there is more than one set: with fewer, the evicted response would
+/// soon be wanted again.
 const LEAST_WAYS: u32 = 16;
-/// A set has room for so many of the largest responses, if there is more than one set.
+/// How many of the largest responses fit into a set, if there is more than one set.
 const LARGEST: usize = 4;
 
 const VERSION: u8 = 1;
@@ -41,7 +42,7 @@ const ENTRY: usize = 48;
 pub const SLOT_HEAD: usize = 10;
 const EMPTY: u8 = 0;
 const FILLED: u8 = 1;
-/// How exact the times of use are.
+/// The precision of the times of use.
 const TOUCH: Nanos = Nanos::from_secs(1);
 
 /// Where the responses of a fallback are kept.
@@ -61,7 +62,7 @@ pub struct SizeChange {
     pub entries: i64,
     /// Bytes more, or less.
     pub bytes: i64,
-    /// Other responses that were thrown out.
+    /// Other responses that were evicted.
     pub evicted: i64,
 }
 
@@ -100,18 +101,18 @@ impl StaleTable {
         }
     }
 
-    /// Empties what a former configuration of the same name kept in sets that are no more. What
-    /// changed.
+    /// Empties the sets that a former configuration of the same name had beyond those of today.
+    /// Returns what changed.
     ///
     /// # Errors
-    /// [`Contended`]: some of it is still there.
+    /// [`Contended`]: some of them are not empty yet.
     pub fn adopt<H: SharedData>(&self, host: &H) -> Result<SizeChange, Contended> {
         let size = RecordKey::new(RecordKind::StaleSize, self.owner, 0);
         let known = store::read(host, &size)
             .and_then(|bytes| bytes.try_into().ok())
             .map_or(0, u32::from_le_bytes);
         let mut change = SizeChange::default();
-        // More sets than there can be: not written by us.
+        // More sets than there can be: haven did not write this.
         for set in self.sets..known.min(1 << 16) {
             let key = RecordKey::new(RecordKind::StaleIndex, self.owner, set);
             if store::read(host, &key).is_none_or(|bytes| bytes.len() <= INDEX_HEAD) {
@@ -138,8 +139,8 @@ impl StaleTable {
         Ok(change)
     }
 
-    /// Keeps `bytes` for this tag and variant, in place of what was kept for them. `ticket` is
-    /// random, and of this call alone. `None`: it does not fit, or another worker was faster.
+    /// Keeps `bytes` for this tag and variant, in place of the former ones. `ticket` is random, and
+    /// used by this call alone. `None`: it does not fit, or another worker was faster.
     ///
     /// # Errors
     /// [`Contended`]: nothing was kept.
@@ -189,7 +190,7 @@ impl StaleTable {
         filled.map(|()| Some(change))
     }
 
-    /// The newest of what is kept for this tag that `accept` takes.
+    /// The newest response kept for this tag that `accept` takes.
     pub fn find<H: SharedData, T>(
         &self,
         host: &H,
@@ -212,7 +213,7 @@ impl StaleTable {
             };
             let Some(found) = accept(bytes) else { continue };
             if now.since(entry.used) > TOUCH {
-                // Lost to others, it is used a little earlier than it was.
+                // If this write loses, the entry keeps a slightly older time of use.
                 let _ = store::update(host, &index, |bytes| {
                     let mut entries = read(bytes).unwrap_or_default();
                     let Some(own) = entries.iter_mut().find(|e| e.ticket == entry.ticket) else {
@@ -276,7 +277,7 @@ impl StaleTable {
         Ok((slot, change))
     }
 
-    /// Empties all slots that a set's index lists. What changed.
+    /// Empties all slots that a set's index lists. Returns what changed.
     fn clear<H: SharedData>(
         &self,
         host: &H,
@@ -295,8 +296,8 @@ impl StaleTable {
         })
     }
 
-    /// What the index lists. If it cannot be read, nothing: then all slots are emptied, for nobody
-    /// knows what is in them.
+    /// The entries of the index. If it cannot be read there are none, and all slots are emptied,
+    /// since their contents are unknown.
     fn entries<H: SharedData>(
         &self,
         host: &H,
