@@ -5,6 +5,7 @@
 //! its interval, and the jitter drives apart what falls together. However long nobody came to ask,
 //! no more are asked at once than at a steady pace: what was missed is not caught up.
 
+use crate::base::sort;
 use crate::base::time::Nanos;
 use crate::config::HealthCheck;
 
@@ -64,7 +65,7 @@ impl Schedule {
             .filter(|(_, due)| **due <= now)
             .map(|(at, due)| (*due, at))
             .collect();
-        ready.sort_unstable();
+        sort::by_key(&mut ready, |due| *due);
         ready.truncate(room.min(pace));
         for (_, at) in &ready {
             self.in_flight = self.in_flight.saturating_add(1);
