@@ -32,6 +32,7 @@
 //! compare-and-swap that is lost too often: the state is written with the next answer. A record
 //! that cannot be read: nothing is known.
 
+pub mod config;
 pub mod grpc;
 pub mod lease;
 mod record;

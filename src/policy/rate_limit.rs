@@ -18,6 +18,7 @@
 //! `haven_store_contention_total`.
 
 pub mod algorithm;
+pub mod config;
 pub mod fixed_window;
 pub mod gcra;
 pub mod leaky_bucket;
@@ -33,8 +34,9 @@ use crate::base::headers::parse_number;
 use crate::base::ip::Ip;
 use crate::base::sort;
 use crate::base::time::Nanos;
-use crate::config;
 use crate::host::{Host, SharedData};
+use crate::request::client_ip::ClientIp;
+use crate::request::key::KeyPart;
 use crate::request::{Request, key};
 use crate::store::Contended;
 use algorithm::Algorithm;
@@ -133,7 +135,7 @@ impl RateLimit {
     #[must_use]
     pub fn new(
         config: config::RateLimit,
-        prefixes: &config::ClientIp,
+        prefixes: &ClientIp,
         namespace: &str,
         alone: bool,
         seed: Seed,
@@ -176,7 +178,7 @@ impl RateLimit {
     /// Whether a request's client address must be known.
     #[must_use]
     pub fn needs_client(&self) -> bool {
-        self.config.key.contains(&config::KeyPart::ClientIp) || !self.config.exempt.is_empty()
+        self.config.key.contains(&KeyPart::ClientIp) || !self.config.exempt.is_empty()
     }
 
     /// Whether requests may be told to wait.

@@ -18,6 +18,7 @@
 //! reports leave.
 
 pub mod choice;
+pub mod config;
 pub mod maglev;
 pub mod orca;
 pub mod peak_ewma;

@@ -18,36 +18,36 @@ const STEP: Time = 50 * MS;
 pub fn bound(world: &World, records: &[Record], span: &Range<Time>) -> f64 {
     let spread = world.service.spread();
     let deadline = world.routes[0].timeout as f64;
-    let tries = 1.0
-        + world.config["routes"][0]["retry"]["attempts"]
-            .as_f64()
-            .unwrap_or(0.0);
+    let retries = world.config["routes"][0]["retry"]["attempts"].as_f64();
+    // What has failed may have been begun: a POST has one try.
+    let tries = [1.0 + retries.unwrap_or(0.0), 1.0];
     let steps: Vec<Time> = (span.start..span.end + deadline as Time)
         .step_by(STEP as usize)
         .collect();
     // With enough tries it is enough if one endpoint gives a good answer in time, now or later.
     let best = |now: &Time| {
         let states = states(world, *now);
-        states
-            .iter()
-            .map(|it| share(it, &spread, deadline, tries))
-            .fold(0.0, f64::max)
+        tries.map(|tries| {
+            let shares = states.iter().map(|it| share(it, &spread, deadline, tries));
+            shares.fold(0.0, f64::max)
+        })
     };
-    let best: Vec<f64> = steps.iter().map(best).collect();
+    let best: Vec<[f64; 2]> = steps.iter().map(best).collect();
     let patience = (deadline as usize).div_ceil(STEP as usize);
     let mut queue: VecDeque<(Time, f64)> = VecDeque::new();
     let (mut done, mut next) = (0.0, 0);
     let offered = records.iter().filter(|it| span.contains(&it.at)).count();
     for (step, now) in steps.iter().enumerate() {
+        let soon = &best[step..(step + patience).min(best.len())];
+        let soon = [0, 1].map(|post| soon.iter().map(|it| it[post]).fold(0.0, f64::max));
         let mut fresh = 0.0;
         for record in records[next..].iter().take_while(|it| it.at < now + STEP) {
             next += 1;
             if span.contains(&record.at) && !is_lost(world, record) {
-                fresh += 1.0;
+                fresh += soon[usize::from(record.post)];
             }
         }
-        let soon = &best[step..(step + patience).min(best.len())];
-        queue.push_back((*now, fresh * soon.iter().copied().fold(0.0, f64::max)));
+        queue.push_back((*now, fresh));
         let each = |it: &State| room(world, it, &spread, deadline) * STEP as f64;
         let mut room: f64 = states(world, *now).iter().map(each).sum();
         while let Some((at, waiting)) = queue.front_mut() {

@@ -1,6 +1,6 @@
 //! What a sensible user would write for a world, in the manner of envoy.yaml.
 
-use crate::draw::{Draw, MS, Time};
+use crate::draw::{Draw, MS, SECOND, Time};
 use crate::world::World;
 use serde_json::{Value, json};
 
@@ -101,8 +101,10 @@ pub fn draw(draw: &Draw, world: &World) -> Value {
     let limit = if draw.percent(85) {
         json!({"algorithm": "adaptive"})
     } else {
-        let usual = (world.endpoints * world.slots) as f64;
-        json!({"algorithm": "fixed", "limit": (usual * draw.between(1.2, 2.0)).ceil() as u64})
+        // What is answered in time, as who knows his service would reckon.
+        let in_time = world.capacity() * world.routes[0].timeout as f64 / SECOND as f64;
+        let limit = (in_time * draw.between(0.5, 0.9)).max((world.endpoints * world.slots) as f64);
+        json!({"algorithm": "fixed", "limit": limit.ceil() as u64})
     };
     let interval = draw.pick(&["1s", "2s", "5s"]);
     let check = json!({"protocol": "http", "path": "/health", "interval": interval,

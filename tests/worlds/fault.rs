@@ -92,8 +92,10 @@ impl Kind {
             let fits = match kind {
                 Self::BadRoute(_) => routes > 1,
                 Self::Abuser(..) => clients > 1,
-                Self::Restart(_) => endpoints > 1,
-                _ => true,
+                Self::Overload(_) | Self::AllSlow(_) | Self::AllFailing(_) => true,
+                Self::Outage { .. } => true,
+                // Of a single endpoint it is an outage.
+                _ => endpoints > 1,
             };
             if fits {
                 return kind;

@@ -1,6 +1,7 @@
 //! What is written down of a run, and what is counted in it.
 
 use crate::draw::{MS, Time};
+use crate::fault::Kind;
 use crate::proxy::Reply;
 use crate::world::{Arrival, World};
 use std::ops::Range;
@@ -135,6 +136,8 @@ pub struct Tally {
     pub useful: f64,
     /// Useful ones among those of routes that are `critical` or above.
     pub critical: f64,
+    /// Useful ones among those of clients that abuse nothing.
+    pub others: f64,
     /// Answered by fallbacks.
     pub fallback: f64,
     /// Refused.
@@ -172,12 +175,18 @@ impl Run {
             .copied()
             .filter(|it| is_critical(world, it))
             .collect();
+        let others: Vec<_> = every
+            .iter()
+            .copied()
+            .filter(|it| !is_abuse(world, it))
+            .collect();
         let useful = |it: &Record| it.end == End::Useful;
         let sent: u32 = all.iter().map(|it| it.tries).sum();
         Tally {
             offered: all.len() as u64,
             useful: percent(&every, useful),
             critical: percent(&critical, useful),
+            others: percent(&others, useful),
             fallback: percent(&every, |it| matches!(it.end, End::Fallback(_))),
             refused: percent(&every, |it| matches!(it.end, End::Refused(_))),
             tries: f64::from(sent) / all.len().max(1) as f64,
@@ -205,4 +214,10 @@ pub fn is_critical(world: &World, record: &Record) -> bool {
     world.routes[record.route]
         .criticality
         .starts_with("critical")
+}
+
+/// Whether a request is of a client that at some time sends far more than all others.
+pub fn is_abuse(world: &World, record: &Record) -> bool {
+    let mut kinds = world.faults.iter().map(|fault| fault.kind);
+    kinds.any(|kind| matches!(kind, Kind::Abuser(client, _) if client == record.client))
 }

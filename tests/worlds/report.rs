@@ -5,7 +5,7 @@
 
 use crate::config::Policy;
 use crate::timeline;
-use crate::verdict::{MARGIN, Verdict};
+use crate::verdict::{MARGIN, Outcome, Verdict};
 use crate::world::Size;
 use haven::base::hash::xxh64;
 use std::collections::{BTreeMap, BTreeSet};
@@ -123,7 +123,7 @@ fn summary(all: &[Verdict]) -> String {
     text
 }
 
-/// By kind of fault: the mean of useful answers in each configuration.
+/// By kind of fault: what each configuration does, mean of the worlds.
 fn kinds(all: &[Verdict]) -> String {
     let mut kinds: BTreeMap<&str, Vec<&Verdict>> = BTreeMap::new();
     for verdict in all {
@@ -134,66 +134,86 @@ fn kinds(all: &[Verdict]) -> String {
         };
         kinds.entry(kind).or_default().push(verdict);
     }
-    let words: Vec<&str> = Policy::ALL.iter().map(|policy| policy.word()).collect();
-    let mut text = format!(
-        "\nUseful, in percent, mean of the worlds; `-x`: without x (all, where it is not there). Recovered: \
-         the share of worlds within 1 s.\n\n| fault | worlds | dominated | bound | all | -{} | plain | critical | \
-         tries | tries, -retry | recovered | plain |\n|{}\n",
-        words.join(" | -"),
-        "---|".repeat(words.len() + 11)
-    );
+    let words = Policy::ALL.map(Policy::word);
+    let mut useful = Table::new(&["fault", "worlds", "dominated", "bound", "all"]);
+    words
+        .iter()
+        .for_each(|word| useful.head(&format!("-{word}")));
+    useful.head("plain");
+    let mut more = Table::new(&["fault", "critical", "bound", "-retry, -per_try", "others"]);
+    [
+        "plain",
+        "fallbacks",
+        "refused",
+        "tries",
+        "-retry",
+        "recovered",
+        "-rt_breaker",
+        "plain",
+    ]
+    .iter()
+    .for_each(|word| more.head(word));
     for (kind, worlds) in kinds {
         let mean = |of: &dyn Fn(&Verdict) -> f64| {
             worlds.iter().map(|it| of(it)).sum::<f64>() / worlds.len() as f64
         };
-        let useful = |name: &str| {
-            mean(&|it| {
-                let found = it.outcomes.iter().find(|outcome| outcome.name == name);
-                found.unwrap_or_else(|| it.all()).tally.useful
-            })
-        };
-        let within = |last: bool| {
-            mean(&|it| {
-                let outcome = if last {
-                    it.outcomes.last().unwrap()
-                } else {
-                    it.all()
-                };
-                if outcome.recovery <= 1_000.0 {
-                    100.0
-                } else {
-                    0.0
-                }
-            })
-        };
+        let of = |name: &str, of: fn(&Outcome) -> f64| mean(&|it| of(it.outcome(name)));
+        let percent = |number: f64| format!("{number:.1}");
         let dominated = worlds.iter().filter(|it| it.lost() > MARGIN).count();
-        text += &format!(
-            "| {kind} | {} | {dominated} | {:.1} | **{:.1}** |",
-            worlds.len(),
-            mean(&|it| it.bound[0]),
-            useful("all")
-        );
-        for word in words.iter().chain(&["plain"]) {
-            text += &format!(" {:.1} |", useful(word));
-        }
-        text += &format!(
-            " {:.1} of {:.1} | {:.2} | {:.2} | {:.0} | {:.0} |\n",
-            mean(&|it| it.all().tally.critical),
-            mean(&|it| it.bound[1]),
-            mean(&|it| it.all().tally.tries),
-            mean(&|it| {
-                it.outcomes
-                    .iter()
-                    .find(|it| it.name == "retry")
-                    .unwrap_or(it.all())
-                    .tally
-                    .tries
-            }),
-            within(false),
-            within(true)
-        );
+        let mut row = vec![
+            kind.to_owned(),
+            worlds.len().to_string(),
+            dominated.to_string(),
+        ];
+        row.push(percent(mean(&|it| it.bound[0])));
+        let names = ["all"].iter().chain(&words).chain(&["plain"]);
+        row.extend(names.map(|name| percent(of(name, |it| it.tally.useful))));
+        useful.row(&row);
+        let soon = |it: &Outcome| if it.recovery <= 1_000.0 { 100.0 } else { 0.0 };
+        more.row(&[
+            kind.to_owned(),
+            percent(of("all", |it| it.tally.critical)),
+            percent(mean(&|it| it.bound[1])),
+            percent(of("retry", |it| it.tally.critical).max(of("per_try", |it| it.tally.critical))),
+            percent(of("all", |it| it.tally.others)),
+            percent(of("plain", |it| it.tally.others)),
+            percent(of("all", |it| it.tally.fallback)),
+            percent(of("all", |it| it.tally.refused)),
+            format!("{:.2}", of("all", |it| it.tally.tries)),
+            format!("{:.2}", of("retry", |it| it.tally.tries)),
+            percent(of("all", soon)),
+            percent(of("rt_breaker", soon)),
+            percent(of("plain", soon)),
+        ]);
     }
-    text
+    format!(
+        "\nUseful, in percent, mean of the worlds; `-x`: without x.\n\n{}\nWith everything on, unless a \
+         column says otherwise. Others: clients that abuse nothing. Recovered: the share of worlds that \
+         are within 1 s.\n\n{}",
+        useful.0 + "\n",
+        more.0 + "\n"
+    )
+}
+
+/// A table in Markdown.
+struct Table(String);
+
+impl Table {
+    fn new(heads: &[&str]) -> Self {
+        let mut table = Self("|\n|".into());
+        heads.iter().for_each(|head| table.head(head));
+        table
+    }
+
+    fn head(&mut self, head: &str) {
+        let end = self.0.find('\n').unwrap();
+        self.0.insert_str(end - 1, &format!("| {head} "));
+        self.0.push_str("---|");
+    }
+
+    fn row(&mut self, cells: &[String]) {
+        self.0.push_str(&format!("\n| {} |", cells.join(" | ")));
+    }
 }
 
 /// The worlds in which most is lost.

@@ -201,7 +201,8 @@ impl Sim<'_> {
             Draw::of(&[self.world.seed, self.noise, id as u64, 1]).count(0, self.world.workers - 1);
         let (post, timeout) = (route.post, route.timeout);
         if client.hangs_up {
-            self.after(deadline, Event::HangUp(id));
+            // The proxy hears of it a little later.
+            self.after(deadline + HOP, Event::HangUp(id));
         }
         self.open += 1;
         self.flights.push(Flight::new(worker));

@@ -2,6 +2,7 @@
 
 use crate::config::Policy;
 use crate::draw::MS;
+use crate::fault::Fault;
 use crate::record::{End, REASONS, Run};
 use crate::sim::{SAMPLE, run};
 use crate::verdict::Verdict;
@@ -32,11 +33,11 @@ pub fn show(seed: u64) {
         |policy| policy.removed_from(&world.config),
     );
     let config = config.filter(|_| without != "plain");
-    print!("{}", text(&run(&world, config.as_ref(), 0, true)));
+    print!("{}", text(&world, &run(&world, config.as_ref(), 0, true)));
 }
 
-/// The lines: of the requests that came in each span, and how things stood at its end.
-fn text(run: &Run) -> String {
+/// The lines: of the requests that came in each span, and how things stood at its end; `!`: a fault.
+fn text(world: &World, run: &Run) -> String {
     let mut text = format!(
         "{:>6} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} | {:>5} {:>5} {:>5} {:>4} {:>4} {:>4} | {}\n",
         "ms",
@@ -74,9 +75,16 @@ fn text(run: &Run) -> String {
             .filter(|(_, count)| *count > 0)
             .map(|(word, count)| format!("{word} {count}"))
             .collect();
+        let from = sample.at - SAMPLE;
+        let is_on = |it: &Fault| from < it.until && sample.at > it.from;
+        let mark = if world.faults.iter().any(is_on) {
+            '!'
+        } else {
+            ' '
+        };
         text += &format!(
-            "{:>6} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} | {:>5} {:>5} {:>5} {:>4} {:>4} {:>4} | {}\n",
-            (sample.at - SAMPLE) / MS,
+            "{:>5}{mark} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} | {:>5} {:>5} {:>5} {:>4} {:>4} {:>4} | {}\n",
+            from / MS,
             count,
             of(|end| end == End::Useful),
             of(|end| matches!(end, End::Late | End::Gone)),

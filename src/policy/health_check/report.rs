@@ -18,7 +18,7 @@ use super::record::OTHER;
 use super::state::{CheckReason, EndpointHealth, Sample};
 use super::streaks::staleness;
 use crate::base::time::Nanos;
-use crate::config::HealthCheck;
+use crate::policy::health_check::config::HealthCheck;
 use crate::schema::json::{self, Json};
 
 /// The longest report.

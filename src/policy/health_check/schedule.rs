@@ -7,7 +7,7 @@
 
 use crate::base::sort;
 use crate::base::time::Nanos;
-use crate::config::HealthCheck;
+use crate::policy::health_check::config::HealthCheck;
 
 /// Time between the first questions to two endpoints.
 const SPREAD: Nanos = Nanos::from_millis(5);

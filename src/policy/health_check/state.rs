@@ -1,7 +1,7 @@
 //! What an endpoint is, from the answers to its checks: the record that all workers read, and the
 //! rows of answers that its checker counts. Pure.
 
-use crate::config::HealthCheck;
+use crate::policy::health_check::config::HealthCheck;
 
 /// A state, of an endpoint or of a component.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

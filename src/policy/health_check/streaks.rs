@@ -4,7 +4,7 @@
 use super::record::HealthRecord;
 use super::state::{EndpointHealth, Sample};
 use crate::base::time::Nanos;
-use crate::config::HealthCheck;
+use crate::policy::health_check::config::HealthCheck;
 
 /// What its checker remembers of an endpoint between two answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

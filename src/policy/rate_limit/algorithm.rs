@@ -9,6 +9,7 @@
 //! | [`SlidingWindow`] | end, current, previous | 24 | limit + rate·t |
 //! | [`FixedWindow`] | end, current | 24 | 2·limit + rate·t |
 
+use super::config::{self, Quota};
 use super::fixed_window::FixedWindow;
 use super::gcra::{self, Gcra};
 use super::leaky_bucket::LeakyBucket;
@@ -16,7 +17,6 @@ use super::sliding_window::SlidingWindow;
 use super::take::{BucketState, Take, Verdict};
 use super::warm_up::WarmUp;
 use crate::base::time::Nanos;
-use crate::config::{self, Quota};
 
 /// An algorithm with its parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@
 
 use super::take::{BucketState, Take, Verdict};
 use crate::base::time::Nanos;
-use crate::config::Quota;
+use crate::policy::rate_limit::config::Quota;
 
 /// How old a reading of the clock may be: a worker reads it when a request comes, and may be kept
 /// from its CPU then.

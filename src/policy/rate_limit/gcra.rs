@@ -11,7 +11,7 @@
 //! the bucket refuses.
 
 use crate::base::time::Nanos;
-use crate::config::Quota;
+use crate::policy::rate_limit::config::Quota;
 
 use super::take::Verdict;
 

@@ -211,7 +211,7 @@ impl Leases {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Quota;
+    use crate::policy::rate_limit::config::Quota;
 
     const START: Nanos = Nanos::from_secs(1_000);
 

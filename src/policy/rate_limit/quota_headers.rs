@@ -8,7 +8,7 @@
 use super::KeyQuota;
 use crate::base::sort;
 use crate::base::text::{number, push_number};
-use crate::config::QuotaHeaders;
+use crate::policy::rate_limit::config::QuotaHeaders;
 use std::cmp::Reverse;
 
 /// The headers for these limits. `RateLimit` lists the tightest first: the one with the least share

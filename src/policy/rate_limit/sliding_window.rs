@@ -24,7 +24,7 @@
 use super::fixed_window::PATIENCE;
 use super::take::{BucketState, Take, Verdict};
 use crate::base::time::Nanos;
-use crate::config::Quota;
+use crate::policy::rate_limit::config::Quota;
 
 /// A window's parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,10 +2,10 @@
 
 use super::KeyQuota;
 use super::algorithm::Algorithm;
+use super::config::{self, Quota, QuotaHeaders};
 use super::quota_headers;
 use super::take::{BucketState, Verdict};
 use crate::base::time::Nanos;
-use crate::config::{self, Quota, QuotaHeaders};
 use proptest::prelude::*;
 use serde_json::Value;
 

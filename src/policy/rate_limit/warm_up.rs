@@ -26,7 +26,7 @@
 use super::gcra::{FARTHEST_DEBT, Gcra, SCALE, nanos_ceil};
 use super::take::{BucketState, Take, Verdict};
 use crate::base::time::Nanos;
-use crate::config::Quota;
+use crate::policy::rate_limit::config::Quota;
 
 /// How many times a token's time a request of a cold key is charged.
 const COLD: u64 = 3;

@@ -15,8 +15,8 @@ use super::EndpointList;
 use super::choice::allowed;
 use super::roster::{Pool, Roster, RosterEntry};
 use crate::base::hash::{place, xxh64};
+use crate::base::percent::Percent;
 use crate::base::sort;
-use crate::config::Percent;
 use std::cell::Cell;
 
 /// Slots of a table, a prime: Envoy's default.

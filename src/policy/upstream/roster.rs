@@ -29,10 +29,10 @@
 //! reached, none is tried.
 
 use super::Availability;
+use crate::base::percent::Percent;
 use crate::base::rng::Rng;
 use crate::base::sort;
 use crate::base::time::Nanos;
-use crate::config::Percent;
 use std::ops::Range;
 
 /// What a weight of 1 is, so that a share of it is a whole number.
