@@ -1,4 +1,4 @@
-//! Cases of peers, from `tests/vectors`: what others promise of the same algorithms.
+//! Test vectors of peers with the same algorithms, from `tests/vectors`.
 
 use super::KeyQuota;
 use super::algorithm::Algorithm;
@@ -44,7 +44,7 @@ const LEAKY_BUCKET: config::Algorithm = config::Algorithm::LeakyBucket {
     max_wait: Nanos::from_secs(3_600),
 };
 
-/// So many per second, also less than one.
+/// A rate per second, also less than one.
 fn quota(rate: f64, burst: u64) -> Quota {
     if rate >= 1.0 {
         return Quota {
