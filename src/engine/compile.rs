@@ -279,7 +279,9 @@ impl<'c, H: Host> Compiler<'c, H> {
             );
             limits.push(Binding::new(self.limit(*at, limit, mode), mode, refusals));
         }
-        limits.sort_by_key(|limit| !limit.is_enforced());
+        let (mut limits, shadows): (Vec<_>, Vec<_>) =
+            limits.into_iter().partition(Binding::is_enforced);
+        limits.extend(shadows);
         limits
     }
 
