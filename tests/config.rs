@@ -9,8 +9,10 @@ use haven::config::{
     Algorithm, Ask, BalancePolicy, BreakerScope, Canary, Cidr, Color, ConcurrencyAlgorithm, Config,
     Cost, Criticality, DynamicTimeout, Endpoint, FallbackStep, HostMatch, IpSource, KeyPart,
     LoadReport, Marks, MissingKey, Mode, OnContention, PathMatch, Percent, Quota, QuotaHeaders,
-    RejectBelow, RequestTimeout, Retry, TemplatePart, Timeout, Window, parse, reference, schema,
+    RejectBelow, RequestTimeout, Retry, TemplatePart, Timeout, WindowConfig, parse, reference,
+    schema,
 };
+use haven::request::Reason;
 use proptest::prelude::*;
 
 /// Everything that is supported, at once.
@@ -48,13 +50,7 @@ fn nothing_is_a_valid_configuration() {
         let config = good(document);
         assert_eq!(config.service, "haven");
         assert_eq!(config.health.livez.as_deref(), Some("/livez"));
-        assert_eq!(
-            Config {
-                service: String::new(),
-                ..config
-            },
-            Config::default()
-        );
+        assert_eq!(config, Config::default());
     }
 }
 
@@ -201,7 +197,7 @@ fn the_full_document_is_read_as_it_is_meant() {
         (
             BreakerScope::Upstream,
             5,
-            Window::Time(Nanos::from_secs(20))
+            WindowConfig::Time(Nanos::from_secs(20))
         )
     );
     assert_eq!(
@@ -230,7 +226,11 @@ fn the_full_document_is_read_as_it_is_meant() {
     );
     assert_eq!(
         (usual.minimum_calls, usual.window, usual.open_duration),
-        (20, Window::Time(Nanos::from_secs(10)), Nanos::from_secs(5))
+        (
+            20,
+            WindowConfig::Time(Nanos::from_secs(10)),
+            Nanos::from_secs(5)
+        )
     );
     assert_eq!(
         (usual.half_open_calls, usual.half_open_max_wait),
@@ -249,7 +249,11 @@ fn the_full_document_is_read_as_it_is_meant() {
     assert!(usual.honour_retry_after && usual.failure_on.reset && usual.failure_on.timeout);
 
     let fallback = &config.fallbacks[0];
-    assert!(fallback.on.rate_limited && fallback.on.timeout && !fallback.on.overload);
+    assert!(
+        fallback.on.contains(&Reason::RateLimited)
+            && fallback.on.contains(&Reason::Timeout)
+            && !fallback.on.contains(&Reason::Overload)
+    );
     let [
         FallbackStep::Stale(stale),
         FallbackStep::Cluster(cluster),
@@ -284,16 +288,16 @@ fn the_full_document_is_read_as_it_is_meant() {
             TemplatePart::Route,
         ]
     );
-    let on = config.fallbacks[1].on;
+    let on = &config.fallbacks[1].on;
     assert!(
-        !on.rate_limited
-            && on.overload
-            && on.circuit_open
-            && on.no_endpoint
-            && on.deadline
-            && on.switched_off
+        !on.contains(&Reason::RateLimited)
+            && on.contains(&Reason::Overload)
+            && on.contains(&Reason::CircuitOpen)
+            && on.contains(&Reason::NoEndpoint)
+            && on.contains(&Reason::Deadline)
+            && on.contains(&Reason::SwitchedOff)
     );
-    assert!(on.upstream_error && on.timeout);
+    assert!(on.contains(&Reason::UpstreamError) && on.contains(&Reason::Timeout));
 
     let [all, exact, prefix, pattern] = &config.routes[..] else {
         panic!()
@@ -940,7 +944,7 @@ fn presets_fill_in_what_is_not_set() {
             hystrix.half_open_calls,
             hystrix.window
         ),
-        (7, 1, Window::Time(Nanos::from_secs(10)))
+        (7, 1, WindowConfig::Time(Nanos::from_secs(10)))
     );
     assert_eq!(
         (hystrix.open_duration, hystrix.failure_rate_threshold),
@@ -958,15 +962,15 @@ fn presets_fill_in_what_is_not_set() {
             sentinel.window,
             sentinel.half_open_calls
         ),
-        (5, Window::Time(Nanos::from_secs(1)), 1)
+        (5, WindowConfig::Time(Nanos::from_secs(1)), 1)
     );
     assert!(sentinel.open_above && !hystrix.open_above && !go.open_above);
     let r4j = breaker(r#"{"preset": "resilience4j", "window": {"size": "2s"}}"#);
-    assert_eq!(r4j.window, Window::Time(Nanos::from_secs(2)));
+    assert_eq!(r4j.window, WindowConfig::Time(Nanos::from_secs(2)));
     let r4j = breaker(r#"{"preset": "resilience4j"}"#);
     assert_eq!(
         (r4j.minimum_calls, r4j.window, r4j.half_open_calls),
-        (100, Window::Count(100), 10)
+        (100, WindowConfig::Count(100), 10)
     );
     assert_eq!(
         (r4j.failure_rate_threshold, r4j.open_above),
@@ -975,10 +979,10 @@ fn presets_fill_in_what_is_not_set() {
     let count = breaker(r#"{"window": {"type": "count"}}"#);
     assert_eq!(
         (count.minimum_calls, count.window),
-        (20, Window::Count(100))
+        (20, WindowConfig::Count(100))
     );
     let count = breaker(r#"{"window": {"type": "count", "size": 1024}}"#);
-    assert_eq!(count.window, Window::Count(1_024));
+    assert_eq!(count.window, WindowConfig::Count(1_024));
     assert_eq!(
         (r4j.open_duration, r4j.max_open_duration),
         (Nanos::from_secs(60), Nanos::from_secs(60))
@@ -1285,7 +1289,7 @@ fn timeouts_and_retries_are_taken_with_their_defaults() {
     );
     let dynamic = DynamicTimeout {
         quantile: Percent(9_900),
-        factor_centi: 200,
+        factor: Percent(200),
         min: Nanos::from_millis(50),
         max: Nanos::from_secs(2),
     };

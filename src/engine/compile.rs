@@ -14,7 +14,7 @@ use crate::config::{
     RequestTimeout,
 };
 use crate::host::{Host, MetricId};
-use crate::policy::concurrency::adaptive::USUAL_DEADLINE;
+use crate::policy::concurrency::adaptive::DEFAULT_DEADLINE;
 use crate::policy::rate_limit::RateLimit;
 use crate::policy::retry::Budget;
 use crate::policy::{self, fallback};
@@ -410,7 +410,7 @@ pub(super) fn deadline(route: &config::Route) -> Nanos {
     route
         .timeout
         .request
-        .map_or(USUAL_DEADLINE, RequestTimeout::longest)
+        .map_or(DEFAULT_DEADLINE, RequestTimeout::longest)
 }
 
 /// Headers by which Envoy's router is steered. It drops a client's own only if it takes the client

@@ -95,11 +95,13 @@ impl<H: Metrics> MetricTable<'_, H> {
                 _ => define(MetricKind::Counter, "haven_circuit_breaker_changes_total"),
             },
             tally: match breaker.window {
-                config::Window::Time(_) => define(MetricKind::Gauge, "haven_circuit_breaker_tally"),
-                config::Window::Count(_) => MetricId::NONE,
+                config::WindowConfig::Time(_) => {
+                    define(MetricKind::Gauge, "haven_circuit_breaker_tally")
+                }
+                config::WindowConfig::Count(_) => MetricId::NONE,
             },
             consecutive: match (breaker.window, breaker.consecutive_failures) {
-                (config::Window::Time(_), 1..) => define(
+                (config::WindowConfig::Time(_), 1..) => define(
                     MetricKind::Gauge,
                     "haven_circuit_breaker_consecutive_failures",
                 ),

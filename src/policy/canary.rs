@@ -14,8 +14,11 @@
 //! | a part of the `sticky` key is missing | the route's own: such a client could not stay on a side |
 //! | the key's place, or with no key a random one | the canary if it lies within its percentage |
 
+pub mod config;
+
 use crate::base::hash::{KeyHasher, Seed, of_names, place};
-use crate::config::{self, MissingKey, Percent};
+use crate::base::percent::Percent;
+use crate::request::key::MissingKey;
 use crate::request::{Request, key};
 
 /// Places on the line: those of a [`Percent`].
@@ -78,7 +81,10 @@ pub fn selects(
 /// Whether the canary needs the request's client address.
 #[must_use]
 pub fn needs_client(canary: &config::Canary) -> bool {
-    canary.percent.0 > 0 && canary.sticky.contains(&config::KeyPart::ClientIp)
+    canary.percent.0 > 0
+        && canary
+            .sticky
+            .contains(&crate::request::key::KeyPart::ClientIp)
 }
 
 fn all(wanted: &[(String, Option<String>)], has: impl Fn(&str, Option<&str>) -> bool) -> bool {
@@ -90,11 +96,12 @@ fn all(wanted: &[(String, Option<String>)], has: impl Fn(&str, Option<&str>) -> 
 
 #[cfg(test)]
 mod tests {
+    use super::config::Marks;
     use super::*;
     use crate::base::headers::HeaderMap;
     use crate::base::ip::Ip;
     use crate::base::rng::Rng;
-    use crate::config::{KeyPart, Marks};
+    use crate::request::key::KeyPart;
     use proptest::prelude::*;
 
     fn canary(percent: u32, sticky: &[KeyPart]) -> config::Canary {

@@ -29,6 +29,7 @@
 //! older phase is not counted, unless its worker was stopped in the middle of counting it for
 //! longer than the open time.
 
+pub mod config;
 mod settings;
 mod state;
 mod transition;

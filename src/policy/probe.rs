@@ -6,10 +6,10 @@
 //!
 //! [`grpc`] answers the same over gRPC.
 
+pub mod config;
 pub mod grpc;
 
 use crate::base::time::Nanos;
-use crate::config;
 use crate::host::Reply;
 use crate::request::Request;
 use serde::Serialize;
@@ -67,7 +67,7 @@ struct Document<'a> {
 
 /// The probe that the request is, if it is one.
 #[must_use]
-pub fn requested(paths: &config::Health, request: &Request<'_>) -> Option<Probe> {
+pub fn requested(paths: &config::Probes, request: &Request<'_>) -> Option<Probe> {
     let is = |path: &Option<String>| path.as_ref().is_some_and(|p| p.as_bytes() == request.path);
     if !matches!(request.method, b"GET" | b"HEAD") {
         return None;
@@ -174,7 +174,7 @@ mod tests {
     fn ask(method: &str, path: &str, accept: &str) -> Option<Probe> {
         let headers =
             HeaderMap::from_pairs(&[(":method", method), (":path", path), ("accept", accept)]);
-        requested(&config::Health::default(), &Request::new(&headers))
+        requested(&config::Probes::default(), &Request::new(&headers))
     }
 
     #[test]
@@ -194,9 +194,9 @@ mod tests {
     #[test]
     fn a_path_that_is_null_is_no_probe() {
         let headers = HeaderMap::from_pairs(&[(":method", "GET"), (":path", "/health")]);
-        let paths = config::Health {
+        let paths = config::Probes {
             health: None,
-            ..config::Health::default()
+            ..config::Probes::default()
         };
         assert_eq!(requested(&paths, &Request::new(&headers)), None);
     }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::Percent;
+use crate::base::percent::Percent;
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -193,7 +193,7 @@ fn a_dynamic_timeout_follows_what_the_upstream_takes_within_its_bounds() {
     let dynamic = |min, max| {
         RequestTimeout::Dynamic(DynamicTimeout {
             quantile: Percent(9_900),
-            factor_centi: 200,
+            factor: Percent(200),
             min: ms(min),
             max: ms(max),
         })
@@ -225,7 +225,7 @@ fn a_timeout_that_cuts_off_grows_and_never_spirals_down() {
     for (quantile, factor_centi) in [(9_900, 200), (9_000, 150), (5_000, 110)] {
         let config = RequestTimeout::Dynamic(DynamicTimeout {
             quantile: Percent(quantile),
-            factor_centi,
+            factor: Percent(factor_centi),
             min: ms(1),
             max: ms(2_000),
         });

@@ -1,24 +1,24 @@
-//! When which endpoint is asked. Pure: the caller brings the time and the chance.
+//! When each endpoint is checked. Pure: the caller passes the time and the random number.
 //!
-//! Each endpoint has its own moment. The first ones follow each other by [`SPREAD`], so that a
-//! handful is known at once and a thousand are spread over seconds; from then on each is asked at
-//! its interval, and the jitter drives apart what falls together. However long nobody came to ask,
-//! no more are asked at once than at a steady pace: what was missed is not caught up.
+//! Each endpoint has its own times. The first checks follow each other by [`SPREAD`], so that a
+//! handful is known at once and a thousand are spread over seconds. From then on each is checked at
+//! its interval, and the jitter spreads checks that coincide. After a pause, however long, no more
+//! are checked at once than at a steady pace: missed checks are not made up for.
 
 use crate::base::time::Nanos;
-use crate::config::HealthCheck;
+use crate::policy::health_check::config::HealthCheck;
 
-/// Time between the first questions to two endpoints.
+/// Time between the first checks of two endpoints.
 const SPREAD: Nanos = Nanos::from_millis(5);
 
 /// The least and the most calls that may be in flight for an upstream; between them it is a quarter
 /// of its endpoints.
 const IN_FLIGHT: (usize, usize) = (32, 256);
 
-/// The moments of an upstream's endpoints.
+/// The times of the next checks of an upstream's endpoints.
 #[derive(Clone, Debug)]
 pub struct Schedule {
-    /// By endpoint; [`Nanos::MAX`] while it is being asked.
+    /// By endpoint; [`Nanos::MAX`] while a check is in flight.
     due: Vec<Nanos>,
     in_flight: usize,
 }
@@ -35,21 +35,21 @@ impl Schedule {
         }
     }
 
-    /// How late a check may be: what is due within this time is asked in one tick.
+    /// How late a check may be: the checks that are due within this time start in one tick.
     #[must_use]
     pub fn quantum(check: &HealthCheck) -> Nanos {
         Nanos(check.interval_changing.0 / 10).clamp(Nanos::from_millis(5), Nanos::from_millis(50))
     }
 
-    /// The endpoints to ask now, those that are longest overdue first; they are taken as being
-    /// asked.
+    /// The endpoints to check now, the longest overdue first; their checks count as in flight
+    /// afterwards.
     #[must_use]
     pub fn take_due(&mut self, check: &HealthCheck, now: Nanos) -> Vec<usize> {
         let (least, most) = IN_FLIGHT;
         let room = (self.due.len() / 4)
             .clamp(least, most)
             .saturating_sub(self.in_flight);
-        // Twice the pace at which they come due when all are asked as often as can be.
+        // Twice the pace at which they come due when all are checked at the shortest interval.
         let pace = (self.due.len() as u64)
             .saturating_mul(Self::quantum(check).0)
             .saturating_mul(2)
@@ -73,7 +73,7 @@ impl Schedule {
         ready.into_iter().map(|(_, at)| at).collect()
     }
 
-    /// The endpoint has answered, or will not; it was asked at `asked`. `random`: any number.
+    /// A check that started at `asked` has ended, with or without an answer. `random`: any number.
     pub fn answered(
         &mut self,
         at: usize,
@@ -89,8 +89,8 @@ impl Schedule {
         } else {
             check.interval
         };
-        // The next one no sooner than a moment after this answer, for all those whose answers take
-        // longer than the interval.
+        // The next check starts no sooner than a moment after this answer: some answers take longer
+        // than the interval.
         self.set(
             at,
             asked
@@ -99,13 +99,13 @@ impl Schedule {
         );
     }
 
-    /// The endpoint could not be asked; it is tried again after `pause`.
+    /// The endpoint could not be checked; the next try is after `pause`.
     pub fn put_off(&mut self, at: usize, now: Nanos, pause: Nanos) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.set(at, now.plus(pause));
     }
 
-    /// When the next one is due.
+    /// When the next check is due.
     #[must_use]
     pub fn next(&self) -> Nanos {
         self.due.iter().copied().min().unwrap_or(Nanos::MAX)

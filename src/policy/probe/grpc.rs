@@ -20,9 +20,9 @@
 //! servers without it answer `UNIMPLEMENTED`; clients then stop calling it. `List` needs messages
 //! that the codec does not have; `/readyz` has the same information.
 
+use super::config;
 use super::{Component, HealthStatus, is_well};
 use crate::base::grpc_health::{self, CHECK, Malformed, PREFIX, SERVICE, Serving};
-use crate::config;
 use crate::host::Reply;
 use crate::request::Request;
 
@@ -63,7 +63,7 @@ pub struct ProbeRequest {
 
 /// The call of this service that the request is, if it is one.
 #[must_use]
-pub fn call(health: &config::Health, request: &Request<'_>) -> Option<ProbeCall> {
+pub fn call(health: &config::Probes, request: &Request<'_>) -> Option<ProbeCall> {
     if !health.grpc || request.method != b"POST" || !request.path.starts_with(SERVICE.as_bytes()) {
         return None;
     }

@@ -7,19 +7,19 @@
 //!
 //! Times are kept in 1/64 ns, and a token's time is rounded up: the bucket never admits more than
 //! its rate, and less by 3 parts in 10^11 at 3 per second, by 1.6 % at worst at 10^9 per second. A
-//! u64 of such units lasts nine years of uptime; after that the clock stands still at its end and
-//! the bucket refuses.
+//! u64 of such units lasts nine years of uptime; after that the arrival time saturates and the
+//! bucket refuses.
 
 use crate::base::time::Nanos;
-use crate::config::Quota;
+use crate::policy::rate_limit::config::Quota;
 
 use super::take::Verdict;
 
 /// Units per nanosecond.
 pub const SCALE: u64 = 64;
 
-/// How far an arrival time may lie beyond that of an empty bucket before it is taken for an error:
-/// a minute. No reading of the clock is as old when it is used, so that no worker ever gives back
+/// How far an arrival time may lie beyond that of an empty bucket before it counts as an error: a
+/// minute. No reading of the clock is that old when it is used, so that no worker ever gives back
 /// what another has taken.
 pub(super) const FARTHEST_DEBT: u64 = 60 * 1_000_000_000 * SCALE;
 
@@ -41,7 +41,8 @@ pub struct Gcra {
 }
 
 impl Gcra {
-    /// Compiles a quota. Its limit must not be 0 (the configuration sees to it; 0 is taken as 1).
+    /// Compiles a quota. Its limit must not be 0 (the configuration rejects 0; here it counts as
+    /// 1).
     #[must_use]
     pub fn new(quota: &Quota) -> Self {
         let per_token = u128::from(quota.period.0)
@@ -67,12 +68,11 @@ impl Gcra {
         self.token
     }
 
-    /// Takes `cost` tokens at `now`. Nothing is spent if the verdict is a refusal, or if `cost` is
-    /// 0.
+    /// Takes `cost` tokens at `now`. A refusal spends nothing, nor does a `cost` of 0.
     ///
-    /// Debt that lies a minute beyond an empty bucket is forgotten even then. (Bug avoided: a quota
-    /// of 1 per hour, emptied and by a reload turned into 10 per second, would promise a wait of
-    /// 100 ms again and again for hours.)
+    /// Debt that lies a minute beyond an empty bucket is forgotten even after a refusal. (Bug
+    /// avoided: a quota of 1 per hour, emptied and by a reload turned into 10 per second, would
+    /// promise a wait of 100 ms again and again for hours.)
     #[must_use]
     pub fn take(&self, arrival: Arrival, now: Nanos, cost: u64) -> (Verdict, GcraTake) {
         let now = now.0.saturating_mul(SCALE);
@@ -110,7 +110,7 @@ impl Gcra {
         }
         let spent = self.token.saturating_mul(cost);
         let new = arrival_now.saturating_add(spent);
-        // A look passes even where a reload has left more debt than the bucket can hold.
+        // A cost of 0 passes even if a reload has left more debt than the bucket can hold.
         if cost > 0 && (new > full_ahead || new == u64::MAX) {
             return refused(Some(nanos_ceil(new.saturating_sub(full_ahead))));
         }
@@ -167,7 +167,7 @@ impl Gcra {
         (verdict, take, 0)
     }
 
-    /// Takes `cost` tokens from the leased interval, if so many of it still lie ahead of now: the
+    /// Takes `cost` tokens from the leased interval, if that many still lie ahead of now: the
     /// verdict, and where the rest begins.
     #[must_use]
     pub fn take_leased(
@@ -184,8 +184,8 @@ impl Gcra {
         if rest > to {
             return None;
         }
-        // What others have drawn since is not known here: an estimate, and never less than this
-        // worker can still admit.
+        // An estimate, since this worker does not know what others have drawn; never less than it
+        // can still admit itself.
         let remaining = now
             .saturating_add(self.capacity)
             .saturating_sub(rest)
@@ -243,9 +243,9 @@ impl GcraTake {
     /// The arrival time after a refund, when the bucket now stands at `current` and `elapsed` has
     /// passed since the take.
     ///
-    /// Nobody drew in between: exactly what it was before. Otherwise the tokens are given back less
-    /// `elapsed`: had they not been taken, the bucket could have run full in that time, and a full
-    /// bucket does not fill further.
+    /// Without a take in between it is exactly what it was before. Otherwise the tokens are given
+    /// back less `elapsed`: had they not been taken, the bucket could have run full in that time,
+    /// and a full bucket does not fill further.
     #[must_use]
     pub fn refunded(&self, current: Arrival, elapsed: Nanos) -> Arrival {
         if current == self.after {

@@ -9,16 +9,16 @@
 //! State: the moment at which the next request may go, in 1/64 ns as in [`super::gcra`]; each
 //! request takes this moment for itself and moves it by the time of its cost. So no two requests
 //! over all workers are given moments closer than the pace. A request that costs several tokens
-//! goes at its moment, and the next one so much later; one that costs more than `burst` is refused
-//! for good.
+//! goes at its moment, and delays the next one by its whole cost; a request that costs more than
+//! `burst` is never admitted.
 //!
-//! A moment is given back only if nobody has queued behind it. Otherwise it stays unused: moving
-//! the queue's end back would put the next request beside the last one that waits.
+//! A moment is given back only if no request has queued behind it. Otherwise it stays unused:
+//! moving the queue's end back would put the next request beside the last one that waits.
 //!
-//! A moment that lies a minute beyond any that this queue can have given out is taken for an error,
-//! as in [`super::gcra`]: the queue is full then, and the next request may come after a token's
-//! time. (Bug avoided: a broken record, or a pace of 1 per hour turned into 10 per second by a
-//! reload, would refuse everything for hours, or for years.)
+//! A moment that lies a minute beyond any that this queue can have given out counts as an error, as
+//! in [`super::gcra`]: the queue is full then, and the next request may come after a token's time.
+//! (Bug avoided: a broken record, or a pace of 1 per hour turned into 10 per second by a reload,
+//! would refuse everything for hours, or for years.)
 //!
 //! A token's time is rounded up to 1/64 ns. `max_wait` is measured in tokens of exact time, so that
 //! 1 s at 3 per second is three tokens.
@@ -26,7 +26,7 @@
 use super::gcra::{FARTHEST_DEBT, Gcra, SCALE, nanos_ceil};
 use super::take::{BucketState, Take, Verdict};
 use crate::base::time::Nanos;
-use crate::config::Quota;
+use crate::policy::rate_limit::config::Quota;
 
 /// A leaky bucket's parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub struct LeakyBucket {
     token: u64,
     /// The furthest ahead that a request's moment may lie.
     furthest: u64,
-    /// The time of the greatest cost: so much further ahead may the moment after that lie.
+    /// The time of the greatest cost: how much further ahead the moment after that may lie.
     greatest: u64,
 }
 
@@ -137,7 +137,7 @@ impl LeakyBucket {
         (verdict, take)
     }
 
-    /// How many requests of one token would still be let in: one at the next moment, and those
+    /// How many requests of one token would still be admitted: one at the next moment, and those
     /// behind it.
     fn remaining(&self, ahead: u64) -> u64 {
         let behind = self
@@ -149,7 +149,7 @@ impl LeakyBucket {
             .min(self.quota.burst.max(1))
     }
 
-    /// Gives the moment back if nobody has queued behind it.
+    /// Gives the moment back if no request has queued behind it.
     #[must_use]
     pub fn refunded(take: Take, current: BucketState) -> BucketState {
         if current == take.after {

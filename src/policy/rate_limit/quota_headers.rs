@@ -1,13 +1,13 @@
-//! Headers that tell a client of its quota: `RateLimit-Policy` and `RateLimit`
+//! Headers with the state of a client's quota: `RateLimit-Policy` and `RateLimit`
 //! (draft-ietf-httpapi-ratelimit-headers-10), and the older `X-RateLimit-*`.
 //!
-//! The partition key `pk` says whose quota it is, where a limit has a key: a byte sequence (RFC
-//! 9651, 3.3.5) of 8 bytes. It is a hash under a secret of the proxy: the same for the same client,
-//! and no way back to an address or a token. It changes when the proxy restarts.
+//! The partition key `pk` identifies the quota, if the limit has a key: a byte sequence (RFC 9651,
+//! 3.3.5) of 8 bytes. It is a hash under a secret of the proxy: equal for the same client, and not
+//! to be traced back to an address or a token. It changes when the proxy restarts.
 
 use super::KeyQuota;
 use crate::base::text::{number, push_number};
-use crate::config::QuotaHeaders;
+use crate::policy::rate_limit::config::QuotaHeaders;
 use std::cmp::Reverse;
 
 /// The headers for these limits. `RateLimit` lists the tightest first: the one with the least share
@@ -34,7 +34,7 @@ pub fn all<'a>(
     let mut headers = Vec::with_capacity(5);
     let ietf = |h: QuotaHeaders| matches!(h, QuotaHeaders::Ietf | QuotaHeaders::Both);
     if limits.iter().any(|(_, h, _)| ietf(*h)) {
-        // Room for all: growing by steps costs more than all the rest.
+        // Room for all items: growing step by step would cost more than all the rest.
         let room = limits
             .iter()
             .map(|(name, ..)| name.len().saturating_add(ITEM))

@@ -1,9 +1,9 @@
 //! The sliding window: a count over the last period, estimated from two counters.
 //!
 //! The window before counts for the share of it that the last period still covers: previous ·
-//! (period − elapsed) / period + current. That takes its requests as spread evenly. Source:
-//! Cloudflare, "How we built rate limiting capable of scaling to millions of domains" (2017), who
-//! found 0.003 % of 400 million requests judged otherwise than by an exact log.
+//! (period − elapsed) / period + current. That assumes evenly spread requests. Source: Cloudflare,
+//! "How we built rate limiting capable of scaling to millions of domains" (2017), who found 0.003 %
+//! of 400 million requests judged otherwise than by an exact log.
 //!
 //! The worst case is bounded too: if all of a window's requests came at its very end, the estimate
 //! forgets them faster than they age. In any interval of length t at most limit + limit/period·t
@@ -21,10 +21,10 @@
 //! where their void puts them: with a longer period they count as the previous window, with a
 //! shorter one as the current if that makes sense.
 
-use super::fixed_window::PATIENCE;
+use super::fixed_window::OLDEST_READING;
 use super::take::{BucketState, Take, Verdict};
 use crate::base::time::Nanos;
-use crate::config::Quota;
+use crate::policy::rate_limit::config::Quota;
 
 /// A window's parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,12 +152,14 @@ impl SlidingWindow {
                 previous: current,
                 current: 0,
             },
-            None if start.saturating_sub(now.0) <= self.period.max(PATIENCE) => WindowCounts {
-                start,
-                elapsed: 0,
-                previous,
-                current,
-            },
+            None if start.saturating_sub(now.0) <= self.period.max(OLDEST_READING) => {
+                WindowCounts {
+                    start,
+                    elapsed: 0,
+                    previous,
+                    current,
+                }
+            }
             None => fresh(),
         }
     }
@@ -214,7 +216,8 @@ impl SlidingWindow {
         }
     }
 
-    /// Gives back to the window that was drawn from, be it the current or the previous one by now.
+    /// Gives back to the window that was drawn from, whether it is now the current or the previous
+    /// one.
     #[must_use]
     pub const fn refunded(&self, take: Take, current: BucketState) -> BucketState {
         if current.until == take.after.until {

@@ -1,11 +1,11 @@
-//! Cases of peers, from `tests/vectors`: what others promise of the same algorithms.
+//! Test vectors of peers with the same algorithms, from `tests/vectors`.
 
 use super::KeyQuota;
 use super::algorithm::Algorithm;
+use super::config::{self, Quota, QuotaHeaders};
 use super::quota_headers;
 use super::take::{BucketState, Verdict};
 use crate::base::time::Nanos;
-use crate::config::{self, Quota, QuotaHeaders};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -44,7 +44,7 @@ const LEAKY_BUCKET: config::Algorithm = config::Algorithm::LeakyBucket {
     max_wait: Nanos::from_secs(3_600),
 };
 
-/// So many per second, also less than one.
+/// A rate per second, also less than one.
 fn quota(rate: f64, burst: u64) -> Quota {
     if rate >= 1.0 {
         return Quota {

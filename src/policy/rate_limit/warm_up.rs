@@ -3,16 +3,16 @@
 //!
 //! Sources: Guava's `SmoothWarmingUp`, whose interval between permits falls in a line from three
 //! times the stable one (`coldFactor` 3) to the stable one, and Sentinel's `WarmUpController`,
-//! which took it over. What is kept of them: the factor, the line, that `warm_up` of steady demand
-//! warms a cold limiter, and that idleness as long as `warm_up` makes a warm one cold. What
-//! differs: `burst` tokens may still pass at once, as far as they are there.
+//! which took it over. Taken from them: the factor, the line, that `warm_up` of steady demand warms
+//! a cold limiter, and that idleness as long as `warm_up` makes a warm one cold. What differs:
+//! `burst` tokens may still pass at once, as far as they are there.
 //!
-//! Exactly: a key has a warmth from 0 to `warm_up`. While its bucket is not full (somebody draws)
-//! the warmth grows by the time that passes; while it is full it falls so, and a key that was never
-//! seen is cold. A request is admitted when the bucket holds its cost, as in the plain bucket, and
-//! is then charged cost · (3 − 2 · warmth / `warm_up`) tokens: the bucket goes into debt by what a
-//! cold request costs more. Steady demand is thus served every three tokens' time when cold, and
-//! every token's time when warm.
+//! Exactly: a key has a warmth from 0 to `warm_up`. While its bucket is not full (it is in use) the
+//! warmth grows by the time that passes; while it is full the warmth falls likewise. A key that was
+//! never seen is cold. A request is admitted when the bucket holds its cost, as in the plain
+//! bucket, and is then charged cost · (3 − 2 · warmth / `warm_up`) tokens: the bucket goes into
+//! debt by what a cold request costs more. Steady demand is thus served every three tokens' time
+//! when cold, and every token's time when warm.
 //!
 //! Never more than the plain bucket: a sequence of requests that is admitted here pushes the
 //! arrival time at least as far ahead as there, so that the plain bucket with the same parameters
@@ -26,7 +26,7 @@
 use super::gcra::{FARTHEST_DEBT, Gcra, SCALE, nanos_ceil};
 use super::take::{BucketState, Take, Verdict};
 use crate::base::time::Nanos;
-use crate::config::Quota;
+use crate::policy::rate_limit::config::Quota;
 
 /// How many times a token's time a request of a cold key is charged.
 const COLD: u64 = 3;
@@ -86,7 +86,7 @@ impl WarmUp {
             after: kept,
             spent: 0,
         };
-        // Not cut to the deepest debt: the wait is to be what it takes, and a promise that is kept.
+        // Not cut to the deepest debt, so that the wait is exact.
         let arrival = kept.until.max(at);
         let (full_ahead, ahead) = (at.saturating_add(self.capacity), arrival.saturating_sub(at));
         let remaining = |arrival: u64| {

@@ -1,6 +1,6 @@
 use super::*;
+use crate::base::percent::Percent;
 use crate::base::rng::Rng;
-use crate::config::Percent;
 use proptest::prelude::*;
 use std::collections::VecDeque;
 

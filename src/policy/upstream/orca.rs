@@ -1,15 +1,16 @@
-//! What endpoints say of their load: the ORCA report in the response header
-//! `endpoint-load-metrics`.
+//! The load that endpoints report: ORCA reports in the response header `endpoint-load-metrics`.
 //!
-//! Read are its TEXT form (`TEXT cpu_utilization=0.3,application_utilization=0.5`) and its JSON
-//! form (`JSON {"cpu_utilization": 0.3}`), with or without the word in front; BIN is passed over.
-//! Of a report `application_utilization` counts, else `cpu_utilization` (as in gRPC's A58,
-//! client-side weighted round robin), from 0 to 1; more is 1, and what is no number is no report.
+//! haven reads the TEXT form (`TEXT cpu_utilization=0.3,application_utilization=0.5`) and the JSON
+//! form (`JSON {"cpu_utilization": 0.3}`), with or without the word in front, and ignores BIN. Of a
+//! report `application_utilization` counts, or else `cpu_utilization` (as in gRPC's A58,
+//! client-side weighted round robin), from 0 to 1. More counts as 1; a value that is no number is
+//! ignored.
 //!
-//! An endpoint's weight is multiplied with what is left of it, at least a twentieth, so that it
-//! goes on to report. Those that do not report have the mean of those that do. A report counts in
-//! full for 5 s, and less and less until it is forgotten after 30 s. All workers share it: a gauge
-//! of the utilisation and its moment. Of two reports at once one is lost.
+//! An endpoint's weight is multiplied by its free capacity (1 minus the utilisation), at least a
+//! twentieth, so that it gets requests and can report again. Endpoints without reports count with
+//! the mean of the others. A report counts in full for 5 s, then less and less, and is forgotten
+//! after 30 s. All workers share it, in a gauge with the utilisation and its time. Of two reports
+//! at the same moment one is lost.
 
 use crate::base::time::Nanos;
 
@@ -19,19 +20,19 @@ pub const HEADER: &str = "endpoint-load-metrics";
 /// The longest report that is read.
 const LONGEST: usize = 4_096;
 
-/// For so long a report counts in full.
+/// How long a report counts in full, in milliseconds.
 const FRESH: u64 = 5_000;
 
-/// After so long it is forgotten.
+/// When it is forgotten, in milliseconds.
 const GONE: u64 = 30_000;
 
 /// A utilisation of 1.
 pub const FULL: u32 = 1_000;
 
-/// The least that is left.
+/// The least free capacity.
 const FLOOR: u32 = 50;
 
-/// How often workers look at the reports anew.
+/// How often workers read the reports anew.
 pub const PERIOD: Nanos = Nanos::from_millis(100);
 
 /// An endpoint's utilisation, packed: thousandths plus one above, milliseconds of the clock below.
@@ -40,7 +41,8 @@ pub const PERIOD: Nanos = Nanos::from_millis(100);
 pub struct Load(pub u64);
 
 impl Load {
-    /// With a report of now. Half of the old one stays: a single report may be of a moment.
+    /// The load after a report at `now`. Half of the old value stays, since a single report may be
+    /// a peak.
     #[must_use]
     pub fn with(self, now: Nanos, utilization: u32) -> Self {
         let smooth = match self.left(now) {
@@ -50,7 +52,7 @@ impl Load {
         Self(u64::from(smooth.min(FULL).saturating_add(1)) << 32 | now.as_millis() & 0xffff_ffff)
     }
 
-    /// What is left, in thousandths, and how much that counts; `None`: nothing is known.
+    /// The free capacity in thousandths, and the weight of the report; `None`: there is none.
     fn left(self, now: Nanos) -> Option<(u32, u32)> {
         let used = u32::try_from(self.0 >> 32).ok()?.checked_sub(1)?.min(FULL);
         let age = now.as_millis().wrapping_sub(self.0) & 0xffff_ffff;
@@ -63,7 +65,7 @@ impl Load {
     }
 }
 
-/// The mean of what is left, in thousandths; `None`: nobody reports.
+/// The mean free capacity in thousandths; `None`: no endpoint reports.
 #[must_use]
 pub fn mean(loads: impl Iterator<Item = Load>, now: Nanos) -> Option<u32> {
     let (sum, count) = loads
@@ -75,7 +77,7 @@ pub fn mean(loads: impl Iterator<Item = Load>, now: Nanos) -> Option<u32> {
         .and_then(|mean| u32::try_from(mean).ok())
 }
 
-/// The weight of an endpoint by its report, where that of others is `mean`.
+/// The weight of an endpoint by its report, where the mean free capacity is `mean`.
 #[must_use]
 pub fn weighed(weight: u32, load: Load, mean: u32, now: Nanos) -> u32 {
     let (left, counts) = load.left(now).unwrap_or((mean, FULL));
@@ -91,7 +93,7 @@ pub fn weighed(weight: u32, load: Load, mean: u32, now: Nanos) -> u32 {
         .clamp(weight.min(1), weight)
 }
 
-/// The utilisation that a report tells, in thousandths.
+/// The utilisation in a report, in thousandths.
 #[must_use]
 pub fn parse(report: &[u8]) -> Option<u32> {
     let report = report.get(..LONGEST.min(report.len()))?.trim_ascii();

@@ -51,7 +51,7 @@ fn open_times_grow_and_spread_as_resilience4js_intervals_do() {
 fn ten_calls_of_which_five_failed_open_it_for_goresiliences_thirty_seconds() {
     let mut bench = Bench::new(config::CircuitBreaker {
         minimum_calls: 10,
-        window: config::Window::Time(Nanos::from_secs(10)),
+        window: config::WindowConfig::Time(Nanos::from_secs(10)),
         open_duration: Nanos::from_secs(30),
         ..config()
     });

@@ -49,7 +49,7 @@ proptest! {
             }
         }
         let mut state = BreakerState::decode(&bytes);
-        let window = if start == 3 { config::Window::Count(size.clamp(1, 1_024)) } else { config::Window::Time(Nanos(now)) };
+        let window = if start == 3 { config::WindowConfig::Count(size.clamp(1, 1_024)) } else { config::WindowConfig::Time(Nanos(now)) };
         let settings = BreakerSettings::new(config::CircuitBreaker { window, ..config() });
         state = state.bounded(&settings);
         state.roll(&settings, Nanos(now), state.epoch, now);
