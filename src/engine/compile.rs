@@ -154,7 +154,10 @@ impl Engine {
                 refusals: names.decisions(&route.name, &limit.name, Reason::RateLimited, mode),
             });
         }
-        limits.sort_by_key(|limit| limit.mode != Mode::Enforce);
+        let (mut limits, in_shadow): (Vec<_>, Vec<_>) = limits
+            .into_iter()
+            .partition(|limit| limit.mode == Mode::Enforce);
+        limits.extend(in_shadow);
         let is_canary = at[0] != at[1];
         // What a canary refuses goes back to where the others go, and is no refusal.
         let refusals = |policy: &str, reason, mode| match mode {
