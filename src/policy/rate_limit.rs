@@ -31,6 +31,7 @@ pub mod warm_up;
 use crate::base::hash::{KeyHasher, Seed, once_more};
 use crate::base::headers::parse_number;
 use crate::base::ip::Ip;
+use crate::base::sort;
 use crate::base::time::Nanos;
 use crate::host::{Host, SharedData};
 use crate::request::client_ip::ClientIp;
@@ -155,7 +156,7 @@ impl RateLimit {
                 )
             })
             .collect();
-        overrides.sort_by_key(|(hash, _)| *hash);
+        sort::by_key(&mut overrides, |(hash, _)| *hash);
         let ietf = matches!(
             config.headers,
             config::QuotaHeaders::Ietf | config::QuotaHeaders::Both

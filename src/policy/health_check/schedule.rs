@@ -5,6 +5,7 @@
 //! its interval, and the jitter spreads checks that coincide. After a pause, however long, no more
 //! are checked at once than at a steady pace: missed checks are not made up for.
 
+use crate::base::sort;
 use crate::base::time::Nanos;
 use crate::policy::health_check::config::HealthCheck;
 
@@ -64,7 +65,7 @@ impl Schedule {
             .filter(|(_, due)| **due <= now)
             .map(|(at, due)| (*due, at))
             .collect();
-        ready.sort_unstable();
+        sort::by_key(&mut ready, |due| *due);
         ready.truncate(room.min(pace));
         for (_, at) in &ready {
             self.in_flight = self.in_flight.saturating_add(1);

@@ -8,8 +8,11 @@
 //! One record per upstream holds when its endpoints were first seen, so that all workers agree and
 //! a reload does not begin anew.
 
+use crate::base::hash::of_names;
 use crate::base::sort;
 use crate::base::time::Nanos;
+use crate::host::SharedData;
+use crate::store::{self, RecordKey, RecordKind, Step};
 
 /// The least share of a weight, as its divisor.
 const FLOOR: u64 = 10;
@@ -97,6 +100,27 @@ impl FirstSeen {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
     }
+}
+
+/// When the endpoints `ids` of an upstream were first seen, over all workers and reloads. `None`: the
+/// record stays contended, and no endpoint is taken for new.
+pub fn first_seen<H: SharedData, I: Iterator<Item = u64>>(
+    host: &H,
+    upstream: &str,
+    ids: impl Fn() -> I,
+    now: Nanos,
+) -> Option<FirstSeen> {
+    let key = RecordKey::new(RecordKind::FirstSeen, of_names(&[upstream]), 0);
+    store::update(host, &key, |bytes| {
+        let before = FirstSeen::decode(bytes);
+        let seen = FirstSeen::now(before.clone(), ids(), now);
+        if before.as_ref() == Some(&seen) {
+            return Step::Keep(seen);
+        }
+        seen.encode(bytes);
+        Step::Write(seen)
+    })
+    .ok()
 }
 
 #[cfg(test)]
