@@ -41,7 +41,7 @@ pub use crate::policy::probe::config::Probes;
 pub use crate::policy::rate_limit::config::{
     Algorithm, Cost, OnContention, Quota, QuotaHeaders, RateLimit,
 };
-pub use crate::policy::retry::config::Retry;
+pub use crate::policy::retry::config::{Retry, RetryBudget};
 pub use crate::policy::route::config::{HostMatch, Match, PathMatch};
 pub use crate::policy::upstream::config::{BalancePolicy, Endpoint, LoadReport};
 pub use crate::request::client_ip::{ClientIp, IpSource};

@@ -76,6 +76,8 @@ pub enum RecordKind {
     Health = b'h',
     /// Who checks an upstream's endpoints.
     HealthLease = b'l',
+    /// What workers have in flight by key, for fair shares.
+    FairShares = b'f',
     /// VMs' shares of gauges.
     Shares = b'g',
     /// When an upstream's endpoints were first seen.

@@ -103,6 +103,9 @@ struct Facts {
     key: Option<u64>,
     /// The same for where it goes if a canary does not take it.
     stable_key: Option<u64>,
+    /// Whose share of the route's limits it is of, and the same if a canary does not take it.
+    fair: [Option<u32>; 2],
+    stable_fair: [Option<u32>; 2],
     /// What the fallback's stale step has to know.
     asked: Option<Box<StaleRequest>>,
 }
@@ -211,6 +214,7 @@ impl Exchange {
         self.read_facts(context, &mut request, headers);
         let context = &context.on(self.choose_variant(context, &request));
         self.hash_key(context, &request);
+        self.read_fair_keys(context, &request);
         if let Some(refusal) = self.check_limits(context, &request, headers) {
             return self.refuse(context, &refusal);
         }
@@ -341,6 +345,7 @@ impl Exchange {
         self.release(context.host);
         self.decisions.truncate(decided);
         self.facts.key = self.facts.stable_key;
+        self.facts.fair = self.facts.stable_fair;
         self.route = Some(Rc::clone(&stable));
         let context = &context.on(&stable);
         match self.admit(context) {

@@ -11,7 +11,8 @@ use super::health_check;
 use super::logs::LogLimiter;
 use super::metrics::MetricTable;
 use super::route::{
-    Binding, Canary, Effect, Fallback, FallbackBinding, Limit, Retries, Route, Shared,
+    Binding, Canary, ConcurrencyBinding, Effect, Fallback, FallbackBinding, Limit, Retries, Route,
+    Shared,
 };
 use super::stale::StaleStore;
 use super::upstream::{Around, ComponentState, Upstream};
@@ -161,7 +162,11 @@ impl<'c, H: Host> Compiler<'c, H> {
                 .any(|limit| limit.policy.policy.needs_client())
                 || upstream
                     .as_ref()
-                    .is_some_and(|used| hashes_client(&used.policy)),
+                    .is_some_and(|used| hashes_client(&used.policy))
+                || concurrency
+                    .iter()
+                    .flatten()
+                    .any(|used| used.limit.policy.fair_parts().contains(&KeyPart::ClientIp)),
             needs_request_id: fallback
                 .as_ref()
                 .is_some_and(|used| fallback::needs_request_id(&used.policy.config)),
@@ -324,7 +329,7 @@ impl<'c, H: Host> Compiler<'c, H> {
         &mut self,
         variant: &Variant<'_>,
         mode: Mode,
-    ) -> [Option<Binding<Concurrency>>; 2] {
+    ) -> [Option<ConcurrencyBinding>; 2] {
         let route = variant.route;
         let own = self.concurrency_limit(
             variant,
@@ -350,22 +355,32 @@ impl<'c, H: Host> Compiler<'c, H> {
         limit: Option<usize>,
         subject: [&str; 2],
         mode: Mode,
-    ) -> Option<Binding<Concurrency>> {
+    ) -> Option<ConcurrencyBinding> {
         let limit = self.config.concurrency_limits.get(limit?)?;
         let mode = limit.mode.unwrap_or(mode);
         if mode == Mode::Off {
             return None;
         }
         let deadline = longest(variant.route);
-        let new = Concurrency::new(limit, subject, deadline, self.host);
+        let new = Concurrency::new(limit, subject, deadline, self.seed, self.host);
         let known = self.concurrency.iter().find(|known| known.is(&new));
         let policy = known.map_or_else(|| Rc::new(new), Rc::clone);
         if known.is_none() {
             self.concurrency.push(Rc::clone(&policy));
         }
         policy.share(deadline);
-        let refusals = self.refusals(variant, &limit.name, Reason::Overload, mode);
-        Some(Binding::new(policy, mode, refusals))
+        let refusals = |name: &str| self.refusals(variant, name, Reason::Overload, mode);
+        let over_share = match policy.fair_name() {
+            "" => MetricId::NONE,
+            name => refusals(name),
+        };
+        Some(ConcurrencyBinding {
+            over_share: Effect {
+                mode,
+                refusals: over_share,
+            },
+            limit: Binding::new(policy, mode, refusals(&limit.name)),
+        })
     }
 
     fn breaker(&mut self, variant: &Variant<'_>, mode: Mode) -> Option<Binding<Breaker>> {

@@ -1,16 +1,20 @@
 //! A concurrency limit at run time: one for each route or upstream that names it.
 //!
 //! A request costs three calls of metrics to come in and one to go, of `adaptive` two more; shared
-//! data is used once per tick, for what a lost VM may have left behind.
+//! data is used once per tick, for what a lost VM may have left behind. Fair shares use it once in
+//! [`fair::SYNC`] and worker while the limit is nearly full, and not at all otherwise.
 
 use super::in_flight::{Gauge, InFlight};
 use super::metrics::MetricTable;
+use crate::base::hash::Seed;
 use crate::base::time::Nanos;
-use crate::document::{self, ConcurrencyAlgorithm, Criticality};
-use crate::host::{Host, SharedCounter};
+use crate::document::{self, ConcurrencyAlgorithm, Criticality, KeyPart};
+use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::concurrency::adaptive::{AdaptiveSettings, Observations};
-use crate::policy::concurrency::has_room;
+use crate::policy::concurrency::fair::{self, FairShares};
+use crate::policy::concurrency::{Room, SHEDDING, has_room, has_room_over_share};
 use crate::policy::shares::SharesRecord;
+use crate::request::Request;
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -23,6 +27,42 @@ pub(super) struct Concurrency {
     in_flight: InFlight,
     limit: SharedCounter,
     seen: Cell<Observations>,
+    /// When it last refused a request of this worker.
+    refused_at: Cell<Option<Nanos>>,
+    fair: Option<Fair>,
+}
+
+/// Fair shares of a limit, with what belongs to them.
+#[derive(Debug)]
+struct Fair {
+    shares: FairShares,
+    /// Its name in decisions and replies.
+    name: String,
+    unkeyed: MetricId,
+    contention: MetricId,
+}
+
+/// What a request asks a limit for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PlaceRequest {
+    pub(super) now: Nanos,
+    pub(super) criticality: Criticality,
+    /// Whose share it is of, where there are fair shares.
+    pub(super) key: Option<u32>,
+    /// Whether the limit acts.
+    pub(super) enforce: bool,
+    pub(super) vm: u64,
+}
+
+/// A limit's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PlaceAnswer {
+    /// There is room.
+    Room,
+    /// There is none.
+    Full,
+    /// There is room, but not for one who has more than a fair share of it.
+    OverShare,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +76,10 @@ enum Bound {
 pub(super) struct Permit {
     /// How many were in flight when it came, itself included.
     among: u64,
+    /// The limit at that moment.
+    limit: u64,
+    /// Whose share it counts to.
+    key: Option<u32>,
 }
 
 /// How a request ended, for a limit that learns from it.
@@ -54,6 +98,7 @@ impl Concurrency {
         config: &document::ConcurrencyLimit,
         subject: [&str; 2],
         deadline: Nanos,
+        seed: Seed,
         host: &H,
     ) -> Self {
         let names = MetricTable(host);
@@ -81,6 +126,13 @@ impl Concurrency {
             gauge,
             limit: names.concurrency_limit(&config.name, key),
             seen: Cell::new(Observations::default()),
+            refused_at: Cell::default(),
+            fair: (!config.fair.is_empty()).then(|| Fair {
+                shares: FairShares::new(&config.fair, &[&config.name, kind, key], seed),
+                name: fair_name(&config.name),
+                unkeyed: names.fair_unkeyed(&config.name),
+                contention: names.contention(&config.name),
+            }),
         };
         // What a former configuration found goes on, within the bounds of this one.
         host.store(new.limit, new.limit(host));
@@ -104,34 +156,108 @@ impl Concurrency {
         }
     }
 
-    /// Counts a request in. `None`: there was no room, and it was `enforce`d; otherwise it is in
-    /// flight, and true if there was room.
+    /// What its fair shares are by; none where there are none.
+    pub(super) fn fair_parts(&self) -> &[KeyPart] {
+        self.fair.as_ref().map_or(&[], |fair| fair.shares.parts())
+    }
+
+    /// Whose share of this limit a request is of.
+    pub(super) fn fair_key(&self, request: &Request<'_>) -> Option<u32> {
+        self.fair.as_ref()?.shares.key(request)
+    }
+
+    /// The name under which fair shares refuse.
+    pub(super) fn fair_name(&self) -> &str {
+        self.fair.as_ref().map_or("", |fair| &fair.name)
+    }
+
+    /// Counts a request in. No permit: it was refused, and the limit acts; otherwise it is in
+    /// flight.
     pub(super) fn enter<H: Host>(
         &self,
         host: &H,
-        now: Nanos,
-        criticality: Criticality,
-        enforce: bool,
-    ) -> (Option<Permit>, bool) {
+        asks: &PlaceRequest,
+    ) -> (Option<Permit>, PlaceAnswer) {
+        let PlaceRequest {
+            now,
+            criticality,
+            key,
+            ..
+        } = *asks;
         self.gauge.enter(host);
         // At least itself, whatever the gauge says.
         let among = self.gauge.value(host).max(1);
         let limit = self.limit(host);
-        let room = has_room(among.saturating_sub(1), limit, criticality);
+        let others = among.saturating_sub(1);
+        let answer = if !has_room(others, limit, criticality) {
+            PlaceAnswer::Full
+        } else if self.is_over_share(host, asks, others, limit)
+            && !has_room_over_share(others, limit, criticality)
+        {
+            PlaceAnswer::OverShare
+        } else {
+            PlaceAnswer::Room
+        };
+        let room = answer == PlaceAnswer::Room;
         self.learn(host, now, limit, |seen, settings| {
             seen.arrived(settings, now, among, limit, room)
         });
-        if !room && enforce {
-            self.gauge.cancel(host);
-            return (None, false);
+        if !room {
+            self.refused_at.set(Some(now));
+            if let Some(fair) = &self.fair {
+                fair.shares.with(|shares| shares.refused(now));
+            }
+            if asks.enforce {
+                self.gauge.cancel(host);
+                return (None, answer);
+            }
         }
         self.gauge.confirm();
-        (Some(Permit { among }), room)
+        if let (Some(fair), Some(key)) = (&self.fair, key) {
+            fair.shares.with(|shares| shares.enter(key));
+        }
+        (Some(Permit { among, limit, key }), answer)
+    }
+
+    /// Whether fair shares are in force, and the request's key has more than one in flight.
+    fn is_over_share<H: Host>(
+        &self,
+        host: &H,
+        asks: &PlaceRequest,
+        others: u64,
+        limit: u64,
+    ) -> bool {
+        let Some(fair) = &self.fair else { return false };
+        let Some(key) = asks.key else {
+            host.add(fair.unkeyed, 1);
+            return false;
+        };
+        let nearly_full = !has_room(others, limit, Criticality::Sheddable);
+        let due = |shares: &mut fair::KeyCounts| shares.is_due(asks.now, nearly_full);
+        if fair.shares.with(due) && fair.shares.exchange(host, asks.now, asks.vm).is_err() {
+            host.add(fair.contention, 1);
+        }
+        fair.shares
+            .with(|shares| shares.is_active(asks.now) && shares.is_over(key))
+    }
+
+    /// How much room there was for more than this request.
+    pub(super) fn room(&self, permit: &Permit, now: Nanos) -> Room {
+        Room::of(permit.among, permit.limit, self.is_shedding(now))
+    }
+
+    /// Whether it has refused a request of this worker lately.
+    pub(super) fn is_shedding(&self, now: Nanos) -> bool {
+        let at = self.refused_at.get();
+        at.is_some_and(|at| at <= now && now.since(at) < SHEDDING)
     }
 
     /// Counts it out again.
     pub(super) fn leave<H: Host>(&self, host: &H, permit: Permit, ending: impl FnOnce() -> Ending) {
         self.gauge.leave(host);
+        if let (Some(fair), Some(key)) = (&self.fair, permit.key) {
+            fair.shares.with(|shares| shares.leave(key));
+        }
         let Bound::Adaptive(settings) = self.bound.get() else {
             return;
         };
@@ -186,4 +312,9 @@ impl Concurrency {
             host.store(self.limit, found);
         }
     }
+}
+
+/// The name under which the fair shares of a limit refuse.
+pub(super) fn fair_name(limit: &str) -> String {
+    [limit, "/fair"].concat()
 }

@@ -221,6 +221,15 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
         )
     }
 
+    /// Requests that lack a part of the key of a limit's fair shares.
+    pub(super) fn fair_unkeyed(&self, policy: &str) -> MetricId {
+        self.define(
+            MetricKind::Counter,
+            "haven_fair_unkeyed_total",
+            &[("policy", policy)],
+        )
+    }
+
     pub(super) fn concurrency_in_flight(&self, policy: &str, key: &str) -> SharedCounter {
         self.share(
             "haven_concurrency_in_flight",

@@ -27,7 +27,7 @@ pub(super) struct Route {
     /// Enforced ones first: a shadow use may only draw for a request that passed.
     pub(super) limits: Vec<Binding<Limit>>,
     /// Its own concurrency limit, and its upstream's.
-    pub(super) concurrency: [Option<Binding<Concurrency>>; 2],
+    pub(super) concurrency: [Option<ConcurrencyBinding>; 2],
     pub(super) breaker: Option<Binding<Breaker>>,
     pub(super) upstream: Option<Binding<Upstream>>,
     /// Components of its upstream's check without which it is refused.
@@ -83,6 +83,14 @@ impl<T> Clone for Binding<T> {
             effect: self.effect,
         }
     }
+}
+
+/// A concurrency limit as a route uses it.
+#[derive(Debug)]
+pub(super) struct ConcurrencyBinding {
+    pub(super) limit: Binding<Concurrency>,
+    /// Of what its fair shares refuse.
+    pub(super) over_share: Effect,
 }
 
 /// A rate limit with its metrics. An enforced and a shadow use of the same limit have buckets of

@@ -15,12 +15,14 @@ use super::health_check::CheckResult;
 use super::in_flight::{Gauge, InFlight};
 use super::logs::LogLimiter;
 use super::metrics::MetricTable;
+use super::route::Shared;
 use crate::base::time::Nanos;
 use crate::document::{self, FailureOn, LoadReport, Mode};
 use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::shares::SharesRecord;
 use crate::policy::upstream::Availability;
 use crate::policy::upstream::orca::{self, Load};
+use crate::policy::upstream::peers::Peers;
 use crate::policy::upstream::roster::{EndpointCounts, Member, Roster, Rules, UNIT};
 use crate::policy::upstream::slow_start;
 use endpoint::{Endpoint, Place, id};
@@ -55,6 +57,8 @@ pub(super) struct Upstream {
     balancer: Balancer,
     rules: Rules,
     load_report: bool,
+    /// How the endpoints do against each other.
+    peers: Shared<Peers>,
     /// Whether any endpoint has a breaker: without, it does not matter which one answered.
     has_breakers: bool,
     failure_on: Option<FailureOn>,
@@ -129,6 +133,7 @@ impl Upstream {
             balancer,
             rules,
             load_report: config.load_report == LoadReport::Orca,
+            peers: Shared::new(Peers::new(endpoints.len())),
             has_breakers: endpoints.iter().any(|endpoint| endpoint.breaker.is_some()),
             endpoints,
             failure_on: around.breaker.map(|breaker| breaker.failure_on.clone()),

@@ -11,6 +11,7 @@
 
 pub mod adaptive;
 pub mod config;
+pub mod fair;
 
 use crate::base::time::Nanos;
 use config::Criticality;
@@ -23,13 +24,52 @@ pub const RETRY_AFTER: Nanos = Nanos::from_secs(1);
 /// any kind, and one of 1 for one.
 #[must_use]
 pub const fn has_room(others: u64, limit: u64, criticality: Criticality) -> bool {
-    let percent = match criticality {
+    others.saturating_mul(100) < limit.saturating_mul(threshold(criticality))
+}
+
+/// The same for a request whose key has more than its fair share in flight: see [`fair`].
+#[must_use]
+pub const fn has_room_over_share(others: u64, limit: u64, criticality: Criticality) -> bool {
+    let percent = threshold(criticality).saturating_mul(fair::OVERDRAWN);
+    others.saturating_mul(10_000) < limit.saturating_mul(percent)
+}
+
+/// The share of the limit, in percent, from which on a request is refused.
+const fn threshold(criticality: Criticality) -> u64 {
+    match criticality {
         Criticality::Sheddable => 70,
         Criticality::SheddablePlus => 80,
         Criticality::Critical => 95,
         Criticality::CriticalPlus => 100,
-    };
-    others.saturating_mul(100) < limit.saturating_mul(percent)
+    }
+}
+
+/// For so long after it has refused something a limit counts as shedding.
+pub const SHEDDING: Nanos = Nanos::from_secs(1);
+
+/// How much room a limit has for more work than was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Room {
+    /// Half of it is free, and nothing is refused.
+    Spare,
+    /// There is some.
+    Scarce,
+    /// None: four fifths are in use, or something was refused lately.
+    Full,
+}
+
+impl Room {
+    /// The room of a limit that has so many requests in flight.
+    #[must_use]
+    pub const fn of(in_flight: u64, limit: u64, is_shedding: bool) -> Self {
+        if is_shedding || in_flight.saturating_mul(5) > limit.saturating_mul(4) {
+            Self::Full
+        } else if in_flight.saturating_mul(2) > limit {
+            Self::Scarce
+        } else {
+            Self::Spare
+        }
+    }
 }
 
 #[cfg(test)]

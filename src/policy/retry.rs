@@ -16,11 +16,22 @@
 //!   worker and need no cleaning up.
 //!
 //! The idea of a budget by share with a floor is Finagle's RetryBudget.
+//!
+//! **Spare capacity.** A share is a guess: with room at the upstream it gives up on requests that
+//! another try would have answered, and without room every retry is one too many. Where a
+//! concurrency limit shows which it is, the budget `auto` follows it: while half of the limit is
+//! free, nothing is refused and answers are fast, every request gets its retries; else the share
+//! of [`SHARE`] holds. Whatever the budget, a limit that refuses or is nearly full allows none:
+//! the engine asks for none then.
 
 pub mod config;
 
+use crate::base::percent::Percent;
 use crate::base::time::Nanos;
-use config::Retry;
+use config::{Retry, RetryBudget};
+
+/// The share of recent requests that `auto` may retry where it is not known that there is room.
+pub const SHARE: Percent = Percent(2_000);
 
 /// The span of time that counts as recent.
 pub const WINDOW: Nanos = Nanos::from_secs(1);
@@ -60,11 +71,22 @@ pub struct Totals {
     pub retries: u64,
 }
 
+/// What a request asks of the budget.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GrantRequest {
+    /// Retries, at the most.
+    pub wanted: u32,
+    /// Whether the upstream is known to have room for all of them.
+    pub spare: bool,
+}
+
 /// A worker's view of a route's budget.
 #[derive(Clone, Debug)]
 pub struct Budget {
     /// In hundredths of a percent.
     share: u64,
+    /// Whether spare capacity may be spent beyond the share.
+    auto: bool,
     /// Retries that are allowed in a window in any case, in ten thousandths.
     floor: u64,
     /// This worker's own totals.
@@ -94,8 +116,13 @@ impl Budget {
     /// A budget of which nothing is spent.
     #[must_use]
     pub fn new(config: &Retry) -> Self {
+        let (share, auto) = match config.budget {
+            RetryBudget::Auto => (SHARE, true),
+            RetryBudget::Share(share) => (share, false),
+        };
         Self {
-            share: config.budget.0.into(),
+            share: share.0.into(),
+            auto,
             floor: u64::from(config.min_per_second)
                 .saturating_mul(WHOLE)
                 .saturating_mul(WINDOW.as_secs_ceil()),
@@ -123,13 +150,17 @@ impl Budget {
         }
     }
 
-    /// Counts a request, and grants it up to `wanted` retries. The caller settles each grant
-    /// exactly once.
-    pub fn grant(&mut self, now: Nanos, totals: Totals, wanted: u32) -> u32 {
+    /// Counts a request, and grants it retries. The caller settles each grant exactly once.
+    pub fn grant(&mut self, now: Nanos, totals: Totals, request: GrantRequest) -> u32 {
+        let wanted = request.wanted;
         self.sample(now, totals);
         self.own.requests = self.own.requests.saturating_add(1);
         if wanted == 0 {
             return 0;
+        }
+        if self.auto && request.spare {
+            self.open = self.open.saturating_add(wanted.into());
+            return wanted;
         }
         let Some(base) = self.base(now) else { return 0 };
         // On a host without metrics there are no totals: then this worker's own count.

@@ -22,6 +22,7 @@ pub mod config;
 pub mod maglev;
 pub mod orca;
 pub mod peak_ewma;
+pub mod peers;
 pub mod roster;
 pub mod rotation;
 pub mod slow_start;

@@ -1,6 +1,6 @@
 //! Retries.
 
-use haven::document::{Percent, Retry};
+use haven::document::{Retry, RetryBudget};
 
 use crate::support::{good, refuses};
 
@@ -22,7 +22,7 @@ fn retries_are_taken_with_their_defaults() {
             methods: ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"]
                 .map(str::to_owned)
                 .into(),
-            budget: Percent(2_000),
+            budget: RetryBudget::Auto,
             min_per_second: 3,
         }
     );

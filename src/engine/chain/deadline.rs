@@ -125,10 +125,13 @@ impl Exchange {
         }
         let config = &route.config.timeout;
         let left = self.deadline.left(self.waited);
+        if !elsewhere {
+            self.set_retries(context, left);
+        }
         let set =
             |name: &str, value: &[u8]| context.stream.set_header(Message::Request, name, value);
         let set_millis = |name: &str, time: Nanos| set(name, number(whole_millis(time)).as_bytes());
-        let mut per_try = deadline::per_try(config, left);
+        let mut per_try = deadline::per_try(config, left).filter(|_| self.may_cut_try(route));
         let whole = least(per_try, left);
         match (self.deadline.own, left) {
             (Some(_), Some(left)) => set_millis(deadline::ROUTER, left),
@@ -146,9 +149,15 @@ impl Exchange {
                 .incoming
                 .pass_on(time, self.facts.grpc, own, set);
         }
-        if !elsewhere {
-            self.set_retries(context, left);
-        }
+    }
+
+    /// Whether a try is cut off at `per_try`: only if there is another one for the request, at an
+    /// endpoint that is not as slow. Otherwise the try has the rest of the deadline. (Bug avoided:
+    /// where all endpoints are slow a second try doubles the load, while the upstream still works on
+    /// the first.) Without `retry` the proxy's own policy may retry.
+    fn may_cut_try(&self, route: &Route) -> bool {
+        route.retry.is_none()
+            || (self.grants.retries() > 0 && self.grants.has_faster_next(self.start))
     }
 
     /// The upstream's answer has begun, or it is clear that there is none.

@@ -9,6 +9,7 @@ use crate::engine::route::Shared;
 use crate::engine::upstream::{Pick, Upstream};
 use crate::host::Host;
 use crate::policy::circuit_breaker::CallResult;
+use crate::policy::concurrency::Room;
 use crate::policy::retry::Budget;
 use std::rc::Rc;
 
@@ -55,6 +56,26 @@ impl Grants {
         if let Some(held) = self.concurrency.get_mut(place) {
             *held = Some((Rc::clone(limit), permit));
         }
+    }
+
+    /// How much room its limits have for more than this request, the least of them; `None`: it has
+    /// none.
+    pub(super) fn room(&self, now: Nanos) -> Option<Room> {
+        let held = self.concurrency.iter().flatten();
+        held.map(|(limit, permit)| limit.room(permit, now)).max()
+    }
+
+    /// Whether any of its limits has refused a request lately.
+    pub(super) fn is_shedding(&self, now: Nanos) -> bool {
+        let mut held = self.concurrency.iter().flatten();
+        held.any(|(limit, _)| limit.is_shedding(now))
+    }
+
+    /// Whether a try that takes long is better made at the next endpoint of the list. Where the
+    /// proxy picks by itself, it may be.
+    pub(super) fn has_faster_next(&self, now: Nanos) -> bool {
+        let granted = self.endpoint.as_ref();
+        granted.is_none_or(|granted| granted.upstream.has_faster_next(&granted.pick, now))
     }
 
     /// The route's breaker admits the request. `trial`: only to try the upstream.

@@ -14,6 +14,7 @@ use crate::host::{Host, Message, Property, Reply, Stream};
 use crate::policy::Outcome;
 use crate::policy::circuit_breaker::CallResult;
 use crate::policy::upstream::orca;
+use crate::policy::upstream::peers::Try;
 use crate::request::Reason;
 use crate::request::reply::ReplyDetails;
 
@@ -101,6 +102,19 @@ impl Settlement {
             duration: self.duration,
             retry_after: self.retry_after,
         }
+    }
+
+    /// How the last try ended, and those before it, where a try may take `per_try`.
+    fn tries(&self, per_try: Option<Nanos>, grpc_status: Option<u64>) -> [Try; 2] {
+        let late = per_try.is_some_and(|longest| self.duration >= longest);
+        let last = match self.class {
+            Class::Timeout => Try::Cut,
+            _ if !self.is_good(grpc_status) => Try::Failed,
+            // With tries before it only the whole is known to have taken long.
+            _ if late && self.attempts.is_none_or(|it| it.before == 0) => Try::Late,
+            _ => Try::Good,
+        };
+        [last, if late { Try::Cut } else { Try::Failed }]
     }
 
     /// Whether the upstream did what was asked, or said that the client was wrong.
@@ -372,17 +386,32 @@ impl Exchange {
             self.timing = Timing::No;
             self.time_end(Timing::Answered, now);
         }
+        // What comes too late while a limit refuses is the overload's, and no breaker's matter: to
+        // open one would take away capacity.
+        let overloaded = settlement.class == Class::Timeout && self.grants.is_shedding(now);
+        let result = |failure_on: &FailureOn| {
+            if overloaded {
+                CallResult::IGNORED
+            } else {
+                settlement.result(failure_on, grpc_status)
+            }
+        };
         if let Some((breaker, epoch)) = self.grants.take_breaker() {
-            let result = settlement.result(&breaker.config().failure_on, grpc_status);
+            let result = result(&breaker.config().failure_on);
             breaker.end(host, now, epoch, result, rng);
         }
         self.grants.mark_recorded();
         let Some(used) = &context.route.upstream else {
             return;
         };
+        let pick = self.grants.picked();
+        if let Some(attempts) = settlement.attempts {
+            let per_try = context.route.config.timeout.per_try;
+            let [last, earlier] = settlement.tries(per_try, grpc_status);
+            used.policy.compare(now, &pick, attempts, last, earlier);
+        }
         if let Some(failure_on) = used.policy.failure_on() {
-            let result = settlement.result(failure_on, grpc_status);
-            let pick = self.grants.picked();
+            let result = result(failure_on);
             used.policy
                 .record(host, now, &pick, settlement.attempts, result, rng);
         }

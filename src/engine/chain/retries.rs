@@ -5,10 +5,14 @@ use crate::base::text::number;
 use crate::base::time::Nanos;
 use crate::engine::route::Route;
 use crate::host::{Host, Message, Stream};
-use crate::policy::retry;
+use crate::policy::concurrency::Room;
+use crate::policy::retry::{self, GrantRequest};
 
 /// What half of the requests take: less leaves no room for another try.
 const HALF: u32 = 5_000;
+
+/// Answers are fast while half of them take no more than this part of the time that is left.
+const FAST: u64 = 4;
 
 impl Exchange {
     /// Whether the request may be tried again for what it is.
@@ -29,17 +33,24 @@ impl Exchange {
             return;
         };
         let now = self.start;
-        let has_room = |left: Nanos| {
-            let half = route
-                .seen
-                .as_ref()
-                .and_then(|seen| seen.with(|seen| seen.quantile(now, HALF)));
-            half.is_none_or(|half| half.least <= left)
+        let half = route
+            .seen
+            .as_ref()
+            .and_then(|seen| seen.with(|seen| seen.quantile(now, HALF)));
+        let in_time = |left: Nanos, times| half.is_none_or(|half| half.least.times(times) <= left);
+        let room = self.grants.room(now);
+        let may = self.facts.retriable
+            && !self.grants.is_trial()
+            && room != Some(Room::Full)
+            && left.is_none_or(|left| in_time(left, 1));
+        let ask = GrantRequest {
+            wanted: if may { config.attempts } else { 0 },
+            spare: room == Some(Room::Spare)
+                && half.is_some()
+                && left.is_none_or(|left| in_time(left, FAST)),
         };
-        let may = self.facts.retriable && !self.grants.is_trial() && left.is_none_or(has_room);
-        let wanted = if may { config.attempts } else { 0 };
         let totals = used.totals(route, host);
-        let granted = used.budget.with(|budget| budget.grant(now, totals, wanted));
+        let granted = used.budget.with(|budget| budget.grant(now, totals, ask));
         self.grants.retry(&used.budget, granted);
         host.add(used.requests, 1);
         let set = |name: &str, value: &str| {

@@ -12,6 +12,7 @@ use crate::policy::circuit_breaker::CallResult;
 use crate::policy::upstream::Availability;
 use crate::policy::upstream::orca::{self, Load};
 use crate::policy::upstream::peak_ewma::Latency;
+use crate::policy::upstream::peers::Try;
 
 /// Who was asked for a [`Pick`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +76,39 @@ impl Upstream {
         Some(Attempts { last, before })
     }
 
+    /// Counts how the tries ended, for the comparison of the endpoints: the last one, and those
+    /// before it.
+    pub(in crate::engine) fn compare(
+        &self,
+        now: Nanos,
+        pick: &Pick,
+        attempts: Attempts,
+        last: Try,
+        earlier: Try,
+    ) {
+        let before = usize::try_from(attempts.before).unwrap_or(usize::MAX);
+        self.peers.with(|peers| {
+            let earlier_ones = pick.list.iter().take(before);
+            for at in earlier_ones.filter(|at| *at != attempts.last) {
+                peers.record(at, now, earlier);
+            }
+            peers.record(attempts.last, now, last);
+        });
+    }
+
+    /// Whether the second endpoint of the list answers faster than a try may take.
+    pub(in crate::engine) fn has_faster_next(&self, pick: &Pick, now: Nanos) -> bool {
+        let next = pick.list.iter().nth(1);
+        next.is_some_and(|next| !self.peers.with(|peers| peers.is_slow(next, now)))
+    }
+
+    /// What counts of an outcome at an endpoint: a failure that its peers share does not.
+    fn own_outcome(&self, at: usize, now: Nanos, call: CallResult) -> CallResult {
+        let shared = call.outcome == Outcome::Failure
+            && self.peers.with(|peers| !peers.is_own_fault(at, now));
+        if shared { CallResult::IGNORED } else { call }
+    }
+
     /// Takes note of how the tries ended.
     pub(in crate::engine) fn record<H: Host>(
         &self,
@@ -100,6 +134,11 @@ impl Upstream {
             if at == last {
                 own_epoch = Some(epoch);
             } else if place < before {
+                let failed = if place == 0 && pick.trial {
+                    failed
+                } else {
+                    self.own_outcome(at, now, failed)
+                };
                 self.end(host, now, at, epoch, failed, rng);
                 told |= place == 0;
             }
@@ -108,6 +147,12 @@ impl Upstream {
             self.release(host, now, pick, rng);
         }
         if let Some(epoch) = own_epoch.or_else(|| self.unlisted(host, last, now)) {
+            let trial = pick.trial && pick.list.first() == Some(last);
+            let call = if trial {
+                call
+            } else {
+                self.own_outcome(last, now, call)
+            };
             self.end(host, now, last, epoch, call, rng);
         }
     }

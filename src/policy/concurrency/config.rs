@@ -1,6 +1,7 @@
 //! A concurrency limit as it is configured, and what is shed first.
 
 use crate::policy::mode::Mode;
+use crate::request::key::{KeyPart, SomeKeyParts};
 use crate::schema::{Decode, Errors, Int, Json, Path, choice, section};
 
 /// A bound of the requests in flight.
@@ -12,6 +13,8 @@ pub struct ConcurrencyLimit {
     pub mode: Option<Mode>,
     /// How the bound is found.
     pub algorithm: ConcurrencyAlgorithm,
+    /// What fair shares are by; empty: none.
+    pub fair: Vec<KeyPart>,
 }
 
 /// How a concurrency limit finds its bound.
@@ -71,6 +74,10 @@ section! {
         max_limit: Option<Int<1, 1_000_000>> = Absent("1000");
         /// Where `adaptive` begins.
         initial_limit: Option<Int<1, 1_000_000>> = Absent("20, within the bounds");
+        /// A key as a rate limit's, by which shares are fair: while the limit refuses anything, a
+        /// request of who has more than an equal share of what is in flight is refused first,
+        /// within each criticality. A request that lacks a part of the key is not counted to anyone.
+        fair: Option<SomeKeyParts> = Absent("none");
     }
 }
 
@@ -100,6 +107,7 @@ impl ConcurrencySection {
             name,
             mode: self.mode,
             algorithm,
+            fair: self.fair.unwrap_or_default(),
         }
     }
 

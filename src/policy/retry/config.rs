@@ -1,7 +1,7 @@
 //! Which requests the proxy tries again, as it is configured.
 
 use crate::base::percent::Percent;
-use crate::schema::{Int, Method, Pct, Set, choice, section};
+use crate::schema::{Either, Int, Method, Pct, Set, choice, section};
 
 /// Which requests are tried again, how often, and how many of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,10 +14,20 @@ pub struct Retry {
     pub grpc_on: String,
     /// Methods, upper case.
     pub methods: Vec<String>,
-    /// Retries as a share of recent requests.
-    pub budget: Percent,
+    /// What bounds the retries of all requests together.
+    pub budget: RetryBudget,
     /// Retries per second that the budget has in any case.
     pub min_per_second: u32,
+}
+
+/// What bounds the retries of all requests together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryBudget {
+    /// The room that the route's concurrency limits show; where they show none, a fifth of the
+    /// recent requests.
+    Auto,
+    /// A share of recent requests.
+    Share(Percent),
 }
 
 section! {
@@ -32,8 +42,12 @@ section! {
         /// The methods that are tried again; for gRPC see `on`.
         methods: Set<Method, 1, 32> =
             Default(r#"["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"]"#);
-        /// Retries as a percentage of the route's recent requests, over all workers.
-        budget: Pct = Default("20");
+        /// Retries as a percentage of the route's recent requests, over all workers: a hard cap. `auto`
+        /// spends spare capacity: while less than half of the route's concurrency limits is in use,
+        /// nothing is refused and answers are fast, each request has its `attempts`; else, and
+        /// without a concurrency limit, it is 20. Nothing is retried while a limit of the route
+        /// refuses or is nearly full.
+        budget: Either<Pct, AutoBudget> = Default("\"auto\"");
         /// Retries per second that are allowed in any case.
         min_per_second: Int<0, 10_000> = Default("3");
     }
@@ -67,6 +81,13 @@ choice! { RetryOn {
     "unavailable" => Self::Grpc("unavailable"),
 } }
 
+choice! {
+    /// A budget that is found.
+    enum AutoBudget {
+        Auto = "auto",
+    }
+}
+
 impl RetrySection {
     /// The retries, with Envoy's words by the header that they go into.
     pub(crate) fn compile(self) -> Retry {
@@ -82,7 +103,10 @@ impl RetrySection {
             on: on.join(","),
             grpc_on: grpc_on.join(","),
             methods: self.methods,
-            budget: self.budget,
+            budget: match self.budget {
+                Either::First(share) => RetryBudget::Share(share),
+                Either::Second(AutoBudget::Auto) => RetryBudget::Auto,
+            },
             min_per_second: self.min_per_second,
         }
     }

@@ -4,13 +4,20 @@ use crate::base::rng::Rng;
 use proptest::prelude::*;
 use std::collections::VecDeque;
 
+fn ask(wanted: u32) -> GrantRequest {
+    GrantRequest {
+        wanted,
+        spare: false,
+    }
+}
+
 fn config(budget: u32, min_per_second: u32) -> Retry {
     Retry {
         attempts: 1,
         on: "reset".into(),
         grpc_on: String::new(),
         methods: vec!["GET".into()],
-        budget: Percent(budget),
+        budget: RetryBudget::Share(Percent(budget)),
         min_per_second,
     }
 }
@@ -49,7 +56,7 @@ impl Proxy {
             self.now = self.now.plus(gap);
             self.end_due(failing);
             let worker = usize::try_from(self.rng.below(self.budgets.len() as u64)).unwrap();
-            let granted = self.budgets[worker].grant(self.now, self.totals, self.attempts);
+            let granted = self.budgets[worker].grant(self.now, self.totals, ask(self.attempts));
             self.totals.requests += 1;
             self.in_flight
                 .push_back((self.now.plus(latency), worker, granted));
@@ -133,7 +140,7 @@ fn the_floor_holds_where_requests_are_few_and_zero_is_none() {
     let mut retries = 0u64;
     for _ in 0..100 {
         now = now.plus(Nanos::from_millis(100));
-        let granted = budget.grant(now, totals, 1);
+        let granted = budget.grant(now, totals, ask(1));
         totals.requests += 1;
         if granted > 0 {
             totals.retries += 1;
@@ -143,10 +150,13 @@ fn the_floor_holds_where_requests_are_few_and_zero_is_none() {
     }
     assert!((24..=33).contains(&retries), "{retries} in 10 s");
     let mut none = Budget::new(&config(0, 0));
-    assert_eq!(none.grant(now, totals, 1), 0);
+    assert_eq!(none.grant(now, totals, ask(1)), 0);
     let mut plenty = Budget::new(&config(10_000, 10));
     assert_eq!(
-        [plenty.grant(now, totals, 0), plenty.grant(now, totals, 10)],
+        [
+            plenty.grant(now, totals, ask(0)),
+            plenty.grant(now, totals, ask(10))
+        ],
         [0, 10]
     );
 }
@@ -171,7 +181,7 @@ fn a_host_without_metrics_still_has_a_bound() {
     let mut granted = 0;
     for _ in 0..1_000 {
         now = now.plus(Nanos::from_millis(5));
-        if budget.grant(now, Totals::default(), 1) > 0 {
+        if budget.grant(now, Totals::default(), ask(1)) > 0 {
             granted += 1;
             budget.settle(1, 1);
         }
@@ -186,13 +196,13 @@ fn a_worker_that_was_idle_takes_no_average_of_its_sleep() {
         requests: 5,
         retries: 0,
     };
-    let _ = budget.grant(Nanos::from_secs(1), totals, 0);
+    let _ = budget.grant(Nanos::from_secs(1), totals, ask(0));
     let mut now = Nanos::from_secs(61);
     totals.requests = 60_000;
     let mut granted = 0u64;
     for _ in 0..100 {
         now = now.plus(Nanos::from_millis(9));
-        if budget.grant(now, totals, 1) > 0 {
+        if budget.grant(now, totals, ask(1)) > 0 {
             totals.retries += 1;
             granted += 1;
             budget.settle(1, 1);
@@ -261,11 +271,69 @@ proptest! {
     ) {
         let mut budget = Budget::new(&config(share, floor));
         for (now, requests, retries, wanted, settled) in steps {
-            let granted = budget.grant(Nanos(now), Totals { requests, retries }, wanted);
+            let granted = budget.grant(Nanos(now), Totals { requests, retries }, ask(wanted));
             prop_assert!(granted <= wanted);
             settled
                 .iter()
                 .for_each(|spent| budget.settle(wanted, *spent));
         }
     }
+}
+
+#[test]
+fn auto_spends_what_is_spare_and_else_a_fifth() {
+    let auto = Retry {
+        budget: RetryBudget::Auto,
+        ..config(0, 0)
+    };
+    let spare = GrantRequest {
+        wanted: 2,
+        spare: true,
+    };
+    // 1,000 requests in 2 s, of which each needs both of its retries.
+    let storm = |config: &Retry, request: GrantRequest| {
+        let (mut budget, mut totals) = (Budget::new(config), Totals::default());
+        for n in 0..1_000 {
+            let now = Nanos::from_millis(10_000 + n * 2);
+            let granted = budget.grant(now, totals, request);
+            budget.settle(granted, granted.into());
+            totals.requests += 1;
+            totals.retries += u64::from(granted);
+        }
+        totals.retries
+    };
+    assert_eq!(storm(&auto, spare), 2_000, "there is room for all");
+    let scarce = GrantRequest {
+        spare: false,
+        ..spare
+    };
+    assert!((100..=200).contains(&storm(&auto, scarce)), "a fifth");
+    assert!(storm(&config(2_000, 0), spare) <= 200, "a number is a cap");
+}
+
+#[test]
+fn what_was_spare_is_no_debt_when_room_is_scarce_but_counts_as_spent() {
+    let auto = Retry {
+        budget: RetryBudget::Auto,
+        ..config(0, 0)
+    };
+    let (mut budget, mut totals) = (Budget::new(&auto), Totals::default());
+    let mut granted_at = |ms: u64, spare| {
+        let granted = budget.grant(
+            Nanos::from_millis(ms),
+            totals,
+            GrantRequest { wanted: 1, spare },
+        );
+        budget.settle(granted, granted.into());
+        totals.requests += 1;
+        totals.retries += u64::from(granted);
+        granted
+    };
+    let first: u32 = (0..500).map(|n| granted_at(10_000 + n * 2, true)).sum();
+    assert_eq!(first, 500);
+    // In the second that follows the retries of the last one are more than a fifth.
+    let next: u32 = (0..250).map(|n| granted_at(11_000 + n * 2, false)).sum();
+    assert_eq!(next, 0);
+    let later: u32 = (0..500).map(|n| granted_at(13_000 + n * 2, false)).sum();
+    assert!((50..=100).contains(&later), "{later}");
 }

@@ -1,0 +1,239 @@
+use super::*;
+use proptest::prelude::*;
+
+fn ms(n: u64) -> Nanos {
+    Nanos::from_millis(n)
+}
+
+/// Workers that exchange their counts at `now`.
+fn exchange(workers: &mut [KeyCounts], record: &mut FairRecord, now: Nanos) {
+    // Twice: the first to write has not seen those that came after it.
+    for _ in 0..2 {
+        for (vm, worker) in (1..).zip(workers.iter_mut()) {
+            worker.sync(record, now, vm);
+        }
+    }
+}
+
+#[test]
+fn an_equal_share_is_what_is_in_flight_by_keys() {
+    let mut shares = KeyCounts::default();
+    assert!(!shares.is_over(1), "one request is always within a share");
+    for _ in 0..9 {
+        shares.enter(1);
+    }
+    assert!(!shares.is_over(1), "alone it may have all");
+    shares.enter(2);
+    // 10 in flight of two keys: five each.
+    assert!(shares.is_over(1) && !shares.is_over(2) && !shares.is_over(3));
+    for _ in 0..4 {
+        shares.leave(1);
+    }
+    assert!(shares.is_over(1));
+    for _ in 0..4 {
+        shares.enter(2);
+    }
+    assert!(
+        !shares.is_over(2),
+        "5 + 1 of 11 is not more than a half and a half"
+    );
+}
+
+#[test]
+fn with_more_keys_than_requests_each_may_have_one() {
+    let mut shares = KeyCounts::default();
+    (0..100).for_each(|key| shares.enter(key));
+    assert!(!shares.is_over(1_000));
+    shares.enter(5);
+    assert!(shares.is_over(5) && !shares.is_over(6), "two, where others have one");
+}
+
+#[test]
+fn it_is_in_force_while_something_is_refused_and_a_second_after() {
+    let mut shares = KeyCounts::default();
+    assert!(!shares.is_active(ms(5_000)));
+    shares.refused(ms(5_000));
+    assert!(shares.is_active(ms(5_000)) && shares.is_active(ms(5_999)));
+    assert!(!shares.is_active(ms(6_000)));
+    assert!(!shares.is_active(ms(4_000)), "the clock has stepped back");
+}
+
+#[test]
+fn counts_are_exchanged_when_the_limit_is_nearly_full_and_not_more_often_than_stated() {
+    let mut shares = KeyCounts::default();
+    assert!(!shares.is_due(ms(0), false) && shares.is_due(ms(0), true));
+    shares.sync(&mut FairRecord::default(), ms(100), 1);
+    assert!(!shares.is_due(ms(119), true) && shares.is_due(ms(120), true));
+    assert!(shares.is_due(ms(99), true), "the clock has stepped back");
+}
+
+#[test]
+fn a_key_is_counted_over_all_workers() {
+    let (mut workers, mut record) = (
+        [const { None }; 3].map(|_: Option<()>| KeyCounts::default()),
+        FairRecord::default(),
+    );
+    for worker in &mut workers {
+        (0..4).for_each(|_| worker.enter(7));
+    }
+    workers[0].enter(8);
+    exchange(&mut workers, &mut record, ms(10));
+    for worker in &workers {
+        // 12 and 1 in flight.
+        assert!(worker.is_over(7) && !worker.is_over(8) && !worker.is_over(9));
+    }
+    for _ in 0..4 {
+        workers[1].leave(7);
+        workers[2].leave(7);
+    }
+    exchange(&mut workers, &mut record, ms(40));
+    assert!(
+        workers[2].is_over(7),
+        "4 of 5 in flight, by another worker alone"
+    );
+}
+
+#[test]
+fn what_one_worker_refuses_puts_the_rule_in_force_in_all() {
+    let (mut workers, mut record) = (
+        [KeyCounts::default(), KeyCounts::default()],
+        FairRecord::default(),
+    );
+    workers[0].refused(ms(1_000));
+    exchange(&mut workers, &mut record, ms(1_010));
+    assert!(workers[1].is_active(ms(1_900)) && !workers[1].is_active(ms(2_100)));
+}
+
+#[test]
+fn a_lost_worker_and_a_clock_that_steps_back_are_forgotten() {
+    let (mut workers, mut record) = (
+        [KeyCounts::default(), KeyCounts::default()],
+        FairRecord::default(),
+    );
+    (0..9).for_each(|_| workers[0].enter(1));
+    workers[1].enter(2);
+    exchange(&mut workers, &mut record, ms(10_000));
+    assert!(workers[1].is_over(1));
+    workers[1].sync(&mut record, ms(12_000), 2);
+    assert!(!workers[1].is_over(1), "lost");
+    workers[0].sync(&mut record, ms(12_000), 1);
+    workers[1].sync(&mut record, ms(3_000), 2);
+    assert!(!workers[1].is_over(1), "written at a time to come");
+}
+
+#[test]
+fn a_worker_writes_its_largest_keys_and_a_sum() {
+    let (mut shares, mut record) = (KeyCounts::default(), FairRecord::default());
+    for key in 0..1_000 {
+        (0..=key / 100).for_each(|_| shares.enter(key));
+    }
+    shares.sync(&mut record, ms(1), 1);
+    let part = &record.parts[0];
+    assert_eq!(part.listed.len(), LISTED);
+    assert!(part.listed.iter().all(|(_, count)| *count == 10));
+    let all: u32 = part.listed.iter().map(|(_, count)| count).sum();
+    assert_eq!(all + part.rest, 5_500);
+    let mut bytes = Vec::new();
+    record.encode(&mut bytes);
+    assert!(bytes.len() < 600, "{}", bytes.len());
+}
+
+/// A limit of `limit` over workers: who is refused of an abusive client and of honest ones that
+/// always want `honest` in flight each. Rounds of 1 ms; a request stays for 20.
+fn shares_under_abuse(workers: usize, clients: u32, limit: u64) -> (f64, f64) {
+    let mut shares: Vec<KeyCounts> = (0..workers).map(|_| KeyCounts::default()).collect();
+    let (mut record, mut flights) = (FairRecord::default(), Vec::<(u64, usize, u32)>::new());
+    let (mut asked, mut got) = ([0u64; 2], [0u64; 2]);
+    let mut turn = 0usize;
+    for at in 0..5_000u64 {
+        let now = ms(10_000 + at);
+        flights.retain(|(until, worker, key)| {
+            let stays = *until > at;
+            if !stays {
+                shares[*worker].leave(*key);
+            }
+            stays
+        });
+        // Each honest client asks once in 20 ms, the abusive one ten times in 1 ms.
+        let honest = (1..=clients).filter(|key| u64::from(*key) % 20 == at % 20);
+        for key in honest.chain(std::iter::repeat_n(0, 10)).collect::<Vec<_>>() {
+            turn += 1;
+            let worker = turn % workers;
+            let in_flight = flights.len() as u64;
+            let mine = &mut shares[worker];
+            if mine.is_due(now, in_flight * 100 >= limit * 70) {
+                mine.sync(&mut record, now, worker as u64 + 1);
+            }
+            let over = mine.is_active(now) && mine.is_over(key);
+            let percent = if over { 95 * OVERDRAWN / 100 } else { 95 };
+            asked[usize::from(key == 0)] += 1;
+            if in_flight * 100 < limit * percent {
+                mine.enter(key);
+                flights.push((at + 20, worker, key));
+                got[usize::from(key == 0)] += 1;
+            } else {
+                mine.refused(now);
+            }
+        }
+    }
+    let part = |who: usize| got[who] as f64 / asked[who] as f64;
+    (part(0), part(1))
+}
+
+#[test]
+fn honest_clients_are_served_beside_an_abusive_one_and_the_limit_stays_used() {
+    for (workers, clients, limit) in [(1, 10, 40), (2, 20, 60), (4, 20, 60), (8, 40, 120)] {
+        let (honest, abusive) = shares_under_abuse(workers, clients, limit);
+        assert!(honest > 0.99, "{workers} workers: {honest}");
+        // The honest have one in flight each; of the rest up to four fifths are used.
+        let room = (limit as f64 * 0.76 - f64::from(clients)) / (10.0 * 20.0);
+        assert!(
+            abusive > room * 0.9,
+            "{workers} workers: {abusive} of {room}"
+        );
+    }
+}
+
+proptest! {
+    /// The record is read as it was written, and anything else is read as something.
+    #[test]
+    fn records_are_read_as_written(
+        keys in prop::collection::vec((any::<u32>(), 1u32..4), 0..200),
+        bytes in prop::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let (mut shares, mut record) = (KeyCounts::default(), FairRecord::default());
+        for (key, count) in keys {
+            (0..count).for_each(|_| shares.enter(key));
+        }
+        shares.sync(&mut record, ms(5), 3);
+        let mut written = Vec::new();
+        record.encode(&mut written);
+        prop_assert_eq!(FairRecord::decode(&written), record);
+        let mut other = FairRecord::decode(&bytes);
+        KeyCounts::default().sync(&mut other, ms(5), 3);
+    }
+
+    /// The count of keys and requests is that of a plain model, whatever comes and goes.
+    #[test]
+    fn counts_are_those_of_a_plain_model(events in prop::collection::vec((any::<bool>(), 0u32..6, 0usize..3), 0..200)) {
+        let mut workers = [KeyCounts::default(), KeyCounts::default(), KeyCounts::default()];
+        let (mut record, mut model) = (FairRecord::default(), vec![vec![0u32; 6]; 3]);
+        for (comes, key, worker) in events {
+            if comes {
+                workers[worker].enter(key);
+                model[worker][key as usize] += 1;
+            } else if model[worker][key as usize] > 0 {
+                workers[worker].leave(key);
+                model[worker][key as usize] -= 1;
+            }
+        }
+        exchange(&mut workers, &mut record, ms(7));
+        let of = |key: usize| model.iter().map(|counts| u64::from(counts[key])).sum::<u64>();
+        let (total, keys) = ((0..6).map(of).sum::<u64>(), (0..6).filter(|key| of(*key) > 0).count() as u64);
+        for worker in &workers {
+            for key in 0..6 {
+                prop_assert_eq!(worker.is_over(key as u32), of(key) * keys > total);
+            }
+        }
+    }
+}
