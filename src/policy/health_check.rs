@@ -7,7 +7,7 @@
 //! | [`report`], [`grpc`] | how answers are parsed |
 //! | [`Sample`] | the result of one check |
 //! | [`Streaks`] | the results in a row that flip an endpoint |
-//! | [`HealthRecord`] | the state of an endpoint: the record that all workers read |
+//! | [`HealthRecord`], [`EndpointRecord`] | the state of an endpoint: the record that all workers read |
 //!
 //! **The checker.** Every VM ticks, that of the main thread too, and after a reload the old
 //! configuration's root contexts go on ticking beside the new ones. So there is a lease for each
@@ -34,6 +34,8 @@
 //! A record that cannot be read: the endpoint is unchecked.
 
 pub mod config;
+mod endpoint_record;
+mod fingerprint;
 pub mod grpc;
 pub mod lease;
 mod record;
@@ -42,6 +44,8 @@ pub mod schedule;
 mod state;
 mod streaks;
 
+pub use endpoint_record::{EndpointRecord, Written};
+pub use fingerprint::fingerprint;
 pub use record::{HealthRecord, OTHER};
 pub use state::{CheckReason, EndpointHealth, Sample};
 pub use streaks::{HealthChange, Streaks, staleness};

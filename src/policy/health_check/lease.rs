@@ -1,7 +1,10 @@
 //! The lease that decides which worker checks an upstream's endpoints: a record in shared data. The
-//! step is pure; the caller runs it in a compare-and-swap.
+//! step is pure; [`LeaseRecord`] runs it in a compare-and-swap.
 
+use crate::base::hash::of_names;
 use crate::base::time::Nanos;
+use crate::host::SharedData;
+use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 
 /// How long a lease lasts. A holder that dies is replaced at the latest when its lease has run out:
 /// the others read it again at that moment.
@@ -132,6 +135,44 @@ impl Lease {
     }
 }
 
+/// The record of an upstream's lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseRecord(RecordKey);
+
+impl LeaseRecord {
+    /// The record of this upstream.
+    #[must_use]
+    pub fn new(upstream: &str) -> Self {
+        Self(RecordKey::new(
+            RecordKind::HealthLease,
+            of_names(&[upstream]),
+            0,
+        ))
+    }
+
+    /// What `me` is at this moment, and its generation; takes or renews the lease if it may.
+    ///
+    /// # Errors
+    /// [`Contended`]: the lease may be held by `me` or by another.
+    pub fn step<H: SharedData>(
+        &self,
+        host: &H,
+        me: Candidate,
+        now: Nanos,
+    ) -> Result<(Role, u32), Contended> {
+        store::update(host, &self.0, |bytes| {
+            let (role, generation, new) = Lease::decode(bytes).step(me, now);
+            match new {
+                None => Step::Keep((role, generation)),
+                Some(lease) => {
+                    lease.encode(bytes);
+                    Step::Write((role, generation))
+                }
+            }
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,7 +187,7 @@ mod tests {
         }
     }
 
-    /// Runs a step and stores what it says.
+    /// Runs a step and stores the lease that it returns.
     fn step(lease: &mut Lease, me: &mut Candidate, now: Nanos) -> Role {
         let (role, generation, new) = lease.step(*me, now);
         me.generation = Some(generation);
@@ -232,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn records_are_read_as_they_were_written_and_others_are_nobodys() {
+    fn records_are_read_as_they_were_written_and_others_have_no_holder() {
         let lease = Lease {
             newest: 9,
             generation: 8,

@@ -8,8 +8,11 @@
 //! One record per upstream holds when its endpoints were first seen, so that all workers agree and
 //! a reload does not begin anew.
 
+use crate::base::hash::of_names;
 use crate::base::sort;
 use crate::base::time::Nanos;
+use crate::host::SharedData;
+use crate::store::{self, RecordKey, RecordKind, Step};
 
 /// The least share of a weight, as its divisor.
 const FLOOR: u64 = 10;
@@ -99,6 +102,27 @@ impl FirstSeen {
     }
 }
 
+/// When the endpoints `ids` of an upstream were first seen, over all workers and reloads. `None`: the
+/// record stays contended, and no endpoint is taken for new.
+pub fn first_seen<H: SharedData, I: Iterator<Item = u64>>(
+    host: &H,
+    upstream: &str,
+    ids: impl Fn() -> I,
+    now: Nanos,
+) -> Option<FirstSeen> {
+    let key = RecordKey::new(RecordKind::FirstSeen, of_names(&[upstream]), 0);
+    store::update(host, &key, |bytes| {
+        let before = FirstSeen::decode(bytes);
+        let seen = FirstSeen::now(before.clone(), ids(), now);
+        if before.as_ref() == Some(&seen) {
+            return Step::Keep(seen);
+        }
+        seen.encode(bytes);
+        Step::Write(seen)
+    })
+    .ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,8 +173,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_record_is_read_as_it_was_written(seen in proptest::collection::btree_map(any::<u64>(), any::<u64>(), 0..20)) {
-            let seen = FirstSeen(seen.into_iter().map(|(id, since)| (id, Nanos(since))).collect());
+        fn a_record_is_read_as_it_was_written(
+            seen in proptest::collection::btree_map(any::<u64>(), any::<u64>(), 0..20),
+        ) {
+            let seen = FirstSeen(
+                seen.into_iter()
+                    .map(|(id, since)| (id, Nanos(since)))
+                    .collect(),
+            );
             let mut bytes = Vec::new();
             seen.encode(&mut bytes);
             prop_assert_eq!(FirstSeen::decode(&bytes), Some(seen));
@@ -162,9 +192,21 @@ mod tests {
         }
 
         #[test]
-        fn a_ramp_never_falls(weight in 0u32..1_024_000, window in 1u64..3_600_000, first in 0u64..4_000_000, more in 0u64..4_000_000) {
+        fn a_ramp_never_falls(
+            weight in 0u32..1_024_000,
+            window in 1u64..3_600_000,
+            first in 0u64..4_000_000,
+            more in 0u64..4_000_000,
+        ) {
             let (since, window) = (Nanos::from_secs(1), Nanos::from_millis(window));
-            let at = |millis| ramped(weight, since, window, since.plus(Nanos::from_millis(millis)));
+            let at = |millis| {
+                ramped(
+                    weight,
+                    since,
+                    window,
+                    since.plus(Nanos::from_millis(millis)),
+                )
+            };
             prop_assert!(at(first) <= at(first + more));
             prop_assert!(at(first) <= weight);
             prop_assert!(at(first) >= weight / 10);
