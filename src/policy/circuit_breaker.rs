@@ -218,7 +218,7 @@ impl CircuitBreaker {
                 return self.tally(host, settings, now, view, call, random);
             }
             if self.meters.consecutive != SharedCounter::NONE {
-                // A breaker that closes begins without failures in a streak: no worker counts in this
+                // A breaker that closes begins without failures in a row: no worker counts in this
                 // gauge before it is closed.
                 host.store(self.meters.consecutive, 0);
             }

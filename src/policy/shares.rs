@@ -345,11 +345,29 @@ mod tests {
         #[test]
         fn a_record_is_read_as_it_was_written(
             drifts in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<i64>()), 0..5),
-            vms in proptest::collection::vec((any::<u64>(), any::<u64>(), proptest::collection::vec((any::<u64>(), any::<u64>()), 0..5)), 0..5),
+            vms in proptest::collection::vec(
+                (
+                    any::<u64>(),
+                    any::<u64>(),
+                    proptest::collection::vec((any::<u64>(), any::<u64>()), 0..5),
+                ),
+                0..5,
+            ),
         ) {
-            let drifts = drifts.into_iter().map(|(gauge, since, least)| Drift { gauge, since: Nanos(since), least });
-            let vms = vms.into_iter().map(|(vm, reported, own)| Share { vm, reported: Nanos(reported), own });
-            let shares = Shares { drifts: drifts.collect(), vms: vms.collect() };
+            let drifts = drifts.into_iter().map(|(gauge, since, least)| Drift {
+                gauge,
+                since: Nanos(since),
+                least,
+            });
+            let vms = vms.into_iter().map(|(vm, reported, own)| Share {
+                vm,
+                reported: Nanos(reported),
+                own,
+            });
+            let shares = Shares {
+                drifts: drifts.collect(),
+                vms: vms.collect(),
+            };
             let mut bytes = Vec::new();
             shares.encode(&mut bytes);
             prop_assert_eq!(Shares::decode(&bytes), shares);

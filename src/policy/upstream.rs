@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | `round_robin` | nginx's smooth weighted order: [`rotation`] | the worker's |
 //! | `least_request` | the fewest requests in flight for its weight | a gauge per endpoint |
-//! | `peak_ewma` | the least latency times requests in flight: [`peak_ewma`] | two gauges per endpoint |
+//! | `peak_ewma` | the least latency times requests in flight: [`peak_ewma`] | two such gauges |
 //! | `consistent_hash` | the owner of the request's key: [`maglev`] | a table per level |
 //! | `random` | a draw by weight | none |
 //! | `first` | the first of the list | none |

@@ -16,17 +16,17 @@
 //! |---|---|---|
 //! | when | otherwise | any of the three signs below |
 //! | it rises to | twice the present load | what is answered within 75 % of the deadline |
-//! | it falls | slowly, not below `initial_limit` | to what is answered within 75 % of the deadline |
+//! | it falls | slowly, not below `initial_limit` | to the same, see below |
 //!
 //! A limit is pressed if half of it is in flight for ¼ of the deadline, if a request was refused in
 //! the last two deadlines, or if answers take 85 % of the deadline. A pressed limit falls at once
 //! if answers take 85 % of the deadline, and by quarters of the way if they take 75 to 85 %. A calm
 //! one falls by 1/60 of the way per second and worker.
 //!
-//! In both states it falls at once, though not below `initial_limit`, if more requests are in flight
-//! than are answered within the deadline: so a sudden load meets a limit before the first late
-//! answer. It at most doubles in an eighth of the deadline (at most 500 ms): of the answers to a
-//! burst the fast ones come first, and promise too much.
+//! In both states it falls at once, though not below `initial_limit`, if more requests are in
+//! flight than are answered within the deadline: so a sudden load meets a limit before the first
+//! late answer. It at most doubles in an eighth of the deadline (at most 500 ms): of the answers to
+//! a burst the fast ones come first, and promise too much.
 //!
 //! A limit never falls because answers are slow, only because they come too late: it stays where it
 //! is when an upstream turns slower and still answers in time. Nor does it fall for errors, which
@@ -37,7 +37,7 @@
 //! |---|---|
 //! | first start | `initial_limit` until eight answers have come; then it doubles step by step |
 //! | idle | it stays; old observations are forgotten |
-//! | an upstream that hangs | falls to `min_limit`; the first good answers outweigh all earlier ones |
+//! | an upstream that hangs | falls to `min_limit`; good answers then outweigh the older ones |
 //! | a clock that steps back | observations are forgotten, the limit stays |
 //! | few requests | it moves rarely: a worker needs at least eight calls for a step |
 //!
@@ -446,10 +446,22 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_it_sees_it_keeps_its_bounds(
-            events in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<u64>(), 0u64..2_000, any::<bool>()), 0..200),
+            events in proptest::collection::vec(
+                (
+                    any::<u64>(),
+                    any::<u64>(),
+                    any::<u64>(),
+                    0u64..2_000,
+                    any::<bool>(),
+                ),
+                0..200,
+            ),
             deadline in 1u64..=u64::MAX,
         ) {
-            let settings = AdaptiveSettings { deadline: Nanos(deadline), ..SETTINGS };
+            let settings = AdaptiveSettings {
+                deadline: Nanos(deadline),
+                ..SETTINGS
+            };
             let (mut seen, mut limit) = (Observations::default(), 20);
             for (now, among, elapsed, in_flight, admitted) in events {
                 let now = Nanos(now);
@@ -457,7 +469,9 @@ mod tests {
                 for _ in 0..8 {
                     seen.ended(&settings, now, among, Nanos(elapsed), in_flight, limit);
                 }
-                if let Some(found) = seen.next_limit(&settings, now.plus(Nanos::from_secs(1)), limit) {
+                if let Some(found) =
+                    seen.next_limit(&settings, now.plus(Nanos::from_secs(1)), limit)
+                {
                     prop_assert!((3..=1_000).contains(&found) && found != limit);
                     limit = found;
                 }

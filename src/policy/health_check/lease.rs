@@ -187,7 +187,7 @@ mod tests {
         }
     }
 
-    /// Runs a step and stores what it says.
+    /// Runs a step and stores the lease that it returns.
     fn step(lease: &mut Lease, me: &mut Candidate, now: Nanos) -> Role {
         let (role, generation, new) = lease.step(*me, now);
         me.generation = Some(generation);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn records_are_read_as_they_were_written_and_others_are_nobodys() {
+    fn records_are_read_as_they_were_written_and_others_have_no_holder() {
         let lease = Lease {
             newest: 9,
             generation: 8,

@@ -141,7 +141,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_a_record(bytes in proptest::collection::vec(any::<u8>(), 0..80), count in 0usize..40) {
+        fn any_bytes_are_a_record(
+            bytes in proptest::collection::vec(any::<u8>(), 0..80),
+            count in 0usize..40,
+        ) {
             let record = HealthRecord::decode(&bytes, 1, count);
             prop_assert_eq!(record.components.len(), count);
         }

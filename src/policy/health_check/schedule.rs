@@ -74,13 +74,14 @@ impl Schedule {
         ready.into_iter().map(|(_, at)| at).collect()
     }
 
-    /// A check that started at `asked` has ended, with or without an answer. `random`: any number.
+    /// The check that began at `started` has ended, with or without an answer. `random`: any
+    /// number.
     pub fn answered(
         &mut self,
         at: usize,
         check: &HealthCheck,
         changing: bool,
-        asked: Nanos,
+        started: Nanos,
         now: Nanos,
         random: u64,
     ) {
@@ -94,7 +95,7 @@ impl Schedule {
         // than the interval.
         self.set(
             at,
-            asked
+            started
                 .plus(jittered(interval, check.jitter.0, random))
                 .max(now.plus(SPREAD)),
         );
@@ -143,7 +144,7 @@ mod tests {
     }
 
     /// Runs it for a time, with answers that take 1 ms; the moments at which each endpoint was
-    /// asked.
+    /// started.
     fn run(
         schedule: &mut Schedule,
         check: &HealthCheck,
@@ -151,11 +152,11 @@ mod tests {
         time: Nanos,
     ) -> Vec<Vec<Nanos>> {
         let rng = Rng::new(1);
-        let mut asked = vec![Vec::new(); schedule.due.len()];
+        let mut started = vec![Vec::new(); schedule.due.len()];
         let mut now = from;
         while now < from.plus(time) {
             for at in schedule.take_due(check, now) {
-                asked[at].push(now);
+                started[at].push(now);
                 schedule.answered(
                     at,
                     check,
@@ -167,7 +168,7 @@ mod tests {
             }
             now = now.plus(Schedule::quantum(check));
         }
-        asked
+        started
     }
 
     #[test]
@@ -178,13 +179,13 @@ mod tests {
         ] {
             let check = check(fields);
             let mut schedule = Schedule::new(count, Nanos::ZERO);
-            let asked = run(
+            let started = run(
                 &mut schedule,
                 &check,
                 Nanos::ZERO,
                 Nanos::from_millis(interval * 20),
             );
-            for moments in asked {
+            for moments in started {
                 assert!(
                     (16..=21).contains(&moments.len()),
                     "{count}: {}",
@@ -207,14 +208,19 @@ mod tests {
         let mut schedule = Schedule::new(1_000, Nanos::ZERO);
         run(&mut schedule, &check, Nanos::ZERO, Nanos::from_secs(20));
         let begin = Nanos::from_secs(80);
-        let asked = run(&mut schedule, &check, begin, Nanos::from_secs(5));
+        let started = run(&mut schedule, &check, begin, Nanos::from_secs(5));
         let mut by_tick = std::collections::BTreeMap::<Nanos, u32>::new();
-        for moment in asked.iter().flatten() {
+        for moment in started.iter().flatten() {
             *by_tick.entry(*moment).or_default() += 1;
         }
-        assert!(by_tick.values().all(|asked| *asked <= 101), "{by_tick:?}");
         assert!(
-            asked.iter().all(|moments| (1..=2).contains(&moments.len())),
+            by_tick.values().all(|started| *started <= 101),
+            "{by_tick:?}"
+        );
+        assert!(
+            started
+                .iter()
+                .all(|moments| (1..=2).contains(&moments.len())),
             "each once, or once more"
         );
     }

@@ -266,8 +266,21 @@ mod tests {
     proptest! {
         #[test]
         fn it_is_the_naive_counter(
-            limit in 1u64..50, period in prop_oneof![1u64..1_000, Just(1_000_000_000), Just(86_400_000_000_000)], start: u32,
-            steps in proptest::collection::vec((prop_oneof![Just(0u64), 1u64..10, 1u64..2_000_000_000, Just(30 * 86_400_000_000_000)], 0u64..60), 1..200)
+            limit in 1u64..50,
+            period in prop_oneof![1u64..1_000, Just(1_000_000_000), Just(86_400_000_000_000)],
+            start: u32,
+            steps in proptest::collection::vec(
+                (
+                    prop_oneof![
+                        Just(0u64),
+                        1u64..10,
+                        1u64..2_000_000_000,
+                        Just(30 * 86_400_000_000_000)
+                    ],
+                    0u64..60,
+                ),
+                1..200,
+            ),
         ) {
             let window = window(limit, Nanos(period));
             let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
@@ -279,14 +292,29 @@ mod tests {
                 let fits = *count + cost <= limit || cost == 0;
                 prop_assert_eq!(matches!(verdict, Verdict::Admitted { .. }), fits);
                 match verdict {
-                    Verdict::Refused { wait: Some(wait), remaining, .. } => {
+                    Verdict::Refused {
+                        wait: Some(wait),
+                        remaining,
+                        ..
+                    } => {
                         prop_assert_eq!(take.after, state, "a refusal writes nothing");
                         prop_assert_eq!(remaining, limit - *count);
-                        let at = |t: u64| matches!(window.take(state, Nanos(t), cost).0, Verdict::Admitted { .. });
-                        prop_assert!(at(now + wait.0) && !at(now + wait.0 - 1), "the wait is exact");
+                        let at = |t: u64| {
+                            matches!(
+                                window.take(state, Nanos(t), cost).0,
+                                Verdict::Admitted { .. }
+                            )
+                        };
+                        prop_assert!(
+                            at(now + wait.0) && !at(now + wait.0 - 1),
+                            "the wait is exact"
+                        );
                     }
                     Verdict::Refused { wait: None, .. } => prop_assert!(cost > limit),
-                    Verdict::Admitted { remaining, .. } => { *count += cost; prop_assert_eq!(remaining, limit - *count); }
+                    Verdict::Admitted { remaining, .. } => {
+                        *count += cost;
+                        prop_assert_eq!(remaining, limit - *count);
+                    }
                     Verdict::Delayed { .. } => prop_assert!(false),
                 }
                 state = take.after;

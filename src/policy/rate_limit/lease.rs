@@ -58,7 +58,7 @@ struct Slot {
     /// The leased interval of arrival times that is not used yet.
     from: u64,
     to: u64,
-    /// When the bucket was last asked, or the lease last drawn on.
+    /// When the bucket was last read, or the lease last drawn on.
     at: Nanos,
     /// Requests that cost `refused_cost` are refused until then.
     refused_until: Nanos,
@@ -74,7 +74,7 @@ struct Slot {
 pub struct Undo(u64);
 
 impl Leases {
-    /// Memory for a limit with so many keys.
+    /// Memory for a limit with up to `max_keys` keys.
     #[must_use]
     pub fn new(max_keys: u32, remember_refusals: bool) -> Self {
         let slots = usize::try_from(max_keys)
@@ -130,7 +130,7 @@ impl Leases {
         slot.is_some_and(|slot| bucket.take_leased(slot.from, slot.to, now, cost).is_some())
     }
 
-    /// How many tokens to ask for beyond the cost.
+    /// How many tokens to take beyond the cost.
     pub fn wanted(&self, hash: u64, bucket: &Gcra, now: Nanos) -> u64 {
         let Some(slot) = self.cell(hash).map(Cell::get) else {
             return 0;
@@ -224,12 +224,12 @@ mod tests {
     }
 
     /// One worker over a bucket of its own: the number admitted, and how often the bucket was
-    /// asked.
+    /// reads.
     struct Worker {
         bucket: Gcra,
         leases: Leases,
         arrival: u64,
-        asked: u64,
+        reads: u64,
     }
 
     impl Worker {
@@ -238,7 +238,7 @@ mod tests {
                 bucket,
                 leases: Leases::new(1, true),
                 arrival: 0,
-                asked: 0,
+                reads: 0,
             }
         }
 
@@ -246,7 +246,7 @@ mod tests {
             let verdict = match self.leases.known(7, Some(&self.bucket), now, 1) {
                 Some((verdict, _)) => verdict,
                 None => {
-                    self.asked += 1;
+                    self.reads += 1;
                     let wanted = self.leases.wanted(7, &self.bucket, now);
                     let (verdict, take, extra) =
                         self.bucket.take_with(self.arrival, now, 1, wanted);
@@ -287,7 +287,7 @@ mod tests {
             .filter(|i| worker.admits(START.plus(Nanos(i * 10_000))))
             .count();
         assert_eq!(admitted, 50_000);
-        assert!(worker.asked < 50_000 / 12, "asked {} times", worker.asked);
+        assert!(worker.reads < 50_000 / 12, "{} reads", worker.reads);
     }
 
     #[test]
@@ -297,7 +297,7 @@ mod tests {
         let later = START.plus(Nanos::from_millis(100));
         assert_eq!((0..40_000).filter(|_| worker.admits(later)).count(), 2_000);
         // The last 15 sixteenths were taken one by one.
-        assert!(worker.asked > 18_000, "asked {} times", worker.asked);
+        assert!(worker.reads > 18_000, "{} reads", worker.reads);
     }
 
     #[test]
@@ -318,16 +318,16 @@ mod tests {
         for n in 0..50 {
             assert!(worker.admits(START.plus(Nanos::from_millis(n * 21))));
         }
-        assert_eq!(worker.asked, 50);
+        assert_eq!(worker.reads, 50);
     }
 
     #[test]
     fn a_refused_key_is_refused_without_asking_until_its_time() {
         let mut worker = Worker::new(bucket(5, 5));
         let admitted = (0..1_000).filter(|_| worker.admits(START)).count();
-        assert_eq!((admitted, worker.asked), (5, 6));
+        assert_eq!((admitted, worker.reads), (5, 6));
         assert!(!worker.admits(START.plus(Nanos(199_999_999))));
-        assert_eq!(worker.asked, 6);
+        assert_eq!(worker.reads, 6);
         assert!(worker.admits(START.plus(Nanos(200_000_000))));
     }
 

@@ -359,8 +359,21 @@ mod tests {
     proptest! {
         #[test]
         fn it_is_the_naive_estimate_and_keeps_the_bound(
-            limit in 1u64..50, period in prop_oneof![1u64..1_000, Just(1_000_000_000), Just(86_400_000_000_000)], start: u32,
-            steps in proptest::collection::vec((prop_oneof![4 => Just(0u64), 1 => 1u64..10, 4 => 1u64..700_000_000, 1 => Just(30 * 86_400_000_000_000)], 0u64..60), 1..200)
+            limit in 1u64..50,
+            period in prop_oneof![1u64..1_000, Just(1_000_000_000), Just(86_400_000_000_000)],
+            start: u32,
+            steps in proptest::collection::vec(
+                (
+                    prop_oneof![
+                        4 => Just(0u64),
+                        1 => 1u64..10,
+                        4 => 1u64..700_000_000,
+                        1 => Just(30 * 86_400_000_000_000)
+                    ],
+                    0u64..60,
+                ),
+                1..200,
+            ),
         ) {
             let window = window(limit, Nanos(period));
             let mut counts: BTreeMap<u64, u128> = BTreeMap::new();
@@ -370,12 +383,23 @@ mod tests {
                 now += pause;
                 let (verdict, take) = window.take(state, Nanos(now), cost);
                 let (index, elapsed) = (now / period, now % period);
-                let before = index.checked_sub(1).and_then(|i| counts.get(&i)).copied().unwrap_or(0);
+                let before = index
+                    .checked_sub(1)
+                    .and_then(|i| counts.get(&i))
+                    .copied()
+                    .unwrap_or(0);
                 let here = counts.get(&index).copied().unwrap_or(0);
                 // All times the period, so that nothing is rounded.
-                let estimate = before * u128::from(period - elapsed) + (here + u128::from(cost)) * u128::from(period);
+                let estimate = before * u128::from(period - elapsed)
+                    + (here + u128::from(cost)) * u128::from(period);
                 let fits = cost == 0 || estimate <= u128::from(limit) * u128::from(period);
-                prop_assert_eq!(matches!(verdict, Verdict::Admitted { .. }), fits, "{} {}", before, here);
+                prop_assert_eq!(
+                    matches!(verdict, Verdict::Admitted { .. }),
+                    fits,
+                    "{} {}",
+                    before,
+                    here
+                );
                 match verdict {
                     Verdict::Admitted { .. } => {
                         *counts.entry(index).or_default() += u128::from(cost);
@@ -383,14 +407,25 @@ mod tests {
                         let mut sum = 0u128;
                         for (at, cost) in passed.iter().rev() {
                             sum += u128::from(*cost);
-                            let most = u128::from(limit) * u128::from(period) + u128::from(limit) * u128::from(now - at);
+                            let most = u128::from(limit) * u128::from(period)
+                                + u128::from(limit) * u128::from(now - at);
                             prop_assert!(sum * u128::from(period) <= most, "over limit + rate · t");
                         }
                     }
-                    Verdict::Refused { wait: Some(wait), .. } => {
+                    Verdict::Refused {
+                        wait: Some(wait), ..
+                    } => {
                         prop_assert_eq!(take.after, state, "a refusal writes nothing");
-                        let at = |t: u64| matches!(window.take(state, Nanos(t), cost).0, Verdict::Admitted { .. });
-                        prop_assert!(at(now + wait.0) && !at(now + wait.0 - 1), "the wait is exact");
+                        let at = |t: u64| {
+                            matches!(
+                                window.take(state, Nanos(t), cost).0,
+                                Verdict::Admitted { .. }
+                            )
+                        };
+                        prop_assert!(
+                            at(now + wait.0) && !at(now + wait.0 - 1),
+                            "the wait is exact"
+                        );
                     }
                     Verdict::Refused { wait: None, .. } => prop_assert!(cost > limit),
                     Verdict::Delayed { .. } => prop_assert!(false),
@@ -401,23 +436,53 @@ mod tests {
 
         #[test]
         fn the_wait_is_exact_whatever_the_reload(
-            limit in 1u64..100, period in 1u64..2_000_000_000, until in 0u64..8_000_000_000, current in 0u64..200, previous in 0u64..200,
-            now in 0u64..8_000_000_000, cost in 1u64..100
+            limit in 1u64..100,
+            period in 1u64..2_000_000_000,
+            until in 0u64..8_000_000_000,
+            current in 0u64..200,
+            previous in 0u64..200,
+            now in 0u64..8_000_000_000,
+            cost in 1u64..100,
         ) {
             let window = window(limit, Nanos(period));
-            let state = BucketState { until, rest: current << 32 | previous };
-            let at = |t: u64| matches!(window.take(state, Nanos(t), cost).0, Verdict::Admitted { .. });
-            if let Verdict::Refused { wait: Some(wait), .. } = window.take(state, Nanos(now), cost).0 {
+            let state = BucketState {
+                until,
+                rest: current << 32 | previous,
+            };
+            let at = |t: u64| {
+                matches!(
+                    window.take(state, Nanos(t), cost).0,
+                    Verdict::Admitted { .. }
+                )
+            };
+            if let Verdict::Refused {
+                wait: Some(wait), ..
+            } = window.take(state, Nanos(now), cost).0
+            {
                 prop_assert!(at(now + wait.0), "{:?}", wait);
                 prop_assert!(!at(now + wait.0 - 1), "{:?}", wait);
             }
         }
 
         #[test]
-        fn no_input_panics(limit: u64, period: u64, until: u64, rest: u64, now: u64, cost: u64, other: u64) {
+        fn no_input_panics(
+            limit: u64,
+            period: u64,
+            until: u64,
+            rest: u64,
+            now: u64,
+            cost: u64,
+            other: u64,
+        ) {
             let window = window(limit, Nanos(period));
             let (_, take) = window.take(BucketState { until, rest }, Nanos(now), cost);
-            let _ = window.refunded(take, BucketState { until: other, rest: cost });
+            let _ = window.refunded(
+                take,
+                BucketState {
+                    until: other,
+                    rest: cost,
+                },
+            );
         }
     }
 }

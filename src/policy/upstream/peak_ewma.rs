@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quick_failure_makes_nobody_attractive_and_a_slow_one_counts() {
+    fn a_quick_failure_makes_no_endpoint_attractive_and_a_slow_one_counts() {
         let start = Nanos::from_secs(1_000);
         let known = Latency::default().with(start, MS(50), false);
         assert_eq!(known.with(start.plus(MS(100)), MS(1), true), known);
@@ -189,18 +189,37 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_stays_between_what_it_was_and_what_came(first in 1u64..100_000_000, second in 1u64..100_000_000, pause in 0u64..100_000) {
+        fn it_stays_between_what_it_was_and_what_came(
+            first in 1u64..100_000_000,
+            second in 1u64..100_000_000,
+            pause in 0u64..100_000,
+        ) {
             let start = Nanos::from_secs(5_000);
             let latency = Latency::default().with(start, Nanos(first * 1_000), false);
             let now = start.plus(Nanos::from_millis(pause));
             let next = latency.with(now, Nanos(second * 1_000), false).at(now);
             prop_assert!(next <= first.max(second), "{} {} {}", first, second, next);
-            prop_assert!(next + 2 >= latency.at(now).min(second), "{} {} {}", first, second, next);
-            prop_assert!(second < latency.at(now) || next == second, "a peak counts at once");
+            prop_assert!(
+                next + 2 >= latency.at(now).min(second),
+                "{} {} {}",
+                first,
+                second,
+                next
+            );
+            prop_assert!(
+                second < latency.at(now) || next == second,
+                "a peak counts at once"
+            );
         }
 
         #[test]
-        fn any_gauge_and_clock_are_taken_sanely(packed: u64, now: u64, took: u64, failed: bool, in_flight: u64) {
+        fn any_gauge_and_clock_are_taken_sanely(
+            packed: u64,
+            now: u64,
+            took: u64,
+            failed: bool,
+            in_flight: u64,
+        ) {
             let latency = Latency(packed).with(Nanos(now), Nanos(took), failed);
             let _ = latency.cost(Nanos(now), in_flight);
         }

@@ -173,8 +173,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_record_is_read_as_it_was_written(seen in proptest::collection::btree_map(any::<u64>(), any::<u64>(), 0..20)) {
-            let seen = FirstSeen(seen.into_iter().map(|(id, since)| (id, Nanos(since))).collect());
+        fn a_record_is_read_as_it_was_written(
+            seen in proptest::collection::btree_map(any::<u64>(), any::<u64>(), 0..20),
+        ) {
+            let seen = FirstSeen(
+                seen.into_iter()
+                    .map(|(id, since)| (id, Nanos(since)))
+                    .collect(),
+            );
             let mut bytes = Vec::new();
             seen.encode(&mut bytes);
             prop_assert_eq!(FirstSeen::decode(&bytes), Some(seen));
@@ -186,9 +192,21 @@ mod tests {
         }
 
         #[test]
-        fn a_ramp_never_falls(weight in 0u32..1_024_000, window in 1u64..3_600_000, first in 0u64..4_000_000, more in 0u64..4_000_000) {
+        fn a_ramp_never_falls(
+            weight in 0u32..1_024_000,
+            window in 1u64..3_600_000,
+            first in 0u64..4_000_000,
+            more in 0u64..4_000_000,
+        ) {
             let (since, window) = (Nanos::from_secs(1), Nanos::from_millis(window));
-            let at = |millis| ramped(weight, since, window, since.plus(Nanos::from_millis(millis)));
+            let at = |millis| {
+                ramped(
+                    weight,
+                    since,
+                    window,
+                    since.plus(Nanos::from_millis(millis)),
+                )
+            };
             prop_assert!(at(first) <= at(first + more));
             prop_assert!(at(first) <= weight);
             prop_assert!(at(first) >= weight / 10);

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 fn check(healthy: u32, unhealthy: u32, components: &str) -> HealthCheck {
     let config = format!(
-        r#"{{"upstreams": {{"u": {{"health_check": {{"report": true, "interval": "1s", "healthy_threshold": {healthy},
+        r#"{{"upstreams": {{"u": {{"health_check": {{
+                "report": true, "interval": "1s", "healthy_threshold": {healthy},
             "unhealthy_threshold": {unhealthy}, "components": {components}}}}}}}}}"#
     );
     crate::config::parse(config.as_bytes()).unwrap().upstreams[0]
@@ -61,7 +62,10 @@ const BAD: Sample = Sample::new(EndpointHealth::Down, CheckReason::Timeout, 0);
 #[test]
 fn it_takes_rows_to_flip_and_one_good_answer_to_be_known() {
     let mut endpoint = Endpoint::new(check(2, 3, "{}"));
-    assert!(endpoint.unsettled(), "asked often until something is known");
+    assert!(
+        endpoint.unsettled(),
+        "checked often until there is a result"
+    );
     assert_eq!(endpoint.apply(&Sample::GOOD), EndpointHealth::Up);
     assert!(!endpoint.unsettled());
     for sample in [&BAD, &BAD, &Sample::GOOD, &BAD, &BAD] {
@@ -161,13 +165,21 @@ proptest! {
     /// Against the documented rule: out after that many bad results in a row, in again after that
     /// many good ones.
     #[test]
-    fn it_is_what_the_rows_say(answers in proptest::collection::vec(any::<bool>(), 0..60), up in 1u32..5, down in 1u32..5) {
+    fn it_is_what_the_rows_say(
+        answers in proptest::collection::vec(any::<bool>(), 0..60),
+        up in 1u32..5,
+        down in 1u32..5,
+    ) {
         let mut endpoint = Endpoint::new(check(up, down, "{}"));
         let mut out = false;
         for (at, good) in answers.iter().enumerate() {
             let sample = if *good { Sample::GOOD } else { BAD };
             let status = endpoint.apply(&sample);
-            let row = answers[..=at].iter().rev().take_while(|it| *it == good).count() as u32;
+            let row = answers[..=at]
+                .iter()
+                .rev()
+                .take_while(|it| *it == good)
+                .count() as u32;
             out = match (out, good) {
                 (false, false) => row >= down,
                 (true, true) => row < up,

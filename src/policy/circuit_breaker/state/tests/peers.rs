@@ -131,7 +131,7 @@ fn it_agrees_with_resilience4js_own_cases() {
                 }
                 _ => {
                     if name.starts_with("max wait") {
-                        // Theirs has a timer; ours ends the round when somebody asks.
+                        // Theirs has a timer; ours ends the round at the next request.
                         assert!(bench.acquire().is_err());
                     }
                     if let Some(state) = step["state"].as_str() {
