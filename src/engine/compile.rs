@@ -18,7 +18,7 @@ use super::route::{
 use super::stale::StaleStore;
 use super::upstream::{Around, ComponentState, Upstream};
 use crate::base::hash::Seed;
-use crate::config::{
+use crate::document::{
     self, BalancePolicy, Config, FallbackStep, KeyPart, Mode, RejectBelow, RequestTimeout,
 };
 use crate::host::{Host, MetricId};
@@ -44,7 +44,7 @@ pub(super) struct Compiler<'c, H> {
 
 /// A route, or what its canary has in its place.
 struct Variant<'c> {
-    route: &'c config::Route,
+    route: &'c document::Route,
     is_canary: bool,
     upstream: Option<usize>,
     circuit_breaker: Option<usize>,
@@ -52,7 +52,7 @@ struct Variant<'c> {
 }
 
 impl<'c> Variant<'c> {
-    fn stable(route: &'c config::Route) -> Self {
+    fn stable(route: &'c document::Route) -> Self {
         Self {
             route,
             is_canary: false,
@@ -107,7 +107,7 @@ impl<'c, H: Host> Compiler<'c, H> {
             .collect()
     }
 
-    fn new_upstream(&mut self, at: usize, upstream: &config::Upstream) -> Upstream {
+    fn new_upstream(&mut self, at: usize, upstream: &document::Upstream) -> Upstream {
         let routes = &self.config.routes;
         let is_of_route = routes.iter().any(|route| route.upstream == Some(at));
         let is_of_canary = routes
@@ -128,7 +128,7 @@ impl<'c, H: Host> Compiler<'c, H> {
 
     /// Compiles a route, or what its canary has in its place. `shared`: the configuration that both
     /// hold.
-    fn route(&mut self, variant: &Variant<'_>, shared: &Rc<config::Route>) -> Route {
+    fn route(&mut self, variant: &Variant<'_>, shared: &Rc<document::Route>) -> Route {
         let metrics = MetricTable(self.host);
         let route = variant.route;
         let mode = self.route_mode(route);
@@ -180,7 +180,7 @@ impl<'c, H: Host> Compiler<'c, H> {
     }
 
     /// Gives a route its canary, if it has one.
-    fn add_canary(&mut self, stable: &mut Route, shared: &Rc<config::Route>) {
+    fn add_canary(&mut self, stable: &mut Route, shared: &Rc<document::Route>) {
         let (route, upstreams) = (Rc::clone(shared), &self.config.upstreams);
         let Some(config) = &route.canary else { return };
         let mode = config.mode.or(route.mode).unwrap_or(self.config.mode);
@@ -219,11 +219,11 @@ impl<'c, H: Host> Compiler<'c, H> {
         });
     }
 
-    fn route_mode(&self, route: &config::Route) -> Mode {
+    fn route_mode(&self, route: &document::Route) -> Mode {
         route.mode.unwrap_or(self.config.mode)
     }
 
-    fn upstream_config(&self, variant: &Variant<'_>) -> Option<&'c config::Upstream> {
+    fn upstream_config(&self, variant: &Variant<'_>) -> Option<&'c document::Upstream> {
         self.config.upstreams.get(variant.upstream?)
     }
 
@@ -248,7 +248,7 @@ impl<'c, H: Host> Compiler<'c, H> {
         }
     }
 
-    fn switch(&self, route: &config::Route, mode: Mode) -> Option<Binding<config::Switch>> {
+    fn switch(&self, route: &document::Route, mode: Mode) -> Option<Binding<document::Switch>> {
         let switch = self.config.switches.get(route.switch?)?;
         if switch.on || mode == Mode::Off {
             return None;
@@ -285,7 +285,7 @@ impl<'c, H: Host> Compiler<'c, H> {
         components.collect()
     }
 
-    fn fallback(&self, route: &config::Route, mode: Mode) -> Option<FallbackBinding> {
+    fn fallback(&self, route: &document::Route, mode: Mode) -> Option<FallbackBinding> {
         let policy = self.fallbacks.get(route.fallback?)?;
         let mode = policy.config.mode.unwrap_or(mode);
         if mode == Mode::Off {
@@ -311,7 +311,7 @@ impl<'c, H: Host> Compiler<'c, H> {
         })
     }
 
-    fn deadline(&self, route: &config::Route, mode: Mode) -> Option<Effect> {
+    fn deadline(&self, route: &document::Route, mode: Mode) -> Option<Effect> {
         if mode == Mode::Off {
             return None;
         }
@@ -320,7 +320,7 @@ impl<'c, H: Host> Compiler<'c, H> {
         Some(Effect { mode, refusals })
     }
 
-    fn retries(&self, route: &config::Route, mode: Mode) -> Option<Retries> {
+    fn retries(&self, route: &document::Route, mode: Mode) -> Option<Retries> {
         let retry = route.retry.as_ref().filter(|_| mode == Mode::Enforce)?;
         Some(Retries {
             requests: MetricTable(self.host).retry_requests(&route.name),
@@ -330,7 +330,7 @@ impl<'c, H: Host> Compiler<'c, H> {
 
     /// The cluster that a route's requests have to name to the proxy: that of its upstream, if its
     /// fallback or its canary may choose another.
-    fn cluster(&self, route: &config::Route) -> Option<String> {
+    fn cluster(&self, route: &document::Route) -> Option<String> {
         let upstream = |at: usize| self.config.upstreams.get(at);
         let own = &upstream(route.upstream?)?.cluster;
         let fallback = route.fallback.and_then(|at| self.fallbacks.get(at));
@@ -354,8 +354,8 @@ fn hashes_client(upstream: &Upstream) -> bool {
 
 /// The components of `other` that have the names of these components of `upstream`.
 fn same_components(
-    upstream: &config::Upstream,
-    other: &config::Upstream,
+    upstream: &document::Upstream,
+    other: &document::Upstream,
     components: &[usize],
 ) -> Vec<usize> {
     let (Some(check), Some(others)) = (&upstream.health_check, &other.health_check) else {

@@ -6,7 +6,7 @@
 //! starts with `haven_internal_` where it means nothing to people.
 
 use crate::base::text::push_all;
-use crate::config::{self, Mode};
+use crate::document::{self, Mode};
 use crate::host::{MetricId, MetricKind, Metrics, SharedCounter, SharedCounters};
 use crate::policy::circuit_breaker::Meters;
 use crate::policy::circuit_breaker::{Phase, TripReason};
@@ -71,7 +71,7 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
     /// of metrics for people need not. `version`: one that it shares with other breakers.
     pub(super) fn breaker_meters<'a>(
         &self,
-        breaker: &'a config::CircuitBreaker,
+        breaker: &'a document::CircuitBreaker,
         mut labels: Vec<(&'a str, &'a str)>,
         version: Option<SharedCounter>,
         mode: Mode,
@@ -81,7 +81,7 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
             labels.push(("mode", mode.word()));
         }
         let share = |name| self.share(name, &labels);
-        let is_timed = matches!(breaker.window, config::WindowConfig::Time(_));
+        let is_timed = matches!(breaker.window, document::WindowConfig::Time(_));
         Meters {
             version: version.unwrap_or_else(|| share("haven_internal_circuit_breaker_changes")),
             tally: if is_timed {

@@ -2,7 +2,7 @@
 
 use super::{Compiler, Variant};
 use crate::base::time::Nanos;
-use crate::config::{self, BreakerScope, Mode, RequestTimeout};
+use crate::document::{self, BreakerScope, Mode, RequestTimeout};
 use crate::engine::breaker::{Breaker, BreakerSubject};
 use crate::engine::concurrency::Concurrency;
 use crate::engine::metrics::MetricTable;
@@ -15,7 +15,7 @@ use std::rc::Rc;
 
 impl<H: Host> Compiler<'_, H> {
     /// The route's rate limits, enforced ones first.
-    pub(super) fn limits(&mut self, route: &config::Route, mode: Mode) -> Vec<Binding<Limit>> {
+    pub(super) fn limits(&mut self, route: &document::Route, mode: Mode) -> Vec<Binding<Limit>> {
         let mut limits = Vec::new();
         for at in &route.rate_limits {
             let Some(limit) = self.config.rate_limits.get(*at) else {
@@ -40,7 +40,7 @@ impl<H: Host> Compiler<'_, H> {
     }
 
     /// This rate limit, enforced or as a shadow; all uses share its buckets.
-    fn limit(&mut self, at: usize, limit: &config::RateLimit, mode: Mode) -> Rc<Limit> {
+    fn limit(&mut self, at: usize, limit: &document::RateLimit, mode: Mode) -> Rc<Limit> {
         let is_shadow = mode == Mode::Shadow;
         let known = self
             .limits
@@ -148,7 +148,7 @@ impl<H: Host> Compiler<'_, H> {
     /// The breaker of this subject: routes of one upstream may share one.
     fn breaker_of(
         &mut self,
-        config: &config::CircuitBreaker,
+        config: &document::CircuitBreaker,
         subject: BreakerSubject<'_>,
         mode: Mode,
     ) -> Rc<Breaker> {
@@ -170,7 +170,7 @@ impl<H: Host> Compiler<'_, H> {
 }
 
 /// In what time a route's requests are to be answered, at the most.
-fn longest(route: &config::Route) -> Nanos {
+fn longest(route: &document::Route) -> Nanos {
     route
         .timeout
         .request
