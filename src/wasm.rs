@@ -1,10 +1,10 @@
 //! Floor 5: the glue to a proxy-wasm host. It translates and decides nothing.
 //!
-//! [`exports`] are the entry points that a host calls, [`bindings`] the calls that we make of it,
-//! [`contexts`] what stands between two entries. All three are our own and small. An SDK's calls
-//! panic on a status that they did not expect, and some on what a client can send (a header value
-//! that is not UTF-8), and a panic kills the worker; and it exports every callback of the ABI, each
-//! of which a host then calls for every request.
+//! [`exports`] are the entry points that a host calls, [`bindings`] the calls that haven makes,
+//! [`contexts`] what stands between two entries. All three are haven's own and small. An SDK's calls
+//! may panic on what they did not expect, which ends the worker's VM; these return what is
+//! unexpected as absent. And an SDK exports every callback of the ABI, each of which a host then
+//! calls for every request.
 
 mod abi;
 mod bindings;
