@@ -6,8 +6,8 @@ use super::metrics::MetricTable;
 use crate::base::rng::Rng;
 use crate::base::text::number;
 use crate::base::time::Nanos;
-use crate::config::{self, Mode};
-use crate::host::{Host, MetricId};
+use crate::document::{self, Mode};
+use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::circuit_breaker::CircuitBreaker;
 use crate::policy::circuit_breaker::{
     Admission, BreakerSettings, BreakerState, CallResult, Phase, Transition, TripReason,
@@ -65,14 +65,14 @@ pub(super) enum BreakerSubject<'a> {
     Upstream(&'a str),
     /// Of what a route sends to its canary, by the names of both.
     Canary(&'a str, &'a str),
-    /// An endpoint's, by upstream and address. The metric is the version that all of an upstream's
+    /// An endpoint's, by upstream and address. The counter is the version that all of an upstream's
     /// share.
-    Endpoint(&'a str, &'a str, MetricId),
+    Endpoint(&'a str, &'a str, SharedCounter),
 }
 
 impl Breaker {
     pub(super) fn new<H: Host>(
-        config: &config::CircuitBreaker,
+        config: &document::CircuitBreaker,
         subject: BreakerSubject<'_>,
         mode: Mode,
         logs: &Rc<LogLimiter>,
@@ -108,7 +108,7 @@ impl Breaker {
     }
 
     /// Its configuration.
-    pub(super) const fn config(&self) -> &config::CircuitBreaker {
+    pub(super) const fn config(&self) -> &document::CircuitBreaker {
         self.settings.config()
     }
 

@@ -11,7 +11,7 @@
 //! |---|---|
 //! | headers: `stable`, then the canary's | the upstream that they name |
 //! | cookies: `stable`, then the canary's | the upstream that they name |
-//! | a part of the `sticky` key is missing | the route's own: such a client could not stay on a side |
+//! | a part of the `sticky` key is absent | the route's own: such clients cannot keep a side |
 //! | the key's place, or with no key a random one | the canary if it lies within its percentage |
 
 pub mod config;
@@ -243,9 +243,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_higher_percentage_only_adds_clients(client: u128, low in 0..=10_000u32, more in 0..=10_000u32) {
+        fn a_higher_percentage_only_adds_clients(
+            client: u128,
+            low in 0..=10_000u32,
+            more in 0..=10_000u32,
+        ) {
             let high = low.saturating_add(more).min(10_000);
-            let (low, high) = (canary(low, &[KeyPart::ClientIp]), canary(high, &[KeyPart::ClientIp]));
+            let (low, high) = (
+                canary(low, &[KeyPart::ClientIp]),
+                canary(high, &[KeyPart::ClientIp]),
+            );
             prop_assert!(!of_client(&low, "v2", client) || of_client(&high, "v2", client));
             prop_assert_eq!(of_client(&low, "v2", client), of_client(&low, "v2", client));
         }

@@ -3,8 +3,8 @@
 use crate::schema::choice;
 
 choice! {
-    /// What a policy does with its decision. The innermost mode that is set wins: policy, then route,
-    /// then the top level.
+    /// What a policy does with its decision. The innermost mode that is set wins: policy, then
+    /// route, then the top level.
     enum Mode {
         /// Act on it.
         Enforce = "enforce",

@@ -1,8 +1,8 @@
 //! The health endpoints that haven answers, before all policies and without limits.
 //!
-//! Liveness asks whether the proxy can answer at all; readiness whether it has somewhere to send
-//! requests. The two must stay apart: if liveness followed the upstreams, an orchestrator would
-//! restart healthy proxies.
+//! Liveness: the proxy can answer at all. Readiness: it has somewhere to send requests. The two
+//! must stay apart: if liveness followed the upstreams, an orchestrator would restart healthy
+//! proxies.
 //!
 //! [`grpc`] answers the same over gRPC.
 
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
     use crate::base::headers::HeaderMap;
 
-    fn ask(method: &str, path: &str, accept: &str) -> Option<Probe> {
+    fn probe_of(method: &str, path: &str, accept: &str) -> Option<Probe> {
         let headers =
             HeaderMap::from_pairs(&[(":method", method), (":path", path), ("accept", accept)]);
         requested(&config::Probes::default(), &Request::new(&headers))
@@ -179,16 +179,22 @@ mod tests {
 
     #[test]
     fn paths_and_accept_choose_the_probe() {
-        assert_eq!(ask("GET", "/livez", "application/json"), Some(Probe::Plain));
-        assert_eq!(ask("HEAD", "/startupz?verbose", ""), Some(Probe::Plain));
-        assert_eq!(ask("GET", "/readyz", ""), Some(Probe::Document));
-        assert_eq!(ask("GET", "/health", "*/*"), Some(Probe::Plain));
         assert_eq!(
-            ask("GET", "/health", "text/html, Application/JSON;q=0.9"),
+            probe_of("GET", "/livez", "application/json"),
+            Some(Probe::Plain)
+        );
+        assert_eq!(
+            probe_of("HEAD", "/startupz?verbose", ""),
+            Some(Probe::Plain)
+        );
+        assert_eq!(probe_of("GET", "/readyz", ""), Some(Probe::Document));
+        assert_eq!(probe_of("GET", "/health", "*/*"), Some(Probe::Plain));
+        assert_eq!(
+            probe_of("GET", "/health", "text/html, Application/JSON;q=0.9"),
             Some(Probe::Document)
         );
-        assert_eq!(ask("POST", "/livez", ""), None);
-        assert_eq!(ask("GET", "/livez/", ""), None);
+        assert_eq!(probe_of("POST", "/livez", ""), None);
+        assert_eq!(probe_of("GET", "/livez/", ""), None);
     }
 
     #[test]
@@ -226,8 +232,13 @@ mod tests {
         assert_eq!(
             body,
             serde_json::json!({
-                "service": "user-service", "status": "OUT_OF_SERVICE", "timestamp": "2023-04-05T10:00:00Z",
-                "details": {"a": {"status": "UP", "critical": true}, "b": {"status": "DOWN", "error": "0 of 2 endpoints", "critical": true}}
+                "service": "user-service",
+                "status": "OUT_OF_SERVICE",
+                "timestamp": "2023-04-05T10:00:00Z",
+                "details": {
+                    "a": {"status": "UP", "critical": true},
+                    "b": {"status": "DOWN", "error": "0 of 2 endpoints", "critical": true}
+                }
             })
         );
         assert_eq!(

@@ -99,8 +99,8 @@ macro_rules! __section {
 }
 
 /// Declares words. `choice! { enum Name { Variant = "word", } }` is an enum, of which the first is
-/// the default; `choice! { Words -> Type { "word" => value, } }` is a type `Words` of words that are
-/// decoded into another type, and `choice! { Type { … } }` says the words of a type that is there.
+/// the default; `choice! { Words -> Type { "word" => value, } }` is a type `Words` of words that
+/// are decoded into another type, and `choice! { Type { … } }` says the words of a type that is there.
 /// Words that are not built yet have `@soon` before them. A word that was rejected becomes the
 /// first one.
 #[doc(hidden)]

@@ -71,9 +71,9 @@ section! {
         cookie: Map<Token, HeaderValue, 8> = Default("{}");
         /// Requests that go to the route's own upstream; in case of doubt this is what holds.
         stable: CanaryStable = Default("{}");
-        /// Request header that says to the hops behind it which side a request is on; starts with `x-`.
-        /// A client's own value is removed, on all routes: to trust a colour that a proxy in front
-        /// has given, name the header in `header`.
+        /// Request header that says to the hops behind it which side a request is on; starts with
+        /// `x-`. A client's own value is removed, on all routes: to trust a colour that a proxy in
+        /// front has given, name the header in `header`.
         color_header: Option<HeaderName> = Absent("none");
         /// What it says of the canary's requests.
         color: Option<HeaderValue> = Absent("the canary's upstream");

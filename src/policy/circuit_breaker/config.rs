@@ -169,7 +169,8 @@ section! {
         /// time, and at least for a time window's length; until then it opens for as long again.
         backoff_multiplier: Centi<100, 10_000> = Default("1");
         /// The most that the open time grows to.
-        max_open_duration: Option<Span<{ 100 * MS }, DAY>> = Absent("`60s`, or `open_duration` if that is longer");
+        max_open_duration: Option<Span<{ 100 * MS }, DAY>> =
+            Absent("`60s`, or `open_duration` if that is longer");
         /// Random percentage by which an open time is lengthened or shortened: 20 makes 4 to 6 s of
         /// 5 s. It stays within `max_open_duration`.
         jitter: Pct = Default("0");

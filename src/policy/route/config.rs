@@ -56,7 +56,8 @@ text_type! {
     /// A path in which `{name}` stands for any one segment.
     Pattern(
         PATTERN,
-        "a path that starts with \"/\" like \"/users/{id}\", where each placeholder is a whole segment with a name of its own",
+        "a path that starts with \"/\" like \"/users/{id}\", where each placeholder is a whole \
+         segment with a name of its own",
         |text| keep(text, is_path(text) && is_pattern(text)),
         r#"{"type": "string", "pattern": "^/[!\"$->@-~]*$", "maxLength": 1024}"#
     );

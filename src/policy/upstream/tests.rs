@@ -17,8 +17,8 @@ mod maglev;
 mod roster;
 mod rotation;
 
-const NOBODY: &dyn Fn(usize) -> bool = &|_| false;
-const ANYBODY: &dyn Fn(usize) -> bool = &|_| true;
+const NO_TRIAL: &dyn Fn(usize) -> bool = &|_| false;
+const ANY_TRIAL: &dyn Fn(usize) -> bool = &|_| true;
 
 fn vector(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
