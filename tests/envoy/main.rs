@@ -39,6 +39,8 @@ mod outage;
 mod overload;
 mod pacing;
 mod reasons;
+mod recipes;
 mod reference;
 mod reload;
 mod retry;
+mod settings;
