@@ -1,8 +1,8 @@
 # Every command works from a fresh clone with rustup, python3, git and a C compiler; tools land in .tools/.
 .DEFAULT_GOAL := help
-.PHONY: help wasm envoy demo test test-native test-sim test-wasm test-envoy compose-test bench fuzz check-config lint clean
+.PHONY: help wasm envoy demo test test-native test-sim test-wasm test-envoy compose-test bench worlds fuzz check-config lint clean
 
-export ENVOY KEEP SCHEDULES STAND_INS
+export ENVOY KEEP SCHEDULES STAND_INS SEED SEEDS WITHOUT
 
 help: ## show this list
 	@echo "make COMMAND [ENVOY=/path/to/envoy]"
@@ -37,6 +37,9 @@ compose-test: ## docker-compose.yml on a real engine; STAND_INS=1 where no image
 
 bench: wasm ## Envoy instructions per request: no filter, the native stack, haven
 	@HAVEN_ENVOY="$$(scripts/envoy.sh)" python3 scripts/bench.py $(ARGS)
+
+worlds: ## simulated worlds, policies on and off: SEEDS=0..1000 for tables, SEED=n shows one
+	@scripts/worlds.sh
 
 fuzz: ## fuzz one target of fuzz/ with nightly Rust: TARGET=cost SECONDS=300
 	@scripts/fuzz.sh "$(TARGET)" "$(or $(SECONDS),60)"

@@ -10,11 +10,6 @@
 //! HAVEN_ENVOY=.tools/envoy HAVEN_WASM=dist/haven.wasm cargo run --example demo
 //! ```
 
-#![allow(
-    clippy::arithmetic_side_effects,
-    reason = "a native program: counts of a minute's requests do not overflow"
-)]
-
 use std::process::ExitCode;
 use std::sync::Arc;
 

@@ -11,15 +11,15 @@ use haven::base::ip::Ip;
 use haven::base::time::Nanos;
 use haven::config::{self, ClientIp, Config, KeyPart, MissingKey};
 use haven::engine::Engine;
-use haven::engine::exchange::{Action, Exchange};
+use haven::engine::chain::{Action, Exchange};
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};
 use haven::host::{CallAnswer, MetricKind, Metrics, Property, SharedData};
 use haven::policy::circuit_breaker::CircuitBreaker;
-use haven::policy::circuit_breaker::state::Phase;
-use haven::policy::health_check::state::Status;
+use haven::policy::circuit_breaker::Phase;
+use haven::policy::health_check::EndpointHealth;
 use haven::policy::health_check::{grpc, report};
-use haven::policy::key;
-use haven::policy::request::Request;
+use haven::request::Request;
+use haven::request::key;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::LazyLock;
@@ -1497,7 +1497,7 @@ impl Script {
         breakers.push(("s", vec!["upstream", "p"]));
         for (name, subject) in breakers {
             for namespace in ["", "shadow"] {
-                let state = CircuitBreaker::new(name, &subject, namespace).look(&self.proxy.worker);
+                let state = CircuitBreaker::new(name, &subject, namespace).peek(&self.proxy.worker);
                 // A permit of a call that was judged stays with its verdict until the round is
                 // over.
                 let held = if state.phase == Phase::HalfOpen {
@@ -1591,7 +1591,7 @@ pub fn check_report(input: &[u8]) {
                 json.as_ref().is_some_and(|json| json["status"].is_string()),
                 "judged by what it does not say"
             );
-            if sample.status == Status::Up && !good {
+            if sample.status == EndpointHealth::Up && !good {
                 assert!(
                     details.is_some_and(|all| all.contains_key("redis")),
                     "well in spite of its status, and no excuse"
@@ -1616,7 +1616,7 @@ pub fn check_report(input: &[u8]) {
     proxy
         .engine
         .answered(&proxy.worker, calls[0].id, &answer, proxy.machine.now());
-    let well = judged.map_or(good, |sample| sample.status == Status::Up);
+    let well = judged.map_or(good, |sample| sample.status == EndpointHealth::Up);
     let stream = SimStream::request("GET", "/readyz", &[]);
     let mut exchange = Exchange::new(Rc::clone(&proxy.engine));
     exchange.on_request(&proxy.worker, &stream);
@@ -1640,12 +1640,16 @@ pub fn check_grpc_health(input: &[u8]) {
     let message = grpc::response(input);
     let well = grpc::response(&[input, b"\x08\x01"].concat());
     if message.is_some() {
-        assert_eq!(well, Some(Status::Up), "what follows is read as well");
+        assert_eq!(
+            well,
+            Some(EndpointHealth::Up),
+            "what follows is read as well"
+        );
     }
     // What we ask with can be read as a message of the same shape: a field of bytes, passed over.
     let service = String::from_utf8_lossy(input);
     assert_eq!(
         grpc::response(&grpc::request(&service)),
-        Some(Status::Unsure)
+        Some(EndpointHealth::Inconclusive)
     );
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # test.sh STAGE...: runs the stages native, sim, wasm, envoy and closes with one line that sums them up.
-# The names of tests/ say where they belong: workers* and sim* to the simulated host, envoy* to the real Envoy, wasm* to
+# The names of tests/ say where they belong: workers*, worlds* and sim* to the simulated host, envoy* to the real Envoy, wasm* to
 # wasm32, all else is native.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -19,13 +19,13 @@ for target in json.load(sys.stdin)["packages"][0]["targets"]:
 
 native() {
   local flags
-  mapfile -t flags < <(targets -v '^(workers|sim|wasm|envoy)')
+  mapfile -t flags < <(targets -v '^(workers|worlds|sim|wasm|envoy)')
   cargo test --no-fail-fast --lib --examples "${flags[@]}" && cargo test --doc
 }
 
 sim() {
   local flags
-  mapfile -t flags < <(targets '^(workers|sim)')
+  mapfile -t flags < <(targets '^(workers|worlds|sim)')
   ((${#flags[@]})) || die "tests/ has no workers*"
   [[ -z ${SCHEDULES:-} ]] || export HAVEN_SCHEDULES=$SCHEDULES
   cargo test --no-fail-fast "${flags[@]}"

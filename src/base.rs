@@ -5,6 +5,7 @@ pub mod hash;
 pub mod headers;
 pub mod id_map;
 pub mod ip;
+pub mod percent;
 pub mod rng;
 pub mod sketch;
 pub mod sort;

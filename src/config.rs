@@ -5,60 +5,48 @@
 //! document at once.
 
 mod compile;
-mod error;
-pub(crate) mod json;
-mod kind;
 mod raw;
-#[cfg(not(target_arch = "wasm32"))]
-mod reference;
-mod scalar;
-mod take;
+mod sections;
 mod text;
 
 use crate::base::time::Nanos;
+use crate::schema;
 
-pub use error::{ConfigError, ConfigErrors};
-use json::Json;
-#[cfg(not(target_arch = "wasm32"))]
-pub use reference::{reference, schema};
-use take::Take;
-
-/// The largest document: a configuration is written by hand, and what is larger is a mistake.
-const MAX_BYTES: usize = 1 << 20;
+pub use crate::base::percent::Percent;
+pub use crate::schema::{Cidr, ConfigError, ConfigErrors};
 
 /// Reads and validates a configuration. Nothing at all is as good as `{}`.
 ///
 /// # Errors
 /// All errors of the document, each with its path, the value, and what is allowed.
 pub fn parse(document: &[u8]) -> Result<Config, ConfigErrors> {
-    let mut errors = error::Errors::default();
-    let config = match tree(document, &mut errors) {
-        Some(json) => {
-            let names = kind::Names::of(&json);
-            kind::check(raw::Document::KIND, &json, &names, &mut errors);
-            compile::compile(raw::Document::take(&json), &names, &mut errors)
-        }
-        None => Config::default(),
-    };
-    errors.end().map(|()| config)
+    schema::read::<raw::Document, _>(document, compile::compile)
 }
 
-/// The document as JSON, if it is that.
-fn tree(document: &[u8], errors: &mut error::Errors) -> Option<Json> {
-    if document.len() > MAX_BYTES {
-        errors.document(format!(
-            "{} bytes are not allowed, want at most {MAX_BYTES}",
-            document.len()
-        ));
-        return None;
-    }
-    if document.trim_ascii().is_empty() {
-        return Some(Json::Object(Vec::new()));
-    }
-    json::parse(document)
-        .map_err(|error| errors.malformed(document, &error))
-        .ok()
+/// The JSON schema (draft 2020-12) of what [`parse`] accepts.
+#[cfg(not(target_arch = "wasm32"))]
+#[must_use]
+pub fn schema() -> serde_json::Value {
+    schema::json_schema::json_schema::<raw::Document>("haven filter configuration")
 }
+
+/// The reference of the configuration, in Markdown.
+#[cfg(not(target_arch = "wasm32"))]
+#[must_use]
+pub fn reference() -> String {
+    schema::reference::reference::<raw::Document>(HEAD)
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+const HEAD: &str = "# Configuration reference
+
+Generated from the code that reads the configuration (`HAVEN_BLESS=1 cargo test --test config`); do not edit.
+
+Durations are strings with a unit (`\"250ms\"`, `\"10s\"`, `\"5m\"`, `\"1h\"`; also `ns`, `us`, `d`), sizes are strings like `\"64KiB\"`
+(also `B`, `MiB`), percentages are numbers from 0 to 100. Names are 1 to 64 of `A-Z a-z 0-9 . _ : / -`. Unknown fields, wrong types, bad
+ranges, dangling and duplicate names are refused, all at once, each with its path. What is marked *not supported yet* is validated
+and then refused, unless it is set to its default.
+";
 
 /// What a policy does with its verdict. The innermost mode that is set wins: policy, then route,
 /// then the top level.
@@ -72,11 +60,6 @@ pub enum Mode {
     /// Not even look.
     Off,
 }
-
-/// A percentage in hundredths of a percent: 0 to 10,000. Floats stay out of decisions and shared
-/// state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Percent(pub u32);
 
 /// A whole, valid configuration.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -415,16 +398,6 @@ pub enum QuotaHeaders {
     Both,
     /// None.
     None,
-}
-
-/// A network: an address and the number of leading bits that count. IPv4 is kept as IPv4-mapped
-/// IPv6 (prefix + 96).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cidr {
-    /// The network's address with the host bits cleared.
-    pub address: u128,
-    /// Bits that count, 0 to 128.
-    pub prefix: u8,
 }
 
 /// When calls are stopped, for how long, and how they are tried again.

@@ -1,5 +1,8 @@
 //! Floor 1: what haven needs of a proxy, as small ports. On wasm32 they are host calls; natively a
 //! simulation stands behind them.
+//!
+//! The log needs no port: haven writes it with the macros of the `log` crate. On wasm32 the logger
+//! behind them writes to the proxy's log; a simulated proxy keeps its lines.
 
 #[cfg(not(target_arch = "wasm32"))]
 pub mod sim;
@@ -8,11 +11,11 @@ use crate::base::headers::HeaderMap;
 use crate::base::time::Nanos;
 
 /// All that the engine needs outside of a request.
-pub trait Host: Clock + SharedData + Metrics + Random + Log {}
+pub trait Host: Clock + SharedData + SharedCounters + Metrics + Random {}
 
-impl<T: Clock + SharedData + Metrics + Random + Log> Host for T {}
+impl<T: Clock + SharedData + SharedCounters + Metrics + Random> Host for T {}
 
-/// The clocks. Read once per callback; the reading is handed down as an argument.
+/// The clocks. A callback reads one once and hands the reading down as an argument.
 pub trait Clock {
     /// A clock that does not step, the same for all workers of a proxy.
     fn monotonic(&self) -> Nanos;
@@ -37,12 +40,59 @@ pub trait SharedData {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cas(pub u32);
 
-/// Somebody else wrote first.
+/// Another worker wrote first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CasMismatch;
 
-/// Counters, gauges and histograms; on Envoy atomic over all workers, and cheaper than shared data
-/// by ten times.
+/// Numbers that the workers of a proxy share, each changed in one atomic step; ten times cheaper
+/// than [`SharedData`], which suits what a single number can hold: requests in flight, a version, a
+/// few packed fields.
+///
+/// A proxy-wasm host keeps them as gauges, so that they stand among its metrics. Those that only
+/// workers read have names that start with [`INTERNAL`]; a few are also what dashboards show, such
+/// as requests in flight.
+///
+/// **What if one is set back to 0?** The admin endpoint of Envoy that resets counters leaves gauges
+/// alone, and a restart starts the workers anew too; so this takes another filter that defines the
+/// same name. A count of requests in flight then sinks below 0 as they end, which reads as none:
+/// a limit lets more through until the shares that the VMs report correct it, some 20 s later. A
+/// tally loses the outcomes since its bucket began. A version that moves in either direction makes
+/// the workers read the record again. A latency or load is unknown until the next answer.
+///
+/// **What if a name changes**, by a new version of haven or a new name in the configuration? The
+/// new number starts at 0, and the old one stays in the host's metrics until the proxy restarts.
+/// A request keeps the number under which it was counted, and ends there; so a limit may let
+/// through, beside what is in flight under the old name, as much again. Nothing may therefore
+/// depend on a number without a safe meaning for 0.
+pub trait SharedCounters {
+    /// The number of this name; 0 if it is new.
+    fn define_shared(&self, name: &str) -> SharedCounter;
+
+    /// Adds `offset` in one atomic step. The number wraps; below 0 it reads as a huge number.
+    fn increment(&self, counter: SharedCounter, offset: i64);
+
+    /// Replaces the number. Of two workers that store at once one loses.
+    fn store(&self, counter: SharedCounter, number: u64);
+
+    /// The number; 0 if the host has none.
+    fn load(&self, counter: SharedCounter) -> u64;
+}
+
+/// What the names of shared counters start with that are of no use to people.
+pub const INTERNAL: &str = "haven_internal_";
+
+/// A shared counter that was defined. [`SharedCounter::NONE`] ignores every change and reads as 0:
+/// a host without them is no reason to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedCounter(pub u32);
+
+impl SharedCounter {
+    /// Stands for a counter that the host refused.
+    pub const NONE: Self = Self(u32::MAX);
+}
+
+/// Counters, gauges and histograms for people and their dashboards; on Envoy summed over all
+/// workers. What workers must know of each other is in [`SharedCounters`].
 pub trait Metrics {
     /// The metric of this name, made if missing.
     fn define(&self, kind: MetricKind, name: &str) -> MetricId;
@@ -68,7 +118,7 @@ pub enum MetricKind {
     Histogram,
 }
 
-/// A metric that was defined. [`MetricId::NONE`] swallows everything: a host without metrics is no
+/// A metric that was defined. [`MetricId::NONE`] ignores everything: a host without metrics is no
 /// reason to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MetricId(pub u32);
@@ -84,14 +134,8 @@ pub trait Random {
     fn entropy(&self) -> u64;
 }
 
-/// The proxy's log.
-pub trait Log {
-    /// Writes a line.
-    fn log(&self, level: log::Level, message: &str);
-}
-
-/// Calls that we make by ourselves, outside of any request. The answer comes in a callback of the
-/// context that called, or, if its VM is lost, never.
+/// Calls that haven makes outside of any request. The answer comes in a callback of the context
+/// that called, or, if its VM is lost, never.
 pub trait Calls {
     /// Starts a call.
     ///
@@ -129,7 +173,7 @@ pub enum Call<'a> {
     },
 }
 
-/// A call that was started. HTTP and gRPC calls are counted apart.
+/// A call that was started. The host numbers HTTP and gRPC calls separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallId {
     /// An HTTP call.
@@ -138,8 +182,8 @@ pub enum CallId {
     Grpc(u32),
 }
 
-/// A call could not be started: there is no such cluster, or nobody in it. On Envoy either may
-/// still come.
+/// A call could not be started: the proxy has no such cluster, or no endpoint in it. On Envoy
+/// either may still come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoCall;
 
@@ -148,9 +192,9 @@ pub struct NoCall;
 pub enum CallAnswer {
     /// An HTTP answer, perhaps of the proxy's own making.
     Http {
-        /// Its headers; none at all where the host could not reach anybody and says so in that way.
+        /// Its headers; none at all if the host reached no endpoint.
         headers: HeaderMap,
-        /// As much of the body as was asked for.
+        /// The part of the body that was requested.
         body: Vec<u8>,
         /// How long the body is.
         size: usize,
@@ -163,7 +207,7 @@ pub enum CallAnswer {
 
 /// One HTTP exchange, as seen from a callback of its own.
 pub trait Stream {
-    /// All headers of a message in one call: reading them one by one costs nearly as much for each.
+    /// All headers of a message in one call: a call for a single header costs nearly as much.
     fn headers(&self, of: Message) -> HeaderMap;
 
     /// Sets a header to exactly one value.
@@ -175,11 +219,11 @@ pub trait Stream {
     /// Removes all values of a header.
     fn remove_header(&self, of: Message, name: &str);
 
-    /// What has come of the response's body with the callback that runs, at most `size` bytes.
+    /// The piece of the response's body that the running callback brought, at most `size` bytes.
     fn body(&self, size: usize) -> Option<Vec<u8>>;
 
-    /// What has come of the request's body while the request was kept, at most `size` bytes. In
-    /// callbacks of the body and the trailers.
+    /// The request's body that the host buffered while the request was paused, at most `size`
+    /// bytes. Only in callbacks of the body and the trailers.
     fn request_body(&self, size: usize) -> Option<Vec<u8>>;
 
     /// A property of the exchange.
@@ -188,7 +232,7 @@ pub trait Stream {
     /// Stores a value for access logs: `wasm.<name>` in Envoy's filter state.
     fn set_state(&self, name: &str, value: &[u8]);
 
-    /// Answers in the upstream's place; the request, or the upstream's answer, goes no further.
+    /// Answers in the upstream's place; the host drops the request, or the upstream's answer.
     fn reply(&self, reply: &Reply);
 }
 
@@ -203,7 +247,7 @@ pub enum Message {
     ResponseTrailers,
 }
 
-/// What a stream can be asked beside its headers. Each costs about as much as a whole header map.
+/// What a stream has beside its headers. Each costs about as much as a whole header map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Property {
     /// The connection's peer, `ip:port`.
@@ -219,7 +263,7 @@ pub enum Property {
 }
 
 impl Property {
-    /// The path, its parts joined by NUL as the ABI wants it.
+    /// The path, its parts joined by NUL as the ABI requires.
     #[must_use]
     pub const fn path(self) -> &'static str {
         match self {
@@ -232,7 +276,7 @@ impl Property {
     }
 }
 
-/// An answer of ours.
+/// An answer that haven gives itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reply {
     /// HTTP status.
@@ -241,7 +285,7 @@ pub struct Reply {
     pub grpc_status: Option<u8>,
     /// Headers beside those that the proxy makes (length, date).
     pub headers: Vec<(&'static str, Vec<u8>)>,
-    /// Headers of a kept answer of the upstream's.
+    /// Headers of a stored answer of the upstream's.
     pub kept_headers: HeaderMap,
     /// Headers with names from the configuration.
     pub configured_headers: Vec<(String, String)>,

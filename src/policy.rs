@@ -1,109 +1,28 @@
-//! Floor 3: the policies. Each is a folder of its own and knows no other; the engine joins them in
-//! the order of [`crate::engine`]'s chain. What they share is here: the request as they see it, the
-//! reasons they refuse for, and the replies.
+//! Floor 4: the policies. Each is a folder of its own and uses no other; the engine joins them in
+//! the order of [`crate::engine`]'s chain. What they share stands here and in [`crate::request`].
 
 pub mod canary;
 pub mod circuit_breaker;
 pub mod concurrency;
 pub mod deadline;
 pub mod fallback;
-pub mod health;
+
 pub mod health_check;
-pub mod key;
+pub mod probe;
 pub mod rate_limit;
-pub mod reply;
-pub mod request;
 pub mod retry;
 pub mod route;
 pub mod shares;
 pub mod upstream;
 
-/// Why a request was refused, or an answer replaced. The words appear in metrics, headers, bodies
-/// and logs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reason {
-    /// A rate limit's bucket is empty.
-    RateLimited,
-    /// A circuit breaker is open.
-    CircuitOpen,
-    /// No endpoint may be used.
-    NoEndpoint,
-    /// A concurrency limit is reached.
-    Overload,
-    /// The time that the request may take is over, or too short for an answer.
-    Deadline,
-    /// The route's switch is off.
-    SwitchedOff,
-    /// The upstream answered with a failure, or not at all.
-    UpstreamError,
-    /// The upstream did not answer in time.
-    Timeout,
-}
-
-impl Reason {
-    /// The word for it.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::RateLimited => "rate_limited",
-            Self::CircuitOpen => "circuit_open",
-            Self::NoEndpoint => "no_endpoint",
-            Self::Overload => "overload",
-            Self::Deadline => "deadline",
-            Self::SwitchedOff => "switched_off",
-            Self::UpstreamError => "upstream_error",
-            Self::Timeout => "timeout",
-        }
-    }
-
-    /// The HTTP status of a refusal.
-    #[must_use]
-    pub const fn status(self) -> u16 {
-        match self {
-            Self::RateLimited => 429,
-            Self::CircuitOpen
-            | Self::NoEndpoint
-            | Self::Overload
-            | Self::SwitchedOff
-            | Self::UpstreamError => 503,
-            Self::Deadline | Self::Timeout => 504,
-        }
-    }
-
-    /// The gRPC status of a refusal: RESOURCE_EXHAUSTED, UNAVAILABLE or DEADLINE_EXCEEDED.
-    #[must_use]
-    pub const fn grpc_status(self) -> u8 {
-        match self {
-            Self::RateLimited => 8,
-            Self::CircuitOpen
-            | Self::NoEndpoint
-            | Self::Overload
-            | Self::SwitchedOff
-            | Self::UpstreamError => 14,
-            Self::Deadline | Self::Timeout => 4,
-        }
-    }
-
-    /// The error type of RFC 9209, 2.3, that a `Proxy-Status` header names.
-    #[must_use]
-    pub const fn proxy_error(self) -> &'static str {
-        match self {
-            Self::RateLimited => "http_request_denied",
-            Self::CircuitOpen | Self::NoEndpoint | Self::SwitchedOff => "destination_unavailable",
-            Self::Overload => "connection_limit_reached",
-            Self::UpstreamError => "http_response_incomplete",
-            Self::Deadline | Self::Timeout => "http_response_timeout",
-        }
-    }
-}
-
-/// How a call ended, for those who judge an upstream by it.
+/// How a call ended: what the policies judge an upstream by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was answered well.
+    /// The upstream answered well.
     Success,
-    /// It failed.
+    /// The call failed.
     Failure,
-    /// It says nothing about the upstream: cancelled by the client, answered by us, never sent.
+    /// The call says nothing about the upstream: the client cancelled it, haven answered it, or it
+    /// was never sent.
     Ignore,
 }

@@ -36,12 +36,12 @@ pub enum Step<A> {
 /// Name of a record: what it is, whose it is (a hash of names), and its number. Fixed length, made
 /// without formatting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Key([u8; 15]);
+pub struct RecordKey([u8; 15]);
 
-impl Key {
+impl RecordKey {
     /// The name of record `index` of `owner`.
     #[must_use]
-    pub fn new(kind: Kind, owner: u64, index: u32) -> Self {
+    pub fn new(kind: RecordKind, owner: u64, index: u32) -> Self {
         let mut key = *b"hv\0\0\0\0\0\0\0\0\0\0\0\0\0";
         let fields = [kind as u8]
             .into_iter()
@@ -65,7 +65,7 @@ impl Key {
 /// filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kind {
+pub enum RecordKind {
     /// The secret seed of key hashes.
     Seed = b's',
     /// A set of a rate limit's key table.
@@ -94,7 +94,7 @@ pub enum Kind {
 /// [`Contended`] after [`ATTEMPTS`] lost races.
 pub fn update<H: SharedData, A>(
     host: &H,
-    key: &Key,
+    key: &RecordKey,
     mut step: impl FnMut(&mut Vec<u8>) -> Step<A>,
 ) -> Result<A, Contended> {
     for _ in 0..ATTEMPTS {
@@ -118,7 +118,7 @@ pub fn update<H: SharedData, A>(
 }
 
 /// The record's bytes.
-pub fn read<H: SharedData>(host: &H, key: &Key) -> Option<Vec<u8>> {
+pub fn read<H: SharedData>(host: &H, key: &RecordKey) -> Option<Vec<u8>> {
     host.shared(key.as_bytes()).map(|(bytes, _)| bytes)
 }
 
@@ -126,7 +126,7 @@ pub fn read<H: SharedData>(host: &H, key: &Key) -> Option<Vec<u8>> {
 ///
 /// # Errors
 /// [`CasMismatch`] if another worker was faster.
-pub fn insert<H: SharedData>(host: &H, key: &Key, bytes: &[u8]) -> Result<(), CasMismatch> {
+pub fn insert<H: SharedData>(host: &H, key: &RecordKey, bytes: &[u8]) -> Result<(), CasMismatch> {
     if host
         .set_shared(key.as_bytes(), bytes, ABSENT_ON_ENVOY)
         .is_ok()

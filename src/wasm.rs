@@ -10,13 +10,15 @@ mod abi;
 mod bindings;
 mod contexts;
 mod exports;
+mod imports;
+mod logger;
 mod waiting;
 
 use crate::base::time::Nanos;
 use crate::config;
-use crate::engine::exchange::{Action, Exchange};
+use crate::engine::chain::{Action, Exchange};
 use crate::engine::{Engine, TICK};
-use crate::host::{CallAnswer, CallId, Clock, Log};
+use crate::host::{CallAnswer, CallId, Clock};
 use crate::policy::health_check::report;
 use bindings::Proxy;
 use std::cell::{Cell, RefCell};
@@ -64,10 +66,7 @@ impl Root {
             }
             Err(message) => {
                 for line in message.lines() {
-                    Proxy.log(
-                        log::Level::Error,
-                        &["configuration refused: ", line].concat(),
-                    );
+                    log::error!("configuration refused: {line}");
                 }
                 false
             }

@@ -1,16 +1,8 @@
 //! The chain on the simulated host: what a request meets, in which order, and what its client sees.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "tests"
-)]
 
 use haven::base::time::Nanos;
 use haven::engine::Engine;
-use haven::engine::exchange::{Action, Exchange};
+use haven::engine::chain::{Action, Exchange};
 use haven::host::Property;
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};
 use serde_json::{Value, json};

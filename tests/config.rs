@@ -1,13 +1,6 @@
 //! The configuration as users meet it: documents in, a typed configuration or messages out.
 
 #![cfg(not(target_arch = "wasm32"))]
-// Helpers outside of test functions do not count as tests for clippy.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects
-)]
 
 use std::path::Path;
 

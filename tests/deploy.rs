@@ -2,13 +2,6 @@
 //! and labels exist, YAML is YAML.
 
 #![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "test code: a failed assumption is to end the test at once; clippy only sees that in functions marked #[test]"
-)]
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,13 +1,5 @@
 //! The fuzz targets' checks over the kept corpus, and over some mutations of it: what fuzzing found
 //! once stays found. To fuzz for longer: `make fuzz`.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "tests"
-)]
 
 #[path = "../fuzz/checks.rs"]
 mod checks;

@@ -7,22 +7,11 @@
 //! deadline; the upstream does not know and serves on.
 
 #![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "tests"
-)]
 
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
 use haven::config::Criticality;
-use haven::policy::concurrency::adaptive::{Seen, Settings};
+use haven::policy::concurrency::adaptive::{AdaptiveSettings, Observations};
 use haven::policy::concurrency::has_room;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -31,7 +20,7 @@ const MS: u64 = 1_000_000;
 const DEADLINE: u64 = 500 * MS;
 
 /// The one configuration of all scenarios: the contract's defaults, a deadline of 500 ms.
-const SETTINGS: Settings = Settings {
+const SETTINGS: AdaptiveSettings = AdaptiveSettings {
     min: 3,
     max: 1000,
     initial: 20,
@@ -204,7 +193,7 @@ fn run(world: &World) -> Run {
     let mut requests: Vec<Request> = Vec::new();
     let mut log = Vec::new();
     let mut limits = Vec::new();
-    let mut seen = vec![Seen::default(); world.workers];
+    let mut seen = vec![Observations::default(); world.workers];
     let (mut in_flight, mut gauge) = (0u64, 0u64);
     let mut busy = vec![0usize; world.endpoints];
     let mut queues: Vec<VecDeque<usize>> = vec![VecDeque::new(); world.endpoints];
@@ -247,8 +236,8 @@ fn run(world: &World) -> Run {
                 in_flight += 1;
                 let limit = SETTINGS.limit(gauge);
                 let admitted = !world.limited || has_room(in_flight - 1, limit, criticality);
-                seen[worker].came(&SETTINGS, Nanos(now + 1), in_flight, limit, admitted);
-                if let Some(new) = seen[worker].turn(&SETTINGS, Nanos(now + 1), limit) {
+                seen[worker].arrived(&SETTINGS, Nanos(now + 1), in_flight, limit, admitted);
+                if let Some(new) = seen[worker].next_limit(&SETTINGS, Nanos(now + 1), limit) {
                     gauge = new;
                 }
                 limits.push((now, limit, in_flight));
@@ -338,7 +327,7 @@ fn run(world: &World) -> Run {
     Run { log, limits }
 }
 
-fn end(seen: &mut [Seen], request: &Request, now: u64, in_flight: u64, gauge: &mut u64) {
+fn end(seen: &mut [Observations], request: &Request, now: u64, in_flight: u64, gauge: &mut u64) {
     let limit = SETTINGS.limit(*gauge);
     let seen = &mut seen[request.worker];
     let elapsed = Nanos(now - request.at);
@@ -350,7 +339,7 @@ fn end(seen: &mut [Seen], request: &Request, now: u64, in_flight: u64, gauge: &m
         in_flight,
         limit,
     );
-    if let Some(new) = seen.turn(&SETTINGS, Nanos(now + 1), limit) {
+    if let Some(new) = seen.next_limit(&SETTINGS, Nanos(now + 1), limit) {
         *gauge = new;
     }
 }

@@ -1,19 +1,14 @@
 //! What differs inside wasm: 32-bit sizes, and arithmetic and hashing that must agree with every
 //! other build. Run under node.
 #![cfg(target_arch = "wasm32")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "tests"
-)]
 
 use haven::base::hash::{self, KeyHasher, Seed};
 use haven::base::headers::{HeaderMap, parse_number};
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
 use haven::config::{self, Quota};
-use haven::policy::rate_limit::gcra::{Gcra, Verdict};
+use haven::policy::rate_limit::gcra::Gcra;
+use haven::policy::rate_limit::take::Verdict;
 use wasm_bindgen_test::wasm_bindgen_test;
 
 #[wasm_bindgen_test]

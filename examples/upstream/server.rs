@@ -14,10 +14,6 @@
     dead_code,
     reason = "the program uses a part of it, each test crate another"
 )]
-#![allow(
-    clippy::arithmetic_side_effects,
-    reason = "a native program: counters of requests do not overflow"
-)]
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

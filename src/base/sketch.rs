@@ -39,8 +39,8 @@ pub const STALE: Nanos = Nanos::from_secs(60);
 /// Times seen lately.
 #[derive(Clone, Debug, Default)]
 pub struct Sketch {
-    running: Window,
-    before: Window,
+    running: SketchWindow,
+    before: SketchWindow,
     /// When the running window began.
     since: Nanos,
     /// When a time was last counted.
@@ -60,7 +60,7 @@ pub struct Between {
 
 /// Counts of a window; nothing is allocated before the first.
 #[derive(Clone, Debug, Default)]
-struct Window {
+struct SketchWindow {
     counts: Vec<u32>,
     total: u64,
 }
@@ -73,7 +73,7 @@ struct Known {
     good_for: u64,
 }
 
-impl Window {
+impl SketchWindow {
     fn add(&mut self, bucket: usize) {
         if self.counts.is_empty() {
             self.counts = vec![0; BUCKETS];

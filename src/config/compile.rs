@@ -6,24 +6,23 @@
 
 use std::collections::BTreeSet;
 
-use super::error::{Errors, Path};
-use super::json::{Json, show_text};
-use super::kind::Names;
 use super::raw;
-use super::scalar::{DAY, HOUR, Int, SEC, Span, hundredths, show_size, show_span};
-use super::take::{Either, Take};
-use super::text::{
-    BREAKER, COMPONENT, CONCURRENCY_LIMIT, FALLBACK, RATE_LIMIT, SECTIONS, SWITCH, UPSTREAM,
-    exact_host, segments,
+use super::sections::{
+    CircuitBreakers, Components, ConcurrencyLimits, Fallbacks, RateLimits, Switches, Upstreams,
 };
+use super::text::segments;
 use super::*;
 use crate::base::ip::Ip;
+use crate::schema::http::exact_host;
+use crate::schema::json::show_text;
+use crate::schema::units::{DAY, HOUR, SEC, hundredths, show_size, show_span};
+use crate::schema::{DeclaredNames, Decode, Either, Errors, Int, Json, NamedSection, Path, Span};
 
 /// The longest an empty bucket may take to fill.
 const MAX_FILL: Nanos = Nanos(366 * DAY);
 
 /// Compiles the document; whoever finds errors in the end has no use for the result.
-pub(super) fn compile(raw: raw::Document, names: &Names, errors: &mut Errors) -> Config {
+pub(super) fn compile(raw: raw::Document, names: &DeclaredNames, errors: &mut Errors) -> Config {
     let root = Path::Root;
     let references = References {
         names,
@@ -89,7 +88,7 @@ pub(super) fn compile(raw: raw::Document, names: &Names, errors: &mut Errors) ->
 
 /// What references refer to. That it is there, the checker has seen to.
 struct References<'a> {
-    names: &'a Names,
+    names: &'a DeclaredNames,
     /// By upstream: the components of its health check.
     components: Vec<Vec<String>>,
     /// By breaker: whether its scope is the upstream.
@@ -101,8 +100,8 @@ struct References<'a> {
 }
 
 impl References<'_> {
-    fn find(&self, section: usize, name: Option<&String>) -> Option<usize> {
-        self.names.find(SECTIONS.get(section)?, name?)
+    fn find<S: NamedSection>(&self, name: Option<&String>) -> Option<usize> {
+        self.names.find(S::SECTION, name?)
     }
 }
 
@@ -134,7 +133,7 @@ fn upstream(
             );
         }
     }
-    let circuit_breaker = references.find(BREAKER, raw.circuit_breaker.as_ref());
+    let circuit_breaker = references.find::<CircuitBreakers>(raw.circuit_breaker.as_ref());
     if let (Some(i), Some(breaker)) = (circuit_breaker, &raw.circuit_breaker)
         && references.upstream_scoped.get(i) == Some(&true)
     {
@@ -192,7 +191,7 @@ fn upstream(
         override_header: header,
         attempt_count,
         circuit_breaker,
-        concurrency_limit: references.find(CONCURRENCY_LIMIT, raw.concurrency_limit.as_ref()),
+        concurrency_limit: references.find::<ConcurrencyLimits>(raw.concurrency_limit.as_ref()),
         health_check,
         name,
     }
@@ -574,13 +573,17 @@ fn circuit_breaker(
         (raw::WindowType::Count, None) => Window::Count(100),
         (raw::WindowType::Time, size) => {
             if let (Some(Either::Second(calls)), false) = (size, errors.touches(&window_at)) {
-                errors.refuse_number(&size_at, u64::from(calls), &<Span<SEC, HOUR>>::KIND.want());
+                errors.refuse_number(
+                    &size_at,
+                    u64::from(calls),
+                    &<Span<SEC, HOUR>>::SCHEMA.want(),
+                );
             }
             Window::Time(Nanos(10 * SEC))
         }
         (raw::WindowType::Count, Some(Either::First(span))) => {
             if !errors.touches(&window_at) {
-                errors.refuse_text(&size_at, &show_span(span), &raw::Calls::KIND.want());
+                errors.refuse_text(&size_at, &show_span(span), &raw::Calls::SCHEMA.want());
             }
             Window::Count(100)
         }
@@ -620,10 +623,10 @@ fn circuit_breaker(
 
 /// Checks what spans the fields of a concurrency limit.
 pub(super) fn check_concurrency_limit(at: &Path<'_>, json: &Json, errors: &mut Errors) {
-    let raw = raw::ConcurrencyLimit::take(json);
+    let raw = raw::ConcurrencyLimit::decode(json);
     let adaptive = raw.algorithm == raw::ConcurrencyAlgorithm::Adaptive;
     match raw.limit {
-        None if !adaptive => errors.missing(&at.key("limit"), &<Int<1, 1_000_000>>::KIND.want()),
+        None if !adaptive => errors.missing(&at.key("limit"), &<Int<1, 1_000_000>>::SCHEMA.want()),
         Some(limit) if adaptive => {
             errors.refuse_number(
                 &at.key("limit"),
@@ -751,13 +754,12 @@ fn fallback(at: &Path<'_>, name: String, raw: raw::Fallback, errors: &mut Errors
 }
 
 fn stale(at: &Path<'_>, raw: raw::Stale, errors: &mut Errors) -> Stale {
-    let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let it = Stale {
         max_age: raw.max_age,
-        max_body: size(raw.max_body),
+        max_body: raw.max_body,
         vary: raw.vary,
         max_entries: raw.max_entries,
-        max_bytes: size(raw.max_bytes),
+        max_bytes: raw.max_bytes,
     };
     let least = it.max_body.saturating_add(Stale::HEAD);
     // Where one of them was refused, it is zero.
@@ -823,15 +825,15 @@ fn route(
     references: &References<'_>,
     errors: &mut Errors,
 ) -> Route {
-    let upstream = references.find(UPSTREAM, raw.upstream.as_ref());
+    let upstream = references.find::<Upstreams>(raw.upstream.as_ref());
     let rate_limits = raw
         .rate_limits
         .iter()
-        .filter_map(|name| references.find(RATE_LIMIT, Some(name)))
+        .filter_map(|name| references.find::<RateLimits>(Some(name)))
         .collect();
-    let circuit_breaker = references.find(BREAKER, raw.circuit_breaker.as_ref());
-    let fallback = references.find(FALLBACK, raw.fallback.as_ref());
-    let switch = references.find(SWITCH, raw.switch.as_ref());
+    let circuit_breaker = references.find::<CircuitBreakers>(raw.circuit_breaker.as_ref());
+    let fallback = references.find::<Fallbacks>(raw.fallback.as_ref());
+    let switch = references.find::<Switches>(raw.switch.as_ref());
     if let (Some(i), Some(breaker), None) = (circuit_breaker, &raw.circuit_breaker, &raw.upstream)
         && references.upstream_scoped.get(i) == Some(&true)
     {
@@ -859,7 +861,7 @@ fn route(
         match known.iter().position(|known| known == name) {
             Some(component) => depends_on.push(component),
             // One that no upstream has was refused already.
-            None if references.find(COMPONENT, Some(name)).is_none() => {}
+            None if references.find::<Components>(Some(name)).is_none() => {}
             None => {
                 let want = "a component of the health_check of the route's own upstream";
                 errors.refuse_text(&at.key("depends_on").index(i), name, want);
@@ -870,7 +872,7 @@ fn route(
         let stable = raw.upstream.as_deref();
         Canary {
             circuit_breaker: references
-                .find(BREAKER, it.circuit_breaker.as_ref())
+                .find::<CircuitBreakers>(it.circuit_breaker.as_ref())
                 .or(circuit_breaker),
             ..canary(&at.key("canary"), it, stable, references, errors)
         }
@@ -882,7 +884,7 @@ fn route(
         upstream,
         rate_limits,
         circuit_breaker,
-        concurrency_limit: references.find(CONCURRENCY_LIMIT, raw.concurrency_limit.as_ref()),
+        concurrency_limit: references.find::<ConcurrencyLimits>(raw.concurrency_limit.as_ref()),
         criticality: raw.criticality,
         fallback,
         switch,
@@ -939,7 +941,7 @@ fn canary(
     Canary {
         mode: raw.mode,
         upstream: references
-            .find(UPSTREAM, Some(&raw.upstream))
+            .find::<Upstreams>(Some(&raw.upstream))
             .unwrap_or_default(),
         percent: raw.percent,
         sticky: raw.sticky.into_iter().map(key_part).collect(),

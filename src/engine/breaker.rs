@@ -1,112 +1,64 @@
 //! A breaker of one subject, with its metrics and its log lines.
 
-use super::metrics::Names;
-use super::namespace;
+use super::compile::namespace;
+use super::logs::LogLimiter;
+use super::metrics::MetricTable;
 use crate::base::rng::Rng;
 use crate::base::text::number;
 use crate::base::time::Nanos;
 use crate::config::{self, Mode};
 use crate::host::{Host, MetricId};
-use crate::policy::circuit_breaker::state::{
-    Admission, Call, Cause, Phase, Settings, State, Transition,
+use crate::policy::circuit_breaker::CircuitBreaker;
+use crate::policy::circuit_breaker::{
+    Admission, BreakerSettings, BreakerState, CallResult, Phase, Transition, TripReason,
 };
-use crate::policy::circuit_breaker::{Change, CircuitBreaker};
 use crate::store::Contended;
-use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-
-/// Lines that a VM logs of changes in a second. Each change has one, until so many breakers flap
-/// that the log would be nothing else.
-const LINES_PER_SECOND: u32 = 50;
-
-/// What all breakers of an engine share: the room in the log, and the counters of each
-/// configuration.
-#[derive(Debug, Default)]
-pub(super) struct Telling {
-    second: Cell<u64>,
-    written: Cell<u32>,
-    withheld: Cell<u64>,
-    /// A host keeps what was defined for as long as the VM lives: thousands of endpoints do not
-    /// define the same again.
-    counters: RefCell<Vec<(String, Counters)>>,
-}
 
 /// The counters of all breakers of one configuration.
 #[derive(Clone, Copy, Debug)]
 struct Counters {
     to: [MetricId; 3],
-    causes: [MetricId; Cause::ALL.len()],
+    causes: [MetricId; TripReason::ALL.len()],
     contention: MetricId,
 }
 
-impl Telling {
-    fn counters<H: Host>(&self, name: &str, names: &Names<'_, H>) -> Counters {
-        let mut all = self.counters.borrow_mut();
-        if let Some((_, known)) = all.iter().find(|(known, _)| known == name) {
+/// The counters of an engine's breakers, by configuration: thousands of endpoints share theirs. A
+/// host keeps each metric that was defined for as long as the VM lives.
+#[derive(Debug, Default)]
+pub(super) struct TransitionCounters(Vec<(String, Counters)>);
+
+impl TransitionCounters {
+    fn of<H: Host>(&mut self, name: &str, metrics: &MetricTable<'_, H>) -> Counters {
+        if let Some((_, known)) = self.0.iter().find(|(known, _)| known == name) {
             return *known;
         }
         let counters = Counters {
             to: [Phase::Closed, Phase::Open, Phase::HalfOpen]
-                .map(|phase| names.breaker_transitions(name, phase)),
-            causes: Cause::ALL.map(|cause| names.breaker_causes(name, cause)),
-            contention: names.contention(name),
+                .map(|phase| metrics.breaker_transitions(name, phase)),
+            causes: TripReason::ALL.map(|reason| metrics.breaker_causes(name, reason)),
+            contention: metrics.contention(name),
         };
-        all.push((name.to_owned(), counters));
+        self.0.push((name.to_owned(), counters));
         counters
-    }
-
-    /// Writes a line, if there is room for it.
-    pub(super) fn write<H: Host>(
-        &self,
-        host: &H,
-        level: log::Level,
-        line: impl FnOnce() -> String,
-    ) {
-        let second = host.monotonic().as_millis() / 1_000;
-        if self.second.replace(second) != second {
-            self.tell_withheld(host);
-            self.written.set(0);
-        }
-        if self.written.get() < LINES_PER_SECOND {
-            self.written.set(self.written.get().saturating_add(1));
-            host.log(level, &line());
-        } else {
-            self.withheld.set(self.withheld.get().saturating_add(1));
-        }
-    }
-
-    /// Says how many lines were not written.
-    pub(super) fn tell_withheld<H: Host>(&self, host: &H) {
-        let withheld = self.withheld.replace(0);
-        if withheld > 0 {
-            host.log(
-                log::Level::Warn,
-                &[
-                    "circuit breakers and endpoints: ",
-                    &number(withheld),
-                    " more changes",
-                ]
-                .concat(),
-            );
-        }
     }
 }
 
 #[derive(Debug)]
 pub(super) struct Breaker {
     cell: CircuitBreaker,
-    settings: Settings,
+    settings: BreakerSettings,
     key: String,
     shadow: bool,
     state: MetricId,
     changed: MetricId,
     counters: Counters,
-    telling: Rc<Telling>,
+    logs: Rc<LogLimiter>,
 }
 
 /// Whose breaker it is.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Subject<'a> {
+pub(super) enum BreakerSubject<'a> {
     /// A route's.
     Route(&'a str),
     /// All routes' of an upstream.
@@ -121,23 +73,26 @@ pub(super) enum Subject<'a> {
 impl Breaker {
     pub(super) fn new<H: Host>(
         config: &config::CircuitBreaker,
-        subject: Subject<'_>,
+        subject: BreakerSubject<'_>,
         mode: Mode,
-        telling: &Rc<Telling>,
+        logs: &Rc<LogLimiter>,
+        counters: &mut TransitionCounters,
         host: &H,
     ) -> Self {
-        let names = Names(host);
+        let names = MetricTable(host);
         let both;
         let (path, key): (&[&str], _) = match subject {
-            Subject::Route(name) => (&["route", name], name),
-            Subject::Upstream(name) => (&["upstream", name], name),
-            Subject::Canary(route, upstream) => {
+            BreakerSubject::Route(name) => (&["route", name], name),
+            BreakerSubject::Upstream(name) => (&["upstream", name], name),
+            BreakerSubject::Canary(route, upstream) => {
                 both = [route, "/", upstream].concat();
                 (&["canary", route, upstream], both.as_str())
             }
-            Subject::Endpoint(upstream, address, _) => (&["endpoint", upstream, address], address),
+            BreakerSubject::Endpoint(upstream, address, _) => {
+                (&["endpoint", upstream, address], address)
+            }
         };
-        let settings = Settings::new(config.clone());
+        let settings = BreakerSettings::new(config.clone());
         let meters = names.breaker_meters(config, subject, mode);
         Self {
             cell: CircuitBreaker::new(&config.name, path, namespace(mode))
@@ -146,8 +101,8 @@ impl Breaker {
             shadow: mode == Mode::Shadow,
             state: names.breaker_state(&config.name, key),
             changed: names.breaker_changed(&config.name, key),
-            counters: telling.counters(&config.name, &names),
-            telling: Rc::clone(telling),
+            counters: counters.of(&config.name, &names),
+            logs: Rc::clone(logs),
             settings,
         }
     }
@@ -169,7 +124,12 @@ impl Breaker {
 
     /// Reads its record again and sets its gauge right: a VM may have died between a change and the
     /// note of it. `version` is the version that was read before, if it was.
-    pub(super) fn refresh<H: Host>(&self, host: &H, now: Nanos, version: Option<u64>) -> State {
+    pub(super) fn refresh<H: Host>(
+        &self,
+        host: &H,
+        now: Nanos,
+        version: Option<u64>,
+    ) -> BreakerState {
         let state = self.cell.refresh(host, &self.settings, version);
         host.record(self.state, state.phase_at(now).gauge());
         state
@@ -184,7 +144,14 @@ impl Breaker {
     }
 
     /// Reports how an admitted call ended.
-    pub(super) fn end<H: Host>(&self, host: &H, now: Nanos, epoch: u32, call: Call, rng: &Rng) {
+    pub(super) fn end<H: Host>(
+        &self,
+        host: &H,
+        now: Nanos,
+        epoch: u32,
+        call: CallResult,
+        rng: &Rng,
+    ) {
         if let Some(change) = self.decided(
             host,
             self.cell.end(host, &self.settings, now, epoch, call, rng),
@@ -201,11 +168,11 @@ impl Breaker {
     }
 
     /// Tells the world of a change of state: gauges, counters, one log line.
-    fn announce<H: Host>(&self, host: &H, change: Change) {
+    fn announce<H: Host>(&self, host: &H, change: Option<Transition>) {
         let Some(Transition {
             from,
             to,
-            cause,
+            reason,
             open_for,
         }) = change
         else {
@@ -220,14 +187,14 @@ impl Breaker {
             Phase::HalfOpen => (to_half_open, log::Level::Info),
         };
         host.add(counter, 1);
-        if let Some((_, counter)) = Cause::ALL
+        if let Some((_, counter)) = TripReason::ALL
             .iter()
             .zip(self.counters.causes)
-            .find(|(known, _)| **known == cause)
+            .find(|(known, _)| **known == reason)
         {
             host.add(counter, 1);
         }
-        self.telling.write(host, level, || {
+        self.logs.write(host, level, || {
             let shadow = if self.shadow { " (shadow)" } else { "" };
             let lasting = if to == Phase::Open {
                 [" for ", &number(open_for.as_millis()), " ms"].concat()
@@ -235,7 +202,7 @@ impl Breaker {
                 String::new()
             };
             let name = &self.config().name;
-            let (from, to, cause) = (from.word(), to.word(), cause.word());
+            let (from, to, reason) = (from.word(), to.word(), reason.word());
             [
                 "circuit breaker ",
                 name,
@@ -248,7 +215,7 @@ impl Breaker {
                 to,
                 &lasting,
                 ": ",
-                cause,
+                reason,
             ]
             .concat()
         });

@@ -4,14 +4,14 @@
 //! data is used once per tick, for what a lost VM may have left behind.
 
 use super::in_flight::InFlight;
-use super::metrics::Names;
+use super::metrics::MetricTable;
 use crate::base::hash::of_names;
 use crate::base::time::Nanos;
 use crate::config::{self, ConcurrencyAlgorithm, Criticality};
 use crate::host::{Host, MetricId};
-use crate::policy::concurrency::adaptive::{Seen, Settings};
+use crate::policy::concurrency::adaptive::{AdaptiveSettings, Observations};
 use crate::policy::concurrency::has_room;
-use crate::store::{Key, Kind};
+use crate::store::{RecordKey, RecordKind};
 use std::cell::Cell;
 
 /// A limit of one subject.
@@ -22,13 +22,13 @@ pub(super) struct Concurrency {
     /// One gauge.
     in_flight: InFlight,
     limit: MetricId,
-    seen: Cell<Seen>,
+    seen: Cell<Observations>,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Bound {
     Fixed(u64),
-    Adaptive(Settings),
+    Adaptive(AdaptiveSettings),
 }
 
 /// A request in flight, as its limit remembers it. It must be given back exactly once.
@@ -58,27 +58,29 @@ impl Concurrency {
         deadline: Nanos,
         host: &H,
     ) -> Self {
-        let names = Names(host);
+        let names = MetricTable(host);
         let [kind, key] = subject;
         let bound = match config.algorithm {
             ConcurrencyAlgorithm::Fixed { limit } => Bound::Fixed(limit.into()),
-            ConcurrencyAlgorithm::Adaptive { min, max, initial } => Bound::Adaptive(Settings {
-                min: min.into(),
-                max: max.into(),
-                initial: initial.into(),
-                deadline,
-            }),
+            ConcurrencyAlgorithm::Adaptive { min, max, initial } => {
+                Bound::Adaptive(AdaptiveSettings {
+                    min: min.into(),
+                    max: max.into(),
+                    initial: initial.into(),
+                    deadline,
+                })
+            }
         };
         let new = Self {
             name: config.name.clone(),
             bound,
             in_flight: InFlight::new(
-                Key::new(Kind::Shares, of_names(&[&config.name, kind, key]), 0),
+                RecordKey::new(RecordKind::Shares, of_names(&[&config.name, kind, key]), 0),
                 names.contention(&config.name),
                 std::iter::once((0, names.concurrency_in_flight(&config.name, key))),
             ),
             limit: names.concurrency_limit(&config.name, key),
-            seen: Cell::new(Seen::default()),
+            seen: Cell::new(Observations::default()),
         };
         // What a former configuration found goes on, within the bounds of this one.
         host.record(new.limit, new.limit(host));
@@ -111,19 +113,19 @@ impl Concurrency {
         criticality: Criticality,
         enforce: bool,
     ) -> (Option<Permit>, bool) {
-        self.in_flight.add(host, 0);
+        self.in_flight.enter(host, 0);
         // At least itself, whatever the gauge says.
         let among = self.in_flight.value(host, 0).max(1);
         let limit = self.limit(host);
         let room = has_room(among.saturating_sub(1), limit, criticality);
         self.learn(host, now, limit, |seen, settings| {
-            seen.came(settings, now, among, limit, room)
+            seen.arrived(settings, now, among, limit, room)
         });
         if !room && enforce {
-            self.in_flight.drop(host, 0);
+            self.in_flight.cancel(host, 0);
             return (None, false);
         }
-        self.in_flight.keep(0);
+        self.in_flight.confirm(0);
         (Some(Permit { at, among }), room)
     }
 
@@ -171,14 +173,14 @@ impl Concurrency {
         host: &H,
         now: Nanos,
         limit: u64,
-        learn: impl FnOnce(&mut Seen, &Settings),
+        learn: impl FnOnce(&mut Observations, &AdaptiveSettings),
     ) {
         let Bound::Adaptive(settings) = &self.bound else {
             return;
         };
         let mut seen = self.seen.take();
         learn(&mut seen, settings);
-        let found = seen.turn(settings, now, limit);
+        let found = seen.next_limit(settings, now, limit);
         self.seen.set(seen);
         if let Some(found) = found {
             host.record(self.limit, found);

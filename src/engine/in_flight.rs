@@ -4,13 +4,13 @@ use crate::base::sort;
 use crate::base::time::Nanos;
 use crate::host::{Host, MetricId};
 use crate::policy::shares::{Shares, in_flight};
-use crate::store::{self, Key, Step};
+use crate::store::{self, RecordKey, Step};
 use std::cell::Cell;
 
 /// Gauges that one record tells of.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    shares: Key,
+    shares: RecordKey,
     contention: MetricId,
     gauges: Vec<Gauge>,
     /// The gauges in the order of their ids.
@@ -31,7 +31,7 @@ struct Gauge {
 impl InFlight {
     /// Gauges by a number that is theirs in every configuration.
     pub(super) fn new(
-        shares: Key,
+        shares: RecordKey,
         contention: MetricId,
         gauges: impl Iterator<Item = (u64, MetricId)>,
     ) -> Self {
@@ -55,7 +55,7 @@ impl InFlight {
     }
 
     /// Where the shares are told.
-    pub(super) const fn key(&self) -> &Key {
+    pub(super) const fn key(&self) -> &RecordKey {
         &self.shares
     }
 
@@ -66,15 +66,15 @@ impl InFlight {
             .map_or(0, |gauge| in_flight(host.value(gauge.metric)))
     }
 
-    /// Counts one in, and not yet as its own: [`InFlight::keep`] or [`InFlight::drop`] follows.
-    pub(super) fn add<H: Host>(&self, host: &H, at: usize) {
+    /// Counts one in, and not yet as its own: [`InFlight::confirm`] or [`InFlight::cancel`] follows.
+    pub(super) fn enter<H: Host>(&self, host: &H, at: usize) {
         if let Some(gauge) = self.gauges.get(at) {
             host.add(gauge.metric, 1);
         }
     }
 
     /// The one that was counted in stays.
-    pub(super) fn keep(&self, at: usize) {
+    pub(super) fn confirm(&self, at: usize) {
         if let Some(gauge) = self.gauges.get(at) {
             gauge.own.set(gauge.own.get().saturating_add(1));
             self.total.set(self.total.get().saturating_add(1));
@@ -82,7 +82,7 @@ impl InFlight {
     }
 
     /// The one that was counted in does not stay.
-    pub(super) fn drop<H: Host>(&self, host: &H, at: usize) {
+    pub(super) fn cancel<H: Host>(&self, host: &H, at: usize) {
         if let Some(gauge) = self.gauges.get(at) {
             host.add(gauge.metric, -1);
         }
@@ -126,7 +126,7 @@ impl InFlight {
                 .map(|gauge| (gauge.id, gauge.own.get().into(), host.value(gauge.metric)))
                 .collect();
             let metric = |place: usize| self.order.get(place).and_then(|at| self.gauges.get(*at));
-            after.tell(now, vm, &gauges, |place, by| {
+            after.report(now, vm, &gauges, |place, by| {
                 corrections.extend(metric(place).map(|gauge| (gauge.metric, by)));
             });
             if after == before {

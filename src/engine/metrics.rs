@@ -1,19 +1,19 @@
-//! Names of the metrics. Labels are part of the name, as `;label=value`, and are taken out of it by
+//! MetricTable of the metrics. Labels are part of the name, as `;label=value`, and are taken out of it by
 //! `stats_tags` in envoy.yaml; they come from the configuration only, so that their number is
 //! bounded.
 
-use super::breaker::Subject;
+use super::breaker::BreakerSubject;
 use crate::base::text::push_all;
 use crate::config::{self, Mode};
 use crate::host::{MetricId, MetricKind, Metrics};
-use crate::policy::Reason;
 use crate::policy::circuit_breaker::Meters;
-use crate::policy::circuit_breaker::state::{Cause, Phase};
+use crate::policy::circuit_breaker::{Phase, TripReason};
+use crate::request::Reason;
 
 /// Defines metrics.
-pub(super) struct Names<'h, H>(pub &'h H);
+pub(super) struct MetricTable<'h, H>(pub &'h H);
 
-impl<H: Metrics> Names<'_, H> {
+impl<H: Metrics> MetricTable<'_, H> {
     pub(super) fn decisions(
         &self,
         route: &str,
@@ -56,7 +56,7 @@ impl<H: Metrics> Names<'_, H> {
         )
     }
 
-    pub(super) fn breaker_causes(&self, breaker: &str, cause: Cause) -> MetricId {
+    pub(super) fn breaker_causes(&self, breaker: &str, cause: TripReason) -> MetricId {
         let labels = [("circuit_breaker", breaker), ("cause", cause.label())];
         self.define(
             MetricKind::Counter,
@@ -70,16 +70,18 @@ impl<H: Metrics> Names<'_, H> {
     pub(super) fn breaker_meters(
         &self,
         breaker: &config::CircuitBreaker,
-        subject: Subject<'_>,
+        subject: BreakerSubject<'_>,
         mode: Mode,
     ) -> Meters {
         let mut labels = vec![("circuit_breaker", breaker.name.as_str())];
         match subject {
-            Subject::Route(name) | Subject::Upstream(name) => labels.push(("key", name)),
-            Subject::Canary(route, upstream) => {
+            BreakerSubject::Route(name) | BreakerSubject::Upstream(name) => {
+                labels.push(("key", name))
+            }
+            BreakerSubject::Canary(route, upstream) => {
                 labels.extend([("route", route), ("upstream", upstream)])
             }
-            Subject::Endpoint(upstream, address, _) => {
+            BreakerSubject::Endpoint(upstream, address, _) => {
                 labels.extend([("upstream", upstream), ("endpoint", address)])
             }
         }
@@ -89,7 +91,7 @@ impl<H: Metrics> Names<'_, H> {
         let define = |kind, base| self.define(kind, base, &labels);
         Meters {
             version: match subject {
-                Subject::Endpoint(_, _, version) => version,
+                BreakerSubject::Endpoint(_, _, version) => version,
                 _ => define(MetricKind::Counter, "haven_circuit_breaker_changes_total"),
             },
             tally: match breaker.window {
@@ -165,7 +167,7 @@ impl<H: Metrics> Names<'_, H> {
     }
 
     /// Why an active check takes an endpoint for what it does:
-    /// [`crate::policy::health_check::state::Reason`]'s numbers.
+    /// [`crate::policy::health_check::Reason`]'s numbers.
     pub(super) fn endpoint_reason(&self, upstream: &str, endpoint: &str) -> MetricId {
         self.define(
             MetricKind::Gauge,

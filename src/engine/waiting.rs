@@ -3,7 +3,7 @@
 //! A host has no timers but ticks, and ticks for a configuration, not for a request. So each VM has
 //! one queue for all its configurations, ordered by moment; whoever ticks lets go what is due. That
 //! way a request that began under an old configuration is let go on hosts that tick only the new
-//! one, and ends under its old engine all the same, which its [`super::exchange::Exchange`] holds.
+//! one, and ends under its old engine all the same, which its [`super::chain::Exchange`] holds.
 //!
 //! Ticks come as soon as the next request is due, rounded up to the host's whole milliseconds, and
 //! every [`TICK`] otherwise. A request goes at its moment or up to about 1 ms later, never before.

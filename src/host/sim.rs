@@ -3,16 +3,21 @@
 //!
 //! Every host call that touches what workers share is an interleaving point: [`Machine::on_call`]
 //! is called before it, and a scheduler may switch to another worker there. Faults are set on the
-//! [`Machine`]: failed compare-and-swaps, a lost shared-data service, clocks that step. Losing a VM
-//! is the scheduler's part: it drops the worker's state in the middle.
+//! [`Machine`]: failed compare-and-swaps, a lost shared-data service, clocks that step. The
+//! scheduler loses a VM: it drops the worker's state in the middle.
+
+mod log_lines;
+mod stream;
+
+pub use stream::SimStream;
 
 use super::{
-    Call, CallId, Calls, Cas, CasMismatch, Clock, Log, Message, MetricId, MetricKind, Metrics,
-    NoCall, Property, Random, Reply, SharedData, Stream,
+    Call, CallId, Calls, Cas, CasMismatch, Clock, MetricId, MetricKind, Metrics, NoCall, Random,
+    SharedCounter, SharedCounters, SharedData,
 };
-use crate::base::headers::HeaderMap;
 use crate::base::rng::Rng;
 use crate::base::time::Nanos;
+use log_lines::LogLines;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -43,8 +48,7 @@ pub struct Machine {
     pub cas_failures: Cell<u64>,
     /// A host that has no metrics: it refuses to define any.
     pub no_metrics: Cell<bool>,
-    /// Lines logged, newest last, at most 1,000.
-    logs: RefCell<Vec<(log::Level, String)>>,
+    logs: LogLines,
     hook: RefCell<Option<Rc<dyn Fn()>>>,
     calls: Cell<u64>,
     /// A proxy that knows no cluster: no call of ours can be started.
@@ -53,7 +57,7 @@ pub struct Machine {
     next_call: Cell<u32>,
 }
 
-/// A call that a worker has started and that waits for its answer: the test is the network, and
+/// A call that a worker has started and that waits for its answer. The test plays the network and
 /// hands the answer to the worker's engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outgoing {
@@ -106,7 +110,7 @@ impl Machine {
             rng: Rng::new(seed),
             cas_failures: Cell::new(0),
             no_metrics: Cell::new(false),
-            logs: RefCell::default(),
+            logs: LogLines::new(),
             hook: RefCell::new(None),
             calls: Cell::new(0),
             no_clusters: Cell::new(false),
@@ -189,10 +193,10 @@ impl Machine {
         }
     }
 
-    /// Lines logged so far.
+    /// The lines that its workers have logged, newest last; the first 1,000.
     #[must_use]
     pub fn logs(&self) -> Vec<(log::Level, String)> {
-        self.logs.borrow().clone()
+        self.logs.lines()
     }
 
     /// Host calls made so far, over all workers.
@@ -208,6 +212,7 @@ impl Machine {
 
     fn called(&self) {
         self.calls.set(self.calls.get().saturating_add(1));
+        self.logs.collect();
         let hook = self.hook.borrow().clone();
         if let Some(hook) = hook {
             hook();
@@ -265,6 +270,25 @@ impl SharedData for Worker {
         }
         data.insert(key.to_vec(), (value.to_vec(), self.0.fresh_cas()));
         Ok(())
+    }
+}
+
+/// Gauges, as on a real host: they stand among the metrics of the [`Machine`].
+impl SharedCounters for Worker {
+    fn define_shared(&self, name: &str) -> SharedCounter {
+        SharedCounter(self.define(MetricKind::Gauge, name).0)
+    }
+
+    fn increment(&self, counter: SharedCounter, offset: i64) {
+        self.add(MetricId(counter.0), offset);
+    }
+
+    fn store(&self, counter: SharedCounter, number: u64) {
+        self.record(MetricId(counter.0), number);
+    }
+
+    fn load(&self, counter: SharedCounter) -> u64 {
+        self.value(MetricId(counter.0))
     }
 }
 
@@ -365,207 +389,5 @@ impl Calls for Worker {
         let id = outgoing.id;
         self.0.outgoing.borrow_mut().push(outgoing);
         Ok(id)
-    }
-}
-
-impl Log for Worker {
-    fn log(&self, level: log::Level, message: &str) {
-        let mut logs = self.0.logs.borrow_mut();
-        if logs.len() < 1_000 {
-            logs.push((level, message.to_owned()));
-        }
-    }
-}
-
-/// A simulated HTTP exchange.
-#[derive(Debug, Default)]
-pub struct SimStream {
-    request: RefCell<Vec<(String, Vec<u8>)>>,
-    response: RefCell<Vec<(String, Vec<u8>)>>,
-    trailers: RefCell<Vec<(String, Vec<u8>)>>,
-    body: RefCell<Vec<u8>>,
-    request_body: RefCell<Vec<u8>>,
-    properties: RefCell<Vec<(&'static str, Vec<u8>)>>,
-    state: RefCell<Vec<(String, Vec<u8>)>>,
-    reply: RefCell<Option<Reply>>,
-    asked: RefCell<Vec<Property>>,
-}
-
-impl SimStream {
-    /// How often it was asked for a property.
-    #[must_use]
-    pub fn asked(&self, property: Property) -> usize {
-        self.asked
-            .borrow()
-            .iter()
-            .filter(|asked| **asked == property)
-            .count()
-    }
-
-    /// A request from 192.0.2.1.
-    #[must_use]
-    pub fn request(method: &str, path: &str, headers: &[(&str, &[u8])]) -> Self {
-        let stream = Self::default();
-        stream.set_property(Property::SourceAddress, b"192.0.2.1:40000");
-        let mut request = stream.request.borrow_mut();
-        request.push((":method".to_owned(), method.as_bytes().to_vec()));
-        request.push((":path".to_owned(), path.as_bytes().to_vec()));
-        request.push((":authority".to_owned(), b"api.example".to_vec()));
-        request.extend(headers.iter().map(|(n, v)| ((*n).to_owned(), v.to_vec())));
-        drop(request);
-        stream
-    }
-
-    /// Lets the upstream at `address` answer.
-    pub fn answer(&self, status: u16, address: Option<&str>, headers: &[(&str, &[u8])]) {
-        let mut response = self.response.borrow_mut();
-        response.clear();
-        response.push((":status".to_owned(), status.to_string().into_bytes()));
-        response.extend(headers.iter().map(|(n, v)| ((*n).to_owned(), v.to_vec())));
-        drop(response);
-        self.set_property(Property::ResponseCodeDetails, b"via_upstream");
-        if let Some(address) = address {
-            self.set_property(Property::UpstreamAddress, address.as_bytes());
-            self.set_property(Property::AttemptCount, &1u64.to_le_bytes());
-        }
-    }
-
-    /// Lets a piece of the request's body come, which is kept with what has come before.
-    pub fn send(&self, piece: &[u8]) {
-        self.request_body.borrow_mut().extend_from_slice(piece);
-    }
-
-    /// Lets a piece of the answer's body come.
-    pub fn piece(&self, piece: &[u8]) {
-        *self.body.borrow_mut() = piece.to_vec();
-    }
-
-    /// Ends the answer with trailers.
-    pub fn trail(&self, trailers: &[(&str, &[u8])]) {
-        *self.trailers.borrow_mut() = trailers
-            .iter()
-            .map(|(n, v)| ((*n).to_owned(), v.to_vec()))
-            .collect();
-    }
-
-    /// Lets the proxy answer because the upstream failed.
-    pub fn fail(&self, status: u16, details: &str, address: Option<&str>, attempts: u64) {
-        self.answer(status, address, &[]);
-        self.set_property(Property::ResponseCodeDetails, details.as_bytes());
-        self.set_property(Property::AttemptCount, &attempts.to_le_bytes());
-    }
-
-    /// Sets a property.
-    pub fn set_property(&self, property: Property, value: &[u8]) {
-        let mut properties = self.properties.borrow_mut();
-        properties.retain(|(path, _)| *path != property.path());
-        properties.push((property.path(), value.to_vec()));
-    }
-
-    /// A request header as the upstream would see it.
-    #[must_use]
-    pub fn request_header(&self, name: &str) -> Option<String> {
-        header(&self.request.borrow(), name)
-    }
-
-    /// A response header as the client would see it.
-    #[must_use]
-    pub fn response_header(&self, name: &str) -> Option<String> {
-        match &*self.reply.borrow() {
-            Some(reply) => {
-                let own = reply
-                    .headers
-                    .iter()
-                    .find(|(n, _)| *n == name)
-                    .map(|(_, v)| v.as_slice());
-                own.or_else(|| reply.kept_headers.get(name))
-                    .map(|v| String::from_utf8_lossy(v).into_owned())
-            }
-            None => header(&self.response.borrow(), name),
-        }
-    }
-
-    /// A value of the filter state.
-    #[must_use]
-    pub fn state(&self, name: &str) -> Option<String> {
-        header(&self.state.borrow(), name)
-    }
-
-    /// Our own reply, if there was one.
-    #[must_use]
-    pub fn replied(&self) -> Option<Reply> {
-        self.reply.borrow().clone()
-    }
-
-    fn pairs(&self, of: Message) -> &RefCell<Vec<(String, Vec<u8>)>> {
-        match of {
-            Message::Request => &self.request,
-            Message::Response => &self.response,
-            Message::ResponseTrailers => &self.trailers,
-        }
-    }
-}
-
-fn header(pairs: &[(String, Vec<u8>)], name: &str) -> Option<String> {
-    pairs
-        .iter()
-        .find(|(n, _)| n.eq_ignore_ascii_case(name))
-        .map(|(_, v)| String::from_utf8_lossy(v).into_owned())
-}
-
-impl Stream for SimStream {
-    fn headers(&self, of: Message) -> HeaderMap {
-        HeaderMap::from_pairs(&self.pairs(of).borrow())
-    }
-
-    fn set_header(&self, of: Message, name: &str, value: &[u8]) {
-        self.remove_header(of, name);
-        self.add_header(of, name, value);
-    }
-
-    fn add_header(&self, of: Message, name: &str, value: &[u8]) {
-        self.pairs(of)
-            .borrow_mut()
-            .push((name.to_owned(), value.to_vec()));
-    }
-
-    fn remove_header(&self, of: Message, name: &str) {
-        self.pairs(of)
-            .borrow_mut()
-            .retain(|(n, _)| !n.eq_ignore_ascii_case(name));
-    }
-
-    fn body(&self, size: usize) -> Option<Vec<u8>> {
-        Some(self.body.borrow().iter().take(size).copied().collect())
-    }
-
-    fn request_body(&self, size: usize) -> Option<Vec<u8>> {
-        Some(
-            self.request_body
-                .borrow()
-                .iter()
-                .take(size)
-                .copied()
-                .collect(),
-        )
-    }
-
-    fn property(&self, property: Property) -> Option<Vec<u8>> {
-        self.asked.borrow_mut().push(property);
-        self.properties
-            .borrow()
-            .iter()
-            .find(|(path, _)| *path == property.path())
-            .map(|(_, value)| value.clone())
-    }
-
-    fn set_state(&self, name: &str, value: &[u8]) {
-        let mut state = self.state.borrow_mut();
-        state.retain(|(n, _)| n != name);
-        state.push((name.to_owned(), value.to_vec()));
-    }
-
-    fn reply(&self, reply: &Reply) {
-        *self.reply.borrow_mut() = Some(reply.clone());
     }
 }

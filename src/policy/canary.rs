@@ -1,31 +1,30 @@
 //! A canary: which of a route's requests go to another upstream.
 //!
-//! A request says so itself, by a header or a cookie; or its client is among those that the canary
-//! has. Clients are placed by a hash on a line of 10,000 places, and the canary has as many of them
-//! as its percentage says, from the left: a higher percentage adds clients and takes none away. The
-//! hash has no secret, so that all proxies, and the same one after a restart, place a client alike.
-//! Who wants to be on either side by choosing an address could as well send the header: a canary is
-//! no matter of trust.
+//! A request may ask for it by a header or a cookie; otherwise a hash of its client decides. The
+//! hash puts each client on one of 10,000 places in a line, and the canary takes as many places as
+//! its percentage says, from the left: a higher percentage adds clients and removes none. The hash
+//! has no secret, so that all proxies, and one proxy after a restart, place a client alike. A
+//! client that chooses its address to get to one side could as well send the header: a canary is no
+//! matter of trust.
 //!
-//! | asked in this order | who has it |
+//! | checked in this order | the request goes to |
 //! |---|---|
-//! | headers: `stable`, then the canary's | what they mark |
-//! | cookies: `stable`, then the canary's | what they mark |
-//! | a part of the `sticky` key is missing | the route's own upstream: with no identity nobody stays where they are |
+//! | headers: `stable`, then the canary's | the upstream that they name |
+//! | cookies: `stable`, then the canary's | the upstream that they name |
+//! | a part of the `sticky` key is missing | the route's own: such a client could not stay on a side |
 //! | the key's place, or with no key a random one | the canary if it lies within its percentage |
 
-use super::key;
-use super::request::Request;
 use crate::base::hash::{KeyHasher, Seed, of_names, place};
 use crate::config::{self, MissingKey, Percent};
+use crate::request::{Request, key};
 
 /// Places on the line: those of a [`Percent`].
 const PLACES: u32 = 10_000;
 
-/// Whether the canary has the request. `random` are 64 random bits, for one that nothing else
-/// decides for.
+/// Whether the request goes to the canary. `random` returns 64 random bits; they decide where
+/// nothing else does.
 #[must_use]
-pub fn has(
+pub fn selects(
     canary: &config::Canary,
     upstream: &str,
     request: &Request<'_>,
@@ -56,7 +55,7 @@ pub fn has(
     if all(&forced.cookies, cookie) {
         return true;
     }
-    // Nobody and everybody need no key.
+    // 0 % and 100 % need no key.
     match canary.percent {
         Percent(0) => return false,
         Percent(PLACES..) if canary.sticky.is_empty() => return true,
@@ -65,8 +64,8 @@ pub fn has(
     let hash = if canary.sticky.is_empty() {
         random()
     } else {
-        // By the canary's name: another canary has other clients, and one on several routes the
-        // same.
+        // By the canary's name: another canary gets other clients, and one on several routes gets
+        // the same ones.
         let mut hasher = KeyHasher::new(Seed(of_names(&["canary", upstream]), 0));
         if !key::hash(&canary.sticky, MissingKey::Skip, request, &mut hasher) {
             return false;
@@ -76,7 +75,7 @@ pub fn has(
     place(hash, PLACES) < canary.percent.0
 }
 
-/// Whether the request's client has to be known.
+/// Whether the canary needs the request's client address.
 #[must_use]
 pub fn needs_client(canary: &config::Canary) -> bool {
     canary.percent.0 > 0 && canary.sticky.contains(&config::KeyPart::ClientIp)
@@ -117,11 +116,11 @@ mod tests {
             client: Some(Ip(client)),
             ..Request::new(&headers)
         };
-        has(canary, upstream, &request, || 0)
+        selects(canary, upstream, &request, || 0)
     }
 
     fn with(canary: &config::Canary, pairs: &[(&str, &str)]) -> bool {
-        has(
+        selects(
             canary,
             "v2",
             &Request::new(&HeaderMap::from_pairs(pairs)),
@@ -143,7 +142,7 @@ mod tests {
                 .filter(|n| of_client(&sticky, "v2", (*n).into()))
                 .count();
             let requests = (0..ALL)
-                .filter(|_| has(&drawn, "v2", &Request::new(&headers), || rng.bits()))
+                .filter(|_| selects(&drawn, "v2", &Request::new(&headers), || rng.bits()))
                 .count();
             for got in [clients, requests] {
                 assert!(

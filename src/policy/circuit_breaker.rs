@@ -1,34 +1,37 @@
 //! Circuit breakers: Closed, Open, Half-Open, shared by all workers.
 //!
-//! [`state`] is the pure machine, [`window`] what it judges by; [`CircuitBreaker`] keeps the record
-//! in shared data and a [`View`] of it in the VM.
+//! [`BreakerState`] is the pure state machine, [`window`] holds the outcomes that it judges by,
+//! [`BreakerSettings`] its thresholds and times. [`CircuitBreaker`] keeps the record in shared
+//! data, and a view of it in the VM.
 //!
-//! **What a request costs.** A change of phase is counted in a metric, the *version*, after it was
-//! written; a worker reads the record again when the version has moved. So admission by a Closed
-//! breaker, and refusal by an Open one, cost one reading of a metric. An outcome of a Closed
-//! breaker with a time window costs that, an addition to the tally and a reading of it; the record
-//! is read once a bucket by each worker, and written once a bucket by one. Half-Open, where calls
-//! are few, and count windows, whose order matters, cost a compare-and-swap for each call. A host
-//! without metrics costs a read for each admission and a compare-and-swap for each outcome; what is
-//! decided is the same.
+//! **What a request costs.** After a worker has written a change of phase it counts it in a metric,
+//! the *version*; the others read the record again when the version has moved. So admission by a
+//! Closed breaker, and refusal by an Open one, cost one reading of a metric. An outcome of a Closed
+//! breaker with a time window costs that, an addition to the tally and a reading of it; each worker
+//! reads the record once per bucket, and one of them writes it once per bucket. Half-Open, where
+//! calls are few, and count windows, whose order matters, cost a compare-and-swap for each call. On
+//! a host without metrics an admission costs a read and an outcome a compare-and-swap; the
+//! decisions are the same.
 //!
-//! **How late may it open?** An outcome is counted by one atomic addition, and judged together with
-//! all that were counted before the reading that follows. So the outcome that reaches a threshold
-//! opens the breaker in its own callback; only when others are counted in the microseconds between
-//! the two are they judged together. The other workers know as soon as the version has moved: what
-//! they admit in between is what they admit in these microseconds.
+//! **How late may it open?** A worker counts an outcome by one atomic addition, then reads the
+//! tally and judges all outcomes in it. So the outcome that reaches a threshold opens the breaker
+//! in its own callback; outcomes that other workers count in the microseconds between addition and
+//! reading are judged with it. The other workers see the change as soon as the version has moved,
+//! and until then admit what comes in these microseconds.
 //!
-//! **What if?** A compare-and-swap that is lost too often: the outcome is dropped (and counted in
-//! `haven_store_contention_total`): a breaker judges by rates, one sample more or less does not
-//! matter; a request is then admitted as in Closed, since a breaker that cannot be read is no
-//! reason to refuse. A half-open permit that is lost this way, or with its VM, is missed until
+//! **What if?** A compare-and-swap that loses too often: the outcome is dropped (and counted in
+//! `haven_store_contention_total`), since a breaker judges by rates and one sample more or less
+//! does not matter; a request is then admitted as in Closed, since a breaker that cannot be read is
+//! no reason to refuse. A half-open permit that is lost this way, or with its VM, is missing until
 //! `half_open_max_wait` ends the round. A VM that dies between a change and its version: the others
-//! see it when they read the record on their next tick. A tally that is set back: what it held
-//! since the bucket began is forgotten. An outcome that was admitted in an older phase is not
-//! counted; that of a worker which was stopped in the middle of counting it for longer than the
-//! open time may be.
+//! see the change when they read the record on their next tick. A tally that is set back: its
+//! outcomes since the bucket began are forgotten. The outcome of a call that was admitted in an
+//! older phase is not counted, unless its worker was stopped in the middle of counting it for
+//! longer than the open time.
 
-pub mod state;
+mod settings;
+mod state;
+mod transition;
 pub mod window;
 
 use crate::base::hash::of_names;
@@ -36,28 +39,29 @@ use crate::base::rng::Rng;
 use crate::base::time::Nanos;
 use crate::host::{MetricId, Metrics, SharedData};
 use crate::policy::Outcome;
-use crate::store::{self, Contended, Key, Kind, Step};
-use state::{Admission, Call, Counts, Phase, Settings, State, Transition};
+use crate::store::{self, Contended, RecordKey, RecordKind, Step};
+pub use settings::BreakerSettings;
+pub use state::BreakerState;
 use std::cell::Cell;
-use window::{FOLD, Ring, Window, between, weight};
+pub use transition::{Admission, CallResult, Phase, Transition, TripReason};
+use window::{Counts, FOLD, Ring, Window, between, weight};
 
 /// A breaker of one route, upstream or endpoint.
 #[derive(Clone, Debug)]
 pub struct CircuitBreaker {
-    key: Key,
+    key: RecordKey,
     meters: Meters,
-    view: Cell<Option<View>>,
+    view: Cell<Option<BreakerView>>,
 }
 
-/// The metrics that carry a breaker's cheap paths. All workers must have the same.
+/// The metrics that make a breaker's decisions cheap. All workers must use the same ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Meters {
     /// A counter of changes of phase; breakers may share one.
     pub version: MetricId,
-    /// A gauge that is the tally (see [`window`]); needed only for a time window.
+    /// The gauge with the tally (see [`window`]); only a time window needs it.
     pub tally: MetricId,
-    /// A gauge of failures in a row; needed only for a time window where `consecutive_failures` is
-    /// set.
+    /// The gauge of failures in a streak; only a time window with `consecutive_failures` needs it.
     pub consecutive: MetricId,
 }
 
@@ -70,10 +74,10 @@ impl Meters {
     };
 }
 
-/// What a VM knows of the record.
+/// A VM's copy of the record.
 #[derive(Clone, Copy, Debug)]
-struct View {
-    /// The version before the record was read: what has changed since, makes it move.
+struct BreakerView {
+    /// The version before the record was read: it moves with any later change.
     version: u64,
     phase: Phase,
     epoch: u32,
@@ -86,9 +90,9 @@ struct View {
     sum: Counts,
 }
 
-impl View {
-    fn of(state: &State, version: u64) -> Self {
-        let State {
+impl BreakerView {
+    fn of(state: &BreakerState, version: u64) -> Self {
+        let BreakerState {
             phase,
             epoch,
             since,
@@ -111,7 +115,7 @@ impl View {
         }
     }
 
-    /// The answer to a request, where it needs no permit.
+    /// The decision on a request, if it needs no permit.
     fn answer(&self, now: Nanos) -> Option<Admission> {
         match self.phase {
             Phase::Closed => Some(Admission::Admitted {
@@ -128,9 +132,6 @@ impl View {
     }
 }
 
-/// A change of state, or none.
-pub type Change = Option<Transition>;
-
 impl CircuitBreaker {
     /// The breaker `name` for `subject` (a route, an upstream, an endpoint). `namespace` keeps
     /// shadow uses apart.
@@ -139,20 +140,20 @@ impl CircuitBreaker {
         let mut names = vec![name, namespace];
         names.extend_from_slice(subject);
         Self {
-            key: Key::new(Kind::CircuitBreaker, of_names(&names), 0),
+            key: RecordKey::new(RecordKind::CircuitBreaker, of_names(&names), 0),
             meters: Meters::NONE,
             view: Cell::new(None),
         }
     }
 
-    /// The same with cheap paths, if the host has all metrics that they need.
+    /// The same with metrics, if the host has all that are needed.
     #[must_use]
-    pub fn metered(self, meters: Meters, settings: &Settings) -> Self {
-        let rows = settings.config().consecutive_failures > 0;
+    pub fn metered(self, meters: Meters, settings: &BreakerSettings) -> Self {
+        let counts_streak = settings.config().consecutive_failures > 0;
         let missing = meters.version == MetricId::NONE
             || (settings.is_timed()
                 && (meters.tally == MetricId::NONE
-                    || (rows && meters.consecutive == MetricId::NONE)));
+                    || (counts_streak && meters.consecutive == MetricId::NONE)));
         Self {
             meters: if missing { Meters::NONE } else { meters },
             ..self
@@ -172,9 +173,9 @@ impl CircuitBreaker {
     pub fn acquire<H: SharedData + Metrics>(
         &self,
         host: &H,
-        settings: &Settings,
+        settings: &BreakerSettings,
         now: Nanos,
-    ) -> Result<(Admission, Change), Contended> {
+    ) -> Result<(Admission, Option<Transition>), Contended> {
         let version = self.version(host);
         if self.is_metered()
             && let Some(answer) = self.view(host, settings, version).answer(now)
@@ -193,18 +194,18 @@ impl CircuitBreaker {
     pub fn end<H: SharedData + Metrics>(
         &self,
         host: &H,
-        settings: &Settings,
+        settings: &BreakerSettings,
         now: Nanos,
         epoch: u32,
-        call: Call,
+        call: CallResult,
         rng: &Rng,
-    ) -> Result<Change, Contended> {
+    ) -> Result<Option<Transition>, Contended> {
         let random = rng.bits();
         let version = self.version(host);
         if self.is_metered() {
             let mut view = self.view(host, settings, version);
             if is_newer(epoch, view.epoch) {
-                // Admitted by another who knew more.
+                // Another worker admitted it and knew a newer record.
                 view = self.read(host, settings, version);
             }
             if epoch != view.epoch
@@ -216,34 +217,36 @@ impl CircuitBreaker {
                 return self.tally(host, settings, now, view, call, random);
             }
             if self.meters.consecutive != MetricId::NONE {
-                // The row that a closing breaker begins with: nobody counts in it before it is
-                // closed.
+                // A breaker that closes begins without failures in a streak: no worker counts in this
+                // gauge before it is closed.
                 host.record(self.meters.consecutive, 0);
             }
         }
         let (_, change) = self.step(host, settings, version, |state| {
-            // A window that begins has no tally yet: whoever counts first begins with what it is by
-            // then.
+            // A new window has no tally yet: the worker that counts first takes the value at that
+            // moment.
             ((), state.end(settings, now, epoch, call, random))
         })?;
         Ok(change)
     }
 
-    /// Looks without asking.
-    pub fn look<H: SharedData>(&self, host: &H) -> State {
-        store::read(host, &self.key).map_or_else(State::default, |bytes| State::decode(&bytes))
+    /// Reads the record; changes nothing.
+    pub fn peek<H: SharedData>(&self, host: &H) -> BreakerState {
+        store::read(host, &self.key)
+            .map_or_else(BreakerState::default, |bytes| BreakerState::decode(&bytes))
     }
 
-    /// Reads the record again, as the settings allow, at this `version` (read before, or none).
+    /// Reads the record again, bounded by the settings. `version`: as read before the call; `None`
+    /// reads it here.
     pub fn refresh<H: SharedData + Metrics>(
         &self,
         host: &H,
-        settings: &Settings,
+        settings: &BreakerSettings,
         version: Option<u64>,
-    ) -> State {
+    ) -> BreakerState {
         let version = version.unwrap_or_else(|| self.version(host));
-        let state = self.look(host).bounded(settings);
-        self.view.set(Some(View::of(&state, version)));
+        let state = self.peek(host).bounded(settings);
+        self.view.set(Some(BreakerView::of(&state, version)));
         state
     }
 
@@ -259,31 +262,41 @@ impl CircuitBreaker {
         self.meters != Meters::NONE
     }
 
-    /// What is known, read again if the version has moved.
-    fn view<H: SharedData + Metrics>(&self, host: &H, settings: &Settings, version: u64) -> View {
+    /// The view, read again if the version has moved.
+    fn view<H: SharedData + Metrics>(
+        &self,
+        host: &H,
+        settings: &BreakerSettings,
+        version: u64,
+    ) -> BreakerView {
         match self.view.get() {
             Some(view) if view.version == version => view,
             _ => self.read(host, settings, version),
         }
     }
 
-    fn read<H: SharedData + Metrics>(&self, host: &H, settings: &Settings, version: u64) -> View {
-        View::of(&self.refresh(host, settings, Some(version)), version)
+    fn read<H: SharedData + Metrics>(
+        &self,
+        host: &H,
+        settings: &BreakerSettings,
+        version: u64,
+    ) -> BreakerView {
+        BreakerView::of(&self.refresh(host, settings, Some(version)), version)
     }
 
-    /// Counts an outcome of a closed breaker in its tally, and judges what is counted there by now.
+    /// Counts an outcome of a closed breaker in its tally, and judges the tally.
     fn tally<H: SharedData + Metrics>(
         &self,
         host: &H,
-        settings: &Settings,
+        settings: &BreakerSettings,
         now: Nanos,
-        mut view: View,
-        call: Call,
+        mut view: BreakerView,
+        call: CallResult,
         random: u64,
-    ) -> Result<Change, Contended> {
+    ) -> Result<Option<Transition>, Contended> {
         let epoch = view.epoch;
         let failed = call.outcome == Outcome::Failure;
-        // Before the outcome is counted: it belongs to the new bucket.
+        // Before the outcome is counted, since it belongs to the new bucket.
         if view.base.is_none() || Ring::is_behind(view.head, settings.bucket_of(now)) {
             view = self.roll(host, settings, now, view)?;
             if (view.phase, view.epoch) != (Phase::Closed, epoch) {
@@ -292,13 +305,13 @@ impl CircuitBreaker {
         }
         let slow = settings.is_slow(call);
         host.add(self.meters.tally, weight(failed, slow));
-        let row = self.row(host, settings, failed);
+        let streak = self.streak(host, settings, failed);
         let tally = host.value(self.meters.tally);
         let recent = match view.base.and_then(|base| between(base, tally)) {
             Some(recent) => recent,
             None => {
                 view = self.roll(host, settings, now, view)?;
-                // All that is known, and the row is known as ever.
+                // Only this outcome is known; the failures in a streak are known as always.
                 Counts {
                     calls: 1,
                     failures: failed.into(),
@@ -306,10 +319,13 @@ impl CircuitBreaker {
                 }
             }
         };
-        if let Some(cause) = settings.trips(view.sum.plus(recent), row) {
-            let asked = call.retry_after.filter(|_| failed);
+        if let Some(reason) = settings.trips(view.sum.plus(recent), streak) {
+            let retry_after = call.retry_after.filter(|_| failed);
             let (_, change) = self.step(host, settings, view.version, |state| {
-                ((), state.trip(settings, now, epoch, cause, asked, random))
+                (
+                    (),
+                    state.trip(settings, now, epoch, reason, retry_after, random),
+                )
             })?;
             return Ok(change);
         }
@@ -320,7 +336,7 @@ impl CircuitBreaker {
     }
 
     /// Counts the failures in a row.
-    fn row<H: Metrics>(&self, host: &H, settings: &Settings, failed: bool) -> u32 {
+    fn streak<H: Metrics>(&self, host: &H, settings: &BreakerSettings, failed: bool) -> u32 {
         if settings.config().consecutive_failures == 0 {
             return 0;
         }
@@ -338,10 +354,10 @@ impl CircuitBreaker {
     fn roll<H: SharedData + Metrics>(
         &self,
         host: &H,
-        settings: &Settings,
+        settings: &BreakerSettings,
         now: Nanos,
-        view: View,
-    ) -> Result<View, Contended> {
+        view: BreakerView,
+    ) -> Result<BreakerView, Contended> {
         self.step(host, settings, view.version, |state| {
             // Read after the record, whose own reading is then never the newer one.
             state.roll(settings, now, view.epoch, host.value(self.meters.tally));
@@ -353,12 +369,12 @@ impl CircuitBreaker {
     fn step<H: SharedData + Metrics, A>(
         &self,
         host: &H,
-        settings: &Settings,
+        settings: &BreakerSettings,
         version: u64,
-        mut step: impl FnMut(&mut State) -> (A, Change),
-    ) -> Result<(A, Change), Contended> {
+        mut step: impl FnMut(&mut BreakerState) -> (A, Option<Transition>),
+    ) -> Result<(A, Option<Transition>), Contended> {
         let (answer, change, state) = store::update(host, &self.key, |bytes| {
-            let before = State::decode(bytes).bounded(settings);
+            let before = BreakerState::decode(bytes).bounded(settings);
             let mut after = before;
             let (answer, change) = step(&mut after);
             if after == before {
@@ -368,7 +384,7 @@ impl CircuitBreaker {
             Step::Write((answer, change, after))
         })?;
         if self.is_metered() {
-            self.view.set(Some(View::of(&state, version)));
+            self.view.set(Some(BreakerView::of(&state, version)));
             if change.is_some() {
                 host.add(self.meters.version, 1);
             }

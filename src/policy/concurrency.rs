@@ -1,20 +1,20 @@
-//! Bounds of the requests in flight. Nothing queues: what finds no room is refused at once, the
-//! least critical first.
+//! Bounds of the requests in flight. Nothing queues: haven refuses at once what finds no room, the
+//! least critical requests first.
 //!
 //! The requests in flight are one gauge for all workers. A request counts itself in, reads the
-//! gauge, and takes itself out again if it was too much. So never more are admitted than the limit
-//! allows: of two that come at once, each sees the other. The price is that both may be refused
-//! where one had room: a refusal counts for as long as two host calls take.
+//! gauge, and takes itself out again if the limit is exceeded. So the limit is never exceeded by
+//! admitted requests: of two that come at once, each sees the other. The price is that both may be
+//! refused where there was room for one: a refused request counts for as long as two host calls
+//! take.
 //!
-//! [`adaptive`] finds the limit by itself; [`super::shares`] finds what a lost VM has left in the
-//! gauge.
+//! [`adaptive`] finds the limit by itself; [`super::shares`] corrects the gauge when a VM is lost.
 
 pub mod adaptive;
 
 use crate::base::time::Nanos;
 use crate::config::Criticality;
 
-/// What a refused client is told to wait. How long the overload lasts, nobody knows.
+/// The `Retry-After` of a refusal: a guess, since it is unknown how long the overload lasts.
 pub const RETRY_AFTER: Nanos = Nanos::from_secs(1);
 
 /// Whether there is room beside `others` in flight. The thresholds are shares of the limit,

@@ -1,13 +1,13 @@
 //! How long a request may still take: the smaller of its client's deadline and the route's timeout,
-//! less what was spent here.
+//! minus the time already spent here.
 //!
-//! A deadline comes in as time left, by `grpc-timeout`, by `x-envoy-expected-rq-timeout-ms` or by a
-//! header of the route's own. It counts from the moment when its headers were here. What is
-//! malformed is ignored; `0` means that nothing is left. Clients write these headers, so that
-//! nothing in them ever lengthens what the route allows.
+//! A client sends its deadline as time left: in `grpc-timeout`, in `x-envoy-expected-rq-timeout-ms`
+//! or in a header that the route names. The time runs from the arrival of the headers. A malformed
+//! value is ignored; `0` means that no time is left. Since clients write these headers, no value
+//! ever lengthens what the route allows.
 //!
-//! Times are handed on in whole milliseconds, rounded down, but at least 1: the proxy takes 0 for
-//! "for ever".
+//! haven forwards times in whole milliseconds, rounded down but at least 1: the proxy reads 0 as
+//! "no timeout".
 
 pub mod grpc_timeout;
 
@@ -20,51 +20,51 @@ use crate::config::{DynamicTimeout, RejectBelow, RequestTimeout, Timeout};
 /// gRPC's header.
 pub const GRPC_TIMEOUT: &str = "grpc-timeout";
 
-/// What one Envoy tells the next of the time that it will wait.
+/// The time that one Envoy will wait, as it announces it to the next.
 pub const EXPECTED: &str = "x-envoy-expected-rq-timeout-ms";
 
-/// What steers the timeout of Envoy's router.
+/// Sets the timeout of Envoy's router.
 pub const ROUTER: &str = "x-envoy-upstream-rq-timeout-ms";
 
-/// What steers its timeout of a try.
+/// Sets its timeout per try.
 pub const ROUTER_PER_TRY: &str = "x-envoy-upstream-rq-per-try-timeout-ms";
 
-/// A route without a fresh sample for so long is no longer refused by a quantile. (Bug avoided:
-/// once all deadlines are too short for what the upstream took when it was slow, nobody would ever
-/// find out that it has recovered.)
+/// After this time without a fresh sample a route no longer refuses by a quantile. (Bug avoided:
+/// when all deadlines are too short for an upstream that was slow, no request would reach it, and
+/// haven would never see that it has recovered.)
 const FRESH: Nanos = Nanos::from_secs(5);
 
-/// What a request says of its deadline.
+/// A request's deadline, as its headers give it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Incoming {
-    grpc_timeout: Said,
-    expected: Said,
-    own: Said,
-    router: Said,
+    grpc_timeout: HeaderDeadline,
+    expected: HeaderDeadline,
+    own: HeaderDeadline,
+    router: HeaderDeadline,
 }
 
-/// What a header says.
+/// The values of one header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Said {
+struct HeaderDeadline {
     present: bool,
-    /// The least of its values that make sense.
+    /// The least of its valid values.
     left: Option<Nanos>,
 }
 
-impl Said {
-    fn hear(&mut self, left: Option<Nanos>) {
+impl HeaderDeadline {
+    fn add(&mut self, left: Option<Nanos>) {
         self.present = true;
         self.left = least(self.left, left);
     }
 }
 
 impl Incoming {
-    /// Reads the headers of a request. `own` is the route's own header, lower case. With `trusted`
-    /// a client's own header for Envoy's router counts too.
+    /// Reads the headers of a request. `own` is the route's own header, lower case. If `trusted`, a
+    /// client's own header for Envoy's router counts too.
     #[must_use]
     pub fn read(headers: &HeaderMap, own: Option<&str>, trusted: bool) -> Self {
         let mut found = Self::default();
-        // Few names have the length of one that counts.
+        // By length first: few names have the length of one that counts.
         let lengths = [GRPC_TIMEOUT, EXPECTED, ROUTER, own.unwrap_or(GRPC_TIMEOUT)].map(str::len);
         for (name, value) in headers
             .iter()
@@ -75,17 +75,17 @@ impl Incoming {
             };
             let millis = || parse_number(value.trim_ascii()).map(Nanos::from_millis);
             if is(GRPC_TIMEOUT) {
-                found.grpc_timeout.hear(grpc_timeout::decode(value));
+                found.grpc_timeout.add(grpc_timeout::decode(value));
             } else if is(EXPECTED) {
-                found.expected.hear(millis());
+                found.expected.add(millis());
             } else if trusted && is(ROUTER) {
-                // 0 is Envoy's "for ever", and no deadline.
+                // Envoy reads 0 as "no timeout": it is no deadline.
                 found
                     .router
-                    .hear(millis().filter(|left| *left > Nanos::ZERO));
+                    .add(millis().filter(|left| *left > Nanos::ZERO));
             }
             if own.is_some_and(is) {
-                found.own.hear(millis());
+                found.own.add(millis());
             }
         }
         found
@@ -99,9 +99,9 @@ impl Incoming {
             .fold(self.grpc_timeout.left, |all, said| least(all, said.left))
     }
 
-    /// The headers with which `left` is passed on, where they do not say so already. The upstream
-    /// learns of it as gRPC does, by the route's own header, and by Envoy's: that one Envoy writes
-    /// itself, but one that is there it may heed, or pass on as it stands.
+    /// The headers that forward `left`, except those that already have this value. The upstream
+    /// gets it in `grpc-timeout`, in the route's own header and in Envoy's. Envoy writes its own
+    /// header itself, but it may obey or forward one that is already there.
     pub fn pass_on(
         &self,
         left: Nanos,
@@ -110,15 +110,15 @@ impl Incoming {
         mut set: impl FnMut(&str, &[u8]),
     ) {
         let millis = whole_millis(left);
-        let news = |said: Said| said.left != Some(Nanos::from_millis(millis));
-        if (grpc || self.grpc_timeout.present) && news(self.grpc_timeout) {
+        let differs = |header: HeaderDeadline| header.left != Some(Nanos::from_millis(millis));
+        if (grpc || self.grpc_timeout.present) && differs(self.grpc_timeout) {
             set(GRPC_TIMEOUT, grpc_timeout::encode(millis).as_bytes());
         }
-        if self.expected.present && news(self.expected) {
+        if self.expected.present && differs(self.expected) {
             set(EXPECTED, number(millis).as_bytes());
         }
         if let Some(own) =
-            own.filter(|own| news(self.own) && ![GRPC_TIMEOUT, EXPECTED, ROUTER].contains(own))
+            own.filter(|own| differs(self.own) && ![GRPC_TIMEOUT, EXPECTED, ROUTER].contains(own))
         {
             set(own, number(millis).as_bytes());
         }
@@ -131,7 +131,7 @@ pub fn whole_millis(left: Nanos) -> u64 {
     left.as_millis().max(1)
 }
 
-/// The time that the route gives a request that begins now.
+/// The route's timeout for a request that begins now.
 #[must_use]
 pub fn request_timeout(config: RequestTimeout, now: Nanos, seen: &mut Sketch) -> Nanos {
     match config {
@@ -172,7 +172,7 @@ pub fn is_hopeless(config: &Timeout, left: Nanos, now: Nanos, seen: &mut Sketch)
     }
 }
 
-/// The time of a try, where it is shorter than what is left of the whole.
+/// The timeout of a try, if it is shorter than the time left for the request.
 #[must_use]
 pub fn per_try(config: &Timeout, left: Option<Nanos>) -> Option<Nanos> {
     config
@@ -180,7 +180,7 @@ pub fn per_try(config: &Timeout, left: Option<Nanos>) -> Option<Nanos> {
         .filter(|time| left.is_none_or(|left| *time < left))
 }
 
-/// The smaller of two where there are two.
+/// The smaller of the values that are there.
 #[must_use]
 pub fn least(one: Option<Nanos>, other: Option<Nanos>) -> Option<Nanos> {
     match (one, other) {

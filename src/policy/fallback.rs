@@ -1,13 +1,13 @@
-//! What is answered in place of a refusal or a failure.
+//! Fallbacks: what haven answers in place of a refusal or a failure.
 
 pub mod stale;
 
-use super::Reason;
-use super::reply::{Cause, Subject, retry_after_seconds};
 use crate::base::text::number;
 use crate::config::{Fallback, FallbackStep, Respond, TemplatePart};
 use crate::host::Reply;
-use stale::Found;
+use crate::request::Reason;
+use crate::request::reply::{ReplyDetails, RequestInfo, retry_after_seconds};
+use stale::StaleResponse;
 
 /// Name of a step's kind, in metrics.
 #[must_use]
@@ -47,7 +47,7 @@ pub fn needs_request_id(fallback: &Fallback) -> bool {
 
 /// The last good response as an answer, with its age.
 #[must_use]
-pub fn stale(found: Found, cause: Cause<'_>) -> Reply {
+pub fn stale(found: StaleResponse, cause: ReplyDetails<'_>) -> Reply {
     Reply {
         status: 200,
         headers: vec![
@@ -62,13 +62,13 @@ pub fn stale(found: Found, cause: Cause<'_>) -> Reply {
 
 /// A fixed answer.
 #[must_use]
-pub fn respond(respond: &Respond, subject: &Subject<'_>, cause: Cause<'_>) -> Reply {
+pub fn respond(respond: &Respond, subject: &RequestInfo<'_>, cause: ReplyDetails<'_>) -> Reply {
     let mut reply = Reply {
         status: respond.status,
         headers: vec![("proxy-status", cause.proxy_status())],
         ..Reply::default()
     };
-    // The same as the refusal would say, where the answer is an error too.
+    // As in the refusal, if this answer is an error too.
     let own = respond
         .headers
         .iter()
@@ -83,7 +83,7 @@ pub fn respond(respond: &Respond, subject: &Subject<'_>, cause: Cause<'_>) -> Re
         ));
     }
     if subject.grpc {
-        // A gRPC client reads the status alone; a JSON body would only break its framing.
+        // A gRPC client reads only the status; a JSON body would break its framing.
         reply.grpc_status = Some(cause.reason.grpc_status());
         reply.status = 200;
         return reply;
@@ -110,8 +110,8 @@ pub fn respond(respond: &Respond, subject: &Subject<'_>, cause: Cause<'_>) -> Re
     reply
 }
 
-/// A request id that can stand in any body. A client may send anything as its id: what could break
-/// out of a JSON string or of markup is left out as a whole.
+/// A request id that is safe in any body. A client may send anything as its id: an id that could
+/// break out of a JSON string or of markup is left out.
 fn safe_id(id: &[u8]) -> &[u8] {
     let safe = id.len() <= 128
         && id.iter().all(|b| {
@@ -134,15 +134,15 @@ mod tests {
         }
     }
 
-    fn subject<'a>(request_id: &'a [u8], grpc: bool) -> Subject<'a> {
-        Subject {
+    fn subject<'a>(request_id: &'a [u8], grpc: bool) -> RequestInfo<'a> {
+        RequestInfo {
             route: "users",
             request_id,
             grpc,
         }
     }
 
-    const CAUSE: Cause<'_> = Cause {
+    const CAUSE: ReplyDetails<'_> = ReplyDetails {
         reason: Reason::CircuitOpen,
         policy: "cb",
         retry_after: Some(Nanos(1_000_000_001)),
@@ -183,7 +183,7 @@ mod tests {
             b"\xff",
             &[b'a'; 200],
         ] {
-            let cause = Cause {
+            let cause = ReplyDetails {
                 retry_after: None,
                 ..CAUSE
             };
@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn an_error_says_when_to_come_back() {
-        let told = |status, headers: Vec<(String, String)>, retry_after, grpc| {
+        let retry_after_of = |status, headers: Vec<(String, String)>, retry_after, grpc| {
             let respond = Respond {
                 status,
                 headers,
@@ -205,7 +205,7 @@ mod tests {
             let reply = super::respond(
                 &respond,
                 &subject(b"", grpc),
-                Cause {
+                ReplyDetails {
                     retry_after,
                     ..CAUSE
                 },
@@ -218,18 +218,18 @@ mod tests {
         };
         for status in [429, 503] {
             assert_eq!(
-                told(status, Vec::new(), CAUSE.retry_after, false).as_deref(),
+                retry_after_of(status, Vec::new(), CAUSE.retry_after, false).as_deref(),
                 Some(&b"2"[..])
             );
         }
         assert_eq!(
-            told(200, Vec::new(), CAUSE.retry_after, false),
+            retry_after_of(200, Vec::new(), CAUSE.retry_after, false),
             None,
             "an answer as good as any"
         );
-        assert_eq!(told(429, Vec::new(), None, false), None);
+        assert_eq!(retry_after_of(429, Vec::new(), None, false), None);
         assert_eq!(
-            told(
+            retry_after_of(
                 429,
                 vec![("retry-after".into(), "9".into())],
                 CAUSE.retry_after,
@@ -239,7 +239,7 @@ mod tests {
             "it has its own"
         );
         assert_eq!(
-            told(200, Vec::new(), CAUSE.retry_after, true).as_deref(),
+            retry_after_of(200, Vec::new(), CAUSE.retry_after, true).as_deref(),
             Some(&b"2"[..]),
             "gRPC's status is an error"
         );

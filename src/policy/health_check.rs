@@ -5,7 +5,9 @@
 //! | [`lease`] | who asks: one root context of all workers, for each upstream |
 //! | [`schedule`] | when which endpoint is asked |
 //! | [`report`], [`grpc`] | what an answer says |
-//! | [`state`] | what an endpoint is, from its answers; the record that all workers read |
+//! | [`Sample`] | what one answer says |
+//! | [`Streaks`] | the results in a row that flip an endpoint |
+//! | [`HealthRecord`] | what an endpoint is: the record that all workers read |
 //!
 //! **Who asks.** Every VM ticks, the main thread's too, and after a reload the old configuration's
 //! root contexts go on ticking beside the new ones. So for each upstream there is a lease: its
@@ -32,6 +34,12 @@
 
 pub mod grpc;
 pub mod lease;
+mod record;
 pub mod report;
 pub mod schedule;
-pub mod state;
+mod state;
+mod streaks;
+
+pub use record::{HealthRecord, OTHER};
+pub use state::{CheckReason, EndpointHealth, Sample};
+pub use streaks::{HealthChange, Streaks, staleness};

@@ -25,6 +25,7 @@ pub mod lease;
 pub mod quota_headers;
 pub mod sliding_window;
 pub mod table;
+pub mod take;
 pub mod warm_up;
 
 use crate::base::hash::{KeyHasher, Seed, once_more};
@@ -33,11 +34,12 @@ use crate::base::ip::Ip;
 use crate::base::time::Nanos;
 use crate::config;
 use crate::host::{Host, SharedData};
-use crate::policy::request::Request;
+use crate::request::{Request, key};
 use crate::store::Contended;
-use algorithm::{Algorithm, Take, Verdict};
+use algorithm::Algorithm;
 use lease::{Leases, Undo};
-use table::{Placement, Table, Taking};
+use table::{BucketTable, Placement, TakeResult};
+use take::{Take, Verdict};
 
 /// A rate limit, ready to be asked.
 #[derive(Debug)]
@@ -45,7 +47,7 @@ pub struct RateLimit {
     /// Its configuration.
     pub config: config::RateLimit,
     seed: Seed,
-    table: Table,
+    table: BucketTable,
     leases: Leases,
     algorithm: Algorithm,
     /// Quotas of exact keys, sorted by the key's hash.
@@ -55,7 +57,7 @@ pub struct RateLimit {
 
 /// What a limit says of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum LimitDecision {
     /// The limit does not apply: exempt, or a part of the key is missing.
     NotApplicable,
     /// Admitted; `taken` gives the tokens back if a later limit refuses.
@@ -63,7 +65,7 @@ pub enum Answer {
         /// What is left for this key.
         quota: KeyQuota,
         /// What was taken.
-        taken: Taken,
+        taken: TakenTokens,
         /// Whether the key is new to the table, or pushed a debtor out of it.
         placement: Placement,
         /// How long the request is to wait before it goes on; only a leaky bucket has it wait.
@@ -111,7 +113,7 @@ impl KeyQuota {
 
 /// Tokens taken from a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Taken {
+pub struct TakenTokens {
     hash: u64,
     tokens: Tokens,
 }
@@ -141,14 +143,14 @@ impl RateLimit {
         } else {
             config.max_keys
         };
-        let table = Table::new(&config.name, namespace, &algorithm, max_keys);
+        let table = BucketTable::new(&config.name, namespace, &algorithm, max_keys);
         let leases = Leases::new(max_keys, alone);
         let mut overrides: Vec<_> = config
             .overrides
             .iter()
             .map(|(values, quota)| {
                 (
-                    super::key::of_override(&config.key, values, prefixes, seed),
+                    key::of_override(&config.key, values, prefixes, seed),
                     Algorithm::new(config.algorithm, quota),
                 )
             })
@@ -183,9 +185,9 @@ impl RateLimit {
     }
 
     /// Takes the request's cost from its key's quota, or refuses and takes nothing.
-    pub fn take<H: Host>(&self, host: &H, request: &Request<'_>, now: Nanos) -> Answer {
+    pub fn take<H: Host>(&self, host: &H, request: &Request<'_>, now: Nanos) -> LimitDecision {
         let Some((hash, algorithm, cost)) = self.asked(request) else {
-            return Answer::NotApplicable;
+            return LimitDecision::NotApplicable;
         };
         let (verdict, tokens, placement) =
             match self.leases.known(hash, algorithm.bucket(), now, cost) {
@@ -194,14 +196,14 @@ impl RateLimit {
                     let wanted = algorithm
                         .bucket()
                         .map_or(0, |bucket| self.leases.wanted(hash, bucket, now));
-                    let Ok(Taking {
+                    let Ok(TakeResult {
                         verdict,
                         take,
                         extra,
                         placement,
                     }) = self.table.take(host, hash, algorithm, now, cost, wanted)
                     else {
-                        return Answer::Contended;
+                        return LimitDecision::Contended;
                     };
                     let undo = match (verdict, algorithm.bucket()) {
                         (Verdict::Admitted { .. }, Some(bucket)) if cost > 0 => {
@@ -224,9 +226,9 @@ impl RateLimit {
                 }
             };
         let quota = |remaining, reset| self.key_quota(hash, algorithm, remaining, reset);
-        let admitted = |quota, delay| Answer::Admitted {
+        let admitted = |quota, delay| LimitDecision::Admitted {
             quota,
-            taken: Taken { hash, tokens },
+            taken: TakenTokens { hash, tokens },
             placement,
             delay,
         };
@@ -243,7 +245,7 @@ impl RateLimit {
                 remaining,
                 reset,
                 wait,
-            } => Answer::Refused {
+            } => LimitDecision::Refused {
                 quota: quota(remaining, reset),
                 wait,
             },
@@ -251,11 +253,16 @@ impl RateLimit {
     }
 
     /// Gives back what [`RateLimit::take`] took at `then`, in the same callback. Never gives more
-    /// than that: see [`Table::refund`].
+    /// than that: see [`BucketTable::refund`].
     ///
     /// # Errors
     /// [`Contended`]: the tokens stay spent, which errs on the side of the limit.
-    pub fn refund<H: Host>(&self, host: &H, taken: Taken, then: Nanos) -> Result<(), Contended> {
+    pub fn refund<H: Host>(
+        &self,
+        host: &H,
+        taken: TakenTokens,
+        then: Nanos,
+    ) -> Result<(), Contended> {
         match taken.tokens {
             Tokens::Shared(take) => {
                 self.table
@@ -268,8 +275,8 @@ impl RateLimit {
         }
     }
 
-    /// Whether the limit would refuse the request, as [`Answer::Refused`] says it. Takes nothing.
-    pub fn look<H: SharedData>(
+    /// Whether the limit would refuse the request, as [`LimitDecision::Refused`] says it. Takes nothing.
+    pub fn peek<H: SharedData>(
         &self,
         host: &H,
         request: &Request<'_>,
@@ -286,7 +293,7 @@ impl RateLimit {
             remaining,
             reset,
             wait,
-        } = self.table.look(host, hash, algorithm, now, cost)
+        } = self.table.peek(host, hash, algorithm, now, cost)
         else {
             return None;
         };
@@ -297,7 +304,7 @@ impl RateLimit {
     fn asked(&self, request: &Request<'_>) -> Option<(u64, &Algorithm, u64)> {
         let mut hasher = KeyHasher::new(self.seed);
         if self.is_exempt(request.address)
-            || !super::key::hash(
+            || !key::hash(
                 &self.config.key,
                 self.config.missing_key,
                 request,

@@ -4,25 +4,26 @@
 //! each request double the load of an upstream that is down already. A share of the recent requests
 //! bounds what retries add, whatever fails; few failures are all retried.
 //!
-//! A retry is granted before it is known whether it will be needed: the proxy is told with the
-//! request. So two things count:
-//! - **Spent:** retries that were seen to have happened in the last second, over all workers,
-//!   against the requests of that second. Both are totals that only grow, so that a worker that
-//!   dies takes nothing with it; each worker keeps a few readings to compare with.
-//! - **Granted and still open:** these a worker knows of itself, and weighs with what grants have
-//!   lately turned into, against its share of the budget. In calm times a grant weighs little and
-//!   every request has one; in a storm it weighs what it will cost, so that the grants in flight
-//!   cannot all be spent at once. Open grants die with their worker, and are nobody's loss.
+//! haven grants retries before it knows whether they will be needed: the proxy needs the number
+//! together with the request. So two things count:
+//! - **Spent:** retries that happened in the last second, over all workers, against the requests of
+//!   that second. Both are totals that only grow, so that nothing is lost with a worker; each
+//!   worker keeps a few earlier readings to compare with.
+//! - **Granted and still open:** each worker knows its own, and holds them against its share of the
+//!   budget, weighted by the part of recent grants that became retries. In calm times a grant
+//!   weighs little and every request gets one; in a retry storm it weighs a whole retry, so that
+//!   the grants in flight cannot exceed the budget when all are used. Open grants end with their
+//!   worker and need no cleaning up.
 //!
 //! The idea of a budget by share with a floor is Finagle's RetryBudget.
 
 use crate::base::time::Nanos;
 use crate::config::Retry;
 
-/// What "recent" means.
+/// The span of time that counts as recent.
 pub const WINDOW: Nanos = Nanos::from_secs(1);
 
-/// How far readings are apart.
+/// Time between two readings.
 const STEP: Nanos = Nanos::from_millis(200);
 
 /// Readings kept: the window, and two that lie around its ends.
@@ -34,8 +35,8 @@ const WHOLE: u64 = 10_000;
 /// The least that an open grant weighs.
 const LEAST_WEIGHT: u64 = 1_000;
 
-/// Whether a request may be tried again at all. A gRPC call is a POST, which no list of methods
-/// tells from another: it may where the route speaks of gRPC statuses, or of POST.
+/// Whether a request may be tried again at all. A gRPC call is a POST, and a list of methods cannot
+/// single it out: it may be tried again where the route lists gRPC statuses or POST.
 #[must_use]
 pub fn is_eligible(config: &Retry, method: &[u8], grpc: bool) -> bool {
     let by_method = || {
@@ -75,7 +76,7 @@ pub struct Budget {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Own {
     requests: u64,
-    /// Retries of grants that are over, and those of them that happened.
+    /// Retries granted whose requests are over, and those of them that happened.
     settled: u64,
     spent: u64,
 }
@@ -102,10 +103,10 @@ impl Budget {
         }
     }
 
-    /// Takes a reading if it is time. `totals` are those before the request that comes.
-    pub fn look(&mut self, now: Nanos, totals: Totals) {
+    /// Takes a reading if one is due. `totals`: before the present request.
+    pub fn sample(&mut self, now: Nanos, totals: Totals) {
         match self.readings.first().copied().flatten() {
-            // The clock has stepped back: what was read before cannot be compared.
+            // The clock has stepped back: older readings cannot be compared.
             Some(newest) if now < newest.at => self.readings = [None; READINGS],
             Some(newest) if now.since(newest.at) < STEP => return,
             _ => {}
@@ -120,16 +121,16 @@ impl Budget {
         }
     }
 
-    /// Counts a request, and grants it up to `wanted` retries. What is granted must be settled
-    /// once.
-    pub fn ask(&mut self, now: Nanos, totals: Totals, wanted: u32) -> u32 {
-        self.look(now, totals);
+    /// Counts a request, and grants it up to `wanted` retries. The caller settles each grant
+    /// exactly once.
+    pub fn grant(&mut self, now: Nanos, totals: Totals, wanted: u32) -> u32 {
+        self.sample(now, totals);
         self.own.requests = self.own.requests.saturating_add(1);
         if wanted == 0 {
             return 0;
         }
         let Some(base) = self.base(now) else { return 0 };
-        // A host without metrics knows no totals: then this worker's are all there is.
+        // On a host without metrics there are no totals: then this worker's own count.
         let own_requests = self.own.requests.saturating_sub(base.own.requests);
         let requests = totals
             .requests
@@ -141,18 +142,18 @@ impl Budget {
             .retries
             .saturating_sub(base.totals.retries)
             .max(own_spent);
-        // A span longer than the window counts for as much as the window would have seen of it.
+        // Of a span longer than the window only the part counts that a window would have seen.
         let age = now.since(base.at).max(WINDOW);
         let in_window = |n: u64, per: u64| portion(n.saturating_mul(per), WINDOW.0, age.0);
         let budget = in_window(requests, self.share).max(self.floor);
         let spent = in_window(retries, WHOLE);
         let left = budget.saturating_sub(spent);
-        // Of what is left this worker may promise its share, by what promises are likely to cost.
+        // Of what is left this worker may grant its share, by what grants are likely to cost.
         let room = portion(left, own_requests, requests)
             .checked_div(self.weight(base))
             .unwrap_or(0);
-        // Half of it may go for several tries of a request, so that there is one for as many
-        // requests as possible.
+        // Only half of it may go to further tries of one request, so that as many requests as
+        // possible get one.
         let wanted = if self.open > room / 2 {
             1
         } else {
@@ -166,7 +167,7 @@ impl Budget {
         u32::try_from(grant).unwrap_or(u32::MAX)
     }
 
-    /// A grant is over: so many retries came of it.
+    /// Ends a grant: `spent` retries came of it.
     pub fn settle(&mut self, granted: u32, spent: u64) {
         self.open = self.open.saturating_sub(granted.into());
         self.own.settled = self.own.settled.saturating_add(granted.into());
@@ -184,8 +185,8 @@ impl Budget {
         seen.max(self.share).max(LEAST_WEIGHT)
     }
 
-    /// The reading to compare with: the newest that is a window old. One that is older than two
-    /// says little of a time that may have been idle; then it is the one after it.
+    /// The reading to compare with: the newest that is at least a window old; if that is older than
+    /// two windows, the one after it, since the time between may have been idle.
     fn base(&self, now: Nanos) -> Option<Reading> {
         let mut after = None;
         for reading in self.readings.iter().flatten() {

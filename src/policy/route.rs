@@ -1,7 +1,7 @@
 //! Which route a request takes: the first that matches.
 
-use super::request::Request;
 use crate::config::{HostMatch, Match, PathMatch};
+use crate::request::Request;
 
 /// Whether all conditions of `matcher` hold.
 #[must_use]

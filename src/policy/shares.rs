@@ -1,44 +1,44 @@
-//! What a lost VM has left behind in gauges of requests in flight, and how it is found.
+//! Corrects gauges of requests in flight when a VM is lost.
 //!
-//! Each VM tells a shared record, with every tick, how many of the requests in flight are its own:
-//! one record for a concurrency limit's gauge, one for all the gauges of an upstream's endpoints.
-//! Together they are what the gauges say, give or take what has come and gone between the ticks. A
-//! VM that does not tell any more is dropped from the record; what it had is then in a gauge and in
-//! nobody's share. If a gauge has been above the shares, each time that anybody looked, for
-//! [`PROOF`], then the least that it was above is taken out of it. One look at which they agree
-//! starts the time anew, so that traffic is not taken for a loss: it would have to be wrong in one
-//! direction for dozens of looks. Should that happen (a load that grows without a pause), the same
-//! rule puts it right afterwards: it works in both directions.
+//! With every tick each VM writes to a shared record how many of the requests in flight are its
+//! own: one record for a concurrency limit's gauge, one for all gauges of an upstream's endpoints.
+//! The shares add up to the gauges, apart from requests that came or ended between the ticks. A VM
+//! that no longer writes is dropped from the record; its requests are then in a gauge and in no
+//! share. If a gauge was above the sum of the shares at every check for [`PROOF`], the least
+//! difference seen is subtracted from it. One check without a difference starts the time anew, so
+//! that traffic is not mistaken for a loss: it would have to differ in one direction for dozens of
+//! checks. Should that happen (a load that grows without a pause), the same rule corrects it
+//! afterwards, since it works in both directions.
 //!
-//! So what a lost VM held comes back after some 20 s, under any load, and a limit that it fills is
-//! not stuck.
+//! So the places that a lost VM held are free again after some 20 s, under any load, and a limit
+//! that it filled is not stuck.
 
 use crate::base::sort;
 use crate::base::time::Nanos;
 
-/// A VM that has not told for so long is lost: ten ticks.
+/// A VM that has not written its share for this time is lost: ten ticks.
 pub const LOST: Nanos = Nanos::from_secs(10);
 
 /// How long gauge and shares must differ in one direction.
 pub const PROOF: Nanos = Nanos::from_secs(10);
 
-/// The most VMs that a record holds; beyond, nothing is taken out of a gauge.
+/// The most VMs that a record holds; with more, no gauge is corrected.
 pub const MOST: usize = 256;
 
-/// The most gauges that a record tells of, and of a VM: an upstream's endpoints, and as many that a
-/// reload has taken away.
+/// The most gauges in a record, and per VM: an upstream's endpoints, and as many that a reload has
+/// removed.
 const MOST_GAUGES: usize = 2_000;
 
-/// A difference that nobody has looked at for so long is of a gauge that nobody has any more.
+/// A difference that no VM has checked for this time belongs to a gauge that is no longer in use.
 const FORGOTTEN: Nanos = Nanos::from_secs(60);
 
-/// Gauges above this have wrapped below zero (a metric reset, a share taken back twice): taken as
-/// none.
+/// Gauges above this have wrapped below zero (a metric was reset, or a share subtracted twice) and
+/// count as 0.
 const SANE: u64 = 1 << 40;
 
 const VERSION: u8 = 2;
 
-/// Requests in flight, by what the gauge says.
+/// Requests in flight by the gauge's value.
 #[must_use]
 pub const fn in_flight(gauge: u64) -> u64 {
     if gauge > SANE { 0 } else { gauge }
@@ -63,25 +63,26 @@ struct Drift {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Share {
     vm: u64,
-    told: Nanos,
+    reported: Nanos,
     /// Requests in flight by gauge, none of them zero.
     own: Vec<(u64, u64)>,
 }
 
 impl Shares {
-    /// The VM `vm` tells of its `gauges`, in the order of their ids: id, requests in flight of its
-    /// own, and the gauge. What is to be added to those that are proven wrong is handed to
-    /// `correct`, by the place in `gauges`.
-    pub fn tell(
+    /// Takes the report of the VM `vm`: for each of its `gauges`, in the order of their ids, the
+    /// id, its own requests in flight and the gauge's value. For each gauge that is proven wrong it
+    /// calls `correct` with the place in `gauges` and what to add.
+    pub fn report(
         &mut self,
         now: Nanos,
         vm: u64,
         gauges: &[(u64, u64, u64)],
         mut correct: impl FnMut(usize, i64),
     ) {
-        // Told at a time to come: the clock has stepped back.
-        self.vms
-            .retain(|share| share.vm != vm && share.told <= now && now.since(share.told) < LOST);
+        // A report from the future: the clock has stepped back.
+        self.vms.retain(|share| {
+            share.vm != vm && share.reported <= now && now.since(share.reported) < LOST
+        });
         let own: Vec<_> = gauges
             .iter()
             .filter(|(_, own, _)| *own > 0)
@@ -89,13 +90,17 @@ impl Shares {
             .take(MOST_GAUGES)
             .collect();
         if !own.is_empty() && self.vms.len() < MOST {
-            self.vms.push(Share { vm, told: now, own });
+            self.vms.push(Share {
+                vm,
+                reported: now,
+                own,
+            });
         }
         let sums = self.sums();
         let full = self.vms.len() >= MOST;
         let mut before = std::mem::take(&mut self.drifts);
         sort::by_key(&mut before, |drift| drift.gauge);
-        // Of gauges that are another configuration's, what is known is kept.
+        // Drifts of another configuration's gauges stay.
         let is_new = |id: u64| {
             gauges
                 .binary_search_by_key(&id, |(known, ..)| *known)
@@ -160,7 +165,7 @@ impl Shares {
         sums
     }
 
-    /// Reads a record; what is no record of this version is none.
+    /// Reads a record; anything but a record of this version is an empty one.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Self {
         Self::read(bytes).unwrap_or_default()
@@ -186,7 +191,7 @@ impl Shares {
         for _ in 0..next()?.min(MOST as u64) {
             let mut share = Share {
                 vm: next()?,
-                told: Nanos(next()?),
+                reported: Nanos(next()?),
                 own: Vec::new(),
             };
             for _ in 0..next()?.min(MOST_GAUGES as u64) {
@@ -210,7 +215,7 @@ impl Shares {
         }
         put(self.vms.len() as u64);
         for share in &self.vms {
-            [share.vm, share.told.0, share.own.len() as u64]
+            [share.vm, share.reported.0, share.own.len() as u64]
                 .into_iter()
                 .for_each(&mut put);
             share
@@ -236,9 +241,9 @@ mod tests {
 
     impl Shares {
         /// Of a single gauge.
-        fn tell_one(&mut self, now: Nanos, vm: u64, own: u64, gauge: u64) -> i64 {
+        fn report_one(&mut self, now: Nanos, vm: u64, own: u64, gauge: u64) -> i64 {
             let mut correction = 0;
-            self.tell(now, vm, &[(7, own, gauge)], |_, by| correction = by);
+            self.report(now, vm, &[(7, own, gauge)], |_, by| correction = by);
             correction
         }
     }
@@ -246,11 +251,11 @@ mod tests {
     #[test]
     fn what_a_lost_vm_left_is_taken_out() {
         let (mut shares, mut gauge, mut now) = (Shares::default(), 12i64, Nanos::from_secs(100));
-        // VM 2 tells once, with 5 in flight, and is lost.
-        assert_eq!(shares.tell_one(now, 2, 5, 12), 0);
+        // VM 2 reports once, with 5 in flight, and is lost.
+        assert_eq!(shares.report_one(now, 2, 5, 12), 0);
         for second in 0..40 {
             now = now.plus(TICK);
-            gauge += shares.tell_one(now, 1, 7, gauge as u64);
+            gauge += shares.report_one(now, 1, 7, gauge as u64);
             assert!(
                 gauge == 12 || second >= 19,
                 "not before it is proven: {second}"
@@ -264,7 +269,7 @@ mod tests {
         let (mut shares, mut gauge, mut now) = (Shares::default(), -3i64, Nanos::from_secs(100));
         for _ in 0..30 {
             now = now.plus(TICK);
-            gauge = gauge.wrapping_add(shares.tell_one(now, 1, 4, gauge as u64));
+            gauge = gauge.wrapping_add(shares.report_one(now, 1, 4, gauge as u64));
         }
         assert_eq!(gauge, 4);
     }
@@ -274,20 +279,20 @@ mod tests {
         let (mut shares, mut now) = (Shares::default(), Nanos::from_secs(100));
         for second in 0..100u64 {
             now = now.plus(TICK);
-            // Mostly above, never lastingly.
+            // Mostly above, but never for long.
             let gauge = if second % 9 == 8 { 4 } else { 7 };
-            assert_eq!(shares.tell_one(now, 1, 4, gauge), 0);
+            assert_eq!(shares.report_one(now, 1, 4, gauge), 0);
         }
     }
 
     #[test]
     fn a_clock_that_steps_back_proves_nothing() {
         let mut shares = Shares::default();
-        shares.tell_one(Nanos::from_secs(1_000), 2, 5, 6);
-        assert_eq!(shares.tell_one(Nanos::from_secs(10), 1, 1, 2), 0);
-        assert_eq!(shares.tell_one(Nanos::from_secs(15), 1, 1, 2), 0);
+        shares.report_one(Nanos::from_secs(1_000), 2, 5, 6);
+        assert_eq!(shares.report_one(Nanos::from_secs(10), 1, 1, 2), 0);
+        assert_eq!(shares.report_one(Nanos::from_secs(15), 1, 1, 2), 0);
         assert_eq!(
-            shares.tell_one(Nanos::from_secs(20), 1, 1, 2),
+            shares.report_one(Nanos::from_secs(20), 1, 1, 2),
             -1,
             "counted from the step on"
         );
@@ -300,7 +305,7 @@ mod tests {
             vms in proptest::collection::vec((any::<u64>(), any::<u64>(), proptest::collection::vec((any::<u64>(), any::<u64>()), 0..5)), 0..5),
         ) {
             let drifts = drifts.into_iter().map(|(gauge, since, least)| Drift { gauge, since: Nanos(since), least });
-            let vms = vms.into_iter().map(|(vm, told, own)| Share { vm, told: Nanos(told), own });
+            let vms = vms.into_iter().map(|(vm, reported, own)| Share { vm, reported: Nanos(reported), own });
             let shares = Shares { drifts: drifts.collect(), vms: vms.collect() };
             let mut bytes = Vec::new();
             shares.encode(&mut bytes);
@@ -314,7 +319,7 @@ mod tests {
                 *first = VERSION;
             }
             let mut shares = Shares::decode(&bytes);
-            shares.tell_one(Nanos(now), 1, own, gauge);
+            shares.report_one(Nanos(now), 1, own, gauge);
             prop_assert!(shares.vms.len() <= MOST);
         }
     }
@@ -324,17 +329,17 @@ mod tests {
         let (mut shares, mut gauges, mut now) =
             (Shares::default(), [9i64, 4, 0], Nanos::from_secs(100));
         // VM 2 held two at the first gauge and one at the third, which VM 1 does not have.
-        shares.tell(now, 2, &[(1, 2, 9), (3, 1, 1)], |_, _| {
+        shares.report(now, 2, &[(1, 2, 9), (3, 1, 1)], |_, _| {
             panic!("nothing is proven")
         });
         for _ in 0..40 {
             now = now.plus(TICK);
-            let told: Vec<_> = [(1, 7), (2, 4), (4, 0)]
+            let reported: Vec<_> = [(1, 7), (2, 4), (4, 0)]
                 .into_iter()
                 .zip(gauges)
                 .map(|((id, own), gauge)| (id, own, gauge as u64))
                 .collect();
-            shares.tell(now, 1, &told, |place, by| gauges[place] += by);
+            shares.report(now, 1, &reported, |place, by| gauges[place] += by);
         }
         assert_eq!(gauges, [7, 4, 0]);
     }

@@ -45,11 +45,11 @@ pub enum Availability {
 
 /// The endpoints picked, best first, by index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct List {
+pub struct EndpointList {
     items: [Option<usize>; LIST],
 }
 
-impl List {
+impl EndpointList {
     /// The indices in order.
     pub fn iter(&self) -> impl Iterator<Item = usize> {
         self.items.iter().flatten().copied()

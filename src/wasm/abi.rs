@@ -39,12 +39,16 @@ pub const GAUGE: u32 = 1;
 /// A metric that collects samples.
 pub const HISTOGRAM: u32 = 2;
 
-/// How grave a line of the log is, as the ABI counts. What is less than [`Severity::Info`] never
-/// leaves the VM.
-#[derive(Clone, Copy, Debug)]
-pub enum Severity {
-    Info = 2,
-    Warn = 3,
-    Error = 4,
-    Critical = 5,
+/// The level of a log line that reports a panic; `log` has none for it.
+pub const CRITICAL: u32 = 5;
+
+/// A level of `log` as the ABI numbers it.
+pub const fn log_level(level: log::Level) -> u32 {
+    match level {
+        log::Level::Trace => 0,
+        log::Level::Debug => 1,
+        log::Level::Info => 2,
+        log::Level::Warn => 3,
+        log::Level::Error => 4,
+    }
 }

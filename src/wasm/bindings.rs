@@ -6,13 +6,21 @@
 use super::abi::{
     CALL_BODY, CALL_HEADERS, COUNTER, GAUGE, GRPC_MESSAGE, HISTOGRAM, OK, PLUGIN_CONFIGURATION,
     REQUEST_BODY, REQUEST_HEADERS, REQUEST_STREAM, RESPONSE_BODY, RESPONSE_HEADERS,
-    RESPONSE_TRAILERS, Severity,
+    RESPONSE_TRAILERS,
+};
+use super::imports::{
+    clock_time_get, proxy_add_header_map_value, proxy_continue_stream, proxy_define_metric,
+    proxy_get_buffer_bytes, proxy_get_current_time_nanoseconds, proxy_get_header_map_pairs,
+    proxy_get_metric, proxy_get_property, proxy_get_shared_data, proxy_grpc_call, proxy_http_call,
+    proxy_increment_metric, proxy_log, proxy_record_metric, proxy_remove_header_map_value,
+    proxy_replace_header_map_value, proxy_send_local_response, proxy_set_effective_context,
+    proxy_set_property, proxy_set_shared_data, proxy_set_tick_period_milliseconds, random_get,
 };
 use crate::base::headers::HeaderMap;
 use crate::base::time::Nanos;
 use crate::host::{
-    Call, CallId, Calls, Cas, CasMismatch, Clock, Log, Message, MetricId, MetricKind, Metrics,
-    NoCall, Property, Random, Reply, SharedData, Stream,
+    Call, CallId, Calls, Cas, CasMismatch, Clock, Message, MetricId, MetricKind, Metrics, NoCall,
+    Property, Random, Reply, SharedCounter, SharedCounters, SharedData, Stream,
 };
 use std::ptr::{null, null_mut};
 
@@ -22,117 +30,10 @@ pub struct Proxy;
 const WASI_MONOTONIC: u32 = 1;
 const WASI_OK: u16 = 0;
 
-#[link(wasm_import_module = "env")]
-unsafe extern "C" {
-    fn proxy_log(level: u32, message: *const u8, size: usize) -> u32;
-    fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32;
-    fn proxy_set_tick_period_milliseconds(period: u32) -> u32;
-    fn proxy_set_effective_context(context: u32) -> u32;
-    fn proxy_continue_stream(stream: u32) -> u32;
-    fn proxy_get_buffer_bytes(
-        buffer: u32,
-        start: usize,
-        max: usize,
-        data: *mut *mut u8,
-        size: *mut usize,
-    ) -> u32;
-    fn proxy_get_header_map_pairs(map: u32, data: *mut *mut u8, size: *mut usize) -> u32;
-    fn proxy_add_header_map_value(
-        map: u32,
-        name: *const u8,
-        name_size: usize,
-        value: *const u8,
-        value_size: usize,
-    ) -> u32;
-    fn proxy_replace_header_map_value(
-        map: u32,
-        name: *const u8,
-        name_size: usize,
-        value: *const u8,
-        value_size: usize,
-    ) -> u32;
-    fn proxy_remove_header_map_value(map: u32, name: *const u8, name_size: usize) -> u32;
-    fn proxy_get_property(
-        path: *const u8,
-        path_size: usize,
-        data: *mut *mut u8,
-        size: *mut usize,
-    ) -> u32;
-    fn proxy_set_property(
-        path: *const u8,
-        path_size: usize,
-        value: *const u8,
-        value_size: usize,
-    ) -> u32;
-    fn proxy_get_shared_data(
-        key: *const u8,
-        key_size: usize,
-        data: *mut *mut u8,
-        size: *mut usize,
-        cas: *mut u32,
-    ) -> u32;
-    fn proxy_set_shared_data(
-        key: *const u8,
-        key_size: usize,
-        value: *const u8,
-        value_size: usize,
-        cas: u32,
-    ) -> u32;
-    fn proxy_define_metric(kind: u32, name: *const u8, name_size: usize, id: *mut u32) -> u32;
-    fn proxy_increment_metric(id: u32, offset: i64) -> u32;
-    fn proxy_record_metric(id: u32, value: u64) -> u32;
-    fn proxy_get_metric(id: u32, value: *mut u64) -> u32;
-    #[allow(clippy::too_many_arguments, reason = "the ABI's")]
-    fn proxy_http_call(
-        cluster: *const u8,
-        cluster_size: usize,
-        headers: *const u8,
-        headers_size: usize,
-        body: *const u8,
-        body_size: usize,
-        trailers: *const u8,
-        trailers_size: usize,
-        timeout: u32,
-        token: *mut u32,
-    ) -> u32;
-    #[allow(clippy::too_many_arguments, reason = "the ABI's")]
-    fn proxy_grpc_call(
-        upstream: *const u8,
-        upstream_size: usize,
-        service: *const u8,
-        service_size: usize,
-        method: *const u8,
-        method_size: usize,
-        metadata: *const u8,
-        metadata_size: usize,
-        message: *const u8,
-        message_size: usize,
-        timeout: u32,
-        token: *mut u32,
-    ) -> u32;
-    #[allow(clippy::too_many_arguments, reason = "the ABI's")]
-    fn proxy_send_local_response(
-        status: u32,
-        details: *const u8,
-        details_size: usize,
-        body: *const u8,
-        body_size: usize,
-        headers: *const u8,
-        headers_size: usize,
-        grpc_status: i32,
-    ) -> u32;
-}
-
-#[link(wasm_import_module = "wasi_snapshot_preview1")]
-unsafe extern "C" {
-    fn clock_time_get(clock: u32, precision: u64, time: *mut u64) -> u16;
-    fn random_get(buffer: *mut u8, length: usize) -> u16;
-}
-
-/// Writes a line to the proxy's log. The host has the last word on levels.
-pub fn log(severity: Severity, message: &str) {
+/// Writes a line to the proxy's log, at a level of the ABI. The host has the last word on levels.
+pub fn log(level: u32, message: &str) {
     // SAFETY: the message lives through the call.
-    unsafe { proxy_log(severity as u32, message.as_ptr(), message.len()) };
+    unsafe { proxy_log(level, message.as_ptr(), message.len()) };
 }
 
 /// The plugin's configuration.
@@ -316,6 +217,24 @@ impl SharedData for Proxy {
     }
 }
 
+impl SharedCounters for Proxy {
+    fn define_shared(&self, name: &str) -> SharedCounter {
+        SharedCounter(define_metric(GAUGE, name).unwrap_or(SharedCounter::NONE.0))
+    }
+
+    fn increment(&self, counter: SharedCounter, offset: i64) {
+        self.add(MetricId(counter.0), offset);
+    }
+
+    fn store(&self, counter: SharedCounter, number: u64) {
+        self.record(MetricId(counter.0), number);
+    }
+
+    fn load(&self, counter: SharedCounter) -> u64 {
+        self.value(MetricId(counter.0))
+    }
+}
+
 impl Metrics for Proxy {
     fn define(&self, kind: MetricKind, name: &str) -> MetricId {
         let kind = match kind {
@@ -323,13 +242,7 @@ impl Metrics for Proxy {
             MetricKind::Gauge => GAUGE,
             MetricKind::Histogram => HISTOGRAM,
         };
-        let mut id = 0;
-        // SAFETY: name and out pointer live through the call.
-        if unsafe { proxy_define_metric(kind, name.as_ptr(), name.len(), &raw mut id) } == OK {
-            MetricId(id)
-        } else {
-            MetricId::NONE
-        }
+        define_metric(kind, name).map_or(MetricId::NONE, MetricId)
     }
 
     fn add(&self, id: MetricId, offset: i64) {
@@ -375,18 +288,6 @@ unsafe extern "Rust" fn __getrandom_v03_custom(
         Ok(())
     } else {
         Err(getrandom::Error::UNSUPPORTED)
-    }
-}
-
-impl Log for Proxy {
-    fn log(&self, level: log::Level, message: &str) {
-        let severity = match level {
-            log::Level::Error => Severity::Error,
-            log::Level::Warn => Severity::Warn,
-            log::Level::Info => Severity::Info,
-            log::Level::Debug | log::Level::Trace => return,
-        };
-        log(severity, message);
     }
 }
 
@@ -482,6 +383,14 @@ impl Stream for Proxy {
             );
         }
     }
+}
+
+/// The number of a metric; `None` if the host refuses it.
+fn define_metric(kind: u32, name: &str) -> Option<u32> {
+    let mut id = 0;
+    // SAFETY: name and out pointer live through the call.
+    let status = unsafe { proxy_define_metric(kind, name.as_ptr(), name.len(), &raw mut id) };
+    (status == OK).then_some(id)
 }
 
 const fn map(of: Message) -> u32 {

@@ -8,11 +8,12 @@
 //! To add one: a function here with the ABI's parameters, which hands over to a method of
 //! [`super::Root`] or [`super::Http`]; and its name in `tests/envoy/module.rs`.
 
-use super::abi::{CONTINUE, PAUSE, Severity};
+use super::abi::{CONTINUE, CRITICAL, PAUSE};
 use super::bindings;
 use super::contexts;
+use super::logger;
 use super::{Http, Root};
-use crate::engine::exchange::Action;
+use crate::engine::chain::Action;
 use std::rc::Rc;
 
 /// Its name is the version.
@@ -22,9 +23,10 @@ extern "C" fn proxy_abi_version_0_2_1() {}
 /// Runs first in every VM.
 #[unsafe(no_mangle)]
 extern "C" fn _initialize() {
+    logger::install();
     // A panic ends in a trap, of which a host only knows that it happened.
     std::panic::set_hook(Box::new(|panic| {
-        bindings::log(Severity::Critical, &panic.to_string())
+        bindings::log(CRITICAL, &panic.to_string());
     }));
 }
 

@@ -3,7 +3,7 @@
 use super::Http;
 use super::bindings::{self, Proxy};
 use crate::base::time::Nanos;
-use crate::engine::exchange::Action;
+use crate::engine::chain::Action;
 use crate::engine::waiting::Waiting;
 use crate::host::Clock;
 use std::cell::{Cell, RefCell};

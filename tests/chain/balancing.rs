@@ -2,7 +2,7 @@
 
 use super::{Proxy, merge};
 use haven::base::time::Nanos;
-use haven::engine::exchange::Exchange;
+use haven::engine::chain::Exchange;
 use haven::host::sim::{SimStream, Worker};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

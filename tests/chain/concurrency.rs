@@ -2,7 +2,7 @@
 
 use super::{Proxy, merge};
 use haven::base::time::Nanos;
-use haven::engine::exchange::Exchange;
+use haven::engine::chain::Exchange;
 use haven::host::Clock;
 use haven::host::MetricKind;
 use haven::host::Metrics;

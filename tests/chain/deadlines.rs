@@ -3,7 +3,7 @@
 
 use super::{Proxy, merge, upstream};
 use haven::base::time::Nanos;
-use haven::engine::exchange::{Action, Exchange};
+use haven::engine::chain::{Action, Exchange};
 use haven::host::Property;
 use haven::host::sim::SimStream;
 use serde_json::{Value, json};
@@ -676,7 +676,7 @@ fn a_grpc_call_that_the_proxy_cuts_off_ends_with_deadline_exceeded() {
 fn vectors_what_is_grpc_and_what_haven_answers_to_it() {
     let vectors: Value =
         serde_json::from_str(include_str!("../vectors/14_grpc_status_timeout.json")).unwrap();
-    use haven::policy::Reason::{
+    use haven::request::Reason::{
         CircuitOpen, Deadline, NoEndpoint, Overload, RateLimited, SwitchedOff, Timeout,
         UpstreamError,
     };

@@ -2,18 +2,6 @@
 //! again.
 
 #![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_precision_loss,
-    clippy::cast_sign_loss,
-    reason = "test code: a failed assumption is to end the test at once; clippy only sees that in functions marked #[test]"
-)]
 
 #[path = "../support/haven.rs"]
 mod filter;
@@ -38,6 +26,7 @@ mod module;
 mod outage;
 mod overload;
 mod pacing;
+mod readme;
 mod reasons;
 mod recipes;
 mod reference;

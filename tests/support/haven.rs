@@ -2,14 +2,6 @@
 //! whether it is still sound.
 
 #![allow(dead_code, reason = "each test crate uses a part of it")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "test code: a failed assumption is to end the test at once"
-)]
 
 use std::future::Future;
 use std::net::SocketAddr;

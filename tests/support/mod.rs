@@ -22,14 +22,6 @@
     unused_imports,
     reason = "each test crate, and the demo, uses a part of it"
 )]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "test code: a failed assumption is to end the test at once; clippy only sees that in functions marked #[test]"
-)]
 
 use std::future::Future;
 use std::path::PathBuf;

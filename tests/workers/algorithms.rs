@@ -7,12 +7,12 @@ use haven::base::rng::Rng;
 use haven::base::time::Nanos;
 use haven::config::{Algorithm, ClientIp, Config, Quota, RateLimit as Limit};
 use haven::engine::Engine;
-use haven::engine::exchange::{Action, Exchange};
+use haven::engine::chain::{Action, Exchange};
 use haven::engine::waiting::{CAPACITY, Waiting};
 use haven::host::Clock;
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};
-use haven::policy::rate_limit::{Answer, RateLimit};
-use haven::policy::request::Request;
+use haven::policy::rate_limit::{LimitDecision, RateLimit};
+use haven::request::Request;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -29,7 +29,7 @@ fn policy(algorithm: Algorithm, quota: Quota, max_keys: u32) -> RateLimit {
     RateLimit::new(limit, &ClientIp::default(), "", false, Seed(1, 2))
 }
 
-fn take(policy: &RateLimit, worker: &Worker, key: u64, cost: u64, now: Nanos) -> Answer {
+fn take(policy: &RateLimit, worker: &Worker, key: u64, cost: u64, now: Nanos) -> LimitDecision {
     let headers =
         HeaderMap::from_pairs(&[("x-key", key.to_string()), ("x-cost", cost.to_string())]);
     policy.take(worker, &Request::new(&headers), now)
@@ -75,7 +75,7 @@ fn windows(
             Box::new(move || {
                 for _ in 0..1 + rng.below(4) {
                     let (key, cost, now) = (rng.below(2), 1 + rng.below(3), worker.monotonic());
-                    if let Answer::Admitted { quota, taken, .. } =
+                    if let LimitDecision::Admitted { quota, taken, .. } =
                         take(&policy, &worker, key, cost, now)
                     {
                         // No host call since it was written: the order of the log is that of the
@@ -176,7 +176,7 @@ fn without_faults_windows_admit_exactly_their_limit() {
                 Box::new(move || {
                     let now = worker.monotonic();
                     for _ in 0..each {
-                        if let Answer::Admitted { .. } = take(&policy, &worker, 7, 1, now) {
+                        if let LimitDecision::Admitted { .. } = take(&policy, &worker, 7, 1, now) {
                             *admitted.borrow_mut() += 1;
                         }
                     }
@@ -222,7 +222,7 @@ fn wide_slots_are_bounded_and_the_least_debtor_goes_first() {
         // Room for two: the one that has counted most stays.
         let small = policy_of(2);
         let left = |key: u64| match take(&small, &worker, key, 0, machine.now()) {
-            Answer::Admitted { quota, .. } => quota.remaining,
+            LimitDecision::Admitted { quota, .. } => quota.remaining,
             other => panic!("{other:?}"),
         };
         take(&small, &worker, 1, 9, machine.now());
@@ -266,14 +266,14 @@ fn broken_wide_records_are_empty_ones() {
         assert!(
             matches!(
                 take(&policy, &worker, 1, 1, machine.now()),
-                Answer::Admitted { .. }
+                LimitDecision::Admitted { .. }
             ),
             "{bytes:?}"
         );
         assert!(
             matches!(
                 take(&policy, &worker, 1, 1, machine.now()),
-                Answer::Refused { .. }
+                LimitDecision::Refused { .. }
             ),
             "it works again"
         );

@@ -6,8 +6,8 @@ use haven::base::time::Nanos;
 use haven::host::sim::{CasRules, Machine, Worker};
 use haven::host::{Cas, CasMismatch, Clock, MetricId, MetricKind, Metrics, SharedData};
 use haven::policy::Outcome;
-use haven::policy::circuit_breaker::state::{Admission, Call, Phase, Settings, State};
 use haven::policy::circuit_breaker::window::{Window, weight};
+use haven::policy::circuit_breaker::{Admission, BreakerSettings, BreakerState, CallResult, Phase};
 use haven::policy::circuit_breaker::{CircuitBreaker, Meters};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -24,12 +24,12 @@ const SHORT: &str = r#"{"type": "time", "size": "1s"}"#;
 const BUCKET: Nanos = Nanos::from_millis(100);
 const COUNT: (&str, usize) = (r#"{"type": "count", "size": 6}"#, 6);
 
-fn settings_with(window: &str) -> Settings {
+fn settings_with(window: &str) -> BreakerSettings {
     let json = format!(
         r#"{{"circuit_breakers": {{"b": {{"minimum_calls": {MINIMUM}, "failure_rate_threshold": 50, "window": {window},
             "open_duration": "500ms", "half_open_calls": {HALF_OPEN_CALLS}, "half_open_max_wait": "2s"}}}}}}"#
     );
-    Settings::new(
+    BreakerSettings::new(
         haven::config::parse(json.as_bytes())
             .unwrap()
             .circuit_breakers[0]
@@ -37,7 +37,7 @@ fn settings_with(window: &str) -> Settings {
     )
 }
 
-fn settings() -> Settings {
+fn settings() -> BreakerSettings {
     settings_with(LONG)
 }
 
@@ -195,7 +195,7 @@ fn all_workers_together_are_one_breaker() {
                         _ => Outcome::Ignore,
                     };
                     let at = worker.monotonic();
-                    let call = Call {
+                    let call = CallResult {
                         outcome,
                         duration: Nanos::ZERO,
                         retry_after: None,
@@ -233,7 +233,7 @@ fn all_workers_together_are_one_breaker() {
             }
         }
         let worker = Worker(Rc::clone(&machine));
-        let state = breaker().look(&worker);
+        let state = breaker().peek(&worker);
         assert_eq!(
             (state.phase, state.epoch),
             (reference.phase(), reference.epoch)
@@ -254,7 +254,7 @@ fn is_not_stuck(machine: &Rc<Machine>, breaker: &CircuitBreaker) {
             Ok((Admission::Admitted { .. }, _))
         )
     });
-    assert!(admitted, "stuck: {:?}", breaker.look(&worker));
+    assert!(admitted, "stuck: {:?}", breaker.peek(&worker));
 }
 
 #[test]
@@ -271,7 +271,7 @@ fn clocks_that_step_do_not_stick_it() {
                     if let Ok((Admission::Admitted { epoch, .. }, _)) =
                         breaker.acquire(&worker, &settings, worker.monotonic())
                     {
-                        let call = Call {
+                        let call = CallResult {
                             outcome: Outcome::Failure,
                             duration: Nanos::ZERO,
                             retry_after: None,
@@ -402,7 +402,7 @@ impl Tallied {
     }
 
     /// A worker has written the record.
-    fn wrote(&mut self, worker: usize, state: &State) {
+    fn wrote(&mut self, worker: usize, state: &BreakerState) {
         let doing = self.doing[worker].expect("no write without a reason");
         match (self.phase, doing) {
             (Phase::Closed, Doing::End { at, .. }) if state.phase == Phase::Open => {
@@ -510,7 +510,7 @@ impl SharedData for Spy {
         self.worker.set_shared(key, value, expected)?;
         self.reference
             .borrow_mut()
-            .wrote(self.at, &State::decode(value));
+            .wrote(self.at, &BreakerState::decode(value));
         Ok(())
     }
 }
@@ -628,7 +628,7 @@ fn tallied_outcomes_make_the_same_breaker() {
                         epoch,
                         outcome,
                     }));
-                    let call = Call {
+                    let call = CallResult {
                         outcome,
                         duration: Nanos::ZERO,
                         retry_after: None,
@@ -649,7 +649,7 @@ fn tallied_outcomes_make_the_same_breaker() {
         let lost = run(&machine, &rng, faults, tasks.collect());
 
         let reference = reference.borrow();
-        let state = breaker().look(&first);
+        let state = breaker().peek(&first);
         assert_eq!(
             (state.phase, state.epoch),
             (reference.phase, reference.epoch)
@@ -686,7 +686,7 @@ fn a_tally_that_is_set_back_opens_nothing_and_is_used_again() {
             else {
                 panic!("refused")
             };
-            let call = Call {
+            let call = CallResult {
                 outcome,
                 duration: Nanos::ZERO,
                 retry_after: None,
@@ -702,7 +702,7 @@ fn a_tally_that_is_set_back_opens_nothing_and_is_used_again() {
             assert_eq!(call(Outcome::Success), None, "{reset}");
         }
         let opened = (0..60).filter_map(|_| {
-            (cell.look(&worker).phase == Phase::Closed).then(|| call(Outcome::Failure))?
+            (cell.peek(&worker).phase == Phase::Closed).then(|| call(Outcome::Failure))?
         });
         assert_eq!(
             opened.count(),
@@ -723,7 +723,7 @@ fn a_bucket_of_millions_of_calls_is_counted_right() {
     );
     let million = 1 << 20;
     let rounds = |failed: bool| {
-        let call = Call {
+        let call = CallResult {
             outcome: if failed {
                 Outcome::Failure
             } else {
@@ -746,7 +746,7 @@ fn a_bucket_of_millions_of_calls_is_counted_right() {
         })
     };
     // The ring begins with the first call, and what was tallied before that is not its own.
-    let first = Call {
+    let first = CallResult {
         outcome: Outcome::Success,
         duration: Nanos::ZERO,
         retry_after: None,
@@ -757,7 +757,7 @@ fn a_bucket_of_millions_of_calls_is_counted_right() {
     );
     assert_eq!(rounds(false), None);
     assert_eq!(
-        cell.look(&worker).window.sum().calls,
+        cell.peek(&worker).window.sum().calls,
         10 * (million as u32 + 1) + 1
     );
     // After ten million good ones, ten million bad ones and one more call.

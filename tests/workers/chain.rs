@@ -6,11 +6,11 @@ use haven::base::rng::Rng;
 use haven::base::time::Nanos;
 use haven::config::Config;
 use haven::engine::Engine;
-use haven::engine::exchange::{Action, Exchange};
+use haven::engine::chain::{Action, Exchange};
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};
 use haven::host::{Clock, Property};
 use haven::policy::circuit_breaker::CircuitBreaker;
-use haven::policy::circuit_breaker::state::Phase;
+use haven::policy::circuit_breaker::Phase;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -341,7 +341,7 @@ fn nothing_that_was_granted_is_kept() {
                 .chain([("users", vec!["upstream", "users"])])
             {
                 for namespace in ["", "shadow"] {
-                    let state = CircuitBreaker::new(name, &subject, namespace).look(&worker);
+                    let state = CircuitBreaker::new(name, &subject, namespace).peek(&worker);
                     // A permit of a call that was judged stays with its verdict until the round is
                     // over.
                     let held = state.permits.saturating_sub(state.trial.calls);

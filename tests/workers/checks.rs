@@ -6,17 +6,17 @@ use haven::base::headers::HeaderMap;
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
 use haven::engine::Engine;
-use haven::engine::exchange::Exchange;
+use haven::engine::chain::Exchange;
 use haven::host::sim::{CasRules, Machine, Outgoing, SimStream, Worker};
 use haven::host::{CallAnswer, Clock};
 use haven::policy::health_check::lease::{Candidate, LEASE, Lease, Role};
-use haven::store::{self, Key, Kind, Step};
+use haven::store::{self, RecordKey, RecordKind, Step};
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-const LEASE_KEY: (Kind, u64, u32) = (Kind::HealthLease, 1, 0);
+const LEASE_KEY: (RecordKind, u64, u32) = (RecordKind::HealthLease, 1, 0);
 
 /// What a candidate held: by whose word, from when to when.
 type Held = (u64, u32, Nanos, Nanos);
@@ -51,16 +51,17 @@ fn of_one_configuration_no_two_hold_the_lease_at_once() {
                     for _ in 0..8 {
                         let now = worker.monotonic();
                         let (kind, of, index) = LEASE_KEY;
-                        let taken = store::update(&worker, &Key::new(kind, of, index), |bytes| {
-                            let (role, generation, new) = Lease::decode(bytes).step(me, now);
-                            match new {
-                                Some(lease) => {
-                                    lease.encode(bytes);
-                                    Step::Write((role, generation))
+                        let taken =
+                            store::update(&worker, &RecordKey::new(kind, of, index), |bytes| {
+                                let (role, generation, new) = Lease::decode(bytes).step(me, now);
+                                match new {
+                                    Some(lease) => {
+                                        lease.encode(bytes);
+                                        Step::Write((role, generation))
+                                    }
+                                    None => Step::Keep((role, generation)),
                                 }
-                                None => Step::Keep((role, generation)),
-                            }
-                        });
+                            });
                         if let Ok((role, generation)) = taken {
                             me.generation = Some(generation);
                             if let Role::Holder(until) = role {

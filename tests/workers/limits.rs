@@ -8,8 +8,8 @@ use haven::base::time::Nanos;
 use haven::config::{Algorithm, ClientIp, Config, Quota, RateLimit as Limit};
 use haven::host::Clock;
 use haven::host::sim::{CasRules, Machine, Worker};
-use haven::policy::rate_limit::{Answer, RateLimit};
-use haven::policy::request::Request;
+use haven::policy::rate_limit::{LimitDecision, RateLimit};
+use haven::request::Request;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -31,7 +31,7 @@ fn limit(quota: Quota, max_keys: u32) -> Limit {
     }
 }
 
-fn take(policy: &RateLimit, worker: &Worker, key: u64, cost: u64, now: Nanos) -> Answer {
+fn take(policy: &RateLimit, worker: &Worker, key: u64, cost: u64, now: Nanos) -> LimitDecision {
     let headers =
         HeaderMap::from_pairs(&[("x-key", key.to_string()), ("x-cost", cost.to_string())]);
     policy.take(worker, &Request::new(&headers), now)
@@ -99,7 +99,9 @@ fn never_over_the_bound() {
             Box::new(move || {
                 for _ in 0..1 + rng.below(4) {
                     let (key, cost, now) = (rng.below(2), 1 + rng.below(3), worker.monotonic());
-                    if let Answer::Admitted { taken, .. } = take(&policy, &worker, key, cost, now) {
+                    if let LimitDecision::Admitted { taken, .. } =
+                        take(&policy, &worker, key, cost, now)
+                    {
                         // Some are taken back, as when another limit of the route refuses.
                         if step_back == 0 && rng.below(4) == 0 {
                             let _ = policy.refund(&worker, taken, now);
@@ -173,7 +175,8 @@ fn leases_never_go_over_the_bound_and_strand_little() {
                     for _ in 0..requests {
                         let (cost, now) = (1 + rng.below(2), worker.monotonic());
                         latest.set(latest.get().max(now));
-                        if let Answer::Admitted { taken, .. } = take(&policy, &worker, 7, cost, now)
+                        if let LimitDecision::Admitted { taken, .. } =
+                            take(&policy, &worker, 7, cost, now)
                         {
                             if rng.below(8) == 0 {
                                 let _ = policy.refund(&worker, taken, now);
@@ -213,7 +216,12 @@ fn leases_never_go_over_the_bound_and_strand_little() {
             );
             let now = worker.monotonic();
             let admitted = (0..quota.burst * 2)
-                .filter(|_| matches!(take(&policy, &worker, 7, 1, now), Answer::Admitted { .. }))
+                .filter(|_| {
+                    matches!(
+                        take(&policy, &worker, 7, 1, now),
+                        LimitDecision::Admitted { .. }
+                    )
+                })
                 .count();
             assert_eq!(admitted as u64, quota.burst, "{quota:?}");
         },
@@ -241,8 +249,8 @@ fn without_faults_not_a_token_is_lost() {
                 let now = worker.monotonic();
                 for _ in 0..each {
                     match take(&policy, &worker, 7, 1, now) {
-                        Answer::Admitted { .. } => *admitted.borrow_mut() += 1,
-                        Answer::Refused { wait, .. } => assert!(wait.is_some()),
+                        LimitDecision::Admitted { .. } => *admitted.borrow_mut() += 1,
+                        LimitDecision::Refused { wait, .. } => assert!(wait.is_some()),
                         other => panic!("{other:?}"),
                     }
                 }
@@ -278,7 +286,7 @@ fn a_refund_restores_the_bucket() {
             );
             Box::new(move || {
                 let now = worker.monotonic();
-                if let Answer::Admitted { taken, .. } = take(&policy, &worker, 7, 1, now) {
+                if let LimitDecision::Admitted { taken, .. } = take(&policy, &worker, 7, 1, now) {
                     policy.refund(&worker, taken, now).unwrap();
                 }
             }) as Box<dyn FnOnce()>
@@ -295,7 +303,7 @@ fn a_refund_restores_the_bucket() {
         assert!(
             matches!(
                 take(&policy, &worker, 7, quota.burst, worker.monotonic()),
-                Answer::Admitted { .. }
+                LimitDecision::Admitted { .. }
             ),
             "{quota:?}"
         );
@@ -316,13 +324,13 @@ fn contention_without_end_is_an_answer() {
     assert!(
         matches!(
             take(&policy, &worker, 7, 1, worker.monotonic()),
-            Answer::Admitted { .. }
+            LimitDecision::Admitted { .. }
         ),
         "the record does not exist yet"
     );
     assert_eq!(
         take(&policy, &worker, 7, 1, worker.monotonic()),
-        Answer::Contended
+        LimitDecision::Contended
     );
     assert!(machine.calls() < 100, "bounded: {} calls", machine.calls());
 }
@@ -387,7 +395,12 @@ fn below_max_keys_hardly_a_debtor_is_forgotten() {
         take(&policy, &worker, key, 1, now);
     }
     let forgotten = (0..u64::from(max_keys))
-        .filter(|key| !matches!(take(&policy, &worker, *key, 1, now), Answer::Refused { .. }))
+        .filter(|key| {
+            !matches!(
+                take(&policy, &worker, *key, 1, now),
+                LimitDecision::Refused { .. }
+            )
+        })
         .count();
     assert!(
         forgotten * 50 < max_keys as usize,
@@ -406,8 +419,8 @@ fn a_key_that_owes_nothing_makes_room_before_one_that_owes() {
     };
     let policy = RateLimit::new(limit(quota, 2), &ClientIp::default(), "", true, Seed(1, 2));
     let at = |key: u64| take(&policy, &worker, key, 1, machine.now());
-    let placed = |answer: Answer| match answer {
-        Answer::Admitted { placement, .. } => placement,
+    let placed = |answer: LimitDecision| match answer {
+        LimitDecision::Admitted { placement, .. } => placement,
         other => panic!("{other:?}"),
     };
     use haven::policy::rate_limit::table::Placement;
@@ -415,7 +428,10 @@ fn a_key_that_owes_nothing_makes_room_before_one_that_owes() {
     machine.advance(Nanos::from_secs(11));
     assert_eq!(placed(at(2)), Placement::Added);
     assert_eq!(placed(at(3)), Placement::Reused, "key 1 owes nothing");
-    assert!(matches!(at(2), Answer::Refused { .. }), "key 2 still owes");
+    assert!(
+        matches!(at(2), LimitDecision::Refused { .. }),
+        "key 2 still owes"
+    );
     assert_eq!(
         placed(at(4)),
         Placement::Evicted,
@@ -445,14 +461,14 @@ fn a_broken_record_is_an_empty_one() {
         assert!(
             matches!(
                 take(&policy, &worker, 1, 1, machine.now()),
-                Answer::Admitted { .. }
+                LimitDecision::Admitted { .. }
             ),
             "{bytes:?}"
         );
         assert!(
             matches!(
                 take(&policy, &worker, 1, 1, machine.now()),
-                Answer::Refused { .. }
+                LimitDecision::Refused { .. }
             ),
             "it works again"
         );

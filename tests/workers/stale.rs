@@ -10,8 +10,8 @@ use haven::config;
 use haven::host::Clock;
 use haven::host::sim::{CasRules, Machine, Worker};
 use haven::policy::fallback::stale::table::SLOT_HEAD;
-use haven::policy::fallback::stale::{Asked, Stale};
-use haven::policy::request::Request;
+use haven::policy::fallback::stale::{Stale, StaleRequest};
+use haven::request::Request;
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -26,7 +26,7 @@ fn held(machine: &Machine) -> (usize, usize) {
     (filled.iter().sum(), filled.len())
 }
 
-fn ask(stale: &Stale, path: u64, variant: u64) -> Asked {
+fn ask(stale: &Stale, path: u64, variant: u64) -> StaleRequest {
     let (path, variant) = (format!("/{path}"), variant.to_string());
     let headers = [
         (":method", "GET"),

@@ -5,7 +5,7 @@ use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
 use haven::engine::Engine;
-use haven::engine::exchange::{Action, Exchange};
+use haven::engine::chain::{Action, Exchange};
 use haven::host::Property;
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};
 use serde_json::{Value, json};

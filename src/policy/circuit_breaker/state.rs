@@ -1,192 +1,44 @@
-//! The breaker as a pure machine over a small record.
+//! The breaker as a pure state machine over a small record.
 //!
 //! **When does it trip?** When a window holds at least `minimum_calls` and the share of failures
 //! (or of slow calls) has reached its threshold, or after `consecutive_failures` in a row. **First
 //! start:** Closed and empty; nothing trips below `minimum_calls`. **Recovery:** after the open
 //! time the next request finds it Half-Open; `half_open_calls` are let through, and once as many
 //! have ended the same thresholds over them close it (with an empty window) or open it again,
-//! longer by `backoff_multiplier`. Permits of calls that end without a verdict (cancelled, answered
-//! by us) are given back. A round that is not decided within `half_open_max_wait` opens again: it
-//! is never stuck.
+//! longer by `backoff_multiplier`. Calls that end without a verdict (cancelled, answered by haven)
+//! give their permits back. A round that is undecided after `half_open_max_wait` opens the breaker
+//! again, so that it is never stuck.
 //!
-//! **Growth:** only failed half-open rounds lengthen the open time. A breaker that closes keeps
-//! what it has grown to until it has been Closed for a quiet spell: as long as it was open the last
-//! time, and at least a time window's length. Opening within it takes the grown time again, no
-//! longer one; later the plain one. (Bug avoided: an upstream that recovers for a second at a time
-//! would be tried as often as one that fails for the first time.)
+//! **Growth:** only failed half-open rounds lengthen the open time. A breaker that closes keeps its
+//! grown open time until it has been Closed for a quiet spell: as long as it was open the last
+//! time, and at least a time window's length. If it opens within this spell, it takes the grown
+//! time again, no longer one; later, the configured one. (Bug avoided: an upstream that recovers
+//! for a second at a time would be tried as often as one that fails for the first time.)
 //!
 //! **Stragglers:** each change of state begins a new epoch, and the outcome of a call admitted in
 //! an older one is ignored. (Bug avoided: a slow failure from before the outage's end would open a
 //! breaker that has just closed.)
 //!
-//! **Clock:** a step back by more than a second moves the record's times back with it. Less is no
-//! step: workers read the clock at the start of a callback, and may come to write in another order.
+//! **Clock:** when the clock steps back by more than a second, the record's times move back with
+//! it. Less is no step: workers read the clock at the start of a callback, and may write in another
+//! order.
 //!
 //! States and thresholds are those of resilience4j's CircuitBreaker and Hystrix; the windows are in
 //! [`super::window`].
 
-use super::window::{self, Fifo, Window};
+use super::settings::BreakerSettings;
+use super::transition::{Admission, CallResult, Phase, Transition, TripReason};
+use super::window::{Counts, Window};
 use crate::base::time::Nanos;
-use crate::config::{self, Percent};
+use crate::config;
 use crate::policy::Outcome;
-
-pub use super::window::Counts;
 
 /// How far a record may be ahead of a worker's reading of the clock.
 const CLOCK_SLACK: Nanos = Nanos::from_secs(1);
 
-/// The shortest open time that an upstream may ask for, as of the configuration.
-const SHORTEST: Nanos = Nanos::from_millis(100);
-
-/// The breaker's parameters, ready for use.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    config: config::CircuitBreaker,
-    bucket: Nanos,
-}
-
-/// Where a breaker stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Phase {
-    /// All calls pass.
-    #[default]
-    Closed,
-    /// None passes.
-    Open,
-    /// A few pass, to try.
-    HalfOpen,
-}
-
-impl Phase {
-    /// Value of the state gauge.
-    #[must_use]
-    pub const fn gauge(self) -> u64 {
-        match self {
-            Self::Closed => 0,
-            Self::Open => 1,
-            Self::HalfOpen => 2,
-        }
-    }
-
-    /// The word for it.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::Open => "open",
-            Self::HalfOpen => "half_open",
-        }
-    }
-}
-
-/// Why the state changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// Too many failures in the window.
-    FailureRate,
-    /// Too many slow calls in the window.
-    SlowCallRate,
-    /// Too many failures in a row.
-    ConsecutiveFailures,
-    /// The open time is over.
-    OpenTimeOver,
-    /// The trial calls went well.
-    TrialPassed,
-    /// The trial calls did not end in time.
-    TrialTimedOut,
-}
-
-impl Cause {
-    /// All there are.
-    pub const ALL: [Self; 6] = [
-        Self::FailureRate,
-        Self::SlowCallRate,
-        Self::ConsecutiveFailures,
-        Self::OpenTimeOver,
-        Self::TrialPassed,
-        Self::TrialTimedOut,
-    ];
-
-    /// Its value as a metric's label.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::FailureRate => "failure_rate",
-            Self::SlowCallRate => "slow_call_rate",
-            Self::ConsecutiveFailures => "consecutive_failures",
-            Self::OpenTimeOver => "open_time_over",
-            Self::TrialPassed => "trial_passed",
-            Self::TrialTimedOut => "trial_timed_out",
-        }
-    }
-
-    /// The word for it.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::FailureRate => "failure rate",
-            Self::SlowCallRate => "slow call rate",
-            Self::ConsecutiveFailures => "consecutive failures",
-            Self::OpenTimeOver => "open time over",
-            Self::TrialPassed => "trial calls passed",
-            Self::TrialTimedOut => "trial calls did not end in time",
-        }
-    }
-}
-
-/// A change of state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transition {
-    /// The state left.
-    pub from: Phase,
-    /// The state entered.
-    pub to: Phase,
-    /// Why.
-    pub cause: Cause,
-    /// How long an opened breaker stays open.
-    pub open_for: Nanos,
-}
-
-/// The answer to a call that asks for admission.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admission {
-    /// It may pass, and must report its end with this epoch.
-    Admitted {
-        /// The epoch.
-        epoch: u32,
-        /// Whether it is a trial call: the breaker is Half-Open.
-        trial: bool,
-    },
-    /// It may not.
-    Refused {
-        /// What is left of the open time.
-        wait: Nanos,
-    },
-}
-
-/// An ended call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Call {
-    /// How it ended.
-    pub outcome: Outcome,
-    /// How long it took.
-    pub duration: Nanos,
-    /// The open time that the upstream asked for (`Retry-After`).
-    pub retry_after: Option<Nanos>,
-}
-
-impl Call {
-    /// A call that ended without a verdict.
-    pub const IGNORED: Self = Self {
-        outcome: Outcome::Ignore,
-        duration: Nanos::ZERO,
-        retry_after: None,
-    };
-}
-
 /// A breaker's record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct State {
+pub struct BreakerState {
     /// Where it stands.
     pub phase: Phase,
     /// Counts changes of state.
@@ -196,9 +48,9 @@ pub struct State {
     /// Open: when it may be tried again. Half-Open: when the round ends undecided. Closed: when a
     /// grown open time is forgotten.
     pub until: Nanos,
-    /// How long it was open the last time.
+    /// The last open time.
     pub last_open: Nanos,
-    /// Half-open rounds that failed since the open time was last the plain one.
+    /// Half-open rounds that failed since the open time was last the configured one.
     pub rounds: u32,
     /// Half-Open: permits granted and not given back.
     pub permits: u32,
@@ -210,140 +62,22 @@ pub struct State {
     pub window: Window,
 }
 
-impl Settings {
-    /// Prepares a breaker's configuration.
-    #[must_use]
-    pub fn new(config: config::CircuitBreaker) -> Self {
-        let bucket = match config.window {
-            config::Window::Time(length) => Nanos(
-                length
-                    .0
-                    .checked_div(window::BUCKETS as u64)
-                    .unwrap_or(0)
-                    .max(1),
-            ),
-            config::Window::Count(_) => Nanos::MAX,
-        };
-        Self { config, bucket }
-    }
-
-    /// The configuration.
-    #[must_use]
-    pub const fn config(&self) -> &config::CircuitBreaker {
-        &self.config
-    }
-
-    /// Whether the window is one of time.
-    pub(super) const fn is_timed(&self) -> bool {
-        matches!(self.config.window, config::Window::Time(_))
-    }
-
-    /// The number of the bucket that `now` is in.
-    pub(super) fn bucket_of(&self, now: Nanos) -> u64 {
-        window::bucket_of(now, self.bucket)
-    }
-
-    /// Whether the call was slow.
-    pub(super) fn is_slow(&self, call: Call) -> bool {
-        call.duration >= self.config.slow_call_duration
-    }
-
-    /// Whether what was counted opens a closed breaker. A count window never holds more than its
-    /// size: it is judged when it is full, as resilience4j does.
-    pub(super) fn trips(&self, counts: Counts, consecutive: u32) -> Option<Cause> {
-        let minimum = match self.config.window {
-            config::Window::Time(_) => self.config.minimum_calls,
-            config::Window::Count(size) => self.config.minimum_calls.min(size),
-        };
-        self.tripped(counts, minimum, consecutive)
-    }
-
-    /// How long a breaker has to stay closed for a grown open time to be forgotten.
-    fn quiet_spell(&self, last_open: Nanos) -> Nanos {
-        match self.config.window {
-            config::Window::Time(length) => last_open.max(length),
-            config::Window::Count(_) => last_open,
-        }
-    }
-
-    fn empty_window(&self) -> Window {
-        match self.config.window {
-            config::Window::Time(_) => Window::default(),
-            config::Window::Count(size) => Window::Count(Fifo::new(size)),
-        }
-    }
-
-    fn tripped(&self, counts: Counts, minimum: u32, consecutive: u32) -> Option<Cause> {
-        if self.config.consecutive_failures > 0 && consecutive >= self.config.consecutive_failures {
-            return Some(Cause::ConsecutiveFailures);
-        }
-        if counts.calls == 0 || counts.calls < minimum {
-            return None;
-        }
-        let reached = |part: u32, threshold: Percent| {
-            let (part, whole) = (
-                u64::from(part).saturating_mul(10_000),
-                u64::from(counts.calls).saturating_mul(threshold.0.into()),
-            );
-            // Above all of them nothing can be: there it is reached all the same.
-            part > whole || (part == whole && (!self.config.open_above || threshold.0 >= 10_000))
-        };
-        if reached(counts.failures, self.config.failure_rate_threshold) {
-            return Some(Cause::FailureRate);
-        }
-        reached(counts.slow, self.config.slow_call_rate_threshold).then_some(Cause::SlowCallRate)
-    }
-
-    fn longest_open_time(&self) -> Nanos {
-        self.config.max_open_duration.max(self.config.open_duration)
-    }
-
-    /// The open time of the opening after `rounds` failed rounds.
-    fn open_time(&self, rounds: u32, asked: Option<Nanos>, random: u64) -> Nanos {
-        let config = &self.config;
-        let longest = self.longest_open_time();
-        if let Some(asked) = asked.filter(|_| config.honour_retry_after) {
-            return asked.max(SHORTEST).min(longest);
-        }
-        let mut time = config.open_duration;
-        for _ in 0..rounds {
-            if time >= longest || config.backoff_multiplier_centi <= 100 {
-                break;
-            }
-            let grown =
-                u128::from(time.0).saturating_mul(config.backoff_multiplier_centi.into()) / 100;
-            time = Nanos(u64::try_from(grown).unwrap_or(u64::MAX)).min(longest);
-        }
-        let share = u128::from(time.0).saturating_mul(config.jitter.0.into()) / 10_000;
-        let share = Nanos(u64::try_from(share).unwrap_or(u64::MAX));
-        // Where the longest cuts the upper part off, what is left is drawn from evenly: breakers
-        // that all grew to it spread too.
-        let (least, most) = (
-            time.since(share).max(Nanos::from_millis(1)),
-            time.plus(share).min(longest),
-        );
-        let spread = u128::from(most.since(least).0).saturating_add(1);
-        let drawn = u128::from(random).saturating_mul(spread) >> 64;
-        least.plus(Nanos(u64::try_from(drawn).unwrap_or(0)))
-    }
-}
-
-impl State {
-    /// The state with no end that these settings could not have set. (Bugs avoided: a reload that
+impl BreakerState {
+    /// The state without times that these settings could not have set. (Bugs avoided: a reload that
     /// cuts an open time of a day would not count until the next day, and a broken record could
     /// keep a breaker open for ever.)
     #[must_use]
-    pub fn bounded(self, settings: &Settings) -> Self {
+    pub fn bounded(self, settings: &BreakerSettings) -> Self {
         let last_open = self.last_open.min(settings.longest_open_time());
         let longest = match self.phase {
             Phase::Closed => settings.quiet_spell(last_open),
             Phase::Open => settings.longest_open_time(),
-            Phase::HalfOpen => settings.config.half_open_max_wait,
+            Phase::HalfOpen => settings.config().half_open_max_wait,
         };
-        let window = match (self.window, settings.config.window) {
+        let window = match (self.window, settings.config().window) {
             (Window::Time(_), config::Window::Time(_)) => self.window,
             (Window::Count(fifo), config::Window::Count(size)) if fifo.size == size => self.window,
-            // Of another kind or size: it begins anew.
+            // Another kind or size: an empty window.
             _ => settings.empty_window(),
         };
         Self {
@@ -355,7 +89,11 @@ impl State {
     }
 
     /// Asks for admission at `now`.
-    pub fn acquire(&mut self, settings: &Settings, now: Nanos) -> (Admission, Option<Transition>) {
+    pub fn acquire(
+        &mut self,
+        settings: &BreakerSettings,
+        now: Nanos,
+    ) -> (Admission, Option<Transition>) {
         self.follow_clock(now);
         let mut change = None;
         match self.phase {
@@ -377,17 +115,18 @@ impl State {
                 );
             }
             Phase::Open => {
-                self.enter(Phase::HalfOpen, now, settings.config.half_open_max_wait);
+                self.enter(Phase::HalfOpen, now, settings.config().half_open_max_wait);
                 change = Some(Transition {
                     from: Phase::Open,
                     to: Phase::HalfOpen,
-                    cause: Cause::OpenTimeOver,
+                    reason: TripReason::OpenTimeOver,
                     open_for: Nanos::ZERO,
                 });
             }
             Phase::HalfOpen if now >= self.until => {
-                // No jitter here: the random number belongs to outcomes, and a lost round is rare.
-                let change = self.open(settings, now, Cause::TrialTimedOut, None, u64::MAX / 2);
+                // No jitter here: only outcomes bring a random number, and a lost round is rare.
+                let change =
+                    self.open(settings, now, TripReason::TrialTimedOut, None, u64::MAX / 2);
                 return (
                     Admission::Refused {
                         wait: self.until.since(now),
@@ -397,7 +136,7 @@ impl State {
             }
             Phase::HalfOpen => {}
         }
-        if self.permits >= settings.config.half_open_calls {
+        if self.permits >= settings.config().half_open_calls {
             return (Admission::Refused { wait: Nanos::ZERO }, change);
         }
         self.permits = self.permits.saturating_add(1);
@@ -410,13 +149,13 @@ impl State {
         )
     }
 
-    /// Takes note of the end of a call that was admitted in `epoch`.
+    /// Counts the end of a call that was admitted in `epoch`.
     pub fn end(
         &mut self,
-        settings: &Settings,
+        settings: &BreakerSettings,
         now: Nanos,
         epoch: u32,
-        call: Call,
+        call: CallResult,
         random: u64,
     ) -> Option<Transition> {
         if epoch != self.epoch {
@@ -443,59 +182,59 @@ impl State {
             0
         };
         let slow = settings.is_slow(call);
-        let cause = if half_open {
+        let reason = if half_open {
             self.trial.count(failed, slow);
             settings.tripped(
                 self.trial,
-                settings.config.half_open_calls,
+                settings.config().half_open_calls,
                 self.consecutive,
             )
         } else {
             self.window.count(settings.bucket_of(now), failed, slow);
             settings.trips(self.window.sum(), self.consecutive)
         };
-        if let Some(cause) = cause {
+        if let Some(reason) = reason {
             return Some(self.open(
                 settings,
                 now,
-                cause,
+                reason,
                 call.retry_after.filter(|_| failed),
                 random,
             ));
         }
-        if half_open && self.trial.calls >= settings.config.half_open_calls {
+        if half_open && self.trial.calls >= settings.config().half_open_calls {
             self.enter(Phase::Closed, now, settings.quiet_spell(self.last_open));
             return Some(Transition {
                 from: Phase::HalfOpen,
                 to: Phase::Closed,
-                cause: Cause::TrialPassed,
+                reason: TripReason::TrialPassed,
                 open_for: Nanos::ZERO,
             });
         }
         None
     }
 
-    /// Opens it if it is still Closed as in `epoch`: the outcome that was one too many has been
-    /// tallied outside of the record.
+    /// Opens it if it is still Closed as in `epoch`: the tally outside of the record holds the
+    /// outcome that reached the threshold.
     pub fn trip(
         &mut self,
-        settings: &Settings,
+        settings: &BreakerSettings,
         now: Nanos,
         epoch: u32,
-        cause: Cause,
-        asked: Option<Nanos>,
+        reason: TripReason,
+        retry_after: Option<Nanos>,
         random: u64,
     ) -> Option<Transition> {
         if (self.phase, self.epoch) != (Phase::Closed, epoch) {
             return None;
         }
         self.follow_clock(now);
-        Some(self.open(settings, now, cause, asked, random))
+        Some(self.open(settings, now, reason, retry_after, random))
     }
 
-    /// Takes the tally into the ring and moves that on to the bucket of `now`, if it is still
+    /// Adds the tally to the ring and advances the ring to the bucket of `now`, if it is still
     /// Closed as in `epoch`.
-    pub fn roll(&mut self, settings: &Settings, now: Nanos, epoch: u32, tally: u64) {
+    pub fn roll(&mut self, settings: &BreakerSettings, now: Nanos, epoch: u32, tally: u64) {
         if let (Window::Time(ring), true) = (
             &mut self.window,
             (self.phase, self.epoch) == (Phase::Closed, epoch),
@@ -505,8 +244,8 @@ impl State {
         }
     }
 
-    /// Where it stands at `now`, for those who only look: an Open breaker whose time is over is as
-    /// good as Half-Open.
+    /// The phase at `now`, for readers of the record: an Open breaker whose time is over counts as
+    /// Half-Open.
     #[must_use]
     pub fn phase_at(&self, now: Nanos) -> Phase {
         match self.phase {
@@ -517,27 +256,27 @@ impl State {
 
     fn open(
         &mut self,
-        settings: &Settings,
+        settings: &BreakerSettings,
         now: Nanos,
-        cause: Cause,
-        asked: Option<Nanos>,
+        reason: TripReason,
+        retry_after: Option<Nanos>,
         random: u64,
     ) -> Transition {
         let from = self.phase;
         self.rounds = match from {
             Phase::HalfOpen => self.rounds.saturating_add(1),
-            // It has been well for long enough.
+            // It was Closed for long enough.
             Phase::Closed if now >= self.until => 0,
-            // A short recovery was none: as long as the last time, but no longer.
+            // A short recovery does not count: the open time stays as it was.
             Phase::Closed | Phase::Open => self.rounds,
         };
-        let open_for = settings.open_time(self.rounds, asked, random);
+        let open_for = settings.open_time(self.rounds, retry_after, random);
         self.last_open = open_for;
         self.enter(Phase::Open, now, open_for);
         Transition {
             from,
             to: Phase::Open,
-            cause,
+            reason,
             open_for,
         }
     }

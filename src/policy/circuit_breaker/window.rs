@@ -1,4 +1,4 @@
-//! What a breaker judges by: the calls of a time, or so many calls.
+//! The window of outcomes that a breaker judges by: those of a span of time, or a number of calls.
 //!
 //! A time window is Hystrix's ring of buckets. The newest bucket is not in it: its outcomes are
 //! counted in one number that all workers add to, a *tally* (a gauge of the host), and the ring
@@ -65,8 +65,8 @@ pub fn weight(failed: bool, slow: bool) -> i64 {
     (1i64 << (2 * FIELD)) | (i64::from(failed) << FIELD) | i64::from(slow)
 }
 
-/// The outcomes that were counted between two readings of a tally; `None` if there is no telling,
-/// for it was set back or overwritten.
+/// The outcomes that were counted between two readings of a tally; `None` if the tally was set back
+/// or overwritten in between.
 #[must_use]
 pub fn between(earlier: u64, later: u64) -> Option<Counts> {
     let difference = later.wrapping_sub(earlier);
@@ -86,8 +86,8 @@ pub fn between(earlier: u64, later: u64) -> Option<Counts> {
 pub struct Ring {
     /// Number of the newest bucket: its start divided by a bucket's length.
     pub head: u64,
-    /// The tally up to which outcomes are in the buckets; `None`: there is no tally, or nobody has
-    /// read it yet.
+    /// The tally up to which outcomes are in the buckets; `None`: there is no tally, or no worker
+    /// has read it yet.
     pub base: Option<u64>,
     /// Bucket number n is at n modulo their number.
     pub buckets: [Counts; BUCKETS],
@@ -109,8 +109,8 @@ impl Ring {
         target > head || head.saturating_sub(target) >= BUCKETS as u64
     }
 
-    /// Takes what was tallied until now into the newest bucket. A tally that was set back begins
-    /// anew: what it held is not known.
+    /// Adds the outcomes tallied until now to the newest bucket. After a tally was set back, its
+    /// outcomes are unknown and the count begins anew.
     pub(super) fn fold(&mut self, tally: u64) {
         if let Some(counts) = self.base.and_then(|base| between(base, tally)) {
             self.add(counts);
@@ -179,8 +179,9 @@ impl Fifo {
         (size as usize).div_ceil(64)
     }
 
-    /// Makes whatever was read a window that could be.
-    pub(super) fn mended(mut self) -> Self {
+    /// Repairs a window that was read from bytes: values out of range are cut to the nearest valid
+    /// ones.
+    pub(super) fn repaired(mut self) -> Self {
         self.size = self.size.clamp(1, LONGEST);
         self.len = self.len.min(self.size);
         if self.len < self.size || self.next >= self.size {
@@ -303,7 +304,7 @@ mod tests {
         fn a_count_window_is_a_list_of_the_last_calls(
             size in 1u32..200, noise: u64, outcomes in proptest::collection::vec(any::<(bool, bool)>(), 0..500)
         ) {
-            let mut fifo = Fifo { failed: [noise; WORDS], slow: [!noise; WORDS], ..Fifo::new(size) }.mended();
+            let mut fifo = Fifo { failed: [noise; WORDS], slow: [!noise; WORDS], ..Fifo::new(size) }.repaired();
             let mut list = Vec::new();
             for (failed, slow) in outcomes {
                 fifo.push(failed, slow);
@@ -315,7 +316,7 @@ mod tests {
                     slow: last.iter().filter(|(_, slow)| *slow).count() as u32,
                 };
                 prop_assert_eq!(fifo.sum(), expected);
-                prop_assert_eq!(fifo.mended(), fifo, "what it writes needs no mending");
+                prop_assert_eq!(fifo.repaired(), fifo, "what it writes needs no repair");
             }
         }
     }

@@ -54,7 +54,7 @@ use crate::base::time::Nanos;
 
 /// Bounds and aim of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub struct AdaptiveSettings {
     /// The least that is found, at least 1.
     pub min: u64,
     /// The most.
@@ -75,7 +75,7 @@ const SAMPLES: u64 = 8;
 /// several workers each does its part.
 const FALL: Nanos = Nanos::from_secs(60);
 
-impl Settings {
+impl AdaptiveSettings {
     /// The limit that is in force, by what its gauge says: 0 is a gauge that nobody has set.
     #[must_use]
     pub fn limit(&self, gauge: u64) -> u64 {
@@ -116,13 +116,13 @@ impl Settings {
 
 /// Calls: how many, how many were in flight when they came, and how long they took, in ns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Calls {
+struct CallTotals {
     count: u64,
     in_flight: u64,
     time: u64,
 }
 
-impl Calls {
+impl CallTotals {
     const fn add(&mut self, in_flight: u64, elapsed: Nanos) {
         self.count = self.count.saturating_add(1);
         self.in_flight = self.in_flight.saturating_add(in_flight);
@@ -153,7 +153,7 @@ impl Calls {
 
 /// What a worker has seen of a limit lately.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct Observations {
     /// When the limit was looked at last.
     since: Nanos,
     /// When less than half of the limit was in flight.
@@ -163,22 +163,22 @@ pub struct Seen {
     /// When a request was refused last.
     refused_at: Option<Nanos>,
     /// Calls since then.
-    new: Calls,
+    new: CallTotals,
     /// The least that was in flight since then.
     least: u64,
     /// A limit that was in force, and when: it at most doubles from there.
     base: u64,
     base_at: Nanos,
-    all: Calls,
+    all: CallTotals,
     /// Those that came when half of the limit was in flight.
-    pressed: Calls,
+    pressed: CallTotals,
 }
 
-impl Seen {
+impl Observations {
     /// A request came, and with it so many were in flight.
-    pub fn came(
+    pub fn arrived(
         &mut self,
-        settings: &Settings,
+        settings: &AdaptiveSettings,
         now: Nanos,
         in_flight: u64,
         limit: u64,
@@ -195,7 +195,7 @@ impl Seen {
     /// or is late.
     pub fn ended(
         &mut self,
-        settings: &Settings,
+        settings: &AdaptiveSettings,
         now: Nanos,
         admitted_at: u64,
         elapsed: Nanos,
@@ -212,7 +212,12 @@ impl Seen {
     }
 
     /// The new limit, if it is time for one and enough was seen.
-    pub fn turn(&mut self, settings: &Settings, now: Nanos, limit: u64) -> Option<u64> {
+    pub fn next_limit(
+        &mut self,
+        settings: &AdaptiveSettings,
+        now: Nanos,
+        limit: u64,
+    ) -> Option<u64> {
         let age = now.since(self.since);
         if age < settings.period() || self.new.count < SAMPLES {
             return None;
@@ -258,7 +263,7 @@ impl Seen {
         };
         *self = Self {
             since: now,
-            new: Calls::default(),
+            new: CallTotals::default(),
             least: u64::MAX,
             all: self.all.aged(),
             pressed: self.pressed.aged(),
@@ -268,7 +273,7 @@ impl Seen {
         (found != limit).then_some(found)
     }
 
-    fn is_pressed(&self, settings: &Settings, now: Nanos) -> bool {
+    fn is_pressed(&self, settings: &AdaptiveSettings, now: Nanos) -> bool {
         self.all.mean() > settings.late()
             || self
                 .refused_at
@@ -278,7 +283,7 @@ impl Seen {
 
     /// The most that the limit may rise to: the first answers to many requests are the fast ones,
     /// and promise too much.
-    fn doubled(&mut self, settings: &Settings, now: Nanos, limit: u64) -> u64 {
+    fn doubled(&mut self, settings: &AdaptiveSettings, now: Nanos, limit: u64) -> u64 {
         if self.base == 0
             || limit < self.base
             || now.since(self.base_at) >= Nanos(settings.patience().0 / 2)
@@ -296,7 +301,7 @@ impl Seen {
     }
 
     /// What was seen long ago, or at a time to come (the clock has stepped back), says nothing.
-    fn keep_up(&mut self, settings: &Settings, now: Nanos) {
+    fn keep_up(&mut self, settings: &AdaptiveSettings, now: Nanos) {
         let oldest = settings.deadline.times(8).plus(Nanos::from_secs(1));
         if now < self.since || now < self.calm_at || now.since(self.since) > oldest {
             *self = Self {
@@ -325,7 +330,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SETTINGS: Settings = Settings {
+    const SETTINGS: AdaptiveSettings = AdaptiveSettings {
         min: 3,
         max: 1000,
         initial: 20,
@@ -334,7 +339,7 @@ mod tests {
 
     /// A worker, and the gauge.
     struct World {
-        seen: Seen,
+        seen: Observations,
         limit: u64,
         now: Nanos,
     }
@@ -342,7 +347,7 @@ mod tests {
     impl World {
         fn new() -> Self {
             Self {
-                seen: Seen::default(),
+                seen: Observations::default(),
                 limit: SETTINGS.initial,
                 now: Nanos::from_secs(100),
             }
@@ -352,7 +357,8 @@ mod tests {
         fn calls(&mut self, millis: u64, among: u64, time: u64) {
             for _ in 0..millis {
                 self.now = self.now.plus(Nanos::from_millis(1));
-                self.seen.came(&SETTINGS, self.now, among, self.limit, true);
+                self.seen
+                    .arrived(&SETTINGS, self.now, among, self.limit, true);
                 self.seen.ended(
                     &SETTINGS,
                     self.now,
@@ -361,7 +367,7 @@ mod tests {
                     among,
                     self.limit,
                 );
-                if let Some(limit) = self.seen.turn(&SETTINGS, self.now, self.limit) {
+                if let Some(limit) = self.seen.next_limit(&SETTINGS, self.now, self.limit) {
                     self.limit = limit;
                 }
             }
@@ -436,15 +442,15 @@ mod tests {
             events in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<u64>(), 0u64..2_000, any::<bool>()), 0..200),
             deadline in 1u64..=u64::MAX,
         ) {
-            let settings = Settings { deadline: Nanos(deadline), ..SETTINGS };
-            let (mut seen, mut limit) = (Seen::default(), 20);
+            let settings = AdaptiveSettings { deadline: Nanos(deadline), ..SETTINGS };
+            let (mut seen, mut limit) = (Observations::default(), 20);
             for (now, among, elapsed, in_flight, admitted) in events {
                 let now = Nanos(now);
-                seen.came(&settings, now, in_flight, limit, admitted);
+                seen.arrived(&settings, now, in_flight, limit, admitted);
                 for _ in 0..8 {
                     seen.ended(&settings, now, among, Nanos(elapsed), in_flight, limit);
                 }
-                if let Some(found) = seen.turn(&settings, now.plus(Nanos::from_secs(1)), limit) {
+                if let Some(found) = seen.next_limit(&settings, now.plus(Nanos::from_secs(1)), limit) {
                     prop_assert!((3..=1_000).contains(&found) && found != limit);
                     limit = found;
                 }

@@ -7,10 +7,10 @@ use crate::base::time::Nanos;
 /// The most digits that the protocol allows.
 const DIGITS: usize = 8;
 
-/// The largest number of so many digits.
+/// The largest number of that many digits.
 const MOST: u64 = 99_999_999;
 
-/// What the header says; `None` if it is malformed.
+/// The time in the header; `None` if it is malformed.
 #[must_use]
 pub fn decode(value: &[u8]) -> Option<Nanos> {
     let (unit, digits) = value.split_last()?;
@@ -28,8 +28,7 @@ pub fn decode(value: &[u8]) -> Option<Nanos> {
     Some(Nanos(factor).times(number))
 }
 
-/// The header for so many milliseconds: the finest unit in which eight digits are enough, rounded
-/// down.
+/// The header's value for `millis`: the finest unit in which eight digits are enough, rounded down.
 #[must_use]
 pub fn encode(millis: u64) -> String {
     let units = [(1, 'm'), (1_000, 'S'), (60_000, 'M'), (3_600_000, 'H')];

@@ -1,15 +1,15 @@
-//! The last good response, for when there is none at present.
+//! The last good copy of a response, for when the upstream has no good answer.
 //!
-//! A good response to a GET is copied while it passes, piece by piece, and kept when it is whole;
-//! nothing is held back. It is kept under the route, scheme, host, path and query of its request,
-//! the request headers that the configuration names, and those that its own `Vary` names; all of
-//! them are compared, so that no collision of hashes shows a client what is another's. [`rules`]
-//! says what may be kept at all, [`table`] where.
+//! haven copies a good response to a GET piece by piece while it passes, and keeps the copy when it
+//! is complete; it delays nothing. The copy belongs to the route, scheme, host, path and query of
+//! its request, the request headers that the configuration names, and those that its own `Vary`
+//! names. All of them are compared, so that no collision of hashes shows a client another's
+//! response. [`rules`] decides what may be kept at all, [`table`] keeps it.
 //!
-//! Writing a response costs more than passing it. So each worker keeps one as it comes up to
-//! [`AT_ONCE`] times, and then once in a second (in a sixteenth of `max_age`, if that is shorter):
-//! what is seldom asked for is always the very last, what is asked for often is about a second old
-//! at most.
+//! Writing a response costs more than passing it. So each worker keeps a response up to [`AT_ONCE`]
+//! times at once, and then at most once a second (or once per sixteenth of `max_age`, if that is
+//! shorter). The copy of a rarely requested response is always the last one, that of a busy one is
+//! about a second old at most.
 
 pub mod rules;
 pub mod table;
@@ -19,18 +19,18 @@ use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
 use crate::config;
 use crate::host::SharedData;
-use crate::policy::request::Request;
+use crate::request::Request;
 use crate::store::Contended;
 use rules::Terms;
 use std::cell::Cell;
 use std::rc::Rc;
-use table::{Change, Table};
+use table::{SizeChange, StaleTable};
 
-/// Times that a worker keeps the same response at once, before it spaces them.
+/// How often a worker keeps the same response without a pause.
 pub const AT_ONCE: u64 = 8;
-/// The most that it spaces them by.
+/// The longest pause after that.
 const SPACING: Nanos = Nanos::from_secs(1);
-/// Responses whose last keeping a worker remembers.
+/// Responses for which a worker remembers when it last kept them.
 const REMEMBERED: usize = 512;
 /// How far a record may be ahead of a worker's reading of the clock.
 const CLOCK_SLACK: Nanos = Nanos::from_secs(1);
@@ -41,17 +41,17 @@ const RECORD_HEAD: usize = 28;
 #[derive(Debug)]
 pub struct Stale {
     config: config::Stale,
-    table: Table,
+    table: StaleTable,
     seed: Seed,
-    /// When each may be kept again, in this worker.
+    /// When this worker may keep each again.
     recent: Vec<Cell<(u64, Nanos)>>,
-    /// Bytes of responses that pass at present, in this worker.
+    /// Bytes of the copies that this worker is making.
     passing: Rc<Cell<usize>>,
 }
 
-/// A request whose response may be kept, or answered from what was.
+/// A request whose response may be kept, or that a kept one may answer.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct StaleRequest {
     key: Vec<u8>,
     tag: u64,
     headers: HeaderMap,
@@ -59,7 +59,7 @@ pub struct Asked {
     get: bool,
 }
 
-/// A response that passes.
+/// The copy of a response that is passing.
 #[derive(Debug)]
 pub struct Draft {
     terms: Terms,
@@ -67,12 +67,12 @@ pub struct Draft {
     varied: Vec<u8>,
     head: HeaderMap,
     body: Vec<u8>,
-    /// The length that it says it has.
+    /// Its `content-length`.
     length: Option<usize>,
     passing: Passing,
 }
 
-/// What a draft holds of the worker's memory.
+/// A draft's part of the worker's memory.
 #[derive(Debug)]
 struct Passing(Rc<Cell<usize>>, usize);
 
@@ -84,7 +84,7 @@ impl Drop for Passing {
 
 /// A kept response.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct StaleResponse {
     /// Its age in whole seconds.
     pub age: u64,
     /// Its headers.
@@ -99,7 +99,7 @@ impl Stale {
     pub fn new(name: &str, config: config::Stale, seed: Seed) -> Self {
         let largest = config.max_body.saturating_add(config::Stale::HEAD);
         Self {
-            table: Table::new(name, config.max_entries, config.max_bytes, largest),
+            table: StaleTable::new(name, config.max_entries, config.max_bytes, largest),
             seed,
             recent: vec![Cell::new((0, Nanos::ZERO)); REMEMBERED],
             passing: Rc::default(),
@@ -107,17 +107,18 @@ impl Stale {
         }
     }
 
-    /// To be called once at the start; see [`Table::adopt`].
+    /// The engine calls this once, when it starts; see [`StaleTable::adopt`].
     ///
     /// # Errors
     /// As there.
-    pub fn adopt<H: SharedData>(&self, host: &H) -> Result<Change, Contended> {
+    pub fn adopt<H: SharedData>(&self, host: &H) -> Result<SizeChange, Contended> {
         self.table.adopt(host)
     }
 
-    /// What has to be remembered of this request; `None`: it has nothing to do with kept responses.
+    /// What has to be remembered of this request; `None`: its response may neither be kept nor come
+    /// from the table.
     #[must_use]
-    pub fn ask(&self, request: &Request<'_>) -> Option<Asked> {
+    pub fn ask(&self, request: &Request<'_>) -> Option<StaleRequest> {
         let get = request.method == b"GET";
         if !(get || request.method == b"HEAD")
             || request.is_grpc()
@@ -141,7 +142,7 @@ impl Stale {
         if key.len() > config::Stale::HEAD {
             return None;
         }
-        Some(Asked {
+        Some(StaleRequest {
             tag: self.hash(&key),
             key,
             headers: headers.clone(),
@@ -149,9 +150,9 @@ impl Stale {
         })
     }
 
-    /// Begins to keep this response, if it may be kept and is not kept often enough.
+    /// Begins a copy of this response, if it may be kept and is due.
     #[must_use]
-    pub fn begin(&self, asked: &Asked, response: &HeaderMap, now: Nanos) -> Option<Draft> {
+    pub fn begin(&self, asked: &StaleRequest, response: &HeaderMap, now: Nanos) -> Option<Draft> {
         if !asked.get {
             return None;
         }
@@ -167,7 +168,7 @@ impl Stale {
         let terms = rules::terms(&asked.headers, response, by_cookie)?;
         let mut varied = Vec::new();
         push_values(&mut varied, &rules::varied(response)?, &asked.headers);
-        // Before the headers are copied: of a busy response most go by here.
+        // Before the headers are copied: most responses to a busy request end here.
         if !self.is_due(asked.tag ^ self.hash(&varied).rotate_left(1), now) {
             return None;
         }
@@ -194,7 +195,7 @@ impl Stale {
         })
     }
 
-    /// Adds a piece of the body. `None`: it has become too long, and is given up.
+    /// Adds a piece of the body. `None`: the copy has become too long and is dropped.
     #[must_use]
     pub fn add(&self, mut draft: Draft, piece: &[u8]) -> Option<Draft> {
         if !self.has_room(&draft, piece.len()) {
@@ -214,18 +215,18 @@ impl Stale {
             && self.passing.get().saturating_add(piece) <= self.config.max_bytes
     }
 
-    /// Keeps a response that has come to its end. `ticket` is random. What changed; `None`: it was
-    /// cut, or another worker was faster.
+    /// Keeps a copy that is complete. `ticket` is random. Returns what changed; `None`: the
+    /// response was cut off, or another worker was faster.
     ///
     /// # Errors
     /// [`Contended`]: it was not kept.
     pub fn keep<H: SharedData>(
         &self,
         host: &H,
-        asked: &Asked,
+        asked: &StaleRequest,
         draft: &Draft,
         ticket: u64,
-    ) -> Result<Option<Change>, Contended> {
+    ) -> Result<Option<SizeChange>, Contended> {
         if draft
             .length
             .is_some_and(|length| length != draft.body.len())
@@ -244,13 +245,18 @@ impl Stale {
         )
     }
 
-    /// What is kept for this request, if it may be used now.
-    pub fn find<H: SharedData>(&self, host: &H, asked: &Asked, now: Nanos) -> Option<Found> {
+    /// The kept response to this request, if it may be used now.
+    pub fn find<H: SharedData>(
+        &self,
+        host: &H,
+        asked: &StaleRequest,
+        now: Nanos,
+    ) -> Option<StaleResponse> {
         self.table
             .find(host, asked.tag, now, |record| self.read(record, asked, now))
     }
 
-    fn read(&self, record: &[u8], asked: &Asked, now: Nanos) -> Option<Found> {
+    fn read(&self, record: &[u8], asked: &StaleRequest, now: Nanos) -> Option<StaleResponse> {
         let (numbers, rest) = record.split_first_chunk::<RECORD_HEAD>()?;
         let (kept, lengths) = numbers.split_first_chunk::<8>()?;
         let kept = Nanos(u64::from_le_bytes(*kept));
@@ -277,14 +283,15 @@ impl Stale {
         }
         let headers = HeaderMap::from_host(head.to_vec());
         let body = body.to_vec();
-        rules::are_sound(&headers).then_some(Found {
+        rules::are_sound(&headers).then_some(StaleResponse {
             age: age.as_secs(),
             headers,
             body,
         })
     }
 
-    /// A rate limit for each response (the virtual scheduling of GCRA), in this worker.
+    /// Whether this worker may keep the response again: a rate limit per response, by the virtual
+    /// scheduling of GCRA.
     fn is_due(&self, id: u64, now: Nanos) -> bool {
         let spacing = Nanos(self.config.max_age.0 / 16).min(SPACING);
         let place = usize::try_from(id)
@@ -309,9 +316,9 @@ impl Stale {
     }
 }
 
-/// When it came, its age then and the age up to which it may be used, the lengths of key, varied
-/// values and headers, and all of them and the body.
-fn record(asked: &Asked, draft: &Draft) -> Option<Vec<u8>> {
+/// The record: when the response came, its age then, the age up to which it may be used, the
+/// lengths of key, varied values and headers, then these three and the body.
+fn record(asked: &StaleRequest, draft: &Draft) -> Option<Vec<u8>> {
     let head = draft.head.as_bytes();
     let mut record = Vec::with_capacity(draft.body.len().saturating_add(config::Stale::HEAD));
     record.extend_from_slice(&draft.received.0.to_le_bytes());
@@ -350,7 +357,7 @@ fn push_value(to: &mut Vec<u8>, name: &str, request: &HeaderMap) {
     }
 }
 
-/// Whether the request has the values that are written here.
+/// Whether the request has the values in `varied`.
 fn has_values(mut varied: &[u8], request: &HeaderMap) -> bool {
     let mut own = Vec::new();
     while !varied.is_empty() {

@@ -1,7 +1,7 @@
 //! gRPC checks: what is asked, and what an answer says. The codec is [`crate::base::grpc_health`].
 //! See <https://github.com/grpc/grpc/blob/master/doc/health-checking.md>.
 
-use super::state::Status;
+use super::state::EndpointHealth;
 use crate::base::grpc_health::{Serving, decode_response, encode_request};
 
 /// The service.
@@ -18,12 +18,12 @@ pub fn request(service: &str) -> Vec<u8> {
 
 /// What a `HealthCheckResponse` says; `None` if it is none.
 #[must_use]
-pub fn response(message: &[u8]) -> Option<Status> {
+pub fn response(message: &[u8]) -> Option<EndpointHealth> {
     Some(match decode_response(message).ok()? {
-        Serving::Serving => Status::Up,
-        Serving::NotServing => Status::OutOfService,
+        Serving::Serving => EndpointHealth::Up,
+        Serving::NotServing => EndpointHealth::OutOfService,
         // Not SERVING.
-        Serving::Unknown | Serving::ServiceUnknown => Status::Unsure,
+        Serving::Unknown | Serving::ServiceUnknown => EndpointHealth::Inconclusive,
     })
 }
 
@@ -50,9 +50,9 @@ mod tests {
         }
         for case in vectors["response_hex"].as_array().unwrap() {
             let want = match case["status"].as_str().unwrap() {
-                "SERVING" => Status::Up,
-                "NOT_SERVING" => Status::OutOfService,
-                _ => Status::Unsure,
+                "SERVING" => EndpointHealth::Up,
+                "NOT_SERVING" => EndpointHealth::OutOfService,
+                _ => EndpointHealth::Inconclusive,
             };
             assert_eq!(
                 response(&hex(case["msg"].as_str().unwrap())),
@@ -66,8 +66,8 @@ mod tests {
     #[test]
     fn what_is_no_message_says_nothing() {
         for (message, want) in [
-            (&b"\x12\x03abc\x08\x01"[..], Some(Status::Up)),
-            (b"\x08\x02\x08\x01", Some(Status::Up)),
+            (&b"\x12\x03abc\x08\x01"[..], Some(EndpointHealth::Up)),
+            (b"\x08\x02\x08\x01", Some(EndpointHealth::Up)),
             (b"\x08", None),
             (b"\x12\x7fabc", None),
         ] {

@@ -14,25 +14,27 @@
 //! old ([`staleness`]) is UNKNOWN; one without a time, or with one that cannot be read or lies
 //! ahead, is as old as it has been under way.
 
-use super::state::{OTHER, Reason, Sample, Status, staleness};
+use super::record::OTHER;
+use super::state::{CheckReason, EndpointHealth, Sample};
+use super::streaks::staleness;
 use crate::base::time::Nanos;
 use crate::config::HealthCheck;
-use crate::config::json::{self, Json};
+use crate::schema::json::{self, Json};
 
 /// The longest report.
 pub const MAX_BYTES: usize = 64 * 1024;
 
 /// A component in a report.
 #[derive(Debug, Default)]
-struct Entry<'a> {
-    status: Option<Status>,
+struct ReportEntry<'a> {
+    status: Option<EndpointHealth>,
     critical: Option<bool>,
     timestamp: Option<&'a str>,
     /// Percent.
     error_rate: Option<f64>,
 }
 
-impl<'a> Entry<'a> {
+impl<'a> ReportEntry<'a> {
     /// An object with a status, or the status alone. What is something else than it should be is
     /// not there.
     fn of(json: &'a Json) -> Self {
@@ -97,37 +99,37 @@ pub fn judge(
     };
     let mut components = vec![None; check.components.len()];
     // The first critical component that is not UP, those of the configuration before others.
-    let mut fault: Option<(u16, Status)> = None;
+    let mut fault: Option<(u16, EndpointHealth)> = None;
     let mut excused = false;
     let details = match field(&report, "details") {
         Some(Json::Object(details)) => details.as_slice(),
         _ => &[],
     };
     for (name, entry) in details {
-        let entry = Entry::of(entry);
+        let entry = ReportEntry::of(entry);
         let known = check
             .components
             .iter()
             .position(|component| component.name == *name);
         let config = known.and_then(|at| check.components.get(at));
-        let mut status = entry.status.unwrap_or(Status::Unsure);
+        let mut status = entry.status.unwrap_or(EndpointHealth::Inconclusive);
         if let (Some(rate), Some(most)) = (
             entry.error_rate,
             config.and_then(|config| config.max_error_rate),
         ) && rate * 100.0 > f64::from(most.0)
         {
-            status = Status::Down;
+            status = EndpointHealth::Down;
         }
         if is_old(
             entry.timestamp,
             config.map_or(check.interval, |config| config.period),
         ) {
-            status = Status::Unsure;
+            status = EndpointHealth::Inconclusive;
         }
         if let Some(component) = known.and_then(|at| components.get_mut(at)) {
             *component = Some(status);
         }
-        if status == Status::Up {
+        if status == EndpointHealth::Up {
             continue;
         }
         if config.map_or(entry.critical.unwrap_or(true), |config| config.critical) {
@@ -142,25 +144,25 @@ pub fn judge(
     }
     let verdict = if is_old(text(&report, "timestamp"), check.interval) {
         components.fill(None);
-        (Status::Unsure, Reason::Stale, 0)
+        (EndpointHealth::Inconclusive, CheckReason::Stale, 0)
     } else if let Some((at, _)) = fault {
         (
-            if said == Status::Up {
-                Status::OutOfService
+            if said == EndpointHealth::Up {
+                EndpointHealth::OutOfService
             } else {
                 said
             },
-            Reason::Component,
+            CheckReason::Component,
             at,
         )
     } else if said.is_down() && excused {
-        (Status::Up, Reason::Answers, 0)
-    } else if said != Status::Up {
-        (said, Reason::Report, 0)
+        (EndpointHealth::Up, CheckReason::Passed, 0)
+    } else if said != EndpointHealth::Up {
+        (said, CheckReason::Report, 0)
     } else if !good {
-        (Status::Down, Reason::HttpStatus, status)
+        (EndpointHealth::Down, CheckReason::HttpStatus, status)
     } else {
-        (Status::Up, Reason::Answers, 0)
+        (EndpointHealth::Up, CheckReason::Passed, 0)
     };
     let (status, reason, detail) = verdict;
     Some(Sample {
@@ -171,15 +173,15 @@ pub fn judge(
     })
 }
 
-fn status_of(word: &str) -> Option<Status> {
+fn status_of(word: &str) -> Option<EndpointHealth> {
     let words = [
-        ("up", Status::Up),
-        ("down", Status::Down),
-        ("out_of_service", Status::OutOfService),
-        ("unknown", Status::Unsure),
-        ("pass", Status::Up),
-        ("warn", Status::Up),
-        ("fail", Status::Down),
+        ("up", EndpointHealth::Up),
+        ("down", EndpointHealth::Down),
+        ("out_of_service", EndpointHealth::OutOfService),
+        ("unknown", EndpointHealth::Inconclusive),
+        ("pass", EndpointHealth::Up),
+        ("warn", EndpointHealth::Up),
+        ("fail", EndpointHealth::Down),
     ];
     words
         .into_iter()
@@ -255,235 +257,4 @@ fn moment(text: &str) -> Option<Nanos> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::{Value, json};
-
-    const NOW: &str = "2023-04-05T10:00:20Z";
-
-    fn check(components: &Value) -> HealthCheck {
-        let config = json!({"upstreams": {"u": {"health_check": {"report": true, "components": components}}}});
-        let config = crate::config::parse(config.to_string().as_bytes()).unwrap();
-        config.upstreams[0].health_check.clone().unwrap()
-    }
-
-    fn judged(report: &Value, good: bool, components: &Value) -> Option<(Status, Reason)> {
-        judge(
-            report.to_string().as_bytes(),
-            good,
-            if good { 200 } else { 503 },
-            &check(components),
-            moment(NOW).unwrap(),
-        )
-        .map(|sample| (sample.status, sample.reason))
-    }
-
-    fn status(report: &Value, good: bool, components: &Value) -> Status {
-        judged(report, good, components).unwrap().0
-    }
-
-    #[test]
-    fn the_mission_s_report_is_up_only_where_its_redis_is_not_critical() {
-        let vectors: Value =
-            serde_json::from_str(include_str!("../../../tests/vectors/29_health_json.json"))
-                .unwrap();
-        let mut report = vectors["seed_example"].clone();
-        report["timestamp"] = json!("2023-04-05T10:00:05Z");
-        assert_eq!(
-            judged(&report, true, &json!({})),
-            Some((Status::OutOfService, Reason::Component))
-        );
-        let redis = json!({"redis": {"critical": false}});
-        assert_eq!(status(&report, true, &redis), Status::Up);
-        let sample = judge(
-            report.to_string().as_bytes(),
-            true,
-            200,
-            &check(&redis),
-            moment(NOW).unwrap(),
-        )
-        .unwrap();
-        assert_eq!(sample.components, [Some(Status::Down)]);
-        // Fifteen seconds after it was made it is three intervals old; a second is for rounding.
-        report["timestamp"] = json!("2023-04-05T10:00:04Z");
-        assert_eq!(status(&report, true, &redis), Status::Up);
-        report["timestamp"] = json!("2023-04-05T10:00:03Z");
-        assert_eq!(
-            judged(&report, true, &redis),
-            Some((Status::Unsure, Reason::Stale))
-        );
-    }
-
-    #[test]
-    fn aggregation_is_that_of_the_vectors() {
-        let vectors: Value =
-            serde_json::from_str(include_str!("../../../tests/vectors/29_health_json.json"))
-                .unwrap();
-        for case in vectors["aggregation"].as_array().unwrap() {
-            let report = json!({"status": "UP", "details": case["details"]});
-            let want = case.get("all_critical").or(case.get("out")).unwrap();
-            let up = want == "UP";
-            assert_eq!(
-                status(&report, true, &json!({})) == Status::Up,
-                up,
-                "{case}"
-            );
-            if case.get("b_noncritical").is_some() {
-                assert_eq!(
-                    status(&report, true, &json!({"b": {"critical": false}})),
-                    Status::Up
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn the_report_counts_for_more_than_the_http_status_and_less_than_the_configuration() {
-        let down = |name: &str| json!({"status": "OUT_OF_SERVICE", "details": {name: {"status": "DOWN"}, "x": {"status": "UP"}}});
-        let cache = json!({"cache": {"critical": false}, "database": {}});
-        for (report, good, want) in [
-            // Nothing but what the configuration excuses.
-            (down("cache"), false, Status::Up),
-            (down("cache"), true, Status::Up),
-            (down("database"), true, Status::OutOfService),
-            (down("other"), true, Status::OutOfService),
-            (json!({"status": "DOWN"}), true, Status::Down),
-            (json!({"status": "UNKNOWN"}), true, Status::Unsure),
-            (json!({"status": "UP"}), false, Status::Down),
-            (json!({"status": "up", "details": []}), true, Status::Up),
-            (
-                json!({"status": "pass", "details": {"database": "pass", "cache": "fail"}}),
-                true,
-                Status::Up,
-            ),
-            (
-                json!({"status": "UP", "details": {"database": {"status": "well"}}}),
-                true,
-                Status::OutOfService,
-            ),
-            // A report's own word for a component that the configuration does not name.
-            (
-                json!({"status": "UP", "details": {"other": {"status": "DOWN", "critical": false}}}),
-                true,
-                Status::Up,
-            ),
-            (
-                json!({"status": "UP", "details": {"database": {"status": "DOWN", "critical": false}}}),
-                true,
-                Status::OutOfService,
-            ),
-            (
-                json!({"status": "OUT_OF_SERVICE", "details": {"other": {"status": "DOWN", "critical": false}}}),
-                true,
-                Status::OutOfService,
-            ),
-        ] {
-            assert_eq!(status(&report, good, &cache), want, "{report} {good}");
-        }
-    }
-
-    #[test]
-    fn a_component_has_its_own_age_and_errors() {
-        let api = json!({"api": {"period": "30s", "max_error_rate": 5}});
-        for (entry, want) in [
-            (json!({"status": "UP", "error_rate": 5}), Status::Up),
-            (json!({"status": "UP", "error_rate": 5.01}), Status::Down),
-            (
-                json!({"status": "UP", "timestamp": "2023-04-05T09:58:50Z"}),
-                Status::Up,
-            ),
-            (
-                json!({"status": "UP", "timestamp": "2023-04-05T09:58:48Z"}),
-                Status::Unsure,
-            ),
-        ] {
-            let report = json!({"status": "UP", "details": {"api": entry}, "timestamp": NOW});
-            let sample = judge(
-                report.to_string().as_bytes(),
-                true,
-                200,
-                &check(&api),
-                moment(NOW).unwrap(),
-            )
-            .unwrap();
-            assert_eq!(sample.components, [Some(want)], "{report}");
-            assert_eq!(sample.status == Status::Up, want == Status::Up);
-        }
-    }
-
-    #[test]
-    fn what_is_no_report_says_nothing() {
-        let long = format!(
-            "{{\"status\": \"DOWN\", \"x\": \"{}\"}}",
-            "x".repeat(MAX_BYTES)
-        );
-        let deep = format!(
-            "{{\"status\": \"DOWN\", \"x\": {}1{}}}",
-            "[".repeat(1_000),
-            "]".repeat(1_000)
-        );
-        for body in [
-            b"".as_slice(),
-            b"OK",
-            b"[]",
-            b"{}",
-            b"{\"status\": 1}",
-            b"{\"status\": \"fine\"}",
-            b"{\"status\": \"DOWN\"",
-            b"{\"status\": \"DOWN\", \"x\": \"\xff\"}",
-            long.as_bytes(),
-            deep.as_bytes(),
-        ] {
-            assert_eq!(
-                judge(body, true, 200, &check(&json!({})), Nanos::ZERO),
-                None
-            );
-        }
-    }
-
-    #[test]
-    fn moments_are_those_of_rfc_3339() {
-        let seconds = |text: &str| moment(text).map(|at| at.0);
-        for (text, want) in [
-            ("1970-01-01T00:00:00Z", Some(0)),
-            ("2023-04-05T10:00:00Z", Some(1_680_688_800_000_000_000)),
-            (
-                "2023-04-05t12:30:00.25+02:30",
-                Some(1_680_688_800_250_000_000),
-            ),
-            (
-                "2023-04-05 05:00:00.1234567891-05:00",
-                Some(1_680_688_800_123_456_789),
-            ),
-            ("2024-02-29T23:59:60Z", Some(1_709_251_200_000_000_000)),
-            ("2023-02-29T00:00:00Z", None),
-            ("1969-12-31T23:59:59Z", None),
-            ("2023-04-05T24:00:00Z", None),
-            ("2023-04-05T10:00:00", None),
-            ("2023-04-05T10:00:00.Z", None),
-            ("2023-04-05T10:00Z", None),
-            ("+023-04-05T10:00:00Z", None),
-            ("2023-04-05T10:00:00+2:30", None),
-            ("１023-04-05T10:00:00Z", None),
-            ("", None),
-        ] {
-            assert_eq!(seconds(text), want, "{text}");
-        }
-    }
-
-    #[test]
-    fn a_clock_that_is_ahead_or_no_clock_at_all_is_no_fault() {
-        for at in [
-            json!("2050-01-01T00:00:00Z"),
-            json!("yesterday"),
-            json!(5),
-            json!(null),
-        ] {
-            assert_eq!(
-                status(&json!({"status": "UP", "timestamp": at}), true, &json!({})),
-                Status::Up,
-                "{at}"
-            );
-        }
-    }
-}
+mod tests;

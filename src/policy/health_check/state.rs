@@ -1,16 +1,15 @@
 //! What an endpoint is, from the answers to its checks: the record that all workers read, and the
 //! rows of answers that its checker counts. Pure.
 
-use crate::base::time::Nanos;
 use crate::config::HealthCheck;
 
 /// A state, of an endpoint or of a component.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Status {
+pub enum EndpointHealth {
     /// Nobody has asked yet, or could ask lately. An endpoint is used.
     #[default]
-    Unknown = 0,
+    Unchecked = 0,
     /// Well.
     Up = 1,
     /// Not well.
@@ -18,26 +17,26 @@ pub enum Status {
     /// Alive, but not to be used.
     OutOfService = 3,
     /// It was asked, and what it says of itself is UNKNOWN or too old. An endpoint is not used.
-    Unsure = 4,
+    Inconclusive = 4,
 }
 
-impl Status {
+impl EndpointHealth {
     const ALL: [Self; 5] = [
-        Self::Unknown,
+        Self::Unchecked,
         Self::Up,
         Self::Down,
         Self::OutOfService,
-        Self::Unsure,
+        Self::Inconclusive,
     ];
 
-    fn of(byte: u8) -> Option<Self> {
+    pub(super) fn of(byte: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|status| *status as u8 == byte)
     }
 
     /// Whether an endpoint in this state gets requests.
     #[must_use]
     pub const fn is_usable(self) -> bool {
-        matches!(self, Self::Unknown | Self::Up)
+        matches!(self, Self::Unchecked | Self::Up)
     }
 
     /// Whether it is known not to work.
@@ -53,7 +52,7 @@ impl Status {
             Self::Up => "UP",
             Self::Down => "DOWN",
             Self::OutOfService => "OUT_OF_SERVICE",
-            Self::Unknown | Self::Unsure => "UNKNOWN",
+            Self::Unchecked | Self::Inconclusive => "UNKNOWN",
         }
     }
 }
@@ -61,12 +60,12 @@ impl Status {
 /// Why an endpoint is in its state. The numbers are those of the metric, and never change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Reason {
+pub enum CheckReason {
     /// Nobody has asked, or could ask lately.
     #[default]
-    Silence = 0,
+    Unchecked = 0,
     /// Its answers are good.
-    Answers = 1,
+    Passed = 1,
     /// It cannot be reached, or hangs up.
     Unreachable = 2,
     /// It does not answer in time.
@@ -83,11 +82,11 @@ pub enum Reason {
     Stale = 8,
 }
 
-impl Reason {
+impl CheckReason {
     /// All of them.
     pub const ALL: [Self; 9] = [
-        Self::Silence,
-        Self::Answers,
+        Self::Unchecked,
+        Self::Passed,
         Self::Unreachable,
         Self::Timeout,
         Self::HttpStatus,
@@ -101,8 +100,8 @@ impl Reason {
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
-            Self::Silence => "not_asked",
-            Self::Answers => "ok",
+            Self::Unchecked => "not_asked",
+            Self::Passed => "ok",
             Self::Unreachable => "unreachable",
             Self::Timeout => "timeout",
             Self::HttpStatus => "http_status",
@@ -113,13 +112,13 @@ impl Reason {
         }
     }
 
-    /// In words, for people. `detail` as in [`Record::detail`].
+    /// In words, for people. `detail` as in [`HealthRecord::detail`].
     #[must_use]
     pub fn text(self, detail: u16, check: &HealthCheck) -> String {
         let number = || crate::base::text::number(detail.into());
         match self {
-            Self::Silence => "not asked".to_owned(),
-            Self::Answers => "answers well".to_owned(),
+            Self::Unchecked => "not asked".to_owned(),
+            Self::Passed => "answers well".to_owned(),
             Self::Unreachable => "cannot be reached".to_owned(),
             Self::Timeout => "no answer in time".to_owned(),
             Self::HttpStatus => ["answers with status ", &number()].concat(),
@@ -134,116 +133,24 @@ impl Reason {
     }
 }
 
-const VERSION: u8 = 1;
-const HEAD: usize = 25;
-
-/// What all workers know of an endpoint. Written when its status, its reason or a component's
-/// status changes, and not for each answer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Record {
-    /// What it is.
-    pub status: Status,
-    /// Why.
-    pub reason: Reason,
-    /// The status of the answer, or the index of the component ([`OTHER`] = none of the
-    /// configuration's).
-    pub detail: u16,
-    /// Since when, on the monotonic clock.
-    pub since: Nanos,
-    /// The same as Unix time in seconds: for people.
-    pub since_unix: u64,
-    /// Tells by what names the components are meant, so that another configuration does not take
-    /// one for the other.
-    pub names: u32,
-    /// What its components are, in the configuration's order.
-    pub components: Vec<Status>,
-}
-
-/// A component that the configuration does not name, in [`Record::detail`].
-pub const OTHER: u16 = u16::MAX;
-
-impl Record {
-    /// Its bytes.
-    pub fn encode(&self, bytes: &mut Vec<u8>) {
-        bytes.clear();
-        bytes.extend_from_slice(&[VERSION, self.status as u8, self.reason as u8]);
-        bytes.extend_from_slice(&self.detail.to_le_bytes());
-        bytes.extend_from_slice(&self.since.0.to_le_bytes());
-        bytes.extend_from_slice(&self.since_unix.to_le_bytes());
-        bytes.extend_from_slice(&self.names.to_le_bytes());
-        bytes.extend(self.components.iter().map(|status| *status as u8));
-    }
-
-    /// The record of these bytes, with the components as `names` means them; what cannot be read
-    /// says nothing.
-    #[must_use]
-    pub fn decode(bytes: &[u8], names: u32, count: usize) -> Self {
-        let known = || {
-            let (head, components) = bytes.split_first_chunk::<HEAD>()?;
-            let ([version, status, reason], rest) = head.split_first_chunk::<3>()?;
-            let (detail, rest) = rest.split_first_chunk()?;
-            let (since, rest) = rest.split_first_chunk()?;
-            let (since_unix, rest) = rest.split_first_chunk()?;
-            let (known_names, _) = rest.split_first_chunk()?;
-            if *version != VERSION {
-                return None;
-            }
-            let reason = Reason::ALL
-                .into_iter()
-                .find(|known| *known as u8 == *reason)?;
-            let status = Status::of(*status)?;
-            let same = u32::from_le_bytes(*known_names) == names && components.len() == count;
-            let components = if same {
-                components
-                    .iter()
-                    .map(|byte| Status::of(*byte).unwrap_or_default())
-                    .collect()
-            } else {
-                vec![Status::Unknown; count]
-            };
-            // A component's index means something else there.
-            let detail = u16::from_le_bytes(*detail);
-            let detail = if reason == Reason::Component && !same {
-                OTHER
-            } else {
-                detail
-            };
-            Some(Self {
-                status,
-                reason,
-                detail,
-                since: Nanos(u64::from_le_bytes(*since)),
-                since_unix: u64::from_le_bytes(*since_unix),
-                names,
-                components,
-            })
-        };
-        known().unwrap_or_else(|| Self {
-            names,
-            components: vec![Status::Unknown; count],
-            ..Self::default()
-        })
-    }
-}
-
 /// What one answer says, or its absence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
     /// Of the endpoint.
-    pub status: Status,
+    pub status: EndpointHealth,
     /// Why.
-    pub reason: Reason,
-    /// As [`Record::detail`].
+    pub reason: CheckReason,
+    /// As [`HealthRecord::detail`].
     pub detail: u16,
     /// Of each component of the configuration, in its order; empty if the answer says nothing of
     /// them.
-    pub components: Vec<Option<Status>>,
+    pub components: Vec<Option<EndpointHealth>>,
 }
 
 impl Sample {
     /// An answer without a report.
     #[must_use]
-    pub const fn new(status: Status, reason: Reason, detail: u16) -> Self {
+    pub const fn new(status: EndpointHealth, reason: CheckReason, detail: u16) -> Self {
         Self {
             status,
             reason,
@@ -253,366 +160,5 @@ impl Sample {
     }
 
     /// A good answer.
-    pub const GOOD: Self = Self::new(Status::Up, Reason::Answers, 0);
-}
-
-/// What its checker remembers of an endpoint between two answers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rows {
-    good: u32,
-    bad: u32,
-    components: Vec<ComponentRows>,
-}
-
-/// The same of a component.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct ComponentRows {
-    good: u32,
-    bad: u32,
-    /// When something was last said of it.
-    seen: Nanos,
-}
-
-/// What changes with an answer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Change {
-    /// The record to write.
-    pub record: Option<Record>,
-    /// Whether what the endpoint is has changed, and not only why.
-    pub is_new_state: bool,
-    /// Whether the status of a component has changed.
-    pub is_new_component: bool,
-}
-
-impl Rows {
-    /// Counts an answer in, once: what follows from it for a record is [`Rows::judge`]'s.
-    pub fn count(&mut self, sample: &Sample, check: &HealthCheck, now: Nanos) {
-        if sample.status == Status::Up {
-            (self.good, self.bad) = (self.good.saturating_add(1), 0);
-        } else {
-            (self.good, self.bad) = (0, self.bad.saturating_add(1));
-        }
-        self.components.resize(
-            check.components.len(),
-            ComponentRows {
-                seen: now,
-                ..ComponentRows::default()
-            },
-        );
-        for (rows, status) in self.components.iter_mut().zip(&sample.components) {
-            match status {
-                None | Some(Status::Unknown | Status::Unsure) => (rows.good, rows.bad) = (0, 0),
-                Some(Status::Up) => {
-                    *rows = ComponentRows {
-                        good: rows.good.saturating_add(1),
-                        bad: 0,
-                        seen: now,
-                    };
-                }
-                Some(Status::Down | Status::OutOfService) => {
-                    *rows = ComponentRows {
-                        good: 0,
-                        bad: rows.bad.saturating_add(1),
-                        seen: now,
-                    };
-                }
-            }
-        }
-    }
-
-    /// What the rows, which end with this sample, make of a record.
-    #[must_use]
-    pub fn judge(
-        &self,
-        record: &Record,
-        sample: &Sample,
-        check: &HealthCheck,
-        now: Nanos,
-        unix: u64,
-    ) -> Change {
-        let mut new = record.clone();
-        let good = sample.status == Status::Up;
-        let flips = if good {
-            record.status == Status::Unknown
-                || (record.status != Status::Up && self.good >= check.healthy_threshold)
-        } else {
-            record.status.is_usable() && self.bad >= check.unhealthy_threshold
-        };
-        // Out already, for another reason by now.
-        let elsewhy = !good
-            && !record.status.is_usable()
-            && (record.status, record.reason, record.detail)
-                != (sample.status, sample.reason, sample.detail);
-        if flips || elsewhy {
-            (new.status, new.reason, new.detail) = (sample.status, sample.reason, sample.detail);
-        }
-        if flips {
-            (new.since, new.since_unix) = (now, unix);
-        }
-        let mut is_new_component = false;
-        for (at, (known, component)) in new.components.iter_mut().zip(&check.components).enumerate()
-        {
-            let Some(rows) = self.components.get(at) else {
-                continue;
-            };
-            let said = sample.components.get(at).copied().flatten();
-            let status = match said {
-                Some(Status::Up)
-                    if *known == Status::Unknown || rows.good >= check.healthy_threshold =>
-                {
-                    Status::Up
-                }
-                Some(said) if said.is_down() && rows.bad >= check.unhealthy_threshold => said,
-                // Nothing, or nothing of use, was said for too long.
-                _ if now.since(rows.seen) > staleness(component.period) => Status::Unknown,
-                _ => *known,
-            };
-            is_new_component |= status != *known;
-            *known = status;
-        }
-        let changed = flips || elsewhy || is_new_component;
-        Change {
-            record: changed.then_some(new),
-            is_new_state: flips,
-            is_new_component,
-        }
-    }
-
-    /// Whether it is not clear yet what the endpoint, or one of its components, is: its last
-    /// answers do not fit the record.
-    #[must_use]
-    pub fn are_unsettled(&self, record: &Record, check: &HealthCheck) -> bool {
-        let component = |(rows, known): (&ComponentRows, &Status)| match known {
-            Status::Down | Status::OutOfService => rows.good > 0,
-            _ => rows.bad > 0 && rows.bad < check.unhealthy_threshold,
-        };
-        let own = match record.status {
-            Status::Unknown => true,
-            Status::Up => self.bad > 0,
-            _ => self.good > 0,
-        };
-        own || self
-            .components
-            .iter()
-            .zip(&record.components)
-            .any(component)
-    }
-}
-
-/// After what time something that comes at this interval is too old: three times that, and a second
-/// for clocks that differ, and for times that are written in whole seconds.
-#[must_use]
-pub const fn staleness(interval: Nanos) -> Nanos {
-    interval.times(3).plus(Nanos::from_secs(1))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn check(healthy: u32, unhealthy: u32, components: &str) -> HealthCheck {
-        let config = format!(
-            r#"{{"upstreams": {{"u": {{"health_check": {{"report": true, "interval": "1s", "healthy_threshold": {healthy},
-                "unhealthy_threshold": {unhealthy}, "components": {components}}}}}}}}}"#
-        );
-        crate::config::parse(config.as_bytes()).unwrap().upstreams[0]
-            .health_check
-            .clone()
-            .unwrap()
-    }
-
-    /// An endpoint and its checker.
-    struct Endpoint {
-        check: HealthCheck,
-        rows: Rows,
-        record: Record,
-        now: Nanos,
-        writes: u32,
-    }
-
-    impl Endpoint {
-        fn new(check: HealthCheck) -> Self {
-            let record = Record::decode(&[], 7, check.components.len());
-            Self {
-                check,
-                rows: Rows::default(),
-                record,
-                now: Nanos::from_secs(10),
-                writes: 0,
-            }
-        }
-
-        fn tell(&mut self, sample: &Sample) -> Status {
-            self.now = self.now.plus(Nanos::from_secs(1));
-            self.rows.count(sample, &self.check, self.now);
-            let change = self.rows.judge(
-                &self.record,
-                sample,
-                &self.check,
-                self.now,
-                self.now.as_secs(),
-            );
-            if let Some(record) = change.record {
-                self.record = record;
-                self.writes += 1;
-            }
-            self.record.status
-        }
-
-        fn unsettled(&self) -> bool {
-            self.rows.are_unsettled(&self.record, &self.check)
-        }
-    }
-
-    const BAD: Sample = Sample::new(Status::Down, Reason::Timeout, 0);
-
-    #[test]
-    fn it_takes_rows_to_flip_and_one_good_answer_to_be_known() {
-        let mut endpoint = Endpoint::new(check(2, 3, "{}"));
-        assert!(endpoint.unsettled(), "asked often until something is known");
-        assert_eq!(endpoint.tell(&Sample::GOOD), Status::Up);
-        assert!(!endpoint.unsettled());
-        for sample in [&BAD, &BAD, &Sample::GOOD, &BAD, &BAD] {
-            assert_eq!(endpoint.tell(sample), Status::Up);
-        }
-        assert!(endpoint.unsettled());
-        assert_eq!(endpoint.tell(&BAD), Status::Down);
-        assert_eq!(
-            (endpoint.record.reason, endpoint.record.since),
-            (Reason::Timeout, endpoint.now)
-        );
-        assert!(!endpoint.unsettled());
-        assert_eq!(endpoint.tell(&Sample::GOOD), Status::Down);
-        assert!(endpoint.unsettled());
-        assert_eq!(endpoint.tell(&BAD), Status::Down);
-        endpoint.tell(&Sample::GOOD);
-        assert_eq!(endpoint.tell(&Sample::GOOD), Status::Up);
-        assert_eq!(
-            endpoint.writes, 3,
-            "written when it changes, not for each answer"
-        );
-    }
-
-    #[test]
-    fn nothing_known_is_usable_and_one_failure_does_not_change_that() {
-        let mut endpoint = Endpoint::new(check(2, 3, "{}"));
-        assert!(endpoint.record.status.is_usable());
-        assert_eq!(endpoint.tell(&BAD), Status::Unknown);
-        assert_eq!(endpoint.tell(&BAD), Status::Unknown);
-        assert_eq!(endpoint.tell(&BAD), Status::Down);
-    }
-
-    #[test]
-    fn out_for_another_reason_is_out_since_the_first() {
-        let mut endpoint = Endpoint::new(check(1, 1, "{}"));
-        endpoint.tell(&BAD);
-        let since = endpoint.record.since;
-        endpoint.tell(&Sample::new(Status::OutOfService, Reason::HttpStatus, 503));
-        assert_eq!(
-            (endpoint.record.status, endpoint.record.detail),
-            (Status::OutOfService, 503)
-        );
-        assert_eq!(endpoint.record.since, since);
-    }
-
-    fn reported(status: Status, component: Option<Status>) -> Sample {
-        Sample {
-            components: vec![component],
-            ..Sample::new(status, Reason::Report, 0)
-        }
-    }
-
-    #[test]
-    fn a_component_flips_by_rows_too_and_is_forgotten_when_nothing_is_said_of_it() {
-        let mut endpoint = Endpoint::new(check(
-            2,
-            2,
-            r#"{"redis": {"critical": false, "period": "2s"}}"#,
-        ));
-        let (up, down) = (
-            reported(Status::Up, Some(Status::Up)),
-            reported(Status::Up, Some(Status::Down)),
-        );
-        let component = |endpoint: &Endpoint| endpoint.record.components[0];
-        endpoint.tell(&up);
-        assert_eq!(component(&endpoint), Status::Up);
-        endpoint.tell(&down);
-        assert_eq!(component(&endpoint), Status::Up);
-        assert!(endpoint.unsettled());
-        endpoint.tell(&down);
-        assert_eq!(
-            (component(&endpoint), endpoint.record.status),
-            (Status::Down, Status::Up)
-        );
-        assert!(!endpoint.unsettled());
-        endpoint.tell(&up);
-        assert_eq!(component(&endpoint), Status::Down);
-        endpoint.tell(&up);
-        assert_eq!(component(&endpoint), Status::Up);
-        // Three periods of 2 s, and 1 s: what was said last holds so long.
-        for second in 1..=8 {
-            endpoint.tell(&Sample::GOOD);
-            assert_eq!(component(&endpoint) == Status::Up, second <= 7, "{second}");
-        }
-        assert_eq!(component(&endpoint), Status::Unknown);
-    }
-
-    #[test]
-    fn records_are_read_as_they_were_written() {
-        let record = Record {
-            status: Status::OutOfService,
-            reason: Reason::Component,
-            detail: 1,
-            since: Nanos(5),
-            since_unix: 6,
-            names: 7,
-            components: vec![Status::Up, Status::Down],
-        };
-        let mut bytes = Vec::new();
-        record.encode(&mut bytes);
-        assert_eq!(Record::decode(&bytes, 7, 2), record);
-        // Another configuration: what is said of the endpoint holds, of its components nothing
-        // does.
-        let other = Record::decode(&bytes, 8, 3);
-        assert_eq!(
-            (other.status, other.detail, other.components),
-            (Status::OutOfService, OTHER, vec![Status::Unknown; 3])
-        );
-        for end in 0..HEAD {
-            assert_eq!(Record::decode(&bytes[..end], 7, 2).status, Status::Unknown);
-        }
-        for (at, byte) in [(0, 2), (1, 9), (2, 99)] {
-            let mut broken = bytes.clone();
-            broken[at] = byte;
-            assert_eq!(Record::decode(&broken, 7, 2).status, Status::Unknown);
-        }
-    }
-
-    proptest! {
-        /// Against the words of the contract: out after so many bad answers in a row, in again
-        /// after so many good ones.
-        #[test]
-        fn it_is_what_the_rows_say(answers in proptest::collection::vec(any::<bool>(), 0..60), up in 1u32..5, down in 1u32..5) {
-            let mut endpoint = Endpoint::new(check(up, down, "{}"));
-            let mut out = false;
-            for (at, good) in answers.iter().enumerate() {
-                let sample = if *good { Sample::GOOD } else { BAD };
-                let status = endpoint.tell(&sample);
-                let row = answers[..=at].iter().rev().take_while(|it| *it == good).count() as u32;
-                out = match (out, good) {
-                    (false, false) => row >= down,
-                    (true, true) => row < up,
-                    (known, _) => known,
-                };
-                prop_assert_eq!(status.is_usable(), !out);
-            }
-        }
-
-        #[test]
-        fn any_bytes_are_a_record(bytes in proptest::collection::vec(any::<u8>(), 0..80), count in 0usize..40) {
-            let record = Record::decode(&bytes, 1, count);
-            prop_assert_eq!(record.components.len(), count);
-        }
-    }
+    pub const GOOD: Self = Self::new(EndpointHealth::Up, CheckReason::Passed, 0);
 }

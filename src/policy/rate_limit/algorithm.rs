@@ -13,75 +13,10 @@ use super::fixed_window::FixedWindow;
 use super::gcra::{self, Gcra};
 use super::leaky_bucket::LeakyBucket;
 use super::sliding_window::SlidingWindow;
+use super::take::{BucketState, Take, Verdict};
 use super::warm_up::WarmUp;
 use crate::base::time::Nanos;
 use crate::config::{self, Quota};
-
-/// What is kept of a key. A key that was never seen has the default.
-///
-/// Two states of one algorithm compare by what they owe: the lesser is the smaller loss if it must
-/// be forgotten.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct State {
-    /// The moment from which nothing is owed any more, in the algorithm's unit: a slot in this
-    /// state may be forgotten then.
-    pub until: u64,
-    /// The algorithm's own, 0 for those of one number.
-    pub rest: u64,
-}
-
-/// The answer to one request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It may pass.
-    Admitted {
-        /// Whole tokens left.
-        remaining: u64,
-        /// Time until nothing is owed.
-        reset: Nanos,
-    },
-    /// It may pass after a wait: its place is reserved.
-    Delayed {
-        /// Whole tokens left.
-        remaining: u64,
-        /// Time until nothing is owed.
-        reset: Nanos,
-        /// How long it is to wait, more than 0.
-        delay: Nanos,
-    },
-    /// It may not.
-    Refused {
-        /// Whole tokens left.
-        remaining: u64,
-        /// Time until nothing is owed.
-        reset: Nanos,
-        /// When it would be admitted, to the nanosecond; `None` = never.
-        wait: Option<Nanos>,
-    },
-}
-
-/// Tokens that were taken, so that they can be given back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Take {
-    /// The state before.
-    pub before: State,
-    /// The state after.
-    pub after: State,
-    /// What was spent, in the algorithm's unit; 0: there is nothing to give back.
-    pub spent: u64,
-}
-
-impl Take {
-    /// Nothing was taken from a key in this state.
-    #[must_use]
-    pub const fn nothing(state: State) -> Self {
-        Self {
-            before: state,
-            after: state,
-            spent: 0,
-        }
-    }
-}
 
 /// An algorithm with its parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,7 +96,7 @@ impl Algorithm {
     #[must_use]
     pub fn take_with(
         &self,
-        state: State,
+        state: BucketState,
         now: Nanos,
         cost: u64,
         extra: u64,
@@ -169,7 +104,7 @@ impl Algorithm {
         let (verdict, take) = match self {
             Self::TokenBucket(it) => {
                 let (verdict, take, extra) = it.take_with(state.until, now, cost, extra);
-                let narrow = |until| State { until, rest: 0 };
+                let narrow = |until| BucketState { until, rest: 0 };
                 return (
                     verdict,
                     Take {
@@ -192,18 +127,18 @@ impl Algorithm {
     /// since the take. Never more is given than was taken, and never so much that what others were
     /// admitted since would break the algorithm's bound.
     #[must_use]
-    pub fn refunded(&self, take: Take, current: State, elapsed: Nanos) -> State {
+    pub fn refunded(&self, take: Take, current: BucketState, elapsed: Nanos) -> BucketState {
         match self {
             Self::TokenBucket(_) | Self::WarmUp(_) => {
                 if current == take.after {
                     return take.before;
                 }
-                let take = gcra::Take {
+                let take = gcra::GcraTake {
                     before: take.before.until,
                     after: take.after.until,
                     spent: take.spent,
                 };
-                State {
+                BucketState {
                     until: take.refunded(current.until, elapsed),
                     rest: current.rest,
                 }
@@ -216,7 +151,7 @@ impl Algorithm {
 
     /// Whether forgetting a key in this state changes nothing.
     #[must_use]
-    pub fn owes_nothing(&self, state: State, now: Nanos) -> bool {
+    pub fn owes_nothing(&self, state: BucketState, now: Nanos) -> bool {
         match self {
             Self::TokenBucket(_) | Self::WarmUp(_) | Self::LeakyBucket(_) => {
                 gcra::is_full(state.until, now)

@@ -15,7 +15,7 @@
 //! must have stepped back, and it starts afresh. After a reload that changes the period, the
 //! recorded window runs to its recorded end, if that is within the same time.
 
-use super::algorithm::{State, Take, Verdict};
+use super::take::{BucketState, Take, Verdict};
 use crate::base::time::Nanos;
 use crate::config::Quota;
 
@@ -53,7 +53,7 @@ impl FixedWindow {
 
     /// See [`super::algorithm::Algorithm::take`].
     #[must_use]
-    pub fn take(&self, state: State, now: Nanos, cost: u64) -> (Verdict, Take) {
+    pub fn take(&self, state: BucketState, now: Nanos, cost: u64) -> (Verdict, Take) {
         let left = state.until.saturating_sub(now.0);
         let lasts = left > 0 && left <= self.period.saturating_add(self.period.max(PATIENCE));
         let (until, count) = if lasts {
@@ -97,7 +97,7 @@ impl FixedWindow {
                 nothing,
             );
         }
-        let after = State {
+        let after = BucketState {
             until,
             rest: count.saturating_add(cost),
         };
@@ -124,11 +124,11 @@ impl FixedWindow {
     /// Gives back to the window that was drawn from, while it lasts: the next one counts from zero
     /// anyway.
     #[must_use]
-    pub const fn refunded(take: Take, current: State) -> State {
+    pub const fn refunded(take: Take, current: BucketState) -> BucketState {
         if current.until != take.after.until {
             return current;
         }
-        State {
+        BucketState {
             until: current.until,
             rest: current.rest.saturating_sub(take.spent),
         }
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn it_counts_from_zero_in_each_period() {
         let window = window(3, SECOND);
-        let mut state = State::default();
+        let mut state = BucketState::default();
         let mut admitted = |t: u64| {
             let (verdict, take) = window.take(state, Nanos(t), 1);
             state = take.after;
@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn a_reading_older_than_the_window_counts_in_it() {
         let window = window(2, SECOND);
-        let (_, take) = window.take(State::default(), Nanos(6_000_000_000), 2);
+        let (_, take) = window.take(BucketState::default(), Nanos(6_000_000_000), 2);
         let (verdict, _) = window.take(take.after, Nanos(5_999_999_990), 1);
         assert_eq!(
             verdict,
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn a_worker_that_was_kept_from_its_cpu_does_not_bring_an_old_window_back() {
         let window = window(1, Nanos::from_millis(1));
-        let (_, take) = window.take(State::default(), Nanos(6_000_000_000), 1);
+        let (_, take) = window.take(BucketState::default(), Nanos(6_000_000_000), 1);
         let (verdict, _) = window.take(take.after, Nanos(1_000_000_000), 1);
         let wait = Nanos(5_001_000_000);
         assert_eq!(
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn a_clock_that_stepped_far_back_starts_afresh() {
         let window = window(1, SECOND);
-        let (_, take) = window.take(State::default(), Nanos::from_secs(1_000_000), 1);
+        let (_, take) = window.take(BucketState::default(), Nanos::from_secs(1_000_000), 1);
         let (verdict, take) = window.take(take.after, Nanos(1), 1);
         assert_eq!(
             verdict,
@@ -214,7 +214,7 @@ mod tests {
         );
         assert_eq!(
             take.after,
-            State {
+            BucketState {
                 until: 1_000_000_000,
                 rest: 1
             }
@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn a_cost_above_the_limit_is_refused_for_good_and_zero_only_looks() {
         let window = window(5, SECOND);
-        let (verdict, take) = window.take(State::default(), SECOND, 6);
+        let (verdict, take) = window.take(BucketState::default(), SECOND, 6);
         assert_eq!(
             (verdict, take.spent),
             (
@@ -236,7 +236,7 @@ mod tests {
                 0
             )
         );
-        let full = window.take(State::default(), SECOND, 5).1.after;
+        let full = window.take(BucketState::default(), SECOND, 5).1.after;
         assert_eq!(
             window.take(full, SECOND, 0),
             (
@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn a_refund_goes_to_the_window_that_was_drawn_from() {
         let window = window(5, SECOND);
-        let (_, first) = window.take(State::default(), SECOND, 2);
+        let (_, first) = window.take(BucketState::default(), SECOND, 2);
         let (_, second) = window.take(first.after, SECOND, 1);
         assert_eq!(FixedWindow::refunded(first, second.after).rest, 1);
         let (_, later) = window.take(second.after, Nanos::from_secs(2), 4);
@@ -271,7 +271,7 @@ mod tests {
         ) {
             let window = window(limit, Nanos(period));
             let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
-            let (mut now, mut state) = (u64::from(start), State::default());
+            let (mut now, mut state) = (u64::from(start), BucketState::default());
             for (pause, cost) in steps {
                 now += pause;
                 let (verdict, take) = window.take(state, Nanos(now), cost);
@@ -296,8 +296,8 @@ mod tests {
         #[test]
         fn no_input_panics(limit: u64, period: u64, until: u64, rest: u64, now: u64, cost: u64) {
             let window = window(limit, Nanos(period));
-            let (_, take) = window.take(State { until, rest }, Nanos(now), cost);
-            let _ = FixedWindow::refunded(take, State { until: now, rest: cost });
+            let (_, take) = window.take(BucketState { until, rest }, Nanos(now), cost);
+            let _ = FixedWindow::refunded(take, BucketState { until: now, rest: cost });
         }
     }
 }

@@ -13,7 +13,7 @@
 use crate::base::time::Nanos;
 use crate::config::Quota;
 
-pub use super::algorithm::Verdict;
+use super::take::Verdict;
 
 /// Units per nanosecond.
 pub const SCALE: u64 = 64;
@@ -74,7 +74,7 @@ impl Gcra {
     /// of 1 per hour, emptied and by a reload turned into 10 per second, would promise a wait of
     /// 100 ms again and again for hours.)
     #[must_use]
-    pub fn take(&self, arrival: Arrival, now: Nanos, cost: u64) -> (Verdict, Take) {
+    pub fn take(&self, arrival: Arrival, now: Nanos, cost: u64) -> (Verdict, GcraTake) {
         let now = now.0.saturating_mul(SCALE);
         let full_ahead = now.saturating_add(self.capacity);
         // A little further ahead than an empty bucket is no error: another worker's reading of the
@@ -85,7 +85,7 @@ impl Gcra {
         } else {
             arrival
         };
-        let nothing = Take {
+        let nothing = GcraTake {
             before: arrival,
             after: known,
             spent: 0,
@@ -127,7 +127,7 @@ impl Gcra {
             if cost == 0 {
                 nothing
             } else {
-                Take {
+                GcraTake {
                     before: arrival,
                     after: new,
                     spent,
@@ -140,7 +140,7 @@ impl Gcra {
 impl Gcra {
     /// Takes `cost` tokens and `extra` ones beyond, or `cost` alone if that would leave less than
     /// 15/16 of the burst: the verdict on `cost`, what was taken, and how many extra ones it holds.
-    /// They are the interval of arrival times that ends at [`Take::after`]; see [`super::lease`].
+    /// They are the interval of arrival times that ends at [`GcraTake::after`]; see [`super::lease`].
     #[must_use]
     pub fn take_with(
         &self,
@@ -148,7 +148,7 @@ impl Gcra {
         now: Nanos,
         cost: u64,
         extra: u64,
-    ) -> (Verdict, Take, u64) {
+    ) -> (Verdict, GcraTake, u64) {
         if extra > 0
             && let (Verdict::Admitted { remaining, reset }, take) =
                 self.take(arrival, now, cost.saturating_add(extra))
@@ -229,7 +229,7 @@ pub const fn is_full(arrival: Arrival, now: Nanos) -> bool {
 
 /// Tokens that were taken, so that they can be given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Take {
+pub struct GcraTake {
     /// Arrival time before.
     pub before: Arrival,
     /// Arrival time after.
@@ -239,7 +239,7 @@ pub struct Take {
     pub spent: u64,
 }
 
-impl Take {
+impl GcraTake {
     /// The arrival time after a refund, when the bucket now stands at `current` and `elapsed` has
     /// passed since the take.
     ///

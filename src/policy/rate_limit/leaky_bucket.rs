@@ -23,8 +23,8 @@
 //! A token's time is rounded up to 1/64 ns. `max_wait` is measured in tokens of exact time, so that
 //! 1 s at 3 per second is three tokens.
 
-use super::algorithm::{State, Take, Verdict};
 use super::gcra::{FARTHEST_DEBT, Gcra, SCALE, nanos_ceil};
+use super::take::{BucketState, Take, Verdict};
 use crate::base::time::Nanos;
 use crate::config::Quota;
 
@@ -70,14 +70,14 @@ impl LeakyBucket {
 
     /// See [`super::algorithm::Algorithm::take`].
     #[must_use]
-    pub fn take(&self, state: State, now: Nanos, cost: u64) -> (Verdict, Take) {
+    pub fn take(&self, state: BucketState, now: Nanos, cost: u64) -> (Verdict, Take) {
         let now = now.0.saturating_mul(SCALE);
         let latest = now
             .saturating_add(self.furthest)
             .saturating_add(self.greatest)
             .saturating_add(FARTHEST_DEBT);
         let known = if state.until > latest {
-            State {
+            BucketState {
                 until: now.saturating_add(self.furthest).saturating_add(self.token),
                 rest: 0,
             }
@@ -121,7 +121,7 @@ impl LeakyBucket {
         }
         let take = Take {
             before: state,
-            after: State { until, rest: 0 },
+            after: BucketState { until, rest: 0 },
             spent: cost,
         };
         let left = until.saturating_sub(now);
@@ -151,7 +151,7 @@ impl LeakyBucket {
 
     /// Gives the moment back if nobody has queued behind it.
     #[must_use]
-    pub fn refunded(take: Take, current: State) -> State {
+    pub fn refunded(take: Take, current: BucketState) -> BucketState {
         if current == take.after {
             take.before
         } else {
@@ -179,7 +179,7 @@ mod tests {
     }
 
     /// The wait of a request, in whole ms; `None`: refused.
-    fn ask(bucket: &LeakyBucket, state: &mut State, now: Nanos) -> Option<u64> {
+    fn ask(bucket: &LeakyBucket, state: &mut BucketState, now: Nanos) -> Option<u64> {
         let (verdict, take) = bucket.take(*state, now, 1);
         *state = take.after;
         match verdict {
@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn requests_are_spaced_from_the_second_on() {
         let bucket = bucket(2, SECOND, 3, Nanos::from_secs(60));
-        let mut state = State::default();
+        let mut state = BucketState::default();
         let now = Nanos::from_secs(9);
         let waits: Vec<_> = (0..5).map(|_| ask(&bucket, &mut state, now)).collect();
         assert_eq!(
@@ -212,7 +212,10 @@ mod tests {
     #[test]
     fn max_wait_is_inclusive_even_where_the_pace_is_no_whole_number() {
         for limit in [1u64, 2, 3, 7, 1_000, 3_000, 999_999] {
-            let (mut state, bucket) = (State::default(), bucket(limit, SECOND, limit * 9, SECOND));
+            let (mut state, bucket) = (
+                BucketState::default(),
+                bucket(limit, SECOND, limit * 9, SECOND),
+            );
             let passed = (0..limit * 3)
                 .filter(|_| ask(&bucket, &mut state, SECOND).is_some())
                 .count() as u64;
@@ -223,7 +226,7 @@ mod tests {
     #[test]
     fn the_smallest_wait_is_none_at_all() {
         let bucket = bucket(1, SECOND, 9, Nanos::ZERO);
-        let mut state = State::default();
+        let mut state = BucketState::default();
         assert_eq!(ask(&bucket, &mut state, SECOND), Some(0));
         assert_eq!(ask(&bucket, &mut state, Nanos(1_999_999_999)), None);
         assert_eq!(ask(&bucket, &mut state, Nanos::from_secs(2)), Some(0));
@@ -232,7 +235,7 @@ mod tests {
     #[test]
     fn costs_move_the_ones_behind() {
         let bucket = bucket(10, SECOND, 9, SECOND);
-        let (verdict, take) = bucket.take(State::default(), SECOND, 9);
+        let (verdict, take) = bucket.take(BucketState::default(), SECOND, 9);
         assert_eq!(
             verdict,
             Verdict::Admitted {
@@ -270,7 +273,7 @@ mod tests {
     #[test]
     fn a_moment_is_given_back_only_by_the_last() {
         let bucket = bucket(1, SECOND, 9, Nanos::from_secs(9));
-        let (_, first) = bucket.take(State::default(), SECOND, 1);
+        let (_, first) = bucket.take(BucketState::default(), SECOND, 1);
         let (_, second) = bucket.take(first.after, SECOND, 1);
         let (_, third) = bucket.take(second.after, SECOND, 1);
         assert_eq!(LeakyBucket::refunded(second, third.after), third.after);
@@ -281,7 +284,7 @@ mod tests {
     #[test]
     fn a_clock_that_steps_back_fills_the_queue_at_worst() {
         let bucket = bucket(1, SECOND, 3, Nanos::from_secs(9));
-        let mut state = State::default();
+        let mut state = BucketState::default();
         assert_eq!(ask(&bucket, &mut state, Nanos::from_secs(3_600)), Some(0));
         let (verdict, take) = bucket.take(state, SECOND, 1);
         assert_eq!(
@@ -304,7 +307,7 @@ mod tests {
     #[test]
     fn what_the_greatest_cost_may_leave_is_no_error() {
         let bucket = bucket(1, Nanos::from_secs(3_600), 5, Nanos::from_secs(3_600));
-        let (_, first) = bucket.take(State::default(), SECOND, 1);
+        let (_, first) = bucket.take(BucketState::default(), SECOND, 1);
         let (verdict, second) = bucket.take(first.after, SECOND, 5);
         assert!(matches!(
             verdict,
@@ -328,7 +331,7 @@ mod tests {
         ) {
             let bucket = bucket(limit, Nanos(period), burst, Nanos(max_wait));
             for until in [until, (now + near) * SCALE] {
-                if let (Verdict::Refused { wait: Some(wait), .. }, take) = bucket.take(State { until, rest: 0 }, Nanos(now), 1) {
+                if let (Verdict::Refused { wait: Some(wait), .. }, take) = bucket.take(BucketState { until, rest: 0 }, Nanos(now), 1) {
                     prop_assert!(wait <= nanos_ceil(bucket.greatest + FARTHEST_DEBT), "{:?}", wait);
                     let at = |t: u64| !matches!(bucket.take(take.after, Nanos(t), 1).0, Verdict::Refused { .. });
                     prop_assert!(at(now + wait.0) && !at(now + wait.0 - 1));
@@ -344,7 +347,7 @@ mod tests {
         ) {
             let bucket = bucket(limit, Nanos(period), burst, Nanos(max_wait));
             // Moments given out, as tokens of exact time: numerators over `limit`.
-            let (mut moments, mut next, mut state): (Vec<u128>, u128, _) = (Vec::new(), 0, State::default());
+            let (mut moments, mut next, mut state): (Vec<u128>, u128, _) = (Vec::new(), 0, BucketState::default());
             let mut now = 0u64;
             let l = u128::from(limit);
             for (pause, cost) in steps {
@@ -386,8 +389,8 @@ mod tests {
         #[test]
         fn no_input_panics(limit: u64, period: u64, burst: u64, max_wait: u64, until: u64, now: u64, cost: u64) {
             let bucket = bucket(limit, Nanos(period), burst, Nanos(max_wait));
-            let (_, take) = bucket.take(State { until, rest: 0 }, Nanos(now), cost);
-            let _ = LeakyBucket::refunded(take, State { until: cost, rest: 0 });
+            let (_, take) = bucket.take(BucketState { until, rest: 0 }, Nanos(now), cost);
+            let _ = LeakyBucket::refunded(take, BucketState { until: cost, rest: 0 });
         }
     }
 }

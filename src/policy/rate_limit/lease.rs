@@ -25,8 +25,8 @@
 //! The memory is a table of [`SLOTS`] keys a limit and worker, by hash; a key that meets another in
 //! its slot takes it over.
 
-use super::algorithm::Verdict;
 use super::gcra::Gcra;
+use super::take::Verdict;
 use crate::base::time::Nanos;
 use std::cell::Cell;
 
@@ -253,10 +253,9 @@ mod tests {
                     self.arrival = take.after;
                     match verdict {
                         Verdict::Admitted { .. } => {
-                            drop(
-                                self.leases
-                                    .grant(7, &self.bucket, now, 1, extra, take.after),
-                            )
+                            let _ = self
+                                .leases
+                                .grant(7, &self.bucket, now, 1, extra, take.after);
                         }
                         _ => self.leases.refuse(7, now, 1, verdict),
                     }

@@ -21,8 +21,8 @@
 //! where their void puts them: with a longer period they count as the previous window, with a
 //! shorter one as the current if that makes sense.
 
-use super::algorithm::{State, Take, Verdict};
 use super::fixed_window::PATIENCE;
+use super::take::{BucketState, Take, Verdict};
 use crate::base::time::Nanos;
 use crate::config::Quota;
 
@@ -37,7 +37,7 @@ pub struct SlidingWindow {
 
 /// The two counters as of now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Counts {
+struct WindowCounts {
     /// Begin of the current window.
     start: u64,
     /// Time since then.
@@ -65,7 +65,7 @@ impl SlidingWindow {
 
     /// See [`super::algorithm::Algorithm::take`].
     #[must_use]
-    pub fn take(&self, state: State, now: Nanos, cost: u64) -> (Verdict, Take) {
+    pub fn take(&self, state: BucketState, now: Nanos, cost: u64) -> (Verdict, Take) {
         let counts = self.counts(state, now);
         let nothing = Take::nothing(state);
         let (remaining, reset) = (self.remaining(&counts), self.reset(&counts, now));
@@ -99,11 +99,11 @@ impl SlidingWindow {
                 nothing,
             );
         }
-        let counts = Counts {
+        let counts = WindowCounts {
             current: counts.current.saturating_add(cost),
             ..counts
         };
-        let after = State {
+        let after = BucketState {
             until: counts
                 .start
                 .saturating_add(self.period)
@@ -124,10 +124,10 @@ impl SlidingWindow {
         )
     }
 
-    fn counts(&self, state: State, now: Nanos) -> Counts {
+    fn counts(&self, state: BucketState, now: Nanos) -> WindowCounts {
         let fresh = || {
             let elapsed = now.0.checked_rem(self.period).unwrap_or(0);
-            Counts {
+            WindowCounts {
                 start: now.0.saturating_sub(elapsed),
                 elapsed,
                 previous: 0,
@@ -140,19 +140,19 @@ impl SlidingWindow {
             return fresh();
         }
         match now.0.checked_sub(start) {
-            Some(elapsed) if elapsed < self.period => Counts {
+            Some(elapsed) if elapsed < self.period => WindowCounts {
                 start,
                 elapsed,
                 previous,
                 current,
             },
-            Some(elapsed) => Counts {
+            Some(elapsed) => WindowCounts {
                 start: start.saturating_add(self.period),
                 elapsed: elapsed.saturating_sub(self.period),
                 previous: current,
                 current: 0,
             },
-            None if start.saturating_sub(now.0) <= self.period.max(PATIENCE) => Counts {
+            None if start.saturating_sub(now.0) <= self.period.max(PATIENCE) => WindowCounts {
                 start,
                 elapsed: 0,
                 previous,
@@ -164,7 +164,7 @@ impl SlidingWindow {
 
     /// The most that may still pass now. Exact: the weighted part is rounded up, and what is left
     /// is whole.
-    fn remaining(&self, counts: &Counts) -> u64 {
+    fn remaining(&self, counts: &WindowCounts) -> u64 {
         let weight = u128::from(self.period.saturating_sub(counts.elapsed));
         let weighted = u128::from(counts.previous)
             .saturating_mul(weight)
@@ -176,7 +176,7 @@ impl SlidingWindow {
     }
 
     /// Time until neither window counts.
-    const fn reset(&self, counts: &Counts, now: Nanos) -> Nanos {
+    const fn reset(&self, counts: &WindowCounts, now: Nanos) -> Nanos {
         let periods = if counts.current > 0 {
             2
         } else {
@@ -193,7 +193,7 @@ impl SlidingWindow {
     }
 
     /// The first moment at which `cost` fits, if nothing else passes until then.
-    fn room_at(&self, counts: &Counts, cost: u64) -> u64 {
+    fn room_at(&self, counts: &WindowCounts, cost: u64) -> u64 {
         // In a window with these two counts: the elapsed time at which previous · (period −
         // elapsed) ≤ room · period.
         let within = |previous: u64, room: u64| {
@@ -216,17 +216,17 @@ impl SlidingWindow {
 
     /// Gives back to the window that was drawn from, be it the current or the previous one by now.
     #[must_use]
-    pub const fn refunded(&self, take: Take, current: State) -> State {
+    pub const fn refunded(&self, take: Take, current: BucketState) -> BucketState {
         if current.until == take.after.until {
             let count = (current.rest >> 32).saturating_sub(take.spent);
-            return State {
+            return BucketState {
                 until: current.until,
                 rest: count << 32 | current.rest & u32::MAX as u64,
             };
         }
         if current.until == take.after.until.saturating_add(self.period) {
             let previous = (current.rest & u32::MAX as u64).saturating_sub(take.spent);
-            return State {
+            return BucketState {
                 until: current.until,
                 rest: current.rest >> 32 << 32 | previous,
             };
@@ -257,7 +257,7 @@ mod tests {
         // 50 a minute: 42 in the window before, 18 in this one, 15 s into it: 42 · 45/60 + 18 =
         // 49.5.
         let window = window(50, Nanos::from_secs(60));
-        let state = State {
+        let state = BucketState {
             until: 180_000_000_000,
             rest: 18 << 32 | 42,
         };
@@ -269,7 +269,7 @@ mod tests {
             ),
             "49.5 + 1 is above 50"
         );
-        let state = State {
+        let state = BucketState {
             rest: 17 << 32 | 42,
             ..state
         };
@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn what_was_spent_at_once_comes_back_evenly_in_the_next_window() {
         let window = window(10, SECOND);
-        let state = window.take(State::default(), Nanos(0), 10).1.after;
+        let state = window.take(BucketState::default(), Nanos(0), 10).1.after;
         let wait = |t: u64, cost| match window.take(state, Nanos(t), cost).0 {
             Verdict::Refused { wait, .. } => wait.map(|w| w.0),
             _ => None,
@@ -299,7 +299,10 @@ mod tests {
     #[test]
     fn readings_that_are_older_than_the_window_count_at_its_begin_and_far_ones_start_afresh() {
         let window = window(2, SECOND);
-        let state = window.take(State::default(), Nanos(6_000 * MS), 2).1.after;
+        let state = window
+            .take(BucketState::default(), Nanos(6_000 * MS), 2)
+            .1
+            .after;
         let (verdict, _) = window.take(state, Nanos(5_999 * MS), 1);
         assert_eq!(
             verdict,
@@ -309,7 +312,10 @@ mod tests {
                 wait: Some(Nanos(1_501 * MS))
             }
         );
-        let state = window.take(State::default(), Nanos(60_000 * MS), 2).1.after;
+        let state = window
+            .take(BucketState::default(), Nanos(60_000 * MS), 2)
+            .1
+            .after;
         assert!(matches!(
             window.take(state, Nanos(1), 2).0,
             Verdict::Admitted { remaining: 0, .. }
@@ -319,7 +325,7 @@ mod tests {
     #[test]
     fn a_refund_finds_its_window() {
         let window = window(10, SECOND);
-        let (_, first) = window.take(State::default(), Nanos(0), 4);
+        let (_, first) = window.take(BucketState::default(), Nanos(0), 4);
         let (_, second) = window.take(first.after, Nanos(1), 3);
         assert_eq!(window.refunded(first, second.after).rest, 3 << 32);
         let (_, later) = window.take(second.after, Nanos(1_900 * MS), 5);
@@ -337,10 +343,10 @@ mod tests {
     fn a_cost_above_the_limit_is_refused_for_good_and_zero_only_looks() {
         let window = window(5, SECOND);
         assert!(matches!(
-            window.take(State::default(), SECOND, 6),
+            window.take(BucketState::default(), SECOND, 6),
             (Verdict::Refused { wait: None, .. }, Take { spent: 0, .. })
         ));
-        let full = window.take(State::default(), SECOND, 5).1.after;
+        let full = window.take(BucketState::default(), SECOND, 5).1.after;
         assert!(matches!(
             window.take(full, SECOND, 0).0,
             Verdict::Admitted { remaining: 0, .. }
@@ -356,7 +362,7 @@ mod tests {
             let window = window(limit, Nanos(period));
             let mut counts: BTreeMap<u64, u128> = BTreeMap::new();
             let mut passed: Vec<(u64, u64)> = Vec::new();
-            let (mut now, mut state) = (u64::from(start), State::default());
+            let (mut now, mut state) = (u64::from(start), BucketState::default());
             for (pause, cost) in steps {
                 now += pause;
                 let (verdict, take) = window.take(state, Nanos(now), cost);
@@ -396,7 +402,7 @@ mod tests {
             now in 0u64..8_000_000_000, cost in 1u64..100
         ) {
             let window = window(limit, Nanos(period));
-            let state = State { until, rest: current << 32 | previous };
+            let state = BucketState { until, rest: current << 32 | previous };
             let at = |t: u64| matches!(window.take(state, Nanos(t), cost).0, Verdict::Admitted { .. });
             if let Verdict::Refused { wait: Some(wait), .. } = window.take(state, Nanos(now), cost).0 {
                 prop_assert!(at(now + wait.0), "{:?}", wait);
@@ -407,8 +413,8 @@ mod tests {
         #[test]
         fn no_input_panics(limit: u64, period: u64, until: u64, rest: u64, now: u64, cost: u64, other: u64) {
             let window = window(limit, Nanos(period));
-            let (_, take) = window.take(State { until, rest }, Nanos(now), cost);
-            let _ = window.refunded(take, State { until: other, rest: cost });
+            let (_, take) = window.take(BucketState { until, rest }, Nanos(now), cost);
+            let _ = window.refunded(take, BucketState { until: other, rest: cost });
         }
     }
 }

@@ -17,11 +17,12 @@
 //! algorithm is part of the record's name, so that a limit whose algorithm changes in a reload
 //! starts afresh, and one whose parameters change goes on.
 
-use super::algorithm::{Algorithm, State, Take, Verdict};
+use super::algorithm::Algorithm;
+use super::take::{BucketState, Take, Verdict};
 use crate::base::hash::{of_names, place};
 use crate::base::time::Nanos;
 use crate::host::{Clock, SharedData};
-use crate::store::{self, Contended, Key, Kind, Step};
+use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 
 /// Slots of a set: a scan of 16 costs little beside the host call that fetches them.
 pub const WAYS: u32 = 16;
@@ -34,7 +35,7 @@ const WIDE_SLOT: usize = 24;
 
 /// Where the buckets of a limit are.
 #[derive(Clone, Copy, Debug)]
-pub struct Table {
+pub struct BucketTable {
     owner: u64,
     sets: u32,
     ways: u32,
@@ -43,7 +44,7 @@ pub struct Table {
 
 /// A request to a bucket, and what became of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Taking {
+pub struct TakeResult {
     /// The verdict on the cost.
     pub verdict: Verdict,
     /// What was taken, the extra tokens included.
@@ -67,7 +68,7 @@ pub enum Placement {
     Evicted,
 }
 
-impl Table {
+impl BucketTable {
     /// The table of the limit `name`, for `max_keys` keys.
     #[must_use]
     pub fn new(name: &str, namespace: &str, algorithm: &Algorithm, max_keys: u32) -> Self {
@@ -101,13 +102,13 @@ impl Table {
         now: Nanos,
         cost: u64,
         extra: u64,
-    ) -> Result<Taking, Contended> {
+    ) -> Result<TakeResult, Contended> {
         store::update(host, &self.record(hash), |bytes| {
-            let mut set = Set::of(bytes, self.wide);
+            let mut set = SlotSet::of(bytes, self.wide);
             let before = set.state(hash).unwrap_or_default();
             let (verdict, take, extra) = algorithm.take_with(before, now, cost, extra);
             if take.after == before {
-                return Step::Keep(Taking {
+                return Step::Keep(TakeResult {
                     verdict,
                     take,
                     extra,
@@ -117,7 +118,7 @@ impl Table {
             let placement = set.put(hash, take.after, self.ways, |state| {
                 algorithm.owes_nothing(state, now)
             });
-            Step::Write(Taking {
+            Step::Write(TakeResult {
                 verdict,
                 take,
                 extra,
@@ -126,8 +127,8 @@ impl Table {
         })
     }
 
-    /// What [`Table::take`] would say.
-    pub fn look<H: SharedData>(
+    /// What [`BucketTable::take`] would say.
+    pub fn peek<H: SharedData>(
         &self,
         host: &H,
         hash: u64,
@@ -136,7 +137,7 @@ impl Table {
         cost: u64,
     ) -> Verdict {
         let mut bytes = store::read(host, &self.record(hash)).unwrap_or_default();
-        let state = Set::of(&mut bytes, self.wide)
+        let state = SlotSet::of(&mut bytes, self.wide)
             .state(hash)
             .unwrap_or_default();
         algorithm.take_with(state, now, cost, 0).0
@@ -159,7 +160,7 @@ impl Table {
             return Ok(());
         }
         store::update(host, &self.record(hash), |bytes| {
-            let mut set = Set::of(bytes, self.wide);
+            let mut set = SlotSet::of(bytes, self.wide);
             // The clock is read here, in the loop: what counts is how late the refund is really
             // written.
             let elapsed = host.monotonic().since(then);
@@ -176,18 +177,18 @@ impl Table {
         })
     }
 
-    fn record(&self, hash: u64) -> Key {
-        Key::new(Kind::RateLimit, self.owner, place(hash, self.sets))
+    fn record(&self, hash: u64) -> RecordKey {
+        RecordKey::new(RecordKind::RateLimit, self.owner, place(hash, self.sets))
     }
 }
 
 /// A set of slots, over the record's bytes.
-struct Set<'a> {
+struct SlotSet<'a> {
     bytes: &'a mut Vec<u8>,
     wide: bool,
 }
 
-impl<'a> Set<'a> {
+impl<'a> SlotSet<'a> {
     /// Anything but a whole record of this version is an empty set.
     fn of(bytes: &'a mut Vec<u8>, wide: bool) -> Self {
         let (version, slot) = if wide {
@@ -211,7 +212,7 @@ impl<'a> Set<'a> {
     }
 
     /// The tags and states of all slots.
-    fn slots(&self) -> impl Iterator<Item = (u64, State)> {
+    fn slots(&self) -> impl Iterator<Item = (u64, BucketState)> {
         let slots = self
             .bytes
             .get(HEADER..)
@@ -223,7 +224,7 @@ impl<'a> Set<'a> {
             let mut next = || numbers.next().unwrap_or(0);
             (
                 next(),
-                State {
+                BucketState {
                     until: next(),
                     rest: next(),
                 },
@@ -231,7 +232,7 @@ impl<'a> Set<'a> {
         })
     }
 
-    fn state(&self, tag: u64) -> Option<State> {
+    fn state(&self, tag: u64) -> Option<BucketState> {
         self.slots()
             .find(|(t, _)| *t == tag)
             .map(|(_, state)| state)
@@ -240,11 +241,11 @@ impl<'a> Set<'a> {
     fn put(
         &mut self,
         tag: u64,
-        state: State,
+        state: BucketState,
         ways: u32,
-        owes_nothing: impl Fn(State) -> bool,
+        owes_nothing: impl Fn(BucketState) -> bool,
     ) -> Placement {
-        let mut victim: Option<(usize, State)> = None;
+        let mut victim: Option<(usize, BucketState)> = None;
         let mut count = 0u32;
         let mut own = None;
         for (at, (t, s)) in self.slots().enumerate() {

@@ -1,8 +1,9 @@
 //! Cases of peers, from `tests/vectors`: what others promise of the same algorithms.
 
 use super::KeyQuota;
-use super::algorithm::{Algorithm, State, Verdict};
+use super::algorithm::Algorithm;
 use super::quota_headers;
+use super::take::{BucketState, Verdict};
 use crate::base::time::Nanos;
 use crate::config::{self, Quota, QuotaHeaders};
 use proptest::prelude::*;
@@ -11,14 +12,14 @@ use serde_json::Value;
 /// One key of a limit.
 struct Key {
     algorithm: Algorithm,
-    state: State,
+    state: BucketState,
 }
 
 impl Key {
     fn new(algorithm: config::Algorithm, quota: Quota) -> Self {
         Self {
             algorithm: Algorithm::new(algorithm, &quota),
-            state: State::default(),
+            state: BucketState::default(),
         }
     }
 
@@ -28,7 +29,7 @@ impl Key {
         verdict
     }
 
-    fn look(&self, ms: u64, cost: u64) -> Verdict {
+    fn peek(&self, ms: u64, cost: u64) -> Verdict {
         self.algorithm.take_with(self.state, at(ms), cost, 0).0
     }
 }
@@ -155,11 +156,11 @@ fn envoys_token_bucket() {
                 } else {
                     wanted
                 };
-                assert!(!passes(key.look(ms, too_many)), "{} {step}", case["name"]);
+                assert!(!passes(key.peek(ms, too_many)), "{} {step}", case["name"]);
             }
             assert!(passes(key.take(ms, got)), "{} {step}", case["name"]);
             if let Some(next) = step["next_token_ms"].as_u64() {
-                let wait = match key.look(ms, 1) {
+                let wait = match key.peek(ms, 1) {
                     Verdict::Refused { wait, .. } => wait.unwrap().0.div_ceil(1_000_000),
                     _ => 0,
                 };
@@ -322,12 +323,12 @@ fn keeps_its_promises(kind: usize, steps: Vec<Stumble>) -> Result<(), TestCaseEr
         TOKEN_BUCKET,
         warm,
     ][kind];
-    let (mut now, mut state) = (3_600_000_000_000_000u64, State::default());
+    let (mut now, mut state) = (3_600_000_000_000_000u64, BucketState::default());
     for (pause, limit, period, cost, broken) in steps {
         now = now.saturating_add_signed(pause);
         // And some find another record.
         if let Some((until, rest)) = broken {
-            state = State { until, rest };
+            state = BucketState { until, rest };
         }
         // Each step finds another quota: a reload in between.
         let algorithm = Algorithm::new(

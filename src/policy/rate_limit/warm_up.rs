@@ -23,8 +23,8 @@
 //! follows at any later moment. After a reload that changes `warm_up` the time to full warmth is
 //! kept.
 
-use super::algorithm::{State, Take, Verdict};
 use super::gcra::{FARTHEST_DEBT, Gcra, SCALE, nanos_ceil};
+use super::take::{BucketState, Take, Verdict};
 use crate::base::time::Nanos;
 use crate::config::Quota;
 
@@ -64,7 +64,7 @@ impl WarmUp {
 
     /// See [`super::algorithm::Algorithm::take`].
     #[must_use]
-    pub fn take(&self, state: State, now: Nanos, cost: u64) -> (Verdict, Take) {
+    pub fn take(&self, state: BucketState, now: Nanos, cost: u64) -> (Verdict, Take) {
         let warmth = self.warmth(state, now);
         let charge = self.charge(warmth);
         let at = now.0.saturating_mul(SCALE);
@@ -74,7 +74,7 @@ impl WarmUp {
         let deepest = at.saturating_add(self.capacity.saturating_mul(COLD));
         let is_error = state.until > deepest.saturating_add(FARTHEST_DEBT);
         let kept = if is_error {
-            State {
+            BucketState {
                 until: deepest,
                 ..state
             }
@@ -130,7 +130,7 @@ impl WarmUp {
         };
         let take = Take {
             before: state,
-            after: State {
+            after: BucketState {
                 until: after,
                 rest: warm_at,
             },
@@ -140,8 +140,8 @@ impl WarmUp {
     }
 
     /// How warm the key is at `now`, from 0 to `time`.
-    fn warmth(&self, state: State, now: Nanos) -> Nanos {
-        if state == State::default() {
+    fn warmth(&self, state: BucketState, now: Nanos) -> Nanos {
+        if state == BucketState::default() {
             return Nanos::ZERO;
         }
         let idle_from = Nanos(state.until.div_ceil(SCALE));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     /// Requests admitted from `from` to `to` when one comes every ms.
-    fn served(limiter: &WarmUp, state: &mut State, from: u64, to: u64) -> u64 {
+    fn served(limiter: &WarmUp, state: &mut BucketState, from: u64, to: u64) -> u64 {
         let mut passed = 0;
         for ms in from..to {
             let (verdict, take) = limiter.take(*state, Nanos(ms * MS), 1);
@@ -197,7 +197,7 @@ mod tests {
     fn a_cold_limiter_serves_a_third_and_warms_up_in_the_time_given() {
         // Five at once, so that what the bucket gathers between two tries is not lost.
         let limiter = limiter(100, 5, Nanos::from_secs(10));
-        let mut state = State::default();
+        let mut state = BucketState::default();
         let each: Vec<u64> = (100..112)
             .map(|s| served(&limiter, &mut state, s * 1_000, (s + 1) * 1_000))
             .collect();
@@ -219,7 +219,7 @@ mod tests {
     fn idleness_makes_cold_again_bit_by_bit() {
         let warm = |idle: u64| {
             let limiter = limiter(100, 5, Nanos::from_secs(10));
-            let mut state = State::default();
+            let mut state = BucketState::default();
             served(&limiter, &mut state, 100_000, 120_000);
             served(&limiter, &mut state, 120_000 + idle, 121_000 + idle)
         };
@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn the_smallest_bucket_can_be_used_when_cold() {
         let limiter = limiter(1, 1, SECOND);
-        let (verdict, take) = limiter.take(State::default(), Nanos::from_secs(9), 1);
+        let (verdict, take) = limiter.take(BucketState::default(), Nanos::from_secs(9), 1);
         assert_eq!(
             verdict,
             Verdict::Admitted {
@@ -254,7 +254,7 @@ mod tests {
     #[test]
     fn a_cold_burst_is_a_third_of_a_warm_one() {
         let limiter = limiter(100, 30, Nanos::from_secs(10));
-        let burst = |state: &mut State, ms: u64| {
+        let burst = |state: &mut BucketState, ms: u64| {
             (0..100)
                 .filter(|_| {
                     let (verdict, take) = limiter.take(*state, Nanos(ms * MS), 1);
@@ -263,7 +263,7 @@ mod tests {
                 })
                 .count()
         };
-        let mut state = State::default();
+        let mut state = BucketState::default();
         assert_eq!(burst(&mut state, 100_000), 10);
         served(&limiter, &mut state, 100_000, 120_000);
         assert!(
@@ -280,7 +280,7 @@ mod tests {
         ) {
             let quota = Quota { limit, period: SECOND, burst };
             let (warm, plain) = (WarmUp::new(&quota, Nanos(time)), Gcra::new(&quota));
-            let (mut now, mut state, mut arrival) = (0u64, State::default(), 0);
+            let (mut now, mut state, mut arrival) = (0u64, BucketState::default(), 0);
             for (pause, cost) in steps {
                 now += pause;
                 let (verdict, take) = warm.take(state, Nanos(now), cost);
@@ -313,7 +313,7 @@ mod tests {
             limit in 1u64..500, burst in 1u64..20, time in 1_000_000u64..20_000_000_000
         ) {
             let limiter = WarmUp::new(&Quota { limit, period: SECOND, burst }, Nanos(time));
-            let (mut state, mut now) = (State::default(), 1_000_000_000_000u64);
+            let (mut state, mut now) = (BucketState::default(), 1_000_000_000_000u64);
             let mut last = now;
             // Each request comes as soon as it is promised to pass.
             while now < 1_000_000_000_000 + time + 4_000_000_000 {
@@ -332,7 +332,7 @@ mod tests {
         #[test]
         fn no_input_panics(limit: u64, period: u64, burst: u64, time: u64, until: u64, rest: u64, now: u64, cost: u64) {
             let limiter = WarmUp::new(&Quota { limit, period: Nanos(period), burst }, Nanos(time));
-            let _ = limiter.take(State { until, rest }, Nanos(now), cost);
+            let _ = limiter.take(BucketState { until, rest }, Nanos(now), cost);
         }
     }
 }

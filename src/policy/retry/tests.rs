@@ -49,7 +49,7 @@ impl Proxy {
             self.now = self.now.plus(gap);
             self.end_due(failing);
             let worker = usize::try_from(self.rng.below(self.budgets.len() as u64)).unwrap();
-            let granted = self.budgets[worker].ask(self.now, self.totals, self.attempts);
+            let granted = self.budgets[worker].grant(self.now, self.totals, self.attempts);
             self.totals.requests += 1;
             self.in_flight
                 .push_back((self.now.plus(latency), worker, granted));
@@ -133,7 +133,7 @@ fn the_floor_holds_where_requests_are_few_and_zero_is_none() {
     let mut retries = 0u64;
     for _ in 0..100 {
         now = now.plus(Nanos::from_millis(100));
-        let granted = budget.ask(now, totals, 1);
+        let granted = budget.grant(now, totals, 1);
         totals.requests += 1;
         if granted > 0 {
             totals.retries += 1;
@@ -143,10 +143,10 @@ fn the_floor_holds_where_requests_are_few_and_zero_is_none() {
     }
     assert!((24..=33).contains(&retries), "{retries} in 10 s");
     let mut none = Budget::new(&config(0, 0));
-    assert_eq!(none.ask(now, totals, 1), 0);
+    assert_eq!(none.grant(now, totals, 1), 0);
     let mut plenty = Budget::new(&config(10_000, 10));
     assert_eq!(
-        [plenty.ask(now, totals, 0), plenty.ask(now, totals, 10)],
+        [plenty.grant(now, totals, 0), plenty.grant(now, totals, 10)],
         [0, 10]
     );
 }
@@ -171,7 +171,7 @@ fn a_host_without_metrics_still_has_a_bound() {
     let mut granted = 0;
     for _ in 0..1_000 {
         now = now.plus(Nanos::from_millis(5));
-        if budget.ask(now, Totals::default(), 1) > 0 {
+        if budget.grant(now, Totals::default(), 1) > 0 {
             granted += 1;
             budget.settle(1, 1);
         }
@@ -186,13 +186,13 @@ fn a_worker_that_was_idle_takes_no_average_of_its_sleep() {
         requests: 5,
         retries: 0,
     };
-    let _ = budget.ask(Nanos::from_secs(1), totals, 0);
+    let _ = budget.grant(Nanos::from_secs(1), totals, 0);
     let mut now = Nanos::from_secs(61);
     totals.requests = 60_000;
     let mut granted = 0u64;
     for _ in 0..100 {
         now = now.plus(Nanos::from_millis(9));
-        if budget.ask(now, totals, 1) > 0 {
+        if budget.grant(now, totals, 1) > 0 {
             totals.retries += 1;
             granted += 1;
             budget.settle(1, 1);
@@ -251,7 +251,7 @@ proptest! {
     ) {
         let mut budget = Budget::new(&config(share, floor));
         for (now, requests, retries, wanted, settled) in steps {
-            let granted = budget.ask(Nanos(now), Totals { requests, retries }, wanted);
+            let granted = budget.grant(Nanos(now), Totals { requests, retries }, wanted);
             prop_assert!(granted <= wanted);
             settled.iter().for_each(|spent| budget.settle(wanted, *spent));
         }

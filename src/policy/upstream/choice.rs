@@ -3,8 +3,8 @@
 //! An entry on trial may only come first: a trial is one call, and a retry must not land there
 //! without a permit. `open` says whether such an entry may still be tried.
 
-use super::roster::Entry;
-use super::{LIST, List, SAMPLE};
+use super::roster::RosterEntry;
+use super::{EndpointList, LIST, SAMPLE};
 use crate::base::rng::Rng;
 use std::cmp::Ordering;
 
@@ -17,11 +17,11 @@ use std::cmp::Ordering;
 /// in randomized load balancing", 2001), and the cost of a request does not grow with the number of
 /// endpoints.
 pub fn cheapest(
-    entries: &[Entry],
+    entries: &[RosterEntry],
     open: &dyn Fn(usize) -> bool,
     cost: &dyn Fn(usize) -> u64,
     rng: &Rng,
-) -> List {
+) -> EndpointList {
     let mut sample = [None; SAMPLE];
     let count = entries.len() as u64;
     // A walk from a random start in a random stride meets distinct entries.
@@ -37,9 +37,9 @@ pub fn cheapest(
             .map(|entry| (entry, cost(entry.at)));
         at = at.saturating_add(stride).checked_rem(count).unwrap_or(0);
     }
-    let mut list = List::default();
+    let mut list = EndpointList::default();
     for first in [true, false, false] {
-        let mut best: Option<(usize, &Entry, u64)> = None;
+        let mut best: Option<(usize, &RosterEntry, u64)> = None;
         let mut drawn_from = 0u64;
         for (place, (entry, cost)) in sample
             .iter()
@@ -80,13 +80,13 @@ const DRAWS: usize = 8;
 
 /// A draw by weight.
 #[must_use]
-pub fn random(entries: &[Entry], open: &dyn Fn(usize) -> bool, rng: &Rng) -> List {
+pub fn random(entries: &[RosterEntry], open: &dyn Fn(usize) -> bool, rng: &Rng) -> EndpointList {
     let total = entries.last().map_or(0, |entry| entry.upto);
     let draw = || {
         let at = rng.below(total.into());
         entries.get(entries.partition_point(|entry| u64::from(entry.upto) <= at))
     };
-    let mut list = List::default();
+    let mut list = EndpointList::default();
     for _ in 0..DRAWS.saturating_add(LIST) {
         match draw() {
             Some(entry) if allowed(entry, &list, open) => list.push(entry.at),
@@ -105,15 +105,15 @@ pub fn random(entries: &[Entry], open: &dyn Fn(usize) -> bool, rng: &Rng) -> Lis
 
 /// The first in the configuration's order.
 #[must_use]
-pub fn first(entries: &[Entry], open: &dyn Fn(usize) -> bool) -> List {
-    in_order(List::default(), entries.iter(), open)
+pub fn first(entries: &[RosterEntry], open: &dyn Fn(usize) -> bool) -> EndpointList {
+    in_order(EndpointList::default(), entries.iter(), open)
 }
 
 fn in_order<'a>(
-    mut list: List,
-    entries: impl Iterator<Item = &'a Entry>,
+    mut list: EndpointList,
+    entries: impl Iterator<Item = &'a RosterEntry>,
     open: &dyn Fn(usize) -> bool,
-) -> List {
+) -> EndpointList {
     for entry in entries {
         if list.is_full() {
             break;
@@ -126,7 +126,11 @@ fn in_order<'a>(
 }
 
 /// Whether the entry may take the list's next place.
-pub(super) fn allowed(entry: &Entry, list: &List, open: &dyn Fn(usize) -> bool) -> bool {
+pub(super) fn allowed(
+    entry: &RosterEntry,
+    list: &EndpointList,
+    open: &dyn Fn(usize) -> bool,
+) -> bool {
     !entry.trial || (list.first().is_none() && open(entry.at))
 }
 

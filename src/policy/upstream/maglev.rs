@@ -11,9 +11,9 @@
 //! 2018): an owner that has `c` times its share of the requests in flight already is passed over in
 //! the same way, so that a hot key cannot crush its endpoint.
 
-use super::List;
+use super::EndpointList;
 use super::choice::allowed;
-use super::roster::{Entry, Pool, Roster};
+use super::roster::{Pool, Roster, RosterEntry};
 use crate::base::hash::{place, xxh64};
 use crate::base::sort;
 use crate::config::Percent;
@@ -28,14 +28,14 @@ const WALK: usize = 4_096;
 
 /// The owners of slots, as indices of the upstream's endpoints.
 #[derive(Clone, Debug, Default)]
-pub struct Table {
+pub struct MaglevTable {
     slots: Vec<u16>,
     /// By endpoint: the pick that has found it full. Each is asked once in a pick.
     full: Vec<Cell<u32>>,
     picks: Cell<u32>,
 }
 
-impl Table {
+impl MaglevTable {
     /// The table of `endpoints`: name, index and weight. Those without a weight own nothing. `size`
     /// has to be a prime.
     #[must_use]
@@ -131,11 +131,11 @@ impl Table {
         roster: &Roster,
         pool: &Pool,
         open: &dyn Fn(usize) -> bool,
-        room: &dyn Fn(&Entry) -> bool,
-    ) -> List {
+        room: &dyn Fn(&RosterEntry) -> bool,
+    ) -> EndpointList {
         let pick = self.picks.get().wrapping_add(1);
         self.picks.set(pick);
-        let (mut list, mut own, mut last) = (List::default(), None, None);
+        let (mut list, mut own, mut last) = (EndpointList::default(), None, None);
         for at in self.walk(hash) {
             // Slots side by side have one owner more often than not where weights differ.
             if last.replace(at) == Some(at) {

@@ -77,7 +77,7 @@ pub struct Rules {
 
 /// How many endpoints there are, and how many of them may be used. Drained ones do not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Census {
+pub struct EndpointCounts {
     /// Endpoints with a weight.
     pub members: u32,
     /// Those that are well.
@@ -86,7 +86,7 @@ pub struct Census {
     pub trial: u32,
 }
 
-impl Census {
+impl EndpointCounts {
     fn count(&mut self, member: &Member) {
         self.members = self.members.saturating_add(1);
         match member.availability {
@@ -113,7 +113,7 @@ impl Census {
 
 /// An endpoint in rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct RosterEntry {
     /// Its index in the upstream.
     pub at: usize,
     /// Its weight, more than zero.
@@ -141,11 +141,11 @@ pub struct Pool {
 #[derive(Clone, Debug, Default)]
 pub struct Roster {
     /// All endpoints together.
-    pub census: Census,
+    pub counts: EndpointCounts,
     /// Whether availability is ignored.
     pub panic: bool,
     members: Vec<Member>,
-    entries: Vec<Entry>,
+    entries: Vec<RosterEntry>,
     pools: Vec<Pool>,
     /// By endpoint: its pool.
     pool_of: Vec<u16>,
@@ -156,7 +156,7 @@ pub struct Roster {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Level {
-    census: Census,
+    counts: EndpointCounts,
     share: u32,
     /// Whether one is kept in rotation though its breaker is open.
     kept: bool,
@@ -198,13 +198,13 @@ impl Roster {
 
     /// The endpoints of a pool, in the upstream's order.
     #[must_use]
-    pub fn entries(&self, pool: &Pool) -> &[Entry] {
+    pub fn entries(&self, pool: &Pool) -> &[RosterEntry] {
         self.entries.get(pool.entries.clone()).unwrap_or(&[])
     }
 
     /// The place of an endpoint in a pool; `None`: it is not there.
     #[must_use]
-    pub fn entry(&self, pool: &Pool, at: usize) -> Option<&Entry> {
+    pub fn entry(&self, pool: &Pool, at: usize) -> Option<&RosterEntry> {
         let index = self.pool_of.get(at)?;
         if self.pools.get(usize::from(*index)) != Some(pool) {
             return None;
@@ -231,15 +231,15 @@ impl Roster {
 
     /// Counts, by level.
     fn survey(&mut self, rules: &Rules) {
-        self.census = Census::default();
+        self.counts = EndpointCounts::default();
         self.levels.clear();
         self.levels.resize(rules.zones.len(), Level::default());
         for member in self.members.iter().filter(|member| member.weight > 0) {
             let Some(level) = self.levels.get_mut(usize::from(member.level)) else {
                 continue;
             };
-            self.census.count(member);
-            level.census.count(member);
+            self.counts.count(member);
+            level.counts.count(member);
             if member.availability == Availability::Available {
                 level.weight = level.weight.saturating_add(member.weight.into());
                 if rules.zone == Some(member.zone) {
@@ -253,21 +253,21 @@ impl Roster {
     fn share(&mut self, rules: &Rules) {
         let mut left = ALL;
         for level in &mut self.levels {
-            level.share = level.census.capacity(rules.panic_threshold).min(left);
+            level.share = level.counts.capacity(rules.panic_threshold).min(left);
             left = left.saturating_sub(level.share);
         }
-        self.panic = rules.panic_threshold.0 > 0 && left > 0 && self.census.members > 0;
+        self.panic = rules.panic_threshold.0 > 0 && left > 0 && self.counts.members > 0;
         if self.panic {
             for level in &mut self.levels {
-                let part = u64::from(level.census.members).saturating_mul(ALL.into());
-                let part = part.checked_div(self.census.members.into()).unwrap_or(0);
+                let part = u64::from(level.counts.members).saturating_mul(ALL.into());
+                let part = part.checked_div(self.counts.members.into()).unwrap_or(0);
                 level.share = u32::try_from(part).unwrap_or(ALL);
             }
         } else if left == ALL
             && let Some(level) = self
                 .levels
                 .iter_mut()
-                .find(|level| level.census.trial > 0 || level.kept)
+                .find(|level| level.counts.trial > 0 || level.kept)
         {
             // Nobody is available: who may be tried is, and who may not be taken out.
             level.share = ALL;
@@ -307,7 +307,7 @@ impl Roster {
     /// Leaves in rotation what breakers may not take out: the last that opened.
     fn eject(&mut self, rules: &Rules) {
         self.ejected.clear();
-        let most = match u64::from(self.census.members).saturating_mul(rules.max_ejection.0.into())
+        let most = match u64::from(self.counts.members).saturating_mul(rules.max_ejection.0.into())
         {
             0 => 0,
             // One may always go.
@@ -376,7 +376,7 @@ impl Roster {
                 .and_then(|index| u16::try_from(index).ok());
             self.pool_of.push(pool.unwrap_or(NONE));
             if let Some(pool) = pool {
-                self.entries.push(Entry {
+                self.entries.push(RosterEntry {
                     at,
                     weight: member.weight,
                     upto: 0,

@@ -15,8 +15,8 @@
 //! 1,000 endpoints, 4 % of a proxied request. (A heap would cost their logarithm, and would not
 //! give nginx's order.)
 
-use super::List;
-use super::roster::Entry;
+use super::EndpointList;
+use super::roster::RosterEntry;
 use crate::base::rng::Rng;
 
 /// The most steps of a random start, times endpoints.
@@ -41,7 +41,7 @@ impl Rotation {
     }
 
     /// Takes up to so many steps at random, once.
-    pub fn start(&mut self, entries: &[Entry], rng: &Rng) {
+    pub fn start(&mut self, entries: &[RosterEntry], rng: &Rng) {
         if std::mem::replace(&mut self.started, true) {
             return;
         }
@@ -53,7 +53,12 @@ impl Rotation {
 
     /// The next endpoint, and behind it two others: from a random place on, so that the retries of
     /// one that fails do not all go to one.
-    pub fn next(&mut self, entries: &[Entry], open: &dyn Fn(usize) -> bool, rng: &Rng) -> List {
+    pub fn next(
+        &mut self,
+        entries: &[RosterEntry],
+        open: &dyn Fn(usize) -> bool,
+        rng: &Rng,
+    ) -> EndpointList {
         let mut total = 0i64;
         let mut best = (i64::MIN, usize::MAX);
         for entry in entries {
@@ -71,7 +76,7 @@ impl Rotation {
                 best = (*current, entry.at);
             }
         }
-        let mut list = List::default();
+        let mut list = EndpointList::default();
         if let Some(current) = self.current.get_mut(best.1) {
             *current = current.wrapping_sub(total);
             list.push(best.1);

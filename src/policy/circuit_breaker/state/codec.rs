@@ -1,9 +1,10 @@
 //! The record: version, phase, kind of window, a byte of zero, then the fields as little-endian
 //! numbers.
 
-use super::{Counts, Phase, State};
+use super::BreakerState;
 use crate::base::time::Nanos;
-use crate::policy::circuit_breaker::window::{BUCKETS, Fifo, LONGEST, Ring, Window};
+use crate::policy::circuit_breaker::transition::Phase;
+use crate::policy::circuit_breaker::window::{BUCKETS, Counts, Fifo, LONGEST, Ring, Window};
 
 pub const VERSION: u8 = 2;
 
@@ -59,7 +60,7 @@ impl Reader<'_> {
             ] {
                 words.for_each(|word| *word = self.u64());
             }
-            return Some(Window::Count(fifo.mended()));
+            return Some(Window::Count(fifo.repaired()));
         }
         if self.0.len() != RING {
             return None;
@@ -77,7 +78,7 @@ impl Reader<'_> {
     }
 }
 
-impl State {
+impl BreakerState {
     /// Reads a record; anything but a whole one of this version is a fresh breaker.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Self {

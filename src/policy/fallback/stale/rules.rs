@@ -1,5 +1,5 @@
-//! Which responses may be kept, for how long, and what of them: RFC 9111 (HTTP Caching), RFC 5861
-//! (`stale-if-error`), and what the configuration's contract adds.
+//! Which responses may be kept, for how long, and which of their headers: RFC 9111 (HTTP Caching),
+//! RFC 5861 (`stale-if-error`), and the rules of `docs/config.md`.
 
 use crate::base::headers::{HeaderMap, parse_number};
 
@@ -53,7 +53,7 @@ pub fn lets_keep(request: &HeaderMap) -> bool {
 }
 
 /// On what terms this response to a GET may be kept; `None`: not at all. `by_cookie`: the
-/// configuration tells responses apart by it.
+/// configuration varies responses by cookie.
 #[must_use]
 pub fn terms(request: &HeaderMap, response: &HeaderMap, by_cookie: bool) -> Option<Terms> {
     let plain = response.get(":status") == Some(b"200")
@@ -65,7 +65,7 @@ pub fn terms(request: &HeaderMap, response: &HeaderMap, by_cookie: bool) -> Opti
         return None;
     }
     let vary = varied(response)?;
-    // Most sites know their users by a cookie, and many forget to say so.
+    // Most sites recognise users by a cookie, and many omit `Vary: cookie`.
     let for_one =
         request.get("cookie").is_some() && !directives.public && directives.s_maxage.is_none();
     if for_one && !by_cookie && !vary.iter().any(|name| name == "cookie") {
@@ -79,15 +79,15 @@ pub fn terms(request: &HeaderMap, response: &HeaderMap, by_cookie: bool) -> Opti
     let limit = match directives.stale_if_error {
         _ if directives.must_revalidate => fresh,
         Some(more) => fresh.saturating_add(more),
-        // RFC 9111, 5.2.2.10: it bids shared caches to revalidate.
+        // RFC 9111, 5.2.2.10: `s-maxage` makes shared caches revalidate.
         None if directives.s_maxage.is_some() => fresh,
         None => u32::MAX,
     };
     (age < limit).then_some(Terms { age, limit })
 }
 
-/// The request headers that the response says it varies by: lower case, sorted, each once. `None`:
-/// it varies by anything.
+/// The request headers in the response's `Vary`: lower case, sorted, each once. `None`: `*`, or a
+/// value that is no list of names.
 #[must_use]
 pub fn varied(response: &HeaderMap) -> Option<Vec<String>> {
     let mut names = Vec::new();
@@ -108,7 +108,7 @@ pub fn varied(response: &HeaderMap) -> Option<Vec<String>> {
     Some(names)
 }
 
-/// The headers to keep; `None`: too many, or not such as a host takes.
+/// The headers to keep; `None`: there are too many, or a host would not accept them.
 #[must_use]
 pub fn kept(response: &HeaderMap) -> Option<HeaderMap> {
     let named: Vec<&[u8]> = response
@@ -183,7 +183,7 @@ struct Directives {
 }
 
 impl Directives {
-    /// `None`: it cannot be read, so that nobody knows what it forbids.
+    /// `None`: it cannot be parsed, so that it may forbid anything.
     fn of(headers: &HeaderMap) -> Option<Self> {
         let mut it = Self::default();
         for line in headers.all("cache-control") {
@@ -209,7 +209,8 @@ impl Directives {
             .unwrap_or(value);
         let name = name.trim_ascii();
         let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
-        // What is no number is stale at once (RFC 9111, 4.2.1); of several the least holds.
+        // A value that is no number makes a response stale at once (RFC 9111, 4.2.1); of several
+        // values the least counts.
         let least = |known: Option<u32>| {
             let new = seconds(value);
             Some(known.map_or(new, |known| known.min(new)))
@@ -234,8 +235,8 @@ impl Directives {
     }
 }
 
-/// A directive and what follows its comma; commas in quotes do not count. `None`: a quote that does
-/// not end.
+/// Splits off a directive at its comma; commas in quotes do not count. `None`: a quote does not
+/// end.
 fn next(list: &[u8]) -> Option<(&[u8], &[u8])> {
     let (mut quoted, mut escaped) = (false, false);
     for (at, byte) in list.iter().enumerate() {
@@ -250,7 +251,7 @@ fn next(list: &[u8]) -> Option<(&[u8], &[u8])> {
     (!quoted).then_some((list, &[]))
 }
 
-/// What is no number is none; beyond 68 years it is no bound any more (RFC 9111, 1.2.2).
+/// Seconds; 0 if it is no number. From 68 years on it counts as unbounded (RFC 9111, 1.2.2).
 fn seconds(text: &[u8]) -> u32 {
     let most = i32::MAX.unsigned_abs();
     let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);

@@ -2,17 +2,18 @@
 //!
 //! A response's tag names a set. A set is one small record, its index, and a record for each of its
 //! slots. The index lists for each response its tag, its variant, its slot, its size and when it
-//! was kept and used; the slot's record holds the bytes. So nobody reads or writes a body but the
-//! one that is wanted.
+//! was kept and used; the slot's record holds the bytes. So a worker reads and writes only the body
+//! that it wants.
 //!
 //! **The bound.** Each set may hold its share of the bytes. At every moment a slot's record holds
-//! at most the bytes that the index lists for it, whoever is interrupted where: who puts a response
-//! first empties the slots that it takes and leaves its own ticket there, then writes the index,
-//! and then writes the bytes, only where its ticket still stands. A worker that comes late finds
-//! another's ticket, and gives up; then the index lists bytes that are not there, until the
-//! response is kept anew or thrown out.
+//! at most the bytes that the index lists for it, wherever a worker is interrupted. A worker that
+//! puts a response first empties the slots that it takes and leaves its own ticket there, then
+//! writes the index, and then writes the bytes only if its ticket is still there. A worker that
+//! comes late finds another's ticket and gives up; the index then lists bytes that are not there,
+//! until the response is kept again or evicted.
 //!
-//! Of a full set the least recently used goes; the time of use is written once a second at most.
+//! A full set evicts its least recently used response; the time of use is written at most once a
+//! second.
 //!
 //! Records: an index is a version byte, 7 bytes of zero, and per response tag, variant, ticket,
 //! times of keeping and use (little-endian u64 each), size (u32), slot (u8), 3 bytes of zero. A
@@ -21,17 +22,17 @@
 use crate::base::hash::{of_names, place};
 use crate::base::time::Nanos;
 use crate::host::SharedData;
-use crate::store::{self, Contended, Key, Kind, Step};
+use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 
-/// The most slots of a set: its index stays at 3 KiB.
+/// The most slots of a set: its index is at most 3 KiB.
 pub const WAYS: u32 = 64;
 const SLOTS: std::ops::Range<u8> = 0..64;
-/// The most responses to one request that differ by what they vary by.
+/// The most variants of one response.
 const VARIANTS: usize = 8;
-/// The least slots of a set, if there is more than one set: of fewer the least recently used is
-/// soon wanted again.
+/// The least slots of a set, if there is more than one set: with fewer, the evicted response would
+/// soon be wanted again.
 const LEAST_WAYS: u32 = 16;
-/// A set has room for so many of the largest responses, if there is more than one set.
+/// How many of the largest responses fit into a set, if there is more than one set.
 const LARGEST: usize = 4;
 
 const VERSION: u8 = 1;
@@ -41,12 +42,12 @@ const ENTRY: usize = 48;
 pub const SLOT_HEAD: usize = 10;
 const EMPTY: u8 = 0;
 const FILLED: u8 = 1;
-/// How exact the times of use are.
+/// The precision of the times of use.
 const TOUCH: Nanos = Nanos::from_secs(1);
 
 /// Where the responses of a fallback are kept.
 #[derive(Clone, Copy, Debug)]
-pub struct Table {
+pub struct StaleTable {
     owner: u64,
     sets: u32,
     ways: usize,
@@ -56,18 +57,18 @@ pub struct Table {
 
 /// What keeping a response changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Change {
+pub struct SizeChange {
     /// Responses more, or less.
     pub entries: i64,
     /// Bytes more, or less.
     pub bytes: i64,
-    /// Other responses that were thrown out.
+    /// Other responses that were evicted.
     pub evicted: i64,
 }
 
 /// A response, as a set's index lists it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Entry {
+struct StaleEntry {
     tag: u64,
     variant: u64,
     ticket: u64,
@@ -77,7 +78,7 @@ struct Entry {
     slot: u8,
 }
 
-impl Table {
+impl StaleTable {
     /// A table for `entries` responses of at most `largest` bytes, and `bytes` in all.
     #[must_use]
     pub fn new(name: &str, entries: u32, bytes: usize, largest: usize) -> Self {
@@ -100,20 +101,20 @@ impl Table {
         }
     }
 
-    /// Empties what a former configuration of the same name kept in sets that are no more. What
-    /// changed.
+    /// Empties the sets that a former configuration of the same name had beyond those of today.
+    /// Returns what changed.
     ///
     /// # Errors
-    /// [`Contended`]: some of it is still there.
-    pub fn adopt<H: SharedData>(&self, host: &H) -> Result<Change, Contended> {
-        let size = Key::new(Kind::StaleSize, self.owner, 0);
+    /// [`Contended`]: some of them are not empty yet.
+    pub fn adopt<H: SharedData>(&self, host: &H) -> Result<SizeChange, Contended> {
+        let size = RecordKey::new(RecordKind::StaleSize, self.owner, 0);
         let known = store::read(host, &size)
             .and_then(|bytes| bytes.try_into().ok())
             .map_or(0, u32::from_le_bytes);
-        let mut change = Change::default();
-        // More sets than there can be: not written by us.
+        let mut change = SizeChange::default();
+        // More sets than there can be: haven did not write this.
         for set in self.sets..known.min(1 << 16) {
-            let key = Key::new(Kind::StaleIndex, self.owner, set);
+            let key = RecordKey::new(RecordKind::StaleIndex, self.owner, set);
             if store::read(host, &key).is_none_or(|bytes| bytes.len() <= INDEX_HEAD) {
                 continue;
             }
@@ -138,8 +139,8 @@ impl Table {
         Ok(change)
     }
 
-    /// Keeps `bytes` for this tag and variant, in place of what was kept for them. `ticket` is
-    /// random, and of this call alone. `None`: it does not fit, or another worker was faster.
+    /// Keeps `bytes` for this tag and variant, in place of the former ones. `ticket` is random, and
+    /// used by this call alone. `None`: it does not fit, or another worker was faster.
     ///
     /// # Errors
     /// [`Contended`]: nothing was kept.
@@ -150,7 +151,7 @@ impl Table {
         bytes: &[u8],
         ticket: u64,
         now: Nanos,
-    ) -> Result<Option<Change>, Contended> {
+    ) -> Result<Option<SizeChange>, Contended> {
         let size = bytes.len().saturating_add(SLOT_HEAD);
         let Some(listed) = u32::try_from(size).ok().filter(|_| size <= self.share) else {
             return Ok(None);
@@ -158,12 +159,12 @@ impl Table {
         let set = place(tag, self.sets);
         let (slot, change) = store::update(
             host,
-            &Key::new(Kind::StaleIndex, self.owner, set),
+            &RecordKey::new(RecordKind::StaleIndex, self.owner, set),
             |index| match self.list(
                 host,
                 set,
                 index,
-                Entry {
+                StaleEntry {
                     tag,
                     variant,
                     ticket,
@@ -189,7 +190,7 @@ impl Table {
         filled.map(|()| Some(change))
     }
 
-    /// The newest of what is kept for this tag that `accept` takes.
+    /// The newest response kept for this tag that `accept` takes.
     pub fn find<H: SharedData, T>(
         &self,
         host: &H,
@@ -198,7 +199,7 @@ impl Table {
         mut accept: impl FnMut(&[u8]) -> Option<T>,
     ) -> Option<T> {
         let set = place(tag, self.sets);
-        let index = Key::new(Kind::StaleIndex, self.owner, set);
+        let index = RecordKey::new(RecordKind::StaleIndex, self.owner, set);
         let mut entries = read(&store::read(host, &index)?)?;
         entries.retain(|e| e.tag == tag);
         entries.sort_unstable_by_key(|e| std::cmp::Reverse(e.kept));
@@ -212,7 +213,7 @@ impl Table {
             };
             let Some(found) = accept(bytes) else { continue };
             if now.since(entry.used) > TOUCH {
-                // Lost to others, it is used a little earlier than it was.
+                // If this write loses, the entry keeps a slightly older time of use.
                 let _ = store::update(host, &index, |bytes| {
                     let mut entries = read(bytes).unwrap_or_default();
                     let Some(own) = entries.iter_mut().find(|e| e.ticket == entry.ticket) else {
@@ -234,8 +235,8 @@ impl Table {
         host: &H,
         set: u32,
         index: &mut Vec<u8>,
-        new: Entry,
-    ) -> Result<(u8, Change), Contended> {
+        new: StaleEntry,
+    ) -> Result<(u8, SizeChange), Contended> {
         let mut entries = self.entries(host, set, index, new.ticket)?;
         let before = totals(&entries);
         let mut evicted = 0i64;
@@ -265,10 +266,10 @@ impl Table {
             .find(|slot| entries.iter().all(|e| e.slot != *slot))
             .ok_or(Contended)?;
         self.vacate(host, set, slot, new.ticket)?;
-        entries.push(Entry { slot, ..new });
+        entries.push(StaleEntry { slot, ..new });
         write(index, &entries);
         let after = totals(&entries);
-        let change = Change {
+        let change = SizeChange {
             entries: count(after.0).saturating_sub(count(before.0)),
             bytes: count(after.1).saturating_sub(count(before.1)),
             evicted,
@@ -276,29 +277,34 @@ impl Table {
         Ok((slot, change))
     }
 
-    /// Empties all slots that a set's index lists. What changed.
-    fn clear<H: SharedData>(&self, host: &H, set: u32, index: &[u8]) -> Result<Change, Contended> {
+    /// Empties all slots that a set's index lists. Returns what changed.
+    fn clear<H: SharedData>(
+        &self,
+        host: &H,
+        set: u32,
+        index: &[u8],
+    ) -> Result<SizeChange, Contended> {
         let entries = self.entries(host, set, index, 0)?;
         for entry in &entries {
             self.vacate(host, set, entry.slot, 0)?;
         }
         let (entries, bytes) = totals(&entries);
-        Ok(Change {
+        Ok(SizeChange {
             entries: count(entries).saturating_neg(),
             bytes: count(bytes).saturating_neg(),
             evicted: 0,
         })
     }
 
-    /// What the index lists. If it cannot be read, nothing: then all slots are emptied, for nobody
-    /// knows what is in them.
+    /// The entries of the index. If it cannot be read there are none, and all slots are emptied,
+    /// since their contents are unknown.
     fn entries<H: SharedData>(
         &self,
         host: &H,
         set: u32,
         index: &[u8],
         ticket: u64,
-    ) -> Result<Vec<Entry>, Contended> {
+    ) -> Result<Vec<StaleEntry>, Contended> {
         if index.is_empty() {
             return Ok(Vec::new());
         }
@@ -326,9 +332,9 @@ impl Table {
         })
     }
 
-    fn slot(&self, set: u32, slot: u8) -> Key {
-        Key::new(
-            Kind::StaleSlot,
+    fn slot(&self, set: u32, slot: u8) -> RecordKey {
+        RecordKey::new(
+            RecordKind::StaleSlot,
             self.owner,
             set.wrapping_mul(WAYS).wrapping_add(slot.into()),
         )
@@ -349,15 +355,15 @@ fn count(n: usize) -> i64 {
 }
 
 /// Responses and bytes.
-fn totals(entries: &[Entry]) -> (usize, usize) {
-    let size = |e: &Entry| usize::try_from(e.size).unwrap_or(usize::MAX);
+fn totals(entries: &[StaleEntry]) -> (usize, usize) {
+    let size = |e: &StaleEntry| usize::try_from(e.size).unwrap_or(usize::MAX);
     (
         entries.len(),
         entries.iter().map(size).fold(0, usize::saturating_add),
     )
 }
 
-fn read(index: &[u8]) -> Option<Vec<Entry>> {
+fn read(index: &[u8]) -> Option<Vec<StaleEntry>> {
     let (&[VERSION, 0, 0, 0, 0, 0, 0, 0], list) = index.split_first_chunk::<INDEX_HEAD>()? else {
         return None;
     };
@@ -382,7 +388,7 @@ fn read(index: &[u8]) -> Option<Vec<Entry>> {
         slots |= bit;
         #[allow(clippy::cast_possible_truncation, reason = "the lower half")]
         let size = rest as u32;
-        read.push(Entry {
+        read.push(StaleEntry {
             tag,
             variant,
             ticket,
@@ -395,7 +401,7 @@ fn read(index: &[u8]) -> Option<Vec<Entry>> {
     Some(read)
 }
 
-fn write(index: &mut Vec<u8>, entries: &[Entry]) {
+fn write(index: &mut Vec<u8>, entries: &[StaleEntry]) {
     index.clear();
     index.extend_from_slice(&[VERSION, 0, 0, 0, 0, 0, 0, 0]);
     for e in entries {

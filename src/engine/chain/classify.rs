@@ -1,0 +1,148 @@
+//! How the upstream answered, or why it did not.
+
+use crate::base::headers::{HeaderMap, parse_number};
+use crate::base::time::Nanos;
+use crate::config::FailureOn;
+use crate::host::{Property, Stream};
+
+/// How the upstream answered, or why it did not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// By itself.
+    Answered,
+    /// Not in time.
+    Timeout,
+    /// Reset, refused, cut, or nobody there.
+    Reset,
+    /// The proxy answered, and no upstream was to blame.
+    Local,
+}
+
+/// gRPC statuses by which a server says that it failed: those that a breaker counts by default, and
+/// RESOURCE_EXHAUSTED.
+pub(super) const GRPC_FAILURES: [u64; 6] = [2, 4, 8, 13, 14, 15];
+
+/// Tells an upstream's answer from what the proxy made up. Of an answer that is not suspect nothing
+/// is asked beyond whether an upstream was reached: a reply without one (a redirect, a direct
+/// response) is the proxy's own.
+pub(super) fn classify<S: Stream>(suspect: bool, reached: bool, stream: &S) -> Class {
+    if !suspect {
+        return if reached {
+            Class::Answered
+        } else {
+            Class::Local
+        };
+    }
+    let Some(details) = stream.property(Property::ResponseCodeDetails) else {
+        // A host that does not say (nginx): an upstream that was reached is taken at its word.
+        return if reached {
+            Class::Answered
+        } else {
+            Class::Reset
+        };
+    };
+    let starts = |prefix: &str| details.starts_with(prefix.as_bytes());
+    let holds = |part: &str| {
+        details
+            .windows(part.len())
+            .any(|window| window == part.as_bytes())
+    };
+    if starts("via_upstream") {
+        Class::Answered
+    } else if holds("overflow") {
+        // Envoy's own connection or request limits: no upstream was asked.
+        Class::Local
+    } else if starts("response_timeout")
+        || starts("upstream_per_try")
+        || starts("upstream_response_timeout")
+    {
+        Class::Timeout
+    } else if starts("upstream_reset")
+        || starts("no_healthy_upstream")
+        || starts("cluster_not_found")
+        || starts("upstream_")
+    {
+        Class::Reset
+    } else {
+        Class::Local
+    }
+}
+
+/// Who cut an answer off in its middle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cut {
+    Upstream,
+    Client,
+    /// It took too long.
+    Time,
+    /// It was not cut: its end has not been shown to us.
+    Nobody,
+}
+
+/// Bits of Envoy's response flags: UT, LR, UR, UF, UC, UMSDR, DT and UPE; the client's are DC and
+/// DR.
+pub(super) const TIMEOUTS: u64 = 1 << 2 | 1 << 19 | 1 << 22;
+
+pub(super) const RESETS: u64 = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 23;
+
+pub(super) const CLIENTS: u64 = 1 << 14 | 1 << 18 | 1 << 28;
+
+pub(super) fn cut_by<S: Stream>(stream: &S) -> Cut {
+    // A host that does not say (nginx): taken at its word, as the headers had it.
+    let Some(details) = stream.property(Property::ResponseCodeDetails) else {
+        return Cut::Nobody;
+    };
+    let flags = stream
+        .property(Property::ResponseFlags)
+        .and_then(|bytes| bytes.try_into().ok());
+    let flags = flags.map_or(0, u64::from_le_bytes);
+    if flags & TIMEOUTS != 0 {
+        Cut::Time
+    } else if flags & RESETS != 0 || details.starts_with(b"upstream_reset") {
+        Cut::Upstream
+    } else if flags & CLIENTS != 0 || !details.starts_with(b"via_upstream") {
+        Cut::Client
+    } else {
+        Cut::Nobody
+    }
+}
+
+pub(super) fn fails(on: &FailureOn, class: Class, status: u16, grpc_status: Option<u64>) -> bool {
+    match class {
+        Class::Timeout => on.timeout,
+        Class::Reset => on.reset,
+        Class::Local => false,
+        Class::Answered => {
+            on.status
+                .iter()
+                .any(|(from, to)| (*from..=*to).contains(&status))
+                || grpc_status
+                    .is_some_and(|status| on.grpc_status.iter().any(|s| u64::from(*s) == status))
+        }
+    }
+}
+
+/// What a gRPC client makes of a failure that has no grpc-status of its own: something between it
+/// and its server speaks plain HTTP. Not of other answers: a service that does not speak gRPC gives
+/// these to whoever says that he does, and no client is to open a breaker.
+pub(super) const fn grpc_failure(status: u16) -> Option<u64> {
+    match status {
+        502..=504 => Some(14),
+        500.. => Some(2),
+        _ => None,
+    }
+}
+
+/// The wait that an upstream asks for: `grpc-retry-pushback-ms`, or `Retry-After` in seconds (a
+/// date is left alone: it would need a clock that agrees with the upstream's).
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Nanos> {
+    let number = |name: &str| {
+        headers
+            .get(name)
+            .map(<[u8]>::trim_ascii)
+            .and_then(parse_number)
+    };
+    number("grpc-retry-pushback-ms")
+        .map(Nanos::from_millis)
+        .or_else(|| number("retry-after").map(Nanos::from_secs))
+}

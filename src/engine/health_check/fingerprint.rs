@@ -1,0 +1,55 @@
+//! Tells configurations apart that would check differently.
+
+use crate::base::hash::of_names;
+use crate::base::text::number;
+use crate::config::{self, Ask, HealthCheck};
+
+/// Tells contexts apart that would ask differently.
+pub(super) fn fingerprint(upstream: &config::Upstream, check: &HealthCheck) -> u64 {
+    let mut parts: Vec<String> = vec![upstream.cluster.clone(), upstream.override_header.clone()];
+    match &check.ask {
+        Ask::Http {
+            path,
+            host,
+            expected,
+        } => {
+            parts.extend([path.clone(), host.clone().unwrap_or_default()]);
+            parts.extend(
+                expected
+                    .iter()
+                    .flat_map(|(low, high)| [number((*low).into()), number((*high).into())]),
+            );
+        }
+        Ask::Grpc { service } => parts.extend(["grpc".to_owned(), service.clone()]),
+    }
+    let times = [
+        check.interval,
+        check.interval_changing,
+        check.initial_delay,
+        check.timeout,
+    ];
+    parts.extend(times.iter().map(|time| number(time.0)));
+    let counts = [
+        check.jitter.0,
+        check.healthy_threshold,
+        check.unhealthy_threshold,
+        check.report.into(),
+    ];
+    parts.extend(counts.iter().map(|count| number((*count).into())));
+    for it in &check.components {
+        let rate = it.max_error_rate.map_or(u64::MAX, |rate| rate.0.into());
+        parts.extend([
+            it.name.clone(),
+            number(it.critical.into()),
+            number(it.period.0),
+            number(rate),
+        ]);
+    }
+    parts.extend(
+        upstream
+            .endpoints
+            .iter()
+            .map(|endpoint| endpoint.address.clone()),
+    );
+    of_names(&parts.iter().map(String::as_str).collect::<Vec<_>>())
+}

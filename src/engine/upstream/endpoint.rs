@@ -1,0 +1,172 @@
+//! An endpoint as a worker sees it: its breaker, what checks have found, and the view of both.
+
+use crate::base::time::Nanos;
+use crate::engine::breaker::Breaker;
+use crate::engine::health_check::{self, CheckResult};
+use crate::host::{Host, MetricId};
+use crate::policy::circuit_breaker::{Admission, BreakerState, Phase};
+use crate::policy::health_check::{EndpointHealth, HealthRecord};
+use crate::policy::upstream::Availability;
+use std::cell::Cell;
+
+/// How long a worker leaves a half-open endpoint alone that has no permit left, before it asks
+/// again.
+pub(super) const PERMIT_RECHECK: Nanos = Nanos::from_millis(100);
+
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    pub(super) address: String,
+    pub(super) weight: u32,
+    pub(super) level: u16,
+    pub(super) zone: u16,
+    /// When it was first seen, if it came after the proxy's start.
+    pub(super) first_seen: Nanos,
+    pub(super) healthy: MetricId,
+    pub(super) latency: MetricId,
+    pub(super) load: MetricId,
+    pub(super) breaker: Option<Breaker>,
+    pub(super) view: Cell<View>,
+    /// What active checks have found.
+    pub(super) check: Option<health_check::Cell>,
+    pub(super) check_result: Cell<CheckResult>,
+}
+
+impl Endpoint {
+    /// The one state of an endpoint: it is out if its breaker, which goes by its answers to
+    /// requests, or an active check says so.
+    pub(super) fn availability(&self, now: Nanos) -> Availability {
+        if self.check_result.get().status.is_usable() {
+            self.view.get().availability(now)
+        } else {
+            Availability::Out
+        }
+    }
+
+    /// Since when checks find it well that was not; zero = it always was, as far as they know.
+    pub(super) fn well_since(&self) -> Nanos {
+        let CheckResult { status, since, .. } = self.check_result.get();
+        if self.check.is_some() && status.is_usable() {
+            since
+        } else {
+            Nanos::ZERO
+        }
+    }
+}
+
+impl Endpoint {
+    /// Reads its breaker anew, with the version of the upstream's changes that was read before, and
+    /// sets its gauge right.
+    pub(super) fn refresh<H: Host>(
+        &self,
+        host: &H,
+        now: Nanos,
+        changes: u64,
+        reports: &mut [(u32, u32)],
+    ) {
+        let mut well = self.weight > 0;
+        if let Some(breaker) = &self.breaker {
+            let state = breaker.refresh(host, now, Some(changes));
+            let view = view_of(&state, breaker, now);
+            well &= view.availability(now) == Availability::Available;
+            self.view.set(view);
+        }
+        if let Some(check) = &self.check {
+            let record = check.read(host);
+            let HealthRecord {
+                status,
+                reason,
+                detail,
+                since,
+                ..
+            } = record;
+            self.check_result.set(CheckResult {
+                status,
+                reason,
+                detail,
+                since,
+            });
+            well &= status.is_usable();
+            for ((down, told), component) in reports.iter_mut().zip(record.components) {
+                *told = told.saturating_add((component != EndpointHealth::Unchecked).into());
+                *down = down.saturating_add(component.is_down().into());
+            }
+        }
+        host.record(self.healthy, well.into());
+    }
+}
+
+/// What a worker knows of an endpoint without asking.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct View {
+    pub(super) availability: Availability,
+    /// When something that is out may be tried.
+    pub(super) trial_at: Nanos,
+    pub(super) epoch: u32,
+    /// Since when it is out.
+    pub(super) out_since: Nanos,
+    /// Since when it is well again, the latest of all that says so; zero = it always was.
+    pub(super) well_since: Nanos,
+}
+
+impl View {
+    pub(super) fn availability(self, now: Nanos) -> Availability {
+        match self.availability {
+            Availability::Out if now >= self.trial_at => Availability::Trial,
+            known => known,
+        }
+    }
+}
+
+pub(super) fn view_of(state: &BreakerState, breaker: &Breaker, now: Nanos) -> View {
+    let view = View {
+        availability: Availability::Available,
+        trial_at: Nanos::ZERO,
+        epoch: state.epoch,
+        out_since: Nanos::ZERO,
+        // A breaker that was never open is Closed since zero.
+        well_since: if state.phase == Phase::Closed {
+            state.since
+        } else {
+            Nanos::ZERO
+        },
+    };
+    let out = |trial_at| View {
+        availability: Availability::Out,
+        trial_at,
+        out_since: state.since,
+        ..view
+    };
+    let trial = View {
+        availability: Availability::Trial,
+        trial_at: now,
+        out_since: state.since,
+        ..view
+    };
+    if breaker.is_shadow() {
+        return View {
+            well_since: Nanos::ZERO,
+            ..view
+        };
+    }
+    if state.is_from_the_future(now) {
+        // The clock has stepped back: asking lets the record follow it.
+        return trial;
+    }
+    match state.phase {
+        Phase::Closed => view,
+        Phase::Open => out(state.until),
+        // At the round's end it is asked, or a permit lost with its VM would keep it out for as
+        // long as views are read anew all the time.
+        Phase::HalfOpen if state.permits >= breaker.config().half_open_calls => {
+            out(state.until.min(now.plus(PERMIT_RECHECK)))
+        }
+        Phase::HalfOpen => trial,
+    }
+}
+
+pub(super) const fn admitted(answer: Option<Admission>) -> Option<u32> {
+    match answer {
+        Some(Admission::Admitted { epoch, .. }) => Some(epoch),
+        Some(Admission::Refused { .. }) | None => None,
+    }
+}

@@ -1,0 +1,217 @@
+//! What an answer says of the endpoints that were asked.
+
+use super::Upstream;
+use super::endpoint::admitted;
+use super::pick::{Balancer, Pick};
+use crate::base::headers::HeaderMap;
+use crate::base::rng::Rng;
+use crate::base::time::Nanos;
+use crate::host::Host;
+use crate::policy::Outcome;
+use crate::policy::circuit_breaker::CallResult;
+use crate::policy::upstream::Availability;
+use crate::policy::upstream::orca::{self, Load};
+use crate::policy::upstream::peak_ewma::Latency;
+
+/// Who was asked for a [`Pick`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempts {
+    /// Index of the endpoint that was asked last.
+    pub last: usize,
+    /// How many tries there were before. They failed, or there would have been no next one.
+    pub before: u64,
+}
+
+impl Upstream {
+    /// Whether it matters who answered.
+    pub(in crate::engine) const fn needs_endpoint(&self) -> bool {
+        self.has_breakers || self.load_report || matches!(self.policy, Balancer::PeakEwma)
+    }
+
+    /// Who was asked, if the answer's attempt count tells that there was but one try. On a bad
+    /// answer it is not believed: who is to blame is asked.
+    pub(in crate::engine) fn first_try(
+        &self,
+        pick: &Pick,
+        headers: &HeaderMap,
+    ) -> Option<Attempts> {
+        let once = self.attempt_count && headers.get("x-envoy-attempt-count") == Some(b"1");
+        Some(Attempts {
+            last: pick.list.first().filter(|_| once)?,
+            before: 0,
+        })
+    }
+
+    /// Who was asked, by the address of the last one, or else by the number of tries, which costs a
+    /// host call: it is asked for only where the address does not tell.
+    pub(in crate::engine) fn tries(
+        &self,
+        pick: &Pick,
+        address: Option<&[u8]>,
+        attempts: impl FnOnce() -> Option<u64>,
+    ) -> Option<Attempts> {
+        let is = |at: &usize| {
+            self.endpoints
+                .get(*at)
+                .is_some_and(|e| Some(e.address.as_bytes()) == address)
+        };
+        if let Some((before, last)) = pick.list.iter().enumerate().find(|(_, at)| is(at)) {
+            return Some(Attempts {
+                last,
+                before: before as u64,
+            });
+        }
+        let attempts = attempts();
+        let before = attempts.unwrap_or(0).saturating_sub(1);
+        if let Some(last) = (0..self.endpoints.len()).find(is) {
+            // The proxy left the list: at its end, or because it does not follow it (a shadow).
+            return Some(Attempts { last, before });
+        }
+        // Nobody answered: the last try was the last of the list that there was.
+        let last = pick
+            .list
+            .iter()
+            .take(usize::try_from(attempts?).unwrap_or(usize::MAX))
+            .last()?;
+        Some(Attempts { last, before })
+    }
+
+    /// Takes note of how the tries ended.
+    pub(in crate::engine) fn record<H: Host>(
+        &self,
+        host: &H,
+        now: Nanos,
+        pick: &Pick,
+        tries: Option<Attempts>,
+        call: CallResult,
+        rng: &Rng,
+    ) {
+        let Some(Attempts { last, before }) = tries else {
+            return self.release(host, now, pick, rng);
+        };
+        let failed = CallResult {
+            outcome: Outcome::Failure,
+            retry_after: None,
+            ..call
+        };
+        let before = usize::try_from(before).unwrap_or(usize::MAX);
+        let mut told = false;
+        let mut own_epoch = None;
+        for (place, (at, epoch)) in pick.list.iter().zip(pick.epochs).enumerate() {
+            if at == last {
+                own_epoch = Some(epoch);
+            } else if place < before {
+                self.end(host, now, at, epoch, failed, rng);
+                told |= place == 0;
+            }
+        }
+        if !told && pick.list.first() != Some(last) {
+            self.release(host, now, pick, rng);
+        }
+        if let Some(epoch) = own_epoch.or_else(|| self.unlisted(host, last, now)) {
+            self.end(host, now, last, epoch, call, rng);
+        }
+    }
+
+    /// Takes note of what an answer, or its failure to come, says of who was asked: how long it
+    /// took, and how busy it is.
+    pub(in crate::engine) fn learn<H: Host>(
+        &self,
+        host: &H,
+        now: Nanos,
+        pick: &Pick,
+        tries: Attempts,
+        took: Nanos,
+        failed: bool,
+    ) {
+        if !matches!(self.policy, Balancer::PeakEwma) {
+            return;
+        }
+        let note = |at: usize, failed: bool| {
+            let Some(endpoint) = self.endpoints.get(at) else {
+                return;
+            };
+            let before = Latency(host.value(endpoint.latency));
+            let after = before.with(now, took, failed);
+            if after != before {
+                host.record(endpoint.latency, after.0);
+            }
+        };
+        if tries.before == 0 {
+            return note(tries.last, failed);
+        }
+        // How long each try took is not known: at most the whole. It speaks against those that
+        // failed.
+        let before = usize::try_from(tries.before).unwrap_or(usize::MAX);
+        pick.list
+            .iter()
+            .take(before)
+            .filter(|at| *at != tries.last)
+            .for_each(|at| note(at, true));
+    }
+
+    /// Takes note of an endpoint's report on its load.
+    pub(in crate::engine) fn report<H: Host>(
+        &self,
+        host: &H,
+        now: Nanos,
+        at: usize,
+        report: &[u8],
+    ) {
+        if let (Some(endpoint), Some(utilization)) = (self.endpoints.get(at), orca::parse(report)) {
+            host.record(
+                endpoint.load,
+                Load(host.value(endpoint.load)).with(now, utilization).0,
+            );
+        }
+    }
+
+    /// Whether endpoints report their load.
+    pub(in crate::engine) const fn has_reports(&self) -> bool {
+        self.load_report
+    }
+
+    /// Gives back the permit of a pick whose call ended without a check_result.
+    pub(in crate::engine) fn release<H: Host>(&self, host: &H, now: Nanos, pick: &Pick, rng: &Rng) {
+        if let (true, Some(at), Some(epoch)) = (pick.trial, pick.list.first(), pick.epochs.first())
+        {
+            self.end(host, now, at, *epoch, CallResult::IGNORED, rng);
+        }
+    }
+
+    /// The epoch in which a call counts that the proxy has made of its own accord (a shadow's).
+    /// Where permits are needed it takes one for the moment, or its outcome would count as a
+    /// trial's that nobody has allowed.
+    fn unlisted<H: Host>(&self, host: &H, at: usize, now: Nanos) -> Option<u32> {
+        let endpoint = self.endpoints.get(at)?;
+        let view = endpoint.view.get();
+        match view.availability(now) {
+            Availability::Available => Some(view.epoch),
+            Availability::Trial => self.acquire(host, endpoint, now),
+            Availability::Out => None,
+        }
+    }
+
+    fn end<H: Host>(
+        &self,
+        host: &H,
+        now: Nanos,
+        at: usize,
+        epoch: u32,
+        call: CallResult,
+        rng: &Rng,
+    ) {
+        let Some(breaker) = self.endpoints.get(at).and_then(|e| e.breaker.as_ref()) else {
+            return;
+        };
+        // Nobody asks a shadow before a call; without being asked it would stay open for ever.
+        let epoch = if breaker.is_shadow() {
+            admitted(breaker.acquire(host, now))
+        } else {
+            Some(epoch)
+        };
+        if let Some(epoch) = epoch {
+            breaker.end(host, now, epoch, call, rng);
+        }
+    }
+}

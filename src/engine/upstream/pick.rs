@@ -1,0 +1,279 @@
+//! Picking the endpoints of a request.
+
+use super::Upstream;
+use super::endpoint::{Endpoint, PERMIT_RECHECK, View, admitted};
+use crate::base::hash::place as place_of;
+use crate::base::rng::Rng;
+use crate::base::time::Nanos;
+use crate::config::{BalancePolicy, Percent};
+use crate::host::Host;
+use crate::policy::upstream::maglev::{self, MaglevTable};
+use crate::policy::upstream::peak_ewma::Latency;
+use crate::policy::upstream::roster::{Pool, Roster, RosterEntry, UNIT};
+use crate::policy::upstream::rotation::Rotation;
+use crate::policy::upstream::{self, Availability, EndpointList, LIST, choice};
+use std::cell::RefCell;
+
+/// How endpoints are picked, ready for use.
+#[derive(Debug)]
+pub(super) enum Balancer {
+    RoundRobin(RefCell<Rotation>),
+    LeastRequest,
+    PeakEwma,
+    /// A table for each level.
+    ConsistentHash {
+        tables: Vec<MaglevTable>,
+        bounded_load: Percent,
+    },
+    Random,
+    First,
+}
+
+impl Balancer {
+    pub(super) fn new(config: &BalancePolicy, endpoints: &[Endpoint], levels: usize) -> Self {
+        match config {
+            BalancePolicy::RoundRobin => {
+                Self::RoundRobin(RefCell::new(Rotation::new(endpoints.len())))
+            }
+            BalancePolicy::LeastRequest => Self::LeastRequest,
+            BalancePolicy::PeakEwma => Self::PeakEwma,
+            BalancePolicy::Random => Self::Random,
+            BalancePolicy::First => Self::First,
+            BalancePolicy::ConsistentHash { bounded_load, .. } => {
+                let table = |level| {
+                    let endpoints = endpoints
+                        .iter()
+                        .enumerate()
+                        .filter(|(_, e)| usize::from(e.level) == level);
+                    let named = endpoints.filter_map(|(at, e)| {
+                        Some((e.address.as_str(), u16::try_from(at).ok()?, e.weight))
+                    });
+                    MaglevTable::new(named, maglev::SIZE)
+                };
+                Self::ConsistentHash {
+                    tables: (0..levels).map(table).collect(),
+                    bounded_load: *bounded_load,
+                }
+            }
+        }
+    }
+}
+
+/// A choice of endpoints, and what was taken for it. It must be ended exactly once.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pick {
+    pub(super) list: EndpointList,
+    /// Epoch of each listed endpoint's breaker when it was chosen.
+    pub(super) epochs: [u32; LIST],
+    /// Whether the first holds a half-open permit.
+    pub(super) trial: bool,
+}
+
+impl Pick {
+    /// How many endpoints are listed.
+    pub(in crate::engine) fn listed(&self) -> usize {
+        self.list.iter().count()
+    }
+}
+
+impl Upstream {
+    /// Picks endpoints for a request and counts it in flight at the first; `None` if there is none
+    /// to use. `hash`: of its key, if it has one.
+    pub(in crate::engine) fn pick<H: Host>(
+        &self,
+        host: &H,
+        now: Nanos,
+        rng: &Rng,
+        hash: Option<u64>,
+    ) -> Option<Pick> {
+        let roster = self.roster(host, now);
+        // Each round without success marks one endpoint as out, so there are at most as many rounds
+        // as trials in the sample.
+        for _ in 0..=upstream::SAMPLE {
+            let list = self.list(host, now, &roster, rng, hash)?;
+            let at = list.first()?;
+            let first = self.endpoints.get(at)?;
+            let mut pick = Pick {
+                list,
+                ..Pick::default()
+            };
+            for (epoch, at) in pick.epochs.iter_mut().zip(list.iter()) {
+                let view = self
+                    .endpoints
+                    .get(at)
+                    .map(|e| e.view.get())
+                    .unwrap_or_default();
+                // In a panic one may be listed that is out, or on trial: without a permit its
+                // outcome must not count as a trial's.
+                let counts = view.availability(now) == Availability::Available;
+                *epoch = if counts {
+                    view.epoch
+                } else {
+                    view.epoch.wrapping_sub(1)
+                };
+            }
+            if first.availability(now) == Availability::Trial {
+                match self.acquire(host, first, now) {
+                    Some(epoch) => {
+                        pick.trial = true;
+                        if let Some(e) = pick.epochs.first_mut() {
+                            *e = epoch;
+                        }
+                    }
+                    // In a panic it is used all the same; its outcome then says nothing.
+                    None if !roster.panic => continue,
+                    None => {}
+                }
+            }
+            // Counted now, over all workers: the next choice, here or elsewhere, must see it.
+            self.enter(host, at);
+            return Some(pick);
+        }
+        None
+    }
+
+    /// Endpoints in the policy's order.
+    fn list<H: Host>(
+        &self,
+        host: &H,
+        now: Nanos,
+        roster: &Roster,
+        rng: &Rng,
+        hash: Option<u64>,
+    ) -> Option<EndpointList> {
+        // The upper bits: the lower ones choose the slot. One key is to stay in one level and zone.
+        let draw = match hash {
+            _ if roster.is_simple() => 0,
+            Some(hash) => hash >> 48,
+            None => rng.bits() >> 48,
+        };
+        let pool = roster.pool(u16::try_from(draw).unwrap_or(0))?;
+        let entries = roster.entries(pool);
+        let endpoint = |at: usize| self.endpoints.get(at);
+        let open =
+            |at: usize| endpoint(at).is_some_and(|e| e.availability(now) == Availability::Trial);
+        let mut list = match (&self.policy, hash) {
+            (Balancer::LeastRequest, _) => {
+                choice::cheapest(entries, &open, &|at| self.in_flight.value(host, at), rng)
+            }
+            (Balancer::PeakEwma, _) => {
+                let latency = |at| Latency(endpoint(at).map_or(0, |e| host.value(e.latency)));
+                let cost = |at| latency(at).cost(now, self.in_flight.value(host, at));
+                choice::cheapest(entries, &open, &cost, rng)
+            }
+            (Balancer::RoundRobin(rotation), _) => match rotation.try_borrow_mut() {
+                Ok(mut rotation) => {
+                    rotation.start(entries, rng);
+                    rotation.next(entries, &open, rng)
+                }
+                // Nobody holds it over a host call.
+                Err(_) => choice::random(entries, &open, rng),
+            },
+            (
+                Balancer::ConsistentHash {
+                    tables,
+                    bounded_load,
+                },
+                Some(hash),
+            ) => {
+                let table = tables.get(usize::from(pool.level))?;
+                let room = |entry: &_| self.has_room(host, pool, entry, hash, *bounded_load);
+                table.pick(hash, roster, pool, &open, &room)
+            }
+            (Balancer::First, _) => choice::first(entries, &open),
+            (Balancer::Random | Balancer::ConsistentHash { .. }, _) => {
+                choice::random(entries, &open, rng)
+            }
+        };
+        if !list.is_full() && !roster.is_simple() {
+            roster
+                .others(pool, rng)
+                .take(LIST)
+                .for_each(|at| list.push(at));
+        }
+        Some(list)
+    }
+
+    /// Whether the owner of a key may have it: it is not yet too busy, and, while it ramps, the key
+    /// is one of those that have come to it.
+    fn has_room<H: Host>(
+        &self,
+        host: &H,
+        pool: &Pool,
+        entry: &RosterEntry,
+        hash: u64,
+        bound: Percent,
+    ) -> bool {
+        let full = self
+            .endpoints
+            .get(entry.at)
+            .map_or(0, |e| e.weight.saturating_mul(UNIT));
+        // Other bits for each endpoint, so that keys which pass it over are not those that pass
+        // over the next.
+        let place = hash.rotate_left(20) ^ (entry.at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        if entry.weight < full && place_of(place, full) >= entry.weight {
+            return false;
+        }
+        let all = self.in_flight.value(host, self.endpoints.len());
+        // This pool's part of them.
+        let all = all.saturating_mul(pool.share.into()) >> 16;
+        maglev::has_room(
+            self.in_flight.value(host, entry.at),
+            all,
+            entry.weight,
+            pool.weight,
+            bound,
+        )
+    }
+
+    fn enter<H: Host>(&self, host: &H, at: usize) {
+        for at in [at, self.endpoints.len()] {
+            self.in_flight.enter(host, at);
+            self.in_flight.confirm(at);
+        }
+    }
+
+    /// The override header's value.
+    pub(in crate::engine) fn addresses(&self, pick: &Pick) -> Vec<u8> {
+        let mut value = Vec::with_capacity(64);
+        for endpoint in pick.list.iter().filter_map(|at| self.endpoints.get(at)) {
+            if !value.is_empty() {
+                value.push(b',');
+            }
+            value.extend_from_slice(endpoint.address.as_bytes());
+        }
+        value
+    }
+
+    /// Asks for a half-open permit; without one the endpoint is out for a while.
+    pub(super) fn acquire<H: Host>(
+        &self,
+        host: &H,
+        endpoint: &Endpoint,
+        now: Nanos,
+    ) -> Option<u32> {
+        let breaker = endpoint.breaker.as_ref()?;
+        if let Some(epoch) = admitted(breaker.acquire(host, now)) {
+            return Some(epoch);
+        }
+        let trial_at = now.plus(PERMIT_RECHECK);
+        endpoint.view.set(View {
+            availability: Availability::Out,
+            trial_at,
+            ..endpoint.view.get()
+        });
+        // The roster still has it; who comes there finds out. What it may become then, the next one
+        // says.
+        self.due.set(self.due.get().min(trial_at));
+        None
+    }
+
+    /// Takes the request out of flight.
+    pub(in crate::engine) fn leave<H: Host>(&self, host: &H, pick: &Pick) {
+        if let Some(first) = pick.list.first() {
+            [first, self.endpoints.len()]
+                .iter()
+                .for_each(|at| self.in_flight.leave(host, *at));
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! A simulated HTTP exchange, with a client and an upstream that the test plays.
+
+use crate::base::headers::HeaderMap;
+use crate::host::{Message, Property, Reply, Stream};
+use std::cell::RefCell;
+
+/// A simulated HTTP exchange.
+#[derive(Debug, Default)]
+pub struct SimStream {
+    request: RefCell<Vec<(String, Vec<u8>)>>,
+    response: RefCell<Vec<(String, Vec<u8>)>>,
+    trailers: RefCell<Vec<(String, Vec<u8>)>>,
+    body: RefCell<Vec<u8>>,
+    request_body: RefCell<Vec<u8>>,
+    properties: RefCell<Vec<(&'static str, Vec<u8>)>>,
+    state: RefCell<Vec<(String, Vec<u8>)>>,
+    reply: RefCell<Option<Reply>>,
+    asked: RefCell<Vec<Property>>,
+}
+
+impl SimStream {
+    /// How often the filter read a property.
+    #[must_use]
+    pub fn asked(&self, property: Property) -> usize {
+        self.asked
+            .borrow()
+            .iter()
+            .filter(|asked| **asked == property)
+            .count()
+    }
+
+    /// A request from 192.0.2.1.
+    #[must_use]
+    pub fn request(method: &str, path: &str, headers: &[(&str, &[u8])]) -> Self {
+        let stream = Self::default();
+        stream.set_property(Property::SourceAddress, b"192.0.2.1:40000");
+        let mut request = stream.request.borrow_mut();
+        request.push((":method".to_owned(), method.as_bytes().to_vec()));
+        request.push((":path".to_owned(), path.as_bytes().to_vec()));
+        request.push((":authority".to_owned(), b"api.example".to_vec()));
+        request.extend(headers.iter().map(|(n, v)| ((*n).to_owned(), v.to_vec())));
+        drop(request);
+        stream
+    }
+
+    /// Lets the upstream at `address` answer.
+    pub fn answer(&self, status: u16, address: Option<&str>, headers: &[(&str, &[u8])]) {
+        let mut response = self.response.borrow_mut();
+        response.clear();
+        response.push((":status".to_owned(), status.to_string().into_bytes()));
+        response.extend(headers.iter().map(|(n, v)| ((*n).to_owned(), v.to_vec())));
+        drop(response);
+        self.set_property(Property::ResponseCodeDetails, b"via_upstream");
+        if let Some(address) = address {
+            self.set_property(Property::UpstreamAddress, address.as_bytes());
+            self.set_property(Property::AttemptCount, &1u64.to_le_bytes());
+        }
+    }
+
+    /// Brings a piece of the request's body, which the host buffers with what came before.
+    pub fn send(&self, piece: &[u8]) {
+        self.request_body.borrow_mut().extend_from_slice(piece);
+    }
+
+    /// Brings a piece of the answer's body.
+    pub fn piece(&self, piece: &[u8]) {
+        *self.body.borrow_mut() = piece.to_vec();
+    }
+
+    /// Ends the answer with trailers.
+    pub fn trail(&self, trailers: &[(&str, &[u8])]) {
+        *self.trailers.borrow_mut() = trailers
+            .iter()
+            .map(|(n, v)| ((*n).to_owned(), v.to_vec()))
+            .collect();
+    }
+
+    /// Lets the proxy answer because the upstream failed.
+    pub fn fail(&self, status: u16, details: &str, address: Option<&str>, attempts: u64) {
+        self.answer(status, address, &[]);
+        self.set_property(Property::ResponseCodeDetails, details.as_bytes());
+        self.set_property(Property::AttemptCount, &attempts.to_le_bytes());
+    }
+
+    /// Sets a property.
+    pub fn set_property(&self, property: Property, value: &[u8]) {
+        let mut properties = self.properties.borrow_mut();
+        properties.retain(|(path, _)| *path != property.path());
+        properties.push((property.path(), value.to_vec()));
+    }
+
+    /// A request header as the upstream would see it.
+    #[must_use]
+    pub fn request_header(&self, name: &str) -> Option<String> {
+        header(&self.request.borrow(), name)
+    }
+
+    /// A response header as the client would see it.
+    #[must_use]
+    pub fn response_header(&self, name: &str) -> Option<String> {
+        match &*self.reply.borrow() {
+            Some(reply) => {
+                let own = reply
+                    .headers
+                    .iter()
+                    .find(|(n, _)| *n == name)
+                    .map(|(_, v)| v.as_slice());
+                own.or_else(|| reply.kept_headers.get(name))
+                    .map(|v| String::from_utf8_lossy(v).into_owned())
+            }
+            None => header(&self.response.borrow(), name),
+        }
+    }
+
+    /// A value of the filter state.
+    #[must_use]
+    pub fn state(&self, name: &str) -> Option<String> {
+        header(&self.state.borrow(), name)
+    }
+
+    /// The filter's own reply, if there was one.
+    #[must_use]
+    pub fn replied(&self) -> Option<Reply> {
+        self.reply.borrow().clone()
+    }
+
+    fn pairs(&self, of: Message) -> &RefCell<Vec<(String, Vec<u8>)>> {
+        match of {
+            Message::Request => &self.request,
+            Message::Response => &self.response,
+            Message::ResponseTrailers => &self.trailers,
+        }
+    }
+}
+
+fn header(pairs: &[(String, Vec<u8>)], name: &str) -> Option<String> {
+    pairs
+        .iter()
+        .find(|(n, _)| n.eq_ignore_ascii_case(name))
+        .map(|(_, v)| String::from_utf8_lossy(v).into_owned())
+}
+
+impl Stream for SimStream {
+    fn headers(&self, of: Message) -> HeaderMap {
+        HeaderMap::from_pairs(&self.pairs(of).borrow())
+    }
+
+    fn set_header(&self, of: Message, name: &str, value: &[u8]) {
+        self.remove_header(of, name);
+        self.add_header(of, name, value);
+    }
+
+    fn add_header(&self, of: Message, name: &str, value: &[u8]) {
+        self.pairs(of)
+            .borrow_mut()
+            .push((name.to_owned(), value.to_vec()));
+    }
+
+    fn remove_header(&self, of: Message, name: &str) {
+        self.pairs(of)
+            .borrow_mut()
+            .retain(|(n, _)| !n.eq_ignore_ascii_case(name));
+    }
+
+    fn body(&self, size: usize) -> Option<Vec<u8>> {
+        Some(self.body.borrow().iter().take(size).copied().collect())
+    }
+
+    fn request_body(&self, size: usize) -> Option<Vec<u8>> {
+        Some(
+            self.request_body
+                .borrow()
+                .iter()
+                .take(size)
+                .copied()
+                .collect(),
+        )
+    }
+
+    fn property(&self, property: Property) -> Option<Vec<u8>> {
+        self.asked.borrow_mut().push(property);
+        self.properties
+            .borrow()
+            .iter()
+            .find(|(path, _)| *path == property.path())
+            .map(|(_, value)| value.clone())
+    }
+
+    fn set_state(&self, name: &str, value: &[u8]) {
+        let mut state = self.state.borrow_mut();
+        state.retain(|(n, _)| n != name);
+        state.push((name.to_owned(), value.to_vec()));
+    }
+
+    fn reply(&self, reply: &Reply) {
+        *self.reply.borrow_mut() = Some(reply.clone());
+    }
+}

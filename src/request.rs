@@ -1,0 +1,242 @@
+//! Floor 3: a request, borrowed from the header map and parsed on demand; the keys that are made
+//! from it, the reasons to refuse it, and haven's own replies.
+
+pub mod key;
+mod reason;
+pub mod reply;
+
+pub use reason::Reason;
+
+use crate::base::headers::HeaderMap;
+use crate::base::ip::Ip;
+
+/// A request.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// All its headers.
+    pub headers: &'a HeaderMap,
+    /// The method; empty if the host gave none.
+    pub method: &'a [u8],
+    /// The path without its query.
+    pub path: &'a [u8],
+    /// What follows the path's `?`.
+    pub query: &'a [u8],
+    /// The `content-type` of its body.
+    pub content_type: Option<&'a [u8]>,
+    /// The client's address; `None` if it is unknown or not needed.
+    pub address: Option<Ip>,
+    /// The same, cut to the prefix that identifies a client.
+    pub client: Option<Ip>,
+    /// Name of its route; empty until one is chosen.
+    pub route: &'a str,
+}
+
+impl<'a> Request<'a> {
+    /// Reads the parts that every request has.
+    #[must_use]
+    pub fn new(headers: &'a HeaderMap) -> Self {
+        Self::read(headers, |_| {})
+    }
+
+    /// The same, and calls `each` with the name of every header. One pass serves both: walking the
+    /// headers is the main cost of most requests here.
+    #[must_use]
+    pub fn read(headers: &'a HeaderMap, mut each: impl FnMut(&'a [u8])) -> Self {
+        let (mut method, mut target, mut content_type) = (&[][..], &[][..], None);
+        for (name, value) in headers.iter() {
+            // Length first: one comparison rules out most names.
+            match name.len() {
+                5 if name == b":path" && target.is_empty() => target = value,
+                7 if name == b":method" && method.is_empty() => method = value,
+                12 if content_type.is_none() && name.eq_ignore_ascii_case(b"content-type") => {
+                    content_type = Some(value)
+                }
+                _ => {}
+            }
+            each(name);
+        }
+        // A fragment never belongs in a request target. A client that sends one must not dodge a
+        // path match with it.
+        let end = target
+            .iter()
+            .position(|b| matches!(b, b'?' | b'#'))
+            .unwrap_or(target.len());
+        let (path, rest) = target.split_at_checked(end).unwrap_or((target, &[]));
+        let query = rest
+            .strip_prefix(b"?")
+            .map_or(&[][..], |query| split(query, b'#').0);
+        Self {
+            headers,
+            method,
+            path,
+            query,
+            content_type,
+            address: None,
+            client: None,
+            route: "",
+        }
+    }
+
+    /// The host without its port; case as sent.
+    #[must_use]
+    pub fn host(&self) -> Option<&'a [u8]> {
+        let authority = self
+            .headers
+            .get(":authority")
+            .or_else(|| self.headers.get("host"))?;
+        // `[v6]:port`, `host:port`, `host`: a port follows the last colon outside of brackets.
+        let port_at = authority.iter().rposition(|b| matches!(b, b':' | b']'));
+        match port_at {
+            Some(at) if authority.get(at) == Some(&b':') => authority.get(..at),
+            _ => Some(authority),
+        }
+    }
+
+    /// The value of a cookie (RFC 6265, 4.2.1), from any of the `Cookie` headers.
+    #[must_use]
+    pub fn cookie(&self, name: &str) -> Option<&'a [u8]> {
+        let headers = self.headers;
+        headers
+            .iter()
+            .filter(|(n, _)| n.eq_ignore_ascii_case(b"cookie"))
+            .find_map(|(_, cookies)| {
+                cookies.split(|b| *b == b';').find_map(|pair| {
+                    let (key, value) = split_once(pair.trim_ascii(), b'=')?;
+                    (key == name.as_bytes()).then_some(value)
+                })
+            })
+    }
+
+    /// The value of a query parameter as sent, not percent-decoded; the first if it is repeated.
+    #[must_use]
+    pub fn query_parameter(&self, name: &str) -> Option<&'a [u8]> {
+        self.query.split(|b| *b == b'&').find_map(|pair| {
+            let (key, value) = split(pair, b'=');
+            (!pair.is_empty() && key == name.as_bytes()).then_some(value)
+        })
+    }
+
+    /// A non-empty segment of the path, counted from 0.
+    #[must_use]
+    pub fn path_segment(&self, index: u32) -> Option<&'a [u8]> {
+        let path = self.path.strip_prefix(b"/").unwrap_or(self.path);
+        path.split(|b| *b == b'/')
+            .nth(usize::try_from(index).ok()?)
+            .filter(|segment| !segment.is_empty())
+    }
+
+    /// Whether this is a gRPC call (not gRPC-Web): its errors travel in `grpc-status`.
+    #[must_use]
+    pub fn is_grpc(&self) -> bool {
+        const GRPC: &[u8] = b"application/grpc";
+        self.content_type.is_some_and(|value| {
+            value
+                .get(..GRPC.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(GRPC))
+                && matches!(value.get(GRPC.len()), None | Some(b'+' | b';' | b' '))
+        })
+    }
+}
+
+/// The bytes before and after the first `at`; nothing after if there is none.
+fn split(bytes: &[u8], at: u8) -> (&[u8], &[u8]) {
+    split_once(bytes, at).unwrap_or((bytes, &[]))
+}
+
+fn split_once(bytes: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
+    let position = bytes.iter().position(|b| *b == at)?;
+    let (before, from) = bytes.split_at_checked(position)?;
+    Some((before, from.get(1..)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> HeaderMap {
+        HeaderMap::from_pairs(pairs)
+    }
+
+    #[test]
+    fn path_query_and_segments() {
+        let headers = map(&[(":method", "GET"), (":path", "/a/b//d?x=1&y&x=2#f?z=3")]);
+        let request = Request::new(&headers);
+        assert_eq!(
+            (request.method, request.path, request.query),
+            (&b"GET"[..], &b"/a/b//d"[..], &b"x=1&y&x=2"[..])
+        );
+        let segments: Vec<_> = (0..5).map(|i| request.path_segment(i)).collect();
+        assert_eq!(
+            segments,
+            [Some(&b"a"[..]), Some(b"b"), None, Some(b"d"), None]
+        );
+        assert_eq!(request.query_parameter("x"), Some(&b"1"[..]));
+        assert_eq!(request.query_parameter("y"), Some(&b""[..]));
+        assert_eq!(request.query_parameter("z"), None);
+        assert_eq!(request.query_parameter(""), None);
+        for (target, path, query) in [
+            ("/a#f?x", "/a", ""),
+            ("/a?", "/a", ""),
+            ("?x#", "", "x"),
+            ("#", "", ""),
+            ("", "", ""),
+        ] {
+            let headers = map(&[(":path", target)]);
+            let request = Request::new(&headers);
+            assert_eq!(
+                (request.path, request.query),
+                (path.as_bytes(), query.as_bytes()),
+                "{target}"
+            );
+        }
+    }
+
+    #[test]
+    fn hosts_lose_their_port_only() {
+        for (authority, host) in [
+            ("a.example:80", "a.example"),
+            ("a.example", "a.example"),
+            ("[::1]:80", "[::1]"),
+            ("[::1]", "[::1]"),
+            ("", ""),
+        ] {
+            let headers = map(&[(":authority", authority)]);
+            assert_eq!(
+                Request::new(&headers).host(),
+                Some(host.as_bytes()),
+                "{authority}"
+            );
+        }
+        assert_eq!(Request::new(&map(&[])).host(), None);
+    }
+
+    #[test]
+    fn cookies_are_found_in_any_header() {
+        let headers = map(&[("cookie", "a=1; b=x=y;c"), ("cookie", "  d=4")]);
+        let request = Request::new(&headers);
+        assert_eq!(request.cookie("b"), Some(&b"x=y"[..]));
+        assert_eq!(request.cookie("d"), Some(&b"4"[..]));
+        assert_eq!((request.cookie("c"), request.cookie("x")), (None, None));
+    }
+
+    #[test]
+    fn grpc_is_distinguished_from_grpc_web() {
+        for (value, grpc) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc+", true),
+            ("Application/GRPC;charset=x", true),
+            ("application/grpc-", false),
+            ("application/grpc-web", false),
+            ("application/grpc-web+foo", false),
+            ("application/text", false),
+            ("", false),
+        ] {
+            assert_eq!(
+                Request::new(&map(&[("content-type", value)])).is_grpc(),
+                grpc,
+                "{value}"
+            );
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! A simulator of worlds: clients that do not wait, Envoy, endpoints that queue, die, hang and slow
+//! down, and between them haven's real engine, with everything on.
+//!
+//! All time is simulated, and all chance follows from a seed, so that a world is run again under
+//! another configuration with the same arrivals and the same service times. `make worlds` compares
+//! thousands of them, `make worlds SEED=n` shows one.
+
+mod bound;
+mod config;
+mod draw;
+mod envoy;
+mod fault;
+mod invariants;
+mod proxy;
+mod record;
+mod report;
+mod sanity;
+mod server;
+mod sim;
+mod timeline;
+mod verdict;
+mod world;
