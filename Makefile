@@ -1,8 +1,8 @@
 # Every command works from a fresh clone with rustup, python3, git and a C compiler; tools land in .tools/.
 .DEFAULT_GOAL := help
-.PHONY: help wasm envoy demo test test-native test-sim test-wasm test-envoy compose-test bench worlds fuzz check-config lint clean
+.PHONY: help wasm envoy demo test test-native test-sim test-wasm test-envoy compose-test avail bench worlds fuzz check-config lint clean
 
-export ENVOY KEEP SCHEDULES STAND_INS SEED SEEDS WITHOUT
+export ENVOY KEEP SCENARIOS SCHEDULES STAND_INS SEED SEEDS WITHOUT
 
 help: ## show this list
 	@echo "make COMMAND [ENVOY=/path/to/envoy]"
@@ -34,6 +34,9 @@ test-envoy: ## the filter in a real Envoy
 
 compose-test: ## docker-compose.yml on a real engine; STAND_INS=1 where no image can be pulled
 	@python3 scripts/compose_test.py
+
+avail: wasm ## availability under faults, plain, native and haven: SEED=7 SCENARIOS=regex
+	@scripts/avail.sh
 
 bench: wasm ## Envoy instructions per request: no filter, the native stack, haven
 	@HAVEN_ENVOY="$$(scripts/envoy.sh)" python3 scripts/bench.py $(ARGS)

@@ -1,10 +1,21 @@
 //! Floor 4: the engine joins the policies.
 //!
 //! An [`Engine`] is a configuration made ready, one for each VM and configuration;
-//! [`chain::Exchange`] takes one request through the chain, in this order: health → header
-//! hygiene → route → canary → switch → deadline → rate limits → concurrency → breaker → endpoint →
-//! timeout and retry headers. The first refusal wins. A limit may have a request wait before it
-//! goes on: [`waiting`].
+//! [`chain::Exchange`] takes one request through the chain, in this order: reserved
+//! headers are removed → probes are answered → route → canary → switch → deadline → rate limits →
+//! concurrency → breaker → endpoint → timeout and retry headers. The first refusal wins. A limit may
+//! have a request wait before it goes on: [`waiting`].
+//!
+//! | module | its job |
+//! |---|---|
+//! | `compile` | from the configuration to [`Engine`] and routes |
+//! | `route` | what a route holds: policies, with mode and metric |
+//! | [`chain`] | a request: `chain/` has a file for each stage, `grants` what must be given back |
+//! | `upstream`, `health_check` | endpoints: picking, outcomes, active checks |
+//! | `breaker`, `concurrency`, `stale` | policies with their metrics and log lines |
+//! | `in_flight` | counts of requests in flight over all workers |
+//! | `readiness` | what haven reports of the service |
+//! | `metrics`, `logs` | names of metrics; bounded logging |
 //!
 //! | state | kept in | written by | after a reload | after a lost VM |
 //! |---|---|---|---|---|
@@ -20,8 +31,8 @@
 //! | views of breakers and endpoints | the VM | itself, from shared data | read anew | read anew |
 //!
 //! Views make the request path independent of the number of endpoints, and cheap: they are read
-//! again when a counter of changes (a metric, so atomic over all workers and cheap to read; of each
-//! breaker, or of all in an upstream) has moved, and once per tick in case a VM died between
+//! again when a counter of changes (a shared counter, so atomic over all workers and cheap to read; of
+//! each breaker, or of all in an upstream) has moved, and once per tick in case a VM died between
 //! changing a record and counting it.
 
 mod breaker;
@@ -33,7 +44,9 @@ mod in_flight;
 mod logs;
 mod metrics;
 mod readiness;
+mod reserved;
 mod route;
+mod seed;
 mod stale;
 mod upstream;
 pub mod waiting;
@@ -41,18 +54,16 @@ pub mod waiting;
 use crate::base::headers::NameSet;
 use crate::base::rng::Rng;
 use crate::base::time::Nanos;
-use crate::config::Config;
+use crate::config::{ClientIp, Config, Probes};
 use crate::host::{CallAnswer, CallId, Calls, Host};
 use crate::store::Contended;
-use breaker::{Breaker, TransitionCounters};
-pub use chain::{Action, Exchange};
-use compile::{reserved_headers, shared_seed};
+use breaker::Breaker;
+use compile::Compiler;
 use concurrency::Concurrency;
 use health_check::Checks;
 use logs::LogLimiter;
 use metrics::MetricTable;
-use route::{Limit, Route};
-use stale::StaleStore;
+use route::Route;
 use std::cell::Cell;
 use std::rc::Rc;
 use upstream::Upstream;
@@ -60,34 +71,32 @@ use upstream::Upstream;
 /// How often [`Engine::tick`] wants to be called.
 pub const TICK: Nanos = Nanos::from_secs(1);
 
-/// Endpoints and breakers looked after in one tick: it holds up a worker's requests, at about 3 µs
+/// Endpoints and breakers that one tick reads anew: it holds up a worker's requests, at about 3 µs
 /// for each.
 const TICK_WORK: usize = 512;
 
 /// A configuration, ready for requests.
 #[derive(Debug)]
 pub struct Engine {
-    config: Config,
-    rng: Rng,
-    /// Limits by use: an enforced and a shadow use of the same limit have buckets of their own.
-    limits: Vec<Limit>,
-    breakers: Vec<Breaker>,
-    concurrency: Vec<Concurrency>,
-    upstreams: Vec<Upstream>,
-    /// By fallback: what its stale step keeps.
-    stale: Vec<Option<StaleStore>>,
-    /// One for each route of the configuration, in its order, and then one for each canary.
-    routes: Vec<Route>,
+    /// The name of the service in health documents.
+    service: String,
+    probes: Probes,
+    client_ip: ClientIp,
+    trust_client_retry_headers: bool,
+    /// In the order of the configuration: the first that matches is taken.
+    routes: Vec<Rc<Route>>,
+    upstreams: Vec<Rc<Upstream>>,
+    breakers: Vec<Rc<Breaker>>,
+    concurrency: Vec<Rc<Concurrency>>,
     /// Request headers that only we may set, lower case.
     reserved_headers: NameSet,
+    rng: Rng,
     /// Tells this VM and configuration from all others.
     vm: u64,
     /// Where the next tick goes on: upstreams first, then breakers.
     tick_at: Cell<usize>,
-    /// What breakers and checks share.
+    /// The room in the log that breakers and checks share.
     logs: Rc<LogLimiter>,
-    /// The counters of breakers, by configuration.
-    counters: TransitionCounters,
     /// Active checks of endpoints.
     checks: Option<Checks>,
 }
@@ -99,102 +108,91 @@ impl Engine {
     /// # Errors
     /// A message, if shared data could not be used.
     pub fn new<H: Host>(config: Config, host: &H) -> Result<Self, String> {
-        let seed = shared_seed(host).map_err(|Contended| {
+        let seed = seed::shared_seed(host).map_err(|Contended| {
             "shared data could not be written: all attempts were contended".to_owned()
         })?;
-        let mut engine = Self {
-            rng: Rng::new(host.entropy()),
-            limits: Vec::new(),
-            breakers: Vec::new(),
-            concurrency: Vec::new(),
-            vm: host.entropy(),
-            upstreams: Vec::new(),
-            stale: Vec::new(),
-            routes: Vec::new(),
-            reserved_headers: reserved_headers(config.trust_client_retry_headers),
-            tick_at: Cell::new(0),
-            logs: Rc::default(),
-            counters: TransitionCounters::default(),
-            checks: None,
-            config: Config::default(),
-        };
-        for upstream in &config.upstreams {
-            let breaker = upstream
-                .circuit_breaker
-                .and_then(|at| config.circuit_breakers.get(at));
-            let checked = health_check::is_checked(&config, upstream);
-            engine.upstreams.push(Upstream::new(
-                upstream,
-                breaker,
-                config.mode,
-                checked,
-                &engine.logs,
-                &mut engine.counters,
-                host,
-            ));
-            engine.reserved_headers.add(&upstream.override_header);
-        }
-        engine.stale = config
-            .fallbacks
-            .iter()
-            .map(|fallback| StaleStore::new(fallback, seed, host))
-            .collect();
-        // Uses of one limit share its buckets: (index of the limit, shadow) -> index of its
-        // instance.
-        let mut instances: Vec<((usize, bool), usize)> = Vec::new();
-        for (at, route) in config.routes.iter().enumerate() {
-            let compiled =
-                engine.compile_route(&config, route, [at, at], seed, &mut instances, host);
-            engine.routes.push(compiled);
-        }
-        let checks = Checks::new(&config, engine.vm, &engine.logs, host);
-        engine.checks = (!checks.is_empty()).then_some(checks);
-        for (at, route) in config.routes.iter().enumerate() {
-            engine.compile_canary(&config, route, at, seed, &mut instances, host);
-        }
-        engine.config = config;
-        for switch in &engine.config.switches {
-            host.record(MetricTable(host).switch_on(&switch.name), switch.on.into());
+        let (rng, vm) = (Rng::new(host.entropy()), host.entropy());
+        let mut compiler = Compiler::new(&config, seed, host);
+        let routes = compiler.routes();
+        let Compiler {
+            logs,
+            upstreams,
+            concurrency,
+            breakers,
+            ..
+        } = compiler;
+        let checks = Checks::new(&upstreams, vm, &logs, host);
+        let metrics = MetricTable(host);
+        for switch in &config.switches {
+            host.record(metrics.switch_on(&switch.name), switch.on.into());
         }
         let now = host.monotonic();
-        engine
-            .upstreams
+        upstreams
             .iter()
             .for_each(|upstream| upstream.refresh(host, now));
-        engine
-            .breakers
+        breakers
             .iter()
             .for_each(|breaker| _ = breaker.refresh(host, now, None));
-        Ok(engine)
+        Ok(Self {
+            reserved_headers: reserved::reserved_headers(&config),
+            service: config.service,
+            probes: config.health,
+            client_ip: config.client_ip,
+            trust_client_retry_headers: config.trust_client_retry_headers,
+            routes,
+            upstreams,
+            breakers,
+            concurrency,
+            rng,
+            vm,
+            tick_at: Cell::new(0),
+            logs,
+            checks: (!checks.is_empty()).then_some(checks),
+        })
     }
 
-    /// Looks after what no request does: views and gauges that a lost VM may have left wrong. Where
-    /// there is too much for one tick the next goes on.
+    /// Does what no request does: corrects views and gauges that a lost VM may have left wrong.
+    /// What is too much for one tick is left to the next.
     pub fn tick<H: Host>(&self, host: &H) {
         let now = host.monotonic();
-        // All of them in each tick: a VM that tells nothing is taken for lost.
+        // All of them in each tick: a VM without a report is taken for lost.
         for limit in &self.concurrency {
-            limit.look_after(host, now, self.vm);
+            limit.maintain(host, now, self.vm);
         }
         for upstream in &self.upstreams {
-            upstream.look_after(host, now, self.vm, false);
+            upstream.report_in_flight(host, now, self.vm, false);
         }
-        for (route, retry) in self
-            .routes
-            .iter()
-            .filter_map(|route| Some((route, route.retry.as_ref()?)))
-        {
-            let totals = retry.totals(route, host);
-            retry.with(|budget| budget.sample(now, totals));
+        for route in &self.routes {
+            if let Some(retry) = &route.retry {
+                let totals = retry.totals(route, host);
+                retry.budget.with(|budget| budget.sample(now, totals));
+            }
         }
         self.logs.report_withheld();
-        let things = self.things();
+        self.refresh_some(host, now);
+    }
+
+    /// Reads some of the upstreams and breakers anew, in turn.
+    fn refresh_some<H: Host>(&self, host: &H, now: Nanos) {
+        let upstreams = self.upstreams.iter().map(Refreshed::Upstream);
+        let breakers = self.breakers.iter().map(Refreshed::Breaker);
+        let all = upstreams.chain(breakers).enumerate();
+        let count = self.upstreams.len().saturating_add(self.breakers.len());
         let mut work = 0usize;
-        for _ in 0..things {
-            let at = self.tick_at.get();
-            work = work.saturating_add(self.look_after(at, host, now));
+        for (at, it) in all.cycle().skip(self.tick_at.get()).take(count) {
+            let done = match it {
+                Refreshed::Upstream(upstream) => {
+                    upstream.report_in_flight(host, now, self.vm, true);
+                    upstream.refresh_some(host, now)
+                }
+                Refreshed::Breaker(breaker) => {
+                    breaker.refresh(host, now, None);
+                    1
+                }
+            };
             let next = at.saturating_add(1);
-            self.tick_at.set(if next < things { next } else { 0 });
+            self.tick_at.set(if next < count { next } else { 0 });
+            work = work.saturating_add(done);
             if work >= TICK_WORK {
                 break;
             }
@@ -207,7 +205,7 @@ impl Engine {
         self.checks.is_some()
     }
 
-    /// Asks endpoints how they are, if this is the VM that does and they are due. When it wants to
+    /// Checks the endpoints that are due, if this is the VM that checks. Returns when it wants to
     /// be called again; `None`: never.
     pub fn check<H: Host + Calls>(&self, host: &H, now: Nanos) -> Option<Nanos> {
         Some(self.checks.as_ref()?.run(host, now))
@@ -219,24 +217,11 @@ impl Engine {
             checks.answered(host, id, answer, now);
         }
     }
-
-    /// How many things there are to look after: upstreams, then routes' breakers.
-    const fn things(&self) -> usize {
-        self.upstreams.len().saturating_add(self.breakers.len())
-    }
-
-    /// Sets the views and gauges of one of them right; how much work it was.
-    fn look_after<H: Host>(&self, at: usize, host: &H, now: Nanos) -> usize {
-        if let Some(upstream) = self.upstreams.get(at) {
-            upstream.look_after(host, now, self.vm, true);
-            return upstream.refresh_some(host, now);
-        }
-        if let Some(breaker) = self.breakers.get(at.saturating_sub(self.upstreams.len())) {
-            breaker.refresh(host, now, None);
-        }
-        1
-    }
 }
 
-/// The request header that names the cluster, for routes of the proxy that take it from there.
-const CLUSTER_HEADER: &str = "x-haven-cluster";
+/// What a tick reads anew.
+#[derive(Clone, Copy)]
+enum Refreshed<'e> {
+    Upstream(&'e Rc<Upstream>),
+    Breaker(&'e Rc<Breaker>),
+}

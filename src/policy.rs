@@ -6,12 +6,13 @@ pub mod circuit_breaker;
 pub mod concurrency;
 pub mod deadline;
 pub mod fallback;
-
 pub mod health_check;
+pub mod mode;
 pub mod probe;
 pub mod rate_limit;
 pub mod retry;
 pub mod route;
+pub mod sections;
 pub mod shares;
 pub mod upstream;
 

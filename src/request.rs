@@ -1,9 +1,11 @@
 //! Floor 3: a request, borrowed from the header map and parsed on demand; the keys that are made
 //! from it, the reasons to refuse it, and haven's own replies.
 
+pub mod client_ip;
 pub mod key;
 mod reason;
 pub mod reply;
+pub(crate) mod reserved;
 
 pub use reason::Reason;
 

@@ -22,17 +22,15 @@
 //!     }
 //! }
 //!
-//! /// Which connection is taken.
-//! #[derive(Clone, Copy, Debug, Default, PartialEq)]
-//! pub enum Order {
-//!     /// The one that was idle for the shortest time.
-//!     #[default]
-//!     Newest,
-//!     /// The one that was idle for the longest time.
-//!     Oldest,
+//! choice! {
+//!     /// Which connection is taken.
+//!     enum Order {
+//!         /// The one that was idle for the shortest time.
+//!         Newest = "newest",
+//!         /// The one that was idle for the longest time.
+//!         Oldest = "oldest",
+//!     }
 //! }
-//!
-//! choice! { Order { "newest" => Self::Newest, "oldest" => Self::Oldest, } }
 //!
 //! let read = |document: &str| schema::read::<Pool, _>(document.as_bytes(), |pool, _, _| pool);
 //!

@@ -8,17 +8,17 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[(&str, u32)] = &[
     ("base", 0),
     ("host", 1),
-    ("schema", 1),
-    ("config", 2),
+    ("schema", 2),
     ("store", 2),
     ("request", 3),
     ("policy", 4),
-    ("engine", 5),
-    ("wasm", 6),
+    ("config", 5),
+    ("engine", 6),
+    ("wasm", 7),
 ];
 
 /// What policies share: these are not policies.
-const SHARED_BY_POLICIES: &[&str] = &["Outcome"];
+const SHARED_BY_POLICIES: &[&str] = &["Outcome", "mode", "sections"];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {

@@ -99,18 +99,26 @@ pub fn unframe(body: &[u8]) -> Result<&[u8], Malformed> {
 /// A `HealthCheckRequest`. The empty name asks for the whole server.
 #[must_use]
 pub fn encode_request(service: &str) -> Vec<u8> {
-    let mut message = Vec::with_capacity(service.len().saturating_add(6));
     // A default value is left out.
-    if !service.is_empty() {
-        message.push(SERVICE_FIELD);
-        let mut rest = service.len();
-        while rest >= 0x80 {
-            message.push(low(rest) | 0x80);
-            rest >>= 7;
-        }
-        message.push(low(rest));
-        message.extend_from_slice(service.as_bytes());
+    if service.is_empty() {
+        Vec::new()
+    } else {
+        first_field(service.as_bytes())
     }
+}
+
+/// A message whose field 1 is these bytes, or the message that they are.
+#[must_use]
+pub fn first_field(bytes: &[u8]) -> Vec<u8> {
+    let mut message = Vec::with_capacity(bytes.len().saturating_add(6));
+    message.push(SERVICE_FIELD);
+    let mut rest = bytes.len();
+    while rest >= 0x80 {
+        message.push(low(rest) | 0x80);
+        rest >>= 7;
+    }
+    message.push(low(rest));
+    message.extend_from_slice(bytes);
     message
 }
 

@@ -7,6 +7,10 @@
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
 
+/// XXH64 (Collet, "xxHash fast digest algorithm", 0.1.1), which Envoy hashes endpoints with. It is
+/// not for what clients could aim at.
+pub use xxhash_rust::xxh64::xxh64;
+
 /// The secret that all workers of a proxy hash clients' keys with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seed(pub u64, pub u64);
@@ -61,75 +65,6 @@ pub fn of_names(names: &[&str]) -> u64 {
         hasher.part(name.as_bytes());
     }
     hasher.finish()
-}
-
-/// XXH64 (Collet, "xxHash fast digest algorithm", 0.1.1): not for what clients could aim at, but
-/// what Envoy hashes endpoints with.
-#[must_use]
-pub fn xxh64(bytes: &[u8], seed: u64) -> u64 {
-    const P: [u64; 5] = [
-        0x9e37_79b1_85eb_ca87,
-        0xc2b2_ae3d_27d4_eb4f,
-        0x1656_67b1_9e37_79f9,
-        0x85eb_ca77_c2b2_ae63,
-        0x27d4_eb2f_1656_67c5,
-    ];
-    const fn round(lane: u64, input: u64) -> u64 {
-        lane.wrapping_add(input.wrapping_mul(P[1]))
-            .rotate_left(31)
-            .wrapping_mul(P[0])
-    }
-    let word = |bytes: &[u8; 8]| u64::from_le_bytes(*bytes);
-    let (mut hash, mut rest) = (seed.wrapping_add(P[4]), bytes);
-    if bytes.len() >= 32 {
-        let mut lanes = [
-            seed.wrapping_add(P[0]).wrapping_add(P[1]),
-            seed.wrapping_add(P[1]),
-            seed,
-            seed.wrapping_sub(P[0]),
-        ];
-        while let Some((stripe, after)) = rest.split_first_chunk::<32>() {
-            for (lane, input) in lanes.iter_mut().zip(stripe.as_chunks::<8>().0) {
-                *lane = round(*lane, word(input));
-            }
-            rest = after;
-        }
-        hash = [1, 7, 12, 18]
-            .into_iter()
-            .zip(lanes)
-            .fold(0u64, |sum, (by, lane)| {
-                sum.wrapping_add(lane.rotate_left(by))
-            });
-        for lane in lanes {
-            hash = (hash ^ round(0, lane))
-                .wrapping_mul(P[0])
-                .wrapping_add(P[3]);
-        }
-    }
-    hash = hash.wrapping_add(bytes.len() as u64);
-    while let Some((input, after)) = rest.split_first_chunk::<8>() {
-        hash = (hash ^ round(0, word(input)))
-            .rotate_left(27)
-            .wrapping_mul(P[0])
-            .wrapping_add(P[3]);
-        rest = after;
-    }
-    if let Some((input, after)) = rest.split_first_chunk::<4>() {
-        let input = u64::from(u32::from_le_bytes(*input));
-        hash = (hash ^ input.wrapping_mul(P[0]))
-            .rotate_left(23)
-            .wrapping_mul(P[1])
-            .wrapping_add(P[2]);
-        rest = after;
-    }
-    for byte in rest {
-        hash = (hash ^ u64::from(*byte).wrapping_mul(P[4]))
-            .rotate_left(11)
-            .wrapping_mul(P[0]);
-    }
-    hash = (hash ^ hash >> 33).wrapping_mul(P[1]);
-    hash = (hash ^ hash >> 29).wrapping_mul(P[2]);
-    hash ^ hash >> 32
 }
 
 /// Maps a hash to one of `n` places evenly, without a division (Lemire, "Fast random integer

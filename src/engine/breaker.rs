@@ -7,7 +7,7 @@ use crate::base::rng::Rng;
 use crate::base::text::number;
 use crate::base::time::Nanos;
 use crate::config::{self, Mode};
-use crate::host::{Host, MetricId};
+use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::circuit_breaker::CircuitBreaker;
 use crate::policy::circuit_breaker::{
     Admission, BreakerSettings, BreakerState, CallResult, Phase, Transition, TripReason,
@@ -65,9 +65,9 @@ pub(super) enum BreakerSubject<'a> {
     Upstream(&'a str),
     /// Of what a route sends to its canary, by the names of both.
     Canary(&'a str, &'a str),
-    /// An endpoint's, by upstream and address. The metric is the version that all of an upstream's
+    /// An endpoint's, by upstream and address. The counter is the version that all of an upstream's
     /// share.
-    Endpoint(&'a str, &'a str, MetricId),
+    Endpoint(&'a str, &'a str, SharedCounter),
 }
 
 impl Breaker {

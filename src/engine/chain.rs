@@ -1,43 +1,40 @@
 //! One request on its way through the chain.
 //!
-//! What it was granted is given back exactly once: [`Exchange`] holds each grant as an `Option` and
-//! takes it out when it ends, so that a second end (on_log and on_done, or our own reply and then
-//! the end of the stream) finds nothing.
+//! What it was granted is given back exactly once: [`Grants`] holds each grant as an `Option` that
+//! is taken out when it ends, so that a second end (our own reply, and then the end of the stream)
+//! finds nothing.
 
 mod breaker;
 mod canary;
 mod classify;
+mod client;
 mod concurrency;
 mod deadline;
 mod endpoint;
+mod grants;
 mod probe;
 mod rate_limits;
 mod reply;
 mod response;
+mod retries;
 mod stale;
 
-use super::concurrency::Permit;
-use super::route::Route;
-use super::stale::StaleStore;
-use super::upstream::Pick;
-use super::{CLUSTER_HEADER, Engine};
+use super::route::{Limit, Route};
+use super::{Engine, reserved};
 use crate::base::headers::{HeaderMap, parse_number};
-use crate::base::ip::Ip;
 use crate::base::time::Nanos;
-use crate::config::{self, IpSource, Mode};
-use crate::host::{Host, Message, Property, Stream};
-use crate::policy::circuit_breaker::CallResult;
+use crate::host::{Host, Message, Stream};
 use crate::policy::fallback::stale::{Draft, StaleRequest};
-use crate::policy::probe::Probe;
-use crate::policy::probe::grpc::{self, ProbeRequest};
-use crate::policy::rate_limit::KeyQuota;
-use crate::policy::rate_limit::quota_headers;
-use crate::policy::{self, route};
+use crate::policy::probe::grpc::ProbeRequest;
+use crate::policy::rate_limit::{KeyQuota, quota_headers};
+use crate::policy::route;
 use crate::request::{Reason, Request};
 pub(super) use deadline::POLICY as DEADLINE;
 use deadline::{Deadline, Timing};
+use grants::Grants;
 use rate_limits::Pause;
 use reply::Refusal;
+use reserved::CLUSTER_HEADER;
 use response::Settlement;
 use std::cell::LazyCell;
 use std::rc::Rc;
@@ -64,55 +61,71 @@ pub enum Action {
 #[derive(Debug)]
 pub struct Exchange {
     engine: Rc<Engine>,
-    /// Index of its route; `None`: none matched, or all is off.
-    route: Option<usize>,
+    /// `None`: no route matched, or all of it is off.
+    route: Option<Rc<Route>>,
+    /// Of a request that takes the route of a canary: the one that the canary is a part of.
+    stable: Option<Rc<Route>>,
     /// When it came, or went on after a wait: what the upstream has to do with begins here.
     start: Nanos,
     /// How long it waited before `start`.
     waited: Nanos,
-    /// The health check that it is, while its message is being read.
-    health: Option<ProbeRequest>,
+    /// The probe that it is, while its message is being read.
+    probe: Option<ProbeRequest>,
     /// What it waits for, while it does.
     pause: Option<Pause>,
-    grpc: bool,
+    facts: Facts,
     deadline: Deadline,
-    /// Whether what is asked for may be asked for again.
-    retriable: bool,
-    /// Whether the route's breaker tries the upstream with it.
-    on_trial: bool,
-    /// Retries that the proxy may make.
-    granted: u32,
     timing: Timing,
     /// We have answered: what follows in the response phase is our own.
     replied: bool,
-    request_id: Vec<u8>,
-    /// Quotas to tell the client of, with the index of the limit.
-    quotas: Vec<(usize, KeyQuota)>,
-    /// In flight, at the route's limit and at its upstream's.
-    permits: [Option<Permit>; 2],
-    /// After what time the upstream began to answer, and did not fail.
-    answered: Option<Nanos>,
-    /// Epoch of the route's breaker, while it waits for the outcome.
-    breaker: Option<u32>,
-    /// Hash of what the endpoint is chosen by.
-    key: Option<u64>,
-    /// The same for where it goes if a canary does not take it.
-    stable_key: Option<u64>,
-    /// The endpoints picked, while in flight.
-    pick: Option<Pick>,
-    /// Whether the endpoints have been told the outcome.
-    recorded: bool,
-    /// An answer that is not at its end: a gRPC call tells its status there, and any may still be
+    /// Quotas that the client is to know of.
+    quotas: Vec<(Rc<Limit>, KeyQuota)>,
+    grants: Grants,
+    /// An answer that is not at its end: a gRPC call has its status there, and any may still be
     /// cut.
     unsettled: Option<Settlement>,
-    /// What the fallback's stale step has to know of the request.
-    asked: Option<Box<StaleRequest>>,
     /// A response that is kept when it is whole.
     draft: Option<Box<Draft>>,
     /// Sent to the fallback's cluster: the number of the step that answers if that fails.
     sent_on: Option<usize>,
     /// What goes into the access log.
     decisions: String,
+}
+
+/// What later callbacks have to know of the request's headers.
+#[derive(Debug, Default)]
+struct Facts {
+    grpc: bool,
+    /// Whether what is asked for may be asked for again.
+    retriable: bool,
+    request_id: Vec<u8>,
+    /// Hash of what the endpoint is chosen by.
+    key: Option<u64>,
+    /// The same for where it goes if a canary does not take it.
+    stable_key: Option<u64>,
+    /// What the fallback's stale step has to know.
+    asked: Option<Box<StaleRequest>>,
+}
+
+/// What the stages of a callback work with.
+#[derive(Debug)]
+struct Context<'a, H, S> {
+    engine: &'a Engine,
+    route: &'a Route,
+    host: &'a H,
+    stream: &'a S,
+}
+
+impl<'a, H, S> Context<'a, H, S> {
+    /// The same for another route.
+    const fn on(&self, route: &'a Route) -> Self {
+        Self {
+            engine: self.engine,
+            route,
+            host: self.host,
+            stream: self.stream,
+        }
+    }
 }
 
 impl Exchange {
@@ -122,28 +135,18 @@ impl Exchange {
         Self {
             engine,
             route: None,
+            stable: None,
             start: Nanos::ZERO,
             waited: Nanos::ZERO,
-            health: None,
+            probe: None,
             pause: None,
-            grpc: false,
+            facts: Facts::default(),
             deadline: Deadline::default(),
-            retriable: false,
-            on_trial: false,
-            granted: 0,
             timing: Timing::No,
             replied: false,
-            request_id: Vec::new(),
             quotas: Vec::new(),
-            permits: [None; 2],
-            answered: None,
-            breaker: None,
-            key: None,
-            stable_key: None,
-            pick: None,
-            recorded: false,
+            grants: Grants::default(),
             unsettled: None,
-            asked: None,
             draft: None,
             sent_on: None,
             decisions: String::new(),
@@ -167,31 +170,17 @@ impl Exchange {
         // all.
         let headers = stream.headers(Message::Request);
         // Looked for in the copy: the call that removes is paid only by those who try.
-        let mut request = Request::read(&headers, |name| {
+        let request = Request::read(&headers, |name| {
             if let Some(reserved) = engine.reserved_headers.find(name) {
                 stream.remove_header(Message::Request, reserved);
             }
         });
-        if let Some(probe) = policy::probe::requested(&engine.config.health, &request) {
-            let reply = match probe {
-                Probe::Plain => policy::probe::plain(),
-                Probe::Document => engine.health_document(host, host.monotonic()),
-            };
-            return self.reply(stream, &reply);
+        if let Some(action) = self.on_probe(&request, end, host, stream) {
+            return action;
         }
-        if let Some(call) = grpc::call(&engine.config.health, &request) {
-            return self.on_health_call(&engine, call, end, host, stream);
-        }
-        let Some((at, config)) = engine
-            .config
-            .routes
-            .iter()
-            .enumerate()
-            .find(|(_, r)| route::matches(&r.matcher, &request))
+        let mut routes = engine.routes.iter();
+        let Some(route) = routes.find(|route| route::matches(&route.config.matcher, &request))
         else {
-            return Action::Continue;
-        };
-        let Some(route) = engine.routes.get(at) else {
             return Action::Continue;
         };
         // Whatever is off: without it the proxy knows no way.
@@ -201,51 +190,93 @@ impl Exchange {
         if route.off {
             return Action::Continue;
         }
-        self.route = Some(at);
         self.start = host.monotonic();
-        self.grpc = request.is_grpc();
-        if route.needs_request_id {
-            self.request_id = headers.get("x-request-id").unwrap_or_default().to_vec();
+        self.route = Some(Rc::clone(route));
+        let context = Context {
+            engine: &engine,
+            route,
+            host,
+            stream,
+        };
+        self.run(&context, request, &headers)
+    }
+
+    /// The chain of a request that has a route.
+    fn run<'a, H: Host, S: Stream>(
+        &mut self,
+        context: &Context<'a, H, S>,
+        mut request: Request<'a>,
+        headers: &'a HeaderMap,
+    ) -> Action {
+        self.read_facts(context, &mut request, headers);
+        let context = &context.on(self.choose_variant(context, &request));
+        self.hash_key(context, &request);
+        if let Some(refusal) = self.check_limits(context, &request, headers) {
+            return self.refuse(context, &refusal);
         }
-        request.route = &config.name;
-        self.asked = stale_store(&engine, route)
-            .and_then(|kept| kept.policy.ask(&request))
+        let Some(until) = self.pause.as_ref().map(Pause::until) else {
+            return self.proceed(context);
+        };
+        // Who would wait in vain is not kept waiting.
+        if let Some(refusal) = self.check_deadline(context, until.since(self.start)) {
+            return self.refuse(context, &refusal);
+        }
+        Action::Wait { until }
+    }
+
+    /// Reads what later stages and callbacks have to know of the headers.
+    fn read_facts<'a, H: Host, S: Stream>(
+        &mut self,
+        context: &Context<'a, H, S>,
+        request: &mut Request<'a>,
+        headers: &HeaderMap,
+    ) {
+        let route = context.route;
+        self.facts.grpc = request.is_grpc();
+        if route.needs_request_id {
+            self.facts.request_id = headers.get("x-request-id").unwrap_or_default().to_vec();
+        }
+        request.route = &route.config.name;
+        self.facts.asked = route
+            .stale_store()
+            .and_then(|store| store.policy.ask(request))
             .map(Box::new);
         if route.needs_client {
-            let config = &engine.config.client_ip;
-            request.address = address(config, &headers, stream);
+            let config = &context.engine.client_ip;
+            request.address = client::address(config, headers, context.stream);
             request.client = request
                 .address
                 .map(|ip| ip.masked(config.ipv4_prefix, config.ipv6_prefix));
         }
-        let route = self.choose_variant(&engine, route, config, &request, host);
-        self.hash_key(&engine, route, &request);
-        if let Some(refusal) = self.switch(&engine, route, host) {
-            return self.refuse(&engine, route, &config.name, &refusal, host, stream);
+    }
+
+    /// The part of the chain that may end in a wait: the switch, the deadline and the rate limits.
+    fn check_limits<'a, H: Host, S: Stream>(
+        &mut self,
+        context: &Context<'a, H, S>,
+        request: &Request<'_>,
+        headers: &HeaderMap,
+    ) -> Option<Refusal<'a>> {
+        if let Some(refusal) = self.check_switch(context) {
+            return Some(refusal);
         }
-        self.retriable = self.is_retriable(config, request.method);
-        if let Some(refusal) = self.deadline(&engine, route, config, &headers, host) {
-            return self.refuse(&engine, route, &config.name, &refusal, host, stream);
-        }
-        if let Some(refusal) = self.rate_limits(&engine, route, &request, host) {
-            return self.refuse(&engine, route, &config.name, &refusal, host, stream);
-        }
-        let Some(until) = self.pause.as_ref().map(Pause::until) else {
-            return self.proceed(&engine, route, config, host, stream);
-        };
-        // Who would wait in vain is not kept waiting.
-        if let Some(refusal) = self.check_deadline(route, config, until.since(self.start), host) {
-            return self.refuse(&engine, route, &config.name, &refusal, host, stream);
-        }
-        Action::Wait { until }
+        self.facts.retriable = self.is_retriable(context.route, request.method);
+        let refused = self.read_deadline(context, headers);
+        refused.or_else(|| self.check_rate_limits(context, request))
     }
 
     /// The moment that [`Action::Wait`] named has come: the chain goes on.
     pub fn on_resume<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
         let engine = Rc::clone(&self.engine);
-        // Nothing waits: somebody else has answered meanwhile.
-        let Some((route, config)) = self.pause.take().and_then(|_| self.route_of(&engine)) else {
+        // Nothing waits: the proxy has answered meanwhile.
+        let Some((_, route)) = self.pause.take().zip(self.route.clone()) else {
             return Action::Stop;
+        };
+        let context = &Context {
+            engine: &engine,
+            route: &route,
+            host,
+            stream,
         };
         let now = host.monotonic();
         self.waited = now.since(self.start);
@@ -254,20 +285,26 @@ impl Exchange {
             quota.reset = quota.reset.since(self.waited);
         }
         // The wait may have been longer than it was to be.
-        if let Some(refusal) = self.check_deadline(route, config, self.waited, host) {
-            return self.refuse(&engine, route, &config.name, &refusal, host, stream);
+        if let Some(refusal) = self.check_deadline(context, self.waited) {
+            return self.refuse(context, &refusal);
         }
-        self.proceed(&engine, route, config, host, stream)
+        self.proceed(context)
     }
 
     /// There was no room for the request to wait: it is refused, and costs nothing.
     pub fn on_no_room<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
         let engine = Rc::clone(&self.engine);
-        let Some((pause, (route, config))) = self.pause.take().zip(self.route_of(&engine)) else {
+        let Some((pause, route)) = self.pause.take().zip(self.route.clone()) else {
             return Action::Stop;
         };
-        let refusal = self.no_room(&engine, pause, host);
-        self.refuse(&engine, route, &config.name, &refusal, host, stream)
+        let context = &Context {
+            engine: &engine,
+            route: &route,
+            host,
+            stream,
+        };
+        let refusal = self.refuse_to_wait(context, &pause);
+        self.refuse(context, &refusal)
     }
 
     /// Whether [`Exchange::on_resume`] is still to come.
@@ -282,73 +319,51 @@ impl Exchange {
         self.waited
     }
 
-    fn route_of<'e>(&self, engine: &'e Engine) -> Option<(&'e Route, &'e config::Route)> {
-        let route = engine.routes.get(self.route?)?;
-        Some((route, engine.config.routes.get(route.config)?))
-    }
-
     /// Refuses if the route's switch is off.
-    fn switch<'e, H: Host>(
-        &mut self,
-        engine: &'e Engine,
-        route: &Route,
-        host: &H,
-    ) -> Option<Refusal<'e>> {
-        let used = route.switched_off.as_ref()?;
-        let policy = engine
-            .config
-            .switches
-            .get(used.at)
-            .map_or("", |switch| switch.name.as_str());
-        self.decide(host, used, Reason::SwitchedOff, policy);
-        (used.mode == Mode::Enforce).then_some(Refusal {
-            reason: Reason::SwitchedOff,
-            policy,
-            retry_after: None,
-        })
+    fn check_switch<'a, H: Host, S>(&mut self, context: &Context<'a, H, S>) -> Option<Refusal<'a>> {
+        let used = context.route.switched_off.as_ref()?;
+        let policy = &used.policy.name;
+        self.decide(context.host, used.effect, Reason::SwitchedOff, policy);
+        used.is_enforced()
+            .then(|| Refusal::new(Reason::SwitchedOff, policy, None))
     }
 
     /// The part of the chain that follows the limits.
-    fn proceed<H: Host, S: Stream>(
-        &mut self,
-        engine: &Engine,
-        route: &Route,
-        config: &config::Route,
-        host: &H,
-        stream: &S,
-    ) -> Action {
-        let mut route = route;
+    fn proceed<H: Host, S: Stream>(&mut self, context: &Context<'_, H, S>) -> Action {
         let decided = self.decisions.len();
-        let mut refused = self.admit(engine, route, host, stream);
+        let Some(refusal) = self.admit(context) else {
+            return self.pass_on(context);
+        };
         // What a canary does not take goes where the others go.
-        if refused.is_some()
-            && let Some((at, stable)) = Self::stable_of(engine, route)
-        {
-            self.release(engine, host);
-            self.decisions.truncate(decided);
-            (self.route, route) = (Some(at), stable);
-            self.key = self.stable_key;
-            refused = self.admit(engine, route, host, stream);
+        let Some(stable) = self.stable.take() else {
+            return self.refuse(context, &refusal);
+        };
+        self.release(context.host);
+        self.decisions.truncate(decided);
+        self.facts.key = self.facts.stable_key;
+        self.route = Some(Rc::clone(&stable));
+        let context = &context.on(&stable);
+        match self.admit(context) {
+            Some(refusal) => self.refuse(context, &refusal),
+            None => self.pass_on(context),
         }
-        if let Some(refusal) = refused {
-            return self.refuse(engine, route, &config.name, &refusal, host, stream);
-        }
-        self.mark_variant(route, config, host, stream);
-        self.set_timeouts(route, config, host, stream);
-        self.store_decisions(stream);
-        Action::Continue
     }
 
-    fn admit<'e, H: Host, S: Stream>(
+    fn admit<'a, H: Host, S: Stream>(
         &mut self,
-        engine: &'e Engine,
-        route: &Route,
-        host: &H,
-        stream: &S,
-    ) -> Option<Refusal<'e>> {
-        let refused = self.concurrency(engine, route, host);
-        let refused = refused.or_else(|| self.breaker(engine, route, host));
-        refused.or_else(|| self.endpoint(engine, route, host, stream))
+        context: &Context<'a, H, S>,
+    ) -> Option<Refusal<'a>> {
+        let refused = self.check_concurrency(context);
+        let refused = refused.or_else(|| self.check_breaker(context));
+        refused.or_else(|| self.pick_endpoint(context))
+    }
+
+    /// The request goes to its upstream.
+    fn pass_on<H: Host, S: Stream>(&mut self, context: &Context<'_, H, S>) -> Action {
+        self.mark_variant(context);
+        self.set_timeouts(context);
+        self.store_decisions(context.stream);
+        Action::Continue
     }
 
     /// The response's headers are there, and nothing follows but, perhaps, trailers:
@@ -370,25 +385,27 @@ impl Exchange {
         }
         let engine = Rc::clone(&self.engine);
         // The proxy has answered a request that still waits: it goes nowhere any more.
-        self.give_up(&engine, host);
-        let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else {
+        self.end_wait(host);
+        let Some(route) = self.route.clone() else {
             return Action::Continue;
         };
-        let wanted = route.breaker.is_some()
-            || route.upstream.is_some()
-            || route.fallback.is_some()
-            || route.seen.is_some()
-            || route.concurrency.iter().any(Option::is_some)
-            || self.granted > 0
-            || (self.grpc && self.deadline.is_set());
-        if wanted && let Some(reply) = self.judge(&engine, route, end, host, stream) {
+        let context = &Context {
+            engine: &engine,
+            route: &route,
+            host,
+            stream,
+        };
+        let wanted = route.judges_answers()
+            || self.grants.retries() > 0
+            || (self.facts.grpc && self.deadline.is_set());
+        if wanted && let Some(reply) = self.judge(context, end) {
             return self.reply(stream, &reply);
         }
         if end {
-            self.keep(&engine, route, host);
+            self.keep_response(context);
         }
         if !self.quotas.is_empty() {
-            for (name, value) in quota_headers::all(self.quotas_by_limit(&engine)) {
+            for (name, value) in quota_headers::all(self.named_quotas()) {
                 stream.add_header(Message::Response, name, &value);
             }
         }
@@ -408,34 +425,46 @@ impl Exchange {
             return;
         }
         let engine = Rc::clone(&self.engine);
-        let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else {
+        let Some(route) = self.route.clone() else {
             return;
         };
-        self.copy(&engine, route, size, stream);
+        let context = &Context {
+            engine: &engine,
+            route: &route,
+            host,
+            stream,
+        };
+        self.copy_piece(context, size);
         if end {
-            self.keep(&engine, route, host);
+            self.keep_response(context);
             if let Some(settlement) = self.unsettled.take() {
-                self.settle(&engine, route, settlement, None, host.monotonic(), host);
+                self.settle(context, settlement, None, host.monotonic());
             }
         }
     }
 
-    /// The response's trailers are there: a gRPC call tells its status in them.
+    /// The response's trailers are there: those of a gRPC call have its status.
     pub fn on_response_trailers<H: Host, S: Stream>(&mut self, host: &H, stream: &S) {
         let engine = Rc::clone(&self.engine);
-        let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else {
+        let Some(route) = self.route.clone() else {
             return;
         };
-        self.keep(&engine, route, host);
+        let context = &Context {
+            engine: &engine,
+            route: &route,
+            host,
+            stream,
+        };
+        self.keep_response(context);
         if let Some(settlement) = self.unsettled.take() {
-            let trailers = if self.grpc {
+            let trailers = if self.facts.grpc {
                 stream.headers(Message::ResponseTrailers)
             } else {
                 HeaderMap::default()
             };
             let status = trailers.get("grpc-status").and_then(parse_number);
             let settlement = settlement.with_trailers(&trailers);
-            self.settle(&engine, route, settlement, status, host.monotonic(), host);
+            self.settle(context, settlement, status, host.monotonic());
         }
     }
 
@@ -452,84 +481,33 @@ impl Exchange {
             return;
         };
         let engine = Rc::clone(&self.engine);
-        if let Some(route) = self.route.and_then(|at| engine.routes.get(at)) {
-            self.settle_cut(&engine, route, settlement, host, stream);
+        if let Some(route) = self.route.clone() {
+            let context = &Context {
+                engine: &engine,
+                route: &route,
+                host,
+                stream,
+            };
+            self.settle_cut(context, settlement);
         }
     }
 
     /// The exchange is over, however it ended. May be called again.
     pub fn on_end<H: Host>(&mut self, host: &H) {
-        let engine = Rc::clone(&self.engine);
-        self.release(&engine, host);
+        self.release(host);
     }
 
     /// Gives back all that is still held, without a verdict.
-    fn release<H: Host>(&mut self, engine: &Engine, host: &H) {
-        self.give_up(engine, host);
-        let Some(route) = self.route.and_then(|at| engine.routes.get(at)) else {
-            return;
-        };
-        self.settle_retries(route, 0);
-        let (timing, epoch, pick) = (
-            std::mem::take(&mut self.timing),
-            self.breaker.take(),
-            self.pick.take(),
-        );
-        let upstream = route
-            .upstream
-            .and_then(|used| engine.upstreams.get(used.at))
-            .zip(pick);
-        if let Some((upstream, pick)) = &upstream {
-            upstream.leave(host, pick);
-        }
-        let unrecorded = upstream.filter(|_| !self.recorded);
-        // The usual end asks for no time: all has been told. Reading the clock costs as much as any
-        // host call.
+    fn release<H: Host>(&mut self, host: &H) {
+        self.end_wait(host);
+        // The usual end asks for no time: all has been recorded. Reading the clock costs as much as
+        // any host call.
         let now = LazyCell::new(|| host.monotonic());
+        let timing = std::mem::take(&mut self.timing);
         if timing != Timing::No {
-            self.time_end(engine, route, timing, *now);
+            self.time_end(timing, *now);
         }
-        self.leave_concurrency(engine, host, || *now);
-        if let Some((breaker, epoch)) = route
-            .breaker
-            .and_then(|used| engine.breakers.get(used.at))
-            .zip(epoch)
-        {
-            breaker.end(host, *now, epoch, CallResult::IGNORED, &engine.rng);
-        }
-        if let Some((upstream, pick)) = unrecorded {
-            upstream.release(host, *now, &pick, &engine.rng);
-        }
+        let grants = std::mem::take(&mut self.grants);
+        grants.release(host, self.start, || *now, &self.engine.rng);
     }
-}
-
-/// The kept responses of the route's fallback, if it acts.
-fn stale_store<'e>(engine: &'e Engine, route: &Route) -> Option<&'e StaleStore> {
-    let used = route.fallback.filter(|used| used.mode == Mode::Enforce)?;
-    engine.stale.get(used.at)?.as_ref()
-}
-
-/// The client's address as configured. A header that is missing, short or malformed gives the
-/// connection's.
-fn address<S: Stream>(config: &config::ClientIp, headers: &HeaderMap, stream: &S) -> Option<Ip> {
-    let from_header = match config.source {
-        IpSource::Connection => None,
-        IpSource::XRealIp => headers.get("x-real-ip").and_then(Ip::parse),
-        IpSource::XForwardedFor => {
-            // From the right: what stands left of the trusted hops is whatever the client wrote.
-            let skip = usize::try_from(config.trusted_hops.saturating_sub(1)).unwrap_or(usize::MAX);
-            headers
-                .all("x-forwarded-for")
-                .rev()
-                .flat_map(|value| value.rsplit(|b| *b == b','))
-                .nth(skip)
-                .and_then(Ip::parse)
-        }
-    };
-    from_header.or_else(|| {
-        stream
-            .property(Property::SourceAddress)
-            .as_deref()
-            .and_then(Ip::parse)
-    })
 }

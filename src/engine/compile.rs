@@ -1,393 +1,511 @@
-//! From the configuration to what requests work with.
+//! From a configuration to what requests work with: one small function for each policy.
+//!
+//! Names and references are resolved here, once. A route holds the policies that it uses
+//! ([`Binding`]), with the mode in which each acts there and the metric that counts its refusals, so
+//! that no request looks one up. Routes that use the same policy hold the same value.
 
-use super::breaker::{Breaker, BreakerSubject};
+use super::breaker::{Breaker, BreakerSubject, TransitionCounters};
 use super::chain;
 use super::concurrency::Concurrency;
+use super::health_check;
+use super::logs::LogLimiter;
 use super::metrics::MetricTable;
-use super::route::{Binding, Canary, FallbackBinding, Limit, Retries, Route, Shared};
-use super::{CLUSTER_HEADER, Engine};
+use super::route::{
+    Binding, Canary, Effect, Fallback, FallbackBinding, Limit, Retries, Route, Shared,
+};
+use super::stale::StaleStore;
+use super::upstream::{Around, ComponentState, Upstream};
 use crate::base::hash::Seed;
-use crate::base::headers::NameSet;
 use crate::base::time::Nanos;
 use crate::config::{
     self, BalancePolicy, BreakerScope, Config, FallbackStep, KeyPart, Mode, RejectBelow,
     RequestTimeout,
 };
 use crate::host::{Host, MetricId};
-use crate::policy::concurrency::adaptive::USUAL_DEADLINE;
+use crate::policy::concurrency::adaptive::DEFAULT_DEADLINE;
 use crate::policy::rate_limit::RateLimit;
 use crate::policy::retry::Budget;
-use crate::policy::{self, fallback};
+use crate::policy::{canary, fallback};
 use crate::request::Reason;
-use crate::store::{self, Contended, RecordKey, RecordKind, Step};
-use std::cell::RefCell;
 use std::rc::Rc;
 
-impl Engine {
-    /// Compiles what becomes of the requests that a route's canary has, if it has one.
-    pub(super) fn compile_canary<H: Host>(
-        &mut self,
-        config: &Config,
-        route: &config::Route,
-        at: usize,
-        seed: Seed,
-        instances: &mut Vec<((usize, bool), usize)>,
-        host: &H,
-    ) {
-        let Some(canary) = &route.canary else { return };
-        let mode = canary.mode.or(route.mode).unwrap_or(config.mode);
-        let (Some(upstream), Some(other)) = (
-            route.upstream.and_then(|at| config.upstreams.get(at)),
-            config.upstreams.get(canary.upstream),
-        ) else {
-            return;
-        };
-        if let Some(color) = &canary.color {
-            self.reserved_headers.add(&color.header);
-        }
-        if mode == Mode::Off {
-            return;
-        }
-        let its = config::Route {
-            upstream: Some(canary.upstream),
-            circuit_breaker: canary.circuit_breaker,
-            depends_on: same_components(upstream, other, &route.depends_on),
-            canary: None,
-            ..route.clone()
-        };
-        let number = self.routes.len();
-        let mut compiled = self.compile_route(config, &its, [number, at], seed, instances, host);
-        compiled.stable = Some(at);
-        compiled.retry = self.routes.get(at).and_then(|route| route.retry.clone());
-        compiled.cluster = self
-            .routes
-            .get(at)
-            .and_then(|route| route.cluster.as_ref())
-            .map(|_| other.cluster.clone());
-        let counters = [upstream, other]
-            .map(|it| MetricTable(host).canary_requests(&route.name, &it.name, mode));
-        if mode == Mode::Enforce {
-            compiled.sent = counters[1];
-        }
-        let needs_client = policy::canary::needs_client(canary) || compiled.needs_client;
-        self.routes.push(compiled);
-        if let Some(route) = self.routes.get_mut(at) {
-            route.needs_client |= needs_client;
-            route.off = false;
-            if mode == Mode::Enforce {
-                route.sent = counters[0];
-            }
-            route.canary = Some(Canary {
-                mode,
-                at: number,
-                would: counters,
-            });
+/// What is ready of a configuration.
+pub(super) struct Compiler<'c, H> {
+    config: &'c Config,
+    host: &'c H,
+    seed: Seed,
+    pub(super) logs: Rc<LogLimiter>,
+    counters: TransitionCounters,
+    pub(super) upstreams: Vec<Rc<Upstream>>,
+    fallbacks: Vec<Rc<Fallback>>,
+    /// By name and mode.
+    limits: Vec<Rc<Limit>>,
+    pub(super) concurrency: Vec<Rc<Concurrency>>,
+    pub(super) breakers: Vec<Rc<Breaker>>,
+}
+
+/// A route, or what its canary has in its place.
+struct Variant<'c> {
+    route: &'c config::Route,
+    is_canary: bool,
+    upstream: Option<usize>,
+    circuit_breaker: Option<usize>,
+    depends_on: Vec<usize>,
+}
+
+impl<'c> Variant<'c> {
+    fn stable(route: &'c config::Route) -> Self {
+        Self {
+            route,
+            is_canary: false,
+            upstream: route.upstream,
+            circuit_breaker: route.circuit_breaker,
+            depends_on: route.depends_on.clone(),
         }
     }
+}
 
-    /// Compiles a route. `at`: its number here, and in the configuration; where they are not the
-    /// same, it is a canary's.
-    pub(super) fn compile_route<H: Host>(
-        &mut self,
-        config: &Config,
-        route: &config::Route,
-        at: [usize; 2],
-        seed: Seed,
-        instances: &mut Vec<((usize, bool), usize)>,
-        host: &H,
-    ) -> Route {
-        let names = MetricTable(host);
-        let route_mode = route.mode.unwrap_or(config.mode);
-        let mode_of = |own: Option<Mode>| own.unwrap_or(route_mode);
-        let switched_off = route.switch.and_then(|at| {
-            let switch = config.switches.get(at).filter(|switch| !switch.on)?;
-            (route_mode != Mode::Off).then(|| Binding {
-                at,
-                mode: route_mode,
-                refusals: names.decisions(
-                    &route.name,
-                    &switch.name,
-                    Reason::SwitchedOff,
-                    route_mode,
-                ),
-            })
-        });
-        let mut limits = Vec::new();
-        for at in &route.rate_limits {
-            let Some(limit) = config.rate_limits.get(*at) else {
-                continue;
-            };
-            let mode = mode_of(limit.mode);
-            if mode == Mode::Off {
-                continue;
-            }
-            let id = (*at, mode == Mode::Shadow);
-            let instance = match instances.iter().find(|(known, _)| *known == id) {
-                Some((_, instance)) => *instance,
-                None => {
-                    let alone = config
-                        .routes
-                        .iter()
-                        .filter(|r| r.rate_limits.contains(at))
-                        .all(|r| r.rate_limits.len() == 1);
-                    let policy = RateLimit::new(
-                        limit.clone(),
-                        &config.client_ip,
-                        namespace(mode),
-                        alone,
-                        seed,
-                    );
-                    self.limits.push(Limit {
-                        policy,
-                        keys: names.rate_limit_keys(&limit.name),
-                        evictions: names.rate_limit_evictions(&limit.name),
-                        contention: names.contention(&limit.name),
-                    });
-                    let instance = self.limits.len().saturating_sub(1);
-                    instances.push((id, instance));
-                    instance
-                }
-            };
-            limits.push(Binding {
-                at: instance,
-                mode,
-                refusals: names.decisions(&route.name, &limit.name, Reason::RateLimited, mode),
-            });
-        }
-        limits.sort_by_key(|limit| limit.mode != Mode::Enforce);
-        let is_canary = at[0] != at[1];
-        // What a canary refuses goes back to where the others go, and is no refusal.
-        let refusals = |policy: &str, reason, mode| match mode {
-            Mode::Enforce if is_canary => names.canary_returned(&route.name, reason),
-            _ => names.decisions(&route.name, policy, reason, mode),
+impl<'c, H: Host> Compiler<'c, H> {
+    /// Makes the upstreams and fallbacks of a configuration ready.
+    pub(super) fn new(config: &'c Config, seed: Seed, host: &'c H) -> Self {
+        let mut compiler = Self {
+            config,
+            host,
+            seed,
+            logs: Rc::default(),
+            counters: TransitionCounters::default(),
+            upstreams: Vec::new(),
+            fallbacks: Vec::new(),
+            limits: Vec::new(),
+            concurrency: Vec::new(),
+            breakers: Vec::new(),
         };
-        let mut concurrency = [
-            self.concurrency(
-                config,
-                route,
-                route.concurrency_limit,
-                ["route", &route.name],
-                route_mode,
-                host,
-            ),
-            route
-                .upstream
-                .and_then(|at| config.upstreams.get(at))
-                .and_then(|upstream| {
-                    let mode = mode_of(upstream.mode);
-                    self.concurrency(
-                        config,
-                        route,
-                        upstream.concurrency_limit,
-                        ["upstream", &upstream.name],
-                        mode,
-                        host,
-                    )
-                }),
-        ];
-        if is_canary {
-            for used in concurrency.iter_mut().flatten() {
-                let name = self
-                    .concurrency
-                    .get(used.at)
-                    .map_or("", |limit| limit.name());
-                used.refusals = refusals(name, Reason::Overload, used.mode);
-            }
+        for (at, upstream) in config.upstreams.iter().enumerate() {
+            let compiled = compiler.new_upstream(at, upstream);
+            compiler.upstreams.push(Rc::new(compiled));
         }
-        let breaker = route
-            .circuit_breaker
-            .and_then(|at| config.circuit_breakers.get(at))
-            .and_then(|breaker| {
-                let mode = mode_of(breaker.mode);
-                if mode == Mode::Off {
-                    return None;
-                }
-                let upstream = route.upstream.and_then(|at| config.upstreams.get(at));
-                let subject = match (breaker.scope, upstream) {
-                    (BreakerScope::Upstream, Some(upstream)) => {
-                        BreakerSubject::Upstream(&upstream.name)
-                    }
-                    (_, Some(upstream)) if is_canary => {
-                        BreakerSubject::Canary(&route.name, &upstream.name)
-                    }
-                    _ => BreakerSubject::Route(&route.name),
-                };
-                let at = self.breaker(breaker, subject, mode, host);
-                Some(Binding {
-                    at,
-                    mode,
-                    refusals: refusals(&breaker.name, Reason::CircuitOpen, mode),
-                })
-            });
-        let upstream = route.upstream.and_then(|at| {
-            let upstream = config.upstreams.get(at)?;
-            let mode = mode_of(upstream.mode);
-            (mode != Mode::Off).then(|| Binding {
-                at,
-                mode,
-                refusals: refusals(&upstream.name, Reason::NoEndpoint, mode),
+        let fallbacks = config.fallbacks.iter().map(|fallback| {
+            Rc::new(Fallback {
+                stale: StaleStore::new(fallback, seed, host),
+                config: fallback.clone(),
             })
         });
-        let check = route
-            .upstream
-            .and_then(|at| config.upstreams.get(at))
-            .and_then(|u| u.health_check.as_ref());
-        let depends_on = route.depends_on.iter().filter_map(|at| {
-            let (Binding { mode, .. }, component) = (upstream?, check?.components.get(*at)?);
-            Some(Binding {
-                at: *at,
-                mode,
-                refusals: refusals(&component.name, Reason::NoEndpoint, mode),
+        compiler.fallbacks = fallbacks.collect();
+        compiler
+    }
+
+    /// The routes of the configuration, in its order.
+    pub(super) fn routes(&mut self) -> Vec<Rc<Route>> {
+        let config = self.config;
+        config
+            .routes
+            .iter()
+            .map(|route| {
+                let shared = Rc::new(route.clone());
+                let mut stable = self.route(&Variant::stable(route), &shared);
+                self.add_canary(&mut stable, &shared);
+                Rc::new(stable)
             })
-        });
-        let depends_on = depends_on.collect();
-        let fallback = route.fallback.and_then(|at| {
-            let fallback = config.fallbacks.get(at)?;
-            let mode = mode_of(fallback.mode);
-            let answers = |word: &str| {
-                let has = fallback
-                    .steps
-                    .iter()
-                    .any(|step| fallback::word(step) == word);
-                if has {
-                    names.fallbacks(&route.name, word)
-                } else {
-                    MetricId::NONE
-                }
-            };
-            (mode != Mode::Off).then(|| FallbackBinding {
-                at,
-                mode,
-                errors: names.decisions(&route.name, &fallback.name, Reason::UpstreamError, mode),
-                timeouts: names.decisions(&route.name, &fallback.name, Reason::Timeout, mode),
-                stale: answers("stale"),
-                cluster: answers("cluster"),
-                respond: answers("respond"),
-            })
-        });
-        let hashes_client = upstream.as_ref().and_then(|used| config.upstreams.get(used.at)).is_some_and(|upstream| {
-            matches!(&upstream.policy, BalancePolicy::ConsistentHash { key, .. } if key.contains(&KeyPart::ClientIp))
-        });
-        let needs_client = hashes_client
-            || limits.iter().any(|l| {
-                self.limits
-                    .get(l.at)
-                    .is_some_and(|l| l.policy.needs_client())
-            });
-        let needs_request_id = fallback
-            .and_then(|f| config.fallbacks.get(f.at))
-            .is_some_and(fallback::needs_request_id);
-        let deadline = (route_mode != Mode::Off).then(|| Binding {
-            at: 0,
-            mode: route_mode,
-            refusals: names.decisions(&route.name, chain::DEADLINE, Reason::Deadline, route_mode),
-        });
-        let retry = route
-            .retry
-            .as_ref()
-            .filter(|_| route_mode == Mode::Enforce)
-            .map(|retry| Retries {
-                requests: names.retry_requests(&route.name),
-                budget: Rc::new(Shared(RefCell::new(Budget::new(retry)))),
-            });
-        let has_breaker = breaker.is_some()
-            || route
-                .upstream
-                .and_then(|at| config.upstreams.get(at))
-                .is_some_and(|u| u.circuit_breaker.is_some());
-        let observes = has_breaker
+            .collect()
+    }
+
+    fn new_upstream(&mut self, at: usize, upstream: &config::Upstream) -> Upstream {
+        let routes = &self.config.routes;
+        let is_of_route = routes.iter().any(|route| route.upstream == Some(at));
+        let is_of_canary = routes
+            .iter()
+            .filter_map(|route| route.canary.as_ref())
+            .any(|canary| canary.upstream == at);
+        let around = Around {
+            breaker: upstream
+                .circuit_breaker
+                .and_then(|at| self.config.circuit_breakers.get(at)),
+            mode: self.config.mode,
+            is_checked: health_check::is_checked(self.config, upstream),
+            only_canary: is_of_canary && !is_of_route,
+            logs: &self.logs,
+        };
+        Upstream::new(upstream, around, &mut self.counters, self.host)
+    }
+
+    /// Compiles a route, or what its canary has in its place. `shared`: the configuration that both
+    /// hold.
+    fn route(&mut self, variant: &Variant<'_>, shared: &Rc<config::Route>) -> Route {
+        let metrics = MetricTable(self.host);
+        let route = variant.route;
+        let mode = self.route_mode(route);
+        let limits = self.limits(route, mode);
+        let concurrency = self.concurrency_limits(variant, mode);
+        let breaker = self.breaker(variant, mode);
+        let upstream = self.upstream(variant, mode);
+        let fallback = self.fallback(route, mode);
+        let deadline = self.deadline(route, mode);
+        let retry = self.retries(route, mode);
+        let observes = breaker.is_some()
+            || self.breaks_endpoints(variant)
             || retry.is_some()
             || matches!(route.timeout.request, Some(RequestTimeout::Dynamic(_)))
             || matches!(route.timeout.reject_below, Some(RejectBelow::Quantile(_)));
         Route {
-            config: at[1],
-            stable: None,
+            config: Rc::clone(shared),
             canary: None,
             sent: MetricId::NONE,
-            off: route_mode == Mode::Off
+            off: mode == Mode::Off
                 && limits.is_empty()
                 && concurrency.iter().all(Option::is_none)
                 && breaker.is_none()
                 && upstream.is_none()
                 && fallback.is_none(),
-            needs_client,
-            needs_request_id,
-            switched_off,
+            needs_client: limits
+                .iter()
+                .any(|limit| limit.policy.policy.needs_client())
+                || upstream
+                    .as_ref()
+                    .is_some_and(|used| hashes_client(&used.policy)),
+            needs_request_id: fallback
+                .as_ref()
+                .is_some_and(|used| fallback::needs_request_id(&used.policy.config)),
+            switched_off: self.switch(route, mode),
+            depends_on: self.depends_on(variant, upstream.as_ref()),
             limits,
             concurrency,
-            criticality: route.criticality,
             breaker,
             upstream,
-            depends_on,
             fallback,
-            cluster: cluster(config, route),
-            duration: names.upstream_duration(&route.name),
-            retries: names.retries(&route.name),
-            seen: (observes && deadline.is_some()).then(|| Shared(RefCell::default())),
+            cluster: self.cluster(route),
+            duration: metrics.upstream_duration(&route.name),
+            retries: metrics.retries(&route.name),
+            seen: (observes && deadline.is_some()).then(Shared::default),
             deadline,
             retry,
         }
     }
 
-    /// The use of this concurrency limit on a route; routes of one upstream share one limit.
-    pub(super) fn concurrency<H: Host>(
+    /// Gives a route its canary, if it has one.
+    fn add_canary(&mut self, stable: &mut Route, shared: &Rc<config::Route>) {
+        let (route, upstreams) = (Rc::clone(shared), &self.config.upstreams);
+        let Some(config) = &route.canary else { return };
+        let mode = config.mode.or(route.mode).unwrap_or(self.config.mode);
+        let (Some(own), Some(other)) = (
+            route.upstream.and_then(|at| upstreams.get(at)),
+            upstreams.get(config.upstream),
+        ) else {
+            return;
+        };
+        if mode == Mode::Off {
+            return;
+        }
+        let variant = Variant {
+            route: &route,
+            is_canary: true,
+            upstream: Some(config.upstream),
+            circuit_breaker: config.circuit_breaker,
+            depends_on: same_components(own, other, &route.depends_on),
+        };
+        let mut its = self.route(&variant, shared);
+        its.retry.clone_from(&stable.retry);
+        its.cluster = stable.cluster.as_ref().map(|_| other.cluster.clone());
+        let would = [own, other]
+            .map(|it| MetricTable(self.host).canary_requests(&route.name, &it.name, mode));
+        if mode == Mode::Enforce {
+            [stable.sent, its.sent] = would;
+        }
+        stable.needs_client |= canary::needs_client(config) || its.needs_client;
+        stable.off = false;
+        stable.canary = Some(Canary {
+            mode,
+            config: config.clone(),
+            upstream: other.name.clone(),
+            route: Rc::new(its),
+            would,
+        });
+    }
+
+    fn route_mode(&self, route: &config::Route) -> Mode {
+        route.mode.unwrap_or(self.config.mode)
+    }
+
+    fn upstream_config(&self, variant: &Variant<'_>) -> Option<&'c config::Upstream> {
+        self.config.upstreams.get(variant.upstream?)
+    }
+
+    /// Whether the endpoints of the route have breakers.
+    fn breaks_endpoints(&self, variant: &Variant<'_>) -> bool {
+        self.upstream_config(variant)
+            .is_some_and(|upstream| upstream.circuit_breaker.is_some())
+    }
+
+    /// Counts refusals. What a canary refuses goes back to where the others go, and is no refusal.
+    fn refusals(
+        &self,
+        variant: &Variant<'_>,
+        policy: &str,
+        reason: Reason,
+        mode: Mode,
+    ) -> MetricId {
+        let (metrics, route) = (MetricTable(self.host), &variant.route.name);
+        match mode {
+            Mode::Enforce if variant.is_canary => metrics.canary_returned(route, reason),
+            _ => metrics.decisions(route, policy, reason, mode),
+        }
+    }
+
+    fn switch(&self, route: &config::Route, mode: Mode) -> Option<Binding<config::Switch>> {
+        let switch = self.config.switches.get(route.switch?)?;
+        if switch.on || mode == Mode::Off {
+            return None;
+        }
+        let refusals =
+            MetricTable(self.host).decisions(&route.name, &switch.name, Reason::SwitchedOff, mode);
+        Some(Binding::new(Rc::new(switch.clone()), mode, refusals))
+    }
+
+    /// The route's rate limits, enforced ones first.
+    fn limits(&mut self, route: &config::Route, mode: Mode) -> Vec<Binding<Limit>> {
+        let mut limits = Vec::new();
+        for at in &route.rate_limits {
+            let Some(limit) = self.config.rate_limits.get(*at) else {
+                continue;
+            };
+            let mode = limit.mode.unwrap_or(mode);
+            if mode == Mode::Off {
+                continue;
+            }
+            let refusals = MetricTable(self.host).decisions(
+                &route.name,
+                &limit.name,
+                Reason::RateLimited,
+                mode,
+            );
+            limits.push(Binding::new(self.limit(*at, limit, mode), mode, refusals));
+        }
+        let (mut limits, shadows): (Vec<_>, Vec<_>) =
+            limits.into_iter().partition(Binding::is_enforced);
+        limits.extend(shadows);
+        limits
+    }
+
+    /// This rate limit, enforced or as a shadow; all uses share its buckets.
+    fn limit(&mut self, at: usize, limit: &config::RateLimit, mode: Mode) -> Rc<Limit> {
+        let is_shadow = mode == Mode::Shadow;
+        let known = self
+            .limits
+            .iter()
+            .find(|known| known.name() == limit.name && known.is_shadow == is_shadow);
+        if let Some(known) = known {
+            return Rc::clone(known);
+        }
+        let alone = self
+            .config
+            .routes
+            .iter()
+            .filter(|route| route.rate_limits.contains(&at))
+            .all(|route| route.rate_limits.len() == 1);
+        let metrics = MetricTable(self.host);
+        let new = Rc::new(Limit {
+            policy: RateLimit::new(
+                limit.clone(),
+                &self.config.client_ip,
+                namespace(mode),
+                alone,
+                self.seed,
+            ),
+            is_shadow,
+            keys: metrics.rate_limit_keys(&limit.name),
+            evictions: metrics.rate_limit_evictions(&limit.name),
+            contention: metrics.contention(&limit.name),
+        });
+        self.limits.push(Rc::clone(&new));
+        new
+    }
+
+    /// The concurrency limits of the route and of its upstream.
+    fn concurrency_limits(
         &mut self,
-        config: &Config,
-        route: &config::Route,
+        variant: &Variant<'_>,
+        mode: Mode,
+    ) -> [Option<Binding<Concurrency>>; 2] {
+        let route = variant.route;
+        let own = self.concurrency_limit(
+            variant,
+            route.concurrency_limit,
+            ["route", &route.name],
+            mode,
+        );
+        let shared = self.upstream_config(variant).and_then(|upstream| {
+            self.concurrency_limit(
+                variant,
+                upstream.concurrency_limit,
+                ["upstream", &upstream.name],
+                upstream.mode.unwrap_or(mode),
+            )
+        });
+        [own, shared]
+    }
+
+    /// A concurrency limit as the route uses it; all routes of an upstream share one.
+    fn concurrency_limit(
+        &mut self,
+        variant: &Variant<'_>,
         limit: Option<usize>,
         subject: [&str; 2],
         mode: Mode,
-        host: &H,
-    ) -> Option<Binding> {
-        let limit = config.concurrency_limits.get(limit?)?;
+    ) -> Option<Binding<Concurrency>> {
+        let limit = self.config.concurrency_limits.get(limit?)?;
         let mode = limit.mode.unwrap_or(mode);
         if mode == Mode::Off {
             return None;
         }
-        let deadline = deadline(route);
-        let new = Concurrency::new(limit, subject, deadline, host);
-        let at = match self.concurrency.iter().position(|known| known.is(&new)) {
-            Some(at) => at,
-            None => {
-                self.concurrency.push(new);
-                self.concurrency.len().saturating_sub(1)
-            }
-        };
-        if let Some(known) = self.concurrency.get_mut(at) {
-            known.share(deadline);
+        let deadline = longest(variant.route);
+        let new = Concurrency::new(limit, subject, deadline, self.host);
+        let known = self.concurrency.iter().find(|known| known.is(&new));
+        let policy = known.map_or_else(|| Rc::new(new), Rc::clone);
+        if known.is_none() {
+            self.concurrency.push(Rc::clone(&policy));
         }
-        Some(Binding {
-            at,
-            mode,
-            refusals: MetricTable(host).decisions(&route.name, &limit.name, Reason::Overload, mode),
-        })
+        policy.share(deadline);
+        let refusals = self.refusals(variant, &limit.name, Reason::Overload, mode);
+        Some(Binding::new(policy, mode, refusals))
+    }
+
+    fn breaker(&mut self, variant: &Variant<'_>, mode: Mode) -> Option<Binding<Breaker>> {
+        let config = self.config.circuit_breakers.get(variant.circuit_breaker?)?;
+        let mode = config.mode.unwrap_or(mode);
+        if mode == Mode::Off {
+            return None;
+        }
+        let route = &variant.route.name;
+        let subject = match (config.scope, self.upstream_config(variant)) {
+            (BreakerScope::Upstream, Some(upstream)) => BreakerSubject::Upstream(&upstream.name),
+            (_, Some(upstream)) if variant.is_canary => {
+                BreakerSubject::Canary(route, &upstream.name)
+            }
+            _ => BreakerSubject::Route(route),
+        };
+        let policy = self.breaker_of(config, subject, mode);
+        let refusals = self.refusals(variant, &config.name, Reason::CircuitOpen, mode);
+        Some(Binding::new(policy, mode, refusals))
     }
 
     /// The breaker of this subject: routes of one upstream may share one.
-    pub(super) fn breaker<H: Host>(
+    fn breaker_of(
         &mut self,
         config: &config::CircuitBreaker,
         subject: BreakerSubject<'_>,
         mode: Mode,
-        host: &H,
-    ) -> usize {
-        let breaker = Breaker::new(config, subject, mode, &self.logs, &mut self.counters, host);
-        match self
-            .breakers
-            .iter()
-            .position(|known| known.is_same(&breaker))
-        {
-            Some(at) => at,
-            None => {
-                self.breakers.push(breaker);
-                self.breakers.len().saturating_sub(1)
-            }
+    ) -> Rc<Breaker> {
+        let new = Breaker::new(
+            config,
+            subject,
+            mode,
+            &self.logs,
+            &mut self.counters,
+            self.host,
+        );
+        if let Some(known) = self.breakers.iter().find(|known| known.is_same(&new)) {
+            return Rc::clone(known);
         }
+        let new = Rc::new(new);
+        self.breakers.push(Rc::clone(&new));
+        new
+    }
+
+    fn upstream(&self, variant: &Variant<'_>, mode: Mode) -> Option<Binding<Upstream>> {
+        let policy = self.upstreams.get(variant.upstream?)?;
+        let mode = policy.config.mode.unwrap_or(mode);
+        if mode == Mode::Off {
+            return None;
+        }
+        let refusals = self.refusals(variant, &policy.config.name, Reason::NoEndpoint, mode);
+        Some(Binding::new(Rc::clone(policy), mode, refusals))
+    }
+
+    fn depends_on(
+        &self,
+        variant: &Variant<'_>,
+        upstream: Option<&Binding<Upstream>>,
+    ) -> Vec<Binding<ComponentState>> {
+        let Some(upstream) = upstream else {
+            return Vec::new();
+        };
+        let mode = upstream.effect.mode;
+        let components = variant.depends_on.iter().filter_map(|at| {
+            let component = upstream.policy.component(*at)?;
+            let refusals = self.refusals(variant, &component.name, Reason::NoEndpoint, mode);
+            Some(Binding::new(component, mode, refusals))
+        });
+        components.collect()
+    }
+
+    fn fallback(&self, route: &config::Route, mode: Mode) -> Option<FallbackBinding> {
+        let policy = self.fallbacks.get(route.fallback?)?;
+        let mode = policy.config.mode.unwrap_or(mode);
+        if mode == Mode::Off {
+            return None;
+        }
+        let metrics = MetricTable(self.host);
+        let (name, steps) = (&policy.config.name, &policy.config.steps);
+        let answers = |word: &str| {
+            if steps.iter().any(|step| fallback::word(step) == word) {
+                metrics.fallbacks(&route.name, word)
+            } else {
+                MetricId::NONE
+            }
+        };
+        Some(FallbackBinding {
+            policy: Rc::clone(policy),
+            mode,
+            errors: metrics.decisions(&route.name, name, Reason::UpstreamError, mode),
+            timeouts: metrics.decisions(&route.name, name, Reason::Timeout, mode),
+            stale: answers("stale"),
+            cluster: answers("cluster"),
+            respond: answers("respond"),
+        })
+    }
+
+    fn deadline(&self, route: &config::Route, mode: Mode) -> Option<Effect> {
+        if mode == Mode::Off {
+            return None;
+        }
+        let refusals =
+            MetricTable(self.host).decisions(&route.name, chain::DEADLINE, Reason::Deadline, mode);
+        Some(Effect { mode, refusals })
+    }
+
+    fn retries(&self, route: &config::Route, mode: Mode) -> Option<Retries> {
+        let retry = route.retry.as_ref().filter(|_| mode == Mode::Enforce)?;
+        Some(Retries {
+            requests: MetricTable(self.host).retry_requests(&route.name),
+            budget: Rc::new(Shared::new(Budget::new(retry))),
+        })
+    }
+
+    /// The cluster that a route's requests have to name to the proxy: that of its upstream, if its
+    /// fallback or its canary may choose another.
+    fn cluster(&self, route: &config::Route) -> Option<String> {
+        let upstream = |at: usize| self.config.upstreams.get(at);
+        let own = &upstream(route.upstream?)?.cluster;
+        let fallback = route.fallback.and_then(|at| self.fallbacks.get(at));
+        let sends_on = fallback.is_some_and(|fallback| {
+            let steps = &fallback.config.steps;
+            steps
+                .iter()
+                .any(|step| matches!(step, FallbackStep::Cluster(_)))
+        });
+        let canary = route.canary.as_ref().and_then(|it| upstream(it.upstream));
+        (sends_on || canary.is_some_and(|canary| canary.cluster != *own)).then(|| own.clone())
+    }
+}
+
+fn hashes_client(upstream: &Upstream) -> bool {
+    match &upstream.config.policy {
+        BalancePolicy::ConsistentHash { key, .. } => key.contains(&KeyPart::ClientIp),
+        _ => false,
     }
 }
 
 /// The components of `other` that have the names of these components of `upstream`.
-pub(super) fn same_components(
+fn same_components(
     upstream: &config::Upstream,
     other: &config::Upstream,
     components: &[usize],
@@ -406,61 +524,11 @@ pub(super) fn same_components(
 }
 
 /// In what time a route's requests are to be answered, at the most.
-pub(super) fn deadline(route: &config::Route) -> Nanos {
+fn longest(route: &config::Route) -> Nanos {
     route
         .timeout
         .request
-        .map_or(USUAL_DEADLINE, RequestTimeout::longest)
-}
-
-/// Headers by which Envoy's router is steered. It drops a client's own only if it takes the client
-/// for external, which one on the proxy's own machine is not.
-pub(super) const ROUTER_HEADERS: &[&str] = &[
-    "x-envoy-hedge-on-per-try-timeout",
-    "x-envoy-max-retries",
-    "x-envoy-retriable-header-names",
-    "x-envoy-retriable-status-codes",
-    "x-envoy-retry-grpc-on",
-    "x-envoy-retry-on",
-    "x-envoy-upstream-rq-per-try-timeout-ms",
-    "x-envoy-upstream-rq-timeout-alt-response",
-    "x-envoy-upstream-rq-timeout-ms",
-    "x-envoy-upstream-stream-duration-ms",
-];
-
-/// The cluster that a route's requests have to name to the proxy: that of its upstream, if its
-/// fallback or its canary may choose another.
-pub(super) fn cluster(config: &Config, route: &config::Route) -> Option<String> {
-    let upstream = |at: usize| config.upstreams.get(at);
-    let own = &upstream(route.upstream?)?.cluster;
-    let sends_on = route
-        .fallback
-        .and_then(|at| config.fallbacks.get(at))
-        .is_some_and(|fallback| {
-            fallback
-                .steps
-                .iter()
-                .any(|step| matches!(step, FallbackStep::Cluster(_)))
-        });
-    let canary = route
-        .canary
-        .as_ref()
-        .and_then(|canary| upstream(canary.upstream));
-    (sends_on || canary.is_some_and(|canary| canary.cluster != *own)).then(|| own.clone())
-}
-
-pub(super) fn reserved_headers(trust_client_retry_headers: bool) -> NameSet {
-    let router_headers = if trust_client_retry_headers {
-        &[]
-    } else {
-        ROUTER_HEADERS
-    };
-    let mut names = NameSet::default();
-    [CLUSTER_HEADER]
-        .iter()
-        .chain(router_headers)
-        .for_each(|name| names.add(name));
-    names
+        .map_or(DEFAULT_DEADLINE, RequestTimeout::longest)
 }
 
 /// Keeps the state of shadow uses apart from that of enforced ones.
@@ -469,22 +537,4 @@ pub(super) const fn namespace(mode: Mode) -> &'static str {
         Mode::Shadow => "shadow",
         Mode::Enforce | Mode::Off => "",
     }
-}
-
-/// The secret of key hashes, made by the first worker and shared by all.
-pub(super) fn shared_seed<H: Host>(host: &H) -> Result<Seed, Contended> {
-    let key = RecordKey::new(RecordKind::Seed, 0, 0);
-    store::update(host, &key, |bytes| {
-        if let Ok(known) = <[u8; 16]>::try_from(bytes.as_slice()) {
-            return Step::Keep(u128::from_le_bytes(known));
-        }
-        let fresh = u128::from(host.entropy()) << 64 | u128::from(host.entropy());
-        bytes.clear();
-        bytes.extend_from_slice(&fresh.to_le_bytes());
-        Step::Write(fresh)
-    })
-    .map(|seed| {
-        #[allow(clippy::cast_possible_truncation, reason = "the halves of the seed")]
-        Seed((seed >> 64) as u64, seed as u64)
-    })
 }

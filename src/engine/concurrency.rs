@@ -3,25 +3,25 @@
 //! A request costs three calls of metrics to come in and one to go, of `adaptive` two more; shared
 //! data is used once per tick, for what a lost VM may have left behind.
 
-use super::in_flight::InFlight;
+use super::in_flight::{Gauge, InFlight};
 use super::metrics::MetricTable;
-use crate::base::hash::of_names;
 use crate::base::time::Nanos;
 use crate::config::{self, ConcurrencyAlgorithm, Criticality};
-use crate::host::{Host, MetricId};
+use crate::host::{Host, SharedCounter};
 use crate::policy::concurrency::adaptive::{AdaptiveSettings, Observations};
 use crate::policy::concurrency::has_room;
-use crate::store::{RecordKey, RecordKind};
+use crate::policy::shares::SharesRecord;
 use std::cell::Cell;
+use std::rc::Rc;
 
 /// A limit of one subject.
 #[derive(Debug)]
 pub(super) struct Concurrency {
     name: String,
-    bound: Bound,
-    /// One gauge.
+    bound: Cell<Bound>,
+    gauge: Rc<Gauge>,
     in_flight: InFlight,
-    limit: MetricId,
+    limit: SharedCounter,
     seen: Cell<Observations>,
 }
 
@@ -34,9 +34,7 @@ enum Bound {
 /// A request in flight, as its limit remembers it. It must be given back exactly once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Permit {
-    /// Index of its limit.
-    pub(super) at: usize,
-    /// So many were in flight when it came, itself included.
+    /// How many were in flight when it came, itself included.
     among: u64,
 }
 
@@ -71,19 +69,21 @@ impl Concurrency {
                 })
             }
         };
+        let gauge = Gauge::new(0, names.concurrency_in_flight(&config.name, key));
         let new = Self {
             name: config.name.clone(),
-            bound,
+            bound: Cell::new(bound),
             in_flight: InFlight::new(
-                RecordKey::new(RecordKind::Shares, of_names(&[&config.name, kind, key]), 0),
+                SharesRecord::new(&[&config.name, kind, key]),
                 names.contention(&config.name),
-                std::iter::once((0, names.concurrency_in_flight(&config.name, key))),
+                std::iter::once(Rc::clone(&gauge)),
             ),
+            gauge,
             limit: names.concurrency_limit(&config.name, key),
             seen: Cell::new(Observations::default()),
         };
         // What a former configuration found goes on, within the bounds of this one.
-        host.record(new.limit, new.limit(host));
+        host.store(new.limit, new.limit(host));
         new
     }
 
@@ -93,13 +93,14 @@ impl Concurrency {
 
     /// Whether this is the limit of that subject: its gauges are.
     pub(super) fn is(&self, other: &Self) -> bool {
-        self.in_flight.key() == other.in_flight.key()
+        self.in_flight.shares() == other.in_flight.shares()
     }
 
     /// The limit is shared by a route with this deadline too: the shortest holds.
-    pub(super) fn share(&mut self, deadline: Nanos) {
-        if let Bound::Adaptive(settings) = &mut self.bound {
+    pub(super) fn share(&self, deadline: Nanos) {
+        if let Bound::Adaptive(mut settings) = self.bound.get() {
             settings.deadline = settings.deadline.min(deadline);
+            self.bound.set(Bound::Adaptive(settings));
         }
     }
 
@@ -107,32 +108,31 @@ impl Concurrency {
     /// flight, and true if there was room.
     pub(super) fn enter<H: Host>(
         &self,
-        at: usize,
         host: &H,
         now: Nanos,
         criticality: Criticality,
         enforce: bool,
     ) -> (Option<Permit>, bool) {
-        self.in_flight.enter(host, 0);
+        self.gauge.enter(host);
         // At least itself, whatever the gauge says.
-        let among = self.in_flight.value(host, 0).max(1);
+        let among = self.gauge.value(host).max(1);
         let limit = self.limit(host);
         let room = has_room(among.saturating_sub(1), limit, criticality);
         self.learn(host, now, limit, |seen, settings| {
             seen.arrived(settings, now, among, limit, room)
         });
         if !room && enforce {
-            self.in_flight.cancel(host, 0);
+            self.gauge.cancel(host);
             return (None, false);
         }
-        self.in_flight.confirm(0);
-        (Some(Permit { at, among }), room)
+        self.gauge.confirm();
+        (Some(Permit { among }), room)
     }
 
     /// Counts it out again.
     pub(super) fn leave<H: Host>(&self, host: &H, permit: Permit, ending: impl FnOnce() -> Ending) {
-        self.in_flight.leave(host, 0);
-        let Bound::Adaptive(settings) = self.bound else {
+        self.gauge.leave(host);
+        let Bound::Adaptive(settings) = self.bound.get() else {
             return;
         };
         let Ending {
@@ -146,7 +146,7 @@ impl Concurrency {
             |time: Nanos| time < settings.deadline && elapsed > settings.deadline.times(2);
         let counts = answered.map_or_else(|| settings.is_late(elapsed), |time| !streams(time));
         if counts {
-            let (among, limit) = (self.in_flight.value(host, 0), self.limit(host));
+            let (among, limit) = (self.gauge.value(host), self.limit(host));
             self.learn(host, now, limit, |seen, settings| {
                 // One that hung for long must not outweigh all others.
                 let elapsed = elapsed.min(settings.deadline.times(2));
@@ -156,15 +156,15 @@ impl Concurrency {
     }
 
     /// Sets the gauges right: the limit's, and what a lost VM has left in the other.
-    pub(super) fn look_after<H: Host>(&self, host: &H, now: Nanos, vm: u64) {
-        host.record(self.limit, self.limit(host));
-        self.in_flight.look_after(host, now, vm);
+    pub(super) fn maintain<H: Host>(&self, host: &H, now: Nanos, vm: u64) {
+        host.store(self.limit, self.limit(host));
+        self.in_flight.reconcile(host, now, vm);
     }
 
     fn limit<H: Host>(&self, host: &H) -> u64 {
-        match &self.bound {
-            Bound::Fixed(limit) => *limit,
-            Bound::Adaptive(settings) => settings.limit(host.value(self.limit)),
+        match self.bound.get() {
+            Bound::Fixed(limit) => limit,
+            Bound::Adaptive(settings) => settings.limit(host.load(self.limit)),
         }
     }
 
@@ -175,7 +175,7 @@ impl Concurrency {
         limit: u64,
         learn: impl FnOnce(&mut Observations, &AdaptiveSettings),
     ) {
-        let Bound::Adaptive(settings) = &self.bound else {
+        let Bound::Adaptive(settings) = &self.bound.get() else {
             return;
         };
         let mut seen = self.seen.take();
@@ -183,7 +183,7 @@ impl Concurrency {
         let found = seen.next_limit(settings, now, limit);
         self.seen.set(seen);
         if let Some(found) = found {
-            host.record(self.limit, found);
+            host.store(self.limit, found);
         }
     }
 }

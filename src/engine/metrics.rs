@@ -1,19 +1,22 @@
 //! MetricTable of the metrics. Labels are part of the name, as `;label=value`, and are taken out of it by
 //! `stats_tags` in envoy.yaml; they come from the configuration only, so that their number is
 //! bounded.
+//!
+//! What workers share through the host's gauges is here too ([`SharedCounters`]): under a name that
+//! starts with `haven_internal_` where it means nothing to people.
 
 use super::breaker::BreakerSubject;
 use crate::base::text::push_all;
 use crate::config::{self, Mode};
-use crate::host::{MetricId, MetricKind, Metrics};
+use crate::host::{MetricId, MetricKind, Metrics, SharedCounter, SharedCounters};
 use crate::policy::circuit_breaker::Meters;
 use crate::policy::circuit_breaker::{Phase, TripReason};
 use crate::request::Reason;
 
-/// Defines metrics.
+/// Defines metrics, and the counters that workers share.
 pub(super) struct MetricTable<'h, H>(pub &'h H);
 
-impl<H: Metrics> MetricTable<'_, H> {
+impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
     pub(super) fn decisions(
         &self,
         route: &str,
@@ -88,29 +91,28 @@ impl<H: Metrics> MetricTable<'_, H> {
         if mode == Mode::Shadow {
             labels.push(("mode", mode_word(mode)));
         }
-        let define = |kind, base| self.define(kind, base, &labels);
+        let share = |name| self.share(name, &labels);
+        let is_timed = matches!(breaker.window, config::WindowConfig::Time(_));
         Meters {
             version: match subject {
                 BreakerSubject::Endpoint(_, _, version) => version,
-                _ => define(MetricKind::Counter, "haven_circuit_breaker_changes_total"),
+                _ => share("haven_internal_circuit_breaker_changes"),
             },
-            tally: match breaker.window {
-                config::Window::Time(_) => define(MetricKind::Gauge, "haven_circuit_breaker_tally"),
-                config::Window::Count(_) => MetricId::NONE,
+            tally: if is_timed {
+                share("haven_internal_circuit_breaker_tally")
+            } else {
+                SharedCounter::NONE
             },
-            consecutive: match (breaker.window, breaker.consecutive_failures) {
-                (config::Window::Time(_), 1..) => define(
-                    MetricKind::Gauge,
-                    "haven_circuit_breaker_consecutive_failures",
-                ),
-                _ => MetricId::NONE,
+            consecutive: if is_timed && breaker.consecutive_failures > 0 {
+                share("haven_internal_circuit_breaker_consecutive_failures")
+            } else {
+                SharedCounter::NONE
             },
         }
     }
 
-    pub(super) fn endpoint_in_flight(&self, upstream: &str, endpoint: &str) -> MetricId {
-        self.define(
-            MetricKind::Gauge,
+    pub(super) fn endpoint_in_flight(&self, upstream: &str, endpoint: &str) -> SharedCounter {
+        self.share(
             "haven_endpoint_in_flight",
             &[("upstream", upstream), ("endpoint", endpoint)],
         )
@@ -124,38 +126,28 @@ impl<H: Metrics> MetricTable<'_, H> {
         )
     }
 
-    pub(super) fn endpoint_changes(&self, upstream: &str) -> MetricId {
-        self.define(
-            MetricKind::Counter,
-            "haven_endpoint_changes_total",
-            &[("upstream", upstream)],
-        )
+    pub(super) fn endpoint_changes(&self, upstream: &str) -> SharedCounter {
+        self.share("haven_internal_endpoint_changes", &[("upstream", upstream)])
     }
 
     /// What `peak_ewma` knows of an endpoint's latency, packed.
-    pub(super) fn endpoint_latency(&self, upstream: &str, endpoint: &str) -> MetricId {
-        self.define(
-            MetricKind::Gauge,
-            "haven_endpoint_latency",
+    pub(super) fn endpoint_latency(&self, upstream: &str, endpoint: &str) -> SharedCounter {
+        self.share(
+            "haven_internal_endpoint_latency",
             &[("upstream", upstream), ("endpoint", endpoint)],
         )
     }
 
     /// What an endpoint has reported of its load, packed.
-    pub(super) fn endpoint_load(&self, upstream: &str, endpoint: &str) -> MetricId {
-        self.define(
-            MetricKind::Gauge,
-            "haven_endpoint_load",
+    pub(super) fn endpoint_load(&self, upstream: &str, endpoint: &str) -> SharedCounter {
+        self.share(
+            "haven_internal_endpoint_load",
             &[("upstream", upstream), ("endpoint", endpoint)],
         )
     }
 
-    pub(super) fn upstream_in_flight(&self, upstream: &str) -> MetricId {
-        self.define(
-            MetricKind::Gauge,
-            "haven_upstream_in_flight",
-            &[("upstream", upstream)],
-        )
+    pub(super) fn upstream_in_flight(&self, upstream: &str) -> SharedCounter {
+        self.share("haven_upstream_in_flight", &[("upstream", upstream)])
     }
 
     pub(super) fn upstream_panic(&self, upstream: &str) -> MetricId {
@@ -194,12 +186,8 @@ impl<H: Metrics> MetricTable<'_, H> {
     }
 
     /// What the last check took that was answered.
-    pub(super) fn health_check_duration(&self, upstream: &str) -> MetricId {
-        self.define(
-            MetricKind::Gauge,
-            "haven_health_check_duration_ms",
-            &[("upstream", upstream)],
-        )
+    pub(super) fn health_check_duration(&self, upstream: &str) -> SharedCounter {
+        self.share("haven_health_check_duration_ms", &[("upstream", upstream)])
     }
 
     pub(super) fn health_check_takeovers(&self, upstream: &str) -> MetricId {
@@ -226,17 +214,15 @@ impl<H: Metrics> MetricTable<'_, H> {
         )
     }
 
-    pub(super) fn concurrency_limit(&self, policy: &str, key: &str) -> MetricId {
-        self.define(
-            MetricKind::Gauge,
+    pub(super) fn concurrency_limit(&self, policy: &str, key: &str) -> SharedCounter {
+        self.share(
             "haven_concurrency_limit",
             &[("policy", policy), ("key", key)],
         )
     }
 
-    pub(super) fn concurrency_in_flight(&self, policy: &str, key: &str) -> MetricId {
-        self.define(
-            MetricKind::Gauge,
+    pub(super) fn concurrency_in_flight(&self, policy: &str, key: &str) -> SharedCounter {
+        self.share(
             "haven_concurrency_in_flight",
             &[("policy", policy), ("key", key)],
         )
@@ -325,13 +311,21 @@ impl<H: Metrics> MetricTable<'_, H> {
     }
 
     fn define(&self, kind: MetricKind, base: &str, labels: &[(&str, &str)]) -> MetricId {
-        let mut name = String::with_capacity(128);
-        name.push_str(base);
-        for (label, value) in labels {
-            push_all(&mut name, &[";", label, "=", value]);
-        }
-        self.0.define(kind, &name)
+        self.0.define(kind, &labelled(base, labels))
     }
+
+    fn share(&self, base: &str, labels: &[(&str, &str)]) -> SharedCounter {
+        self.0.define_shared(&labelled(base, labels))
+    }
+}
+
+fn labelled(base: &str, labels: &[(&str, &str)]) -> String {
+    let mut name = String::with_capacity(128);
+    name.push_str(base);
+    for (label, value) in labels {
+        push_all(&mut name, &[";", label, "=", value]);
+    }
+    name
 }
 
 pub(super) const fn mode_word(mode: Mode) -> &'static str {

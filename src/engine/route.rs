@@ -1,67 +1,119 @@
-//! A route, ready for requests: what its policies are, and how they act.
+//! A route, ready for requests: the policies that it uses, and how each acts there.
 
+use super::breaker::Breaker;
+use super::concurrency::Concurrency;
+use super::stale::StaleStore;
+use super::upstream::{ComponentState, Upstream};
 use crate::base::sketch::Sketch;
-use crate::config::{Criticality, Mode};
+use crate::config::{self, FallbackStep, Mode};
 use crate::host::{Host, MetricId};
 use crate::policy::rate_limit::RateLimit;
 use crate::policy::retry::{Budget, Totals};
 use std::cell::RefCell;
 use std::rc::Rc;
 
-#[derive(Debug)]
-pub(super) struct Limit {
-    pub(super) policy: RateLimit,
-    pub(super) keys: MetricId,
-    pub(super) evictions: MetricId,
-    pub(super) contention: MetricId,
-}
-
 /// A route's policies; what is off is not there.
 #[derive(Debug)]
 pub(super) struct Route {
-    /// Index into the configuration's routes.
-    pub(super) config: usize,
-    /// Of a canary's: the route that it is a part of, in [`Engine::routes`].
-    pub(super) stable: Option<usize>,
+    pub(super) config: Rc<config::Route>,
     pub(super) canary: Option<Canary>,
-    /// Counts what goes where a canary could have had it.
+    /// Counts the requests that go to its upstream, where a canary could have had them.
     pub(super) sent: MetricId,
     pub(super) off: bool,
     pub(super) needs_client: bool,
     pub(super) needs_request_id: bool,
     /// Its switch, while that is off.
-    pub(super) switched_off: Option<Binding>,
+    pub(super) switched_off: Option<Binding<config::Switch>>,
     /// Enforced ones first: a shadow use may only draw for a request that passed.
-    pub(super) limits: Vec<Binding>,
+    pub(super) limits: Vec<Binding<Limit>>,
     /// Its own concurrency limit, and its upstream's.
-    pub(super) concurrency: [Option<Binding>; 2],
-    pub(super) criticality: Criticality,
-    pub(super) breaker: Option<Binding>,
-    pub(super) upstream: Option<Binding>,
-    /// Components of its upstream's check, `at` their index, without which it is refused.
-    pub(super) depends_on: Vec<Binding>,
+    pub(super) concurrency: [Option<Binding<Concurrency>>; 2],
+    pub(super) breaker: Option<Binding<Breaker>>,
+    pub(super) upstream: Option<Binding<Upstream>>,
+    /// Components of its upstream's check without which it is refused.
+    pub(super) depends_on: Vec<Binding<ComponentState>>,
     pub(super) fallback: Option<FallbackBinding>,
-    /// The cluster that the proxy has to be told, since the fallback or the canary may choose
-    /// another.
+    /// The cluster that each request names to the proxy, since the fallback or the canary may
+    /// choose another.
     pub(super) cluster: Option<String>,
     pub(super) duration: MetricId,
     pub(super) retries: MetricId,
-    /// Where requests are refused that are late; `at` means nothing.
-    pub(super) deadline: Option<Binding>,
-    /// What its requests have lately taken in this VM, where somebody wants to know.
+    /// What happens to requests that are late.
+    pub(super) deadline: Option<Effect>,
+    /// What its requests have lately taken in this VM, where a policy uses it.
     pub(super) seen: Option<Shared<Sketch>>,
     pub(super) retry: Option<Retries>,
 }
 
-/// A route's canary.
+/// What a policy's refusal leads to: whether it acts, and where it is counted.
 #[derive(Clone, Copy, Debug)]
+pub(super) struct Effect {
+    pub(super) mode: Mode,
+    pub(super) refusals: MetricId,
+}
+
+impl Effect {
+    pub(super) fn is_enforced(self) -> bool {
+        self.mode == Mode::Enforce
+    }
+}
+
+/// A policy as a route uses it.
+#[derive(Debug)]
+pub(super) struct Binding<T> {
+    pub(super) policy: Rc<T>,
+    pub(super) effect: Effect,
+}
+
+impl<T> Binding<T> {
+    pub(super) const fn new(policy: Rc<T>, mode: Mode, refusals: MetricId) -> Self {
+        let effect = Effect { mode, refusals };
+        Self { policy, effect }
+    }
+
+    pub(super) fn is_enforced(&self) -> bool {
+        self.effect.is_enforced()
+    }
+}
+
+impl<T> Clone for Binding<T> {
+    fn clone(&self) -> Self {
+        Self {
+            policy: Rc::clone(&self.policy),
+            effect: self.effect,
+        }
+    }
+}
+
+/// A rate limit with its metrics. An enforced and a shadow use of the same limit have buckets of
+/// their own.
+#[derive(Debug)]
+pub(super) struct Limit {
+    pub(super) policy: RateLimit,
+    pub(super) is_shadow: bool,
+    pub(super) keys: MetricId,
+    pub(super) evictions: MetricId,
+    pub(super) contention: MetricId,
+}
+
+impl Limit {
+    pub(super) fn name(&self) -> &str {
+        &self.policy.config.name
+    }
+}
+
+/// A route's canary.
+#[derive(Debug)]
 pub(super) struct Canary {
     pub(super) mode: Mode,
-    /// What becomes of its requests, in [`Engine::routes`]: everything as on its route, but for the
-    /// upstream, and with a breaker and a view of times of its own, so that nothing that it does is
-    /// held against the route.
-    pub(super) at: usize,
-    /// Counts what a shadow would have sent.
+    pub(super) config: config::Canary,
+    /// The name of its upstream.
+    pub(super) upstream: String,
+    /// The route that its requests take: as the route itself, but for the upstream, and with a
+    /// breaker and a view of times of its own, so that a failure of the canary is not held against
+    /// the route.
+    pub(super) route: Rc<Route>,
+    /// Counts what a shadow would have sent to the route's upstream, and to the canary's.
     pub(super) would: [MetricId; 2],
 }
 
@@ -81,18 +133,18 @@ impl Retries {
             retries: host.value(route.retries),
         }
     }
-
-    pub(super) fn with<R: Default>(&self, run: impl FnOnce(&mut Budget) -> R) -> R {
-        self.budget.with(run)
-    }
 }
 
-/// What requests of a VM share. It is never held over a host call, so that nobody finds it in use;
-/// were it so, nothing would happen.
-#[derive(Debug)]
-pub(super) struct Shared<T>(pub(super) RefCell<T>);
+/// What requests of a VM share. It is never held over a host call, so that it is always free; if it
+/// were not, nothing would happen.
+#[derive(Debug, Default)]
+pub(super) struct Shared<T>(RefCell<T>);
 
 impl<T> Shared<T> {
+    pub(super) const fn new(it: T) -> Self {
+        Self(RefCell::new(it))
+    }
+
     pub(super) fn with<R: Default>(&self, run: impl FnOnce(&mut T) -> R) -> R {
         self.0
             .try_borrow_mut()
@@ -101,21 +153,60 @@ impl<T> Shared<T> {
     }
 }
 
-/// A policy's use on a route: where it is, whether it acts, and where its refusals are counted.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Binding {
-    pub(super) at: usize,
-    pub(super) mode: Mode,
-    pub(super) refusals: MetricId,
+/// A fallback, ready for use.
+#[derive(Debug)]
+pub(super) struct Fallback {
+    pub(super) config: config::Fallback,
+    /// What its stale step keeps.
+    pub(super) stale: Option<StaleStore>,
 }
 
-#[derive(Clone, Copy, Debug)]
+/// A fallback as a route uses it.
+#[derive(Clone, Debug)]
 pub(super) struct FallbackBinding {
-    pub(super) at: usize,
+    pub(super) policy: Rc<Fallback>,
     pub(super) mode: Mode,
+    /// Count its answers in place of failures, and of timeouts.
     pub(super) errors: MetricId,
     pub(super) timeouts: MetricId,
+    /// Count its answers by step.
     pub(super) stale: MetricId,
     pub(super) cluster: MetricId,
     pub(super) respond: MetricId,
+}
+
+impl FallbackBinding {
+    /// What counts the answers of this step.
+    pub(super) const fn counter(&self, step: &FallbackStep) -> MetricId {
+        match step {
+            FallbackStep::Stale(_) => self.stale,
+            FallbackStep::Cluster(_) => self.cluster,
+            FallbackStep::Respond(_) => self.respond,
+        }
+    }
+}
+
+impl Route {
+    /// The kept responses of its fallback, if that acts.
+    pub(super) fn stale_store(&self) -> Option<&StaleStore> {
+        let used = self.fallback.as_ref()?;
+        if used.mode != Mode::Enforce {
+            return None;
+        }
+        used.policy.stale.as_ref()
+    }
+
+    /// Whether its deadlines act.
+    pub(super) fn enforces_deadline(&self) -> bool {
+        self.deadline.is_some_and(Effect::is_enforced)
+    }
+
+    /// Whether anything is to be learned from an answer.
+    pub(super) fn judges_answers(&self) -> bool {
+        self.breaker.is_some()
+            || self.upstream.is_some()
+            || self.fallback.is_some()
+            || self.seen.is_some()
+            || self.concurrency.iter().any(Option::is_some)
+    }
 }

@@ -10,21 +10,20 @@ mod layout;
 mod outcome;
 mod pick;
 
-use super::breaker::{Breaker, BreakerSubject, TransitionCounters};
-use super::health_check::{self, CheckResult};
-use super::in_flight::InFlight;
+use super::breaker::TransitionCounters;
+use super::health_check::CheckResult;
+use super::in_flight::{Gauge, InFlight};
 use super::logs::LogLimiter;
 use super::metrics::MetricTable;
-use crate::base::hash::of_names;
 use crate::base::time::Nanos;
-use crate::config::{self, BalancePolicy, LoadReport, Mode};
-use crate::host::{Host, MetricId};
+use crate::config::{self, FailureOn, LoadReport, Mode};
+use crate::host::{Host, MetricId, SharedCounter};
+use crate::policy::shares::SharesRecord;
 use crate::policy::upstream::Availability;
 use crate::policy::upstream::orca::{self, Load};
 use crate::policy::upstream::roster::{EndpointCounts, Member, Roster, Rules, UNIT};
-use crate::policy::upstream::slow_start::{self, FirstSeen};
-use crate::store::{self, RecordKey, RecordKind, Step};
-use endpoint::Endpoint;
+use crate::policy::upstream::slow_start;
+use endpoint::{Endpoint, Place, id};
 use layout::layout;
 pub(super) use outcome::Attempts;
 use pick::Balancer;
@@ -45,24 +44,26 @@ const REFRESHED_PER_TICK: usize = 64;
 
 /// An upstream.
 #[derive(Debug)]
-pub struct Upstream {
+pub(super) struct Upstream {
+    pub(super) config: config::Upstream,
+    /// Whether only canaries use it.
+    pub(super) only_canary: bool,
     endpoints: Vec<Endpoint>,
     in_flight: InFlight,
-    policy: Balancer,
+    /// The requests in flight at all endpoints, where a bounded load asks for them.
+    all_in_flight: Option<Rc<Gauge>>,
+    balancer: Balancer,
     rules: Rules,
-    slow_start: Option<Nanos>,
     load_report: bool,
-    /// Whether any endpoint has a breaker: without, nobody has to know who answered.
+    /// Whether any endpoint has a breaker: without, it does not matter which one answered.
     has_breakers: bool,
+    failure_on: Option<FailureOn>,
     /// Whether endpoints are checked. Without that, and without breakers, no view changes.
     is_checked: bool,
-    check_duration: MetricId,
-    /// By component of the check: whether it is down on all endpoints that report it.
-    down: Vec<Cell<bool>>,
-    /// Whether the answers' own attempt count is the proxy's.
-    attempt_count: bool,
+    check_duration: SharedCounter,
+    components: Vec<Rc<ComponentState>>,
     /// Counts changes of any endpoint's breaker, over all workers.
-    changes: MetricId,
+    changes: SharedCounter,
     /// Its value when the views were read.
     seen_changes: Cell<u64>,
     /// When they were.
@@ -77,100 +78,67 @@ pub struct Upstream {
     panic: MetricId,
 }
 
+/// What an upstream takes from the rest of the configuration.
+#[derive(Clone, Copy)]
+pub(super) struct Around<'c> {
+    /// The breaker of its endpoints.
+    pub(super) breaker: Option<&'c config::CircuitBreaker>,
+    /// The mode of what does not set its own.
+    pub(super) mode: Mode,
+    pub(super) is_checked: bool,
+    /// Whether only canaries use it.
+    pub(super) only_canary: bool,
+    pub(super) logs: &'c Rc<LogLimiter>,
+}
+
+/// A component of the reports that an upstream's endpoints make.
+#[derive(Debug)]
+pub(super) struct ComponentState {
+    pub(super) name: String,
+    /// Whether it is down on all endpoints that report it.
+    down: Cell<bool>,
+}
+
+/// The number of the gauge of all requests in flight; no endpoint's is, but by chance.
+const TOTAL: u64 = 0;
+
 impl Upstream {
     pub(super) fn new<H: Host>(
         config: &config::Upstream,
-        breaker: Option<&config::CircuitBreaker>,
-        mode: Mode,
-        is_checked: bool,
-        logs: &Rc<LogLimiter>,
+        around: Around<'_>,
         counters: &mut TransitionCounters,
         host: &H,
     ) -> Self {
-        let check = config.health_check.as_ref().filter(|_| is_checked);
-        let names = MetricTable(host);
-        let changes = names.endpoint_changes(&config.name);
-        let (rules, places) = layout(config);
-        let peak_ewma = config.policy == BalancePolicy::PeakEwma;
-        let load_report = config.load_report == LoadReport::Orca;
-        let seen = config.slow_start.and_then(|_| first_seen(config, host));
-        let endpoints = config
-            .endpoints
-            .iter()
-            .zip(places)
-            .map(|(endpoint, (level, zone))| {
-                let breaker = breaker.and_then(|breaker| {
-                    let mode = breaker.mode.or(config.mode).unwrap_or(mode);
-                    let subject =
-                        BreakerSubject::Endpoint(&config.name, &endpoint.address, changes);
-                    (mode != Mode::Off)
-                        .then(|| Breaker::new(breaker, subject, mode, logs, counters, host))
-                });
-                Endpoint {
-                    weight: endpoint.weight,
-                    level,
-                    zone,
-                    first_seen: seen
-                        .as_ref()
-                        .and_then(|seen| seen.of(id(&endpoint.address)))
-                        .unwrap_or(Nanos::ZERO),
-                    healthy: names.endpoint_healthy(&config.name, &endpoint.address),
-                    latency: if peak_ewma {
-                        names.endpoint_latency(&config.name, &endpoint.address)
-                    } else {
-                        MetricId::NONE
-                    },
-                    load: if load_report {
-                        names.endpoint_load(&config.name, &endpoint.address)
-                    } else {
-                        MetricId::NONE
-                    },
-                    breaker,
-                    view: Cell::default(),
-                    check: check.map(|check| {
-                        health_check::Cell::new(&config.name, &endpoint.address, check)
-                    }),
-                    check_result: Cell::default(),
-                    address: endpoint.address.clone(),
-                }
-            });
-        let endpoints: Vec<Endpoint> = endpoints.collect();
-        let policy = Balancer::new(&config.policy, &endpoints, rules.zones.len());
-        let gauges = endpoints.iter().map(|e| {
-            (
-                id(&e.address),
-                names.endpoint_in_flight(&config.name, &e.address),
-            )
-        });
-        // Behind those of the endpoints: all together, which only a bounded load asks for.
-        let total = matches!(policy, Balancer::ConsistentHash { .. })
-            .then(|| (TOTAL, names.upstream_in_flight(&config.name)));
+        let metrics = MetricTable(host);
+        let name = &config.name;
+        let changes = metrics.endpoint_changes(name);
+        let (rules, endpoints) = endpoints(config, &around, changes, counters, host);
+        let balancer = Balancer::new(&config.policy, &endpoints, rules.zones.len());
+        let all_in_flight = matches!(balancer, Balancer::ConsistentHash { .. })
+            .then(|| Gauge::new(TOTAL, metrics.upstream_in_flight(name)));
+        let gauges = endpoints.iter().map(|endpoint| &endpoint.in_flight);
+        let check = config.health_check.as_ref().filter(|_| around.is_checked);
+        let components = check.map_or(&[][..], |check| &check.components);
         Self {
             in_flight: InFlight::new(
-                RecordKey::new(
-                    RecordKind::Shares,
-                    of_names(&["endpoints", &config.name]),
-                    0,
-                ),
-                names.contention(&config.name),
-                gauges.chain(total),
+                SharesRecord::new(&["endpoints", name]),
+                metrics.contention(name),
+                gauges.chain(&all_in_flight).map(Rc::clone),
             ),
-            policy,
+            all_in_flight,
+            balancer,
             rules,
-            slow_start: config.slow_start,
-            load_report,
+            load_report: config.load_report == LoadReport::Orca,
             has_breakers: endpoints.iter().any(|endpoint| endpoint.breaker.is_some()),
             endpoints,
-            is_checked,
-            check_duration: if is_checked {
-                names.health_check_duration(&config.name)
+            failure_on: around.breaker.map(|breaker| breaker.failure_on.clone()),
+            is_checked: around.is_checked,
+            check_duration: if around.is_checked {
+                metrics.health_check_duration(name)
             } else {
-                MetricId::NONE
+                SharedCounter::NONE
             },
-            down: check
-                .map(|check| check.components.iter().map(|_| Cell::default()).collect())
-                .unwrap_or_default(),
-            attempt_count: config.attempt_count,
+            components: components.iter().map(ComponentState::new).collect(),
             changes,
             seen_changes: Cell::new(0),
             refreshed: Cell::new(Nanos::ZERO),
@@ -178,8 +146,29 @@ impl Upstream {
             roster: RefCell::default(),
             built: Cell::new(Nanos::ZERO),
             due: Cell::new(Nanos::ZERO),
-            panic: names.upstream_panic(&config.name),
+            panic: metrics.upstream_panic(name),
+            only_canary: around.only_canary,
+            config: config.clone(),
         }
+    }
+
+    fn endpoint(&self, at: usize) -> Option<&Endpoint> {
+        self.endpoints.get(at)
+    }
+
+    /// What counts as a failure of an endpoint, if endpoints have a breaker.
+    pub(super) const fn failure_on(&self) -> Option<&FailureOn> {
+        self.failure_on.as_ref()
+    }
+
+    /// Whether active checks run.
+    pub(super) const fn is_checked(&self) -> bool {
+        self.is_checked
+    }
+
+    /// The component of this number in the configuration's check.
+    pub(super) fn component(&self, at: usize) -> Option<Rc<ComponentState>> {
+        self.components.get(at).map(Rc::clone)
     }
 
     /// Number of endpoints.
@@ -190,16 +179,16 @@ impl Upstream {
     /// Reads all endpoints' breakers and what checks have found anew, and sets their gauges right.
     pub(super) fn refresh<H: Host>(&self, host: &H, now: Nanos) {
         // Before the records: a change that comes between is then read again, never missed.
-        let changes = host.value(self.changes);
+        let changes = host.load(self.changes);
         self.seen_changes.set(changes);
         self.refreshed.set(now);
         // By component: how many report it down, and how many report it at all.
-        let mut reports = vec![(0u32, 0u32); self.down.len()];
+        let mut reports = vec![(0u32, 0u32); self.components.len()];
         for endpoint in &self.endpoints {
             endpoint.refresh(host, now, changes, &mut reports);
         }
-        for (flag, (down, told)) in self.down.iter().zip(reports) {
-            flag.set(told > 0 && down == told);
+        for (component, (down, known)) in self.components.iter().zip(reports) {
+            component.down.set(known > 0 && down == known);
         }
         self.build(host, now);
     }
@@ -211,7 +200,7 @@ impl Upstream {
             self.refresh(host, now);
             return self.endpoints.len();
         }
-        let changes = host.value(self.changes);
+        let changes = host.load(self.changes);
         let from = self.refresh_at.get();
         let some = self.endpoints.iter().skip(from).take(REFRESHED_PER_TICK);
         some.for_each(|endpoint| endpoint.refresh(host, now, changes, &mut []));
@@ -222,29 +211,34 @@ impl Upstream {
         REFRESHED_PER_TICK
     }
 
-    /// Tells what is in flight, and takes out what a lost VM has left: with every tick where there
+    /// Reports what is in flight, and takes out what a lost VM has left: with every tick where there
     /// is anything, otherwise when it is `due`.
-    pub(super) fn look_after<H: Host>(&self, host: &H, now: Nanos, vm: u64, due: bool) {
+    pub(super) fn report_in_flight<H: Host>(&self, host: &H, now: Nanos, vm: u64, due: bool) {
         if due || self.in_flight.is_busy() {
-            self.in_flight.look_after(host, now, vm);
+            self.in_flight.reconcile(host, now, vm);
         }
     }
 
     /// How many endpoints there are, and may be used.
-    pub(super) fn census<H: Host>(&self, host: &H, now: Nanos) -> EndpointCounts {
+    pub(super) fn counts<H: Host>(&self, host: &H, now: Nanos) -> EndpointCounts {
         self.roster(host, now).counts
     }
 
-    /// Whether this component of the check is down on all endpoints that report it. It costs no
-    /// host call but the look whether anything has changed.
-    pub(super) fn is_down<H: Host>(&self, host: &H, now: Nanos, component: usize) -> bool {
+    /// Whether this component is down on all endpoints that report it. It costs no host call but the
+    /// look whether anything has changed.
+    pub(super) fn is_down<H: Host>(
+        &self,
+        host: &H,
+        now: Nanos,
+        component: &ComponentState,
+    ) -> bool {
         drop(self.roster(host, now));
-        self.down.get(component).is_some_and(Cell::get)
+        component.down.get()
     }
 
     /// What the last check took that was answered, in milliseconds; `None` if there are no checks.
     pub(super) fn response_time<H: Host>(&self, host: &H) -> Option<u64> {
-        self.is_checked.then(|| host.value(self.check_duration))
+        self.is_checked.then(|| host.load(self.check_duration))
     }
 
     /// What checks have found of all endpoints, with their addresses.
@@ -265,7 +259,7 @@ impl Upstream {
         let may = |last: Nanos| now < last || now.since(last) >= pause;
         let changing = self.has_breakers || self.is_checked;
         if changing
-            && host.value(self.changes) != self.seen_changes.get()
+            && host.load(self.changes) != self.seen_changes.get()
             && may(self.refreshed.get())
         {
             self.refresh(host, now);
@@ -278,13 +272,51 @@ impl Upstream {
             .unwrap_or_default()
     }
 
+    /// An endpoint as the roster has it, and when time changes it. `load`: the mean of all, and its
+    /// own.
+    fn member(
+        &self,
+        endpoint: &Endpoint,
+        load: Option<(u32, Load)>,
+        now: Nanos,
+    ) -> (Member, Nanos) {
+        let view = endpoint.view.get();
+        let mut changes_at = Nanos::MAX;
+        let mut weight = endpoint.weight.saturating_mul(UNIT);
+        if let Some(window) = self.config.slow_start {
+            let since = endpoint
+                .well_since()
+                .max(view.well_since)
+                .max(endpoint.first_seen);
+            weight = slow_start::ramped(weight, since, window, now);
+            if slow_start::ramps(since, window, now) {
+                changes_at = now.plus(Nanos(window.0 / slow_start::STEPS));
+            }
+        }
+        if let Some((mean, load)) = load {
+            weight = orca::weighed(weight, load, mean, now);
+        }
+        if view.availability(now) == Availability::Out {
+            changes_at = changes_at.min(view.trial_at);
+        }
+        let member = Member {
+            availability: endpoint.availability(now),
+            unwell: !endpoint.check_result.get().status.is_usable(),
+            out_since: view.out_since,
+            weight,
+            level: endpoint.level,
+            zone: endpoint.zone,
+        };
+        (member, changes_at)
+    }
+
     /// Makes the roster anew, of the views as they are.
     fn build<H: Host>(&self, host: &H, now: Nanos) {
         let mut due = Nanos::MAX;
         let loads: Vec<Load> = if self.load_report {
             self.endpoints
                 .iter()
-                .map(|e| Load(host.value(e.load)))
+                .map(|e| Load(host.load(e.load)))
                 .collect()
         } else {
             Vec::new()
@@ -295,34 +327,10 @@ impl Upstream {
         }
         let mut members = Vec::with_capacity(self.endpoints.len());
         for (at, endpoint) in self.endpoints.iter().enumerate() {
-            let view = endpoint.view.get();
-            let mut weight = endpoint.weight.saturating_mul(UNIT);
-            if let Some(window) = self.slow_start {
-                let since = endpoint
-                    .well_since()
-                    .max(view.well_since)
-                    .max(endpoint.first_seen);
-                weight = slow_start::ramped(weight, since, window, now);
-                if slow_start::ramps(since, window, now) {
-                    due = due.min(now.plus(Nanos(window.0 / slow_start::STEPS)));
-                }
-            }
-            if let (Some(mean), Some(load)) = (mean, loads.get(at)) {
-                weight = orca::weighed(weight, *load, mean, now);
-            }
-            if view.availability(now) == Availability::Out {
-                due = due.min(view.trial_at);
-            }
-            let (level, zone, out_since) = (endpoint.level, endpoint.zone, view.out_since);
-            let unwell = !endpoint.check_result.get().status.is_usable();
-            members.push(Member {
-                availability: endpoint.availability(now),
-                unwell,
-                out_since,
-                weight,
-                level,
-                zone,
-            });
+            let load = mean.zip(loads.get(at).copied());
+            let (member, changes_at) = self.member(endpoint, load, now);
+            due = due.min(changes_at);
+            members.push(member);
         }
         let Ok(mut current) = self.roster.try_borrow_mut() else {
             return;
@@ -338,33 +346,43 @@ impl Upstream {
     }
 }
 
-/// The number of the gauge of all requests in flight; no endpoint's is, but by chance.
-const TOTAL: u64 = 0;
-
-/// A number for an endpoint, the same in all configurations.
-fn id(address: &str) -> u64 {
-    of_names(&[address])
+impl ComponentState {
+    fn new(config: &config::ReportComponent) -> Rc<Self> {
+        Rc::new(Self {
+            name: config.name.clone(),
+            down: Cell::new(false),
+        })
+    }
 }
 
-/// When the endpoints were first seen, over all workers and reloads.
-fn first_seen<H: Host>(config: &config::Upstream, host: &H) -> Option<FirstSeen> {
-    let now = host.monotonic();
-    let key = RecordKey::new(RecordKind::FirstSeen, of_names(&[&config.name]), 0);
-    let ids = || {
-        config
-            .endpoints
-            .iter()
-            .map(|endpoint| id(&endpoint.address))
-    };
-    // Without an answer none is taken for new.
-    store::update(host, &key, |bytes| {
-        let before = FirstSeen::decode(bytes);
-        let seen = FirstSeen::now(before.clone(), ids(), now);
-        if before.as_ref() == Some(&seen) {
-            return Step::Keep(seen);
-        }
-        seen.encode(bytes);
-        Step::Write(seen)
-    })
-    .ok()
+/// The endpoints of an upstream, and how they lie.
+fn endpoints<H: Host>(
+    config: &config::Upstream,
+    around: &Around<'_>,
+    changes: SharedCounter,
+    counters: &mut TransitionCounters,
+    host: &H,
+) -> (Rules, Vec<Endpoint>) {
+    let (rules, places) = layout(config);
+    let ids = || config.endpoints.iter().map(|it| id(&it.address));
+    let seen = config
+        .slow_start
+        .and_then(|_| slow_start::first_seen(host, &config.name, ids, host.monotonic()));
+    let endpoints = config
+        .endpoints
+        .iter()
+        .zip(places)
+        .map(|(endpoint, (level, zone))| {
+            let seen = seen
+                .as_ref()
+                .and_then(|seen| seen.of(id(&endpoint.address)));
+            let place = Place {
+                level,
+                zone,
+                first_seen: seen.unwrap_or(Nanos::ZERO),
+            };
+            Endpoint::new(config, endpoint, place, around, changes, counters, host)
+        })
+        .collect();
+    (rules, endpoints)
 }

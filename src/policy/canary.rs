@@ -11,11 +11,14 @@
 //! |---|---|
 //! | headers: `stable`, then the canary's | the upstream that they name |
 //! | cookies: `stable`, then the canary's | the upstream that they name |
-//! | a part of the `sticky` key is missing | the route's own: such a client could not stay on a side |
+//! | a part of the `sticky` key is absent | the route's own: such clients cannot keep a side |
 //! | the key's place, or with no key a random one | the canary if it lies within its percentage |
 
+pub mod config;
+
 use crate::base::hash::{KeyHasher, Seed, of_names, place};
-use crate::config::{self, MissingKey, Percent};
+use crate::base::percent::Percent;
+use crate::request::key::MissingKey;
 use crate::request::{Request, key};
 
 /// Places on the line: those of a [`Percent`].
@@ -78,7 +81,10 @@ pub fn selects(
 /// Whether the canary needs the request's client address.
 #[must_use]
 pub fn needs_client(canary: &config::Canary) -> bool {
-    canary.percent.0 > 0 && canary.sticky.contains(&config::KeyPart::ClientIp)
+    canary.percent.0 > 0
+        && canary
+            .sticky
+            .contains(&crate::request::key::KeyPart::ClientIp)
 }
 
 fn all(wanted: &[(String, Option<String>)], has: impl Fn(&str, Option<&str>) -> bool) -> bool {
@@ -90,11 +96,12 @@ fn all(wanted: &[(String, Option<String>)], has: impl Fn(&str, Option<&str>) -> 
 
 #[cfg(test)]
 mod tests {
+    use super::config::Marks;
     use super::*;
     use crate::base::headers::HeaderMap;
     use crate::base::ip::Ip;
     use crate::base::rng::Rng;
-    use crate::config::{KeyPart, Marks};
+    use crate::request::key::KeyPart;
     use proptest::prelude::*;
 
     fn canary(percent: u32, sticky: &[KeyPart]) -> config::Canary {
@@ -236,9 +243,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_higher_percentage_only_adds_clients(client: u128, low in 0..=10_000u32, more in 0..=10_000u32) {
+        fn a_higher_percentage_only_adds_clients(
+            client: u128,
+            low in 0..=10_000u32,
+            more in 0..=10_000u32,
+        ) {
             let high = low.saturating_add(more).min(10_000);
-            let (low, high) = (canary(low, &[KeyPart::ClientIp]), canary(high, &[KeyPart::ClientIp]));
+            let (low, high) = (
+                canary(low, &[KeyPart::ClientIp]),
+                canary(high, &[KeyPart::ClientIp]),
+            );
             prop_assert!(!of_client(&low, "v2", client) || of_client(&high, "v2", client));
             prop_assert_eq!(of_client(&low, "v2", client), of_client(&low, "v2", client));
         }

@@ -4,13 +4,13 @@
 //! [`BreakerSettings`] its thresholds and times. [`CircuitBreaker`] keeps the record in shared
 //! data, and a view of it in the VM.
 //!
-//! **What a request costs.** After a worker has written a change of phase it counts it in a metric,
+//! **What a request costs.** After a worker has written a change of phase it counts it in a counter,
 //! the *version*; the others read the record again when the version has moved. So admission by a
-//! Closed breaker, and refusal by an Open one, cost one reading of a metric. An outcome of a Closed
+//! Closed breaker, and refusal by an Open one, cost one reading of a counter. An outcome of a Closed
 //! breaker with a time window costs that, an addition to the tally and a reading of it; each worker
 //! reads the record once per bucket, and one of them writes it once per bucket. Half-Open, where
 //! calls are few, and count windows, whose order matters, cost a compare-and-swap for each call. On
-//! a host without metrics an admission costs a read and an outcome a compare-and-swap; the
+//! a host without counters an admission costs a read and an outcome a compare-and-swap; the
 //! decisions are the same.
 //!
 //! **How late may it open?** A worker counts an outcome by one atomic addition, then reads the
@@ -29,6 +29,7 @@
 //! older phase is not counted, unless its worker was stopped in the middle of counting it for
 //! longer than the open time.
 
+pub mod config;
 mod settings;
 mod state;
 mod transition;
@@ -37,7 +38,7 @@ pub mod window;
 use crate::base::hash::of_names;
 use crate::base::rng::Rng;
 use crate::base::time::Nanos;
-use crate::host::{MetricId, Metrics, SharedData};
+use crate::host::{SharedCounter, SharedCounters, SharedData};
 use crate::policy::Outcome;
 use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 pub use settings::BreakerSettings;
@@ -54,23 +55,23 @@ pub struct CircuitBreaker {
     view: Cell<Option<BreakerView>>,
 }
 
-/// The metrics that make a breaker's decisions cheap. All workers must use the same ones.
+/// The shared counters that make a breaker's decisions cheap. All workers must use the same ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Meters {
     /// A counter of changes of phase; breakers may share one.
-    pub version: MetricId,
+    pub version: SharedCounter,
     /// The gauge with the tally (see [`window`]); only a time window needs it.
-    pub tally: MetricId,
+    pub tally: SharedCounter,
     /// The gauge of failures in a streak; only a time window with `consecutive_failures` needs it.
-    pub consecutive: MetricId,
+    pub consecutive: SharedCounter,
 }
 
 impl Meters {
-    /// A host without metrics.
+    /// A host without counters.
     pub const NONE: Self = Self {
-        version: MetricId::NONE,
-        tally: MetricId::NONE,
-        consecutive: MetricId::NONE,
+        version: SharedCounter::NONE,
+        tally: SharedCounter::NONE,
+        consecutive: SharedCounter::NONE,
     };
 }
 
@@ -146,14 +147,14 @@ impl CircuitBreaker {
         }
     }
 
-    /// The same with metrics, if the host has all that are needed.
+    /// The same with counters, if the host has all that are needed.
     #[must_use]
     pub fn metered(self, meters: Meters, settings: &BreakerSettings) -> Self {
         let counts_streak = settings.config().consecutive_failures > 0;
-        let missing = meters.version == MetricId::NONE
+        let missing = meters.version == SharedCounter::NONE
             || (settings.is_timed()
-                && (meters.tally == MetricId::NONE
-                    || (counts_streak && meters.consecutive == MetricId::NONE)));
+                && (meters.tally == SharedCounter::NONE
+                    || (counts_streak && meters.consecutive == SharedCounter::NONE)));
         Self {
             meters: if missing { Meters::NONE } else { meters },
             ..self
@@ -170,7 +171,7 @@ impl CircuitBreaker {
     ///
     /// # Errors
     /// [`Contended`]: nothing was decided.
-    pub fn acquire<H: SharedData + Metrics>(
+    pub fn acquire<H: SharedData + SharedCounters>(
         &self,
         host: &H,
         settings: &BreakerSettings,
@@ -191,7 +192,7 @@ impl CircuitBreaker {
     ///
     /// # Errors
     /// [`Contended`]: the outcome is lost.
-    pub fn end<H: SharedData + Metrics>(
+    pub fn end<H: SharedData + SharedCounters>(
         &self,
         host: &H,
         settings: &BreakerSettings,
@@ -216,10 +217,10 @@ impl CircuitBreaker {
             if view.phase == Phase::Closed && settings.is_timed() {
                 return self.tally(host, settings, now, view, call, random);
             }
-            if self.meters.consecutive != MetricId::NONE {
-                // A breaker that closes begins without failures in a streak: no worker counts in this
+            if self.meters.consecutive != SharedCounter::NONE {
+                // A breaker that closes begins without failures in a row: no worker counts in this
                 // gauge before it is closed.
-                host.record(self.meters.consecutive, 0);
+                host.store(self.meters.consecutive, 0);
             }
         }
         let (_, change) = self.step(host, settings, version, |state| {
@@ -238,7 +239,7 @@ impl CircuitBreaker {
 
     /// Reads the record again, bounded by the settings. `version`: as read before the call; `None`
     /// reads it here.
-    pub fn refresh<H: SharedData + Metrics>(
+    pub fn refresh<H: SharedData + SharedCounters>(
         &self,
         host: &H,
         settings: &BreakerSettings,
@@ -250,9 +251,9 @@ impl CircuitBreaker {
         state
     }
 
-    fn version<H: Metrics>(&self, host: &H) -> u64 {
+    fn version<H: SharedCounters>(&self, host: &H) -> u64 {
         if self.is_metered() {
-            host.value(self.meters.version)
+            host.load(self.meters.version)
         } else {
             0
         }
@@ -263,7 +264,7 @@ impl CircuitBreaker {
     }
 
     /// The view, read again if the version has moved.
-    fn view<H: SharedData + Metrics>(
+    fn view<H: SharedData + SharedCounters>(
         &self,
         host: &H,
         settings: &BreakerSettings,
@@ -275,7 +276,7 @@ impl CircuitBreaker {
         }
     }
 
-    fn read<H: SharedData + Metrics>(
+    fn read<H: SharedData + SharedCounters>(
         &self,
         host: &H,
         settings: &BreakerSettings,
@@ -285,7 +286,7 @@ impl CircuitBreaker {
     }
 
     /// Counts an outcome of a closed breaker in its tally, and judges the tally.
-    fn tally<H: SharedData + Metrics>(
+    fn tally<H: SharedData + SharedCounters>(
         &self,
         host: &H,
         settings: &BreakerSettings,
@@ -304,9 +305,9 @@ impl CircuitBreaker {
             }
         }
         let slow = settings.is_slow(call);
-        host.add(self.meters.tally, weight(failed, slow));
+        host.increment(self.meters.tally, weight(failed, slow));
         let streak = self.streak(host, settings, failed);
-        let tally = host.value(self.meters.tally);
+        let tally = host.load(self.meters.tally);
         let recent = match view.base.and_then(|base| between(base, tally)) {
             Some(recent) => recent,
             None => {
@@ -336,22 +337,22 @@ impl CircuitBreaker {
     }
 
     /// Counts the failures in a row.
-    fn streak<H: Metrics>(&self, host: &H, settings: &BreakerSettings, failed: bool) -> u32 {
+    fn streak<H: SharedCounters>(&self, host: &H, settings: &BreakerSettings, failed: bool) -> u32 {
         if settings.config().consecutive_failures == 0 {
             return 0;
         }
         if failed {
-            host.add(self.meters.consecutive, 1);
-            return u32::try_from(host.value(self.meters.consecutive)).unwrap_or(0);
+            host.increment(self.meters.consecutive, 1);
+            return u32::try_from(host.load(self.meters.consecutive)).unwrap_or(0);
         }
-        if host.value(self.meters.consecutive) != 0 {
-            host.record(self.meters.consecutive, 0);
+        if host.load(self.meters.consecutive) != 0 {
+            host.store(self.meters.consecutive, 0);
         }
         0
     }
 
     /// Takes the tally into the record, and moves that on to the bucket of `now`.
-    fn roll<H: SharedData + Metrics>(
+    fn roll<H: SharedData + SharedCounters>(
         &self,
         host: &H,
         settings: &BreakerSettings,
@@ -360,13 +361,13 @@ impl CircuitBreaker {
     ) -> Result<BreakerView, Contended> {
         self.step(host, settings, view.version, |state| {
             // Read after the record, whose own reading is then never the newer one.
-            state.roll(settings, now, view.epoch, host.value(self.meters.tally));
+            state.roll(settings, now, view.epoch, host.load(self.meters.tally));
             ((), None)
         })?;
         Ok(self.view.get().unwrap_or(view))
     }
 
-    fn step<H: SharedData + Metrics, A>(
+    fn step<H: SharedData + SharedCounters, A>(
         &self,
         host: &H,
         settings: &BreakerSettings,
@@ -386,7 +387,7 @@ impl CircuitBreaker {
         if self.is_metered() {
             self.view.set(Some(BreakerView::of(&state, version)));
             if change.is_some() {
-                host.add(self.meters.version, 1);
+                host.increment(self.meters.version, 1);
             }
         }
         Ok((answer, change))

@@ -10,9 +10,10 @@
 //! [`adaptive`] finds the limit by itself; [`super::shares`] corrects the gauge when a VM is lost.
 
 pub mod adaptive;
+pub mod config;
 
 use crate::base::time::Nanos;
-use crate::config::Criticality;
+use config::Criticality;
 
 /// The `Retry-After` of a refusal: a guess, since it is unknown how long the overload lasts.
 pub const RETRY_AFTER: Nanos = Nanos::from_secs(1);

@@ -9,13 +9,14 @@
 //! haven forwards times in whole milliseconds, rounded down but at least 1: the proxy reads 0 as
 //! "no timeout".
 
+pub mod config;
 pub mod grpc_timeout;
 
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::sketch::Sketch;
 use crate::base::text::number;
 use crate::base::time::Nanos;
-use crate::config::{DynamicTimeout, RejectBelow, RequestTimeout, Timeout};
+use config::{DynamicTimeout, RejectBelow, RequestTimeout, Timeout};
 
 /// gRPC's header.
 pub const GRPC_TIMEOUT: &str = "grpc-timeout";
@@ -138,14 +139,14 @@ pub fn request_timeout(config: RequestTimeout, now: Nanos, seen: &mut Sketch) ->
         RequestTimeout::Fixed(time) => time,
         RequestTimeout::Dynamic(DynamicTimeout {
             quantile,
-            factor_centi,
+            factor,
             min,
             max,
         }) => {
             let Some(usual) = seen.quantile(now, quantile.0) else {
                 return max;
             };
-            let time = u128::from(usual.most.0).saturating_mul(factor_centi.into()) / 100;
+            let time = u128::from(usual.most.0).saturating_mul(factor.0.into()) / 100;
             // Not `clamp`, which panics where `min` is above `max`.
             Nanos(u64::try_from(time).unwrap_or(u64::MAX))
                 .max(min)

@@ -1,12 +1,13 @@
 //! Fallbacks: what haven answers in place of a refusal or a failure.
 
+pub mod config;
 pub mod stale;
 
 use crate::base::text::number;
-use crate::config::{Fallback, FallbackStep, Respond, TemplatePart};
 use crate::host::Reply;
 use crate::request::Reason;
 use crate::request::reply::{ReplyDetails, RequestInfo, retry_after_seconds};
+use config::{Fallback, FallbackStep, Respond, TemplatePart};
 use stale::StaleResponse;
 
 /// Name of a step's kind, in metrics.
@@ -21,18 +22,8 @@ pub const fn word(step: &FallbackStep) -> &'static str {
 
 /// Whether the fallback answers for this reason.
 #[must_use]
-pub const fn answers(fallback: &Fallback, reason: Reason) -> bool {
-    let on = &fallback.on;
-    match reason {
-        Reason::RateLimited => on.rate_limited,
-        Reason::CircuitOpen => on.circuit_open,
-        Reason::NoEndpoint => on.no_endpoint,
-        Reason::Overload => on.overload,
-        Reason::Deadline => on.deadline,
-        Reason::SwitchedOff => on.switched_off,
-        Reason::UpstreamError => on.upstream_error,
-        Reason::Timeout => on.timeout,
-    }
+pub fn answers(fallback: &Fallback, reason: Reason) -> bool {
+    fallback.on.contains(&reason)
 }
 
 /// Whether a body needs the request's id, which must then be remembered until the response.

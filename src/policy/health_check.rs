@@ -1,37 +1,41 @@
-//! Active checks of endpoints: one worker asks, all heed.
+//! Active health checks of endpoints: one worker of the proxy checks, all use the results.
 //!
 //! | part | |
 //! |---|---|
-//! | [`lease`] | who asks: one root context of all workers, for each upstream |
-//! | [`schedule`] | when which endpoint is asked |
-//! | [`report`], [`grpc`] | what an answer says |
-//! | [`Sample`] | what one answer says |
+//! | [`lease`] | which worker checks: one root context of all, for each upstream |
+//! | [`schedule`] | when each endpoint is checked |
+//! | [`report`], [`grpc`] | how answers are parsed |
+//! | [`Sample`] | the result of one check |
 //! | [`Streaks`] | the results in a row that flip an endpoint |
-//! | [`HealthRecord`] | what an endpoint is: the record that all workers read |
+//! | [`HealthRecord`], [`EndpointRecord`] | the state of an endpoint: the record that all workers read |
 //!
-//! **Who asks.** Every VM ticks, the main thread's too, and after a reload the old configuration's
-//! root contexts go on ticking beside the new ones. So for each upstream there is a lease: its
-//! holder asks, the others look at it again when it runs out. It lasts [`lease::LEASE`] and is
-//! renewed long before; a holder that dies, or is held up for longer, is replaced within that time.
-//! A newer configuration takes it over at once; the states of endpoints stay. Contexts whose
-//! upstream and check are the same share one lease, whatever else their configurations say.
+//! **The checker.** Every VM ticks, that of the main thread too, and after a reload the old
+//! configuration's root contexts go on ticking beside the new ones. So there is a lease for each
+//! upstream: its holder checks, the others read it again when it runs out. It lasts
+//! [`lease::LEASE`] and is renewed long before; a holder that dies, or is held up for longer, is
+//! replaced within that time. A newer configuration takes it over at once; the states of endpoints
+//! stay. Contexts whose upstream and check are the same share one lease, whatever else their
+//! configurations say.
 //!
-//! **What an endpoint is.** Nothing is known of it at first, and it is used: a proxy that starts
-//! must not refuse everybody until the first answers are in. The first good answer makes it
-//! healthy; `unhealthy_threshold` bad ones in a row make it unhealthy, whatever it was, and
-//! `healthy_threshold` good ones healthy again. While its last answer does not fit what it is held
-//! to be, it is asked more often (`interval_changing`). Rows are counted by the holder of the lease
-//! alone; a new one begins to count anew, from the state that is recorded. An endpoint that nobody
-//! could ask for three intervals is unknown again.
+//! **The state of an endpoint.** At first it is unchecked, and used: a proxy that starts must not
+//! refuse all requests until the first results are in. The first good result makes it healthy;
+//! `unhealthy_threshold` bad ones in a row make it unhealthy, whatever it was, and
+//! `healthy_threshold` good ones healthy again. While its last result contradicts its state, it is
+//! checked more often (`interval_changing`). Only the holder of the lease counts streaks; a new
+//! holder begins to count anew, from the recorded state. An endpoint that could not be checked for
+//! three intervals is unchecked again.
 //!
-//! **What if?** The holder is lost with calls under way: their answers are lost too, the next
-//! holder asks again. It is held up and does not know that another has taken over: it looks before
-//! it asks, and the answers that it gets are judged only while its lease lasts; between the two,
-//! for the length of one tick, two may ask. The answer never comes: the call is given up a second
-//! after its time. The cluster is not there (yet): nothing is asked, and tried again. A
-//! compare-and-swap that is lost too often: the state is written with the next answer. A record
-//! that cannot be read: nothing is known.
+//! **What if?** The holder is lost with calls in flight: their answers are lost too, the next
+//! holder checks again. The holder is held up and does not know that another has taken over: it
+//! reads the lease before it checks, and uses answers only while its lease lasts; in between, for
+//! the length of one tick, two may check. An answer never comes: the call counts as timed out a
+//! second after its timeout. The cluster is not there (yet): no call is made, and the check is
+//! tried again. A compare-and-swap that loses too often: the state is written with the next result.
+//! A record that cannot be read: the endpoint is unchecked.
 
+pub mod config;
+mod endpoint_record;
+mod fingerprint;
 pub mod grpc;
 pub mod lease;
 mod record;
@@ -40,6 +44,8 @@ pub mod schedule;
 mod state;
 mod streaks;
 
+pub use endpoint_record::{EndpointRecord, Written};
+pub use fingerprint::fingerprint;
 pub use record::{HealthRecord, OTHER};
 pub use state::{CheckReason, EndpointHealth, Sample};
 pub use streaks::{HealthChange, Streaks, staleness};

@@ -1,15 +1,15 @@
 //! The health endpoints that haven answers, before all policies and without limits.
 //!
-//! Liveness asks whether the proxy can answer at all; readiness whether it has somewhere to send
-//! requests. The two must stay apart: if liveness followed the upstreams, an orchestrator would
-//! restart healthy proxies.
+//! Liveness: the proxy can answer at all. Readiness: it has somewhere to send requests. The two
+//! must stay apart: if liveness followed the upstreams, an orchestrator would restart healthy
+//! proxies.
 //!
 //! [`grpc`] answers the same over gRPC.
 
+pub mod config;
 pub mod grpc;
 
 use crate::base::time::Nanos;
-use crate::config;
 use crate::host::Reply;
 use crate::request::Request;
 use serde::Serialize;
@@ -67,7 +67,7 @@ struct Document<'a> {
 
 /// The probe that the request is, if it is one.
 #[must_use]
-pub fn requested(paths: &config::Health, request: &Request<'_>) -> Option<Probe> {
+pub fn requested(paths: &config::Probes, request: &Request<'_>) -> Option<Probe> {
     let is = |path: &Option<String>| path.as_ref().is_some_and(|p| p.as_bytes() == request.path);
     if !matches!(request.method, b"GET" | b"HEAD") {
         return None;
@@ -171,32 +171,38 @@ mod tests {
     use super::*;
     use crate::base::headers::HeaderMap;
 
-    fn ask(method: &str, path: &str, accept: &str) -> Option<Probe> {
+    fn probe_of(method: &str, path: &str, accept: &str) -> Option<Probe> {
         let headers =
             HeaderMap::from_pairs(&[(":method", method), (":path", path), ("accept", accept)]);
-        requested(&config::Health::default(), &Request::new(&headers))
+        requested(&config::Probes::default(), &Request::new(&headers))
     }
 
     #[test]
     fn paths_and_accept_choose_the_probe() {
-        assert_eq!(ask("GET", "/livez", "application/json"), Some(Probe::Plain));
-        assert_eq!(ask("HEAD", "/startupz?verbose", ""), Some(Probe::Plain));
-        assert_eq!(ask("GET", "/readyz", ""), Some(Probe::Document));
-        assert_eq!(ask("GET", "/health", "*/*"), Some(Probe::Plain));
         assert_eq!(
-            ask("GET", "/health", "text/html, Application/JSON;q=0.9"),
+            probe_of("GET", "/livez", "application/json"),
+            Some(Probe::Plain)
+        );
+        assert_eq!(
+            probe_of("HEAD", "/startupz?verbose", ""),
+            Some(Probe::Plain)
+        );
+        assert_eq!(probe_of("GET", "/readyz", ""), Some(Probe::Document));
+        assert_eq!(probe_of("GET", "/health", "*/*"), Some(Probe::Plain));
+        assert_eq!(
+            probe_of("GET", "/health", "text/html, Application/JSON;q=0.9"),
             Some(Probe::Document)
         );
-        assert_eq!(ask("POST", "/livez", ""), None);
-        assert_eq!(ask("GET", "/livez/", ""), None);
+        assert_eq!(probe_of("POST", "/livez", ""), None);
+        assert_eq!(probe_of("GET", "/livez/", ""), None);
     }
 
     #[test]
     fn a_path_that_is_null_is_no_probe() {
         let headers = HeaderMap::from_pairs(&[(":method", "GET"), (":path", "/health")]);
-        let paths = config::Health {
+        let paths = config::Probes {
             health: None,
-            ..config::Health::default()
+            ..config::Probes::default()
         };
         assert_eq!(requested(&paths, &Request::new(&headers)), None);
     }
@@ -226,8 +232,13 @@ mod tests {
         assert_eq!(
             body,
             serde_json::json!({
-                "service": "user-service", "status": "OUT_OF_SERVICE", "timestamp": "2023-04-05T10:00:00Z",
-                "details": {"a": {"status": "UP", "critical": true}, "b": {"status": "DOWN", "error": "0 of 2 endpoints", "critical": true}}
+                "service": "user-service",
+                "status": "OUT_OF_SERVICE",
+                "timestamp": "2023-04-05T10:00:00Z",
+                "details": {
+                    "a": {"status": "UP", "critical": true},
+                    "b": {"status": "DOWN", "error": "0 of 2 endpoints", "critical": true}
+                }
             })
         );
         assert_eq!(

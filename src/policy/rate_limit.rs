@@ -1,9 +1,8 @@
 //! Rate limits: a quota per key, exact over all workers.
 //!
 //! Parts: [`algorithm`] joins the algorithms ([`gcra`], [`warm_up`], [`leaky_bucket`],
-//! [`sliding_window`], [`fixed_window`]), [`super::key`] finds out whose quota a request draws
-//! from, [`table`] keeps the states of all keys in shared data of bounded size. [`RateLimit`] joins
-//! them.
+//! [`sliding_window`], [`fixed_window`]), [`crate::request::key`] hashes a request's key, [`table`]
+//! keeps the states of all keys in shared data of bounded size. [`RateLimit`] joins them.
 //!
 //! Each algorithm keeps its bound (see [`algorithm`]) over all workers, at every instant: each take
 //! is one compare-and-swap on the set of slots that holds the key. A refusal writes nothing and
@@ -18,6 +17,7 @@
 //! `haven_store_contention_total`.
 
 pub mod algorithm;
+pub mod config;
 pub mod fixed_window;
 pub mod gcra;
 pub mod leaky_bucket;
@@ -31,9 +31,11 @@ pub mod warm_up;
 use crate::base::hash::{KeyHasher, Seed, once_more};
 use crate::base::headers::parse_number;
 use crate::base::ip::Ip;
+use crate::base::sort;
 use crate::base::time::Nanos;
-use crate::config;
 use crate::host::{Host, SharedData};
+use crate::request::client_ip::ClientIp;
+use crate::request::key::KeyPart;
 use crate::request::{Request, key};
 use crate::store::Contended;
 use algorithm::Algorithm;
@@ -41,7 +43,7 @@ use lease::{Leases, Undo};
 use table::{BucketTable, Placement, TakeResult};
 use take::{Take, Verdict};
 
-/// A rate limit, ready to be asked.
+/// A compiled rate limit.
 #[derive(Debug)]
 pub struct RateLimit {
     /// Its configuration.
@@ -55,7 +57,7 @@ pub struct RateLimit {
     shows_partition: bool,
 }
 
-/// What a limit says of a request.
+/// The decision of a limit on a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitDecision {
     /// The limit does not apply: exempt, or a part of the key is missing.
@@ -66,9 +68,9 @@ pub enum LimitDecision {
         quota: KeyQuota,
         /// What was taken.
         taken: TakenTokens,
-        /// Whether the key is new to the table, or pushed a debtor out of it.
+        /// Whether the key is new to the table, or evicted one that still owed something.
         placement: Placement,
-        /// How long the request is to wait before it goes on; only a leaky bucket has it wait.
+        /// How long the request has to wait; above zero only with a leaky bucket.
         delay: Nanos,
     },
     /// Refused.
@@ -79,7 +81,7 @@ pub enum LimitDecision {
         /// more than the burst.
         wait: Option<Nanos>,
     },
-    /// Nothing is known: others kept winning the race for the record.
+    /// No decision: other workers won every compare-and-swap on the record.
     Contended,
 }
 
@@ -94,14 +96,14 @@ pub struct KeyQuota {
     pub remaining: u64,
     /// Time until nothing is owed any more; of a refusal, until the same request is admitted.
     pub reset: Nanos,
-    /// Tells the key from others without giving it away; `None`: all share one quota, or no header
-    /// would show it.
+    /// Identifies the key without revealing it; `None`: all requests share one quota, or no header
+    /// shows it.
     pub partition: Option<u64>,
 }
 
 impl KeyQuota {
-    /// As a refusal tells it: `RateLimit` must not speak of a later time than `Retry-After` does
-    /// (the draft's section on the two).
+    /// As a refusal's headers have it: the reset in `RateLimit` must not be later than
+    /// `Retry-After` (the draft's section on the two).
     #[must_use]
     pub fn for_refusal(self, wait: Option<Nanos>) -> Self {
         Self {
@@ -127,12 +129,11 @@ enum Tokens {
 
 impl RateLimit {
     /// Compiles a limit. `namespace` keeps the buckets of shadow uses apart from those of enforced
-    /// ones; `alone` says that no route asks another limit beside it, so that nothing is ever
-    /// refunded.
+    /// ones; `alone`: no route has another limit beside it, so that nothing is ever refunded.
     #[must_use]
     pub fn new(
         config: config::RateLimit,
-        prefixes: &config::ClientIp,
+        prefixes: &ClientIp,
         namespace: &str,
         alone: bool,
         seed: Seed,
@@ -155,7 +156,7 @@ impl RateLimit {
                 )
             })
             .collect();
-        overrides.sort_by_key(|(hash, _)| *hash);
+        sort::by_key(&mut overrides, |(hash, _)| *hash);
         let ietf = matches!(
             config.headers,
             config::QuotaHeaders::Ietf | config::QuotaHeaders::Both
@@ -172,13 +173,13 @@ impl RateLimit {
         }
     }
 
-    /// Whether a request's client address must be known.
+    /// Whether the limit needs a request's client address.
     #[must_use]
     pub fn needs_client(&self) -> bool {
-        self.config.key.contains(&config::KeyPart::ClientIp) || !self.config.exempt.is_empty()
+        self.config.key.contains(&KeyPart::ClientIp) || !self.config.exempt.is_empty()
     }
 
-    /// Whether requests may be told to wait.
+    /// Whether the limit may delay requests.
     #[must_use]
     pub const fn delays(&self) -> bool {
         matches!(self.algorithm, Algorithm::LeakyBucket(_))
@@ -186,7 +187,7 @@ impl RateLimit {
 
     /// Takes the request's cost from its key's quota, or refuses and takes nothing.
     pub fn take<H: Host>(&self, host: &H, request: &Request<'_>, now: Nanos) -> LimitDecision {
-        let Some((hash, algorithm, cost)) = self.asked(request) else {
+        let Some((hash, algorithm, cost)) = self.applies(request) else {
             return LimitDecision::NotApplicable;
         };
         let (verdict, tokens, placement) =
@@ -210,8 +211,8 @@ impl RateLimit {
                             self.leases
                                 .grant(hash, bucket, now, cost, extra, take.after.until)
                         }
-                        // A client that goes away while it waits may give its place back: nothing
-                        // is known for long there.
+                        // Not remembered with delays: a client that leaves while it waits may give
+                        // its place back.
                         (Verdict::Refused { .. }, _) if !self.delays() => {
                             self.leases.refuse(hash, now, cost, verdict);
                             None
@@ -252,8 +253,8 @@ impl RateLimit {
         }
     }
 
-    /// Gives back what [`RateLimit::take`] took at `then`, in the same callback. Never gives more
-    /// than that: see [`BucketTable::refund`].
+    /// Gives back what [`RateLimit::take`] took at `then`, in the same callback, and never more:
+    /// see [`BucketTable::refund`].
     ///
     /// # Errors
     /// [`Contended`]: the tokens stay spent, which errs on the side of the limit.
@@ -275,14 +276,15 @@ impl RateLimit {
         }
     }
 
-    /// Whether the limit would refuse the request, as [`LimitDecision::Refused`] says it. Takes nothing.
+    /// What [`LimitDecision::Refused`] would hold if the limit refused the request now; `None`: it
+    /// would not. Takes nothing.
     pub fn peek<H: SharedData>(
         &self,
         host: &H,
         request: &Request<'_>,
         now: Nanos,
     ) -> Option<(KeyQuota, Option<Nanos>)> {
-        let (hash, algorithm, cost) = self.asked(request)?;
+        let (hash, algorithm, cost) = self.applies(request)?;
         if algorithm
             .bucket()
             .is_some_and(|bucket| self.leases.holds(hash, bucket, now, cost))
@@ -301,7 +303,7 @@ impl RateLimit {
     }
 
     /// The key's hash, its algorithm and the request's cost; `None`: the limit does not apply.
-    fn asked(&self, request: &Request<'_>) -> Option<(u64, &Algorithm, u64)> {
+    fn applies(&self, request: &Request<'_>) -> Option<(u64, &Algorithm, u64)> {
         let mut hasher = KeyHasher::new(self.seed);
         if self.is_exempt(request.address)
             || !key::hash(
@@ -325,8 +327,8 @@ impl RateLimit {
         reset: Nanos,
     ) -> KeyQuota {
         let (burst, period) = (algorithm.quota().burst, algorithm.quota().period);
-        // Hashed once more, for the hash itself says where the key's slot is: who knows it could
-        // look for keys that push another out.
+        // Hashed once more: the hash itself gives the place of the key's slot, and a client that
+        // knew it could look for keys that evict others.
         let partition = self.shows_partition.then(|| once_more(hash, self.seed));
         KeyQuota {
             burst,
@@ -337,7 +339,8 @@ impl RateLimit {
         }
     }
 
-    /// By the whole address: a prefix that makes one client of a /64 makes no host of it a network.
+    /// By the whole address, not by the prefix that identifies a client: an exempt host is not its
+    /// whole network.
     fn is_exempt(&self, address: Option<Ip>) -> bool {
         address.is_some_and(|ip| {
             self.config
@@ -363,7 +366,7 @@ impl RateLimit {
             config::Cost::Header { name, default, max } => {
                 let value = request.headers.get(name).map(<[u8]>::trim_ascii);
                 match value {
-                    // All digits but too long for a u64 is a large number, not a malformed one.
+                    // Digits that do not fit into a u64 are a large number, not a malformed one.
                     Some(digits) if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => {
                         parse_number(digits).unwrap_or(u64::MAX).min(*max)
                     }

@@ -17,8 +17,10 @@
 //!
 //! The idea of a budget by share with a floor is Finagle's RetryBudget.
 
+pub mod config;
+
 use crate::base::time::Nanos;
-use crate::config::Retry;
+use config::Retry;
 
 /// The span of time that counts as recent.
 pub const WINDOW: Nanos = Nanos::from_secs(1);
@@ -210,5 +212,6 @@ fn portion(n: u64, part: u64, whole: u64) -> u64 {
     u64::try_from(product.checked_div(whole.into()).unwrap_or(0)).unwrap_or(u64::MAX)
 }
 
+#[cfg(test)]
 #[cfg(test)]
 mod tests;

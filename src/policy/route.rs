@@ -1,7 +1,9 @@
 //! Which route a request takes: the first that matches.
 
-use crate::config::{HostMatch, Match, PathMatch};
+pub mod config;
+
 use crate::request::Request;
+use config::{HostMatch, Match, PathMatch};
 
 /// Whether all conditions of `matcher` hold.
 #[must_use]

@@ -13,8 +13,11 @@
 //! So the places that a lost VM held are free again after some 20 s, under any load, and a limit
 //! that it filled is not stuck.
 
+use crate::base::hash::of_names;
 use crate::base::sort;
 use crate::base::time::Nanos;
+use crate::host::SharedData;
+use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 
 /// A VM that has not written its share for this time is lost: ten ticks.
 pub const LOST: Nanos = Nanos::from_secs(10);
@@ -232,6 +235,46 @@ fn find(sums: &[(u64, u64)], id: u64) -> Option<u64> {
     sums.get(at).map(|(_, sum)| *sum)
 }
 
+/// The record in which all VMs report their shares of some gauges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharesRecord(RecordKey);
+
+impl SharesRecord {
+    /// The record of what these names say.
+    #[must_use]
+    pub fn new(names: &[&str]) -> Self {
+        Self(RecordKey::new(RecordKind::Shares, of_names(names), 0))
+    }
+
+    /// Reports the shares of the VM `vm`, and returns what is to be added to gauges that are proven
+    /// wrong: place in what `gauges` returns, and by how much. `gauges` reads them, in the order of
+    /// [`Shares::report`]; each attempt reads them anew, so that shares and gauges are of one moment.
+    ///
+    /// # Errors
+    /// [`Contended`]: nothing was reported, and nothing is proven.
+    pub fn report<H: SharedData>(
+        &self,
+        host: &H,
+        now: Nanos,
+        vm: u64,
+        gauges: impl Fn() -> Vec<(u64, u64, u64)>,
+    ) -> Result<Vec<(usize, i64)>, Contended> {
+        store::update(host, &self.0, |bytes| {
+            let before = Shares::decode(bytes);
+            let mut after = before.clone();
+            let mut corrections = Vec::new();
+            after.report(now, vm, &gauges(), |place, by| {
+                corrections.push((place, by));
+            });
+            if after == before {
+                return Step::Keep(corrections);
+            }
+            after.encode(bytes);
+            Step::Write(corrections)
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -302,11 +345,29 @@ mod tests {
         #[test]
         fn a_record_is_read_as_it_was_written(
             drifts in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<i64>()), 0..5),
-            vms in proptest::collection::vec((any::<u64>(), any::<u64>(), proptest::collection::vec((any::<u64>(), any::<u64>()), 0..5)), 0..5),
+            vms in proptest::collection::vec(
+                (
+                    any::<u64>(),
+                    any::<u64>(),
+                    proptest::collection::vec((any::<u64>(), any::<u64>()), 0..5),
+                ),
+                0..5,
+            ),
         ) {
-            let drifts = drifts.into_iter().map(|(gauge, since, least)| Drift { gauge, since: Nanos(since), least });
-            let vms = vms.into_iter().map(|(vm, reported, own)| Share { vm, reported: Nanos(reported), own });
-            let shares = Shares { drifts: drifts.collect(), vms: vms.collect() };
+            let drifts = drifts.into_iter().map(|(gauge, since, least)| Drift {
+                gauge,
+                since: Nanos(since),
+                least,
+            });
+            let vms = vms.into_iter().map(|(vm, reported, own)| Share {
+                vm,
+                reported: Nanos(reported),
+                own,
+            });
+            let shares = Shares {
+                drifts: drifts.collect(),
+                vms: vms.collect(),
+            };
             let mut bytes = Vec::new();
             shares.encode(&mut bytes);
             prop_assert_eq!(Shares::decode(&bytes), shares);

@@ -1,23 +1,24 @@
 //! Which endpoint gets the request: an ordered list of at most three, best first. A retry goes to
 //! the next.
 //!
-//! [`roster`] says who is in rotation, with what weight: levels, zones, panic, ejection. It is made
-//! anew when something changes, so that a request does not pay for the number of endpoints. Of
-//! those in rotation a policy picks:
+//! [`roster`] decides which endpoints are in rotation, and with what weight: levels, zones, panic,
+//! ejection. It is rebuilt when something changes, so that the cost of a request does not depend on
+//! the number of endpoints. Among the endpoints in rotation a policy picks:
 //!
 //! | policy | picks | state |
 //! |---|---|---|
 //! | `round_robin` | nginx's smooth weighted order: [`rotation`] | the worker's |
 //! | `least_request` | the fewest requests in flight for its weight | a gauge per endpoint |
-//! | `peak_ewma` | the least latency times requests in flight: [`peak_ewma`] | two gauges per endpoint |
+//! | `peak_ewma` | the least latency times requests in flight: [`peak_ewma`] | two such gauges |
 //! | `consistent_hash` | the owner of the request's key: [`maglev`] | a table per level |
 //! | `random` | a draw by weight | none |
 //! | `first` | the first of the list | none |
 //!
-//! Weights are those of the configuration, times the ramp of [`slow_start`], times what [`orca`]
-//! reports leave.
+//! An endpoint's weight is the configured one, times the ramp of [`slow_start`], times its free
+//! capacity by [`orca`] reports.
 
 pub mod choice;
+pub mod config;
 pub mod maglev;
 pub mod orca;
 pub mod peak_ewma;
@@ -34,12 +35,12 @@ pub const LIST: usize = 3;
 /// Whether an endpoint may be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Availability {
-    /// It is well.
+    /// It is healthy.
     #[default]
     Available,
     /// It failed before and may be tried again, by a call that holds a permit.
     Trial,
-    /// It is to be left alone.
+    /// It gets no requests.
     Out,
 }
 
@@ -61,7 +62,7 @@ impl EndpointList {
         self.iter().next()
     }
 
-    /// Whether no more fit.
+    /// Whether the list is full.
     #[must_use]
     pub const fn is_full(&self) -> bool {
         matches!(self.items, [_, _, Some(_)])

@@ -5,9 +5,115 @@
 //! Without one of its parts a request has no key.
 
 use super::Request;
+use super::client_ip::ClientIp;
 use crate::base::hash::{KeyHasher, Seed};
 use crate::base::ip::Ip;
-use crate::config::{ClientIp, KeyPart, MissingKey};
+use crate::schema::http::exact_host;
+use crate::schema::{
+    Decode, Either, HeaderName, Int, Json, Label, One, Schema, Set, Token, choice, section,
+};
+
+/// A part of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyPart {
+    /// The client's address, cut to its prefix.
+    ClientIp,
+    /// The method.
+    Method,
+    /// The path without its query.
+    Path,
+    /// The host, lower case, without its port.
+    Host,
+    /// The route's name.
+    Route,
+    /// A header's value; the name is lower case.
+    Header(String),
+    /// A cookie's value.
+    Cookie(String),
+    /// A query parameter's value.
+    Query(String),
+    /// A segment of the path, counted from 0.
+    PathSegment(u32),
+}
+
+choice! {
+    /// A part of a key that needs no name.
+    KeyWord -> KeyPart {
+        "client_ip" => KeyPart::ClientIp,
+        "method" => KeyPart::Method,
+        "path" => KeyPart::Path,
+        "host" => KeyPart::Host,
+        "route" => KeyPart::Route,
+    }
+}
+
+section! {
+    /// A part of a key that has a name.
+    KeyField {
+        /// A request header.
+        header: Option<HeaderName> = Absent("");
+        /// A cookie.
+        cookie: Option<Token> = Absent("");
+        /// A parameter of the query.
+        query: Option<Label> = Absent("");
+        /// A segment of the path, counted from 0.
+        path_segment: Option<Int<0, 255>> = Absent("");
+    }
+}
+
+impl Decode for KeyPart {
+    const SCHEMA: &'static Schema = <Either<KeyWord, One<KeyField>>>::SCHEMA;
+
+    type Value = Self;
+
+    fn decode(json: &Json) -> Self {
+        let field = match <Either<KeyWord, One<KeyField>>>::decode(json) {
+            Either::First(part) => return part,
+            Either::Second(field) => field,
+        };
+        let header = field.header.map(Self::Header);
+        let cookie = field.cookie.map(Self::Cookie);
+        let query = field.query.map(Self::Query);
+        let segment = Self::PathSegment(field.path_segment.unwrap_or_default());
+        header.or(cookie).or(query).unwrap_or(segment)
+    }
+}
+
+/// The parts of a key, each at most once.
+pub type KeyParts = Set<KeyPart, 0, 16>;
+
+/// The parts of a key that has some, each at most once.
+pub type SomeKeyParts = Set<KeyPart, 1, 16>;
+
+impl KeyPart {
+    /// The form of a value of this part that all values of one meaning share.
+    ///
+    /// # Errors
+    /// What is allowed, if no request can have `value`.
+    pub(crate) fn canon(&self, value: &str, prefixes: &ClientIp) -> Result<String, &'static str> {
+        match self {
+            Self::ClientIp => match Ip::parse(value.as_bytes()) {
+                Some(ip) => Ok(ip
+                    .masked(prefixes.ipv4_prefix, prefixes.ipv6_prefix)
+                    .0
+                    .to_string()),
+                None => Err("an IP address"),
+            },
+            Self::Host => exact_host(value).ok_or("a host without a port like \"example.com\""),
+            _ => Ok(value.into()),
+        }
+    }
+}
+
+choice! {
+    /// What happens to a request that lacks a part of the key.
+    enum MissingKey {
+        /// The limit does not apply to it.
+        Skip = "skip",
+        /// All such requests share one bucket.
+        Share = "share",
+    }
+}
 
 /// Hashes the request's key. `false`: a part is missing, and the configuration skips such requests.
 pub fn hash(

@@ -144,7 +144,8 @@ const fn problem_type(reason: Reason) -> (&'static str, &'static str) {
 const fn detail(cause: &ReplyDetails<'_>) -> &'static str {
     match cause.reason {
         Reason::RateLimited if cause.retry_after.is_none() => {
-            "The request costs more than its rate limit ever has at hand; it will not be admitted later either."
+            "The request costs more than its rate limit ever has at hand; it will not be \
+             admitted later either."
         }
         Reason::RateLimited => {
             "The rate limit is exhausted; try again after the time that Retry-After says."

@@ -23,6 +23,7 @@ pub trait Section: Decode {
 macro_rules! __section {
     (
         $(#[doc = $about:literal])*
+        $(#[derive($($derive:ident),*)])?
         $section:ident $(/ $check:path)? {
             $(
                 $(#[doc = $doc:literal])*
@@ -31,7 +32,7 @@ macro_rules! __section {
         }
     ) => {
         $(#[doc = $about])*
-        #[derive(Clone, Debug, PartialEq)]
+        #[derive(Clone, Debug, PartialEq $($(, $derive)*)?)]
         pub struct $section {
             $(
                 $(#[doc = $doc])*
@@ -97,11 +98,53 @@ macro_rules! __section {
     (@check) => { None };
 }
 
-/// Declares the words of an enum: `"word" => value`, those not built yet with `@soon` before them.
+/// Declares words. `choice! { enum Name { Variant = "word", } }` is an enum, of which the first is
+/// the default; `choice! { Words -> Type { "word" => value, } }` is a type `Words` of words that
+/// are decoded into another type, and `choice! { Type { … } }` says the words of a type that is there.
+/// Words that are not built yet have `@soon` before them. A word that was rejected becomes the
+/// first one.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __choice {
-    ($type:ty { $( $(@ $soon:ident)? $word:literal => $value:expr, )* }) => {
+    (
+        $(#[doc = $about:literal])*
+        enum $type:ident {
+            $(#[doc = $first_about:literal])* $first:ident = $first_word:literal,
+            $( $(#[doc = $doc:literal])* $variant:ident = $word:literal, )*
+        }
+    ) => {
+        $(#[doc = $about])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub enum $type {
+            #[doc = concat!("`", $first_word, "`")]
+            $(#[doc = $first_about])*
+            #[default]
+            $first,
+            $(
+                #[doc = concat!("`", $word, "`")]
+                $(#[doc = $doc])*
+                $variant,
+            )*
+        }
+
+        $crate::__choice!(@decode $type, Self {
+            $first_word => Self::$first,
+            $( $word => Self::$variant, )*
+        });
+    };
+    ($type:ident { $($words:tt)* }) => {
+        $crate::__choice!(@decode $type, Self { $($words)* });
+    };
+    ($(#[doc = $doc:literal])* $type:ident -> $value_type:ty { $($words:tt)* }) => {
+        $(#[doc = $doc])*
+        #[derive(Debug)]
+        pub struct $type;
+
+        $crate::__choice!(@decode $type, $value_type { $($words)* });
+    };
+    (@decode $type:ty, $value_type:ty {
+        $( $(@ $soon:ident)? $word:literal => $value:expr, )*
+    }) => {
         impl $crate::schema::decode::Decode for $type {
             const SCHEMA: &'static $crate::schema::shape::Schema =
                 &$crate::schema::shape::Schema::Words(&[
@@ -111,14 +154,15 @@ macro_rules! __choice {
                     }, )*
                 ]);
 
-            type Value = Self;
+            type Value = $value_type;
 
-            fn decode(json: &$crate::schema::json::Json) -> Self {
+            fn decode(json: &$crate::schema::json::Json) -> Self::Value {
                 let values = &[$( $value ),*];
                 let [first, ..] = values;
-                *$crate::schema::declare::word(Self::SCHEMA, json)
+                $crate::schema::declare::word(Self::SCHEMA, json)
                     .and_then(|i| values.get(i))
                     .unwrap_or(first)
+                    .clone()
             }
         }
     };

@@ -12,9 +12,15 @@ text_type! {
     }, r#"{"type": "string", "pattern": "^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}$"}"#);
 
     /// A header's value. CR and LF would end the header and begin another.
-    HeaderValue(HEADER_VALUE, "a header value: at most 4096 bytes without control characters", |text| {
-        keep(text, text.len() <= 4096 && text.chars().all(|char| !char.is_control() || char == '\t'))
-    }, r#"{"type": "string", "maxLength": 4096}"#);
+    HeaderValue(
+        HEADER_VALUE,
+        "a header value: at most 4096 bytes without control characters",
+        |text| {
+            let ok = |char: char| !char.is_control() || char == '\t';
+            keep(text, text.len() <= 4096 && text.chars().all(ok))
+        },
+        r#"{"type": "string", "maxLength": 4096}"#
+    );
 
     /// A token of HTTP, in its own case: a cookie's name.
     Token(TOKEN, "a token of HTTP", |text| {
@@ -27,9 +33,12 @@ text_type! {
     }, r#"{"type": "string", "pattern": "^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}$"}"#);
 
     /// A path without a query.
-    UrlPath(URL_PATH, "a path that starts with \"/\", percent-encoded, without \"?\" and \"#\"", |text| {
-        keep(text, is_path(text))
-    }, r#"{"type": "string", "pattern": "^/[!\"$->@-~]*$", "maxLength": 1024}"#);
+    UrlPath(
+        URL_PATH,
+        "a path that starts with \"/\", percent-encoded, without \"?\" and \"#\"",
+        |text| keep(text, is_path(text)),
+        r#"{"type": "string", "pattern": "^/[!\"$->@-~]*$", "maxLength": 1024}"#
+    );
 }
 
 impl MapKey for HeaderName {

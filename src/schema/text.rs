@@ -63,7 +63,9 @@ text_type! {
     }, r#"{"type": "string", "minLength": 1, "maxLength": 255}"#);
 
     /// A piece of a request to compare with: any text.
-    Value(VALUE, "a text of at most 1024 bytes", |text| keep(text, text.len() <= 1024), r#"{"type": "string", "maxLength": 1024}"#);
+    Value(VALUE, "a text of at most 1024 bytes", |text| {
+        keep(text, text.len() <= 1024)
+    }, r#"{"type": "string", "maxLength": 1024}"#);
 }
 
 impl MapKey for Name {

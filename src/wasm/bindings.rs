@@ -16,6 +16,7 @@ use super::imports::{
     proxy_replace_header_map_value, proxy_send_local_response, proxy_set_effective_context,
     proxy_set_property, proxy_set_shared_data, proxy_set_tick_period_milliseconds, random_get,
 };
+use crate::base::grpc_health::first_field;
 use crate::base::headers::HeaderMap;
 use crate::base::time::Nanos;
 use crate::host::{
@@ -399,19 +400,6 @@ const fn map(of: Message) -> u32 {
         Message::Response => RESPONSE_HEADERS,
         Message::ResponseTrailers => RESPONSE_TRAILERS,
     }
-}
-
-/// A message of Protocol Buffers whose field 1 is these bytes.
-fn first_field(bytes: &[u8]) -> Vec<u8> {
-    let mut message = vec![0x0a];
-    let mut rest = bytes.len();
-    while rest > 0x7f {
-        message.push((rest & 0x7f) as u8 | 0x80);
-        rest >>= 7;
-    }
-    message.push((rest & 0x7f) as u8);
-    message.extend_from_slice(bytes);
-    message
 }
 
 /// Runs a call that returns data: the host asks our allocator for memory, copies, and hands it

@@ -4,7 +4,7 @@ use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
 use haven::host::sim::{CasRules, Machine, Worker};
-use haven::host::{Cas, CasMismatch, Clock, MetricId, MetricKind, Metrics, SharedData};
+use haven::host::{Cas, CasMismatch, Clock, SharedCounter, SharedCounters, SharedData};
 use haven::policy::Outcome;
 use haven::policy::circuit_breaker::window::{Window, weight};
 use haven::policy::circuit_breaker::{Admission, BreakerSettings, BreakerState, CallResult, Phase};
@@ -47,9 +47,9 @@ fn breaker() -> CircuitBreaker {
 
 fn meters(worker: &Worker) -> Meters {
     Meters {
-        version: worker.define(MetricKind::Counter, "version"),
-        tally: worker.define(MetricKind::Gauge, "tally"),
-        consecutive: MetricId::NONE,
+        version: worker.define_shared("version"),
+        tally: worker.define_shared("tally"),
+        consecutive: SharedCounter::NONE,
     }
 }
 
@@ -515,13 +515,13 @@ impl SharedData for Spy {
     }
 }
 
-impl Metrics for Spy {
-    fn define(&self, kind: MetricKind, name: &str) -> MetricId {
-        self.worker.define(kind, name)
+impl SharedCounters for Spy {
+    fn define_shared(&self, name: &str) -> SharedCounter {
+        self.worker.define_shared(name)
     }
 
-    fn add(&self, id: MetricId, offset: i64) {
-        self.worker.add(id, offset);
+    fn increment(&self, id: SharedCounter, offset: i64) {
+        self.worker.increment(id, offset);
         let mut reference = self.reference.borrow_mut();
         if id == self.meters.tally {
             reference.added(self.at, offset >> 21 & 1 == 1, self.bucket);
@@ -530,12 +530,12 @@ impl Metrics for Spy {
         }
     }
 
-    fn record(&self, id: MetricId, value: u64) {
-        self.worker.record(id, value);
+    fn store(&self, id: SharedCounter, number: u64) {
+        self.worker.store(id, number);
     }
 
-    fn value(&self, id: MetricId) -> u64 {
-        let value = self.worker.value(id);
+    fn load(&self, id: SharedCounter) -> u64 {
+        let value = self.worker.load(id);
         if id == self.meters.tally {
             self.reference.borrow_mut().read(self.at, self.bucket, 10);
         }
@@ -567,7 +567,7 @@ fn tallied_outcomes_make_the_same_breaker() {
         let busy = Rc::new(Cell::new(0u32));
         // The tally of a former configuration is where it was.
         let first = Worker(Rc::clone(&machine));
-        first.add(meters(&first).tally, rng.below(1 << 50) as i64);
+        first.increment(meters(&first).tally, rng.below(1 << 50) as i64);
         let tasks = (0..workers).map(|at| {
             let (worker, reference) = (Worker(Rc::clone(&machine)), Rc::clone(&reference));
             let (rng, busy) = (Rc::clone(&rng), Rc::clone(&busy));
@@ -697,7 +697,7 @@ fn a_tally_that_is_set_back_opens_nothing_and_is_used_again() {
         for outcome in [Outcome::Failure, Outcome::Success, Outcome::Success] {
             assert_eq!(call(outcome), None);
         }
-        worker.record(meters.tally, reset);
+        worker.store(meters.tally, reset);
         for _ in 0..20 {
             assert_eq!(call(Outcome::Success), None, "{reset}");
         }
@@ -739,7 +739,7 @@ fn a_bucket_of_millions_of_calls_is_counted_right() {
             else {
                 panic!("refused")
             };
-            worker.add(meters.tally, weight(failed, false) * million);
+            worker.increment(meters.tally, weight(failed, false) * million);
             cell.end(&worker, &settings, worker.monotonic(), epoch, call, &rng)
                 .unwrap()
                 .is_some()

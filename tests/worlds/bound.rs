@@ -33,6 +33,9 @@ pub fn bound(world: &World, records: &[Record], span: &Range<Time>) -> f64 {
         })
     };
     let best: Vec<[f64; 2]> = steps.iter().map(best).collect();
+    let places = world.queue.map_or(f64::INFINITY, |places| {
+        (world.endpoints * (world.slots + places)) as f64
+    });
     let patience = (deadline as usize).div_ceil(STEP as usize);
     let mut queue: VecDeque<(Time, f64)> = VecDeque::new();
     let (mut done, mut next) = (0.0, 0);
@@ -47,9 +50,12 @@ pub fn bound(world: &World, records: &[Record], span: &Range<Time>) -> f64 {
                 fresh += soon[usize::from(record.post)];
             }
         }
-        queue.push_back((*now, fresh));
         let each = |it: &State| room(world, it, &spread, deadline) * STEP as f64;
         let mut room: f64 = states(world, *now).iter().map(each).sum();
+        // Endpoints hold no more than their slots and places; nothing waits elsewhere.
+        let waiting: f64 = queue.iter().map(|(_, waiting)| waiting).sum();
+        let fits = (places + room - waiting).max(0.0);
+        queue.push_back((*now, fresh.min(fits)));
         while let Some((at, waiting)) = queue.front_mut() {
             if *at + (deadline as Time) < *now {
                 queue.pop_front();

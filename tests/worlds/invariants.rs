@@ -3,6 +3,7 @@
 use crate::config::Policy;
 use crate::record::{End, Run};
 use crate::sim::run;
+use crate::verdict::Verdict;
 use crate::world::{Size, World};
 use serde_json::Value;
 
@@ -87,4 +88,12 @@ fn configurations_meet_the_same_requests() {
         };
         assert_eq!(came(None), came(Some(&world.config)));
     }
+}
+
+#[test]
+fn a_line_of_results_says_all() {
+    let verdict = Verdict::of(3, Size::Small);
+    let line = verdict.to_json().to_string();
+    assert_eq!(Verdict::from_json(&line), Some(verdict));
+    assert_eq!(Verdict::from_json(&line[..line.len() / 2]), None);
 }

@@ -21,7 +21,7 @@ const MOST_TRIES: f64 = 1.25;
 const REPEATS: u64 = 3;
 
 /// A configuration of a world, and what came of it, on average over its repetitions.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     /// `all`, `plain`, or the policy that is off.
     pub name: String,
@@ -32,7 +32,7 @@ pub struct Outcome {
 }
 
 /// A world, compared.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
     /// The world's seed.
     pub seed: u64,
@@ -150,6 +150,7 @@ impl Verdict {
                 t.offered,
                 t.useful,
                 t.critical,
+                t.others,
                 t.fallback,
                 t.refused,
                 t.tries,

@@ -1,36 +1,27 @@
 //! The part of the chain that asks the route's breaker.
 
-use super::{Exchange, Refusal};
-use crate::config::Mode;
-use crate::engine::Engine;
-use crate::engine::route::Route;
+use super::{Context, Exchange, Refusal};
 use crate::host::Host;
 use crate::policy::circuit_breaker::Admission;
 use crate::request::Reason;
 
 impl Exchange {
-    pub(super) fn breaker<'e, H: Host>(
+    pub(super) fn check_breaker<'a, H: Host, S>(
         &mut self,
-        engine: &'e Engine,
-        route: &Route,
-        host: &H,
-    ) -> Option<Refusal<'e>> {
-        let used = route.breaker.as_ref()?;
-        let breaker = engine.breakers.get(used.at)?;
-        match breaker.acquire(host, self.start)? {
+        context: &Context<'a, H, S>,
+    ) -> Option<Refusal<'a>> {
+        let used = context.route.breaker.as_ref()?;
+        match used.policy.acquire(context.host, self.start)? {
             Admission::Admitted { epoch, trial } => {
-                self.breaker = Some(epoch);
-                self.on_trial = used.mode == Mode::Enforce && trial;
+                let trial = used.is_enforced() && trial;
+                self.grants.admit(&used.policy, epoch, trial);
                 None
             }
             Admission::Refused { wait } => {
-                let name = &breaker.config().name;
-                self.decide(host, used, Reason::CircuitOpen, name);
-                (used.mode == Mode::Enforce).then_some(Refusal {
-                    reason: Reason::CircuitOpen,
-                    policy: name,
-                    retry_after: Some(wait),
-                })
+                let name = &used.policy.config().name;
+                self.decide(context.host, used.effect, Reason::CircuitOpen, name);
+                used.is_enforced()
+                    .then(|| Refusal::new(Reason::CircuitOpen, name, Some(wait)))
             }
         }
     }

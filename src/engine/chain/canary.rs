@@ -1,74 +1,58 @@
-//! The part of the chain that a canary has: which side a request is on, and what those behind are
-//! told of it.
+//! The part of the chain that a canary has: which variant a request takes, and how the proxy and
+//! the hops behind it get to know.
 //!
-//! A request that the canary has goes on as one of a route of its own ([`Route::stable`]). What the
-//! canary itself refuses, by its breaker, its endpoints or its upstream's concurrency limit, goes
-//! back to the route's own upstream: a new version that fails costs its clients no more than the
-//! failures that open its breaker.
+//! A request that the canary has goes on as one of a route of its own
+//! ([`Canary::route`](crate::engine::route::Canary::route)). What the canary itself refuses, by its
+//! breaker, its endpoints or its upstream's concurrency limit, goes back to the route's own
+//! upstream: a new version that fails costs its clients no more than the failures that open its
+//! breaker.
 
-use super::Exchange;
-use crate::config::{self, Mode};
-use crate::engine::Engine;
+use super::{CLUSTER_HEADER, Context, Exchange};
+use crate::config::Mode;
 use crate::engine::route::Route;
 use crate::host::{Host, Message, Stream};
 use crate::policy::canary;
 use crate::request::Request;
+use std::rc::Rc;
 
 impl Exchange {
-    /// The route that the request is to take: its own, or its canary's.
-    pub(super) fn choose_variant<'e, H: Host>(
+    /// The route that the request takes: its own, or its canary's.
+    pub(super) fn choose_variant<'a, H: Host, S>(
         &mut self,
-        engine: &'e Engine,
-        route: &'e Route,
-        config: &config::Route,
+        context: &Context<'a, H, S>,
         request: &Request<'_>,
-        host: &H,
-    ) -> &'e Route {
-        let (Some(used), Some(canary)) = (route.canary, &config.canary) else {
+    ) -> &'a Route {
+        let route = context.route;
+        let Some(used) = &route.canary else {
             return route;
         };
-        let Some(upstream) = engine.config.upstreams.get(canary.upstream) else {
-            return route;
-        };
-        let has = canary::selects(canary, &upstream.name, request, || engine.rng.bits());
+        let random = || context.engine.rng.bits();
+        let has = canary::selects(&used.config, &used.upstream, request, random);
         if used.mode != Mode::Enforce {
             let [stable, canary] = used.would;
-            host.add(if has { canary } else { stable }, 1);
+            context.host.add(if has { canary } else { stable }, 1);
             return route;
         }
-        match engine.routes.get(used.at).filter(|_| has) {
-            Some(its) => {
-                self.route = Some(used.at);
-                its
-            }
-            None => route,
+        if !has {
+            return route;
         }
+        self.stable = self.route.replace(Rc::clone(&used.route));
+        &used.route
     }
 
-    /// Where a request goes that `route`, if it is a canary's, does not take: the number of the
-    /// route, and itself.
-    pub(super) fn stable_of<'e>(engine: &'e Engine, route: &Route) -> Option<(usize, &'e Route)> {
-        let at = route.stable?;
-        Some((at, engine.routes.get(at)?))
-    }
-
-    /// The request goes to this side: counts it, and tells the proxy and those behind. One header
-    /// each, and only where a canary is.
-    pub(super) fn mark_variant<H: Host, S: Stream>(
-        &self,
-        route: &Route,
-        config: &config::Route,
-        host: &H,
-        stream: &S,
-    ) {
-        let Some(canary) = &config.canary else { return };
-        let is_canary = route.stable.is_some();
-        host.add(route.sent, 1);
+    /// Counts a request that takes this variant, and marks it for the proxy and for the hops
+    /// behind. One header each, and only where a canary is.
+    pub(super) fn mark_variant<H: Host, S: Stream>(&self, context: &Context<'_, H, S>) {
+        let (route, stream) = (context.route, context.stream);
+        let is_canary = self.stable.is_some();
+        let stable = self.stable.as_deref().unwrap_or(route);
+        let Some(used) = &stable.canary else { return };
+        context.host.add(route.sent, 1);
         if let (true, Some(cluster)) = (is_canary, &route.cluster) {
-            stream.set_header(Message::Request, super::CLUSTER_HEADER, cluster.as_bytes());
+            stream.set_header(Message::Request, CLUSTER_HEADER, cluster.as_bytes());
         }
-        let acts = is_canary || route.canary.is_some_and(|used| used.mode == Mode::Enforce);
-        if let (true, Some(color)) = (acts, &canary.color) {
+        let acts = is_canary || used.mode == Mode::Enforce;
+        if let (true, Some(color)) = (acts, &used.config.color) {
             let value = if is_canary {
                 &color.canary
             } else {

@@ -12,7 +12,7 @@ pub(super) enum Class {
     Answered,
     /// Not in time.
     Timeout,
-    /// Reset, refused, cut, or nobody there.
+    /// Reset, refused, cut, or no endpoint there.
     Reset,
     /// The proxy answered, and no upstream was to blame.
     Local,
@@ -20,11 +20,11 @@ pub(super) enum Class {
 
 /// gRPC statuses by which a server says that it failed: those that a breaker counts by default, and
 /// RESOURCE_EXHAUSTED.
-pub(super) const GRPC_FAILURES: [u64; 6] = [2, 4, 8, 13, 14, 15];
+const GRPC_FAILURES: [u64; 6] = [2, 4, 8, 13, 14, 15];
 
-/// Tells an upstream's answer from what the proxy made up. Of an answer that is not suspect nothing
-/// is asked beyond whether an upstream was reached: a reply without one (a redirect, a direct
-/// response) is the proxy's own.
+/// Separates an upstream's answer from what the proxy made up. Of an answer that is not suspect
+/// nothing is asked beyond whether an upstream was reached: a reply without one (a redirect, a
+/// direct response) is the proxy's own.
 pub(super) fn classify<S: Stream>(suspect: bool, reached: bool, stream: &S) -> Class {
     if !suspect {
         return if reached {
@@ -75,22 +75,22 @@ pub(super) enum Cut {
     Client,
     /// It took too long.
     Time,
-    /// It was not cut: its end has not been shown to us.
-    Nobody,
+    /// It was not cut: the host has not shown its end.
+    Unknown,
 }
 
 /// Bits of Envoy's response flags: UT, LR, UR, UF, UC, UMSDR, DT and UPE; the client's are DC and
 /// DR.
-pub(super) const TIMEOUTS: u64 = 1 << 2 | 1 << 19 | 1 << 22;
+const TIMEOUTS: u64 = 1 << 2 | 1 << 19 | 1 << 22;
 
-pub(super) const RESETS: u64 = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 23;
+const RESETS: u64 = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 23;
 
-pub(super) const CLIENTS: u64 = 1 << 14 | 1 << 18 | 1 << 28;
+const CLIENTS: u64 = 1 << 14 | 1 << 18 | 1 << 28;
 
 pub(super) fn cut_by<S: Stream>(stream: &S) -> Cut {
     // A host that does not say (nginx): taken at its word, as the headers had it.
     let Some(details) = stream.property(Property::ResponseCodeDetails) else {
-        return Cut::Nobody;
+        return Cut::Unknown;
     };
     let flags = stream
         .property(Property::ResponseFlags)
@@ -103,7 +103,7 @@ pub(super) fn cut_by<S: Stream>(stream: &S) -> Cut {
     } else if flags & CLIENTS != 0 || !details.starts_with(b"via_upstream") {
         Cut::Client
     } else {
-        Cut::Nobody
+        Cut::Unknown
     }
 }
 
@@ -145,4 +145,9 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Nanos> {
     number("grpc-retry-pushback-ms")
         .map(Nanos::from_millis)
         .or_else(|| number("retry-after").map(Nanos::from_secs))
+}
+
+/// Whether a gRPC server says by this status that it failed.
+pub(super) fn is_grpc_failure(status: u64) -> bool {
+    GRPC_FAILURES.contains(&status)
 }

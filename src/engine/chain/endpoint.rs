@@ -1,98 +1,95 @@
 //! The part of the chain that picks the endpoints.
 
-use super::{Exchange, Refusal};
+use super::{Context, Exchange, Refusal};
 use crate::base::hash::{KeyHasher, Seed};
 use crate::config::{BalancePolicy, MissingKey, Mode};
-use crate::engine::Engine;
-use crate::engine::route::Route;
+use crate::engine::route::{Binding, Route};
+use crate::engine::upstream::Upstream;
 use crate::host::{Host, Message, Stream};
 use crate::request::{Reason, Request, key};
 
 impl Exchange {
     /// Hashes what the endpoint is to be chosen by, if that is so; a request that lacks a part is
     /// like one without a key.
-    ///
-    /// Not under the proxy's secret: all proxies, and each after a restart, are to lead a key to
-    /// the same endpoint. Who aims at one endpoint finds that its load is bounded.
-    pub(super) fn hash_key(&mut self, engine: &Engine, route: &Route, request: &Request<'_>) {
-        let key_for = |route: &Route| {
-            let used = route.upstream.as_ref()?;
-            let BalancePolicy::ConsistentHash { key, .. } =
-                &engine.config.upstreams.get(used.at)?.policy
-            else {
-                return None;
-            };
-            let mut hasher = KeyHasher::new(Seed::default());
-            key::hash(key, MissingKey::Skip, request, &mut hasher).then(|| hasher.finish())
-        };
-        self.key = key_for(route);
-        self.stable_key = Self::stable_of(engine, route).and_then(|(_, stable)| key_for(stable));
+    pub(super) fn hash_key<H, S>(&mut self, context: &Context<'_, H, S>, request: &Request<'_>) {
+        self.facts.key = key_for(context.route, request);
+        let stable = self.stable.as_ref();
+        self.facts.stable_key = stable.and_then(|stable| key_for(stable, request));
     }
 
-    pub(super) fn endpoint<'e, H: Host, S: Stream>(
+    pub(super) fn pick_endpoint<'a, H: Host, S: Stream>(
         &mut self,
-        engine: &'e Engine,
-        route: &Route,
-        host: &H,
-        stream: &S,
-    ) -> Option<Refusal<'e>> {
-        let used = route.upstream.as_ref()?;
-        let (upstream, config) = engine
-            .upstreams
-            .get(used.at)
-            .zip(engine.config.upstreams.get(used.at))?;
-        if config.endpoints.is_empty() {
+        context: &Context<'a, H, S>,
+    ) -> Option<Refusal<'a>> {
+        let used = context.route.upstream.as_ref()?;
+        let upstream = &used.policy;
+        if upstream.config.endpoints.is_empty() {
             return None;
         }
-        if let Some(needed) = route
-            .depends_on
-            .iter()
-            .find(|needed| upstream.is_down(host, self.start, needed.at))
-        {
-            let components = config
-                .health_check
-                .as_ref()
-                .map(|check| check.components.as_slice())
-                .unwrap_or_default();
-            let policy = components
-                .get(needed.at)
-                .map_or("", |component| component.name.as_str());
-            self.decide(host, needed, Reason::NoEndpoint, policy);
-            if needed.mode == Mode::Enforce {
-                return Some(Refusal {
-                    reason: Reason::NoEndpoint,
-                    policy,
-                    retry_after: None,
-                });
-            }
+        if let Some(refusal) = self.check_components(context, upstream) {
+            return Some(refusal);
         }
-        if used.mode == Mode::Shadow {
-            // Only a look: no permit is taken, nothing is counted in flight, no header is written.
-            let census = upstream.census(host, self.start);
-            if census.available.saturating_add(census.trial) == 0 {
-                self.decide(host, used, Reason::NoEndpoint, &config.name);
-            }
+        if used.effect.mode == Mode::Shadow {
+            self.look_for_endpoint(context, used);
             return None;
         }
-        match upstream.pick(host, self.start, &engine.rng, self.key) {
+        let (host, rng) = (context.host, &context.engine.rng);
+        match upstream.pick(host, self.start, rng, self.facts.key) {
             Some(pick) => {
                 // Added, not set, which costs a third less: a client's own was removed.
-                stream.add_header(
+                context.stream.add_header(
                     Message::Request,
-                    &config.override_header,
+                    &upstream.config.override_header,
                     &upstream.addresses(&pick),
                 );
-                self.pick = Some(pick);
+                self.grants.pick(upstream, pick);
                 None
             }
             None => {
-                self.decide(host, used, Reason::NoEndpoint, &config.name);
-                Some(Refusal {
-                    reason: Reason::NoEndpoint,
-                    policy: &config.name,
-                    retry_after: None,
-                })
+                let name = &upstream.config.name;
+                self.decide(host, used.effect, Reason::NoEndpoint, name);
+                Some(Refusal::new(Reason::NoEndpoint, name, None))
             }
         }
     }
+
+    /// Refuses while a component is down on which the route depends.
+    fn check_components<'a, H: Host, S>(
+        &mut self,
+        context: &Context<'a, H, S>,
+        upstream: &Upstream,
+    ) -> Option<Refusal<'a>> {
+        let mut needed = context.route.depends_on.iter();
+        let down = needed.find(|it| upstream.is_down(context.host, self.start, &it.policy))?;
+        let name = &down.policy.name;
+        self.decide(context.host, down.effect, Reason::NoEndpoint, name);
+        down.is_enforced()
+            .then(|| Refusal::new(Reason::NoEndpoint, name, None))
+    }
+
+    /// Only a look: no permit is taken, no request counted in flight, no header written.
+    fn look_for_endpoint<H: Host, S>(
+        &mut self,
+        context: &Context<'_, H, S>,
+        used: &Binding<Upstream>,
+    ) {
+        let counts = used.policy.counts(context.host, self.start);
+        if counts.available.saturating_add(counts.trial) == 0 {
+            let name = &used.policy.config.name;
+            self.decide(context.host, used.effect, Reason::NoEndpoint, name);
+        }
+    }
+}
+
+/// The hash of a request's key on this route.
+///
+/// Not under the proxy's secret: all proxies, and each after a restart, are to lead a key to the
+/// same endpoint. Who aims at one endpoint finds that its load is bounded.
+fn key_for(route: &Route, request: &Request<'_>) -> Option<u64> {
+    let used = route.upstream.as_ref()?;
+    let BalancePolicy::ConsistentHash { key, .. } = &used.policy.config.policy else {
+        return None;
+    };
+    let mut hasher = KeyHasher::new(Seed::default());
+    key::hash(key, MissingKey::Skip, request, &mut hasher).then(|| hasher.finish())
 }

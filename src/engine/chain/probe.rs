@@ -1,28 +1,39 @@
-//! Health checks over gRPC: the only requests whose bodies are read.
+//! Probes that haven answers itself: health pages, and health checks over gRPC, the only requests
+//! whose bodies are read.
 
 use super::{Action, Exchange};
 use crate::engine::Engine;
 use crate::host::{Host, Stream};
 use crate::policy::probe::grpc::{self, ProbeCall, ProbeRequest};
+use crate::policy::probe::{self, Probe};
+use crate::request::Request;
 use std::rc::Rc;
 
 impl Exchange {
-    pub(super) fn on_health_call<H: Host, S: Stream>(
+    /// Answers a probe; `None`: the request is none.
+    pub(super) fn on_probe<H: Host, S: Stream>(
         &mut self,
-        engine: &Engine,
-        call: ProbeCall,
+        request: &Request<'_>,
         end: bool,
         host: &H,
         stream: &S,
-    ) -> Action {
-        match call {
+    ) -> Option<Action> {
+        let engine = Rc::clone(&self.engine);
+        if let Some(probe) = probe::requested(&engine.probes, request) {
+            let reply = match probe {
+                Probe::Plain => probe::plain(),
+                Probe::Document => engine.health_document(host, host.monotonic()),
+            };
+            return Some(self.reply(stream, &reply));
+        }
+        Some(match grpc::call(&engine.probes, request)? {
             ProbeCall::Unimplemented(side) => self.reply(stream, &grpc::unimplemented(side)),
-            ProbeCall::Check(check) if end => self.check_health(engine, check, &[], host, stream),
-            ProbeCall::Check(check) => {
-                self.health = Some(check);
+            ProbeCall::Check(probe) if end => self.answer_probe(&engine, probe, &[], host, stream),
+            ProbeCall::Check(probe) => {
+                self.probe = Some(probe);
                 Action::Read
             }
-        }
+        })
     }
 
     /// A piece of the request's body is there. `end`: it was the last.
@@ -32,43 +43,43 @@ impl Exchange {
         stream: &S,
         end: bool,
     ) -> Action {
-        let Some(check) = self.health else {
+        let Some(probe) = self.probe else {
             return Action::Continue;
         };
         if self.replied {
             return Action::Stop;
         }
-        // One byte more than may be: that tells what is too long from what is not.
+        // One byte more than may be shows what is too long.
         let body = stream
-            .request_body(check.most().saturating_add(1))
+            .request_body(probe.most().saturating_add(1))
             .unwrap_or_default();
-        if body.len() > check.most() {
-            self.health = None;
-            return self.reply(stream, &check.too_long());
+        if body.len() > probe.most() {
+            self.probe = None;
+            return self.reply(stream, &probe.too_long());
         }
         if !end {
             return Action::Read;
         }
-        self.health = None;
+        self.probe = None;
         let engine = Rc::clone(&self.engine);
-        self.check_health(&engine, check, &body, host, stream)
+        self.answer_probe(&engine, probe, &body, host, stream)
     }
 
-    fn check_health<H: Host, S: Stream>(
+    fn answer_probe<H: Host, S: Stream>(
         &mut self,
         engine: &Engine,
-        check: ProbeRequest,
+        probe: ProbeRequest,
         body: &[u8],
         host: &H,
         stream: &S,
     ) -> Action {
-        let reply = match check.service(body) {
-            Ok(service) if check.is_outer() && engine.has_service(service) => {
+        let reply = match probe.service(body) {
+            Ok(service) if probe.is_outer() && engine.has_service(service) => {
                 return Action::Continue;
             }
             Ok(service) => engine
                 .serving(host, host.monotonic(), service)
-                .map_or_else(|| check.not_found(), |serving| check.answer(serving)),
+                .map_or_else(|| probe.not_found(), |serving| probe.answer(serving)),
             Err(reply) => reply,
         };
         self.reply(stream, &reply)

@@ -1,24 +1,24 @@
-//! The part of the chain that asks a route's limits, and what becomes of a request that they have
+//! The part of the chain that asks the route's limits, and what becomes of a request that they have
 //! wait.
 
-use super::{Exchange, Refusal};
+use super::{Context, Exchange, Refusal};
 use crate::base::time::Nanos;
 use crate::config::{Mode, OnContention, QuotaHeaders};
-use crate::engine::Engine;
-use crate::engine::route::{Binding, Limit, Route};
+use crate::engine::route::{Binding, Limit};
 use crate::host::Host;
 use crate::policy::rate_limit::table::Placement;
 use crate::policy::rate_limit::{KeyQuota, LimitDecision, TakenTokens};
 use crate::request::{Reason, Request};
+use std::rc::Rc;
 
 /// A request's wait.
 #[derive(Debug)]
 pub(super) struct Pause {
     until: Nanos,
     /// The limit that has it wait longest.
-    by: Binding,
-    /// What all limits have charged, with the index of each.
-    taken: Vec<(usize, TakenTokens)>,
+    by: Binding<Limit>,
+    /// What all limits have charged.
+    taken: Vec<(Rc<Limit>, TakenTokens)>,
 }
 
 impl Pause {
@@ -27,94 +27,125 @@ impl Pause {
     }
 }
 
+/// What the limits that were asked so far have said.
+#[derive(Default)]
+struct Asked<'a> {
+    taken: Vec<(Rc<Limit>, TakenTokens)>,
+    /// The longest wait, and the limit that wants it.
+    longest: Option<(Nanos, &'a Binding<Limit>)>,
+}
+
+/// A refusal by a limit: what is left for the key, and for how long the same request is refused;
+/// `None` is for ever.
+struct Refused {
+    quota: Option<KeyQuota>,
+    wait: Option<Nanos>,
+}
+
 impl Exchange {
     /// Asks the route's limits: all admit, or none is charged.
-    pub(super) fn rate_limits<'e, H: Host>(
+    pub(super) fn check_rate_limits<'a, H: Host, S>(
         &mut self,
-        engine: &'e Engine,
-        route: &Route,
+        context: &Context<'a, H, S>,
         request: &Request<'_>,
-        host: &H,
-    ) -> Option<Refusal<'e>> {
-        let mut taken: Vec<(usize, TakenTokens)> = Vec::new();
-        let mut longest: Option<(Nanos, Binding)> = None;
-        for (place, used) in route.limits.iter().enumerate() {
-            let Some(limit) = engine.limits.get(used.at) else {
+    ) -> Option<Refusal<'a>> {
+        let limits = &context.route.limits;
+        let alone = limits.len() == 1;
+        let mut asked = Asked::default();
+        let mut rest = limits.iter();
+        while let Some(used) = rest.next() {
+            let Some(refused) = self.ask_limit(context, used, alone, request, &mut asked) else {
                 continue;
             };
-            let config = &limit.policy.config;
-            let (quota, wait) = match limit.policy.take(host, request, self.start) {
-                LimitDecision::NotApplicable => continue,
-                LimitDecision::Admitted {
-                    quota,
-                    taken: tokens,
-                    placement,
-                    delay,
-                } => {
-                    match placement {
-                        Placement::Known | Placement::Reused => {}
-                        Placement::Added => host.add(limit.keys, 1),
-                        Placement::Evicted => host.add(limit.evictions, 1),
-                    }
-                    if used.mode == Mode::Enforce {
-                        // Only another limit's refusal, or a wait, can have them back.
-                        if route.limits.len() > 1 || delay > Nanos::ZERO {
-                            taken.push((used.at, tokens));
-                        }
-                        if config.headers != QuotaHeaders::None {
-                            self.quotas.push((used.at, quota));
-                        }
-                        if delay > longest.map_or(Nanos::ZERO, |(delay, _)| delay) {
-                            longest = Some((delay, *used));
-                        }
-                    }
-                    continue;
-                }
-                LimitDecision::Refused { quota, wait } => (Some(quota), wait),
-                LimitDecision::Contended => {
-                    host.add(limit.contention, 1);
-                    if config.on_contention == OnContention::Allow {
-                        continue;
-                    }
-                    (None, Some(Nanos::ZERO))
-                }
-            };
-            if used.mode == Mode::Shadow {
-                self.decide(host, used, Reason::RateLimited, &config.name);
+            if used.effect.mode == Mode::Shadow {
+                let name = used.policy.name();
+                self.decide(context.host, used.effect, Reason::RateLimited, name);
                 continue;
             }
-            self.refund(engine, &taken, host, |_| true);
-            let rest = route
-                .limits
-                .get(place.saturating_add(1)..)
-                .unwrap_or_default();
-            return Some(self.tightest(engine, (used, quota, wait), rest, request, host));
+            self.refund(context.host, &asked.taken, |_| true);
+            return Some(self.tightest(context, (used, refused), rest.as_slice(), request));
         }
-        self.pause = longest.map(|(delay, by)| Pause {
+        self.pause = asked.longest.map(|(delay, by)| Pause {
             until: self.start.plus(delay),
-            by,
-            taken,
+            by: by.clone(),
+            taken: asked.taken,
         });
         None
     }
 
-    /// The refusal, by the limit that has the request wait longest: this one, or one of those that
-    /// have not been asked yet. What it promises is what holds. (Bug avoided: a client that is told
-    /// to wait a second by one limit, and a day by the other.)
-    fn tightest<'e, H: Host>(
+    /// Asks one limit. `None`: it admits the request, or does not apply.
+    fn ask_limit<'a, H: Host, S>(
         &mut self,
-        engine: &'e Engine,
-        first: (&Binding, Option<KeyQuota>, Option<Nanos>),
-        rest: &[Binding],
+        context: &Context<'a, H, S>,
+        used: &'a Binding<Limit>,
+        alone: bool,
         request: &Request<'_>,
-        host: &H,
-    ) -> Refusal<'e> {
-        let (mut used, mut quota, mut wait) = first;
-        for other in rest.iter().filter(|other| other.mode == Mode::Enforce) {
-            let looked = engine
-                .limits
-                .get(other.at)
-                .and_then(|limit| limit.policy.peek(host, request, self.start));
+        asked: &mut Asked<'a>,
+    ) -> Option<Refused> {
+        let (host, limit) = (context.host, &used.policy);
+        let config = &limit.policy.config;
+        match limit.policy.take(host, request, self.start) {
+            LimitDecision::NotApplicable => None,
+            LimitDecision::Admitted {
+                quota,
+                taken,
+                placement,
+                delay,
+            } => {
+                match placement {
+                    Placement::Known | Placement::Reused => {}
+                    Placement::Added => host.add(limit.keys, 1),
+                    Placement::Evicted => host.add(limit.evictions, 1),
+                }
+                if !used.is_enforced() {
+                    return None;
+                }
+                // Only another limit's refusal, or a wait, can have them back.
+                if !alone || delay > Nanos::ZERO {
+                    asked.taken.push((Rc::clone(limit), taken));
+                }
+                if config.headers != QuotaHeaders::None {
+                    self.quotas.push((Rc::clone(limit), quota));
+                }
+                if delay > asked.longest.map_or(Nanos::ZERO, |(delay, _)| delay) {
+                    asked.longest = Some((delay, used));
+                }
+                None
+            }
+            LimitDecision::Refused { quota, wait } => Some(Refused {
+                quota: Some(quota),
+                wait,
+            }),
+            LimitDecision::Contended => {
+                host.add(limit.contention, 1);
+                (config.on_contention != OnContention::Allow).then_some(Refused {
+                    quota: None,
+                    wait: Some(Nanos::ZERO),
+                })
+            }
+        }
+    }
+
+    /// The refusal, by the limit that has the request wait longest: this one, or one of those that
+    /// have not been asked yet. What it promises is what holds. (Bug avoided: a client that one
+    /// limit asks to wait a second, and the other a day.)
+    fn tightest<'a, H: Host, S>(
+        &mut self,
+        context: &Context<'a, H, S>,
+        first: (&'a Binding<Limit>, Refused),
+        rest: &'a [Binding<Limit>],
+        request: &Request<'_>,
+    ) -> Refusal<'a> {
+        let (
+            mut used,
+            Refused {
+                mut quota,
+                mut wait,
+            },
+        ) = first;
+        for other in rest.iter().filter(|other| other.is_enforced()) {
+            let policy = &other.policy.policy;
+            let looked = policy.peek(context.host, request, self.start);
             // `None` is never.
             if let Some((its_quota, its_wait)) =
                 looked.filter(|(_, its)| wait.is_some_and(|wait| its.is_none_or(|its| its > wait)))
@@ -122,67 +153,51 @@ impl Exchange {
                 (used, quota, wait) = (other, Some(its_quota), its_wait);
             }
         }
-        let config = engine.limits.get(used.at).map(|limit| &limit.policy.config);
-        let policy = config.map_or("", |config| config.name.as_str());
-        self.decide(host, used, Reason::RateLimited, policy);
+        let limit = &used.policy;
+        self.decide(context.host, used.effect, Reason::RateLimited, limit.name());
         // What the others said no longer holds: their tokens are back.
         self.quotas.clear();
-        if config.is_some_and(|config| config.headers != QuotaHeaders::None) {
+        if limit.policy.config.headers != QuotaHeaders::None {
+            let quota = quota.map(|quota| quota.for_refusal(wait));
             self.quotas
-                .extend(quota.map(|quota| (used.at, quota.for_refusal(wait))));
+                .extend(quota.map(|quota| (Rc::clone(limit), quota)));
         }
-        Refusal {
-            reason: Reason::RateLimited,
-            policy,
-            retry_after: wait,
-        }
+        Refusal::new(Reason::RateLimited, limit.name(), wait)
     }
 
     /// The refusal of a request that would have to wait where there is no room.
-    pub(super) fn no_room<'e, H: Host>(
+    pub(super) fn refuse_to_wait<'p, H: Host, S>(
         &mut self,
-        engine: &'e Engine,
-        pause: Pause,
-        host: &H,
-    ) -> Refusal<'e> {
-        let name = engine
-            .limits
-            .get(pause.by.at)
-            .map_or("", |limit| limit.policy.config.name.as_str());
-        self.refund(engine, &pause.taken, host, |_| true);
-        self.quotas.retain(|(at, _)| *at == pause.by.at);
-        self.decide(host, &pause.by, Reason::RateLimited, name);
+        context: &Context<'_, H, S>,
+        pause: &'p Pause,
+    ) -> Refusal<'p> {
+        let (limit, effect) = (&pause.by.policy, pause.by.effect);
+        self.refund(context.host, &pause.taken, |_| true);
+        self.quotas.retain(|(other, _)| Rc::ptr_eq(other, limit));
+        self.decide(context.host, effect, Reason::RateLimited, limit.name());
         let wait = pause.until.since(self.start);
         for (_, quota) in &mut self.quotas {
             *quota = quota.for_refusal(Some(wait));
         }
-        Refusal {
-            reason: Reason::RateLimited,
-            policy: name,
-            retry_after: Some(wait),
-        }
+        Refusal::new(Reason::RateLimited, limit.name(), Some(wait))
     }
 
-    /// Ends the wait of a request that goes nowhere any more. Its moments go back to the pace, if
-    /// nobody has queued behind; tokens of other limits stay spent, as those of any request whose
-    /// client goes away.
-    pub(super) fn give_up<H: Host>(&mut self, engine: &Engine, host: &H) {
+    /// Ends the wait of a request that goes nowhere any more. Its moments go back to the pace,
+    /// unless another has queued behind; tokens of other limits stay spent, as those of any request
+    /// whose client goes away.
+    pub(super) fn end_wait<H: Host>(&mut self, host: &H) {
         if let Some(pause) = self.pause.take() {
-            self.refund(engine, &pause.taken, host, |limit| limit.policy.delays());
+            self.refund(host, &pause.taken, |limit| limit.policy.delays());
         }
     }
 
     fn refund<H: Host>(
         &self,
-        engine: &Engine,
-        taken: &[(usize, TakenTokens)],
         host: &H,
+        taken: &[(Rc<Limit>, TakenTokens)],
         which: impl Fn(&Limit) -> bool,
     ) {
-        for (at, tokens) in taken {
-            let Some(limit) = engine.limits.get(*at).filter(|limit| which(limit)) else {
-                continue;
-            };
+        for (limit, tokens) in taken.iter().filter(|(limit, _)| which(limit)) {
             if limit.policy.refund(host, *tokens, self.start).is_err() {
                 host.add(limit.contention, 1);
             }

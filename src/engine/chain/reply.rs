@@ -1,24 +1,33 @@
 //! Answering in the upstream's place.
 
-use super::{Action, Exchange};
+use super::{Action, CLUSTER_HEADER, Context, Exchange};
 use crate::base::text::push_all;
 use crate::base::time::Nanos;
 use crate::config::{FallbackStep, Mode, QuotaHeaders};
 use crate::engine::metrics::mode_word;
-use crate::engine::route::{Binding, Route};
-use crate::engine::{CLUSTER_HEADER, Engine};
+use crate::engine::route::{Effect, FallbackBinding};
 use crate::host::{Host, Message, MetricId, Reply, Stream};
 use crate::policy::fallback;
-use crate::policy::rate_limit::KeyQuota;
-use crate::policy::rate_limit::quota_headers;
+use crate::policy::rate_limit::{KeyQuota, quota_headers};
 use crate::request::reply::{ReplyDetails, RequestInfo};
 use crate::request::{Reason, reply};
 
 /// A refusal on its way to become a reply.
+#[derive(Debug)]
 pub(super) struct Refusal<'a> {
-    pub(super) reason: Reason,
-    pub(super) policy: &'a str,
-    pub(super) retry_after: Option<Nanos>,
+    reason: Reason,
+    policy: &'a str,
+    retry_after: Option<Nanos>,
+}
+
+impl<'a> Refusal<'a> {
+    pub(super) const fn new(reason: Reason, policy: &'a str, retry_after: Option<Nanos>) -> Self {
+        Self {
+            reason,
+            policy,
+            retry_after,
+        }
+    }
 }
 
 /// What a fallback does.
@@ -33,126 +42,99 @@ impl Exchange {
     /// Answers in the upstream's place, or sends the request elsewhere.
     pub(super) fn refuse<H: Host, S: Stream>(
         &mut self,
-        engine: &Engine,
-        route: &Route,
-        name: &str,
+        context: &Context<'_, H, S>,
         refusal: &Refusal<'_>,
-        host: &H,
-        stream: &S,
     ) -> Action {
-        self.release(engine, host);
-        let cause = ReplyDetails {
+        self.release(context.host);
+        let details = ReplyDetails {
             reason: refusal.reason,
             policy: refusal.policy,
             retry_after: refusal.retry_after,
             received_status: None,
         };
-        let mut reply = match self.fallback(engine, route, cause, None, host) {
+        let mut reply = match self.fall_back(context, details, None) {
             Some(FallbackAction::Reply(reply)) => reply,
             Some(FallbackAction::SendOn { cluster, next }) => {
+                let stream = context.stream;
                 stream.set_header(Message::Request, CLUSTER_HEADER, cluster.as_bytes());
                 self.sent_on = Some(next);
                 // A deadline that is over bounds nothing: zero would mean no timeout at all.
-                if let (Some((_, config)), true) =
-                    (self.route_of(engine), refusal.reason != Reason::Deadline)
-                {
-                    self.set_timeouts(route, config, host, stream);
+                if refusal.reason != Reason::Deadline {
+                    self.set_timeouts(context);
                 }
                 self.store_decisions(stream);
                 return Action::Continue;
             }
-            None => reply::refusal(&self.subject(name), cause),
+            None => reply::refusal(&self.info(context), details),
         };
-        self.add_quotas(engine, &mut reply);
-        self.store_decisions(stream);
-        self.reply(stream, &reply)
+        self.add_quotas(&mut reply);
+        self.store_decisions(context.stream);
+        self.reply(context.stream, &reply)
     }
 
-    /// The fallback's answer for this cause, if it has one. `counter` counts it as a decision of
-    /// the fallback's own: then the response has failed, and there is nothing left to send on.
-    pub(super) fn fallback<'e, H: Host>(
+    /// What the fallback does for this cause, if it does anything. `counter` counts it as a decision
+    /// of the fallback's own: then the response has failed, and there is nothing left to send on.
+    pub(super) fn fall_back<'a, H: Host, S>(
         &mut self,
-        engine: &'e Engine,
-        route: &Route,
-        cause: ReplyDetails<'_>,
+        context: &Context<'a, H, S>,
+        details: ReplyDetails<'_>,
         counter: Option<MetricId>,
-        host: &H,
-    ) -> Option<FallbackAction<'e>> {
-        let used = route.fallback?;
-        let fallback = engine
-            .config
-            .fallbacks
-            .get(used.at)
-            .filter(|f| fallback::answers(f, cause.reason))?;
-        if let Some(counter) = counter {
-            self.decide(
-                host,
-                &Binding {
-                    at: used.at,
-                    mode: used.mode,
-                    refusals: counter,
-                },
-                cause.reason,
-                &fallback.name,
-            );
+    ) -> Option<FallbackAction<'a>> {
+        let used = context.route.fallback.as_ref()?;
+        let config = &used.policy.config;
+        if !fallback::answers(config, details.reason) {
+            return None;
+        }
+        if let Some(refusals) = counter {
+            let effect = Effect {
+                mode: used.mode,
+                refusals,
+            };
+            self.decide(context.host, effect, details.reason, &config.name);
         }
         if used.mode == Mode::Shadow {
             return None;
         }
-        for (at, step) in fallback
-            .steps
-            .iter()
-            .enumerate()
-            .skip(self.sent_on.unwrap_or(0))
-        {
-            let (answer, counted) = match step {
-                FallbackStep::Stale(_) => {
-                    let kept = engine.stale.get(used.at).and_then(Option::as_ref);
-                    let Some((kept, asked)) = kept.zip(self.asked.as_ref()) else {
-                        continue;
-                    };
-                    let Some(found) = kept.policy.find(host, asked, host.monotonic()) else {
-                        continue;
-                    };
-                    (
-                        FallbackAction::Reply(fallback::stale(found, cause)),
-                        used.stale,
-                    )
-                }
-                FallbackStep::Cluster(cluster) if counter.is_none() => (
-                    FallbackAction::SendOn {
-                        cluster,
-                        next: at.saturating_add(1),
-                    },
-                    used.cluster,
-                ),
-                FallbackStep::Cluster(_) => continue,
+        let steps = config.steps.iter().enumerate();
+        for (at, step) in steps.skip(self.sent_on.unwrap_or(0)) {
+            let action = match step {
+                FallbackStep::Cluster(_) if counter.is_some() => None,
+                FallbackStep::Cluster(cluster) => Some(FallbackAction::SendOn {
+                    cluster,
+                    next: at.saturating_add(1),
+                }),
+                FallbackStep::Stale(_) => self.find_stale(context, used, details),
                 FallbackStep::Respond(respond) => {
-                    let name = self
-                        .route
-                        .and_then(|at| engine.config.routes.get(at))
-                        .map_or("", |r| r.name.as_str());
-                    (
-                        FallbackAction::Reply(fallback::respond(
-                            respond,
-                            &self.subject(name),
-                            cause,
-                        )),
-                        used.respond,
-                    )
+                    let info = self.info(context);
+                    let reply = fallback::respond(respond, &info, details);
+                    Some(FallbackAction::Reply(reply))
                 }
             };
-            host.add(counted, 1);
-            return Some(answer);
+            if action.is_some() {
+                context.host.add(used.counter(step), 1);
+                return action;
+            }
         }
         None
     }
 
-    pub(super) fn subject<'a>(&'a self, route: &'a str) -> RequestInfo<'a> {
+    fn find_stale<'a, H: Host, S>(
+        &self,
+        context: &Context<'a, H, S>,
+        used: &FallbackBinding,
+        details: ReplyDetails<'_>,
+    ) -> Option<FallbackAction<'a>> {
+        let store = used.policy.stale.as_ref()?;
+        let (host, asked) = (context.host, self.facts.asked.as_ref()?);
+        let found = store.policy.find(host, asked, host.monotonic())?;
+        Some(FallbackAction::Reply(fallback::stale(found, details)))
+    }
+
+    fn info<'a, H, S>(&'a self, context: &Context<'a, H, S>) -> RequestInfo<'a> {
         RequestInfo {
-            route,
-            request_id: &self.request_id,
-            grpc: self.grpc,
+            route: &context.route.config.name,
+            request_id: &self.facts.request_id,
+            grpc: self.facts.grpc,
         }
     }
 
@@ -160,17 +142,17 @@ impl Exchange {
     pub(super) fn decide<H: Host>(
         &mut self,
         host: &H,
-        used: &Binding,
+        effect: Effect,
         reason: Reason,
         policy: &str,
     ) {
-        host.add(used.refusals, 1);
+        host.add(effect.refusals, 1);
         if !self.decisions.is_empty() {
             self.decisions.push(',');
         }
         push_all(
             &mut self.decisions,
-            &[reason.word(), " ", policy, " ", mode_word(used.mode)],
+            &[reason.word(), " ", policy, " ", mode_word(effect.mode)],
         );
     }
 
@@ -180,20 +162,17 @@ impl Exchange {
         }
     }
 
-    pub(super) fn add_quotas(&self, engine: &Engine, reply: &mut Reply) {
+    pub(super) fn add_quotas(&self, reply: &mut Reply) {
         reply
             .headers
-            .extend(quota_headers::all(self.quotas_by_limit(engine)));
+            .extend(quota_headers::all(self.named_quotas()));
     }
 
-    pub(super) fn quotas_by_limit<'e>(
-        &self,
-        engine: &'e Engine,
-    ) -> impl Iterator<Item = (&'e str, QuotaHeaders, KeyQuota)> {
-        self.quotas.iter().filter_map(|(at, quota)| {
-            let config = &engine.limits.get(*at)?.policy.config;
-            Some((config.name.as_str(), config.headers, *quota))
-        })
+    /// The quotas that the client is to know of, with the names of their limits.
+    pub(super) fn named_quotas(&self) -> impl Iterator<Item = (&str, QuotaHeaders, KeyQuota)> {
+        self.quotas
+            .iter()
+            .map(|(limit, quota)| (limit.name(), limit.policy.config.headers, *quota))
     }
 
     pub(super) fn reply<S: Stream>(&mut self, stream: &S, reply: &Reply) -> Action {

@@ -1,17 +1,15 @@
-//! What an answer says of the upstream, and who is told.
+//! What an answer says of the upstream, and which policies get to know.
 
-use super::Exchange;
 use super::classify::{
-    Class, Cut, GRPC_FAILURES, classify, cut_by, fails, grpc_failure, retry_after,
+    Class, Cut, classify, cut_by, fails, grpc_failure, is_grpc_failure, retry_after,
 };
 use super::deadline::Timing;
 use super::reply::FallbackAction;
+use super::{Context, Exchange};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
-use crate::config::{FailureOn, Mode};
-use crate::engine::Engine;
-use crate::engine::route::Route;
-use crate::engine::upstream::Attempts;
+use crate::config::FailureOn;
+use crate::engine::upstream::{Attempts, Upstream};
 use crate::host::{Host, Message, Property, Reply, Stream};
 use crate::policy::Outcome;
 use crate::policy::circuit_breaker::CallResult;
@@ -19,13 +17,65 @@ use crate::policy::upstream::orca;
 use crate::request::Reason;
 use crate::request::reply::ReplyDetails;
 
+/// An answer's headers.
+struct Answer {
+    headers: HeaderMap,
+    status: u16,
+    grpc_status: Option<u64>,
+    /// No body follows.
+    end: bool,
+}
+
+impl Answer {
+    fn read<S: Stream>(stream: &S, grpc: bool, end: bool) -> Self {
+        let headers = stream.headers(Message::Response);
+        let status = headers
+            .get(":status")
+            .and_then(parse_number)
+            .and_then(|s| u16::try_from(s).ok())
+            .unwrap_or(0);
+        let grpc_status = if grpc {
+            headers.get("grpc-status").and_then(parse_number)
+        } else {
+            None
+        };
+        Self {
+            headers,
+            status,
+            grpc_status,
+            end,
+        }
+    }
+
+    /// Whether it may be a failure, or the proxy's own: on gRPC its errors have status 200 too.
+    fn is_suspect(&self) -> bool {
+        self.status >= 500 || self.grpc_status.is_some_and(|s| s != 0)
+    }
+
+    /// Whether it shows how long the upstream takes: a refusal is soon made.
+    fn is_good(&self) -> bool {
+        !self.is_suspect() && self.status != 429
+    }
+}
+
+/// Which endpoint answered, as far as it has to be known.
+struct Source<'a> {
+    class: Class,
+    upstream: Option<&'a Upstream>,
+    /// Whether the endpoint matters.
+    matters: bool,
+    /// The endpoint, if there was but one try.
+    first: Option<Attempts>,
+    address: Option<Vec<u8>>,
+}
+
 /// What is known of an answer when its headers are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Settlement {
     class: Class,
     status: u16,
-    /// Who was asked; `None`: none of ours.
-    tries: Option<Attempts>,
+    /// Which endpoints were asked; `None`: none of ours.
+    attempts: Option<Attempts>,
     duration: Nanos,
     retry_after: Option<Nanos>,
 }
@@ -38,6 +88,28 @@ impl Settlement {
             ..self
         }
     }
+
+    /// How the call went, for a breaker that counts these as failures.
+    fn result(&self, failure_on: &FailureOn, grpc_status: Option<u64>) -> CallResult {
+        let outcome = if fails(failure_on, self.class, self.status, grpc_status) {
+            Outcome::Failure
+        } else {
+            Outcome::Success
+        };
+        CallResult {
+            outcome,
+            duration: self.duration,
+            retry_after: self.retry_after,
+        }
+    }
+
+    /// Whether the upstream did what was asked, or said that the client was wrong.
+    fn is_good(&self, grpc_status: Option<u64>) -> bool {
+        self.class == Class::Answered
+            && self.status < 500
+            && self.status != 429
+            && !grpc_status.is_some_and(is_grpc_failure)
+    }
 }
 
 impl Exchange {
@@ -45,312 +117,274 @@ impl Exchange {
     /// if the route has one.
     pub(super) fn judge<H: Host, S: Stream>(
         &mut self,
-        engine: &Engine,
-        route: &Route,
+        context: &Context<'_, H, S>,
         end: bool,
-        host: &H,
-        stream: &S,
     ) -> Option<Reply> {
-        let headers = stream.headers(Message::Response);
-        let status = headers
-            .get(":status")
-            .and_then(parse_number)
-            .and_then(|s| u16::try_from(s).ok())
-            .unwrap_or(0);
-        let grpc_status = if self.grpc {
-            headers.get("grpc-status").and_then(parse_number)
-        } else {
-            None
-        };
-        // On gRPC the proxy's own errors have status 200 too.
-        let suspect = status >= 500 || grpc_status.is_some_and(|s| s != 0);
-        // Who answered matters only where something is known of each endpoint (a breaker, latency,
-        // load), or retries were granted. That somebody did, Envoy's own header tells for nothing.
-        let elsewhere = self.sent_on.is_some();
-        let upstream = route
-            .upstream
-            .filter(|_| !elsewhere)
-            .and_then(|used| engine.upstreams.get(used.at));
-        let matters =
-            upstream.is_some_and(|upstream| self.granted > 0 || upstream.needs_endpoint());
-        let pick = self.pick.unwrap_or_default();
-        let first = upstream
-            .filter(|_| !suspect)
-            .and_then(|upstream| upstream.first_try(&pick, &headers));
-        let reached =
-            (first.is_some() || !matters) && headers.get("x-envoy-upstream-service-time").is_some();
-        let address = if reached {
-            None
-        } else {
-            stream.property(Property::UpstreamAddress)
-        };
-        // The proxy's 408 blames a client that was slow to send, whoever had been reached by then.
-        let class = classify(
-            suspect || status == 408,
-            reached || address.is_some(),
-            stream,
-        );
+        let answer = Answer::read(context.stream, self.facts.grpc, end);
+        let source = self.source(context, &answer);
+        let class = source.class;
         if class == Class::Local {
             self.time_answer(false);
             return None;
         }
-        let now = host.monotonic();
-        let hit_client_deadline = class == Class::Timeout && self.hit_client_deadline(route, now);
+        let now = context.host.monotonic();
         // Another cluster's answer says nothing of this upstream.
-        if !elsewhere {
-            let duration = now.since(self.start);
-            host.record(route.duration, duration.as_millis());
-            let tries = match first.filter(|_| reached) {
-                Some(first) => {
-                    self.settle_retries(route, 0);
-                    Some(first)
-                }
-                None if matters || self.granted > 0 || address.is_some() => {
-                    self.tries(engine, route, address.as_deref(), host, stream)
-                }
-                None => None,
-            };
-            if let Some((upstream, tries)) = upstream.zip(tries) {
-                let good = class == Class::Answered && !suspect && status != 429;
-                upstream.learn(host, now, &pick, tries, duration, !good);
-                if upstream.has_reports()
-                    && class == Class::Answered
-                    && let Some(report) = headers.get(orca::HEADER)
-                {
-                    upstream.report(host, now, tries.last, report);
-                    // How busy a service is, its clients need not know.
-                    stream.remove_header(Message::Response, orca::HEADER);
-                }
-            }
-            match class {
-                Class::Timeout => self.time_cut_off(engine, route, now, duration),
-                // A refusal is soon said: it tells nothing of how long an answer takes.
-                _ => self.time_answer(!suspect && status != 429),
-            }
-            let settlement = Settlement {
-                class,
-                status,
-                tries,
-                duration,
-                retry_after: retry_after(&headers),
-            };
-            // A 101 is whole: what follows is no response any more.
-            let open = class == Class::Answered && status < 500 && status != 101 && !end;
-            let status_follows = self.grpc && class == Class::Answered && status == 200;
-            if grpc_status.is_none() && (open || status_follows) {
-                self.unsettled = Some(settlement);
-            } else if !hit_client_deadline {
-                // Otherwise its permits are given back at its end, without a verdict.
-                self.settle(engine, route, settlement, grpc_status, now, host);
-            }
+        if self.sent_on.is_none() {
+            self.observe(context, &answer, &source, now);
         }
         if class == Class::Answered {
-            self.draft(engine, route, &headers, now);
+            self.draft_response(context, &answer.headers, now);
         }
+        self.replace_failure(context, class, answer.status)
+    }
+
+    /// Finds out whether an upstream answered, and which of its endpoints.
+    fn source<'a, H: Host, S: Stream>(
+        &self,
+        context: &Context<'a, H, S>,
+        answer: &Answer,
+    ) -> Source<'a> {
+        let suspect = answer.is_suspect();
+        // The endpoint matters only where something is known of each (a breaker, latency, load), or
+        // retries were granted. That one answered, Envoy's own header shows for nothing.
+        let used = context.route.upstream.as_ref();
+        let upstream = used
+            .filter(|_| self.sent_on.is_none())
+            .map(|used| &*used.policy);
+        let retries = self.grants.retries();
+        let matters = upstream.is_some_and(|upstream| retries > 0 || upstream.needs_endpoint());
+        let first = upstream
+            .filter(|_| !suspect)
+            .and_then(|upstream| upstream.first_try(&self.grants.picked(), &answer.headers));
+        let service_time = answer.headers.get("x-envoy-upstream-service-time");
+        let reached = (first.is_some() || !matters) && service_time.is_some();
+        let address = if reached {
+            None
+        } else {
+            context.stream.property(Property::UpstreamAddress)
+        };
+        // The proxy's 408 blames a client that was slow to send, whatever had been reached by then.
+        let class = classify(
+            suspect || answer.status == 408,
+            reached || address.is_some(),
+            context.stream,
+        );
+        Source {
+            class,
+            upstream,
+            matters,
+            first: first.filter(|_| reached),
+            address,
+        }
+    }
+
+    /// Lets the policies know of the answer: what took how long, and how the call went.
+    fn observe<H: Host, S: Stream>(
+        &mut self,
+        context: &Context<'_, H, S>,
+        answer: &Answer,
+        source: &Source<'_>,
+        now: Nanos,
+    ) {
+        let (route, class) = (context.route, source.class);
+        let duration = now.since(self.start);
+        let client_deadline = class == Class::Timeout && self.hit_client_deadline(route, now);
+        context.host.record(route.duration, duration.as_millis());
+        let attempts = self.attempts(context, source);
+        if let Some((upstream, attempts)) = source.upstream.zip(attempts) {
+            let good = class == Class::Answered && answer.is_good();
+            let pick = self.grants.picked();
+            upstream.learn(context.host, now, &pick, attempts, duration, !good);
+            if upstream.has_reports()
+                && class == Class::Answered
+                && let Some(report) = answer.headers.get(orca::HEADER)
+            {
+                upstream.report(context.host, now, attempts.last, report);
+                // How busy a service is, its clients need not know.
+                context
+                    .stream
+                    .remove_header(Message::Response, orca::HEADER);
+            }
+        }
+        match class {
+            Class::Timeout => self.time_cut_off(now, duration),
+            _ => self.time_answer(answer.is_good()),
+        }
+        let settlement = Settlement {
+            class,
+            status: answer.status,
+            attempts,
+            duration,
+            retry_after: retry_after(&answer.headers),
+        };
+        if self.is_open(class, answer) {
+            self.unsettled = Some(settlement);
+        } else if !client_deadline {
+            // Otherwise its permits are given back at its end, without a verdict.
+            self.settle(context, settlement, answer.grpc_status, now);
+        }
+    }
+
+    /// Whether the end of an answer decides how the call went.
+    fn is_open(&self, class: Class, answer: &Answer) -> bool {
+        let status = answer.status;
+        // A 101 is whole: what follows is no response any more.
+        let open = class == Class::Answered && status < 500 && status != 101 && !answer.end;
+        let status_follows = self.facts.grpc && class == Class::Answered && status == 200;
+        answer.grpc_status.is_none() && (open || status_follows)
+    }
+
+    /// Which endpoints were asked; counts the tries beyond the first.
+    fn attempts<H: Host, S: Stream>(
+        &mut self,
+        context: &Context<'_, H, S>,
+        source: &Source<'_>,
+    ) -> Option<Attempts> {
+        if source.first.is_some() {
+            self.grants.settle_retries(0);
+            return source.first;
+        }
+        let granted = self.grants.retries();
+        if !source.matters && granted == 0 && source.address.is_none() {
+            return None;
+        }
+        let stream = context.stream;
+        let count = || {
+            let bytes = stream.property(Property::AttemptCount)?;
+            Some(u64::from_le_bytes(bytes.try_into().ok()?))
+        };
+        let pick = self.grants.picked();
+        let address = source.address.as_deref();
+        let attempts = source
+            .upstream
+            .and_then(|upstream| upstream.attempts(&pick, address, count));
+        // The place on the list shows how many tries there were, unless they may have run beyond
+        // its end, and back to its beginning.
+        let beyond = usize::try_from(granted).is_ok_and(|granted| granted >= pick.listed().max(1));
+        let retries = match attempts {
+            Some(attempts) if !beyond => attempts.before,
+            _ if granted > 0 => count().unwrap_or(0).saturating_sub(1),
+            attempts => attempts.map_or(0, |attempts| attempts.before),
+        };
+        if retries > 0 {
+            let retries = i64::try_from(retries).unwrap_or(0);
+            context.host.add(context.route.retries, retries);
+        }
+        self.grants.settle_retries(retries);
+        attempts
+    }
+
+    /// The fallback's reply in place of a failure, if it has one.
+    fn replace_failure<H: Host, S: Stream>(
+        &mut self,
+        context: &Context<'_, H, S>,
+        class: Class,
+        status: u16,
+    ) -> Option<Reply> {
         let reason = match class {
             Class::Answered if status < 500 => return None,
             Class::Answered | Class::Reset => Reason::UpstreamError,
             Class::Timeout => Reason::Timeout,
             Class::Local => return None,
         };
-        if self.grpc
-            && class == Class::Timeout
-            && route
-                .deadline
-                .is_some_and(|used| used.mode == Mode::Enforce)
-        {
-            // Envoy says UNAVAILABLE to all of its 504s, which tells a client to try again.
+        let (route, stream) = (context.route, context.stream);
+        if self.facts.grpc && class == Class::Timeout && route.enforces_deadline() {
+            // Envoy says UNAVAILABLE to all of its 504s, which asks a client to try again.
             stream.set_header(Message::Response, "grpc-status", b"4");
         }
-        let used = route.fallback?;
-        let policy = engine
-            .config
-            .fallbacks
-            .get(used.at)
-            .map_or("", |f| f.name.as_str());
-        let received_status = (class == Class::Answered).then_some(status);
-        let cause = ReplyDetails {
+        let used = route.fallback.as_ref()?;
+        let details = ReplyDetails {
             reason,
-            policy,
+            policy: &used.policy.config.name,
             retry_after: None,
-            received_status,
+            received_status: (class == Class::Answered).then_some(status),
         };
         let counter = if reason == Reason::Timeout {
             used.timeouts
         } else {
             used.errors
         };
-        let reply = self.fallback(engine, route, cause, Some(counter), host);
+        let action = self.fall_back(context, details, Some(counter));
         self.store_decisions(stream);
-        let Some(FallbackAction::Reply(mut reply)) = reply else {
+        let Some(FallbackAction::Reply(mut reply)) = action else {
             return None;
         };
-        self.add_quotas(engine, &mut reply);
+        self.add_quotas(&mut reply);
         Some(reply)
-    }
-
-    /// Who was asked; counts the tries beyond the first.
-    fn tries<H: Host, S: Stream>(
-        &mut self,
-        engine: &Engine,
-        route: &Route,
-        address: Option<&[u8]>,
-        host: &H,
-        stream: &S,
-    ) -> Option<Attempts> {
-        let upstream = route
-            .upstream
-            .and_then(|used| engine.upstreams.get(used.at));
-        let attempts = || {
-            Some(u64::from_le_bytes(
-                stream.property(Property::AttemptCount)?.try_into().ok()?,
-            ))
-        };
-        let pick = self.pick.unwrap_or_default();
-        let tries = upstream.and_then(|upstream| upstream.tries(&pick, address, attempts));
-        // The place on the list tells how many tries there were, unless they may have run beyond
-        // its end, and back to its beginning.
-        let beyond =
-            usize::try_from(self.granted).is_ok_and(|granted| granted >= pick.listed().max(1));
-        let retries = match tries {
-            Some(tries) if !beyond => tries.before,
-            _ if self.granted > 0 => attempts().unwrap_or(0).saturating_sub(1),
-            tries => tries.map_or(0, |tries| tries.before),
-        };
-        if retries > 0 {
-            host.add(route.retries, i64::try_from(retries).unwrap_or(0));
-        }
-        self.settle_retries(route, retries);
-        tries
     }
 
     /// Judges an answer that was cut: by its upstream, which counts as a reset, or by its client,
     /// which counts as nothing.
     pub(super) fn settle_cut<H: Host, S: Stream>(
         &mut self,
-        engine: &Engine,
-        route: &Route,
+        context: &Context<'_, H, S>,
         settlement: Settlement,
-        host: &H,
-        stream: &S,
     ) {
-        let now = host.monotonic();
-        let class = match cut_by(stream) {
+        let now = context.host.monotonic();
+        let class = match cut_by(context.stream) {
             Cut::Upstream => {
                 self.timing = Timing::No;
                 Class::Reset
             }
             Cut::Time => {
-                let hit_client_deadline = self.hit_client_deadline(route, now);
-                self.time_cut_off(engine, route, now, now.since(self.start));
-                if hit_client_deadline {
+                let client_deadline = self.hit_client_deadline(context.route, now);
+                self.time_cut_off(now, now.since(self.start));
+                if client_deadline {
                     return;
                 }
                 Class::Timeout
             }
             Cut::Client => {
-                self.timing = if self.timing == Timing::Answered {
-                    Timing::Sent
-                } else {
-                    self.timing
-                };
+                if self.timing == Timing::Answered {
+                    self.timing = Timing::Sent;
+                }
                 return;
             }
-            Cut::Nobody => settlement.class,
+            Cut::Unknown => settlement.class,
         };
-        self.settle(
-            engine,
-            route,
-            Settlement {
-                class,
-                ..settlement
-            },
-            None,
-            now,
-            host,
-        );
+        let settlement = Settlement {
+            class,
+            ..settlement
+        };
+        self.settle(context, settlement, None, now);
     }
 
-    /// Tells breaker and endpoints how the call went.
-    pub(super) fn settle<H: Host>(
+    /// Records at the breaker and the endpoints how the call went.
+    pub(super) fn settle<H: Host, S>(
         &mut self,
-        engine: &Engine,
-        route: &Route,
+        context: &Context<'_, H, S>,
         settlement: Settlement,
         grpc_status: Option<u64>,
         now: Nanos,
-        host: &H,
     ) {
-        let Settlement {
-            class,
-            status,
-            tries,
-            duration,
-            retry_after,
-        } = settlement;
-        let grpc_status = grpc_status.or_else(|| {
-            if self.grpc {
-                grpc_failure(status)
-            } else {
-                None
-            }
-        });
-        if class == Class::Answered
-            && status < 500
-            && status != 429
-            && grpc_status.is_none_or(|s| !GRPC_FAILURES.contains(&s))
-        {
-            self.note_answer(duration);
+        let (host, rng) = (context.host, &context.engine.rng);
+        let of_status = || {
+            let grpc = self.facts.grpc.then_some(settlement.status);
+            grpc.and_then(grpc_failure)
+        };
+        let grpc_status = grpc_status.or_else(of_status);
+        if settlement.is_good(grpc_status) {
+            self.grants.note_answer(settlement.duration);
         }
-        // The answer is at its end, or as good as: what it took is told with this reading of the
+        // The answer is at its end, or as good as: what it took is known with this reading of the
         // clock.
         if self.timing == Timing::Answered {
             self.timing = Timing::No;
-            self.time_end(engine, route, Timing::Answered, now);
+            self.time_end(Timing::Answered, now);
         }
-        let call = |failure_on: &FailureOn| {
-            let outcome = if fails(failure_on, class, status, grpc_status) {
-                Outcome::Failure
-            } else {
-                Outcome::Success
-            };
-            CallResult {
-                outcome,
-                duration,
-                retry_after,
-            }
-        };
-        if let Some((breaker, epoch)) = route
-            .breaker
-            .and_then(|used| engine.breakers.get(used.at))
-            .zip(self.breaker.take())
-        {
-            let call = call(&breaker.config().failure_on);
-            breaker.end(host, now, epoch, call, &engine.rng);
+        if let Some((breaker, epoch)) = self.grants.take_breaker() {
+            let result = settlement.result(&breaker.config().failure_on, grpc_status);
+            breaker.end(host, now, epoch, result, rng);
         }
-        self.recorded = true;
-        let Some((used, upstream)) = route
-            .upstream
-            .and_then(|used| Some((used, engine.upstreams.get(used.at)?)))
-        else {
+        self.grants.mark_recorded();
+        let Some(used) = &context.route.upstream else {
             return;
         };
-        let breaker = engine
-            .config
-            .upstreams
-            .get(used.at)
-            .and_then(|u| u.circuit_breaker)
-            .and_then(|at| engine.config.circuit_breakers.get(at));
-        if let Some(breaker) = breaker {
-            let call = call(&breaker.failure_on);
-            upstream.record(
-                host,
-                now,
-                &self.pick.unwrap_or_default(),
-                tries,
-                call,
-                &engine.rng,
-            );
+        if let Some(failure_on) = used.policy.failure_on() {
+            let result = settlement.result(failure_on, grpc_status);
+            let pick = self.grants.picked();
+            used.policy
+                .record(host, now, &pick, settlement.attempts, result, rng);
         }
     }
 }

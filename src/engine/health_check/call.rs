@@ -1,6 +1,6 @@
 //! What a check asks an endpoint, and what an answer says.
 
-use super::checker::{Checker, Endpoint};
+use super::checker::{Checker, Target};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
 use crate::config::Ask;
@@ -10,16 +10,19 @@ use crate::policy::health_check::{grpc, report};
 
 impl Checker {
     /// Asks an endpoint.
-    pub(super) fn ask<H: Calls>(&self, endpoint: &Endpoint, host: &H) -> Option<CallId> {
+    pub(super) fn ask<H: Calls>(&self, target: &Target, host: &H) -> Option<CallId> {
         let timeout = self.check.timeout;
-        let chosen = (self.override_header.as_str(), endpoint.address.as_str());
+        let chosen = (
+            self.upstream.config.override_header.as_str(),
+            target.address.as_str(),
+        );
         let call = match &self.check.ask {
             Ask::Http {
                 path,
                 host: authority,
                 ..
             } => {
-                let authority = authority.as_deref().unwrap_or(&endpoint.address);
+                let authority = authority.as_deref().unwrap_or(&target.address);
                 let headers = [
                     (":method", "GET"),
                     (":scheme", "http"),
@@ -30,13 +33,13 @@ impl Checker {
                     chosen,
                 ];
                 host.call(&Call::Http {
-                    cluster: &self.cluster,
+                    cluster: &self.upstream.config.cluster,
                     headers: &headers,
                     timeout,
                 })
             }
             Ask::Grpc { service } => host.call(&Call::Grpc {
-                cluster: &self.cluster,
+                cluster: &self.upstream.config.cluster,
                 service: grpc::SERVICE,
                 method: grpc::METHOD,
                 metadata: &[chosen],

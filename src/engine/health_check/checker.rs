@@ -1,107 +1,117 @@
 //! The checks of one upstream: who makes them, when, and what becomes of the answers.
 
-use super::fingerprint::fingerprint;
-use super::{Cell, Checks, LOST, MAX_CALLS, Pending};
-use crate::base::hash::of_names;
+use super::{Checks, LOST, Pending};
 use crate::base::time::Nanos;
 use crate::config::{self, HealthCheck};
 use crate::engine::TICK;
 use crate::engine::metrics::MetricTable;
-use crate::host::{Calls, Host, MetricId};
-use crate::policy::health_check::lease::{Candidate, Lease, RENEW, Role};
+use crate::engine::upstream::Upstream;
+use crate::host::{CallId, Calls, Host, MetricId, SharedCounter};
+use crate::policy::health_check::fingerprint;
+use crate::policy::health_check::lease::{Candidate, LeaseRecord, RENEW, Role};
 use crate::policy::health_check::schedule::Schedule;
 use crate::policy::health_check::{
     CheckReason, EndpointHealth, HealthChange, HealthRecord, Sample, Streaks, staleness,
 };
-use crate::store::{self, RecordKey, RecordKind, Step};
-use std::cell::RefCell;
+use crate::policy::health_check::{EndpointRecord, Written};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// How long a cluster is left alone that is not there, or has no endpoint.
+const NO_CLUSTER_PAUSE: Nanos = Nanos::from_secs(1);
+
+/// How soon a lease is asked for again that could not be read for contention.
+const CONTENDED_PAUSE: Nanos = Nanos::from_millis(50);
 
 /// The checks of an upstream.
 #[derive(Debug)]
 pub(super) struct Checker {
-    pub(super) upstream: String,
-    pub(super) cluster: String,
-    pub(super) override_header: String,
+    pub(super) upstream: Rc<Upstream>,
     pub(super) check: HealthCheck,
-    pub(super) lease: RecordKey,
-    pub(super) owner: u64,
-    pub(super) fingerprint: u64,
-    pub(super) endpoints: Vec<Endpoint>,
-    pub(super) run: RefCell<Run>,
-    pub(super) changes: MetricId,
-    pub(super) duration: MetricId,
-    pub(super) takeovers: MetricId,
-    pub(super) contention: MetricId,
-    pub(super) counters: Vec<(CheckReason, MetricId)>,
+    lease: LeaseRecord,
+    owner: u64,
+    fingerprint: u64,
+    targets: Vec<Rc<Target>>,
+    run: RefCell<Run>,
+    changes: SharedCounter,
+    duration: SharedCounter,
+    takeovers: MetricId,
+    contention: MetricId,
+    counters: Vec<(CheckReason, MetricId)>,
 }
 
+/// An endpoint that is checked.
 #[derive(Debug)]
-pub(super) struct Endpoint {
+pub(super) struct Target {
+    /// Its number in the schedule.
+    at: usize,
     pub(super) address: String,
-    pub(super) cell: Cell,
-    pub(super) reason: MetricId,
-    pub(super) changed: MetricId,
+    record: EndpointRecord,
+    reason: MetricId,
+    changed: MetricId,
+    streaks: RefCell<Streaks>,
+    /// When its last answer came, or its checker began.
+    answered: Cell<Nanos>,
 }
 
 /// What a checker remembers.
 #[derive(Debug, Default)]
-pub(super) struct Run {
-    pub(super) generation: Option<u32>,
+struct Run {
+    generation: Option<u32>,
     /// Until when the lease is its own.
-    pub(super) held: Option<Nanos>,
+    held: Option<Nanos>,
     /// When it acts next.
-    pub(super) next: Nanos,
-    pub(super) schedule: Option<Schedule>,
-    pub(super) rows: Vec<Streaks>,
-    /// When each endpoint's last answer came, or this checker began.
-    pub(super) heard: Vec<Nanos>,
-    /// Whether it was told that nobody can be asked.
-    pub(super) is_stuck: bool,
+    next: Nanos,
+    schedule: Option<Schedule>,
+    /// Whether the last call could not be started.
+    is_stuck: bool,
 }
 
-/// How long a cluster is left alone that is not there, or has nobody.
-pub(super) const NO_CLUSTER_PAUSE: Nanos = Nanos::from_secs(1);
-
-/// How soon a lease is asked for again that could not be read for contention.
-pub(super) const CONTENDED_PAUSE: Nanos = Nanos::from_millis(50);
-
 impl Checker {
-    pub(super) fn new<H: Host>(upstream: &config::Upstream, vm: u64, host: &H) -> Option<Self> {
-        let check = upstream.health_check.clone()?;
-        let names = MetricTable(host);
-        let endpoint = |it: &config::Endpoint| Endpoint {
-            address: it.address.clone(),
-            cell: Cell::new(&upstream.name, &it.address, &check),
-            reason: names.endpoint_reason(&upstream.name, &it.address),
-            changed: names.endpoint_changed(&upstream.name, &it.address),
+    pub(super) fn new<H: Host>(upstream: &Rc<Upstream>, vm: u64, host: &H) -> Option<Self> {
+        let config = &upstream.config;
+        let (name, check) = (&config.name, config.health_check.clone()?);
+        let metrics = MetricTable(host);
+        let target = |(at, it): (usize, &config::Endpoint)| {
+            Rc::new(Target {
+                at,
+                address: it.address.clone(),
+                record: EndpointRecord::new(name, &it.address, &check),
+                reason: metrics.endpoint_reason(name, &it.address),
+                changed: metrics.endpoint_changed(name, &it.address),
+                streaks: RefCell::default(),
+                answered: Cell::default(),
+            })
         };
         Some(Self {
-            endpoints: upstream.endpoints.iter().map(endpoint).collect(),
-            upstream: upstream.name.clone(),
-            cluster: upstream.cluster.clone(),
-            override_header: upstream.override_header.clone(),
-            lease: RecordKey::new(RecordKind::HealthLease, of_names(&[&upstream.name]), 0),
+            targets: config.endpoints.iter().enumerate().map(target).collect(),
+            lease: LeaseRecord::new(name),
             owner: vm,
-            fingerprint: fingerprint(upstream, &check),
+            fingerprint: fingerprint(
+                &config.cluster,
+                &config.override_header,
+                &check,
+                config.endpoints.iter().map(|it| it.address.as_str()),
+            ),
             run: RefCell::default(),
-            changes: names.endpoint_changes(&upstream.name),
-            duration: names.health_check_duration(&upstream.name),
-            takeovers: names.health_check_takeovers(&upstream.name),
-            contention: names.contention(&upstream.name),
+            changes: metrics.endpoint_changes(name),
+            duration: metrics.health_check_duration(name),
+            takeovers: metrics.health_check_takeovers(name),
+            contention: metrics.contention(name),
             counters: CheckReason::ALL
                 .into_iter()
                 .filter(|reason| *reason != CheckReason::Unchecked)
-                .map(|reason| (reason, names.health_checks(&upstream.name, reason.label())))
+                .map(|reason| (reason, metrics.health_checks(name, reason.label())))
                 .collect(),
+            upstream: Rc::clone(upstream),
             check,
         })
     }
 
     /// Sees to the lease and starts what is due; when it wants to be called again.
     pub(super) fn act<H: Host + Calls>(
-        &self,
+        self: &Rc<Self>,
         checks: &Checks,
-        own: usize,
         host: &H,
         now: Nanos,
     ) -> Nanos {
@@ -134,7 +144,7 @@ impl Checker {
                 }
             }
         }
-        self.start_due(&mut run, checks, own, host, now);
+        self.start_due(&mut run, checks, host, now);
         let due = run.schedule.as_ref().map_or(Nanos::MAX, Schedule::next);
         run.next = due
             .max(now.plus(Schedule::quantum(&self.check)))
@@ -143,59 +153,48 @@ impl Checker {
     }
 
     /// Whether the lease is ours; `None` if that cannot be said.
-    pub(super) fn role<H: Host>(&self, run: &mut Run, host: &H, now: Nanos) -> Option<Role> {
+    fn role<H: Host>(&self, run: &mut Run, host: &H, now: Nanos) -> Option<Role> {
         let me = Candidate {
             owner: self.owner,
             fingerprint: self.fingerprint,
             generation: run.generation,
         };
-        let (role, generation) = store::update(host, &self.lease, |bytes| {
-            let (role, generation, new) = Lease::decode(bytes).step(me, now);
-            match new {
-                None => Step::Keep((role, generation)),
-                Some(lease) => {
-                    lease.encode(bytes);
-                    Step::Write((role, generation))
-                }
-            }
-        })
-        .ok()?;
+        let (role, generation) = self.lease.step(host, me, now).ok()?;
         run.generation = Some(generation);
         Some(role)
     }
 
     /// The lease has become ours.
-    pub(super) fn begin<H: Host>(&self, run: &mut Run, host: &H, now: Nanos) {
-        let count = self.endpoints.len();
-        let first = run.schedule.is_none();
+    fn begin<H: Host>(&self, run: &mut Run, host: &H, now: Nanos) {
+        let unchecked =
+            |target: &Rc<Target>| target.record.read(host).status == EndpointHealth::Unchecked;
         // Only at the proxy's start: who takes over goes on where another has ended.
-        let fresh = first
-            && self
-                .endpoints
-                .iter()
-                .all(|endpoint| endpoint.cell.read(host).status == EndpointHealth::Unchecked);
+        let fresh = run.schedule.is_none() && self.targets.iter().all(unchecked);
         let delay = if fresh {
             self.check.initial_delay
         } else {
             Nanos::ZERO
         };
-        run.schedule = Some(Schedule::new(count, now.plus(delay)));
-        run.rows = vec![Streaks::default(); count];
-        run.heard = vec![now.plus(delay); count];
+        let start = now.plus(delay);
+        run.schedule = Some(Schedule::new(self.targets.len(), start));
+        for target in &self.targets {
+            if let Ok(mut streaks) = target.streaks.try_borrow_mut() {
+                *streaks = Streaks::default();
+            }
+            target.answered.set(start);
+        }
         host.add(self.takeovers, 1);
     }
 
-    pub(super) fn start_due<H: Host + Calls>(
-        &self,
+    fn start_due<H: Host + Calls>(
+        self: &Rc<Self>,
         run: &mut Run,
         checks: &Checks,
-        own: usize,
         host: &H,
         now: Nanos,
     ) {
         let Run {
             schedule: Some(schedule),
-            heard,
             is_stuck,
             ..
         } = run
@@ -203,59 +202,37 @@ impl Checker {
             return;
         };
         for at in schedule.take_due(&self.check, now) {
-            let room = checks
-                .pending
-                .try_borrow()
-                .is_ok_and(|all| all.len() < MAX_CALLS);
-            let asked = self
-                .endpoints
-                .get(at)
-                .filter(|_| room)
-                .and_then(|endpoint| self.ask(endpoint, host));
-            match asked {
-                Some(id) => {
-                    *is_stuck = false;
-                    let give_up = now.plus(self.check.timeout).plus(LOST);
-                    if let Ok(mut all) = checks.pending.try_borrow_mut() {
-                        all.push(Pending {
-                            id,
-                            checker: own,
-                            endpoint: at,
-                            asked: now,
-                            give_up,
-                        });
-                    }
-                }
-                None => {
-                    schedule.put_off(
-                        at,
-                        now,
-                        if room {
-                            NO_CLUSTER_PAUSE
-                        } else {
-                            CONTENDED_PAUSE
-                        },
-                    );
-                    if room && !std::mem::replace(is_stuck, true) {
-                        checks.logs.write(host, log::Level::Warn, || {
-                            let cluster = &self.cluster;
-                            [
-                                "health check of ",
-                                &self.upstream,
-                                ": nobody can be asked in the cluster ",
-                                cluster,
-                            ]
-                            .concat()
-                        });
-                    }
-                    if heard
-                        .get(at)
-                        .is_some_and(|heard| now.since(*heard) > staleness(self.check.interval))
-                    {
-                        self.forget(checks, host, at, now);
-                    }
-                }
+            let Some(target) = self.targets.get(at) else {
+                continue;
+            };
+            let room = checks.has_room();
+            if let Some(id) = room.then(|| self.ask(target, host)).flatten() {
+                *is_stuck = false;
+                checks.add(self.pending(id, target, now));
+                continue;
             }
+            let pause = if room {
+                NO_CLUSTER_PAUSE
+            } else {
+                CONTENDED_PAUSE
+            };
+            schedule.put_off(at, now, pause);
+            if room && !std::mem::replace(is_stuck, true) {
+                self.log_stuck(checks, host);
+            }
+            if now.since(target.answered.get()) > staleness(self.check.interval) {
+                self.forget(checks, host, target, now);
+            }
+        }
+    }
+
+    fn pending(self: &Rc<Self>, id: CallId, target: &Rc<Target>, now: Nanos) -> Pending {
+        Pending {
+            id,
+            checker: Rc::clone(self),
+            target: Rc::clone(target),
+            asked: now,
+            give_up: now.plus(self.check.timeout).plus(LOST),
         }
     }
 
@@ -272,45 +249,13 @@ impl Checker {
             return;
         };
         let run = &mut *run;
-        let at = call.endpoint;
+        let target = &call.target;
         let held = run.held.is_some_and(|until| now < until);
-        let (Some(endpoint), Some(rows)) = (self.endpoints.get(at), run.rows.get_mut(at)) else {
-            return;
-        };
-        let mut unsettled = false;
-        if held {
-            rows.count(sample, &self.check, now);
-            if let Some((_, counter)) = self
-                .counters
-                .iter()
-                .find(|(reason, _)| *reason == sample.reason)
-            {
-                host.add(*counter, 1);
-            }
-            if !matches!(
-                sample.reason,
-                CheckReason::Timeout | CheckReason::Unreachable
-            ) {
-                host.record(self.duration, now.since(call.asked).as_millis());
-            }
-            let rows = &*rows;
-            let record = self.write(checks, host, endpoint, |record| {
-                rows.judge(
-                    record,
-                    sample,
-                    &self.check,
-                    now,
-                    host.wall().as_millis() / 1_000,
-                )
-            });
-            unsettled = record.is_some_and(|record| rows.are_unsettled(&record, &self.check));
-        }
-        if let Some(heard) = run.heard.get_mut(at) {
-            *heard = now;
-        }
+        let unsettled = held && self.judge(checks, host, call, sample, now);
+        target.answered.set(now);
         if let Some(schedule) = &mut run.schedule {
             schedule.answered(
-                at,
+                target.at,
                 &self.check,
                 unsettled,
                 call.asked,
@@ -321,12 +266,40 @@ impl Checker {
         }
     }
 
-    /// Nobody could ask an endpoint for too long: nothing is known of it any more.
-    pub(super) fn forget<H: Host>(&self, checks: &Checks, host: &H, at: usize, now: Nanos) {
-        let Some(endpoint) = self.endpoints.get(at) else {
-            return;
+    /// Counts an answer, and judges its endpoint by it. Returns whether it does not fit what the
+    /// endpoint is held to be.
+    fn judge<H: Host>(
+        &self,
+        checks: &Checks,
+        host: &H,
+        call: &Pending,
+        sample: &Sample,
+        now: Nanos,
+    ) -> bool {
+        let Ok(mut streaks) = call.target.streaks.try_borrow_mut() else {
+            return false;
         };
-        self.write(checks, host, endpoint, |record| {
+        streaks.count(sample, &self.check, now);
+        let mut counters = self.counters.iter();
+        if let Some((_, counter)) = counters.find(|(reason, _)| *reason == sample.reason) {
+            host.add(*counter, 1);
+        }
+        if !matches!(
+            sample.reason,
+            CheckReason::Timeout | CheckReason::Unreachable
+        ) {
+            host.store(self.duration, now.since(call.asked).as_millis());
+        }
+        let record = self.write(checks, host, &call.target, |record| {
+            let wall = host.wall().as_millis() / 1_000;
+            streaks.judge(record, sample, &self.check, now, wall)
+        });
+        record.is_some_and(|record| streaks.are_unsettled(&record, &self.check))
+    }
+
+    /// An endpoint could not be checked for too long: its state is unknown again.
+    fn forget<H: Host>(&self, checks: &Checks, host: &H, target: &Target, now: Nanos) {
+        self.write(checks, host, target, |record| {
             let known = record.status != EndpointHealth::Unchecked;
             let since_unix = host.wall().as_millis() / 1_000;
             let unknown = HealthRecord {
@@ -344,93 +317,104 @@ impl Checker {
         });
     }
 
-    /// Changes an endpoint's record, and tells of it; what it is then.
-    pub(super) fn write<H: Host>(
+    /// Changes an endpoint's record, and reports what has changed; what it is then.
+    fn write<H: Host>(
         &self,
         checks: &Checks,
         host: &H,
-        endpoint: &Endpoint,
+        target: &Target,
         step: impl Fn(&HealthRecord) -> HealthChange,
     ) -> Option<HealthRecord> {
-        let cell = &endpoint.cell;
-        let written = store::update(host, &cell.key, |bytes| {
-            let record = HealthRecord::decode(bytes, cell.names, cell.count);
-            let change = step(&record);
-            match &change.record {
-                None => Step::Keep((record.clone(), record, HealthChange::default())),
-                Some(new) => {
-                    new.encode(bytes);
-                    Step::Write((record, new.clone(), change))
-                }
-            }
-        });
-        let Ok((old, new, change)) = written else {
+        let Ok(written) = target.record.update(host, step) else {
             host.add(self.contention, 1);
             return None;
         };
+        let change = &written.change;
         if change.is_new_state || change.is_new_component {
             // After the record: who sees the count move finds what has changed.
-            host.add(self.changes, 1);
+            host.increment(self.changes, 1);
         }
         if change.record.is_some() {
-            host.record(endpoint.reason, new.reason as u64);
+            host.record(target.reason, written.new.reason as u64);
         }
         if change.is_new_state {
-            host.record(endpoint.changed, new.since_unix);
-            let level = if new.status.is_usable() {
-                log::Level::Info
-            } else {
+            host.record(target.changed, written.new.since_unix);
+            self.log_state(checks, host, target, &written);
+        }
+        if change.is_new_component {
+            self.log_components(checks, host, target, &written);
+        }
+        Some(written.new)
+    }
+
+    fn log_stuck<H: Host>(&self, checks: &Checks, host: &H) {
+        checks.logs.write(host, log::Level::Warn, || {
+            [
+                "health check of ",
+                &self.upstream.config.name,
+                ": nobody can be asked in the cluster ",
+                &self.upstream.config.cluster,
+            ]
+            .concat()
+        });
+    }
+
+    fn log_state<H: Host>(&self, checks: &Checks, host: &H, target: &Target, written: &Written) {
+        let (old, new) = (&written.old, &written.new);
+        let level = if new.status.is_usable() {
+            log::Level::Info
+        } else {
+            log::Level::Warn
+        };
+        checks.logs.write(host, level, || {
+            [
+                "endpoint ",
+                &target.address,
+                " of ",
+                &self.upstream.config.name,
+                ": ",
+                old.status.word(),
+                " -> ",
+                new.status.word(),
+                ": ",
+                &new.reason.text(new.detail, &self.check),
+            ]
+            .concat()
+        });
+    }
+
+    fn log_components<H: Host>(
+        &self,
+        checks: &Checks,
+        host: &H,
+        target: &Target,
+        written: &Written,
+    ) {
+        let states = written.old.components.iter().zip(&written.new.components);
+        for (component, (from, to)) in self.check.components.iter().zip(states) {
+            if from == to {
+                continue;
+            }
+            let level = if to.is_down() {
                 log::Level::Warn
+            } else {
+                log::Level::Info
             };
             checks.logs.write(host, level, || {
-                let why = new.reason.text(new.detail, &self.check);
-                let (from, to) = (old.status.word(), new.status.word());
                 [
-                    "endpoint ",
-                    &endpoint.address,
+                    "component ",
+                    &component.name,
                     " of ",
-                    &self.upstream,
+                    &target.address,
+                    " of ",
+                    &self.upstream.config.name,
                     ": ",
-                    from,
+                    from.word(),
                     " -> ",
-                    to,
-                    ": ",
-                    &why,
+                    to.word(),
                 ]
                 .concat()
             });
         }
-        for ((component, from), to) in self
-            .check
-            .components
-            .iter()
-            .zip(&old.components)
-            .zip(&new.components)
-        {
-            if change.is_new_component && from != to {
-                let level = if to.is_down() {
-                    log::Level::Warn
-                } else {
-                    log::Level::Info
-                };
-                checks.logs.write(host, level, || {
-                    let (name, from, to) = (&component.name, from.word(), to.word());
-                    [
-                        "component ",
-                        name,
-                        " of ",
-                        &endpoint.address,
-                        " of ",
-                        &self.upstream,
-                        ": ",
-                        from,
-                        " -> ",
-                        to,
-                    ]
-                    .concat()
-                });
-            }
-        }
-        Some(new)
     }
 }

@@ -1,18 +1,26 @@
 //! An endpoint as a worker sees it: its breaker, what checks have found, and the view of both.
 
+use super::Around;
+use crate::base::hash::of_names;
 use crate::base::time::Nanos;
-use crate::engine::breaker::Breaker;
-use crate::engine::health_check::{self, CheckResult};
-use crate::host::{Host, MetricId};
+use crate::config::{self, BalancePolicy, LoadReport, Mode};
+use crate::engine::breaker::{Breaker, BreakerSubject, TransitionCounters};
+use crate::engine::health_check::CheckResult;
+use crate::engine::in_flight::Gauge;
+use crate::engine::metrics::MetricTable;
+use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::circuit_breaker::{Admission, BreakerState, Phase};
+use crate::policy::health_check::EndpointRecord;
 use crate::policy::health_check::{EndpointHealth, HealthRecord};
 use crate::policy::upstream::Availability;
 use std::cell::Cell;
+use std::rc::Rc;
 
 /// How long a worker leaves a half-open endpoint alone that has no permit left, before it asks
 /// again.
 pub(super) const PERMIT_RECHECK: Nanos = Nanos::from_millis(100);
 
+/// An endpoint.
 #[derive(Debug)]
 pub(super) struct Endpoint {
     pub(super) address: String,
@@ -22,16 +30,74 @@ pub(super) struct Endpoint {
     /// When it was first seen, if it came after the proxy's start.
     pub(super) first_seen: Nanos,
     pub(super) healthy: MetricId,
-    pub(super) latency: MetricId,
-    pub(super) load: MetricId,
+    pub(super) in_flight: Rc<Gauge>,
+    pub(super) latency: SharedCounter,
+    pub(super) load: SharedCounter,
     pub(super) breaker: Option<Breaker>,
     pub(super) view: Cell<View>,
     /// What active checks have found.
-    pub(super) check: Option<health_check::Cell>,
+    pub(super) check: Option<EndpointRecord>,
     pub(super) check_result: Cell<CheckResult>,
 }
 
+/// Where an endpoint stands in its upstream.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) level: u16,
+    pub(super) zone: u16,
+    /// When it was first seen, if it came after the proxy's start.
+    pub(super) first_seen: Nanos,
+}
+
+/// A number for an endpoint, the same in all configurations.
+pub(super) fn id(address: &str) -> u64 {
+    of_names(&[address])
+}
+
 impl Endpoint {
+    /// An endpoint of `upstream`. `changes` counts the changes of all its endpoints' breakers.
+    pub(super) fn new<H: Host>(
+        upstream: &config::Upstream,
+        endpoint: &config::Endpoint,
+        place: Place,
+        around: &Around<'_>,
+        changes: SharedCounter,
+        counters: &mut TransitionCounters,
+        host: &H,
+    ) -> Self {
+        let metrics = MetricTable(host);
+        let (name, address) = (&upstream.name, &endpoint.address);
+        let breaker = around.breaker.and_then(|breaker| {
+            let mode = breaker.mode.or(upstream.mode).unwrap_or(around.mode);
+            let subject = BreakerSubject::Endpoint(name, address, changes);
+            (mode != Mode::Off)
+                .then(|| Breaker::new(breaker, subject, mode, around.logs, counters, host))
+        });
+        let shared = |wanted: bool, share: &dyn Fn() -> SharedCounter| {
+            if wanted { share() } else { SharedCounter::NONE }
+        };
+        let check = upstream.health_check.as_ref().filter(|_| around.is_checked);
+        Self {
+            weight: endpoint.weight,
+            level: place.level,
+            zone: place.zone,
+            first_seen: place.first_seen,
+            healthy: metrics.endpoint_healthy(name, address),
+            in_flight: Gauge::new(id(address), metrics.endpoint_in_flight(name, address)),
+            latency: shared(upstream.policy == BalancePolicy::PeakEwma, &|| {
+                metrics.endpoint_latency(name, address)
+            }),
+            load: shared(upstream.load_report == LoadReport::Orca, &|| {
+                metrics.endpoint_load(name, address)
+            }),
+            breaker,
+            view: Cell::default(),
+            check: check.map(|check| EndpointRecord::new(name, address, check)),
+            check_result: Cell::default(),
+            address: address.clone(),
+        }
+    }
+
     /// The one state of an endpoint: it is out if its breaker, which goes by its answers to
     /// requests, or an active check says so.
     pub(super) fn availability(&self, now: Nanos) -> Availability {
@@ -51,9 +117,7 @@ impl Endpoint {
             Nanos::ZERO
         }
     }
-}
 
-impl Endpoint {
     /// Reads its breaker anew, with the version of the upstream's changes that was read before, and
     /// sets its gauge right.
     pub(super) fn refresh<H: Host>(
@@ -86,8 +150,8 @@ impl Endpoint {
                 since,
             });
             well &= status.is_usable();
-            for ((down, told), component) in reports.iter_mut().zip(record.components) {
-                *told = told.saturating_add((component != EndpointHealth::Unchecked).into());
+            for ((down, known), component) in reports.iter_mut().zip(record.components) {
+                *known = known.saturating_add((component != EndpointHealth::Unchecked).into());
                 *down = down.saturating_add(component.is_down().into());
             }
         }
@@ -109,6 +173,16 @@ pub(super) struct View {
 }
 
 impl View {
+    /// The epoch in which a call counts that begins now. In a panic an endpoint may be picked that
+    /// is out, or on trial: without a permit its outcome must not count as a trial's.
+    pub(super) fn epoch_at(self, now: Nanos) -> u32 {
+        if self.availability(now) == Availability::Available {
+            self.epoch
+        } else {
+            self.epoch.wrapping_sub(1)
+        }
+    }
+
     pub(super) fn availability(self, now: Nanos) -> Availability {
         match self.availability {
             Availability::Out if now >= self.trial_at => Availability::Trial,

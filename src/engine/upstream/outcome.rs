@@ -25,7 +25,7 @@ pub struct Attempts {
 impl Upstream {
     /// Whether it matters who answered.
     pub(in crate::engine) const fn needs_endpoint(&self) -> bool {
-        self.has_breakers || self.load_report || matches!(self.policy, Balancer::PeakEwma)
+        self.has_breakers || self.load_report || matches!(self.balancer, Balancer::PeakEwma)
     }
 
     /// Who was asked, if the answer's attempt count tells that there was but one try. On a bad
@@ -35,7 +35,7 @@ impl Upstream {
         pick: &Pick,
         headers: &HeaderMap,
     ) -> Option<Attempts> {
-        let once = self.attempt_count && headers.get("x-envoy-attempt-count") == Some(b"1");
+        let once = self.config.attempt_count && headers.get("x-envoy-attempt-count") == Some(b"1");
         Some(Attempts {
             last: pick.list.first().filter(|_| once)?,
             before: 0,
@@ -44,15 +44,14 @@ impl Upstream {
 
     /// Who was asked, by the address of the last one, or else by the number of tries, which costs a
     /// host call: it is asked for only where the address does not tell.
-    pub(in crate::engine) fn tries(
+    pub(in crate::engine) fn attempts(
         &self,
         pick: &Pick,
         address: Option<&[u8]>,
-        attempts: impl FnOnce() -> Option<u64>,
+        count: impl FnOnce() -> Option<u64>,
     ) -> Option<Attempts> {
         let is = |at: &usize| {
-            self.endpoints
-                .get(*at)
+            self.endpoint(*at)
                 .is_some_and(|e| Some(e.address.as_bytes()) == address)
         };
         if let Some((before, last)) = pick.list.iter().enumerate().find(|(_, at)| is(at)) {
@@ -61,17 +60,17 @@ impl Upstream {
                 before: before as u64,
             });
         }
-        let attempts = attempts();
-        let before = attempts.unwrap_or(0).saturating_sub(1);
+        let count = count();
+        let before = count.unwrap_or(0).saturating_sub(1);
         if let Some(last) = (0..self.endpoints.len()).find(is) {
             // The proxy left the list: at its end, or because it does not follow it (a shadow).
             return Some(Attempts { last, before });
         }
-        // Nobody answered: the last try was the last of the list that there was.
+        // None answered: the last try was the last of the list that there was.
         let last = pick
             .list
             .iter()
-            .take(usize::try_from(attempts?).unwrap_or(usize::MAX))
+            .take(usize::try_from(count?).unwrap_or(usize::MAX))
             .last()?;
         Some(Attempts { last, before })
     }
@@ -124,17 +123,17 @@ impl Upstream {
         took: Nanos,
         failed: bool,
     ) {
-        if !matches!(self.policy, Balancer::PeakEwma) {
+        if !matches!(self.balancer, Balancer::PeakEwma) {
             return;
         }
         let note = |at: usize, failed: bool| {
-            let Some(endpoint) = self.endpoints.get(at) else {
+            let Some(endpoint) = self.endpoint(at) else {
                 return;
             };
-            let before = Latency(host.value(endpoint.latency));
+            let before = Latency(host.load(endpoint.latency));
             let after = before.with(now, took, failed);
             if after != before {
-                host.record(endpoint.latency, after.0);
+                host.store(endpoint.latency, after.0);
             }
         };
         if tries.before == 0 {
@@ -158,10 +157,10 @@ impl Upstream {
         at: usize,
         report: &[u8],
     ) {
-        if let (Some(endpoint), Some(utilization)) = (self.endpoints.get(at), orca::parse(report)) {
-            host.record(
+        if let (Some(endpoint), Some(utilization)) = (self.endpoint(at), orca::parse(report)) {
+            host.store(
                 endpoint.load,
-                Load(host.value(endpoint.load)).with(now, utilization).0,
+                Load(host.load(endpoint.load)).with(now, utilization).0,
             );
         }
     }
@@ -183,7 +182,7 @@ impl Upstream {
     /// Where permits are needed it takes one for the moment, or its outcome would count as a
     /// trial's that nobody has allowed.
     fn unlisted<H: Host>(&self, host: &H, at: usize, now: Nanos) -> Option<u32> {
-        let endpoint = self.endpoints.get(at)?;
+        let endpoint = self.endpoint(at)?;
         let view = endpoint.view.get();
         match view.availability(now) {
             Availability::Available => Some(view.epoch),
@@ -201,7 +200,7 @@ impl Upstream {
         call: CallResult,
         rng: &Rng,
     ) {
-        let Some(breaker) = self.endpoints.get(at).and_then(|e| e.breaker.as_ref()) else {
+        let Some(breaker) = self.endpoint(at).and_then(|e| e.breaker.as_ref()) else {
             return;
         };
         // Nobody asks a shadow before a call; without being asked it would stay open for ever.

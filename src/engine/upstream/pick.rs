@@ -6,6 +6,7 @@ use crate::base::hash::place as place_of;
 use crate::base::rng::Rng;
 use crate::base::time::Nanos;
 use crate::config::{BalancePolicy, Percent};
+use crate::engine::in_flight::Gauge;
 use crate::host::Host;
 use crate::policy::upstream::maglev::{self, MaglevTable};
 use crate::policy::upstream::peak_ewma::Latency;
@@ -13,6 +14,7 @@ use crate::policy::upstream::roster::{Pool, Roster, RosterEntry, UNIT};
 use crate::policy::upstream::rotation::Rotation;
 use crate::policy::upstream::{self, Availability, EndpointList, LIST, choice};
 use std::cell::RefCell;
+use std::rc::Rc;
 
 /// How endpoints are picked, ready for use.
 #[derive(Debug)]
@@ -92,25 +94,14 @@ impl Upstream {
         for _ in 0..=upstream::SAMPLE {
             let list = self.list(host, now, &roster, rng, hash)?;
             let at = list.first()?;
-            let first = self.endpoints.get(at)?;
+            let first = self.endpoint(at)?;
             let mut pick = Pick {
                 list,
                 ..Pick::default()
             };
             for (epoch, at) in pick.epochs.iter_mut().zip(list.iter()) {
-                let view = self
-                    .endpoints
-                    .get(at)
-                    .map(|e| e.view.get())
-                    .unwrap_or_default();
-                // In a panic one may be listed that is out, or on trial: without a permit its
-                // outcome must not count as a trial's.
-                let counts = view.availability(now) == Availability::Available;
-                *epoch = if counts {
-                    view.epoch
-                } else {
-                    view.epoch.wrapping_sub(1)
-                };
+                let view = self.endpoint(at).map(|endpoint| endpoint.view.get());
+                *epoch = view.unwrap_or_default().epoch_at(now);
             }
             if first.availability(now) == Availability::Trial {
                 match self.acquire(host, first, now) {
@@ -126,7 +117,7 @@ impl Upstream {
                 }
             }
             // Counted now, over all workers: the next choice, here or elsewhere, must see it.
-            self.enter(host, at);
+            self.enter(host, first);
             return Some(pick);
         }
         None
@@ -149,16 +140,15 @@ impl Upstream {
         };
         let pool = roster.pool(u16::try_from(draw).unwrap_or(0))?;
         let entries = roster.entries(pool);
-        let endpoint = |at: usize| self.endpoints.get(at);
+        let endpoint = |at: usize| self.endpoint(at);
+        let in_flight = |at| endpoint(at).map_or(0, |e| e.in_flight.value(host));
         let open =
             |at: usize| endpoint(at).is_some_and(|e| e.availability(now) == Availability::Trial);
-        let mut list = match (&self.policy, hash) {
-            (Balancer::LeastRequest, _) => {
-                choice::cheapest(entries, &open, &|at| self.in_flight.value(host, at), rng)
-            }
+        let mut list = match (&self.balancer, hash) {
+            (Balancer::LeastRequest, _) => choice::cheapest(entries, &open, &in_flight, rng),
             (Balancer::PeakEwma, _) => {
-                let latency = |at| Latency(endpoint(at).map_or(0, |e| host.value(e.latency)));
-                let cost = |at| latency(at).cost(now, self.in_flight.value(host, at));
+                let latency = |at| Latency(endpoint(at).map_or(0, |e| host.load(e.latency)));
+                let cost = |at| latency(at).cost(now, in_flight(at));
                 choice::cheapest(entries, &open, &cost, rng)
             }
             (Balancer::RoundRobin(rotation), _) => match rotation.try_borrow_mut() {
@@ -166,7 +156,7 @@ impl Upstream {
                     rotation.start(entries, rng);
                     rotation.next(entries, &open, rng)
                 }
-                // Nobody holds it over a host call.
+                // It is not held over a host call, and so always free.
                 Err(_) => choice::random(entries, &open, rng),
             },
             (
@@ -204,21 +194,21 @@ impl Upstream {
         hash: u64,
         bound: Percent,
     ) -> bool {
-        let full = self
-            .endpoints
-            .get(entry.at)
-            .map_or(0, |e| e.weight.saturating_mul(UNIT));
+        let Some(endpoint) = self.endpoint(entry.at) else {
+            return false;
+        };
+        let full = endpoint.weight.saturating_mul(UNIT);
         // Other bits for each endpoint, so that keys which pass it over are not those that pass
         // over the next.
         let place = hash.rotate_left(20) ^ (entry.at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         if entry.weight < full && place_of(place, full) >= entry.weight {
             return false;
         }
-        let all = self.in_flight.value(host, self.endpoints.len());
+        let all = self.all_in_flight.as_ref().map_or(0, |all| all.value(host));
         // This pool's part of them.
         let all = all.saturating_mul(pool.share.into()) >> 16;
         maglev::has_room(
-            self.in_flight.value(host, entry.at),
+            endpoint.in_flight.value(host),
             all,
             entry.weight,
             pool.weight,
@@ -226,17 +216,22 @@ impl Upstream {
         )
     }
 
-    fn enter<H: Host>(&self, host: &H, at: usize) {
-        for at in [at, self.endpoints.len()] {
-            self.in_flight.enter(host, at);
-            self.in_flight.confirm(at);
+    /// The gauges in which a request at this endpoint counts.
+    fn gauges<'u>(&'u self, endpoint: &'u Endpoint) -> impl Iterator<Item = &'u Rc<Gauge>> {
+        std::iter::once(&endpoint.in_flight).chain(&self.all_in_flight)
+    }
+
+    fn enter<H: Host>(&self, host: &H, endpoint: &Endpoint) {
+        for gauge in self.gauges(endpoint) {
+            gauge.enter(host);
+            gauge.confirm();
         }
     }
 
     /// The override header's value.
     pub(in crate::engine) fn addresses(&self, pick: &Pick) -> Vec<u8> {
         let mut value = Vec::with_capacity(64);
-        for endpoint in pick.list.iter().filter_map(|at| self.endpoints.get(at)) {
+        for endpoint in pick.list.iter().filter_map(|at| self.endpoint(at)) {
             if !value.is_empty() {
                 value.push(b',');
             }
@@ -270,10 +265,8 @@ impl Upstream {
 
     /// Takes the request out of flight.
     pub(in crate::engine) fn leave<H: Host>(&self, host: &H, pick: &Pick) {
-        if let Some(first) = pick.list.first() {
-            [first, self.endpoints.len()]
-                .iter()
-                .for_each(|at| self.in_flight.leave(host, *at));
+        if let Some(first) = pick.list.first().and_then(|at| self.endpoint(at)) {
+            self.gauges(first).for_each(|gauge| gauge.leave(host));
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use super::transition::{CallResult, TripReason};
 use super::window::{self, Counts, Fifo, Window};
+use crate::base::percent::Percent;
 use crate::base::time::Nanos;
-use crate::config::{self, Percent};
+use crate::policy::circuit_breaker::config;
 
 /// The shortest open time that an upstream may ask for; the configuration has the same minimum.
 const SHORTEST: Nanos = Nanos::from_millis(100);
@@ -20,14 +21,14 @@ impl BreakerSettings {
     #[must_use]
     pub fn new(config: config::CircuitBreaker) -> Self {
         let bucket = match config.window {
-            config::Window::Time(length) => Nanos(
+            config::WindowConfig::Time(length) => Nanos(
                 length
                     .0
                     .checked_div(window::BUCKETS as u64)
                     .unwrap_or(0)
                     .max(1),
             ),
-            config::Window::Count(_) => Nanos::MAX,
+            config::WindowConfig::Count(_) => Nanos::MAX,
         };
         Self { config, bucket }
     }
@@ -40,7 +41,7 @@ impl BreakerSettings {
 
     /// Whether the window is one of time.
     pub(super) const fn is_timed(&self) -> bool {
-        matches!(self.config.window, config::Window::Time(_))
+        matches!(self.config.window, config::WindowConfig::Time(_))
     }
 
     /// The number of the bucket that `now` is in.
@@ -57,8 +58,8 @@ impl BreakerSettings {
     /// its size: it is judged when it is full, as resilience4j does.
     pub(super) fn trips(&self, counts: Counts, consecutive: u32) -> Option<TripReason> {
         let minimum = match self.config.window {
-            config::Window::Time(_) => self.config.minimum_calls,
-            config::Window::Count(size) => self.config.minimum_calls.min(size),
+            config::WindowConfig::Time(_) => self.config.minimum_calls,
+            config::WindowConfig::Count(size) => self.config.minimum_calls.min(size),
         };
         self.tripped(counts, minimum, consecutive)
     }
@@ -66,15 +67,15 @@ impl BreakerSettings {
     /// How long a breaker has to stay closed for a grown open time to be forgotten.
     pub(super) fn quiet_spell(&self, last_open: Nanos) -> Nanos {
         match self.config.window {
-            config::Window::Time(length) => last_open.max(length),
-            config::Window::Count(_) => last_open,
+            config::WindowConfig::Time(length) => last_open.max(length),
+            config::WindowConfig::Count(_) => last_open,
         }
     }
 
     pub(super) fn empty_window(&self) -> Window {
         match self.config.window {
-            config::Window::Time(_) => Window::default(),
-            config::Window::Count(size) => Window::Count(Fifo::new(size)),
+            config::WindowConfig::Time(_) => Window::default(),
+            config::WindowConfig::Count(size) => Window::Count(Fifo::new(size)),
         }
     }
 

@@ -30,8 +30,8 @@ use super::settings::BreakerSettings;
 use super::transition::{Admission, CallResult, Phase, Transition, TripReason};
 use super::window::{Counts, Window};
 use crate::base::time::Nanos;
-use crate::config;
 use crate::policy::Outcome;
+use crate::policy::circuit_breaker::config;
 
 /// How far a record may be ahead of a worker's reading of the clock.
 const CLOCK_SLACK: Nanos = Nanos::from_secs(1);
@@ -75,8 +75,10 @@ impl BreakerState {
             Phase::HalfOpen => settings.config().half_open_max_wait,
         };
         let window = match (self.window, settings.config().window) {
-            (Window::Time(_), config::Window::Time(_)) => self.window,
-            (Window::Count(fifo), config::Window::Count(size)) if fifo.size == size => self.window,
+            (Window::Time(_), config::WindowConfig::Time(_)) => self.window,
+            (Window::Count(fifo), config::WindowConfig::Count(size)) if fifo.size == size => {
+                self.window
+            }
             // Another kind or size: an empty window.
             _ => settings.empty_window(),
         };

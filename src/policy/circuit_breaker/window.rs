@@ -290,7 +290,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_tallys_differences_are_what_was_counted(start: u64, outcomes in proptest::collection::vec(any::<(bool, bool)>(), 0..300)) {
+        fn a_tallys_differences_are_what_was_counted(
+            start: u64,
+            outcomes in proptest::collection::vec(any::<(bool, bool)>(), 0..300),
+        ) {
             let mut tally = start;
             let mut counts = Counts::default();
             for (failed, slow) in outcomes {
@@ -302,9 +305,16 @@ mod tests {
 
         #[test]
         fn a_count_window_is_a_list_of_the_last_calls(
-            size in 1u32..200, noise: u64, outcomes in proptest::collection::vec(any::<(bool, bool)>(), 0..500)
+            size in 1u32..200,
+            noise: u64,
+            outcomes in proptest::collection::vec(any::<(bool, bool)>(), 0..500),
         ) {
-            let mut fifo = Fifo { failed: [noise; WORDS], slow: [!noise; WORDS], ..Fifo::new(size) }.repaired();
+            let mut fifo = Fifo {
+                failed: [noise; WORDS],
+                slow: [!noise; WORDS],
+                ..Fifo::new(size)
+            }
+            .repaired();
             let mut list = Vec::new();
             for (failed, slow) in outcomes {
                 fifo.push(failed, slow);

@@ -1,51 +1,58 @@
-//! A limit that finds itself: as much is admitted as will be answered before the deadline.
+//! A limit that finds itself: haven admits as many requests as will be answered before the
+//! deadline.
 //!
 //! **The law.** Where requests queue at the upstream, one that comes to N others is answered after
-//! N / capacity (Little, "A proof for the queuing formula L = λW", 1961). So of each request it is
-//! noted how many were in flight when it came, and how long it took: N · target / time is the
-//! number in flight at which it would have been answered just in time. The limit is that, over the
-//! sums of many requests. The two belong to one request, so that a ramp does not deceive: what is
-//! in flight *now*, over the time of those that end now, would say far too much while a queue
-//! grows.
+//! N / capacity (Little, "A proof for the queuing formula L = λW", 1961). So each worker notes of
+//! each request how many were in flight when it came, and how long it took: N · target / time is
+//! the number in flight at which it would have been answered just in time. The limit is that, over
+//! the sums of many requests. Both numbers are of the same request, so that a ramp does not
+//! deceive: the number in flight *now*, over the time of the requests that end now, would be far
+//! too high while a queue grows.
 //!
-//! **What is known when.** Below capacity N · target / time says only how much is being done, not
-//! how much could be. So there are two states:
+//! **Two states.** Below capacity N · target / time shows only the present load, not the capacity.
+//! So there are two states:
 //!
 //! | | calm | pressed |
 //! |---|---|---|
-//! | when | else | half of the limit is in flight for ¼ of the deadline; or a request was refused in the last two deadlines; or answers take 85 % of the deadline |
-//! | it rises to | twice what is done | what is answered within 75 % of the deadline |
-//! | it falls | slowly, 1/60 of the way per second and worker, and not below `initial_limit` | to what is answered within 75 % of the deadline, if answers take 85 % of it; between the two by quarters of the way |
+//! | when | otherwise | any of the three signs below |
+//! | it rises to | twice the present load | what is answered within 75 % of the deadline |
+//! | it falls | slowly, not below `initial_limit` | to the same, see below |
 //!
-//! In both it falls at once, though not below `initial_limit`, if more is in flight already than is
-//! answered within the deadline: so a sudden load meets a limit before the first late answer. It at
-//! most doubles in an eighth of the deadline (at most 500 ms): of the answers to a burst the fast
-//! ones come first, and promise too much.
+//! A limit is pressed if half of it is in flight for ¼ of the deadline, if a request was refused in
+//! the last two deadlines, or if answers take 85 % of the deadline. A pressed limit falls at once
+//! if answers take 85 % of the deadline, and by quarters of the way if they take 75 to 85 %. A calm
+//! one falls by 1/60 of the way per second and worker.
 //!
-//! A limit never falls because answers are slow, only because they come too late: an upstream that
-//! turns slower, and still answers in time what it is sent, is left alone. Nor does it fall for
-//! errors, which are a breaker's matter: only answers count, and calls that end, however, after 75
-//! % of the deadline.
+//! In both states it falls at once, though not below `initial_limit`, if more requests are in
+//! flight than are answered within the deadline: so a sudden load meets a limit before the first
+//! late answer. It at most doubles in an eighth of the deadline (at most 500 ms): of the answers to
+//! a burst the fast ones come first, and promise too much.
+//!
+//! A limit never falls because answers are slow, only because they come too late: it stays where it
+//! is when an upstream turns slower and still answers in time. Nor does it fall for errors, which
+//! are a breaker's matter: only answers count, and calls that end in any way after 75 % of the
+//! deadline.
 //!
 //! | | |
 //! |---|---|
-//! | first start | `initial_limit` until eight answers have come; then it doubles up to what is found |
-//! | idle | it stays; what was seen long ago is forgotten |
-//! | an upstream that hangs | falls to `min_limit`; the first good answers outweigh all that was before |
-//! | a clock that steps back | what was seen is forgotten, the limit stays |
-//! | few requests | it moves seldom: eight calls of a worker are the least that says something |
+//! | first start | `initial_limit` until eight answers have come; then it doubles step by step |
+//! | idle | it stays; old observations are forgotten |
+//! | an upstream that hangs | falls to `min_limit`; good answers then outweigh the older ones |
+//! | a clock that steps back | observations are forgotten, the limit stays |
+//! | few requests | it moves rarely: a worker needs at least eight calls for a step |
 //!
-//! **Read and taken.** From Breakwater (OSDI 2020) and DAGOR (SoCC 2018) that the admission follows
-//! the time spent queueing, and priorities against a threshold on it; from CoDel (2012) that a
-//! queue is bad if it stands, not if it is there; from BBR (2016) the pairing of a request with
-//! what was in flight when it began. Not taken: Vegas and Gradient2 (Netflix concurrency-limits),
-//! and with them Envoy's adaptive_concurrency: they aim at the latency of the idle upstream, so
-//! that one that turns five times slower is cut to a fifth of its load though it would serve it in
-//! time. Nor a success rate (Envoy's admission_control): it refuses blindly what would be in time.
+//! **Sources.** From Breakwater (OSDI 2020) and DAGOR (SoCC 2018): admission follows the time spent
+//! queueing, and priorities compare with a threshold on it. From CoDel (2012): a standing queue is
+//! bad, a short one is not. From BBR (2016): each request is paired with the number in flight when
+//! it began. Not used: Vegas and Gradient2 (Netflix concurrency-limits), nor Envoy's
+//! adaptive_concurrency, which aim at the latency of the idle upstream, so that one that turns five
+//! times slower is cut to a fifth of its load though it would serve it in time. Nor a success rate
+//! (Envoy's admission_control): it refuses requests that would be answered in time.
 //!
-//! **Whose.** The limit is a gauge, one for all workers; each worker moves it by what it has seen
-//! itself. They see samples of the same upstream, so that they agree but for noise, and none has to
-//! wait for another: no leader, no record. A worker that has seen too little moves nothing.
+//! **Workers.** The limit is one gauge for all workers; each worker moves it by its own
+//! observations. They all sample the same upstream, so that they agree apart from noise, and none
+//! waits for another: there is no leader and no record. A worker with too few observations moves
+//! nothing.
 //!
 //! Not for upstreams that take more than 85 % of the deadline when idle: they look overloaded at
 //! any load, and get `min_limit`.
@@ -65,18 +72,18 @@ pub struct AdaptiveSettings {
     pub deadline: Nanos,
 }
 
-/// The deadline of a route that names none: Envoy's own.
-pub const USUAL_DEADLINE: Nanos = Nanos::from_secs(15);
+/// The deadline of a route without one: Envoy's own default.
+pub const DEFAULT_DEADLINE: Nanos = Nanos::from_secs(15);
 
 /// Fewer calls than this prove nothing.
 const SAMPLES: u64 = 8;
 
-/// In this time a calm limit would fall to what is usual, at the speed at which it begins to. Of
-/// several workers each does its part.
+/// The time in which a calm limit would fall to the usual load at its initial speed. Each of
+/// several workers contributes its part.
 const FALL: Nanos = Nanos::from_secs(60);
 
 impl AdaptiveSettings {
-    /// The limit that is in force, by what its gauge says: 0 is a gauge that nobody has set.
+    /// The limit in force, by its gauge: 0 is a gauge that no worker has set yet.
     #[must_use]
     pub fn limit(&self, gauge: u64) -> u64 {
         if gauge == 0 {
@@ -86,17 +93,17 @@ impl AdaptiveSettings {
         }
     }
 
-    /// How often the limit is looked at: often enough for several steps within a deadline.
+    /// The time between two steps: short enough for several steps within a deadline.
     fn period(&self) -> Nanos {
         Nanos(self.deadline.0 / 16).clamp(Nanos::from_millis(5), Nanos::from_millis(100))
     }
 
-    /// How long half of the limit must be in flight.
-    fn patience(&self) -> Nanos {
+    /// How long half of the limit must be in flight for it to be pressed.
+    fn pressed_after(&self) -> Nanos {
         Nanos(self.deadline.0 / 4).clamp(Nanos::from_millis(20), Nanos::from_secs(1))
     }
 
-    /// The time in which what is admitted is to be answered: the rest is for what happens on the
+    /// The time in which admitted requests should be answered: the rest of the deadline is for the
     /// way.
     const fn target(&self) -> u64 {
         (self.deadline.0 / 4).saturating_mul(3)
@@ -107,7 +114,7 @@ impl AdaptiveSettings {
         (self.deadline.0 / 20).saturating_mul(17)
     }
 
-    /// Whether a call of this length says something though it failed.
+    /// Whether a call of this length counts though it failed.
     #[must_use]
     pub const fn is_late(&self, elapsed: Nanos) -> bool {
         elapsed.0 >= self.target()
@@ -129,7 +136,7 @@ impl CallTotals {
         self.time = self.time.saturating_add(elapsed.0);
     }
 
-    /// So many are answered within this time.
+    /// How many are answered within this time.
     fn within(&self, time: u64) -> u64 {
         let product = u128::from(self.in_flight).saturating_mul(time.into());
         // Faster than the clock shows: as if it had taken a nanosecond.
@@ -151,10 +158,10 @@ impl CallTotals {
     }
 }
 
-/// What a worker has seen of a limit lately.
+/// A worker's recent observations of a limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Observations {
-    /// When the limit was looked at last.
+    /// When the last step was.
     since: Nanos,
     /// When less than half of the limit was in flight.
     calm_at: Nanos,
@@ -175,7 +182,7 @@ pub struct Observations {
 }
 
 impl Observations {
-    /// A request came, and with it so many were in flight.
+    /// A request came; with it `in_flight` are in flight.
     pub fn arrived(
         &mut self,
         settings: &AdaptiveSettings,
@@ -191,8 +198,8 @@ impl Observations {
         }
     }
 
-    /// A call ended that came when `admitted_at` were in flight; now so many are. It was answered,
-    /// or is late.
+    /// A call ended that came when `admitted_at` were in flight; `in_flight` are now. It was
+    /// answered, or is late.
     pub fn ended(
         &mut self,
         settings: &AdaptiveSettings,
@@ -211,7 +218,7 @@ impl Observations {
         }
     }
 
-    /// The new limit, if it is time for one and enough was seen.
+    /// The new limit, if a step is due and there are enough observations.
     pub fn next_limit(
         &mut self,
         settings: &AdaptiveSettings,
@@ -223,7 +230,7 @@ impl Observations {
             return None;
         }
         if self.new.mean() < self.all.mean() / 4 {
-            // It is well again: what was before would hold the limit down for long.
+            // The upstream has recovered: the older calls would hold the limit down for long.
             (self.all, self.pressed) = (self.new, self.new);
         }
         let hopeless = self.least > self.all.within(settings.deadline.0).max(settings.initial);
@@ -278,7 +285,7 @@ impl Observations {
             || self
                 .refused_at
                 .is_some_and(|at| now.since(at) < settings.deadline.times(2))
-            || now.since(self.calm_at) >= settings.patience()
+            || now.since(self.calm_at) >= settings.pressed_after()
     }
 
     /// The most that the limit may rise to: the first answers to many requests are the fast ones,
@@ -286,7 +293,7 @@ impl Observations {
     fn doubled(&mut self, settings: &AdaptiveSettings, now: Nanos, limit: u64) -> u64 {
         if self.base == 0
             || limit < self.base
-            || now.since(self.base_at) >= Nanos(settings.patience().0 / 2)
+            || now.since(self.base_at) >= Nanos(settings.pressed_after().0 / 2)
         {
             (self.base, self.base_at) = (limit, now);
         }
@@ -300,7 +307,7 @@ impl Observations {
         }
     }
 
-    /// What was seen long ago, or at a time to come (the clock has stepped back), says nothing.
+    /// Forgets observations that are old or from the future (the clock has stepped back).
     fn keep_up(&mut self, settings: &AdaptiveSettings, now: Nanos) {
         let oldest = settings.deadline.times(8).plus(Nanos::from_secs(1));
         if now < self.since || now < self.calm_at || now.since(self.since) > oldest {
@@ -439,10 +446,22 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_it_sees_it_keeps_its_bounds(
-            events in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<u64>(), 0u64..2_000, any::<bool>()), 0..200),
+            events in proptest::collection::vec(
+                (
+                    any::<u64>(),
+                    any::<u64>(),
+                    any::<u64>(),
+                    0u64..2_000,
+                    any::<bool>(),
+                ),
+                0..200,
+            ),
             deadline in 1u64..=u64::MAX,
         ) {
-            let settings = AdaptiveSettings { deadline: Nanos(deadline), ..SETTINGS };
+            let settings = AdaptiveSettings {
+                deadline: Nanos(deadline),
+                ..SETTINGS
+            };
             let (mut seen, mut limit) = (Observations::default(), 20);
             for (now, among, elapsed, in_flight, admitted) in events {
                 let now = Nanos(now);
@@ -450,7 +469,9 @@ mod tests {
                 for _ in 0..8 {
                     seen.ended(&settings, now, among, Nanos(elapsed), in_flight, limit);
                 }
-                if let Some(found) = seen.next_limit(&settings, now.plus(Nanos::from_secs(1)), limit) {
+                if let Some(found) =
+                    seen.next_limit(&settings, now.plus(Nanos::from_secs(1)), limit)
+                {
                     prop_assert!((3..=1_000).contains(&found) && found != limit);
                     limit = found;
                 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::Percent;
+use crate::base::percent::Percent;
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -193,7 +193,7 @@ fn a_dynamic_timeout_follows_what_the_upstream_takes_within_its_bounds() {
     let dynamic = |min, max| {
         RequestTimeout::Dynamic(DynamicTimeout {
             quantile: Percent(9_900),
-            factor_centi: 200,
+            factor: Percent(200),
             min: ms(min),
             max: ms(max),
         })
@@ -225,7 +225,7 @@ fn a_timeout_that_cuts_off_grows_and_never_spirals_down() {
     for (quantile, factor_centi) in [(9_900, 200), (9_000, 150), (5_000, 110)] {
         let config = RequestTimeout::Dynamic(DynamicTimeout {
             quantile: Percent(quantile),
-            factor_centi,
+            factor: Percent(factor_centi),
             min: ms(1),
             max: ms(2_000),
         });
@@ -276,7 +276,7 @@ fn hopeless_is_what_leaves_nothing_or_too_little() {
     let later = now.plus(Nanos::from_secs(6));
     assert!(
         !is_hopeless(&p50, ms(50), later, &mut seen(ms(100), now)),
-        "somebody has to find out whether it still holds"
+        "a request has to find out whether it still holds"
     );
 }
 
@@ -307,23 +307,61 @@ proptest! {
     #[test]
     fn a_deadline_only_shrinks_on_its_way(
         values in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..12), 0..6),
-        numbers in proptest::collection::vec(0u64..100_000, 0..3), own in proptest::option::of(any::<u64>()), waited in any::<u64>(), grpc: bool
+        numbers in proptest::collection::vec(0u64..100_000, 0..3),
+        own in proptest::option::of(any::<u64>()),
+        waited in any::<u64>(),
+        grpc: bool,
     ) {
-        let names = ["grpc-timeout", "x-envoy-expected-rq-timeout-ms", "x-deadline"];
-        let mut headers: Vec<(&str, Vec<u8>)> = values.into_iter().enumerate().map(|(i, v)| (names[i % 3], v)).collect();
-        headers.extend(numbers.iter().enumerate().map(|(i, n)| (names[i], if i == 0 { format!("{n}m") } else { n.to_string() }.into_bytes())));
+        let names = [
+            "grpc-timeout",
+            "x-envoy-expected-rq-timeout-ms",
+            "x-deadline",
+        ];
+        let mut headers: Vec<(&str, Vec<u8>)> = values
+            .into_iter()
+            .enumerate()
+            .map(|(i, v)| (names[i % 3], v))
+            .collect();
+        headers.extend(numbers.iter().enumerate().map(|(i, n)| {
+            (
+                names[i],
+                if i == 0 {
+                    format!("{n}m")
+                } else {
+                    n.to_string()
+                }
+                .into_bytes(),
+            )
+        }));
         let incoming = Incoming::read(&HeaderMap::from_pairs(&headers), Some("x-deadline"), false);
         let whole = least(own.map(Nanos), incoming.left());
         if let (Some(own), Some(whole)) = (own, whole) {
-            prop_assert!(whole <= Nanos(own), "a client never lengthens what the route allows");
+            prop_assert!(
+                whole <= Nanos(own),
+                "a client never lengthens what the route allows"
+            );
         }
-        let Some(left) = whole.map(|whole| whole.since(Nanos(waited))).filter(|left| *left >= ms(1)) else { return Ok(()) };
+        let Some(left) = whole
+            .map(|whole| whole.since(Nanos(waited)))
+            .filter(|left| *left >= ms(1))
+        else {
+            return Ok(());
+        };
         let mut passed = Vec::new();
-        incoming.pass_on(left, grpc, Some("x-deadline"), |name, value| passed.push((name.to_owned(), value.to_vec())));
-        let mut after: Vec<(String, Vec<u8>)> =
-            headers.iter().filter(|(n, _)| passed.iter().all(|(p, _)| p != n)).map(|(n, v)| ((*n).to_owned(), v.clone())).collect();
+        incoming.pass_on(left, grpc, Some("x-deadline"), |name, value| {
+            passed.push((name.to_owned(), value.to_vec()))
+        });
+        let mut after: Vec<(String, Vec<u8>)> = headers
+            .iter()
+            .filter(|(n, _)| passed.iter().all(|(p, _)| p != n))
+            .map(|(n, v)| ((*n).to_owned(), v.clone()))
+            .collect();
         after.extend(passed);
-        let there = Incoming::read(&HeaderMap::from_pairs(&after), Some("x-deadline"), false).left();
-        prop_assert!(there.is_some_and(|there| there <= left), "{there:?} {left:?}");
+        let there =
+            Incoming::read(&HeaderMap::from_pairs(&after), Some("x-deadline"), false).left();
+        prop_assert!(
+            there.is_some_and(|there| there <= left),
+            "{there:?} {left:?}"
+        );
     }
 }

@@ -11,13 +11,13 @@
 //! shorter). The copy of a rarely requested response is always the last one, that of a busy one is
 //! about a second old at most.
 
+pub mod config;
 pub mod rules;
 pub mod table;
 
 use crate::base::hash::{KeyHasher, Seed};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
-use crate::config;
 use crate::host::SharedData;
 use crate::request::Request;
 use crate::store::Contended;

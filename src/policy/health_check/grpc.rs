@@ -1,5 +1,6 @@
-//! gRPC checks: what is asked, and what an answer says. The codec is [`crate::base::grpc_health`].
-//! See <https://github.com/grpc/grpc/blob/master/doc/health-checking.md>.
+//! gRPC health checks: the request, and the result of an answer. The codec is
+//! [`crate::base::grpc_health`]. See
+//! <https://github.com/grpc/grpc/blob/master/doc/health-checking.md>.
 
 use super::state::EndpointHealth;
 use crate::base::grpc_health::{Serving, decode_response, encode_request};
@@ -10,13 +11,13 @@ pub const SERVICE: &str = "grpc.health.v1.Health";
 /// Its method.
 pub const METHOD: &str = "Check";
 
-/// The message that asks for a service; empty = the whole server.
+/// The request message for a service; empty = the whole server.
 #[must_use]
 pub fn request(service: &str) -> Vec<u8> {
     encode_request(service)
 }
 
-/// What a `HealthCheckResponse` says; `None` if it is none.
+/// The state in a `HealthCheckResponse`; `None` if the message is none.
 #[must_use]
 pub fn response(message: &[u8]) -> Option<EndpointHealth> {
     Some(match decode_response(message).ok()? {

@@ -1,23 +1,26 @@
-//! Who checks an upstream's endpoints: a lease in shared data. The step is pure; the caller puts it
-//! into a compare-and-swap.
+//! The lease that decides which worker checks an upstream's endpoints: a record in shared data. The
+//! step is pure; [`LeaseRecord`] runs it in a compare-and-swap.
 
+use crate::base::hash::of_names;
 use crate::base::time::Nanos;
+use crate::host::SharedData;
+use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 
-/// How long a lease lasts. A holder that dies is replaced at the latest when it has run out, and
-/// those who wait look again at that moment.
+/// How long a lease lasts. A holder that dies is replaced at the latest when its lease has run out:
+/// the others read it again at that moment.
 pub const LEASE: Nanos = Nanos::from_secs(2);
 
-/// A holder renews it when so much of it is over: often enough to be held up for a while, seldom
-/// enough to cost nothing.
+/// A holder renews its lease after this time: early enough that it may be held up for a while, late
+/// enough to cost little.
 pub const RENEW: Nanos = Nanos::from_millis(500);
 
-/// How long an older configuration waits, beyond the lease, for one of the newer kind. It then
-/// checks again: where an update was taken back before it came into force, nobody else would.
+/// How long an older configuration waits, beyond the lease, for a holder with the newer one. Then
+/// it checks again: if an update was withdrawn before it came into force, no other worker would.
 pub const GRACE: Nanos = Nanos::from_secs(5);
 
-/// How far a lease may reach beyond what one that is written now would, before the clock is held to
-/// have stepped back: whoever has read the clock and was then kept from looking at the lease for a
-/// while, finds one of later.
+/// How much later than a lease written now a lease may end. Beyond this the clock must have stepped
+/// back; below, this worker read the clock, was held up, and then found a lease that was written
+/// later.
 const AHEAD: Nanos = Nanos::from_secs(10);
 
 const VERSION: u8 = 1;
@@ -30,7 +33,7 @@ pub struct Lease {
     pub newest: u32,
     /// The holder's generation.
     pub generation: u32,
-    /// What the holder's configuration says of the upstream and its check, hashed.
+    /// A hash of the upstream and its check in the holder's configuration.
     pub fingerprint: u64,
     /// The holder.
     pub owner: u64,
@@ -38,30 +41,30 @@ pub struct Lease {
     pub expires: Nanos,
 }
 
-/// A root context that would check.
+/// A root context that could become the holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// Tells it from all others.
+    /// Identifies it among all others.
     pub owner: u64,
-    /// What its configuration says of the upstream and its check, hashed.
+    /// A hash of the upstream and its check in its configuration.
     pub fingerprint: u64,
     /// Its generation, once it has one: configurations are numbered in the order in which their
-    /// contexts first tick. Not in the order of `on_configure`: what is configured may be thrown
-    /// away before it ever runs.
+    /// contexts first tick. Not in the order of `on_configure`: the host may discard a
+    /// configuration before it ever runs.
     pub generation: Option<u32>,
 }
 
 /// Whether a candidate checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// It does, until then.
+    /// It checks, until this time.
     Holder(Nanos),
-    /// Somebody else does; it has to look again then.
+    /// Another one checks; it has to read the lease again at this time.
     Standby(Nanos),
 }
 
 impl Lease {
-    /// What `me` is at this moment, its generation, and the record to write if it changes.
+    /// The role of `me` at this moment, its generation, and the record to write if it changes.
     #[must_use]
     pub fn step(self, me: Candidate, now: Nanos) -> (Role, u32, Option<Self>) {
         let generation =
@@ -110,7 +113,7 @@ impl Lease {
         bytes.extend_from_slice(&self.expires.0.to_le_bytes());
     }
 
-    /// The record of these bytes; nobody's if they are none.
+    /// The record of these bytes; a lease without a holder if they are none.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Self {
         let known = || {
@@ -132,6 +135,44 @@ impl Lease {
     }
 }
 
+/// The record of an upstream's lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseRecord(RecordKey);
+
+impl LeaseRecord {
+    /// The record of this upstream.
+    #[must_use]
+    pub fn new(upstream: &str) -> Self {
+        Self(RecordKey::new(
+            RecordKind::HealthLease,
+            of_names(&[upstream]),
+            0,
+        ))
+    }
+
+    /// What `me` is at this moment, and its generation; takes or renews the lease if it may.
+    ///
+    /// # Errors
+    /// [`Contended`]: the lease may be held by `me` or by another.
+    pub fn step<H: SharedData>(
+        &self,
+        host: &H,
+        me: Candidate,
+        now: Nanos,
+    ) -> Result<(Role, u32), Contended> {
+        store::update(host, &self.0, |bytes| {
+            let (role, generation, new) = Lease::decode(bytes).step(me, now);
+            match new {
+                None => Step::Keep((role, generation)),
+                Some(lease) => {
+                    lease.encode(bytes);
+                    Step::Write((role, generation))
+                }
+            }
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,7 +187,7 @@ mod tests {
         }
     }
 
-    /// Runs a step and stores what it says.
+    /// Runs a step and stores the lease that it returns.
     fn step(lease: &mut Lease, me: &mut Candidate, now: Nanos) -> Role {
         let (role, generation, new) = lease.step(*me, now);
         me.generation = Some(generation);
@@ -196,7 +237,7 @@ mod tests {
             step(&mut lease, &mut old, T.plus(LEASE)),
             Role::Standby(end)
         );
-        // Nobody of the newer kind is left.
+        // No candidate with the newer configuration is left.
         assert_eq!(
             step(&mut lease, &mut old, end),
             Role::Holder(end.plus(LEASE))
@@ -232,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn records_are_read_as_they_were_written_and_others_are_nobodys() {
+    fn records_are_read_as_they_were_written_and_others_have_no_holder() {
         let lease = Lease {
             newest: 9,
             generation: 8,

@@ -1,4 +1,4 @@
-//! What all workers know of an endpoint: the record in shared data.
+//! The state of an endpoint: a record in shared data, read by all workers.
 
 use super::state::{CheckReason, EndpointHealth};
 use crate::base::time::Nanos;
@@ -6,25 +6,24 @@ use crate::base::time::Nanos;
 const VERSION: u8 = 1;
 const HEAD: usize = 25;
 
-/// What all workers know of an endpoint. Written when its status, its reason or a component's
-/// status changes, and not for each answer.
+/// The state of an endpoint. The checker writes it when its status, its reason or a component's
+/// status changes, not for each result.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HealthRecord {
-    /// What it is.
+    /// Its status.
     pub status: EndpointHealth,
-    /// Why.
+    /// The reason for it.
     pub reason: CheckReason,
-    /// The status of the answer, or the index of the component ([`OTHER`] = none of the
-    /// configuration's).
+    /// The answer's HTTP or gRPC status, or the index of the component ([`OTHER`]: the
+    /// configuration does not name it).
     pub detail: u16,
     /// Since when, on the monotonic clock.
     pub since: Nanos,
     /// The same as Unix time in seconds: for people.
     pub since_unix: u64,
-    /// Tells by what names the components are meant, so that another configuration does not take
-    /// one for the other.
+    /// A hash of the names of the components, so that another configuration does not confuse them.
     pub names: u32,
-    /// What its components are, in the configuration's order.
+    /// The status of each component, in the configuration's order.
     pub components: Vec<EndpointHealth>,
 }
 
@@ -43,8 +42,8 @@ impl HealthRecord {
         bytes.extend(self.components.iter().map(|status| *status as u8));
     }
 
-    /// The record of these bytes, with the components as `names` means them; what cannot be read
-    /// says nothing.
+    /// The record of these bytes, for components with the names whose hash is `names`. Bytes that
+    /// cannot be read are the record of an unchecked endpoint.
     #[must_use]
     pub fn decode(bytes: &[u8], names: u32, count: usize) -> Self {
         let known = || {
@@ -70,7 +69,7 @@ impl HealthRecord {
             } else {
                 vec![EndpointHealth::Unchecked; count]
             };
-            // A component's index means something else there.
+            // The index was that of another configuration's component.
             let detail = u16::from_le_bytes(*detail);
             let detail = if reason == CheckReason::Component && !same {
                 OTHER
@@ -114,8 +113,7 @@ mod tests {
         let mut bytes = Vec::new();
         record.encode(&mut bytes);
         assert_eq!(HealthRecord::decode(&bytes, 7, 2), record);
-        // Another configuration: what is said of the endpoint holds, of its components nothing
-        // does.
+        // Another configuration: the status of the endpoint stays, those of its components do not.
         let other = HealthRecord::decode(&bytes, 8, 3);
         assert_eq!(
             (other.status, other.detail, other.components),
@@ -143,7 +141,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_a_record(bytes in proptest::collection::vec(any::<u8>(), 0..80), count in 0usize..40) {
+        fn any_bytes_are_a_record(
+            bytes in proptest::collection::vec(any::<u8>(), 0..80),
+            count in 0usize..40,
+        ) {
             let record = HealthRecord::decode(&bytes, 1, count);
             prop_assert_eq!(record.components.len(), count);
         }

@@ -2,23 +2,23 @@
 //! …}}, "timestamp": …}`.
 //!
 //! Statuses are UP, DOWN, OUT_OF_SERVICE and UNKNOWN, in any case; `pass`, `warn` and `fail` of
-//! `application/health+json` are taken for UP, UP and DOWN. What is no such report counts by its
-//! HTTP status alone, as does one longer than [`MAX_BYTES`]: a check is no way to fill a worker's
-//! memory. Components are known by the names that the configuration has for them; of others it only
+//! `application/health+json` count as UP, UP and DOWN. A body that is no such report counts by its
+//! HTTP status alone, as does one longer than [`MAX_BYTES`], so that a check cannot fill a worker's
+//! memory. haven knows components by their names in the configuration; of other components it only
 //! matters whether one is critical and not UP.
 //!
-//! **How it is judged.** An endpoint is UP if its report is. A report that says UP while a critical
-//! component is not UP is not UP; one that is DOWN or OUT_OF_SERVICE for no other reason than
-//! components which the configuration calls not critical is UP, and its HTTP status is not looked
-//! at. In all other cases the HTTP status has to be an expected one as well. A report that is too
-//! old ([`staleness`]) is UNKNOWN; one without a time, or with one that cannot be read or lies
-//! ahead, is as old as it has been under way.
+//! **How it is judged.** An endpoint is UP if its report is. A report with status UP and a critical
+//! component that is not UP counts as OUT_OF_SERVICE; one that is DOWN or OUT_OF_SERVICE only
+//! because of components which the configuration calls not critical counts as UP, whatever its HTTP
+//! status. In all other cases the HTTP status has to be an expected one as well. A report that is
+//! too old ([`staleness`]) is UNKNOWN; one without a time, or whose time cannot be read or is in
+//! the future, counts as new.
 
 use super::record::OTHER;
 use super::state::{CheckReason, EndpointHealth, Sample};
 use super::streaks::staleness;
 use crate::base::time::Nanos;
-use crate::config::HealthCheck;
+use crate::policy::health_check::config::HealthCheck;
 use crate::schema::json::{self, Json};
 
 /// The longest report.
@@ -35,8 +35,8 @@ struct ReportEntry<'a> {
 }
 
 impl<'a> ReportEntry<'a> {
-    /// An object with a status, or the status alone. What is something else than it should be is
-    /// not there.
+    /// An object with a status, or the status alone. Fields of another type than expected count as
+    /// missing.
     fn of(json: &'a Json) -> Self {
         if let Json::String(word) = json {
             return Self {
@@ -59,7 +59,7 @@ impl<'a> ReportEntry<'a> {
     }
 }
 
-/// The value of a key; of one that comes twice the last counts, as nearly everybody reads it.
+/// The value of a key; if it comes twice the last one counts, as in most parsers.
 fn field<'a>(json: &'a Json, name: &str) -> Option<&'a Json> {
     match json {
         Json::Object(fields) => fields
@@ -78,7 +78,7 @@ fn text<'a>(json: &'a Json, name: &str) -> Option<&'a str> {
     }
 }
 
-/// What the body of an answer says of its endpoint; `None` if it is no report. `good`: whether its
+/// The result that the body of an answer reports; `None` if it is no report. `good`: whether its
 /// HTTP status is an expected one. `wall`: the present time.
 #[must_use]
 pub fn judge(
@@ -92,13 +92,13 @@ pub fn judge(
         return None;
     }
     let report = json::parse(body).ok()?;
-    let said = text(&report, "status").and_then(status_of)?;
+    let reported = text(&report, "status").and_then(status_of)?;
     let is_old = |timestamp: Option<&str>, interval| {
         let at = timestamp.and_then(moment);
         at.is_some_and(|at| wall.since(at) > staleness(interval))
     };
     let mut components = vec![None; check.components.len()];
-    // The first critical component that is not UP, those of the configuration before others.
+    // The first critical component that is not UP; those in the configuration come before others.
     let mut fault: Option<(u16, EndpointHealth)> = None;
     let mut excused = false;
     let details = match field(&report, "details") {
@@ -138,7 +138,7 @@ pub fn judge(
                 fault = Some((at, status));
             }
         } else {
-            // Only the configuration may excuse what the report itself holds against it.
+            // Only the configuration may excuse a component that the report counts.
             excused |= config.is_some();
         }
     }
@@ -147,18 +147,18 @@ pub fn judge(
         (EndpointHealth::Inconclusive, CheckReason::Stale, 0)
     } else if let Some((at, _)) = fault {
         (
-            if said == EndpointHealth::Up {
+            if reported == EndpointHealth::Up {
                 EndpointHealth::OutOfService
             } else {
-                said
+                reported
             },
             CheckReason::Component,
             at,
         )
-    } else if said.is_down() && excused {
+    } else if reported.is_down() && excused {
         (EndpointHealth::Up, CheckReason::Passed, 0)
-    } else if said != EndpointHealth::Up {
-        (said, CheckReason::Report, 0)
+    } else if reported != EndpointHealth::Up {
+        (reported, CheckReason::Report, 0)
     } else if !good {
         (EndpointHealth::Down, CheckReason::HttpStatus, status)
     } else {
@@ -189,8 +189,8 @@ fn status_of(word: &str) -> Option<EndpointHealth> {
         .map(|(_, status)| status)
 }
 
-/// A moment of RFC 3339; `None` if the text is none, or is before 1970. Leap seconds count as the
-/// second that follows.
+/// A moment of RFC 3339; `None` if the text is none, or is before 1970. A leap second counts as the
+/// second after it.
 fn moment(text: &str) -> Option<Nanos> {
     let number = |from: usize, to: usize| {
         let digits = text.get(from..to)?;

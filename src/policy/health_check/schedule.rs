@@ -1,24 +1,25 @@
-//! When which endpoint is asked. Pure: the caller brings the time and the chance.
+//! When each endpoint is checked. Pure: the caller passes the time and the random number.
 //!
-//! Each endpoint has its own moment. The first ones follow each other by [`SPREAD`], so that a
-//! handful is known at once and a thousand are spread over seconds; from then on each is asked at
-//! its interval, and the jitter drives apart what falls together. However long nobody came to ask,
-//! no more are asked at once than at a steady pace: what was missed is not caught up.
+//! Each endpoint has its own times. The first checks follow each other by [`SPREAD`], so that a
+//! handful is known at once and a thousand are spread over seconds. From then on each is checked at
+//! its interval, and the jitter spreads checks that coincide. After a pause, however long, no more
+//! are checked at once than at a steady pace: missed checks are not made up for.
 
+use crate::base::sort;
 use crate::base::time::Nanos;
-use crate::config::HealthCheck;
+use crate::policy::health_check::config::HealthCheck;
 
-/// Time between the first questions to two endpoints.
+/// Time between the first checks of two endpoints.
 const SPREAD: Nanos = Nanos::from_millis(5);
 
 /// The least and the most calls that may be in flight for an upstream; between them it is a quarter
 /// of its endpoints.
 const IN_FLIGHT: (usize, usize) = (32, 256);
 
-/// The moments of an upstream's endpoints.
+/// The times of the next checks of an upstream's endpoints.
 #[derive(Clone, Debug)]
 pub struct Schedule {
-    /// By endpoint; [`Nanos::MAX`] while it is being asked.
+    /// By endpoint; [`Nanos::MAX`] while a check is in flight.
     due: Vec<Nanos>,
     in_flight: usize,
 }
@@ -35,21 +36,21 @@ impl Schedule {
         }
     }
 
-    /// How late a check may be: what is due within this time is asked in one tick.
+    /// How late a check may be: the checks that are due within this time start in one tick.
     #[must_use]
     pub fn quantum(check: &HealthCheck) -> Nanos {
         Nanos(check.interval_changing.0 / 10).clamp(Nanos::from_millis(5), Nanos::from_millis(50))
     }
 
-    /// The endpoints to ask now, those that are longest overdue first; they are taken as being
-    /// asked.
+    /// The endpoints to check now, the longest overdue first; their checks count as in flight
+    /// afterwards.
     #[must_use]
     pub fn take_due(&mut self, check: &HealthCheck, now: Nanos) -> Vec<usize> {
         let (least, most) = IN_FLIGHT;
         let room = (self.due.len() / 4)
             .clamp(least, most)
             .saturating_sub(self.in_flight);
-        // Twice the pace at which they come due when all are asked as often as can be.
+        // Twice the pace at which they come due when all are checked at the shortest interval.
         let pace = (self.due.len() as u64)
             .saturating_mul(Self::quantum(check).0)
             .saturating_mul(2)
@@ -64,7 +65,7 @@ impl Schedule {
             .filter(|(_, due)| **due <= now)
             .map(|(at, due)| (*due, at))
             .collect();
-        ready.sort_unstable();
+        sort::by_key(&mut ready, |due| *due);
         ready.truncate(room.min(pace));
         for (_, at) in &ready {
             self.in_flight = self.in_flight.saturating_add(1);
@@ -73,13 +74,14 @@ impl Schedule {
         ready.into_iter().map(|(_, at)| at).collect()
     }
 
-    /// The endpoint has answered, or will not; it was asked at `asked`. `random`: any number.
+    /// The check that began at `started` has ended, with or without an answer. `random`: any
+    /// number.
     pub fn answered(
         &mut self,
         at: usize,
         check: &HealthCheck,
         changing: bool,
-        asked: Nanos,
+        started: Nanos,
         now: Nanos,
         random: u64,
     ) {
@@ -89,23 +91,23 @@ impl Schedule {
         } else {
             check.interval
         };
-        // The next one no sooner than a moment after this answer, for all those whose answers take
-        // longer than the interval.
+        // The next check starts no sooner than a moment after this answer: some answers take longer
+        // than the interval.
         self.set(
             at,
-            asked
+            started
                 .plus(jittered(interval, check.jitter.0, random))
                 .max(now.plus(SPREAD)),
         );
     }
 
-    /// The endpoint could not be asked; it is tried again after `pause`.
+    /// The endpoint could not be checked; the next try is after `pause`.
     pub fn put_off(&mut self, at: usize, now: Nanos, pause: Nanos) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.set(at, now.plus(pause));
     }
 
-    /// When the next one is due.
+    /// When the next check is due.
     #[must_use]
     pub fn next(&self) -> Nanos {
         self.due.iter().copied().min().unwrap_or(Nanos::MAX)
@@ -142,7 +144,7 @@ mod tests {
     }
 
     /// Runs it for a time, with answers that take 1 ms; the moments at which each endpoint was
-    /// asked.
+    /// started.
     fn run(
         schedule: &mut Schedule,
         check: &HealthCheck,
@@ -150,11 +152,11 @@ mod tests {
         time: Nanos,
     ) -> Vec<Vec<Nanos>> {
         let rng = Rng::new(1);
-        let mut asked = vec![Vec::new(); schedule.due.len()];
+        let mut started = vec![Vec::new(); schedule.due.len()];
         let mut now = from;
         while now < from.plus(time) {
             for at in schedule.take_due(check, now) {
-                asked[at].push(now);
+                started[at].push(now);
                 schedule.answered(
                     at,
                     check,
@@ -166,7 +168,7 @@ mod tests {
             }
             now = now.plus(Schedule::quantum(check));
         }
-        asked
+        started
     }
 
     #[test]
@@ -177,13 +179,13 @@ mod tests {
         ] {
             let check = check(fields);
             let mut schedule = Schedule::new(count, Nanos::ZERO);
-            let asked = run(
+            let started = run(
                 &mut schedule,
                 &check,
                 Nanos::ZERO,
                 Nanos::from_millis(interval * 20),
             );
-            for moments in asked {
+            for moments in started {
                 assert!(
                     (16..=21).contains(&moments.len()),
                     "{count}: {}",
@@ -206,14 +208,19 @@ mod tests {
         let mut schedule = Schedule::new(1_000, Nanos::ZERO);
         run(&mut schedule, &check, Nanos::ZERO, Nanos::from_secs(20));
         let begin = Nanos::from_secs(80);
-        let asked = run(&mut schedule, &check, begin, Nanos::from_secs(5));
+        let started = run(&mut schedule, &check, begin, Nanos::from_secs(5));
         let mut by_tick = std::collections::BTreeMap::<Nanos, u32>::new();
-        for moment in asked.iter().flatten() {
+        for moment in started.iter().flatten() {
             *by_tick.entry(*moment).or_default() += 1;
         }
-        assert!(by_tick.values().all(|asked| *asked <= 101), "{by_tick:?}");
         assert!(
-            asked.iter().all(|moments| (1..=2).contains(&moments.len())),
+            by_tick.values().all(|started| *started <= 101),
+            "{by_tick:?}"
+        );
+        assert!(
+            started
+                .iter()
+                .all(|moments| (1..=2).contains(&moments.len())),
             "each once, or once more"
         );
     }

@@ -1,22 +1,21 @@
-//! What an endpoint is, from the answers to its checks: the record that all workers read, and the
-//! rows of answers that its checker counts. Pure.
+//! The states of an endpoint, the reasons for them, and the result of one check.
 
-use crate::config::HealthCheck;
+use crate::policy::health_check::config::HealthCheck;
 
-/// A state, of an endpoint or of a component.
+/// The state of an endpoint or of a component.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum EndpointHealth {
-    /// Nobody has asked yet, or could ask lately. An endpoint is used.
+    /// There is no result yet, or no recent one. An endpoint in this state is used.
     #[default]
     Unchecked = 0,
-    /// Well.
+    /// Healthy.
     Up = 1,
-    /// Not well.
+    /// Not healthy.
     Down = 2,
-    /// Alive, but not to be used.
+    /// Alive, but out of service.
     OutOfService = 3,
-    /// It was asked, and what it says of itself is UNKNOWN or too old. An endpoint is not used.
+    /// It answered, and its report is UNKNOWN or too old. An endpoint in this state is not used.
     Inconclusive = 4,
 }
 
@@ -57,16 +56,16 @@ impl EndpointHealth {
     }
 }
 
-/// Why an endpoint is in its state. The numbers are those of the metric, and never change.
+/// Why an endpoint is in its state. The numbers are the values of a metric, and never change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum CheckReason {
-    /// Nobody has asked, or could ask lately.
+    /// There is no result, or no recent one.
     #[default]
     Unchecked = 0,
-    /// Its answers are good.
+    /// Its check passed.
     Passed = 1,
-    /// It cannot be reached, or hangs up.
+    /// It cannot be reached, or closes the connection.
     Unreachable = 2,
     /// It does not answer in time.
     Timeout = 3,
@@ -74,11 +73,11 @@ pub enum CheckReason {
     HttpStatus = 4,
     /// The gRPC call fails.
     GrpcStatus = 5,
-    /// It answers, and says that it is not to be used.
+    /// It reports that it is not UP.
     Report = 6,
     /// A critical component is not UP.
     Component = 7,
-    /// What it says is too old.
+    /// Its report is too old.
     Stale = 8,
 }
 
@@ -133,22 +132,21 @@ impl CheckReason {
     }
 }
 
-/// What one answer says, or its absence.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
-    /// Of the endpoint.
+    /// The state of the endpoint.
     pub status: EndpointHealth,
-    /// Why.
+    /// The reason for it.
     pub reason: CheckReason,
     /// As [`HealthRecord::detail`].
     pub detail: u16,
-    /// Of each component of the configuration, in its order; empty if the answer says nothing of
-    /// them.
+    /// The state of each component, in the configuration's order; empty if the answer has none.
     pub components: Vec<Option<EndpointHealth>>,
 }
 
 impl Sample {
-    /// An answer without a report.
+    /// A result without components.
     #[must_use]
     pub const fn new(status: EndpointHealth, reason: CheckReason, detail: u16) -> Self {
         Self {
@@ -159,6 +157,6 @@ impl Sample {
         }
     }
 
-    /// A good answer.
+    /// A passed check.
     pub const GOOD: Self = Self::new(EndpointHealth::Up, CheckReason::Passed, 0);
 }

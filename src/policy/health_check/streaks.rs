@@ -1,12 +1,11 @@
-//! The results in a row that flip an endpoint or a component, and the record that follows from them.
-//! Pure.
+//! The results in a row that flip an endpoint or a component, and the record that follows. Pure.
 
 use super::record::HealthRecord;
 use super::state::{EndpointHealth, Sample};
 use crate::base::time::Nanos;
-use crate::config::HealthCheck;
+use crate::policy::health_check::config::HealthCheck;
 
-/// What its checker remembers of an endpoint between two answers.
+/// The good or bad results in a row of an endpoint and its components, as its checker counts them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Streaks {
     good: u32,
@@ -19,23 +18,23 @@ pub struct Streaks {
 struct ComponentStreak {
     good: u32,
     bad: u32,
-    /// When something was last said of it.
+    /// When a report last had its status.
     seen: Nanos,
 }
 
-/// What changes with an answer.
+/// What changes with a result.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HealthChange {
     /// The record to write.
     pub record: Option<HealthRecord>,
-    /// Whether what the endpoint is has changed, and not only why.
+    /// Whether the endpoint's state has flipped, not only its reason.
     pub is_new_state: bool,
     /// Whether the status of a component has changed.
     pub is_new_component: bool,
 }
 
 impl Streaks {
-    /// Counts an answer in, once: what follows from it for a record is [`Streaks::judge`]'s.
+    /// Counts a result, once. [`Streaks::judge`] decides what follows from it.
     pub fn count(&mut self, sample: &Sample, check: &HealthCheck, now: Nanos) {
         if sample.status == EndpointHealth::Up {
             (self.good, self.bad) = (self.good.saturating_add(1), 0);
@@ -49,22 +48,22 @@ impl Streaks {
                 ..ComponentStreak::default()
             },
         );
-        for (rows, status) in self.components.iter_mut().zip(&sample.components) {
+        for (streak, status) in self.components.iter_mut().zip(&sample.components) {
             match status {
                 None | Some(EndpointHealth::Unchecked | EndpointHealth::Inconclusive) => {
-                    (rows.good, rows.bad) = (0, 0)
+                    (streak.good, streak.bad) = (0, 0)
                 }
                 Some(EndpointHealth::Up) => {
-                    *rows = ComponentStreak {
-                        good: rows.good.saturating_add(1),
+                    *streak = ComponentStreak {
+                        good: streak.good.saturating_add(1),
                         bad: 0,
                         seen: now,
                     };
                 }
                 Some(EndpointHealth::Down | EndpointHealth::OutOfService) => {
-                    *rows = ComponentStreak {
+                    *streak = ComponentStreak {
                         good: 0,
-                        bad: rows.bad.saturating_add(1),
+                        bad: streak.bad.saturating_add(1),
                         seen: now,
                     };
                 }
@@ -72,7 +71,7 @@ impl Streaks {
         }
     }
 
-    /// What the rows, which end with this sample, make of a record.
+    /// The change to `record` after these streaks, which end with `sample`.
     #[must_use]
     pub fn judge(
         &self,
@@ -90,7 +89,7 @@ impl Streaks {
         } else {
             record.status.is_usable() && self.bad >= check.unhealthy_threshold
         };
-        // Out already, for another reason by now.
+        // It is out already, now for another reason.
         let new_reason = !good
             && !record.status.is_usable()
             && (record.status, record.reason, record.detail)
@@ -104,20 +103,22 @@ impl Streaks {
         let mut is_new_component = false;
         for (at, (known, component)) in new.components.iter_mut().zip(&check.components).enumerate()
         {
-            let Some(rows) = self.components.get(at) else {
+            let Some(streak) = self.components.get(at) else {
                 continue;
             };
-            let said = sample.components.get(at).copied().flatten();
-            let status = match said {
+            let reported = sample.components.get(at).copied().flatten();
+            let status = match reported {
                 Some(EndpointHealth::Up)
                     if *known == EndpointHealth::Unchecked
-                        || rows.good >= check.healthy_threshold =>
+                        || streak.good >= check.healthy_threshold =>
                 {
                     EndpointHealth::Up
                 }
-                Some(said) if said.is_down() && rows.bad >= check.unhealthy_threshold => said,
-                // Nothing, or nothing of use, was said for too long.
-                _ if now.since(rows.seen) > staleness(component.period) => {
+                Some(reported) if reported.is_down() && streak.bad >= check.unhealthy_threshold => {
+                    reported
+                }
+                // It was not reported UP or DOWN for too long.
+                _ if now.since(streak.seen) > staleness(component.period) => {
                     EndpointHealth::Unchecked
                 }
                 _ => *known,
@@ -133,13 +134,13 @@ impl Streaks {
         }
     }
 
-    /// Whether it is not clear yet what the endpoint, or one of its components, is: its last
-    /// answers do not fit the record.
+    /// Whether the last results of the endpoint, or of one of its components, contradict the
+    /// record.
     #[must_use]
     pub fn are_unsettled(&self, record: &HealthRecord, check: &HealthCheck) -> bool {
-        let component = |(rows, known): (&ComponentStreak, &EndpointHealth)| match known {
-            EndpointHealth::Down | EndpointHealth::OutOfService => rows.good > 0,
-            _ => rows.bad > 0 && rows.bad < check.unhealthy_threshold,
+        let component = |(streak, known): (&ComponentStreak, &EndpointHealth)| match known {
+            EndpointHealth::Down | EndpointHealth::OutOfService => streak.good > 0,
+            _ => streak.bad > 0 && streak.bad < check.unhealthy_threshold,
         };
         let own = match record.status {
             EndpointHealth::Unchecked => true,
@@ -154,8 +155,8 @@ impl Streaks {
     }
 }
 
-/// After what time something that comes at this interval is too old: three times that, and a second
-/// for clocks that differ, and for times that are written in whole seconds.
+/// The age at which a report that comes at this interval is too old: three intervals, and a second
+/// because clocks differ and times are written in whole seconds.
 #[must_use]
 pub const fn staleness(interval: Nanos) -> Nanos {
     interval.times(3).plus(Nanos::from_secs(1))

@@ -4,13 +4,12 @@
 //! A proxy sends a filter's reply to a gRPC request without a message, but the good answer to a
 //! health check is a message. So it takes two: the outer haven, which clients reach, and an inner
 //! one behind a bridge (in Envoy `grpc_http1_reverse_bridge`), which removes the frame from the
-//! request and adds frame and trailers to the answer. Each knows by the content type which of the
-//! two it is.
+//! request and adds frame and trailers to the answer. Each recognises its side by the content type.
 //!
 //! | | outer, `application/grpc` | inner, `application/x-protobuf` |
 //! |---|---|---|
 //! | `Check` of a known service | passes, to the inner one | 200 and the bare message |
-//! | `Check` of an unknown service | NOT_FOUND: the bridge cannot send it | 404, never seen outside |
+//! | `Check` of an unknown service | NOT_FOUND: the bridge cannot send it | 404, not used |
 //! | not a request of the protocol | INTERNAL, as gRPC's own servers answer | 400 |
 //! | a message of more than [`MOST`] bytes | RESOURCE_EXHAUSTED | 413 |
 //! | a message compressed as `grpc-encoding` says | UNIMPLEMENTED | |
@@ -20,9 +19,9 @@
 //! servers without it answer `UNIMPLEMENTED`; clients then stop calling it. `List` needs messages
 //! that the codec does not have; `/readyz` has the same information.
 
+use super::config;
 use super::{Component, HealthStatus, is_well};
 use crate::base::grpc_health::{self, CHECK, Malformed, PREFIX, SERVICE, Serving};
-use crate::config;
 use crate::host::Reply;
 use crate::request::Request;
 
@@ -63,7 +62,7 @@ pub struct ProbeRequest {
 
 /// The call of this service that the request is, if it is one.
 #[must_use]
-pub fn call(health: &config::Health, request: &Request<'_>) -> Option<ProbeCall> {
+pub fn call(health: &config::Probes, request: &Request<'_>) -> Option<ProbeCall> {
     if !health.grpc || request.method != b"POST" || !request.path.starts_with(SERVICE.as_bytes()) {
         return None;
     }
@@ -134,7 +133,7 @@ impl ProbeRequest {
         self.side == Side::Outer
     }
 
-    /// The service that a complete body asks for.
+    /// The service named in a complete body.
     ///
     /// # Errors
     /// The answer to a body that is no request.

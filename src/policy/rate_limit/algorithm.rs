@@ -1,14 +1,15 @@
-//! The algorithms behind one face: a state of at most 16 bytes for each key, a pure step, and a
-//! refund.
+//! The common interface of the algorithms: a state of at most 16 bytes for each key, a pure step,
+//! and a refund.
 //!
 //! | algorithm | state | bytes of a slot | in any interval of length t it admits at most |
 //! |---|---|---|---|
 //! | [`Gcra`] (`token_bucket`) | when the bucket is full again | 16 | burst + rate·t |
-//! | [`WarmUp`] (`token_bucket` with `warm_up`) | the same, and when it is warm | 24 | burst + rate·t |
+//! | [`WarmUp`] (with `warm_up`) | the same, and when it is warm | 24 | burst + rate·t |
 //! | [`LeakyBucket`] | when the next may go | 16 | its greatest cost + rate·t, evenly spaced |
 //! | [`SlidingWindow`] | end, current, previous | 24 | limit + rate·t |
 //! | [`FixedWindow`] | end, current | 24 | 2·limit + rate·t |
 
+use super::config::{self, Quota};
 use super::fixed_window::FixedWindow;
 use super::gcra::{self, Gcra};
 use super::leaky_bucket::LeakyBucket;
@@ -16,12 +17,11 @@ use super::sliding_window::SlidingWindow;
 use super::take::{BucketState, Take, Verdict};
 use super::warm_up::WarmUp;
 use crate::base::time::Nanos;
-use crate::config::{self, Quota};
 
 /// An algorithm with its parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithm {
-    /// Refills evenly, lets bursts pass.
+    /// Refills evenly, allows bursts.
     TokenBucket(Gcra),
     /// A token bucket that starts at a third of its rate after a pause.
     WarmUp(WarmUp),
@@ -50,8 +50,7 @@ impl Algorithm {
         }
     }
 
-    /// Its name, part of the name of its records: the state of one algorithm means nothing to
-    /// another.
+    /// Its name, a part of the name of its records: no algorithm can read the state of another.
     #[must_use]
     pub const fn word(&self) -> &'static str {
         match self {
@@ -81,7 +80,7 @@ impl Algorithm {
         }
     }
 
-    /// The plain token bucket, if it is one: only that can be leased.
+    /// The plain token bucket, if it is one: only that has leases.
     #[must_use]
     pub const fn bucket(&self) -> Option<&Gcra> {
         match self {
@@ -90,9 +89,9 @@ impl Algorithm {
         }
     }
 
-    /// Takes `cost` tokens at `now`, and from a plain token bucket `extra` ones beyond if it has
-    /// enough: how many it was is the last of the answer. Nothing is spent if the verdict is a
-    /// refusal, or if `cost` is 0.
+    /// Takes `cost` tokens at `now`, and `extra` ones beyond from a plain token bucket that has
+    /// enough. Returns the verdict, what was taken, and how many extra tokens it holds. A refusal
+    /// spends nothing, nor does a `cost` of 0.
     #[must_use]
     pub fn take_with(
         &self,
@@ -124,8 +123,8 @@ impl Algorithm {
     }
 
     /// The state after a refund, when the key is now in state `current` and `elapsed` has passed
-    /// since the take. Never more is given than was taken, and never so much that what others were
-    /// admitted since would break the algorithm's bound.
+    /// since the take. The refund is never more than was taken, and never so much that the requests
+    /// admitted since would exceed the algorithm's bound.
     #[must_use]
     pub fn refunded(&self, take: Take, current: BucketState, elapsed: Nanos) -> BucketState {
         match self {

@@ -1,27 +1,27 @@
 //! The fixed window: counts from zero in each period.
 //!
 //! Simple, and coarse: at the end of one window and the start of the next twice the limit may pass
-//! in an instant. In any interval of length t at most 2·limit + limit/period·t pass. Who needs less
-//! takes a sliding window or a token bucket. Source of the name and of the weakness: Redis' pattern
-//! "rate limiter" at the command `INCR`, and Cloudflare, "How we built rate limiting capable of
-//! scaling to millions of domains" (2017).
+//! in an instant. In any interval of length t at most 2·limit + limit/period·t pass. Where that is
+//! too much, a sliding window or a token bucket is the choice. Source of the name and of the
+//! weakness: Redis' pattern "rate limiter" at the command `INCR`, and Cloudflare, "How we built
+//! rate limiting capable of scaling to millions of domains" (2017).
 //!
 //! Windows begin at the multiples of the period on the monotonic clock, which starts with the
 //! machine: not at the full minute of any wall clock.
 //!
 //! State: `until` = the window's end in nanoseconds, `rest` = what it has admitted. A request whose
-//! reading of the clock is older than the window's begin counts in the window that is there:
-//! another worker was faster. Only if it is older by more than a period and [`PATIENCE`], the clock
-//! must have stepped back, and it starts afresh. After a reload that changes the period, the
-//! recorded window runs to its recorded end, if that is within the same time.
+//! reading of the clock is older than the window's begin counts in this window: another worker was
+//! faster. If it is older by more than a period and [`OLDEST_READING`], the clock must have stepped
+//! back, and the window starts afresh. After a reload that changes the period, the recorded window
+//! runs to its recorded end, if that is within the same time.
 
 use super::take::{BucketState, Take, Verdict};
 use crate::base::time::Nanos;
-use crate::config::Quota;
+use crate::policy::rate_limit::config::Quota;
 
-/// How old a reading of the clock may be: a worker reads it when a request comes, and may be kept
-/// from its CPU then.
-pub(super) const PATIENCE: u64 = 10_000_000_000;
+/// How old a reading of the clock may be: a worker reads it when a request comes, and may then wait
+/// for its CPU.
+pub(super) const OLDEST_READING: u64 = 10_000_000_000;
 
 /// A window's parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl FixedWindow {
     #[must_use]
     pub fn take(&self, state: BucketState, now: Nanos, cost: u64) -> (Verdict, Take) {
         let left = state.until.saturating_sub(now.0);
-        let lasts = left > 0 && left <= self.period.saturating_add(self.period.max(PATIENCE));
+        let lasts = left > 0 && left <= self.period.saturating_add(self.period.max(OLDEST_READING));
         let (until, count) = if lasts {
             (state.until, state.rest)
         } else {
@@ -266,8 +266,21 @@ mod tests {
     proptest! {
         #[test]
         fn it_is_the_naive_counter(
-            limit in 1u64..50, period in prop_oneof![1u64..1_000, Just(1_000_000_000), Just(86_400_000_000_000)], start: u32,
-            steps in proptest::collection::vec((prop_oneof![Just(0u64), 1u64..10, 1u64..2_000_000_000, Just(30 * 86_400_000_000_000)], 0u64..60), 1..200)
+            limit in 1u64..50,
+            period in prop_oneof![1u64..1_000, Just(1_000_000_000), Just(86_400_000_000_000)],
+            start: u32,
+            steps in proptest::collection::vec(
+                (
+                    prop_oneof![
+                        Just(0u64),
+                        1u64..10,
+                        1u64..2_000_000_000,
+                        Just(30 * 86_400_000_000_000)
+                    ],
+                    0u64..60,
+                ),
+                1..200,
+            ),
         ) {
             let window = window(limit, Nanos(period));
             let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
@@ -279,14 +292,29 @@ mod tests {
                 let fits = *count + cost <= limit || cost == 0;
                 prop_assert_eq!(matches!(verdict, Verdict::Admitted { .. }), fits);
                 match verdict {
-                    Verdict::Refused { wait: Some(wait), remaining, .. } => {
+                    Verdict::Refused {
+                        wait: Some(wait),
+                        remaining,
+                        ..
+                    } => {
                         prop_assert_eq!(take.after, state, "a refusal writes nothing");
                         prop_assert_eq!(remaining, limit - *count);
-                        let at = |t: u64| matches!(window.take(state, Nanos(t), cost).0, Verdict::Admitted { .. });
-                        prop_assert!(at(now + wait.0) && !at(now + wait.0 - 1), "the wait is exact");
+                        let at = |t: u64| {
+                            matches!(
+                                window.take(state, Nanos(t), cost).0,
+                                Verdict::Admitted { .. }
+                            )
+                        };
+                        prop_assert!(
+                            at(now + wait.0) && !at(now + wait.0 - 1),
+                            "the wait is exact"
+                        );
                     }
                     Verdict::Refused { wait: None, .. } => prop_assert!(cost > limit),
-                    Verdict::Admitted { remaining, .. } => { *count += cost; prop_assert_eq!(remaining, limit - *count); }
+                    Verdict::Admitted { remaining, .. } => {
+                        *count += cost;
+                        prop_assert_eq!(remaining, limit - *count);
+                    }
                     Verdict::Delayed { .. } => prop_assert!(false),
                 }
                 state = take.after;

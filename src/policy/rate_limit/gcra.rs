@@ -7,19 +7,19 @@
 //!
 //! Times are kept in 1/64 ns, and a token's time is rounded up: the bucket never admits more than
 //! its rate, and less by 3 parts in 10^11 at 3 per second, by 1.6 % at worst at 10^9 per second. A
-//! u64 of such units lasts nine years of uptime; after that the clock stands still at its end and
-//! the bucket refuses.
+//! u64 of such units lasts nine years of uptime; after that the arrival time saturates and the
+//! bucket refuses.
 
 use crate::base::time::Nanos;
-use crate::config::Quota;
+use crate::policy::rate_limit::config::Quota;
 
 use super::take::Verdict;
 
 /// Units per nanosecond.
 pub const SCALE: u64 = 64;
 
-/// How far an arrival time may lie beyond that of an empty bucket before it is taken for an error:
-/// a minute. No reading of the clock is as old when it is used, so that no worker ever gives back
+/// How far an arrival time may lie beyond that of an empty bucket before it counts as an error: a
+/// minute. No reading of the clock is that old when it is used, so that no worker ever gives back
 /// what another has taken.
 pub(super) const FARTHEST_DEBT: u64 = 60 * 1_000_000_000 * SCALE;
 
@@ -41,7 +41,8 @@ pub struct Gcra {
 }
 
 impl Gcra {
-    /// Compiles a quota. Its limit must not be 0 (the configuration sees to it; 0 is taken as 1).
+    /// Compiles a quota. Its limit must not be 0 (the configuration rejects 0; here it counts as
+    /// 1).
     #[must_use]
     pub fn new(quota: &Quota) -> Self {
         let per_token = u128::from(quota.period.0)
@@ -67,12 +68,11 @@ impl Gcra {
         self.token
     }
 
-    /// Takes `cost` tokens at `now`. Nothing is spent if the verdict is a refusal, or if `cost` is
-    /// 0.
+    /// Takes `cost` tokens at `now`. A refusal spends nothing, nor does a `cost` of 0.
     ///
-    /// Debt that lies a minute beyond an empty bucket is forgotten even then. (Bug avoided: a quota
-    /// of 1 per hour, emptied and by a reload turned into 10 per second, would promise a wait of
-    /// 100 ms again and again for hours.)
+    /// Debt that lies a minute beyond an empty bucket is forgotten even after a refusal. (Bug
+    /// avoided: a quota of 1 per hour, emptied and by a reload turned into 10 per second, would
+    /// promise a wait of 100 ms again and again for hours.)
     #[must_use]
     pub fn take(&self, arrival: Arrival, now: Nanos, cost: u64) -> (Verdict, GcraTake) {
         let now = now.0.saturating_mul(SCALE);
@@ -110,7 +110,7 @@ impl Gcra {
         }
         let spent = self.token.saturating_mul(cost);
         let new = arrival_now.saturating_add(spent);
-        // A look passes even where a reload has left more debt than the bucket can hold.
+        // A cost of 0 passes even if a reload has left more debt than the bucket can hold.
         if cost > 0 && (new > full_ahead || new == u64::MAX) {
             return refused(Some(nanos_ceil(new.saturating_sub(full_ahead))));
         }
@@ -140,7 +140,8 @@ impl Gcra {
 impl Gcra {
     /// Takes `cost` tokens and `extra` ones beyond, or `cost` alone if that would leave less than
     /// 15/16 of the burst: the verdict on `cost`, what was taken, and how many extra ones it holds.
-    /// They are the interval of arrival times that ends at [`GcraTake::after`]; see [`super::lease`].
+    /// The extra tokens are the interval of arrival times that ends at [`GcraTake::after`]; see
+    /// [`super::lease`].
     #[must_use]
     pub fn take_with(
         &self,
@@ -167,7 +168,7 @@ impl Gcra {
         (verdict, take, 0)
     }
 
-    /// Takes `cost` tokens from the leased interval, if so many of it still lie ahead of now: the
+    /// Takes `cost` tokens from the leased interval, if that many still lie ahead of now: the
     /// verdict, and where the rest begins.
     #[must_use]
     pub fn take_leased(
@@ -184,8 +185,8 @@ impl Gcra {
         if rest > to {
             return None;
         }
-        // What others have drawn since is not known here: an estimate, and never less than this
-        // worker can still admit.
+        // An estimate, since this worker does not know what others have drawn; never less than it
+        // can still admit itself.
         let remaining = now
             .saturating_add(self.capacity)
             .saturating_sub(rest)
@@ -243,9 +244,9 @@ impl GcraTake {
     /// The arrival time after a refund, when the bucket now stands at `current` and `elapsed` has
     /// passed since the take.
     ///
-    /// Nobody drew in between: exactly what it was before. Otherwise the tokens are given back less
-    /// `elapsed`: had they not been taken, the bucket could have run full in that time, and a full
-    /// bucket does not fill further.
+    /// Without a take in between it is exactly what it was before. Otherwise the tokens are given
+    /// back less `elapsed`: had they not been taken, the bucket could have run full in that time,
+    /// and a full bucket does not fill further.
     #[must_use]
     pub fn refunded(&self, current: Arrival, elapsed: Nanos) -> Arrival {
         if current == self.after {
@@ -262,192 +263,4 @@ pub const fn nanos_ceil(units: u64) -> Nanos {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn quota(limit: u64, period: Nanos, burst: u64) -> Quota {
-        Quota {
-            limit,
-            period,
-            burst,
-        }
-    }
-
-    const SECOND: Nanos = Nanos::from_secs(1);
-
-    #[test]
-    fn five_per_second_means_five() {
-        let bucket = Gcra::new(&quota(5, SECOND, 5));
-        let mut arrival = 0;
-        let mut admitted = |t: Nanos| {
-            let (verdict, take) = bucket.take(arrival, t, 1);
-            arrival = take.after;
-            matches!(verdict, Verdict::Admitted { .. })
-        };
-        assert!((0..5).all(|_| admitted(SECOND)));
-        assert!(!admitted(SECOND));
-        assert!(!admitted(Nanos(1_199_999_999)));
-        assert!(admitted(Nanos(1_200_000_000)));
-        assert!(!admitted(Nanos(1_200_000_001)));
-    }
-
-    #[test]
-    fn a_cost_above_the_burst_is_refused_for_good_and_costs_nothing() {
-        let bucket = Gcra::new(&quota(5, SECOND, 5));
-        let (verdict, take) = bucket.take(0, SECOND, 6);
-        assert_eq!(
-            verdict,
-            Verdict::Refused {
-                remaining: 5,
-                reset: Nanos::ZERO,
-                wait: None
-            }
-        );
-        assert_eq!((take.after, take.spent), (0, 0));
-    }
-
-    #[test]
-    fn cost_zero_only_looks() {
-        let bucket = Gcra::new(&quota(1, SECOND, 1));
-        let arrival = bucket.take(0, SECOND, 1).1.after;
-        let (verdict, take) = bucket.take(arrival, SECOND, 0);
-        assert_eq!(
-            (verdict, take.after),
-            (
-                Verdict::Admitted {
-                    remaining: 0,
-                    reset: SECOND
-                },
-                arrival
-            )
-        );
-    }
-
-    #[test]
-    fn a_clock_that_steps_back_empties_the_bucket_at_worst() {
-        let bucket = Gcra::new(&quota(1, SECOND, 1));
-        let arrival = bucket.take(0, Nanos::from_secs(1_000_000), 1).1.after;
-        let (verdict, _) = bucket.take(arrival, SECOND, 1);
-        assert_eq!(
-            verdict,
-            Verdict::Refused {
-                remaining: 0,
-                reset: SECOND,
-                wait: Some(SECOND)
-            }
-        );
-    }
-
-    #[test]
-    fn a_refund_never_gives_more_than_was_taken() {
-        let bucket = Gcra::new(&quota(1, SECOND, 5));
-        // The bucket had been full since time 0; meanwhile another call draws one token too.
-        let (_, first) = bucket.take(0, Nanos::from_secs(1_000), 1);
-        let (_, second) = bucket.take(first.after, Nanos::from_secs(1_000), 1);
-        let (_, alone) = bucket.take(0, Nanos::from_secs(1_000), 1);
-        assert_eq!(first.refunded(second.after, Nanos::ZERO), alone.after);
-        assert_eq!(
-            first.refunded(first.after, SECOND),
-            0,
-            "nobody drew in between"
-        );
-    }
-
-    /// Tokens as exact fractions: the textbook bucket.
-    struct Naive {
-        limit: u128,
-        period: u128,
-        burst: u128,
-        /// Tokens times `period`.
-        level: u128,
-        at: u64,
-    }
-
-    impl Naive {
-        fn take(&mut self, now: u64, cost: u64) -> bool {
-            self.level =
-                (self.level + u128::from(now - self.at) * self.limit).min(self.burst * self.period);
-            self.at = now;
-            let cost = u128::from(cost) * self.period;
-            if cost > self.level {
-                return false;
-            }
-            self.level -= cost;
-            true
-        }
-    }
-
-    fn quotas() -> impl Strategy<Value = Quota> {
-        (
-            1u64..2_000,
-            prop_oneof![
-                1_000_000u64..5_000_000_000,
-                Just(1_000_000_000),
-                Just(86_400_000_000_000)
-            ],
-            1u64..50,
-        )
-            .prop_map(|(limit, period, burst)| quota(limit, Nanos(period), burst))
-    }
-
-    proptest! {
-        #[test]
-        fn it_never_admits_what_the_naive_bucket_refuses(
-            quota in quotas(),
-            steps in proptest::collection::vec((prop_oneof![Just(0u64), 1u64..10, 1u64..2_000_000_000, Just(30 * 86_400_000_000_000)], 0u64..60), 1..200)
-        ) {
-            let bucket = Gcra::new(&quota);
-            let mut naive = Naive {
-                limit: quota.limit.into(), period: quota.period.0.into(), burst: quota.burst.into(),
-                level: u128::from(quota.burst) * u128::from(quota.period.0), at: 0,
-            };
-            let (mut now, mut arrival) = (0u64, 0);
-            for (pause, cost) in steps {
-                now += pause;
-                let (verdict, take) = bucket.take(arrival, Nanos(now), cost);
-                match verdict {
-                    Verdict::Admitted { .. } => prop_assert!(naive.take(now, cost), "the naive bucket refuses"),
-                    Verdict::Delayed { .. } => prop_assert!(false),
-                    Verdict::Refused { wait, .. } => {
-                        prop_assert_eq!(take.after, arrival, "a refusal writes nothing");
-                        // A token's time is rounded up by less than 1/64 ns, and at most 2,000
-                        // tokens were taken since the bucket was full.
-                        let mut probe = Naive { ..naive };
-                        if probe.take(now, cost) { prop_assert!(wait.is_some_and(|wait| wait.0 <= 1 + 12_000 / 64), "{:?}", wait); }
-                    }
-                }
-                arrival = take.after;
-            }
-        }
-
-        #[test]
-        fn the_promised_wait_is_exact(quota in quotas(), takes in 1usize..60, cost in 1u64..50, now in 0u64..u64::MAX / 256) {
-            let bucket = Gcra::new(&quota);
-            let mut arrival = 0;
-            for _ in 0..takes { arrival = bucket.take(arrival, Nanos(now), 1).1.after; }
-            if let (Verdict::Refused { wait: Some(wait), .. }, _) = bucket.take(arrival, Nanos(now), cost) {
-                let at = |t: u64| matches!(bucket.take(arrival, Nanos(t), cost).0, Verdict::Admitted { .. });
-                prop_assert!(at(now + wait.0));
-                prop_assert!(!at(now + wait.0 - 1));
-            }
-        }
-
-        #[test]
-        fn the_promised_wait_is_exact_whatever_the_record_says(quota in quotas(), arrival: u64, now in 0u64..u64::MAX / 256) {
-            let bucket = Gcra::new(&quota);
-            if let (Verdict::Refused { wait: Some(wait), .. }, take) = bucket.take(arrival, Nanos(now), 1) {
-                let at = |t: u64| matches!(bucket.take(take.after, Nanos(t), 1).0, Verdict::Admitted { .. });
-                prop_assert!(at(now + wait.0));
-                prop_assert!(!at(now + wait.0 - 1));
-            }
-        }
-
-        #[test]
-        fn no_input_panics(limit: u64, period: u64, burst: u64, arrival: u64, now: u64, cost: u64, other: u64) {
-            let bucket = Gcra::new(&quota(limit, Nanos(period), burst));
-            let (_, take) = bucket.take(arrival, Nanos(now), cost);
-            let _ = take.refunded(other, Nanos(cost));
-        }
-    }
-}
+mod tests;

@@ -9,16 +9,16 @@
 //! State: the moment at which the next request may go, in 1/64 ns as in [`super::gcra`]; each
 //! request takes this moment for itself and moves it by the time of its cost. So no two requests
 //! over all workers are given moments closer than the pace. A request that costs several tokens
-//! goes at its moment, and the next one so much later; one that costs more than `burst` is refused
-//! for good.
+//! goes at its moment, and delays the next one by its whole cost; a request that costs more than
+//! `burst` is never admitted.
 //!
-//! A moment is given back only if nobody has queued behind it. Otherwise it stays unused: moving
-//! the queue's end back would put the next request beside the last one that waits.
+//! A moment is given back only if no request has queued behind it. Otherwise it stays unused:
+//! moving the queue's end back would put the next request beside the last one that waits.
 //!
-//! A moment that lies a minute beyond any that this queue can have given out is taken for an error,
-//! as in [`super::gcra`]: the queue is full then, and the next request may come after a token's
-//! time. (Bug avoided: a broken record, or a pace of 1 per hour turned into 10 per second by a
-//! reload, would refuse everything for hours, or for years.)
+//! A moment that lies a minute beyond any that this queue can have given out counts as an error, as
+//! in [`super::gcra`]: the queue is full then, and the next request may come after a token's time.
+//! (Bug avoided: a broken record, or a pace of 1 per hour turned into 10 per second by a reload,
+//! would refuse everything for hours, or for years.)
 //!
 //! A token's time is rounded up to 1/64 ns. `max_wait` is measured in tokens of exact time, so that
 //! 1 s at 3 per second is three tokens.
@@ -26,7 +26,7 @@
 use super::gcra::{FARTHEST_DEBT, Gcra, SCALE, nanos_ceil};
 use super::take::{BucketState, Take, Verdict};
 use crate::base::time::Nanos;
-use crate::config::Quota;
+use crate::policy::rate_limit::config::Quota;
 
 /// A leaky bucket's parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub struct LeakyBucket {
     token: u64,
     /// The furthest ahead that a request's moment may lie.
     furthest: u64,
-    /// The time of the greatest cost: so much further ahead may the moment after that lie.
+    /// The time of the greatest cost: how much further ahead the moment after that may lie.
     greatest: u64,
 }
 
@@ -137,7 +137,7 @@ impl LeakyBucket {
         (verdict, take)
     }
 
-    /// How many requests of one token would still be let in: one at the next moment, and those
+    /// How many requests of one token would still be admitted: one at the next moment, and those
     /// behind it.
     fn remaining(&self, ahead: u64) -> u64 {
         let behind = self
@@ -149,7 +149,7 @@ impl LeakyBucket {
             .min(self.quota.burst.max(1))
     }
 
-    /// Gives the moment back if nobody has queued behind it.
+    /// Gives the moment back if no request has queued behind it.
     #[must_use]
     pub fn refunded(take: Take, current: BucketState) -> BucketState {
         if current == take.after {
@@ -179,7 +179,7 @@ mod tests {
     }
 
     /// The wait of a request, in whole ms; `None`: refused.
-    fn ask(bucket: &LeakyBucket, state: &mut BucketState, now: Nanos) -> Option<u64> {
+    fn wait_of(bucket: &LeakyBucket, state: &mut BucketState, now: Nanos) -> Option<u64> {
         let (verdict, take) = bucket.take(*state, now, 1);
         *state = take.after;
         match verdict {
@@ -194,19 +194,19 @@ mod tests {
         let bucket = bucket(2, SECOND, 3, Nanos::from_secs(60));
         let mut state = BucketState::default();
         let now = Nanos::from_secs(9);
-        let waits: Vec<_> = (0..5).map(|_| ask(&bucket, &mut state, now)).collect();
+        let waits: Vec<_> = (0..5).map(|_| wait_of(&bucket, &mut state, now)).collect();
         assert_eq!(
             waits,
             [Some(0), Some(500), Some(1_000), Some(1_500), None],
             "three may wait"
         );
-        assert_eq!(ask(&bucket, &mut state, Nanos(9_499_999_999)), None);
+        assert_eq!(wait_of(&bucket, &mut state, Nanos(9_499_999_999)), None);
         assert_eq!(
-            ask(&bucket, &mut state, Nanos(9_500_000_000)),
+            wait_of(&bucket, &mut state, Nanos(9_500_000_000)),
             Some(1_500),
             "one has gone, one may queue"
         );
-        assert_eq!(ask(&bucket, &mut state, Nanos::from_secs(60)), Some(0));
+        assert_eq!(wait_of(&bucket, &mut state, Nanos::from_secs(60)), Some(0));
     }
 
     #[test]
@@ -217,7 +217,7 @@ mod tests {
                 bucket(limit, SECOND, limit * 9, SECOND),
             );
             let passed = (0..limit * 3)
-                .filter(|_| ask(&bucket, &mut state, SECOND).is_some())
+                .filter(|_| wait_of(&bucket, &mut state, SECOND).is_some())
                 .count() as u64;
             assert_eq!(passed, limit + 1, "one at once, and those of a second");
         }
@@ -227,9 +227,9 @@ mod tests {
     fn the_smallest_wait_is_none_at_all() {
         let bucket = bucket(1, SECOND, 9, Nanos::ZERO);
         let mut state = BucketState::default();
-        assert_eq!(ask(&bucket, &mut state, SECOND), Some(0));
-        assert_eq!(ask(&bucket, &mut state, Nanos(1_999_999_999)), None);
-        assert_eq!(ask(&bucket, &mut state, Nanos::from_secs(2)), Some(0));
+        assert_eq!(wait_of(&bucket, &mut state, SECOND), Some(0));
+        assert_eq!(wait_of(&bucket, &mut state, Nanos(1_999_999_999)), None);
+        assert_eq!(wait_of(&bucket, &mut state, Nanos::from_secs(2)), Some(0));
     }
 
     #[test]
@@ -285,7 +285,10 @@ mod tests {
     fn a_clock_that_steps_back_fills_the_queue_at_worst() {
         let bucket = bucket(1, SECOND, 3, Nanos::from_secs(9));
         let mut state = BucketState::default();
-        assert_eq!(ask(&bucket, &mut state, Nanos::from_secs(3_600)), Some(0));
+        assert_eq!(
+            wait_of(&bucket, &mut state, Nanos::from_secs(3_600)),
+            Some(0)
+        );
         let (verdict, take) = bucket.take(state, SECOND, 1);
         assert_eq!(
             verdict,
@@ -296,9 +299,9 @@ mod tests {
             }
         );
         state = take.after;
-        assert_eq!(ask(&bucket, &mut state, Nanos(1_999_999_999)), None);
+        assert_eq!(wait_of(&bucket, &mut state, Nanos(1_999_999_999)), None);
         assert_eq!(
-            ask(&bucket, &mut state, Nanos::from_secs(2)),
+            wait_of(&bucket, &mut state, Nanos::from_secs(2)),
             Some(3_000),
             "what it was is forgotten for good"
         );
@@ -317,23 +320,42 @@ mod tests {
             }
         ));
         let (verdict, third) = bucket.take(second.after, SECOND, 1);
-        assert!(
-            matches!(verdict, Verdict::Refused { wait: Some(wait), .. } if wait == Nanos::from_secs(5 * 3_600))
-        );
+        let five_hours = Some(Nanos::from_secs(5 * 3_600));
+        assert!(matches!(verdict, Verdict::Refused { wait, .. } if wait == five_hours));
         assert_eq!(third.after, second.after);
     }
 
     proptest! {
         #[test]
         fn the_promised_wait_is_exact_and_short_whatever_the_record_says(
-            limit in 1u64..2_000, period in prop_oneof![1_000_000u64..5_000_000_000, Just(86_400_000_000_000)],
-            burst in 1u64..50, max_wait in 0u64..10_000_000_000, until: u64, near in 0u64..300_000_000_000, now in 0u64..u64::MAX / 256
+            limit in 1u64..2_000,
+            period in prop_oneof![1_000_000u64..5_000_000_000, Just(86_400_000_000_000)],
+            burst in 1u64..50,
+            max_wait in 0u64..10_000_000_000,
+            until: u64,
+            near in 0u64..300_000_000_000,
+            now in 0u64..u64::MAX / 256,
         ) {
             let bucket = bucket(limit, Nanos(period), burst, Nanos(max_wait));
             for until in [until, (now + near) * SCALE] {
-                if let (Verdict::Refused { wait: Some(wait), .. }, take) = bucket.take(BucketState { until, rest: 0 }, Nanos(now), 1) {
-                    prop_assert!(wait <= nanos_ceil(bucket.greatest + FARTHEST_DEBT), "{:?}", wait);
-                    let at = |t: u64| !matches!(bucket.take(take.after, Nanos(t), 1).0, Verdict::Refused { .. });
+                if let (
+                    Verdict::Refused {
+                        wait: Some(wait), ..
+                    },
+                    take,
+                ) = bucket.take(BucketState { until, rest: 0 }, Nanos(now), 1)
+                {
+                    prop_assert!(
+                        wait <= nanos_ceil(bucket.greatest + FARTHEST_DEBT),
+                        "{:?}",
+                        wait
+                    );
+                    let at = |t: u64| {
+                        !matches!(
+                            bucket.take(take.after, Nanos(t), 1).0,
+                            Verdict::Refused { .. }
+                        )
+                    };
                     prop_assert!(at(now + wait.0) && !at(now + wait.0 - 1));
                 }
             }
@@ -341,13 +363,31 @@ mod tests {
 
         #[test]
         fn it_is_the_naive_queue(
-            limit in 1u64..2_000, period in prop_oneof![1_000_000u64..5_000_000_000, Just(1_000_000_000), Just(86_400_000_000_000)],
-            burst in 1u64..40, max_wait in prop_oneof![Just(0u64), 0u64..10_000_000_000],
-            steps in proptest::collection::vec((prop_oneof![Just(0u64), 1u64..10, 1u64..2_000_000_000, Just(30 * 86_400_000_000_000)], 0u64..5), 1..200)
+            limit in 1u64..2_000,
+            period in prop_oneof![
+                1_000_000u64..5_000_000_000,
+                Just(1_000_000_000),
+                Just(86_400_000_000_000)
+            ],
+            burst in 1u64..40,
+            max_wait in prop_oneof![Just(0u64), 0u64..10_000_000_000],
+            steps in proptest::collection::vec(
+                (
+                    prop_oneof![
+                        Just(0u64),
+                        1u64..10,
+                        1u64..2_000_000_000,
+                        Just(30 * 86_400_000_000_000)
+                    ],
+                    0u64..5,
+                ),
+                1..200,
+            ),
         ) {
             let bucket = bucket(limit, Nanos(period), burst, Nanos(max_wait));
             // Moments given out, as tokens of exact time: numerators over `limit`.
-            let (mut moments, mut next, mut state): (Vec<u128>, u128, _) = (Vec::new(), 0, BucketState::default());
+            let (mut moments, mut next, mut state): (Vec<u128>, u128, _) =
+                (Vec::new(), 0, BucketState::default());
             let mut now = 0u64;
             let l = u128::from(limit);
             for (pause, cost) in steps {
@@ -363,20 +403,51 @@ mod tests {
                         match wait {
                             None => prop_assert!(cost > burst),
                             Some(wait) => {
-                                let at = |t: u64| !matches!(bucket.take(state, Nanos(t), cost).0, Verdict::Refused { .. });
-                                prop_assert!(at(now + wait.0) && !at(now + wait.0 - 1), "the wait is exact");
+                                let at = |t: u64| {
+                                    !matches!(
+                                        bucket.take(state, Nanos(t), cost).0,
+                                        Verdict::Refused { .. }
+                                    )
+                                };
+                                prop_assert!(
+                                    at(now + wait.0) && !at(now + wait.0 - 1),
+                                    "the wait is exact"
+                                );
                                 let ahead = moment - u128::from(now) * l;
-                                prop_assert!(ahead + slack > (u128::from(max_wait) * l).min(u128::from(burst * period)), "refused without need");
+                                prop_assert!(
+                                    ahead + slack
+                                        > (u128::from(max_wait) * l)
+                                            .min(u128::from(burst * period)),
+                                    "refused without need"
+                                );
                             }
                         }
                     }
-                    Verdict::Admitted { .. } | Verdict::Delayed { .. } if cost == 0 => prop_assert_eq!(take.spent, 0),
+                    Verdict::Admitted { .. } | Verdict::Delayed { .. } if cost == 0 => {
+                        prop_assert_eq!(take.spent, 0)
+                    }
                     Verdict::Admitted { .. } | Verdict::Delayed { .. } => {
-                        let delay = if let Verdict::Delayed { delay, .. } = verdict { delay.0 } else { 0 };
+                        let delay = if let Verdict::Delayed { delay, .. } = verdict {
+                            delay.0
+                        } else {
+                            0
+                        };
                         let given = (u128::from(now) + u128::from(delay)) * l;
-                        prop_assert!(given >= moment && given < moment + slack, "{} {}", given, moment);
-                        prop_assert!(u128::from(delay) * l <= (u128::from(max_wait) * l).min(u128::from(burst * period)) + slack);
-                        let waiting = moments.iter().filter(|m| **m > u128::from(now) * l + slack).count() as u64;
+                        prop_assert!(
+                            given >= moment && given < moment + slack,
+                            "{} {}",
+                            given,
+                            moment
+                        );
+                        prop_assert!(
+                            u128::from(delay) * l
+                                <= (u128::from(max_wait) * l).min(u128::from(burst * period))
+                                    + slack
+                        );
+                        let waiting = moments
+                            .iter()
+                            .filter(|m| **m > u128::from(now) * l + slack)
+                            .count() as u64;
                         prop_assert!(waiting <= burst, "{} wait", waiting);
                         moments.push(moment);
                         next = moment + u128::from(cost * period);
@@ -387,10 +458,24 @@ mod tests {
         }
 
         #[test]
-        fn no_input_panics(limit: u64, period: u64, burst: u64, max_wait: u64, until: u64, now: u64, cost: u64) {
+        fn no_input_panics(
+            limit: u64,
+            period: u64,
+            burst: u64,
+            max_wait: u64,
+            until: u64,
+            now: u64,
+            cost: u64,
+        ) {
             let bucket = bucket(limit, Nanos(period), burst, Nanos(max_wait));
             let (_, take) = bucket.take(BucketState { until, rest: 0 }, Nanos(now), cost);
-            let _ = LeakyBucket::refunded(take, BucketState { until: cost, rest: 0 });
+            let _ = LeakyBucket::refunded(
+                take,
+                BucketState {
+                    until: cost,
+                    rest: 0,
+                },
+            );
         }
     }
 }

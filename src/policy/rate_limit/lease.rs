@@ -1,29 +1,29 @@
-//! Leases: what makes high rates cheap without making them inexact.
+//! Leases make high rates cheap and keep them exact.
 //!
-//! A compare-and-swap for each request costs more than all the rest of a rate limit. So a worker
-//! that draws from a bucket again and again takes some tokens more than it needs, and serves the
-//! next requests of that key from these, in its own memory.
+//! A compare-and-swap per request costs more than all the rest of a rate limit. So a worker that
+//! draws from a bucket again and again takes some more tokens than it needs, keeps them in its own
+//! memory, and serves that key's next requests from them.
 //!
 //! **Why the bound holds at every instant.** On the axis of arrival times (see [`super::gcra`])
 //! each token is an interval: a take moves the arrival time from a to b, and owns what lies
-//! between. A bucket lets nobody own more than `burst` ahead of now. A leased interval counts as
+//! between. A bucket never gives out more than `burst` ahead of now. A leased interval counts as
 //! long as it lies ahead of now; what time has passed over is gone, just as a full bucket does not
 //! fill further. So at every instant the tokens still in the bucket and those in all leases
 //! together are at most `burst`.
 //!
 //! **Where the line runs.** Leases come from the top sixteenth of a bucket only: all of them
-//! together hold at most 1/16 of the burst, and where the limit is what decides, below that, every
-//! request is a compare-and-swap of its own, exact over all workers. Limits below 2,000 per second
-//! are never leased at all. A lease is meant for the next 64 requests at the pace of the last two,
-//! and at most 20 ms long: what is not used lapses after that, as the tokens of a bucket that is
-//! full would.
+//! together hold at most 1/16 of the burst, and below that, where the limit decides, every request
+//! is a compare-and-swap of its own, exact over all workers. Limits below 2,000 per second are
+//! never leased at all. A lease is meant for the next 64 requests at the pace of the last two, and
+//! at most 20 ms long: after that, unused tokens lapse, like those of a bucket that is full.
 //!
-//! **Refusals are remembered too**: a key that was refused until a certain time is refused until
-//! then without asking, since nobody can add tokens to a bucket. (Only a refund can, where a route
-//! has several limits: there it is not done.) A flood costs least of all requests.
+//! **Refusals are remembered too**: until the promised time the worker refuses the key without
+//! reading the bucket, since no tokens can come into it sooner. (Only a refund could, on a route
+//! with several limits: there refusals are not remembered.) So a flood is cheaper than any other
+//! traffic.
 //!
-//! The memory is a table of [`SLOTS`] keys a limit and worker, by hash; a key that meets another in
-//! its slot takes it over.
+//! The memory is a table of [`SLOTS`] keys per limit and worker, by hash; a key takes over a slot
+//! that another one has.
 
 use super::gcra::Gcra;
 use super::take::Verdict;
@@ -40,10 +40,10 @@ const LONGEST: Nanos = Nanos::from_millis(20);
 /// The shortest that is worth taking: workers under load come back within microseconds.
 const SHORTEST: Nanos = Nanos(100_000);
 
-/// A lease is meant to serve so many requests.
+/// How many requests a lease is meant to serve.
 const SERVES: u64 = 64;
 
-/// What a worker remembers of keys.
+/// A worker's memory of keys.
 #[derive(Debug)]
 pub struct Leases {
     slots: Vec<Cell<Slot>>,
@@ -58,7 +58,7 @@ struct Slot {
     /// The leased interval of arrival times that is not used yet.
     from: u64,
     to: u64,
-    /// When the bucket was last asked, or the lease last drawn on.
+    /// When the bucket was last read, or the lease last drawn on.
     at: Nanos,
     /// Requests that cost `refused_cost` are refused until then.
     refused_until: Nanos,
@@ -74,7 +74,7 @@ struct Slot {
 pub struct Undo(u64);
 
 impl Leases {
-    /// Memory for a limit with so many keys.
+    /// Memory for a limit with up to `max_keys` keys.
     #[must_use]
     pub fn new(max_keys: u32, remember_refusals: bool) -> Self {
         let slots = usize::try_from(max_keys)
@@ -87,7 +87,7 @@ impl Leases {
         }
     }
 
-    /// The answer for this key if it is known without asking.
+    /// The verdict on this key, if the worker has it in memory.
     pub fn known(
         &self,
         hash: u64,
@@ -97,11 +97,11 @@ impl Leases {
     ) -> Option<(Verdict, Undo)> {
         let cell = self.cell(hash)?;
         let mut slot = cell.get();
-        // Of a later time: the clock has stepped back.
+        // Remembered at a later time: the clock has stepped back.
         if slot.hash != hash || cost == 0 || now < slot.at {
             return None;
         }
-        // Of another cost the wait would be another.
+        // With another cost the wait would differ.
         if now < slot.refused_until && cost == slot.refused_cost {
             let wait = Some(slot.refused_until.since(now));
             return Some((
@@ -121,7 +121,7 @@ impl Leases {
         Some((verdict, undo))
     }
 
-    /// Whether the key's lease has as much.
+    /// Whether the key's lease holds the cost.
     pub fn holds(&self, hash: u64, bucket: &Gcra, now: Nanos, cost: u64) -> bool {
         let slot = self
             .cell(hash)
@@ -130,7 +130,7 @@ impl Leases {
         slot.is_some_and(|slot| bucket.take_leased(slot.from, slot.to, now, cost).is_some())
     }
 
-    /// How many tokens to ask for beyond the cost.
+    /// How many tokens to take beyond the cost.
     pub fn wanted(&self, hash: u64, bucket: &Gcra, now: Nanos) -> u64 {
         let Some(slot) = self.cell(hash).map(Cell::get) else {
             return 0;
@@ -142,8 +142,8 @@ impl Leases {
         bucket.leasable(pause.times(SERVES).clamp(SHORTEST, LONGEST))
     }
 
-    /// Remembers a take of `cost` tokens and `extra` ones beyond that ended at `to`. With extra
-    /// ones the take is undone here, and not in the bucket.
+    /// Remembers a take of `cost` tokens and `extra` ones beyond that ended at `to`. A take with
+    /// extra tokens is undone here, not in the bucket.
     pub fn grant(
         &self,
         hash: u64,
@@ -201,7 +201,7 @@ impl Leases {
     }
 
     fn cell(&self, hash: u64) -> Option<&Cell<Slot>> {
-        // Other bits than those that choose the set, lest all keys of a set meet here.
+        // Not the bits that choose the set: otherwise all keys of a set would share a slot here.
         let at =
             usize::try_from(hash & 0xffff_ffff).unwrap_or(0) & self.slots.len().saturating_sub(1);
         self.slots.get(at)
@@ -211,7 +211,7 @@ impl Leases {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Quota;
+    use crate::policy::rate_limit::config::Quota;
 
     const START: Nanos = Nanos::from_secs(1_000);
 
@@ -224,12 +224,12 @@ mod tests {
     }
 
     /// One worker over a bucket of its own: the number admitted, and how often the bucket was
-    /// asked.
+    /// reads.
     struct Worker {
         bucket: Gcra,
         leases: Leases,
         arrival: u64,
-        asked: u64,
+        reads: u64,
     }
 
     impl Worker {
@@ -238,7 +238,7 @@ mod tests {
                 bucket,
                 leases: Leases::new(1, true),
                 arrival: 0,
-                asked: 0,
+                reads: 0,
             }
         }
 
@@ -246,7 +246,7 @@ mod tests {
             let verdict = match self.leases.known(7, Some(&self.bucket), now, 1) {
                 Some((verdict, _)) => verdict,
                 None => {
-                    self.asked += 1;
+                    self.reads += 1;
                     let wanted = self.leases.wanted(7, &self.bucket, now);
                     let (verdict, take, extra) =
                         self.bucket.take_with(self.arrival, now, 1, wanted);
@@ -287,7 +287,7 @@ mod tests {
             .filter(|i| worker.admits(START.plus(Nanos(i * 10_000))))
             .count();
         assert_eq!(admitted, 50_000);
-        assert!(worker.asked < 50_000 / 12, "asked {} times", worker.asked);
+        assert!(worker.reads < 50_000 / 12, "{} reads", worker.reads);
     }
 
     #[test]
@@ -297,7 +297,7 @@ mod tests {
         let later = START.plus(Nanos::from_millis(100));
         assert_eq!((0..40_000).filter(|_| worker.admits(later)).count(), 2_000);
         // The last 15 sixteenths were taken one by one.
-        assert!(worker.asked > 18_000, "asked {} times", worker.asked);
+        assert!(worker.reads > 18_000, "{} reads", worker.reads);
     }
 
     #[test]
@@ -318,16 +318,16 @@ mod tests {
         for n in 0..50 {
             assert!(worker.admits(START.plus(Nanos::from_millis(n * 21))));
         }
-        assert_eq!(worker.asked, 50);
+        assert_eq!(worker.reads, 50);
     }
 
     #[test]
     fn a_refused_key_is_refused_without_asking_until_its_time() {
         let mut worker = Worker::new(bucket(5, 5));
         let admitted = (0..1_000).filter(|_| worker.admits(START)).count();
-        assert_eq!((admitted, worker.asked), (5, 6));
+        assert_eq!((admitted, worker.reads), (5, 6));
         assert!(!worker.admits(START.plus(Nanos(199_999_999))));
-        assert_eq!(worker.asked, 6);
+        assert_eq!(worker.reads, 6);
         assert!(worker.admits(START.plus(Nanos(200_000_000))));
     }
 

@@ -1,13 +1,14 @@
-//! Headers that tell a client of its quota: `RateLimit-Policy` and `RateLimit`
+//! Headers with the state of a client's quota: `RateLimit-Policy` and `RateLimit`
 //! (draft-ietf-httpapi-ratelimit-headers-10), and the older `X-RateLimit-*`.
 //!
-//! The partition key `pk` says whose quota it is, where a limit has a key: a byte sequence (RFC
-//! 9651, 3.3.5) of 8 bytes. It is a hash under a secret of the proxy: the same for the same client,
-//! and no way back to an address or a token. It changes when the proxy restarts.
+//! The partition key `pk` identifies the quota, if the limit has a key: a byte sequence (RFC 9651,
+//! 3.3.5) of 8 bytes. It is a hash under a secret of the proxy: equal for the same client, and not
+//! to be traced back to an address or a token. It changes when the proxy restarts.
 
 use super::KeyQuota;
+use crate::base::sort;
 use crate::base::text::{number, push_number};
-use crate::config::QuotaHeaders;
+use crate::policy::rate_limit::config::QuotaHeaders;
 use std::cmp::Reverse;
 
 /// The headers for these limits. `RateLimit` lists the tightest first: the one with the least share
@@ -18,29 +19,30 @@ pub fn all<'a>(
 ) -> Vec<(&'static str, Vec<u8>)> {
     let mut limits: Vec<_> = limits
         .filter(|(_, headers, _)| *headers != QuotaHeaders::None)
+        .enumerate()
         .collect();
     if limits.is_empty() {
         return Vec::new();
     }
     if limits.len() > 1 {
-        limits.sort_by_key(|(_, _, q)| {
+        sort::by_key(&mut limits, |(place, (_, _, q))| {
             let left = u128::from(q.remaining)
                 .saturating_mul(1 << 32)
                 .checked_div(q.burst.into())
                 .unwrap_or(0);
-            (left, Reverse(q.reset))
+            (left, Reverse(q.reset), *place)
         });
     }
+    let limits = || limits.iter().map(|(_, limit)| limit);
     let mut headers = Vec::with_capacity(5);
     let ietf = |h: QuotaHeaders| matches!(h, QuotaHeaders::Ietf | QuotaHeaders::Both);
-    if limits.iter().any(|(_, h, _)| ietf(*h)) {
-        // Room for all: growing by steps costs more than all the rest.
-        let room = limits
-            .iter()
+    if limits().any(|(_, h, _)| ietf(*h)) {
+        // Room for all items: growing step by step would cost more than all the rest.
+        let room = limits()
             .map(|(name, ..)| name.len().saturating_add(ITEM))
             .sum();
         let (mut policy, mut state) = (String::with_capacity(room), String::with_capacity(room));
-        for (name, _, quota) in limits.iter().filter(|(_, h, _)| ietf(*h)) {
+        for (name, _, quota) in limits().filter(|(_, h, _)| ietf(*h)) {
             let window = quota.period.as_secs_ceil().max(1);
             let key = quota.partition.map(base64);
             let key = key
@@ -65,9 +67,8 @@ pub fn all<'a>(
         headers.push(("ratelimit-policy", policy.into_bytes()));
         headers.push(("ratelimit", state.into_bytes()));
     }
-    if let Some((_, _, quota)) = limits
-        .iter()
-        .find(|(_, h, _)| matches!(h, QuotaHeaders::X | QuotaHeaders::Both))
+    if let Some((_, _, quota)) =
+        limits().find(|(_, h, _)| matches!(h, QuotaHeaders::X | QuotaHeaders::Both))
     {
         let number = |n: u64| number(n).into_bytes();
         headers.push(("x-ratelimit-limit", number(quota.burst)));

@@ -1,9 +1,9 @@
 //! The sliding window: a count over the last period, estimated from two counters.
 //!
 //! The window before counts for the share of it that the last period still covers: previous ·
-//! (period − elapsed) / period + current. That takes its requests as spread evenly. Source:
-//! Cloudflare, "How we built rate limiting capable of scaling to millions of domains" (2017), who
-//! found 0.003 % of 400 million requests judged otherwise than by an exact log.
+//! (period − elapsed) / period + current. That assumes evenly spread requests. Source: Cloudflare,
+//! "How we built rate limiting capable of scaling to millions of domains" (2017), who found 0.003 %
+//! of 400 million requests judged otherwise than by an exact log.
 //!
 //! The worst case is bounded too: if all of a window's requests came at its very end, the estimate
 //! forgets them faster than they age. In any interval of length t at most limit + limit/period·t
@@ -21,10 +21,10 @@
 //! where their void puts them: with a longer period they count as the previous window, with a
 //! shorter one as the current if that makes sense.
 
-use super::fixed_window::PATIENCE;
+use super::fixed_window::OLDEST_READING;
 use super::take::{BucketState, Take, Verdict};
 use crate::base::time::Nanos;
-use crate::config::Quota;
+use crate::policy::rate_limit::config::Quota;
 
 /// A window's parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,12 +152,14 @@ impl SlidingWindow {
                 previous: current,
                 current: 0,
             },
-            None if start.saturating_sub(now.0) <= self.period.max(PATIENCE) => WindowCounts {
-                start,
-                elapsed: 0,
-                previous,
-                current,
-            },
+            None if start.saturating_sub(now.0) <= self.period.max(OLDEST_READING) => {
+                WindowCounts {
+                    start,
+                    elapsed: 0,
+                    previous,
+                    current,
+                }
+            }
             None => fresh(),
         }
     }
@@ -214,7 +216,8 @@ impl SlidingWindow {
         }
     }
 
-    /// Gives back to the window that was drawn from, be it the current or the previous one by now.
+    /// Gives back to the window that was drawn from, whether it is now the current or the previous
+    /// one.
     #[must_use]
     pub const fn refunded(&self, take: Take, current: BucketState) -> BucketState {
         if current.until == take.after.until {
@@ -356,8 +359,21 @@ mod tests {
     proptest! {
         #[test]
         fn it_is_the_naive_estimate_and_keeps_the_bound(
-            limit in 1u64..50, period in prop_oneof![1u64..1_000, Just(1_000_000_000), Just(86_400_000_000_000)], start: u32,
-            steps in proptest::collection::vec((prop_oneof![4 => Just(0u64), 1 => 1u64..10, 4 => 1u64..700_000_000, 1 => Just(30 * 86_400_000_000_000)], 0u64..60), 1..200)
+            limit in 1u64..50,
+            period in prop_oneof![1u64..1_000, Just(1_000_000_000), Just(86_400_000_000_000)],
+            start: u32,
+            steps in proptest::collection::vec(
+                (
+                    prop_oneof![
+                        4 => Just(0u64),
+                        1 => 1u64..10,
+                        4 => 1u64..700_000_000,
+                        1 => Just(30 * 86_400_000_000_000)
+                    ],
+                    0u64..60,
+                ),
+                1..200,
+            ),
         ) {
             let window = window(limit, Nanos(period));
             let mut counts: BTreeMap<u64, u128> = BTreeMap::new();
@@ -367,12 +383,23 @@ mod tests {
                 now += pause;
                 let (verdict, take) = window.take(state, Nanos(now), cost);
                 let (index, elapsed) = (now / period, now % period);
-                let before = index.checked_sub(1).and_then(|i| counts.get(&i)).copied().unwrap_or(0);
+                let before = index
+                    .checked_sub(1)
+                    .and_then(|i| counts.get(&i))
+                    .copied()
+                    .unwrap_or(0);
                 let here = counts.get(&index).copied().unwrap_or(0);
                 // All times the period, so that nothing is rounded.
-                let estimate = before * u128::from(period - elapsed) + (here + u128::from(cost)) * u128::from(period);
+                let estimate = before * u128::from(period - elapsed)
+                    + (here + u128::from(cost)) * u128::from(period);
                 let fits = cost == 0 || estimate <= u128::from(limit) * u128::from(period);
-                prop_assert_eq!(matches!(verdict, Verdict::Admitted { .. }), fits, "{} {}", before, here);
+                prop_assert_eq!(
+                    matches!(verdict, Verdict::Admitted { .. }),
+                    fits,
+                    "{} {}",
+                    before,
+                    here
+                );
                 match verdict {
                     Verdict::Admitted { .. } => {
                         *counts.entry(index).or_default() += u128::from(cost);
@@ -380,14 +407,25 @@ mod tests {
                         let mut sum = 0u128;
                         for (at, cost) in passed.iter().rev() {
                             sum += u128::from(*cost);
-                            let most = u128::from(limit) * u128::from(period) + u128::from(limit) * u128::from(now - at);
+                            let most = u128::from(limit) * u128::from(period)
+                                + u128::from(limit) * u128::from(now - at);
                             prop_assert!(sum * u128::from(period) <= most, "over limit + rate · t");
                         }
                     }
-                    Verdict::Refused { wait: Some(wait), .. } => {
+                    Verdict::Refused {
+                        wait: Some(wait), ..
+                    } => {
                         prop_assert_eq!(take.after, state, "a refusal writes nothing");
-                        let at = |t: u64| matches!(window.take(state, Nanos(t), cost).0, Verdict::Admitted { .. });
-                        prop_assert!(at(now + wait.0) && !at(now + wait.0 - 1), "the wait is exact");
+                        let at = |t: u64| {
+                            matches!(
+                                window.take(state, Nanos(t), cost).0,
+                                Verdict::Admitted { .. }
+                            )
+                        };
+                        prop_assert!(
+                            at(now + wait.0) && !at(now + wait.0 - 1),
+                            "the wait is exact"
+                        );
                     }
                     Verdict::Refused { wait: None, .. } => prop_assert!(cost > limit),
                     Verdict::Delayed { .. } => prop_assert!(false),
@@ -398,23 +436,53 @@ mod tests {
 
         #[test]
         fn the_wait_is_exact_whatever_the_reload(
-            limit in 1u64..100, period in 1u64..2_000_000_000, until in 0u64..8_000_000_000, current in 0u64..200, previous in 0u64..200,
-            now in 0u64..8_000_000_000, cost in 1u64..100
+            limit in 1u64..100,
+            period in 1u64..2_000_000_000,
+            until in 0u64..8_000_000_000,
+            current in 0u64..200,
+            previous in 0u64..200,
+            now in 0u64..8_000_000_000,
+            cost in 1u64..100,
         ) {
             let window = window(limit, Nanos(period));
-            let state = BucketState { until, rest: current << 32 | previous };
-            let at = |t: u64| matches!(window.take(state, Nanos(t), cost).0, Verdict::Admitted { .. });
-            if let Verdict::Refused { wait: Some(wait), .. } = window.take(state, Nanos(now), cost).0 {
+            let state = BucketState {
+                until,
+                rest: current << 32 | previous,
+            };
+            let at = |t: u64| {
+                matches!(
+                    window.take(state, Nanos(t), cost).0,
+                    Verdict::Admitted { .. }
+                )
+            };
+            if let Verdict::Refused {
+                wait: Some(wait), ..
+            } = window.take(state, Nanos(now), cost).0
+            {
                 prop_assert!(at(now + wait.0), "{:?}", wait);
                 prop_assert!(!at(now + wait.0 - 1), "{:?}", wait);
             }
         }
 
         #[test]
-        fn no_input_panics(limit: u64, period: u64, until: u64, rest: u64, now: u64, cost: u64, other: u64) {
+        fn no_input_panics(
+            limit: u64,
+            period: u64,
+            until: u64,
+            rest: u64,
+            now: u64,
+            cost: u64,
+            other: u64,
+        ) {
             let window = window(limit, Nanos(period));
             let (_, take) = window.take(BucketState { until, rest }, Nanos(now), cost);
-            let _ = window.refunded(take, BucketState { until: other, rest: cost });
+            let _ = window.refunded(
+                take,
+                BucketState {
+                    until: other,
+                    rest: cost,
+                },
+            );
         }
     }
 }

@@ -7,7 +7,7 @@
 //! A key without a slot owes nothing. When it needs a slot and its set has none left, it replaces
 //! the one that will owe nothing soonest: mostly one that owes nothing already, which is forgotten
 //! for free. Of several that end at the same time, as windows do, it takes the one with the least
-//! count. If it still owed something, its debt is lost, and the caller counts that.
+//! count. If it still owed something, its debt is lost, and the engine counts an eviction.
 //!
 //! The table has room for half as many keys again as asked for, so that sets seldom fill before the
 //! table does: with `max_keys` keys in debt at once, under 1 % of them find their set full.
@@ -42,7 +42,7 @@ pub struct BucketTable {
     wide: bool,
 }
 
-/// A request to a bucket, and what became of it.
+/// The result of a take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TakeResult {
     /// The verdict on the cost.
@@ -78,7 +78,7 @@ impl BucketTable {
         } else {
             max_keys.saturating_add(max_keys.div_ceil(2))
         };
-        // The size is part of the name: a table of another size files its keys elsewhere.
+        // The size is part of the name: a table of another size has its keys in other sets.
         let owner = of_names(&[name, namespace, algorithm.word()])
             ^ u64::from(max_keys).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         Self {
@@ -127,7 +127,7 @@ impl BucketTable {
         })
     }
 
-    /// What [`BucketTable::take`] would say.
+    /// The verdict that [`BucketTable::take`] would return.
     pub fn peek<H: SharedData>(
         &self,
         host: &H,
@@ -143,8 +143,8 @@ impl BucketTable {
         algorithm.take_with(state, now, cost, 0).0
     }
 
-    /// Undoes a take made at `then`. The bound of the algorithm holds throughout: what others drew
-    /// meanwhile may make the refund smaller.
+    /// Undoes a take made at `then`. The bound of the algorithm holds throughout: takes in between
+    /// may make the refund smaller.
     ///
     /// # Errors
     /// [`Contended`]: the tokens stay taken.

@@ -1,11 +1,12 @@
-//! What an algorithm keeps of a key, what it answers a request, and what it took for it.
+//! The state that an algorithm keeps of a key, its verdict on a request, and the tokens that it
+//! took.
 
 use crate::base::time::Nanos;
 
-/// What is kept of a key. A key that was never seen has the default.
+/// The state of a key. A key that was never seen has the default.
 ///
-/// Two states of one algorithm compare by what they owe: the lesser is the smaller loss if it must
-/// be forgotten.
+/// States of one algorithm compare by their debt: if one must be forgotten, the lesser is the
+/// smaller loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BucketState {
     /// The moment from which nothing is owed any more, in the algorithm's unit: a slot in this
@@ -15,7 +16,7 @@ pub struct BucketState {
     pub rest: u64,
 }
 
-/// The answer to one request.
+/// The verdict on one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It may pass.

@@ -1,11 +1,11 @@
-//! Cases of peers, from `tests/vectors`: what others promise of the same algorithms.
+//! Test vectors of peers with the same algorithms, from `tests/vectors`.
 
 use super::KeyQuota;
 use super::algorithm::Algorithm;
+use super::config::{self, Quota, QuotaHeaders};
 use super::quota_headers;
 use super::take::{BucketState, Verdict};
 use crate::base::time::Nanos;
-use crate::config::{self, Quota, QuotaHeaders};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -44,7 +44,7 @@ const LEAKY_BUCKET: config::Algorithm = config::Algorithm::LeakyBucket {
     max_wait: Nanos::from_secs(3_600),
 };
 
-/// So many per second, also less than one.
+/// A rate per second, also less than one.
 fn quota(rate: f64, burst: u64) -> Quota {
     if rate >= 1.0 {
         return Quota {
@@ -148,8 +148,8 @@ fn envoys_token_bucket() {
                 step["consume"].as_u64().unwrap(),
                 step["got"].as_u64().unwrap(),
             );
-            // Envoy can also be asked for what is there, be it less; haven takes all or nothing, so
-            // that no more may be there.
+            // Envoy can also take fewer tokens than wanted; haven takes all or nothing, so that no
+            // more may be there.
             if got < wanted {
                 let too_many = if case["partial"] == true {
                     got + 1
@@ -389,9 +389,20 @@ proptest! {
     fn clocks_that_step_and_reloads_break_no_promise(
         kind in 0usize..5,
         steps in proptest::collection::vec(
-            (prop_oneof![Just(0i64), -5_000_000_000i64..5_000_000_000, Just(30 * 86_400_000_000_000), Just(-30 * 86_400_000_000_000)],
-             1u64..20, prop_oneof![1u64..1_000_000, 1_000_000u64..2_000_000_000], 0u64..25,
-             prop_oneof![9 => Just(None), 1 => (any::<u64>(), any::<u64>()).prop_map(Some)]), 1..60)
+            (
+                prop_oneof![
+                    Just(0i64),
+                    -5_000_000_000i64..5_000_000_000,
+                    Just(30 * 86_400_000_000_000),
+                    Just(-30 * 86_400_000_000_000)
+                ],
+                1u64..20,
+                prop_oneof![1u64..1_000_000, 1_000_000u64..2_000_000_000],
+                0u64..25,
+                prop_oneof![9 => Just(None), 1 => (any::<u64>(), any::<u64>()).prop_map(Some)],
+            ),
+            1..60,
+        ),
     ) {
         keeps_its_promises(kind, steps)?;
     }

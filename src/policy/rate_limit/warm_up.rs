@@ -3,16 +3,16 @@
 //!
 //! Sources: Guava's `SmoothWarmingUp`, whose interval between permits falls in a line from three
 //! times the stable one (`coldFactor` 3) to the stable one, and Sentinel's `WarmUpController`,
-//! which took it over. What is kept of them: the factor, the line, that `warm_up` of steady demand
-//! warms a cold limiter, and that idleness as long as `warm_up` makes a warm one cold. What
-//! differs: `burst` tokens may still pass at once, as far as they are there.
+//! which took it over. Taken from them: the factor, the line, that `warm_up` of steady demand warms
+//! a cold limiter, and that idleness as long as `warm_up` makes a warm one cold. What differs:
+//! `burst` tokens may still pass at once, as far as they are there.
 //!
-//! Exactly: a key has a warmth from 0 to `warm_up`. While its bucket is not full (somebody draws)
-//! the warmth grows by the time that passes; while it is full it falls so, and a key that was never
-//! seen is cold. A request is admitted when the bucket holds its cost, as in the plain bucket, and
-//! is then charged cost · (3 − 2 · warmth / `warm_up`) tokens: the bucket goes into debt by what a
-//! cold request costs more. Steady demand is thus served every three tokens' time when cold, and
-//! every token's time when warm.
+//! Exactly: a key has a warmth from 0 to `warm_up`. While its bucket is not full (it is in use) the
+//! warmth grows by the time that passes; while it is full the warmth falls likewise. A key that was
+//! never seen is cold. A request is admitted when the bucket holds its cost, as in the plain
+//! bucket, and is then charged cost · (3 − 2 · warmth / `warm_up`) tokens: the bucket goes into
+//! debt by what a cold request costs more. Steady demand is thus served every three tokens' time
+//! when cold, and every token's time when warm.
 //!
 //! Never more than the plain bucket: a sequence of requests that is admitted here pushes the
 //! arrival time at least as far ahead as there, so that the plain bucket with the same parameters
@@ -26,7 +26,7 @@
 use super::gcra::{FARTHEST_DEBT, Gcra, SCALE, nanos_ceil};
 use super::take::{BucketState, Take, Verdict};
 use crate::base::time::Nanos;
-use crate::config::Quota;
+use crate::policy::rate_limit::config::Quota;
 
 /// How many times a token's time a request of a cold key is charged.
 const COLD: u64 = 3;
@@ -86,7 +86,7 @@ impl WarmUp {
             after: kept,
             spent: 0,
         };
-        // Not cut to the deepest debt: the wait is to be what it takes, and a promise that is kept.
+        // Not cut to the deepest debt, so that the wait is exact.
         let arrival = kept.until.max(at);
         let (full_ahead, ahead) = (at.saturating_add(self.capacity), arrival.saturating_sub(at));
         let remaining = |arrival: u64| {
@@ -275,10 +275,27 @@ mod tests {
     proptest! {
         #[test]
         fn the_plain_bucket_admits_what_is_admitted_here(
-            limit in 1u64..2_000, burst in 1u64..50, time in prop_oneof![1u64..1_000_000, 1_000_000u64..3_600_000_000_000],
-            steps in proptest::collection::vec((prop_oneof![Just(0u64), 1u64..10, 1u64..2_000_000_000, Just(30 * 86_400_000_000_000)], 0u64..60), 1..200)
+            limit in 1u64..2_000,
+            burst in 1u64..50,
+            time in prop_oneof![1u64..1_000_000, 1_000_000u64..3_600_000_000_000],
+            steps in proptest::collection::vec(
+                (
+                    prop_oneof![
+                        Just(0u64),
+                        1u64..10,
+                        1u64..2_000_000_000,
+                        Just(30 * 86_400_000_000_000)
+                    ],
+                    0u64..60,
+                ),
+                1..200,
+            ),
         ) {
-            let quota = Quota { limit, period: SECOND, burst };
+            let quota = Quota {
+                limit,
+                period: SECOND,
+                burst,
+            };
             let (warm, plain) = (WarmUp::new(&quota, Nanos(time)), Gcra::new(&quota));
             let (mut now, mut state, mut arrival) = (0u64, BucketState::default(), 0);
             for (pause, cost) in steps {
@@ -295,14 +312,25 @@ mod tests {
                         prop_assert_eq!(take.after, state, "a refusal writes nothing");
                         prop_assert_eq!(wait.is_none(), cost > burst);
                         if let Some(wait) = wait {
-                            let at = |t: u64| matches!(warm.take(state, Nanos(t), cost).0, Verdict::Admitted { .. });
-                            prop_assert!(at(now + wait.0) && !at(now + wait.0 - 1), "the wait is exact");
+                            let at = |t: u64| {
+                                matches!(
+                                    warm.take(state, Nanos(t), cost).0,
+                                    Verdict::Admitted { .. }
+                                )
+                            };
+                            prop_assert!(
+                                at(now + wait.0) && !at(now + wait.0 - 1),
+                                "the wait is exact"
+                            );
                         }
                     }
                     Verdict::Delayed { .. } => prop_assert!(false),
                 }
                 state = take.after;
-                prop_assert!(state.until >= arrival, "never less in debt than the plain bucket");
+                prop_assert!(
+                    state.until >= arrival,
+                    "never less in debt than the plain bucket"
+                );
                 let charge = warm.charge(warm.warmth(state, Nanos(now)));
                 prop_assert!((warm.token..=3 * warm.token).contains(&charge));
             }
@@ -310,28 +338,68 @@ mod tests {
 
         #[test]
         fn demand_without_end_is_served_at_full_rate_after_the_time_given(
-            limit in 1u64..500, burst in 1u64..20, time in 1_000_000u64..20_000_000_000
+            limit in 1u64..500,
+            burst in 1u64..20,
+            time in 1_000_000u64..20_000_000_000,
         ) {
-            let limiter = WarmUp::new(&Quota { limit, period: SECOND, burst }, Nanos(time));
+            let limiter = WarmUp::new(
+                &Quota {
+                    limit,
+                    period: SECOND,
+                    burst,
+                },
+                Nanos(time),
+            );
             let (mut state, mut now) = (BucketState::default(), 1_000_000_000_000u64);
             let mut last = now;
             // Each request comes as soon as it is promised to pass.
             while now < 1_000_000_000_000 + time + 4_000_000_000 {
                 let (verdict, take) = limiter.take(state, Nanos(now), 1);
                 match verdict {
-                    Verdict::Refused { wait: Some(wait), .. } => now += wait.0,
-                    _ => { last = now; state = take.after; }
+                    Verdict::Refused {
+                        wait: Some(wait), ..
+                    } => now += wait.0,
+                    _ => {
+                        last = now;
+                        state = take.after;
+                    }
                 }
             }
             let (verdict, _) = limiter.take(state, Nanos(last), 1);
-            let Verdict::Refused { wait: Some(wait), .. } = verdict else { return Err(TestCaseError::fail("no pace")) };
+            let Verdict::Refused {
+                wait: Some(wait), ..
+            } = verdict
+            else {
+                return Err(TestCaseError::fail("no pace"));
+            };
             let token = gcra::nanos_ceil(limiter.token).0;
-            prop_assert!(wait.0 <= token + 1 && wait.0 + 2 >= token, "{} {}", wait.0, token);
+            prop_assert!(
+                wait.0 <= token + 1 && wait.0 + 2 >= token,
+                "{} {}",
+                wait.0,
+                token
+            );
         }
 
         #[test]
-        fn no_input_panics(limit: u64, period: u64, burst: u64, time: u64, until: u64, rest: u64, now: u64, cost: u64) {
-            let limiter = WarmUp::new(&Quota { limit, period: Nanos(period), burst }, Nanos(time));
+        fn no_input_panics(
+            limit: u64,
+            period: u64,
+            burst: u64,
+            time: u64,
+            until: u64,
+            rest: u64,
+            now: u64,
+            cost: u64,
+        ) {
+            let limiter = WarmUp::new(
+                &Quota {
+                    limit,
+                    period: Nanos(period),
+                    burst,
+                },
+                Nanos(time),
+            );
             let _ = limiter.take(BucketState { until, rest }, Nanos(now), cost);
         }
     }

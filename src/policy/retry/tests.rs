@@ -1,6 +1,6 @@
 use super::*;
+use crate::base::percent::Percent;
 use crate::base::rng::Rng;
-use crate::config::Percent;
 use proptest::prelude::*;
 use std::collections::VecDeque;
 
@@ -152,10 +152,10 @@ fn the_floor_holds_where_requests_are_few_and_zero_is_none() {
 }
 
 #[test]
-fn grants_of_a_lost_worker_are_nobodys_loss() {
+fn grants_of_a_lost_worker_cost_the_others_nothing() {
     let mut proxy = Proxy::new(&config(2_000, 3), 2);
     proxy.run(1_000, 2_000, 0, Nanos::from_millis(50));
-    // The first worker dies with its grants; a new one takes its place, and knows of nothing.
+    // The first worker dies with its grants; a new one takes its place, with an empty memory.
     proxy.budgets[0] = Budget::new(&config(2_000, 3));
     proxy.in_flight.retain(|(_, worker, _)| *worker == 1);
     proxy.run(1_000, 2_000, 0, Nanos::from_millis(50));
@@ -246,14 +246,26 @@ fn methods_and_grpc_words_say_who_may() {
 proptest! {
     #[test]
     fn no_totals_and_no_clock_break_it(
-        steps in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<u64>(), any::<u32>(), any::<Option<u64>>()), 0..50),
-        share in 0u32..=10_000, floor in 0u32..=10_000
+        steps in proptest::collection::vec(
+            (
+                any::<u64>(),
+                any::<u64>(),
+                any::<u64>(),
+                any::<u32>(),
+                any::<Option<u64>>(),
+            ),
+            0..50,
+        ),
+        share in 0u32..=10_000,
+        floor in 0u32..=10_000,
     ) {
         let mut budget = Budget::new(&config(share, floor));
         for (now, requests, retries, wanted, settled) in steps {
             let granted = budget.grant(Nanos(now), Totals { requests, retries }, wanted);
             prop_assert!(granted <= wanted);
-            settled.iter().for_each(|spent| budget.settle(wanted, *spent));
+            settled
+                .iter()
+                .for_each(|spent| budget.settle(wanted, *spent));
         }
     }
 }

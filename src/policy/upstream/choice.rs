@@ -57,7 +57,7 @@ pub fn cheapest(
             match order {
                 Ordering::Greater => {}
                 Ordering::Less => (best, drawn_from) = (Some((place, entry, cost)), weight),
-                // A draw among equals, by weight, without knowing beforehand how many there are.
+                // A draw among equals by weight, in one pass (reservoir sampling).
                 Ordering::Equal => {
                     drawn_from = drawn_from.saturating_add(weight);
                     if rng.below(drawn_from) < weight {
@@ -75,7 +75,7 @@ pub fn cheapest(
     list
 }
 
-/// How often a draw is repeated that hits what is listed already.
+/// How often a draw is repeated when it hits a listed endpoint.
 const DRAWS: usize = 8;
 
 /// A draw by weight.

@@ -1,36 +1,36 @@
 //! Maglev hashing: a table of which nearly nothing changes when an endpoint comes or goes (Eisenbud
 //! et al., "Maglev: a fast and reliable software network load balancer", NSDI 2016, section 3.4),
-//! with weights as Envoy's has them: the same endpoints give the same table as there.
+//! with Envoy's weights: the same endpoints give the same table as in Envoy.
 //!
-//! A table is made of the endpoints that are configured, not of those that are well, once for each
-//! configuration. A key whose owner is out goes on through the table to the next owner that is in
-//! rotation, so that all other keys stay where they are, and the keys of one that is out are spread
-//! over all others. 128 KiB for each level of an upstream, in each worker.
+//! A table is built once per configuration, from all configured endpoints, healthy or not. A key
+//! whose owner is out of rotation goes to the next owner in the table that is in rotation. So all
+//! other keys stay where they are, and the keys of an endpoint that is out are spread over all
+//! others. 128 KiB for each level of an upstream, in each worker.
 //!
 //! **Bounded load** (Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with bounded loads",
-//! 2018): an owner that has `c` times its share of the requests in flight already is passed over in
-//! the same way, so that a hot key cannot crush its endpoint.
+//! 2018): an owner that already has `c` times its share of the requests in flight is passed over in
+//! the same way, so that a hot key cannot overload its endpoint.
 
 use super::EndpointList;
 use super::choice::allowed;
 use super::roster::{Pool, Roster, RosterEntry};
 use crate::base::hash::{place, xxh64};
+use crate::base::percent::Percent;
 use crate::base::sort;
-use crate::config::Percent;
 use std::cell::Cell;
 
 /// Slots of a table, a prime: Envoy's default.
 pub const SIZE: u32 = 65_537;
 
-/// The most slots that a request looks at; beyond, so few are in rotation that its key leads to one
-/// of them directly.
+/// The most slots that a request reads; after that, the few endpoints in rotation are picked from
+/// directly by the key.
 const WALK: usize = 4_096;
 
 /// The owners of slots, as indices of the upstream's endpoints.
 #[derive(Clone, Debug, Default)]
 pub struct MaglevTable {
     slots: Vec<u16>,
-    /// By endpoint: the pick that has found it full. Each is asked once in a pick.
+    /// By endpoint: the pick that found it full. A pick checks each endpoint once.
     full: Vec<Cell<u32>>,
     picks: Cell<u32>,
 }
@@ -62,7 +62,8 @@ impl MaglevTable {
                 )
             })
             .collect();
-        // Order decides who is first to claim a slot, and must not be the configuration's.
+        // Sorted: the order decides which endpoint claims a slot first, and must not depend on the
+        // order in the configuration.
         sort::by_key(&mut owners, |(name, _)| *name);
         let Some(most) = owners.iter().map(|(_, owner)| owner.weight).max() else {
             return Self::default();
@@ -77,7 +78,7 @@ impl MaglevTable {
                     continue;
                 }
                 owner.target = owner.target.saturating_add(most);
-                // A prime size, so that the skip meets every slot: there is a free one.
+                // The size is prime, so that the skip meets every slot, and one of them is free.
                 while let Some(slot) = usize::try_from(owner.next)
                     .ok()
                     .and_then(|at| slots.get_mut(at))
@@ -137,7 +138,7 @@ impl MaglevTable {
         self.picks.set(pick);
         let (mut list, mut own, mut last) = (EndpointList::default(), None, None);
         for at in self.walk(hash) {
-            // Slots side by side have one owner more often than not where weights differ.
+            // Where weights differ, neighbouring slots mostly have the same owner.
             if last.replace(at) == Some(at) {
                 continue;
             }
@@ -162,7 +163,7 @@ impl MaglevTable {
             }
         }
         if let (None, Some(own)) = (list.first(), own) {
-            // All that were met are full: none is better than the key's own.
+            // All that were met are full: the key's own is as good as any.
             list.push(own);
         }
         if list.first().is_none() {
@@ -191,8 +192,9 @@ struct Owner {
     skip: u64,
 }
 
-/// So many requests may be in flight at an endpoint whatever the bound: a client's next request may
-/// come before all workers have seen the end of its last one, and is to go to the same endpoint.
+/// How many requests may be in flight at an endpoint whatever the bound: a client's next request
+/// may come before all workers have seen the end of its last one, and should go to the same
+/// endpoint.
 const ALWAYS: u64 = 2;
 
 /// Whether an entry with `in_flight` requests has room for one more, with `total` in flight in the

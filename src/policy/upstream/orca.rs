@@ -1,37 +1,39 @@
-//! What endpoints say of their load: the ORCA report in the response header
-//! `endpoint-load-metrics`.
+//! The load that endpoints report: ORCA reports in the response header `endpoint-load-metrics`.
 //!
-//! Read are its TEXT form (`TEXT cpu_utilization=0.3,application_utilization=0.5`) and its JSON
-//! form (`JSON {"cpu_utilization": 0.3}`), with or without the word in front; BIN is passed over.
-//! Of a report `application_utilization` counts, else `cpu_utilization` (as in gRPC's A58,
-//! client-side weighted round robin), from 0 to 1; more is 1, and what is no number is no report.
+//! haven reads the TEXT form (`TEXT cpu_utilization=0.3,application_utilization=0.5`) and the JSON
+//! form (`JSON {"cpu_utilization": 0.3}`), with or without the word in front, and ignores BIN. Of a
+//! report `application_utilization` counts, or else `cpu_utilization` (as in gRPC's A58,
+//! client-side weighted round robin), from 0 to 1. More counts as 1; a value that is no number is
+//! ignored.
 //!
-//! An endpoint's weight is multiplied with what is left of it, at least a twentieth, so that it
-//! goes on to report. Those that do not report have the mean of those that do. A report counts in
-//! full for 5 s, and less and less until it is forgotten after 30 s. All workers share it: a gauge
-//! of the utilisation and its moment. Of two reports at once one is lost.
+//! An endpoint's weight is multiplied by its free capacity (1 minus the utilisation), at least a
+//! twentieth, so that it gets requests and can report again. Endpoints without reports count with
+//! the mean of the others. A report counts in full for 5 s, then less and less, and is forgotten
+//! after 30 s. All workers share it, in a gauge with the utilisation and its time. Of two reports
+//! at the same moment one is lost.
 
 use crate::base::time::Nanos;
+use crate::schema::json::{self, Json};
 
 /// The response header.
 pub const HEADER: &str = "endpoint-load-metrics";
 
-/// The longest report that is read.
+/// The part of a report that is read: of a longer one the text is cut, the JSON is none.
 const LONGEST: usize = 4_096;
 
-/// For so long a report counts in full.
+/// How long a report counts in full, in milliseconds.
 const FRESH: u64 = 5_000;
 
-/// After so long it is forgotten.
+/// When it is forgotten, in milliseconds.
 const GONE: u64 = 30_000;
 
 /// A utilisation of 1.
 pub const FULL: u32 = 1_000;
 
-/// The least that is left.
+/// The least free capacity.
 const FLOOR: u32 = 50;
 
-/// How often workers look at the reports anew.
+/// How often workers read the reports anew.
 pub const PERIOD: Nanos = Nanos::from_millis(100);
 
 /// An endpoint's utilisation, packed: thousandths plus one above, milliseconds of the clock below.
@@ -40,7 +42,8 @@ pub const PERIOD: Nanos = Nanos::from_millis(100);
 pub struct Load(pub u64);
 
 impl Load {
-    /// With a report of now. Half of the old one stays: a single report may be of a moment.
+    /// The load after a report at `now`. Half of the old value stays, since a single report may be
+    /// a peak.
     #[must_use]
     pub fn with(self, now: Nanos, utilization: u32) -> Self {
         let smooth = match self.left(now) {
@@ -50,7 +53,7 @@ impl Load {
         Self(u64::from(smooth.min(FULL).saturating_add(1)) << 32 | now.as_millis() & 0xffff_ffff)
     }
 
-    /// What is left, in thousandths, and how much that counts; `None`: nothing is known.
+    /// The free capacity in thousandths, and the weight of the report; `None`: there is none.
     fn left(self, now: Nanos) -> Option<(u32, u32)> {
         let used = u32::try_from(self.0 >> 32).ok()?.checked_sub(1)?.min(FULL);
         let age = now.as_millis().wrapping_sub(self.0) & 0xffff_ffff;
@@ -63,7 +66,7 @@ impl Load {
     }
 }
 
-/// The mean of what is left, in thousandths; `None`: nobody reports.
+/// The mean free capacity in thousandths; `None`: no endpoint reports.
 #[must_use]
 pub fn mean(loads: impl Iterator<Item = Load>, now: Nanos) -> Option<u32> {
     let (sum, count) = loads
@@ -75,7 +78,7 @@ pub fn mean(loads: impl Iterator<Item = Load>, now: Nanos) -> Option<u32> {
         .and_then(|mean| u32::try_from(mean).ok())
 }
 
-/// The weight of an endpoint by its report, where that of others is `mean`.
+/// The weight of an endpoint by its report, where the mean free capacity is `mean`.
 #[must_use]
 pub fn weighed(weight: u32, load: Load, mean: u32, now: Nanos) -> u32 {
     let (left, counts) = load.left(now).unwrap_or((mean, FULL));
@@ -91,135 +94,79 @@ pub fn weighed(weight: u32, load: Load, mean: u32, now: Nanos) -> u32 {
         .clamp(weight.min(1), weight)
 }
 
-/// The utilisation that a report tells, in thousandths.
+/// The utilisation in a report, in thousandths.
 #[must_use]
 pub fn parse(report: &[u8]) -> Option<u32> {
     let report = report.get(..LONGEST.min(report.len()))?.trim_ascii();
     let (word, rest) = report.split_at_checked(5).unwrap_or((report, &[]));
-    let (application, cpu) = match (word, report.first()) {
-        (b"TEXT ", _) => text(rest),
-        (b"JSON ", _) => json(rest),
-        (_, Some(b'{')) => json(report),
-        _ => text(report),
+    let Report { application, cpu } = match (word, report.first()) {
+        (b"TEXT ", _) => Report::from_text(rest),
+        (b"JSON ", _) => Report::from_json(rest),
+        (_, Some(b'{')) => Report::from_json(report),
+        _ => Report::from_text(report),
     };
-    // An application that does not measure itself says 0.
+    // An application that does not measure itself reports 0.
     application.filter(|it| *it > 0).or(cpu).or(application)
 }
 
-type Both = (Option<u32>, Option<u32>);
-
-fn take(name: &[u8], value: &[u8], found: &mut Both) {
-    match name {
-        b"application_utilization" | b"applicationUtilization" => {
-            found.0 = found.0.or(thousandths(value))
-        }
-        b"cpu_utilization" | b"cpuUtilization" => found.1 = found.1.or(thousandths(value)),
-        _ => {}
-    }
+/// What counts of a report.
+#[derive(Debug, Default)]
+struct Report {
+    application: Option<u32>,
+    cpu: Option<u32>,
 }
 
-/// `name=value,name=value`; a colon will do, as in early drafts.
-fn text(report: &[u8]) -> Both {
-    let mut found = (None, None);
-    for pair in report.split(|byte| *byte == b',') {
-        if let Some(at) = pair.iter().position(|byte| matches!(byte, b'=' | b':'))
-            && let (Some(name), Some(value)) = (pair.get(..at), pair.get(at.saturating_add(1)..))
-        {
-            take(name.trim_ascii(), value.trim_ascii(), &mut found);
-        }
+impl Report {
+    /// The field of a name, as long as it has no value: the first one counts. Both spellings are in
+    /// use, that of Protocol Buffers' text form and that of its JSON.
+    fn missing(&mut self, name: &[u8]) -> Option<&mut Option<u32>> {
+        let field = match name {
+            b"application_utilization" | b"applicationUtilization" => &mut self.application,
+            b"cpu_utilization" | b"cpuUtilization" => &mut self.cpu,
+            _ => return None,
+        };
+        Some(field).filter(|field| field.is_none())
     }
-    found
-}
 
-/// An object's numbers; what is inside of others is skipped. Not a checker: what is no JSON yields
-/// what looks like fields.
-fn json(report: &[u8]) -> Both {
-    let mut found = (None, None);
-    let (mut depth, mut name, mut rest) = (0u32, None, report);
-    while let Some((byte, after)) = rest.split_first() {
-        rest = after;
-        match byte {
-            b'{' | b'[' => (depth, name) = (depth.saturating_add(1), None),
-            b'}' | b']' => (depth, name) = (depth.saturating_sub(1), None),
-            b'"' => {
-                let mut escaped = false;
-                let end = rest.iter().position(|byte| {
-                    let ends = *byte == b'"' && !escaped;
-                    escaped = *byte == b'\\' && !escaped;
-                    ends
-                });
-                let Some((string, after)) = end.and_then(|end| rest.split_at_checked(end)) else {
-                    break;
-                };
-                rest = after.get(1..).unwrap_or(&[]);
-                name = Some(string);
+    /// `name=value,name=value`; a colon will do, as in early drafts.
+    fn from_text(report: &[u8]) -> Self {
+        let mut found = Self::default();
+        for pair in report.split(|byte| *byte == b',') {
+            if let Some(at) = pair.iter().position(|byte| matches!(byte, b'=' | b':'))
+                && let (Some(name), Some(value)) =
+                    (pair.get(..at), pair.get(at.saturating_add(1)..))
+                && let Some(field) = found.missing(name.trim_ascii())
+            {
+                *field = json::parse(value).ok().as_ref().and_then(thousandths);
             }
-            b':' if depth == 1 => {
-                let end = rest
-                    .iter()
-                    .position(|byte| matches!(byte, b',' | b'}'))
-                    .unwrap_or(rest.len());
-                if let (Some(name), Some(value)) = (name.take(), rest.get(..end)) {
-                    take(name, value.trim_ascii(), &mut found);
+        }
+        found
+    }
+
+    /// An object's numbers, not those of objects inside; what is no JSON is no report.
+    fn from_json(report: &[u8]) -> Self {
+        let mut found = Self::default();
+        if let Ok(Json::Object(fields)) = json::parse(report) {
+            for (name, value) in &fields {
+                if let Some(field) = found.missing(name.as_bytes()) {
+                    *field = thousandths(value);
                 }
             }
-            _ => {}
         }
+        found
     }
-    found
 }
 
-/// A decimal number as thousandths, rounded down, at most [`FULL`]; `None`: it is no number, or
+/// A utilisation in thousandths, rounded down, at most [`FULL`]; `None` if it is no number, or
 /// negative.
-fn thousandths(number: &[u8]) -> Option<u32> {
-    let (mantissa, exponent) = match number.iter().position(|byte| matches!(byte, b'e' | b'E')) {
-        Some(at) => (
-            number.get(..at)?,
-            exponent(number.get(at.saturating_add(1)..)?)?,
-        ),
-        None => (number, 0),
-    };
-    let (whole, fraction) = match mantissa.iter().position(|byte| *byte == b'.') {
-        Some(at) => (mantissa.get(..at)?, mantissa.get(at.saturating_add(1)..)?),
-        None => (mantissa, &[][..]),
-    };
-    if whole.is_empty() || !whole.iter().chain(fraction).all(u8::is_ascii_digit) {
+fn thousandths(value: &Json) -> Option<u32> {
+    let Json::Number(number) = value else {
         return None;
-    }
-    // Digits up to the third place behind the point, wherever the exponent puts it.
-    let places = i64::try_from(whole.len())
-        .ok()?
-        .saturating_add(exponent)
-        .saturating_add(3);
-    let mut value = 0u32;
-    for (_, digit) in (0..places.clamp(0, 4_400))
-        .zip(whole.iter().chain(fraction).chain(std::iter::repeat(&b'0')))
-    {
-        value = value
-            .saturating_mul(10)
-            .saturating_add(u32::from(digit.saturating_sub(b'0')));
-    }
-    Some(value.min(FULL))
-}
-
-fn exponent(digits: &[u8]) -> Option<i64> {
-    let (negative, digits) = match digits.split_first()? {
-        (b'-', rest) => (true, rest),
-        (b'+', rest) => (false, rest),
-        _ => (false, digits),
     };
-    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let value = digits.iter().fold(0i64, |sum, digit| {
-        sum.saturating_mul(10)
-            .saturating_add(i64::from(digit.saturating_sub(b'0')))
-    });
-    Some(if negative {
-        value.saturating_neg()
-    } else {
-        value
-    })
+    let utilization = number.as_f64().filter(|utilization| *utilization >= 0.0)?;
+    // A float can be a little less than the decimal that was written: 1e-6 makes up for it.
+    let thousandths = utilization.min(1.0) * f64::from(FULL) + 1e-6;
+    Some(thousandths as u32)
 }
 
 #[cfg(test)]
@@ -314,7 +261,7 @@ mod tests {
                 1 => format!("{thousandth}e-3"),
                 _ => format!("0.00{thousandth:04}e3"),
             };
-            prop_assert_eq!(thousandths(number.as_bytes()), Some(thousandth), "{}", number);
+            prop_assert_eq!(parse(format!("cpu_utilization={number}").as_bytes()), Some(thousandth), "{}", number);
         }
     }
 }

@@ -1,32 +1,32 @@
-//! Latency as it was lately, with a keen eye for peaks: Finagle's and linkerd's "peak EWMA".
+//! Recent latency that follows peaks at once: the "peak EWMA" of Finagle and linkerd.
 //!
-//! An answer that took longer than the average replaces it at once; faster ones pull it down
-//! slowly, and so does time alone, so that an endpoint which was slow is tried again. A request
-//! goes to the endpoint with the least latency times requests in flight.
+//! An answer slower than the average replaces it at once. Faster ones lower it slowly, and so does
+//! time alone, so that an endpoint which was slow is tried again. A request goes to the endpoint
+//! with the least product of latency and requests in flight.
 //!
-//! The average is a gauge that all workers read and write: microseconds, and the moment they are
-//! of. Two workers that write at once lose one of two samples; the next sets it right. Decay is by
-//! half-lives, in between by a parabola, so that no floats are needed: linkerd's time constant of
-//! 10 s is a half-life of 6.9 s.
+//! The average is a gauge that all workers read and write: microseconds, and the time of the last
+//! change. When two workers write at the same moment, one sample is lost; the next corrects it. The
+//! average decays by half-lives, between them along a parabola, so that no floats are needed:
+//! linkerd's time constant of 10 s is a half-life of 6.9 s.
 
 use crate::base::time::Nanos;
 
 /// The time in which an average falls by half.
 pub const HALF_LIFE: Nanos = Nanos::from_millis(6_930);
 
-/// What an endpoint that has not answered yet is taken to cost while a request is on its way to it:
-/// more than any that has.
+/// The cost of an endpoint that has not answered yet while requests to it are in flight: more than
+/// that of any other.
 const UNKNOWN: u64 = 1 << 40;
 
-/// Bits of the moment, in milliseconds of the clock: three days, of which the older half is taken
-/// for the time to come.
+/// Bits of the time, in milliseconds of the clock: three days, of which the older half counts as
+/// the future.
 const STAMP: u32 = 28;
 
 /// Parts of a microsecond that are kept, so that small averages can fall in small steps.
 const PARTS: u64 = 64;
 
-/// Answers that come sooner after another than this do not pull an average down: the step would be
-/// too small to be kept.
+/// Answers that come sooner than this after another do not lower the average: the step would be too
+/// small to be kept.
 const SPACING: u64 = 8;
 
 /// An average, packed: 1/64 microseconds above, the moment below.
@@ -42,14 +42,14 @@ impl Latency {
         self.0 >> STAMP
     }
 
-    /// Its worth at `now`, in microseconds.
+    /// Its value at `now`, in microseconds.
     #[must_use]
     pub fn at(self, now: Nanos) -> u64 {
         decayed(self.parts(), age(self.0, now)) / PARTS
     }
 
-    /// With an answer that took so long. One that `failed` tells nothing of how fast a good one is,
-    /// only of how slow.
+    /// The average after an answer that took `took`. One that `failed` may raise it, but not lower
+    /// it.
     #[must_use]
     pub fn with(self, now: Nanos, took: Nanos, failed: bool) -> Self {
         let took = (took.0 / 1_000).saturating_mul(PARTS).max(1);
@@ -62,7 +62,7 @@ impl Latency {
         if failed || age < SPACING {
             return self;
         }
-        // The new one has the weight that the old one has lost.
+        // The new sample has the weight that the old average has lost.
         const WHOLE: u64 = 1 << 24;
         let fresh = WHOLE.saturating_sub(decayed(WHOLE, age));
         Self::new(
@@ -73,7 +73,7 @@ impl Latency {
         )
     }
 
-    /// What a request there is taken to cost, with so many in flight already.
+    /// The cost of a further request, with `in_flight` requests already there.
     #[must_use]
     pub fn cost(self, now: Nanos, in_flight: u64) -> u64 {
         match (self.0, in_flight) {
@@ -87,7 +87,7 @@ impl Latency {
     }
 }
 
-/// What is left of `value` after so many milliseconds.
+/// The rest of `value` after `age` milliseconds.
 fn decayed(value: u64, age: u64) -> u64 {
     let half_life = HALF_LIFE.as_millis();
     let halves = age.checked_div(half_life).unwrap_or(0);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quick_failure_makes_nobody_attractive_and_a_slow_one_counts() {
+    fn a_quick_failure_makes_no_endpoint_attractive_and_a_slow_one_counts() {
         let start = Nanos::from_secs(1_000);
         let known = Latency::default().with(start, MS(50), false);
         assert_eq!(known.with(start.plus(MS(100)), MS(1), true), known);
@@ -189,18 +189,37 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_stays_between_what_it_was_and_what_came(first in 1u64..100_000_000, second in 1u64..100_000_000, pause in 0u64..100_000) {
+        fn it_stays_between_what_it_was_and_what_came(
+            first in 1u64..100_000_000,
+            second in 1u64..100_000_000,
+            pause in 0u64..100_000,
+        ) {
             let start = Nanos::from_secs(5_000);
             let latency = Latency::default().with(start, Nanos(first * 1_000), false);
             let now = start.plus(Nanos::from_millis(pause));
             let next = latency.with(now, Nanos(second * 1_000), false).at(now);
             prop_assert!(next <= first.max(second), "{} {} {}", first, second, next);
-            prop_assert!(next + 2 >= latency.at(now).min(second), "{} {} {}", first, second, next);
-            prop_assert!(second < latency.at(now) || next == second, "a peak counts at once");
+            prop_assert!(
+                next + 2 >= latency.at(now).min(second),
+                "{} {} {}",
+                first,
+                second,
+                next
+            );
+            prop_assert!(
+                second < latency.at(now) || next == second,
+                "a peak counts at once"
+            );
         }
 
         #[test]
-        fn any_gauge_and_clock_are_taken_sanely(packed: u64, now: u64, took: u64, failed: bool, in_flight: u64) {
+        fn any_gauge_and_clock_are_taken_sanely(
+            packed: u64,
+            now: u64,
+            took: u64,
+            failed: bool,
+            in_flight: u64,
+        ) {
             let latency = Latency(packed).with(Nanos(now), Nanos(took), failed);
             let _ = latency.cost(Nanos(now), in_flight);
         }

@@ -1,38 +1,38 @@
-//! Who is in rotation: the endpoints of the levels and zones that are in use, with the weights they
-//! have at the moment.
+//! The endpoints in rotation: those of the levels and zones in use, with their present weights.
 //!
 //! **Levels.** An endpoint belongs to the level of its `priority`. A level whose share of available
-//! endpoints is at least `panic_threshold` takes all requests, and those of a higher number get
-//! none. Below, it keeps the part of them that its share is of the threshold (a third of its
+//! endpoints is at least `panic_threshold` takes all requests, and levels with a higher number get
+//! none. Below the threshold it keeps the part share / threshold of the requests (a third of its
 //! endpoints left and a threshold of 50 %: two thirds), and the next level gets the rest. So the
 //! load of an endpoint that is left in a failing level is never more than 1/threshold of what it is
 //! in a whole one. (Envoy does the same with an overprovisioning factor of 1.4, which would move
 //! load although more than the threshold is left.) A threshold of 0: a level is used while any
 //! endpoint of it is available.
 //!
-//! **Panic.** Where all levels together are not enough, availability is ignored, and each level
-//! gets requests by the number of its endpoints.
+//! **Panic.** If all levels together cannot take all requests, availability is ignored, and each
+//! level gets requests by the number of its endpoints.
 //!
-//! **Zones.** With a zone of one's own, its endpoints come first in each level. Every zone is taken
-//! to have as many clients. So the own one is to carry 1/zones of the level's load; when its part
-//! of the level's available weight is at least that, requests stay in the zone, otherwise the part
-//! that it lacks goes to all others. Then no endpoint of the own zone carries more than it would
-//! without zones (Envoy's zone aware routing, for zones of equal load).
+//! **Zones.** If the proxy's own zone is known, its endpoints come first in each level. All zones
+//! are assumed to have equally many clients, so that the own one should carry 1/zones of the
+//! level's load. If its part of the level's available weight is at least that, requests stay in the
+//! zone; otherwise the missing part goes to the other zones. Then no endpoint of the own zone
+//! carries more than it would without zones (Envoy's zone aware routing, for zones of equal load).
 //!
 //! **Ejection.** Breakers take at most `max_ejection` of an upstream's endpoints out of rotation:
-//! those that opened first. The others stay though their breakers are open. It is a function of the
-//! breakers' records alone, so that all workers that have read them agree; none ejects more. A
-//! level may still be left for the next one, wholly: that is the failover which levels are for.
+//! those that opened first. The others stay though their breakers are open. The decision depends on
+//! the breakers' records alone, so that all workers that have read them agree and none ejects more.
+//! Requests may still leave a level for the next one altogether: that is the failover which levels
+//! are for.
 //!
-//! **Trials.** An endpoint that may be tried takes part in its own pool, or in the first one if its
-//! own is not in use: a level that was left could never come back otherwise. Of levels that are not
-//! reached, none is tried.
+//! **Trials.** An endpoint on trial is in its own pool, or in the first one if its own is not in
+//! use: otherwise a level without requests could never come back. Levels that get no requests have
+//! no trials.
 
 use super::Availability;
+use crate::base::percent::Percent;
 use crate::base::rng::Rng;
 use crate::base::sort;
 use crate::base::time::Nanos;
-use crate::config::Percent;
 use std::ops::Range;
 
 /// What a weight of 1 is, so that a share of it is a whole number.
@@ -49,9 +49,9 @@ const NONE: u16 = u16::MAX;
 pub struct Member {
     /// Whether it may be used.
     pub availability: Availability,
-    /// Whether it is out for more than its breaker.
+    /// Whether it is out for another reason than its breaker.
     pub unwell: bool,
-    /// Since when its breaker has it out.
+    /// Since when its breaker keeps it out.
     pub out_since: Nanos,
     /// Its weight at the moment, in [`UNIT`]s; 0 = drained.
     pub weight: u32,
@@ -61,11 +61,11 @@ pub struct Member {
     pub zone: u16,
 }
 
-/// How the roster is made.
+/// The rules by which the roster is built.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
-    /// Below this share of available endpoints a level hands load on, and all levels together
-    /// panic.
+    /// Below this share of available endpoints a level hands on load; if all levels are below it,
+    /// there is panic.
     pub panic_threshold: Percent,
     /// The most that breakers may take out.
     pub max_ejection: Percent,
@@ -75,14 +75,14 @@ pub struct Rules {
     pub zones: Vec<u32>,
 }
 
-/// How many endpoints there are, and how many of them may be used. Drained ones do not count.
+/// Numbers of endpoints, without drained ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EndpointCounts {
     /// Endpoints with a weight.
     pub members: u32,
-    /// Those that are well.
+    /// Those that are available.
     pub available: u32,
-    /// Those that may be tried.
+    /// Those on trial.
     pub trial: u32,
 }
 
@@ -125,7 +125,7 @@ pub struct RosterEntry {
     pool: u16,
 }
 
-/// Endpoints that are picked from together.
+/// Endpoints of one level that a policy picks from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pool {
     /// Index of its level.
@@ -137,7 +137,7 @@ pub struct Pool {
     entries: Range<usize>,
 }
 
-/// Who is in rotation.
+/// The endpoints in rotation.
 #[derive(Clone, Debug, Default)]
 pub struct Roster {
     /// All endpoints together.
@@ -166,19 +166,19 @@ struct Level {
 }
 
 impl Roster {
-    /// Makes it anew. What it has allocated is used again.
+    /// Rebuilds it, and reuses its allocations.
     pub fn build(&mut self, rules: &Rules, members: impl Iterator<Item = Member>) {
         self.members.clear();
         self.members.extend(members);
         self.own_zone = rules.zone;
-        self.survey(rules);
+        self.count(rules);
         self.eject(rules);
         self.share(rules);
-        self.appoint(rules);
-        self.fill();
+        self.open_pools(rules);
+        self.fill_pools();
     }
 
-    /// Whether there is but one pool, so that no draw is needed.
+    /// Whether there is one pool only, so that no draw is needed.
     #[must_use]
     pub const fn is_simple(&self) -> bool {
         self.pools.len() == 1
@@ -213,8 +213,8 @@ impl Roster {
         entries.get(entries.binary_search_by_key(&at, |entry| entry.at).ok()?)
     }
 
-    /// Others of the pool's level, for the places of a list that it cannot fill: from a random one
-    /// on.
+    /// Endpoints in the other pools of the same level, from a random one on: for the places of a
+    /// list that this pool cannot fill.
     pub fn others<'a>(&'a self, pool: &'a Pool, rng: &'a Rng) -> impl Iterator<Item = usize> + 'a {
         let others = self
             .pools
@@ -229,8 +229,8 @@ impl Roster {
         entries.filter(|entry| !entry.trial).map(|entry| entry.at)
     }
 
-    /// Counts, by level.
-    fn survey(&mut self, rules: &Rules) {
+    /// Counts endpoints, by level.
+    fn count(&mut self, rules: &Rules) {
         self.counts = EndpointCounts::default();
         self.levels.clear();
         self.levels.resize(rules.zones.len(), Level::default());
@@ -249,7 +249,7 @@ impl Roster {
         }
     }
 
-    /// Says which level gets how much.
+    /// Decides the share of each level.
     fn share(&mut self, rules: &Rules) {
         let mut left = ALL;
         for level in &mut self.levels {
@@ -269,13 +269,13 @@ impl Roster {
                 .iter_mut()
                 .find(|level| level.counts.trial > 0 || level.kept)
         {
-            // Nobody is available: who may be tried is, and who may not be taken out.
+            // No endpoint is available: use those on trial, and those that may not be ejected.
             level.share = ALL;
         }
     }
 
     /// Opens the pools: one for each level in use, or two where the own zone comes first.
-    fn appoint(&mut self, rules: &Rules) {
+    fn open_pools(&mut self, rules: &Rules) {
         self.pools.clear();
         for (index, level) in self
             .levels
@@ -304,13 +304,13 @@ impl Roster {
         }
     }
 
-    /// Leaves in rotation what breakers may not take out: the last that opened.
+    /// Keeps in rotation what breakers may not take out: the endpoints whose breakers opened last.
     fn eject(&mut self, rules: &Rules) {
         self.ejected.clear();
         let most = match u64::from(self.counts.members).saturating_mul(rules.max_ejection.0.into())
         {
             0 => 0,
-            // One may always go.
+            // One may always be ejected.
             some => usize::try_from(some / 10_000).unwrap_or(usize::MAX).max(1),
         };
         let by_breaker = |member: &Member| {
@@ -344,7 +344,7 @@ impl Roster {
     }
 
     /// Puts each endpoint into its pool.
-    fn fill(&mut self) {
+    fn fill_pools(&mut self) {
         self.entries.clear();
         self.pool_of.clear();
         let last = self.pools.iter().map(|pool| pool.level).max();
@@ -359,7 +359,7 @@ impl Roster {
                 .enumerate()
                 .filter(|(_, pool)| pool.level == member.level);
             let pool = match (pools.next(), pools.next()) {
-                // The own zone's comes first, and is known by it.
+                // The own zone's pool comes first.
                 (Some(own), Some(other)) => Some(if Some(member.zone) == self.own_zone {
                     own
                 } else {

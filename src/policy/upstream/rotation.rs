@@ -5,11 +5,11 @@
 //! weight is highest (the first among equals), and takes the sum of all weights from it. Weights 5,
 //! 1 and 1 give a a b a c a a, and not a a a a a b c.
 //!
-//! **Workers.** Each has an order of its own, from a random start: a shared counter would cost each
-//! request a host call and the smoothness (of one order over four workers each gets an arbitrary
-//! part), and starting all at the beginning would send the first requests of all workers to one
-//! endpoint. As each worker keeps to the weights within one request per endpoint, so do all
-//! together within one per worker.
+//! **Workers.** Each has an order of its own, from a random start. A shared counter would cost a
+//! host call per request, and the smoothness (of one order over four workers each gets an arbitrary
+//! part). A common start would send the first requests of all workers to one endpoint. As each
+//! worker keeps to the weights within one request per endpoint, so do all together within one per
+//! worker.
 //!
 //! **Cost.** A pass over an array of small numbers, no host call: about 10,000 instructions for
 //! 1,000 endpoints, 4 % of a proxied request. (A heap would cost their logarithm, and would not
@@ -22,7 +22,7 @@ use crate::base::rng::Rng;
 /// The most steps of a random start, times endpoints.
 const START: u64 = 1 << 16;
 
-/// Where the order stands.
+/// The present position in the order.
 #[derive(Clone, Debug, Default)]
 pub struct Rotation {
     /// By endpoint.
@@ -40,7 +40,7 @@ impl Rotation {
         }
     }
 
-    /// Takes up to so many steps at random, once.
+    /// Skips a random number of steps, once.
     pub fn start(&mut self, entries: &[RosterEntry], rng: &Rng) {
         if std::mem::replace(&mut self.started, true) {
             return;
@@ -51,8 +51,8 @@ impl Rotation {
         }
     }
 
-    /// The next endpoint, and behind it two others: from a random place on, so that the retries of
-    /// one that fails do not all go to one.
+    /// The next endpoint, and behind it two others from a random place on, so that the retries of a
+    /// failing endpoint do not all go to the same one.
     pub fn next(
         &mut self,
         entries: &[RosterEntry],

@@ -1,15 +1,18 @@
-//! Slow start: an endpoint that is new, or has come back, gets its share by and by.
+//! Slow start: the share of an endpoint that is new, or has come back, grows step by step.
 //!
-//! Over the window its weight grows from a tenth to the whole in a straight line (Envoy's slow
-//! start with an aggression of 1 and its minimum of 10 %). It is new if it was not among the
-//! endpoints when the configuration was last made ready; those that were there when the proxy
-//! started are not. It has come back when its breaker has closed after it was open.
+//! Over the window its weight grows linearly from a tenth to the whole (Envoy's slow start with an
+//! aggression of 1 and its minimum of 10 %). An endpoint is new if it was not in the previous
+//! configuration; none is new when the proxy starts. It has come back when its breaker closes after
+//! being open.
 //!
-//! When endpoints were first seen is one record for each upstream, so that all workers agree and
-//! reloads do not begin anew.
+//! One record per upstream holds when its endpoints were first seen, so that all workers agree and
+//! a reload does not begin anew.
 
+use crate::base::hash::of_names;
 use crate::base::sort;
 use crate::base::time::Nanos;
+use crate::host::SharedData;
+use crate::store::{self, RecordKey, RecordKind, Step};
 
 /// The least share of a weight, as its divisor.
 const FLOOR: u64 = 10;
@@ -19,10 +22,10 @@ const MOST: usize = 1_000;
 
 const VERSION: u8 = 1;
 
-/// How many steps a ramp has: its weights are as exact.
+/// How many steps a ramp has: the precision of its weights.
 pub const STEPS: u64 = 128;
 
-/// The weight at `now` of an endpoint that is well since then; zero = it has always been.
+/// The weight at `now` of an endpoint that is healthy since `well_since`; zero = it always was.
 #[must_use]
 pub fn ramped(weight: u32, well_since: Nanos, window: Nanos, now: Nanos) -> u32 {
     if !ramps(well_since, window, now) {
@@ -40,7 +43,8 @@ pub fn ramped(weight: u32, well_since: Nanos, window: Nanos, now: Nanos) -> u32 
     grown.max(floor).clamp(weight.min(1), weight)
 }
 
-/// Whether it is not at its full weight yet. A moment to come is none: the clock has stepped back.
+/// Whether it is below its full weight. A `well_since` in the future does not count: the clock has
+/// stepped back.
 #[must_use]
 pub fn ramps(well_since: Nanos, window: Nanos, now: Nanos) -> bool {
     well_since > Nanos::ZERO && well_since <= now && now.since(well_since) < window
@@ -52,7 +56,7 @@ pub struct FirstSeen(Vec<(u64, Nanos)>);
 
 impl FirstSeen {
     /// The record for these endpoints now: known ones keep their time, others are new, unless there
-    /// was no record yet. Those that are not there any more are forgotten.
+    /// was no record yet. Endpoints that are gone are forgotten.
     #[must_use]
     pub fn now(before: Option<Self>, endpoints: impl Iterator<Item = u64>, now: Nanos) -> Self {
         let known = |id: u64| match &before {
@@ -64,14 +68,14 @@ impl FirstSeen {
         Self(seen)
     }
 
-    /// When this one was; `None`: it was not.
+    /// When this one was first seen; `None`: never.
     #[must_use]
     pub fn of(&self, id: u64) -> Option<Nanos> {
         let at = self.0.binary_search_by_key(&id, |(id, _)| *id).ok()?;
         self.0.get(at).map(|(_, since)| *since)
     }
 
-    /// Reads a record; `None` if it is none of this version.
+    /// Reads a record; `None` if it has another version or length.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (&VERSION, rest) = bytes.split_first()? else {
@@ -96,6 +100,27 @@ impl FirstSeen {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
     }
+}
+
+/// When the endpoints `ids` of an upstream were first seen, over all workers and reloads. `None`: the
+/// record stays contended, and no endpoint is taken for new.
+pub fn first_seen<H: SharedData, I: Iterator<Item = u64>>(
+    host: &H,
+    upstream: &str,
+    ids: impl Fn() -> I,
+    now: Nanos,
+) -> Option<FirstSeen> {
+    let key = RecordKey::new(RecordKind::FirstSeen, of_names(&[upstream]), 0);
+    store::update(host, &key, |bytes| {
+        let before = FirstSeen::decode(bytes);
+        let seen = FirstSeen::now(before.clone(), ids(), now);
+        if before.as_ref() == Some(&seen) {
+            return Step::Keep(seen);
+        }
+        seen.encode(bytes);
+        Step::Write(seen)
+    })
+    .ok()
 }
 
 #[cfg(test)]
@@ -148,8 +173,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_record_is_read_as_it_was_written(seen in proptest::collection::btree_map(any::<u64>(), any::<u64>(), 0..20)) {
-            let seen = FirstSeen(seen.into_iter().map(|(id, since)| (id, Nanos(since))).collect());
+        fn a_record_is_read_as_it_was_written(
+            seen in proptest::collection::btree_map(any::<u64>(), any::<u64>(), 0..20),
+        ) {
+            let seen = FirstSeen(
+                seen.into_iter()
+                    .map(|(id, since)| (id, Nanos(since)))
+                    .collect(),
+            );
             let mut bytes = Vec::new();
             seen.encode(&mut bytes);
             prop_assert_eq!(FirstSeen::decode(&bytes), Some(seen));
@@ -161,9 +192,21 @@ mod tests {
         }
 
         #[test]
-        fn a_ramp_never_falls(weight in 0u32..1_024_000, window in 1u64..3_600_000, first in 0u64..4_000_000, more in 0u64..4_000_000) {
+        fn a_ramp_never_falls(
+            weight in 0u32..1_024_000,
+            window in 1u64..3_600_000,
+            first in 0u64..4_000_000,
+            more in 0u64..4_000_000,
+        ) {
             let (since, window) = (Nanos::from_secs(1), Nanos::from_millis(window));
-            let at = |millis| ramped(weight, since, window, since.plus(Nanos::from_millis(millis)));
+            let at = |millis| {
+                ramped(
+                    weight,
+                    since,
+                    window,
+                    since.plus(Nanos::from_millis(millis)),
+                )
+            };
             prop_assert!(at(first) <= at(first + more));
             prop_assert!(at(first) <= weight);
             prop_assert!(at(first) >= weight / 10);

@@ -3,9 +3,9 @@ use super::roster::{EndpointCounts, Member, Roster, RosterEntry, Rules, UNIT};
 use super::rotation::Rotation;
 use super::*;
 use crate::base::hash::xxh64;
+use crate::base::percent::Percent;
 use crate::base::rng::Rng;
 use crate::base::time::Nanos;
-use crate::config::Percent;
 use proptest::prelude::*;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -17,8 +17,8 @@ mod maglev;
 mod roster;
 mod rotation;
 
-const NOBODY: &dyn Fn(usize) -> bool = &|_| false;
-const ANYBODY: &dyn Fn(usize) -> bool = &|_| true;
+const NO_TRIAL: &dyn Fn(usize) -> bool = &|_| false;
+const ANY_TRIAL: &dyn Fn(usize) -> bool = &|_| true;
 
 fn vector(text: &str) -> Value {
     serde_json::from_str(text).unwrap()

@@ -1,5 +1,6 @@
 use super::*;
-use crate::config::{BreakerScope, FailureOn, Percent};
+use crate::base::percent::Percent;
+use config::{BreakerScope, FailureOn};
 
 mod peers;
 mod properties;
@@ -17,7 +18,7 @@ fn config() -> config::CircuitBreaker {
         slow_call_duration: Nanos::from_secs(60),
         consecutive_failures: 0,
         minimum_calls: 5,
-        window: config::Window::Time(Nanos::from_secs(20)),
+        window: config::WindowConfig::Time(Nanos::from_secs(20)),
         open_duration: Nanos::from_secs(5),
         backoff_multiplier_centi: 100,
         max_open_duration: Nanos::from_secs(60),
@@ -250,7 +251,7 @@ fn a_grown_open_time_is_kept_over_a_short_recovery_and_forgotten_after_a_quiet_s
 #[test]
 fn a_count_window_judges_the_last_calls_whenever_they_were() {
     let mut bench = Bench::new(config::CircuitBreaker {
-        window: config::Window::Count(6),
+        window: config::WindowConfig::Count(6),
         ..config()
     });
     bench.calls("ssss");
@@ -276,7 +277,7 @@ fn a_count_window_judges_the_last_calls_whenever_they_were() {
 #[test]
 fn a_count_window_smaller_than_minimum_calls_is_judged_when_it_is_full() {
     let mut bench = Bench::new(config::CircuitBreaker {
-        window: config::Window::Count(3),
+        window: config::WindowConfig::Count(3),
         minimum_calls: 100,
         ..config()
     });
@@ -289,9 +290,9 @@ fn a_count_window_smaller_than_minimum_calls_is_judged_when_it_is_full() {
 #[test]
 fn a_window_of_another_kind_or_size_begins_anew_and_nothing_else_does() {
     let windows = [
-        config::Window::Time(Nanos::from_secs(20)),
-        config::Window::Count(100),
-        config::Window::Count(64),
+        config::WindowConfig::Time(Nanos::from_secs(20)),
+        config::WindowConfig::Count(100),
+        config::WindowConfig::Count(64),
     ];
     for (from, to) in windows
         .iter()

@@ -2,6 +2,7 @@
 //! RFC 5861 (`stale-if-error`), and the rules of `docs/config.md`.
 
 use crate::base::headers::{HeaderMap, parse_number};
+use crate::base::sort;
 
 /// The most headers of a kept response.
 const MAX_HEADERS: usize = 100;
@@ -103,7 +104,7 @@ pub fn varied(response: &HeaderMap) -> Option<Vec<String>> {
             names.push(String::from_utf8_lossy(name).to_ascii_lowercase());
         }
     }
-    names.sort_unstable();
+    sort::by(&mut names, |one, other| one < other);
     names.dedup();
     Some(names)
 }

@@ -20,6 +20,7 @@
 //! slot is a version byte, 1 if it is filled, the ticket (u64), and the bytes.
 
 use crate::base::hash::{of_names, place};
+use crate::base::sort;
 use crate::base::time::Nanos;
 use crate::host::SharedData;
 use crate::store::{self, Contended, RecordKey, RecordKind, Step};
@@ -202,7 +203,7 @@ impl StaleTable {
         let index = RecordKey::new(RecordKind::StaleIndex, self.owner, set);
         let mut entries = read(&store::read(host, &index)?)?;
         entries.retain(|e| e.tag == tag);
-        entries.sort_unstable_by_key(|e| std::cmp::Reverse(e.kept));
+        sort::by_key(&mut entries, |e| std::cmp::Reverse(e.kept));
         for entry in entries {
             let Some(record) = store::read(host, &self.slot(set, entry.slot)) else {
                 continue;

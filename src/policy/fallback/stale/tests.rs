@@ -35,7 +35,7 @@ impl Proxy {
         }
     }
 
-    fn ask(&self, method: &str, path: &str, headers: Pairs<'_>) -> Option<StaleRequest> {
+    fn request(&self, method: &str, path: &str, headers: Pairs<'_>) -> Option<StaleRequest> {
         let first = [
             (":method", method),
             (":scheme", "http"),
@@ -49,7 +49,7 @@ impl Proxy {
     }
 
     fn get(&self, path: &str, headers: Pairs<'_>) -> StaleRequest {
-        self.ask("GET", path, headers)
+        self.request("GET", path, headers)
             .expect("a request that may be answered from here")
     }
 
@@ -164,7 +164,7 @@ fn what_may_be_kept() {
     ];
     for (request, response, kept) in cases {
         let proxy = Proxy::new(config());
-        let asked = proxy.ask("GET", "/", request);
+        let asked = proxy.request("GET", "/", request);
         let is_kept = asked.is_some_and(|asked| proxy.keep(&asked, response, b""));
         assert_eq!(is_kept, *kept, "{request:?} {response:?}");
     }
@@ -190,25 +190,27 @@ fn what_may_be_kept() {
 fn only_get_is_kept_and_head_is_answered_from_it() {
     let proxy = Proxy::new(config());
     for method in ["POST", "PUT", "DELETE", "OPTIONS", "get", ""] {
-        assert!(proxy.ask(method, "/", &[]).is_none(), "{method}");
+        assert!(proxy.request(method, "/", &[]).is_none(), "{method}");
     }
-    let head = proxy.ask("HEAD", "/", &[]).unwrap();
+    let head = proxy.request("HEAD", "/", &[]).unwrap();
     assert!(!proxy.keep(&head, &[], b""));
     assert!(proxy.keep(&proxy.get("/", &[]), &[], b"body"));
     assert_eq!(proxy.body(&head).as_deref(), Some(&b"body"[..]));
     assert!(
         proxy
-            .ask("GET", "/", &[("content-type", "application/grpc")])
+            .request("GET", "/", &[("content-type", "application/grpc")])
             .is_none()
     );
     assert!(
-        proxy.ask("GET", "/", &[("authorization", "x")]).is_none(),
+        proxy
+            .request("GET", "/", &[("authorization", "x")])
+            .is_none(),
         "nor is who shows himself answered"
     );
 }
 
 #[test]
-fn route_scheme_host_path_and_query_tell_responses_apart() {
+fn route_scheme_host_path_and_query_separate_responses() {
     let request = |route: &str, scheme: &str, host: &str, path: &str| {
         let headers = map(
             &[
@@ -278,7 +280,7 @@ fn the_configurations_and_the_responses_vary_both_apply() {
 }
 
 #[test]
-fn age_counts_what_it_had_and_ends_where_anybody_says() {
+fn age_counts_what_it_had_and_ends_at_the_earliest_bound() {
     for (response, last) in [
         (&[][..], 300),
         (&[("age", "100")], 200),
@@ -358,7 +360,7 @@ fn what_is_cut_or_too_large_is_not_kept() {
     assert!(proxy.keep(&asked, &[("content-length", "64")], &[0; 64]));
     assert!(
         proxy
-            .ask("GET", &"/".repeat(config::Stale::HEAD), &[])
+            .request("GET", &"/".repeat(config::Stale::HEAD), &[])
             .is_none()
     );
     assert_eq!(proxy.stale.passing.get(), 0);

@@ -84,7 +84,10 @@ fn aggregation_is_that_of_the_vectors() {
 
 #[test]
 fn the_report_counts_for_more_than_the_http_status_and_less_than_the_configuration() {
-    let down = |name: &str| json!({"status": "OUT_OF_SERVICE", "details": {name: {"status": "DOWN"}, "x": {"status": "UP"}}});
+    let down = |name: &str| {
+        let details = json!({name: {"status": "DOWN"}, "x": {"status": "UP"}});
+        json!({"status": "OUT_OF_SERVICE", "details": details})
+    };
     let cache = json!({"cache": {"critical": false}, "database": {}});
     for (report, good, want) in [
         // Nothing but what the configuration excuses.
@@ -126,7 +129,10 @@ fn the_report_counts_for_more_than_the_http_status_and_less_than_the_configurati
             EndpointHealth::OutOfService,
         ),
         (
-            json!({"status": "OUT_OF_SERVICE", "details": {"other": {"status": "DOWN", "critical": false}}}),
+            json!({
+                "status": "OUT_OF_SERVICE",
+                "details": {"other": {"status": "DOWN", "critical": false}}
+            }),
             true,
             EndpointHealth::OutOfService,
         ),

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 fn check(healthy: u32, unhealthy: u32, components: &str) -> HealthCheck {
     let config = format!(
-        r#"{{"upstreams": {{"u": {{"health_check": {{"report": true, "interval": "1s", "healthy_threshold": {healthy},
+        r#"{{"upstreams": {{"u": {{"health_check": {{
+                "report": true, "interval": "1s", "healthy_threshold": {healthy},
             "unhealthy_threshold": {unhealthy}, "components": {components}}}}}}}}}"#
     );
     crate::config::parse(config.as_bytes()).unwrap().upstreams[0]
@@ -16,7 +17,7 @@ fn check(healthy: u32, unhealthy: u32, components: &str) -> HealthCheck {
 /// An endpoint and its checker.
 struct Endpoint {
     check: HealthCheck,
-    rows: Streaks,
+    streaks: Streaks,
     record: HealthRecord,
     now: Nanos,
     writes: u32,
@@ -27,17 +28,17 @@ impl Endpoint {
         let record = HealthRecord::decode(&[], 7, check.components.len());
         Self {
             check,
-            rows: Streaks::default(),
+            streaks: Streaks::default(),
             record,
             now: Nanos::from_secs(10),
             writes: 0,
         }
     }
 
-    fn tell(&mut self, sample: &Sample) -> EndpointHealth {
+    fn apply(&mut self, sample: &Sample) -> EndpointHealth {
         self.now = self.now.plus(Nanos::from_secs(1));
-        self.rows.count(sample, &self.check, self.now);
-        let change = self.rows.judge(
+        self.streaks.count(sample, &self.check, self.now);
+        let change = self.streaks.judge(
             &self.record,
             sample,
             &self.check,
@@ -52,7 +53,7 @@ impl Endpoint {
     }
 
     fn unsettled(&self) -> bool {
-        self.rows.are_unsettled(&self.record, &self.check)
+        self.streaks.are_unsettled(&self.record, &self.check)
     }
 }
 
@@ -61,24 +62,27 @@ const BAD: Sample = Sample::new(EndpointHealth::Down, CheckReason::Timeout, 0);
 #[test]
 fn it_takes_rows_to_flip_and_one_good_answer_to_be_known() {
     let mut endpoint = Endpoint::new(check(2, 3, "{}"));
-    assert!(endpoint.unsettled(), "asked often until something is known");
-    assert_eq!(endpoint.tell(&Sample::GOOD), EndpointHealth::Up);
+    assert!(
+        endpoint.unsettled(),
+        "checked often until there is a result"
+    );
+    assert_eq!(endpoint.apply(&Sample::GOOD), EndpointHealth::Up);
     assert!(!endpoint.unsettled());
     for sample in [&BAD, &BAD, &Sample::GOOD, &BAD, &BAD] {
-        assert_eq!(endpoint.tell(sample), EndpointHealth::Up);
+        assert_eq!(endpoint.apply(sample), EndpointHealth::Up);
     }
     assert!(endpoint.unsettled());
-    assert_eq!(endpoint.tell(&BAD), EndpointHealth::Down);
+    assert_eq!(endpoint.apply(&BAD), EndpointHealth::Down);
     assert_eq!(
         (endpoint.record.reason, endpoint.record.since),
         (CheckReason::Timeout, endpoint.now)
     );
     assert!(!endpoint.unsettled());
-    assert_eq!(endpoint.tell(&Sample::GOOD), EndpointHealth::Down);
+    assert_eq!(endpoint.apply(&Sample::GOOD), EndpointHealth::Down);
     assert!(endpoint.unsettled());
-    assert_eq!(endpoint.tell(&BAD), EndpointHealth::Down);
-    endpoint.tell(&Sample::GOOD);
-    assert_eq!(endpoint.tell(&Sample::GOOD), EndpointHealth::Up);
+    assert_eq!(endpoint.apply(&BAD), EndpointHealth::Down);
+    endpoint.apply(&Sample::GOOD);
+    assert_eq!(endpoint.apply(&Sample::GOOD), EndpointHealth::Up);
     assert_eq!(
         endpoint.writes, 3,
         "written when it changes, not for each answer"
@@ -89,17 +93,17 @@ fn it_takes_rows_to_flip_and_one_good_answer_to_be_known() {
 fn nothing_known_is_usable_and_one_failure_does_not_change_that() {
     let mut endpoint = Endpoint::new(check(2, 3, "{}"));
     assert!(endpoint.record.status.is_usable());
-    assert_eq!(endpoint.tell(&BAD), EndpointHealth::Unchecked);
-    assert_eq!(endpoint.tell(&BAD), EndpointHealth::Unchecked);
-    assert_eq!(endpoint.tell(&BAD), EndpointHealth::Down);
+    assert_eq!(endpoint.apply(&BAD), EndpointHealth::Unchecked);
+    assert_eq!(endpoint.apply(&BAD), EndpointHealth::Unchecked);
+    assert_eq!(endpoint.apply(&BAD), EndpointHealth::Down);
 }
 
 #[test]
 fn out_for_another_reason_is_out_since_the_first() {
     let mut endpoint = Endpoint::new(check(1, 1, "{}"));
-    endpoint.tell(&BAD);
+    endpoint.apply(&BAD);
     let since = endpoint.record.since;
-    endpoint.tell(&Sample::new(
+    endpoint.apply(&Sample::new(
         EndpointHealth::OutOfService,
         CheckReason::HttpStatus,
         503,
@@ -119,7 +123,7 @@ fn reported(status: EndpointHealth, component: Option<EndpointHealth>) -> Sample
 }
 
 #[test]
-fn a_component_flips_by_rows_too_and_is_forgotten_when_nothing_is_said_of_it() {
+fn a_component_flips_by_rows_too_and_is_forgotten_when_no_report_has_it() {
     let mut endpoint = Endpoint::new(check(
         2,
         2,
@@ -130,24 +134,24 @@ fn a_component_flips_by_rows_too_and_is_forgotten_when_nothing_is_said_of_it() {
         reported(EndpointHealth::Up, Some(EndpointHealth::Down)),
     );
     let component = |endpoint: &Endpoint| endpoint.record.components[0];
-    endpoint.tell(&up);
+    endpoint.apply(&up);
     assert_eq!(component(&endpoint), EndpointHealth::Up);
-    endpoint.tell(&down);
+    endpoint.apply(&down);
     assert_eq!(component(&endpoint), EndpointHealth::Up);
     assert!(endpoint.unsettled());
-    endpoint.tell(&down);
+    endpoint.apply(&down);
     assert_eq!(
         (component(&endpoint), endpoint.record.status),
         (EndpointHealth::Down, EndpointHealth::Up)
     );
     assert!(!endpoint.unsettled());
-    endpoint.tell(&up);
+    endpoint.apply(&up);
     assert_eq!(component(&endpoint), EndpointHealth::Down);
-    endpoint.tell(&up);
+    endpoint.apply(&up);
     assert_eq!(component(&endpoint), EndpointHealth::Up);
     // Three periods of 2 s, and 1 s: what was said last holds so long.
     for second in 1..=8 {
-        endpoint.tell(&Sample::GOOD);
+        endpoint.apply(&Sample::GOOD);
         assert_eq!(
             component(&endpoint) == EndpointHealth::Up,
             second <= 7,
@@ -158,16 +162,24 @@ fn a_component_flips_by_rows_too_and_is_forgotten_when_nothing_is_said_of_it() {
 }
 
 proptest! {
-    /// Against the words of the contract: out after so many bad answers in a row, in again
-    /// after so many good ones.
+    /// Against the documented rule: out after that many bad results in a row, in again after that
+    /// many good ones.
     #[test]
-    fn it_is_what_the_rows_say(answers in proptest::collection::vec(any::<bool>(), 0..60), up in 1u32..5, down in 1u32..5) {
+    fn it_is_what_the_rows_say(
+        answers in proptest::collection::vec(any::<bool>(), 0..60),
+        up in 1u32..5,
+        down in 1u32..5,
+    ) {
         let mut endpoint = Endpoint::new(check(up, down, "{}"));
         let mut out = false;
         for (at, good) in answers.iter().enumerate() {
             let sample = if *good { Sample::GOOD } else { BAD };
-            let status = endpoint.tell(&sample);
-            let row = answers[..=at].iter().rev().take_while(|it| *it == good).count() as u32;
+            let status = endpoint.apply(&sample);
+            let row = answers[..=at]
+                .iter()
+                .rev()
+                .take_while(|it| *it == good)
+                .count() as u32;
             out = match (out, good) {
                 (false, false) => row >= down,
                 (true, true) => row < up,

@@ -4,7 +4,7 @@ use crate::policy::upstream::choice::{cheapest, first, random};
 fn least(members: &[Member], in_flight: &[u64], rng: &Rng) -> Vec<usize> {
     order(cheapest(
         &entries(members),
-        ANYBODY,
+        ANY_TRIAL,
         &|at| in_flight[at],
         rng,
     ))
@@ -30,7 +30,7 @@ fn equals_are_drawn_by_weight() {
     assert!((29_400..30_600).contains(&hits), "{hits}");
     let entries = entries(&all);
     let hits = (0..40_000)
-        .filter(|_| random(&entries, NOBODY, &rng).first() == Some(0))
+        .filter(|_| random(&entries, NO_TRIAL, &rng).first() == Some(0))
         .count();
     assert!((29_400..30_600).contains(&hits), "{hits}");
 }
@@ -42,18 +42,18 @@ fn a_trial_comes_first_or_not_at_all() {
     assert_eq!(least(&all, &[1, 0, 2], &rng), [1, 0, 2]);
     assert_eq!(least(&all, &[1, 5, 2], &rng), [0, 2]);
     let entries = entries(&all);
-    assert_eq!(order(cheapest(&entries, NOBODY, &|_| 0, &rng)).len(), 2);
+    assert_eq!(order(cheapest(&entries, NO_TRIAL, &|_| 0, &rng)).len(), 2);
     for _ in 0..100 {
-        let list = order(random(&entries, ANYBODY, &rng));
+        let list = order(random(&entries, ANY_TRIAL, &rng));
         assert!(
             list.len() == 3 && list[0] == 1 || list.len() == 2 && !list.contains(&1),
             "{list:?}"
         );
-        assert_eq!(order(random(&entries, NOBODY, &rng)).len(), 2);
+        assert_eq!(order(random(&entries, NO_TRIAL, &rng)).len(), 2);
     }
-    assert_eq!(order(first(&entries, ANYBODY)), [0, 2]);
-    assert_eq!(order(first(&entries[1..], ANYBODY)), [1, 2]);
-    assert_eq!(order(first(&entries[1..], NOBODY)), [2]);
+    assert_eq!(order(first(&entries, ANY_TRIAL)), [0, 2]);
+    assert_eq!(order(first(&entries[1..], ANY_TRIAL)), [1, 2]);
+    assert_eq!(order(first(&entries[1..], NO_TRIAL)), [2]);
 }
 
 #[test]
@@ -62,8 +62,8 @@ fn many_endpoints_share_evenly() {
     for count in [9usize, 10, 100, 1_000] {
         let entries = weights(&vec![1; count]);
         let draw = |kind: usize| match kind {
-            0 => order(cheapest(&entries, NOBODY, &|_| 0, &rng)),
-            _ => order(random(&entries, NOBODY, &rng)),
+            0 => order(cheapest(&entries, NO_TRIAL, &|_| 0, &rng)),
+            _ => order(random(&entries, NO_TRIAL, &rng)),
         };
         for kind in 0..2 {
             let mut hits = vec![0u32; count];
@@ -89,6 +89,6 @@ fn many_endpoints_share_evenly() {
 fn a_heavy_endpoint_does_not_keep_others_off_the_list() {
     let entries = weights(&[1_000, 1, 1]);
     for seed in 0..100 {
-        assert_eq!(order(random(&entries, NOBODY, &Rng::new(seed))).len(), 3);
+        assert_eq!(order(random(&entries, NO_TRIAL, &Rng::new(seed))).len(), 3);
     }
 }

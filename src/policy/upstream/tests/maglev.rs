@@ -19,7 +19,7 @@ fn names(count: usize) -> Vec<String> {
 fn first(table: &MaglevTable, roster: &Roster, hash: u64) -> usize {
     let pool = roster.pool(0).unwrap();
     table
-        .pick(hash, roster, pool, NOBODY, &|_| true)
+        .pick(hash, roster, pool, NO_TRIAL, &|_| true)
         .first()
         .unwrap()
 }
@@ -143,11 +143,11 @@ fn the_list_goes_on_to_the_next_owners_and_a_trial_comes_first_or_not_at_all() {
     let tried = roster(&members);
     let pool = tried.pool(0).unwrap();
     for hash in 0..500u64 {
-        let list = order(table.pick(hash, &all, all.pool(0).unwrap(), NOBODY, &|_| true));
+        let list = order(table.pick(hash, &all, all.pool(0).unwrap(), NO_TRIAL, &|_| true));
         assert_eq!(list.len(), LIST);
-        let without: Vec<usize> = order(table.pick(hash, &tried, pool, NOBODY, &|_| true));
+        let without: Vec<usize> = order(table.pick(hash, &tried, pool, NO_TRIAL, &|_| true));
         assert!(!without.contains(&2));
-        let with = order(table.pick(hash, &tried, pool, ANYBODY, &|_| true));
+        let with = order(table.pick(hash, &tried, pool, ANY_TRIAL, &|_| true));
         assert_eq!(with.contains(&2), list[0] == 2);
         assert_eq!(with[0], list[0]);
     }
@@ -179,19 +179,42 @@ fn of_very_many_that_are_out_the_few_left_are_found() {
 
 proptest! {
     #[test]
-    fn nobody_carries_more_than_the_bound(hot in 0u64..100, requests in 1u64..300, count in 1usize..12, bound in 100u32..300) {
+    fn no_endpoint_carries_more_than_the_bound(
+        hot in 0u64..100,
+        requests in 1u64..300,
+        count in 1usize..12,
+        bound in 100u32..300,
+    ) {
         let table = table(&names(count), &vec![1; count], SIZE);
         let roster = well(count);
         let pool = roster.pool(0).unwrap();
         let mut in_flight = vec![0u64; count];
         for request in 0..requests {
-            // Nearly all of one key, and nobody ends.
+            // Nearly all of one key, and none ends.
             let key: u64 = if request % 4 == 0 { request } else { hot };
-            let room = |entry: &RosterEntry| has_room(in_flight[entry.at], request, entry.weight, pool.weight, Percent(bound));
-            let at = table.pick(xxh64(&key.to_le_bytes(), 0), &roster, pool, NOBODY, &room).first().unwrap();
+            let room = |entry: &RosterEntry| {
+                has_room(
+                    in_flight[entry.at],
+                    request,
+                    entry.weight,
+                    pool.weight,
+                    Percent(bound),
+                )
+            };
+            let at = table
+                .pick(xxh64(&key.to_le_bytes(), 0), &roster, pool, NO_TRIAL, &room)
+                .first()
+                .unwrap();
             in_flight[at] += 1;
-            let most = ((request + 1) * u64::from(bound)).div_ceil(100 * count as u64).max(2);
-            prop_assert!(in_flight[at] <= most, "{} where {} may be", in_flight[at], most);
+            let most = ((request + 1) * u64::from(bound))
+                .div_ceil(100 * count as u64)
+                .max(2);
+            prop_assert!(
+                in_flight[at] <= most,
+                "{} where {} may be",
+                in_flight[at],
+                most
+            );
         }
     }
 }

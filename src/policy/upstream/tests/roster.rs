@@ -59,7 +59,7 @@ fn below_the_threshold_all_but_the_drained_are_used() {
     assert_eq!(pools(&roster_of(&never, &all)), [(100, vec![2])]);
     assert!(
         roster_of(&never, &all[..2]).pool(0).is_none(),
-        "nobody is left"
+        "no endpoint is left"
     );
     assert_eq!(
         pools(&roster_of(&never, &[member(Out, 1), member(Trial, 1)])),
@@ -252,52 +252,96 @@ fn any_member() -> impl Strategy<Value = Member> {
 
 proptest! {
     #[test]
-    fn the_contract_holds_for_any_endpoints(
+    fn the_documented_rules_hold_for_any_endpoints(
         members in proptest::collection::vec(any_member(), 0..20),
         panic_threshold in prop_oneof![Just(0u32), Just(3_000), Just(5_000), Just(10_000)],
         max_ejection in prop_oneof![Just(0u32), Just(2_000), Just(5_000), Just(10_000)],
         zone in proptest::option::of(0u16..3),
     ) {
         let zones_of = |level| {
-            let found: std::collections::BTreeSet<u16> = members.iter().filter(|m| m.weight > 0 && m.level == level).map(|m| m.zone).collect();
+            let found: std::collections::BTreeSet<u16> = members
+                .iter()
+                .filter(|m| m.weight > 0 && m.level == level)
+                .map(|m| m.zone)
+                .collect();
             found.len() as u32
         };
         let rules = Rules {
-            panic_threshold: Percent(panic_threshold), max_ejection: Percent(max_ejection), zone, zones: (0..3).map(zones_of).collect(),
+            panic_threshold: Percent(panic_threshold),
+            max_ejection: Percent(max_ejection),
+            zone,
+            zones: (0..3).map(zones_of).collect(),
         };
         let roster = roster_of(&rules, &members);
         let alive: Vec<&Member> = members.iter().filter(|m| m.weight > 0).collect();
-        let of = |level, what| alive.iter().filter(|m| m.level == level && m.availability == what).count() as u32;
+        let of = |level, what| {
+            alive
+                .iter()
+                .filter(|m| m.level == level && m.availability == what)
+                .count() as u32
+        };
         let size = |level| alive.iter().filter(|m| m.level == level).count() as u32;
         let Some(_) = roster.pool(0) else {
-            prop_assert!(alive.iter().all(|m| m.availability == Out), "there was one to use");
+            prop_assert!(
+                alive.iter().all(|m| m.availability == Out),
+                "there was one to use"
+            );
             return Ok(());
         };
         let used = pools(&roster);
         let ejected = alive.iter().filter(|m| m.availability != Available).count() as u32;
-        let most = if max_ejection == 0 { 0 } else { (alive.len() as u32 * max_ejection / 10_000).max(1) };
+        let most = if max_ejection == 0 {
+            0
+        } else {
+            (alive.len() as u32 * max_ejection / 10_000).max(1)
+        };
         for (_, entries) in &used {
             for at in entries {
                 let member = &members[*at];
                 prop_assert!(member.weight > 0, "drained");
-                prop_assert!(member.availability != Out || roster.panic || ejected > most, "one that is out");
+                prop_assert!(
+                    member.availability != Out || roster.panic || ejected > most,
+                    "one that is out"
+                );
             }
             let mut sorted = entries.clone();
             sorted.sort_unstable();
             prop_assert_eq!(&sorted, entries, "in the configuration's order");
         }
-        let all: Vec<usize> = used.iter().flat_map(|(_, entries)| entries.iter().copied()).collect();
+        let all: Vec<usize> = used
+            .iter()
+            .flat_map(|(_, entries)| entries.iter().copied())
+            .collect();
         let distinct: std::collections::BTreeSet<usize> = all.iter().copied().collect();
         prop_assert_eq!(distinct.len(), all.len(), "in one pool only");
         if !roster.panic {
-            let enough = |level| size(level) > 0 && of(level, Available) > 0 && of(level, Available) * 10_000 >= size(level) * panic_threshold;
+            let enough = |level| {
+                size(level) > 0
+                    && of(level, Available) > 0
+                    && of(level, Available) * 10_000 >= size(level) * panic_threshold
+            };
             if let Some(last) = (0..3).find(|level| enough(*level)) {
-                prop_assert!(all.iter().all(|at| members[*at].level <= last), "overflow without need");
+                prop_assert!(
+                    all.iter().all(|at| members[*at].level <= last),
+                    "overflow without need"
+                );
             }
             // What breakers take out never exceeds its part, within the levels that are in use.
-            let missing = alive.iter().filter(|m| m.availability == Out && size(0) == alive.len() as u32).count();
-            let out = members.iter().enumerate().filter(|(at, m)| m.weight > 0 && m.availability == Out && !distinct.contains(at)).count();
-            prop_assert!(missing == 0 || zone.is_some() || out as u32 <= most || of(0, Available) == 0, "{} of {} are out", out, most);
+            let missing = alive
+                .iter()
+                .filter(|m| m.availability == Out && size(0) == alive.len() as u32)
+                .count();
+            let out = members
+                .iter()
+                .enumerate()
+                .filter(|(at, m)| m.weight > 0 && m.availability == Out && !distinct.contains(at))
+                .count();
+            prop_assert!(
+                missing == 0 || zone.is_some() || out as u32 <= most || of(0, Available) == 0,
+                "{} of {} are out",
+                out,
+                most
+            );
         }
         let shares: u32 = used.iter().map(|(share, _)| share).sum();
         prop_assert!((98..=102).contains(&shares), "{:?}", used);

@@ -5,7 +5,7 @@ fn sequence(entries: &[RosterEntry], rotation: &mut Rotation, n: usize) -> Strin
         .map(|_| {
             char::from(
                 b'a' + rotation
-                    .next(entries, NOBODY, &Rng::new(1))
+                    .next(entries, NO_TRIAL, &Rng::new(1))
                     .first()
                     .unwrap() as u8,
             )
@@ -34,7 +34,7 @@ fn the_order_is_nginxs() {
     let mut got = vec![0u32; weights.len()];
     for _ in 0..counts["n"].as_u64().unwrap() {
         got[rotation
-            .next(&entries, NOBODY, &Rng::new(1))
+            .next(&entries, NO_TRIAL, &Rng::new(1))
             .first()
             .unwrap()] += 1;
     }
@@ -72,11 +72,11 @@ fn the_list_goes_on_with_others_and_a_trial_comes_first_or_not_at_all() {
     let (mut rotation, rng) = (Rotation::new(4), Rng::new(1));
     let mut second = std::collections::BTreeSet::new();
     for _ in 0..200 {
-        let list = order(rotation.next(&entries, ANYBODY, &rng));
+        let list = order(rotation.next(&entries, ANY_TRIAL, &rng));
         assert!(list.len() == 3 && !list[1..].contains(&1), "{list:?}");
         assert!(list[0] != list[1] && list[1] != list[2] && list[0] != list[2]);
         second.insert((list[0], list[1]));
-        assert!(!order(rotation.next(&entries, NOBODY, &rng)).contains(&1));
+        assert!(!order(rotation.next(&entries, NO_TRIAL, &rng)).contains(&1));
     }
     assert!(
         second.contains(&(0, 2)) && second.contains(&(0, 3)),
@@ -86,18 +86,25 @@ fn the_list_goes_on_with_others_and_a_trial_comes_first_or_not_at_all() {
 
 proptest! {
     #[test]
-    fn nobody_is_ahead_of_or_behind_its_share_by_more_than_the_others(weights in proptest::collection::vec(1u32..20, 1..12)) {
+    fn no_endpoint_is_ahead_of_or_behind_its_share_by_more_than_the_others(
+        weights in proptest::collection::vec(1u32..20, 1..12),
+    ) {
         let entries = super::weights(&weights);
         let total: u32 = weights.iter().sum();
         let mut rotation = Rotation::new(weights.len());
         let mut got = vec![0u32; weights.len()];
         for n in 1..=2 * total {
-            let list = rotation.next(&entries, NOBODY, &Rng::new(1));
+            let list = rotation.next(&entries, NO_TRIAL, &Rng::new(1));
             got[list.first().unwrap()] += 1;
             prop_assert_eq!(list.iter().count(), weights.len().min(LIST));
             for (got, weight) in got.iter().zip(&weights) {
                 let (has, due) = (f64::from(*got), f64::from(n * weight) / f64::from(total));
-                prop_assert!((has - due).abs() <= weights.len() as f64, "{} of {}", has, due);
+                prop_assert!(
+                    (has - due).abs() <= weights.len() as f64,
+                    "{} of {}",
+                    has,
+                    due
+                );
             }
         }
         let exact: Vec<u32> = weights.iter().map(|weight| 2 * weight).collect();

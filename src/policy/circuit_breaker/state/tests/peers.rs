@@ -45,13 +45,13 @@ fn open_times_grow_and_spread_as_resilience4js_intervals_do() {
     );
 }
 
-/// "goresilience .5/10/30s" of `tests/vectors/31_seed_scenarios.json`; `tests/config.rs` has the
+/// "goresilience .5/10/30s" of `tests/vectors/31_seed_scenarios.json`; `tests/config` has the
 /// preset's numbers.
 #[test]
 fn ten_calls_of_which_five_failed_open_it_for_goresiliences_thirty_seconds() {
     let mut bench = Bench::new(config::CircuitBreaker {
         minimum_calls: 10,
-        window: config::Window::Time(Nanos::from_secs(10)),
+        window: config::WindowConfig::Time(Nanos::from_secs(10)),
         open_duration: Nanos::from_secs(30),
         ..config()
     });
@@ -131,7 +131,7 @@ fn it_agrees_with_resilience4js_own_cases() {
                 }
                 _ => {
                     if name.starts_with("max wait") {
-                        // Theirs has a timer; ours ends the round when somebody asks.
+                        // Theirs has a timer; ours ends the round at the next request.
                         assert!(bench.acquire().is_err());
                     }
                     if let Some(state) = step["state"].as_str() {

@@ -101,9 +101,15 @@ proptest! {
     /// found has been pushed out; and the bounds hold after each step.
     #[test]
     fn the_bounds_hold_and_nothing_is_mixed_up(
-        entries in 1u32..80, kib in 17usize..200, steps in proptest::collection::vec((0u8..40, 0usize..57, 0u64..2_000), 1..200),
+        entries in 1u32..80,
+        kib in 17usize..200,
+        steps in proptest::collection::vec((0u8..40, 0usize..57, 0u64..2_000), 1..200),
     ) {
-        let config = config::Stale { max_entries: entries, max_bytes: kib << 10, ..config() };
+        let config = config::Stale {
+            max_entries: entries,
+            max_bytes: kib << 10,
+            ..config()
+        };
         let proxy = Proxy::new(config.clone());
         let mut model: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
         let filler = "f".repeat(3_000);
@@ -113,15 +119,25 @@ proptest! {
             let mut body = vec![path; size];
             body.extend_from_slice(&at.to_le_bytes());
             let headers = map(&[(":status", "200"), ("x-filler", &filler)], &[]);
-            if let Some(draft) = proxy.stale.begin(&asked, &headers, proxy.machine.now())
+            if let Some(draft) = proxy
+                .stale
+                .begin(&asked, &headers, proxy.machine.now())
                 .and_then(|draft| proxy.stale.add(draft, &body))
             {
                 let worker = Worker(Rc::clone(&proxy.machine));
-                let change = proxy.stale.keep(&worker, &asked, &draft, at as u64).unwrap().unwrap();
+                let change = proxy
+                    .stale
+                    .keep(&worker, &asked, &draft, at as u64)
+                    .unwrap()
+                    .unwrap();
                 count += change.entries;
                 bytes += change.bytes;
                 model.insert(path, body);
-                prop_assert_eq!(proxy.body(&asked), model.get(&path).cloned(), "what was kept last is there");
+                prop_assert_eq!(
+                    proxy.body(&asked),
+                    model.get(&path).cloned(),
+                    "what was kept last is there"
+                );
             }
             for (path, body) in &model {
                 if let Some(found) = proxy.body(&proxy.get(&format!("/{path}"), &[])) {
@@ -129,7 +145,11 @@ proptest! {
                 }
             }
             prop_assert!(slot_bytes(&proxy.machine) <= config.max_bytes);
-            prop_assert_eq!(i64::try_from(slot_bytes(&proxy.machine)).unwrap(), bytes, "what is counted is there");
+            prop_assert_eq!(
+                i64::try_from(slot_bytes(&proxy.machine)).unwrap(),
+                bytes,
+                "what is counted is there"
+            );
             prop_assert!((0..=i64::from(entries)).contains(&count));
             proxy.machine.advance(Nanos::from_millis(pause));
         }
@@ -140,7 +160,9 @@ proptest! {
     #[test]
     fn bad_records_are_no_records(
         kind in prop_oneof![Just(b'i'), Just(b'k'), Just(b'n')],
-        how in 0usize..3, at in 0usize..3_000, bytes in proptest::collection::vec(any::<u8>(), 0..200),
+        how in 0usize..3,
+        at in 0usize..3_000,
+        bytes in proptest::collection::vec(any::<u8>(), 0..200),
     ) {
         let proxy = Proxy::new(config());
         let worker = Worker(Rc::clone(&proxy.machine));

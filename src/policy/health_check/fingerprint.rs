@@ -1,12 +1,19 @@
 //! Tells configurations apart that would check differently.
 
+use super::config::{Ask, HealthCheck};
 use crate::base::hash::of_names;
 use crate::base::text::number;
-use crate::config::{self, Ask, HealthCheck};
 
-/// Tells contexts apart that would ask differently.
-pub(super) fn fingerprint(upstream: &config::Upstream, check: &HealthCheck) -> u64 {
-    let mut parts: Vec<String> = vec![upstream.cluster.clone(), upstream.override_header.clone()];
+/// A hash of what an upstream's configuration says of its checks, `endpoints` by their addresses:
+/// contexts with the same one share a lease.
+#[must_use]
+pub fn fingerprint<'a>(
+    cluster: &str,
+    override_header: &str,
+    check: &HealthCheck,
+    endpoints: impl Iterator<Item = &'a str>,
+) -> u64 {
+    let mut parts: Vec<String> = vec![cluster.to_owned(), override_header.to_owned()];
     match &check.ask {
         Ask::Http {
             path,
@@ -45,11 +52,6 @@ pub(super) fn fingerprint(upstream: &config::Upstream, check: &HealthCheck) -> u
             number(rate),
         ]);
     }
-    parts.extend(
-        upstream
-            .endpoints
-            .iter()
-            .map(|endpoint| endpoint.address.clone()),
-    );
+    parts.extend(endpoints.map(str::to_owned));
     of_names(&parts.iter().map(String::as_str).collect::<Vec<_>>())
 }

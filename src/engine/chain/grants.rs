@@ -1,0 +1,161 @@
+//! What a request was granted, and must be given back exactly once: places in flight, permits of
+//! breakers, retries.
+
+use crate::base::rng::Rng;
+use crate::base::time::Nanos;
+use crate::engine::breaker::Breaker;
+use crate::engine::concurrency::{Concurrency, Ending, Permit};
+use crate::engine::route::Shared;
+use crate::engine::upstream::{Pick, Upstream};
+use crate::host::Host;
+use crate::policy::circuit_breaker::CallResult;
+use crate::policy::retry::Budget;
+use std::rc::Rc;
+
+/// The grants of a request that are not given back yet.
+#[derive(Debug, Default)]
+pub(super) struct Grants {
+    /// In flight, at the route's limit and at its upstream's.
+    concurrency: [Option<(Rc<Concurrency>, Permit)>; 2],
+    /// After what time the upstream began to answer, and did not fail.
+    answered: Option<Nanos>,
+    breaker: Option<BreakerGrant>,
+    endpoint: Option<EndpointGrant>,
+    retries: Option<RetryGrant>,
+}
+
+/// Admission by the route's breaker, which waits for the outcome.
+#[derive(Debug)]
+struct BreakerGrant {
+    breaker: Rc<Breaker>,
+    epoch: u32,
+    /// Whether the breaker tries the upstream with the request.
+    trial: bool,
+}
+
+/// The endpoints picked, while in flight.
+#[derive(Debug)]
+struct EndpointGrant {
+    upstream: Rc<Upstream>,
+    pick: Pick,
+    /// Whether the outcome was recorded.
+    recorded: bool,
+}
+
+/// Retries that the proxy may make.
+#[derive(Debug)]
+struct RetryGrant {
+    budget: Rc<Shared<Budget>>,
+    count: u32,
+}
+
+impl Grants {
+    /// The concurrency limit at `place` (0: the route's, 1: its upstream's) counts the request.
+    pub(super) fn enter(&mut self, place: usize, limit: &Rc<Concurrency>, permit: Permit) {
+        if let Some(held) = self.concurrency.get_mut(place) {
+            *held = Some((Rc::clone(limit), permit));
+        }
+    }
+
+    /// The route's breaker admits the request. `trial`: only to try the upstream.
+    pub(super) fn admit(&mut self, breaker: &Rc<Breaker>, epoch: u32, trial: bool) {
+        self.breaker = Some(BreakerGrant {
+            breaker: Rc::clone(breaker),
+            epoch,
+            trial,
+        });
+    }
+
+    /// Endpoints were picked, and the request counts as in flight at the first.
+    pub(super) fn pick(&mut self, upstream: &Rc<Upstream>, pick: Pick) {
+        self.endpoint = Some(EndpointGrant {
+            upstream: Rc::clone(upstream),
+            pick,
+            recorded: false,
+        });
+    }
+
+    /// The proxy may make `count` retries of this budget.
+    pub(super) fn retry(&mut self, budget: &Rc<Shared<Budget>>, count: u32) {
+        self.retries = (count > 0).then(|| RetryGrant {
+            budget: Rc::clone(budget),
+            count,
+        });
+    }
+
+    /// How many retries the proxy may make.
+    pub(super) fn retries(&self) -> u32 {
+        self.retries.as_ref().map_or(0, |granted| granted.count)
+    }
+
+    /// Whether the route's breaker only tries the upstream with the request.
+    pub(super) fn is_trial(&self) -> bool {
+        self.breaker.as_ref().is_some_and(|granted| granted.trial)
+    }
+
+    /// The endpoints picked; none of them where none were.
+    pub(super) fn picked(&self) -> Pick {
+        let granted = self.endpoint.as_ref();
+        granted.map(|granted| granted.pick).unwrap_or_default()
+    }
+
+    /// The upstream answered well, after this time.
+    pub(super) const fn note_answer(&mut self, time: Nanos) {
+        self.answered = Some(time);
+    }
+
+    /// The retries are over: `spent` of them were made.
+    pub(super) fn settle_retries(&mut self, spent: u64) {
+        if let Some(granted) = self.retries.take() {
+            granted
+                .budget
+                .with(|budget| budget.settle(granted.count, spent));
+        }
+    }
+
+    /// Takes the admission by the route's breaker: its outcome is known.
+    pub(super) fn take_breaker(&mut self) -> Option<(Rc<Breaker>, u32)> {
+        let granted = self.breaker.take()?;
+        Some((granted.breaker, granted.epoch))
+    }
+
+    /// The outcome at the endpoints is recorded; they stay in flight until the end.
+    pub(super) const fn mark_recorded(&mut self) {
+        if let Some(granted) = &mut self.endpoint {
+            granted.recorded = true;
+        }
+    }
+
+    /// Gives back all that is still held, without a verdict. `now` is asked for only where a policy
+    /// learns from it.
+    pub(super) fn release<H: Host>(
+        mut self,
+        host: &H,
+        start: Nanos,
+        now: impl Fn() -> Nanos,
+        rng: &Rng,
+    ) {
+        self.settle_retries(0);
+        if let Some(granted) = &self.endpoint {
+            granted.upstream.leave(host, &granted.pick);
+        }
+        let answered = self.answered;
+        let ending = || {
+            let now = now();
+            Ending {
+                now,
+                elapsed: now.since(start),
+                answered,
+            }
+        };
+        for (limit, permit) in self.concurrency.into_iter().flatten() {
+            limit.leave(host, permit, ending);
+        }
+        if let Some(BreakerGrant { breaker, epoch, .. }) = self.breaker {
+            breaker.end(host, now(), epoch, CallResult::IGNORED, rng);
+        }
+        if let Some(granted) = self.endpoint.filter(|granted| !granted.recorded) {
+            granted.upstream.release(host, now(), &granted.pick, rng);
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The document as a whole.
+
+use haven::config::{Config, IpSource, Mode};
+
+use crate::support::{DESIGN, FULL, errors, good, refused, refuses};
+
+#[test]
+fn nothing_is_a_valid_configuration() {
+    for document in ["", " \n\t", "{}", " { } "] {
+        let config = good(document);
+        assert_eq!(config.service, "haven");
+        assert_eq!(config.health.livez.as_deref(), Some("/livez"));
+        assert_eq!(config, Config::default());
+    }
+}
+
+#[test]
+fn the_full_document_is_read_as_it_is_meant() {
+    let config = good(FULL);
+    assert_eq!(
+        (config.service.as_str(), config.mode),
+        ("user-service", Mode::Shadow)
+    );
+    assert_eq!(config.client_ip.source, IpSource::XForwardedFor);
+    assert_eq!(
+        (
+            config.client_ip.trusted_hops,
+            config.client_ip.ipv4_prefix,
+            config.client_ip.ipv6_prefix
+        ),
+        (2, 24, 56)
+    );
+
+    assert_eq!(config.health.livez.as_deref(), Some("/alive"));
+    assert_eq!(config.health.readyz, None);
+    assert_eq!(config.health.health.as_deref(), Some("/health"));
+}
+
+#[test]
+fn the_design_is_refused_only_where_it_is_not_built_yet() {
+    let errors = errors(DESIGN);
+    assert!(
+        errors
+            .iter()
+            .all(|error| error.ends_with(" is not supported yet")),
+        "{errors:#?}"
+    );
+}
+
+#[test]
+fn all_errors_come_at_once() {
+    refused(
+        r#"{
+            "colour": "red",
+            "service": 1,
+            "upstreams": {"users": {"endpoints": [{"address": "1.2.3.4:80", "weight": 1001}, {"address": "1.2.3.4"}, {"address": "1.2.3.4:80"}]}},
+            "rate_limits": {"per-client": {"limit": 0}, "b c": {"limit": 1}, "x": {}},
+            "routes": [
+                {"name": "a", "upstream": "userz", "match": {"prefix": "api"}, "retires": 3, "rate_limits": ["y"]},
+                {"name": "a", "upstream": "users", "circuit_breaker": "none"}
+            ]
+        }"#,
+        &[
+            "colour: unknown field, value \"red\" is not allowed, want one of service, mode, client_ip, upstreams, rate_limits, \
+             circuit_breakers, concurrency_limits, fallbacks, switches, routes, health, admin, trust_client_retry_headers",
+            "service: 1 is not allowed, want a text of 1 to 255 bytes without control characters",
+            "upstreams.users.endpoints[0].weight: 1001 is not allowed, want an integer from 0 to 1000",
+            "upstreams.users.endpoints[1].address: \"1.2.3.4\" is not allowed, want an address like \"192.168.1.10:8080\" or \"[::1]:8080\"",
+            "rate_limits.per-client.limit: 0 is not allowed, want an integer from 1 to 1000000000",
+            "rate_limits: \"b c\" is not allowed, want a name: 1 to 64 of A-Z a-z 0-9 . _ : / -",
+            "rate_limits.x.limit: nothing is not allowed, want an integer from 1 to 1000000000 (required)",
+            "routes[0].retires: unknown field, value 3 is not allowed, want one of name, mode, match, upstream, rate_limits, \
+             circuit_breaker, concurrency_limit, fallback, timeout, retry, criticality, switch, canary, depends_on",
+            "routes[0].match.prefix: \"api\" is not allowed, want a path that starts with \"/\", percent-encoded, without \"?\" and \"#\"",
+            "routes[0].upstream: \"userz\" is not allowed, want one of the upstreams: \"users\"",
+            "routes[0].rate_limits[0]: \"y\" is not allowed, want one of the rate_limits: \"per-client\", \"x\"",
+            "routes[1].circuit_breaker: \"none\" is not allowed, want one of the circuit_breakers: there are none",
+            "upstreams.users.endpoints[2].address: \"1.2.3.4:80\" is not allowed, want each address only once",
+            "routes[1].name: \"a\" is not allowed, want each route's name only once",
+        ],
+    );
+}
+
+#[test]
+fn modes_stand_everywhere() {
+    let template = r#"{"mode": "@", "upstreams": {"u": {"mode": "@"}}, "rate_limits": {"l": {"limit": 1, "mode": "@"}},
+        "circuit_breakers": {"b": {"mode": "@"}}, "fallbacks": {"f": {"mode": "@", "steps": [{"respond": {}}]}},
+        "routes": [{"name": "r", "mode": "@"}]}"#;
+    for (word, mode) in [
+        ("enforce", Mode::Enforce),
+        ("shadow", Mode::Shadow),
+        ("off", Mode::Off),
+    ] {
+        let config = good(&template.replace('@', word));
+        assert_eq!(config.mode, mode);
+        let modes = [
+            config.upstreams[0].mode,
+            config.rate_limits[0].mode,
+            config.circuit_breakers[0].mode,
+            config.fallbacks[0].mode,
+            config.routes[0].mode,
+        ];
+        assert_eq!(modes, [Some(mode); 5]);
+    }
+    assert_eq!(errors(&template.replace('@', "on")).len(), 6);
+}
+
+#[test]
+fn what_is_not_built_is_refused_unless_it_is_the_default() {
+    refuses(
+        "{@}",
+        &[
+            (r#""admin": {}"#, "admin: {} is not supported yet"),
+            (
+                r#""rate_limits": {"l": {"limit": 1, "global": {"cluster": "c"}}}"#,
+                "rate_limits.l.global: {\"cluster\":\"c\"} is not supported yet",
+            ),
+        ],
+    );
+    good(
+        r#"{"switches": {}, "concurrency_limits": {}, "trust_client_retry_headers": false,
+            "upstreams": {"u": {"endpoints": [{"address": "1.2.3.4:5", "priority": 0}]}},
+            "routes": [{"name": "r", "timeout": {}, "criticality": "critical", "depends_on": []}]}"#,
+    );
+}
+
+#[test]
+fn what_is_not_built_is_validated_all_the_same() {
+    refused(
+        r#"{"concurrency_limits": {"c": {"algorithm": "fixed"}, "d": {"limit": 3}, "e": {"min_limit": 9, "max_limit": 8}},
+            "routes": [{"name": "r", "concurrency_limit": "x", "retry": {"attempts": 11, "on": ["5xx", "bad"]}, "switch": "s", "depends_on": ["db"]}]}"#,
+        &[
+            "concurrency_limits.c.limit: nothing is not allowed, want an integer from 1 to 1000000 (required)",
+            "concurrency_limits.d.limit: 3 is not allowed, want none: adaptive finds its limit",
+            "concurrency_limits.e.max_limit: 8 is not allowed, want at least the min_limit of 9",
+            "routes[0].concurrency_limit: \"x\" is not allowed, want one of the concurrency_limits: \"c\", \"d\", \"e\"",
+            "routes[0].retry.attempts: 11 is not allowed, want an integer from 0 to 10",
+            "routes[0].retry.on[1]: \"bad\" is not allowed, want one of \"5xx\", \"gateway-error\", \"reset\", \"reset-before-request\", \
+             \"connect-failure\", \"envoy-ratelimited\", \"retriable-4xx\", \"refused-stream\", \"retriable-status-codes\", \"retriable-headers\", \
+             \"http3-post-connect-failure\", \"cancelled\", \"deadline-exceeded\", \"internal\", \"resource-exhausted\", \"unavailable\"",
+            "routes[0].switch: \"s\" is not allowed, want one of the switches: there are none",
+            "routes[0].depends_on[0]: \"db\" is not allowed, want one of the components: there are none",
+        ],
+    );
+}

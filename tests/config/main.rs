@@ -1,0 +1,19 @@
+//! The configuration as users meet it: documents in, a typed configuration or messages out.
+
+#![cfg(not(target_arch = "wasm32"))]
+
+mod canary;
+mod circuit_breaker;
+mod concurrency;
+mod deadline;
+mod document;
+mod fallback;
+mod health_check;
+mod json;
+mod nonsense;
+mod rate_limit;
+mod retry;
+mod route;
+mod schema;
+mod support;
+mod upstream;
