@@ -18,7 +18,7 @@ fn main() -> std::process::ExitCode {
             return 2.into();
         }
     };
-    match haven::config::parse(&document) {
+    match haven::document::parse(&document) {
         Ok(config) => {
             println!(
                 "{shown}: ok: {} routes, {} upstreams, {} rate limits, {} circuit breakers, {} fallbacks",

@@ -9,7 +9,7 @@ use haven::base::hash::{KeyHasher, Seed};
 use haven::base::headers::HeaderMap;
 use haven::base::ip::Ip;
 use haven::base::time::Nanos;
-use haven::config::{self, ClientIp, Config, KeyPart, MissingKey};
+use haven::document::{self, ClientIp, Config, KeyPart, MissingKey};
 use haven::engine::Engine;
 use haven::engine::chain::{Action, Exchange};
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};
@@ -99,13 +99,13 @@ impl Proxy {
 const ENDPOINT: &str = "10.0.0.1:80";
 
 fn parsed(json: &str) -> Config {
-    config::parse(json.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"))
+    document::parse(json.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
 /// A document is refused with a reason, or becomes an engine that serves requests; the same each
 /// time, on a reload as well.
 pub fn check_config(data: &[u8]) {
-    let config = match config::parse(data) {
+    let config = match document::parse(data) {
         Ok(config) => config,
         Err(errors) => {
             assert!(!errors.to_string().is_empty(), "a refusal says why");
@@ -113,7 +113,7 @@ pub fn check_config(data: &[u8]) {
         }
     };
     assert_eq!(
-        config::parse(data).as_ref().ok(),
+        document::parse(data).as_ref().ok(),
         Some(&config),
         "the same bytes mean the same"
     );
@@ -1567,7 +1567,7 @@ const REPORTS: &[u8] = br#"{"upstreams": {"u": {"endpoints": [{"address": "10.0.
 /// # Panics
 /// If that does not hold.
 pub fn check_report(input: &[u8]) {
-    static CONFIG: LazyLock<Config> = LazyLock::new(|| config::parse(REPORTS).expect("valid"));
+    static CONFIG: LazyLock<Config> = LazyLock::new(|| document::parse(REPORTS).expect("valid"));
     let Some((first, body)) = input.split_first() else {
         return;
     };

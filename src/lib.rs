@@ -2,19 +2,21 @@
 //! WebAssembly filter.
 //!
 //! ```text
-//!            request headers                                response headers          end of stream
-//!                  │                                               │                        │
-//!  wasm ───────────┼───────────────────────────────────────────────┼────────────────────────┼──── [6] glue, wasm32 only
-//!                  ▼                                               ▼                        ▼
-//!  engine   Exchange::on_request ── the chain ─┐          Exchange::on_response   Exchange::on_end     [5]
-//!                                              ▼                   │                        │
-//!  policy   route · canary · deadline · rate_limit · concurrency · circuit_breaker · upstream · retry           [4]
-//!           fallback · probe                    │
-//!  request  Request · key · Reason · reply      │                                                            [3]
-//!                                              │
-//!  store    records in shared data: pure steps inside a bounded compare-and-swap loop     [2]    config [2]
-//!  host     ports: Clock, SharedData, SharedCounters, Metrics, Random, Stream   host::sim: N workers [1]
-//!  base     time, hashing, header maps, addresses, random choice                                        [0]
+//!               request headers            response headers         end of stream
+//!                      │                          │                       │
+//!  7 wasm      ────────┼──────────────────────────┼───────────────────────┼──  glue, wasm32 only
+//!                      ▼                          ▼                       ▼
+//!  6 engine    Exchange::on_request     Exchange::on_response     Exchange::on_end
+//!                      │
+//!                      ▼
+//!  5 document  the configuration as a whole: upstreams, routes, names
+//!  4 policy    route · canary · deadline · rate_limit · concurrency · circuit_breaker · upstream
+//!              retry · fallback · probe · health_check: section, step, record, tests
+//!  3 request   a request, the keys made from it, the reasons to refuse it, replies
+//!  2 schema    how a JSON document is declared, checked and decoded
+//!  2 store     records in shared data: pure steps in a bounded compare-and-swap loop
+//!  1 host      ports to the proxy; host::sim, N simulated workers
+//!  0 base      time, hashing, header maps, addresses, random choice
 //! ```
 //!
 //! A module uses only lower floors, and policies never use each other: the engine joins them.
@@ -40,7 +42,7 @@
 )]
 
 pub mod base;
-pub mod config;
+pub mod document;
 pub mod engine;
 pub mod host;
 pub mod policy;

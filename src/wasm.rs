@@ -15,7 +15,7 @@ mod logger;
 mod waiting;
 
 use crate::base::time::Nanos;
-use crate::config;
+use crate::document;
 use crate::engine::chain::{Action, Exchange};
 use crate::engine::{Engine, TICK};
 use crate::host::{CallAnswer, CallId, Clock};
@@ -51,7 +51,7 @@ impl Root {
     /// update it keeps the one that it has.
     fn on_configure(&self, size: usize) -> bool {
         let json = bindings::plugin_configuration(size);
-        let engine = config::parse(&json)
+        let engine = document::parse(&json)
             .map_err(|errors| errors.to_string())
             .and_then(|config| Engine::new(config, &Proxy));
         match engine {

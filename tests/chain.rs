@@ -49,7 +49,7 @@ impl Proxy {
     }
 
     fn engine(worker: &Worker, config: &Value) -> Rc<Engine> {
-        let config = haven::config::parse(config.to_string().as_bytes())
+        let config = haven::document::parse(config.to_string().as_bytes())
             .unwrap_or_else(|errors| panic!("{errors}"));
         Rc::new(Engine::new(config, worker).unwrap())
     }

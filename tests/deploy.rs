@@ -49,8 +49,8 @@ fn object_after<'a>(text: &'a str, mark: &str) -> &'a str {
     &rest[..values.byte_offset()]
 }
 
-fn valid(config: &str) -> haven::config::Config {
-    haven::config::parse(config.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"))
+fn valid(config: &str) -> haven::document::Config {
+    haven::document::parse(config.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
 #[test]

@@ -12,7 +12,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("store", 2),
     ("request", 3),
     ("policy", 4),
-    ("config", 5),
+    ("document", 5),
     ("engine", 6),
     ("wasm", 7),
 ];

@@ -106,7 +106,7 @@ fn its_configuration_is_valid() {
     let (_, rest) = README.split_once("```json\n").unwrap();
     let (example, _) = rest.split_once("```").unwrap();
     let config =
-        haven::config::parse(example.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
+        haven::document::parse(example.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
     assert_eq!(config.routes.len(), 1);
 }
 

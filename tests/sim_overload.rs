@@ -10,7 +10,7 @@
 
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
-use haven::config::Criticality;
+use haven::document::Criticality;
 use haven::policy::concurrency::adaptive::{AdaptiveSettings, Observations};
 use haven::policy::concurrency::has_room;
 use std::cmp::Reverse;

@@ -6,7 +6,7 @@ use haven::base::hash::{self, KeyHasher, Seed};
 use haven::base::headers::{HeaderMap, parse_number};
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
-use haven::config::{self, Quota};
+use haven::document::{self, Quota};
 use haven::policy::rate_limit::gcra::Gcra;
 use haven::policy::rate_limit::take::Verdict;
 use wasm_bindgen_test::wasm_bindgen_test;
@@ -77,11 +77,11 @@ fn choices_stay_in_range() {
 
 #[wasm_bindgen_test]
 fn configurations_are_read_and_refused() {
-    assert!(config::parse(b"").is_ok());
+    assert!(document::parse(b"").is_ok());
     let good =
         br#"{"rate_limits": {"l": {"limit": 5}}, "routes": [{"name": "r", "rate_limits": ["l"]}]}"#;
-    assert_eq!(config::parse(good).unwrap().rate_limits[0].quota.burst, 5);
-    let bad = config::parse(
+    assert_eq!(document::parse(good).unwrap().rate_limits[0].quota.burst, 5);
+    let bad = document::parse(
         br#"{"rate_limits": {"l": {"limit": 0, "period": "18446744073709551615h"}}}"#,
     )
     .unwrap_err()
@@ -92,5 +92,5 @@ fn configurations_are_read_and_refused() {
     );
     assert!(bad.contains("rate_limits.l.period"), "{bad}");
     // Deeper than any stack should be asked to go.
-    assert!(config::parse("[".repeat(100_000).as_bytes()).is_err());
+    assert!(document::parse("[".repeat(100_000).as_bytes()).is_err());
 }

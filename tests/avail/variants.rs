@@ -328,7 +328,7 @@ mod tests {
         for kind in Kind::ALL {
             let text = filter_json(&World::draw(kind, 1), &endpoints);
             let config =
-                haven::config::parse(text.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
+                haven::document::parse(text.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
             assert_eq!(config.routes.len(), 3);
         }
     }

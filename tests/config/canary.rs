@@ -1,6 +1,6 @@
 //! Canaries.
 
-use haven::config::{Canary, Color, KeyPart, Marks, Mode, Percent, parse};
+use haven::document::{Canary, Color, KeyPart, Marks, Mode, Percent, parse};
 
 use crate::support::{FULL, errors, good, refused};
 

@@ -1,7 +1,7 @@
 //! Circuit breakers.
 
 use haven::base::time::Nanos;
-use haven::config::{BreakerScope, Percent, WindowConfig};
+use haven::document::{BreakerScope, Percent, WindowConfig};
 
 use crate::support::{FULL, good, refuses};
 

@@ -1,6 +1,6 @@
 //! Concurrency limits, and what is shed first.
 
-use haven::config::{ConcurrencyAlgorithm, Criticality, Mode};
+use haven::document::{ConcurrencyAlgorithm, Criticality, Mode};
 
 use crate::support::{good, refused};
 

@@ -1,7 +1,7 @@
 //! Timeouts.
 
 use haven::base::time::Nanos;
-use haven::config::{DynamicTimeout, Percent, RejectBelow, RequestTimeout, Timeout};
+use haven::document::{DynamicTimeout, Percent, RejectBelow, RequestTimeout, Timeout};
 
 use crate::support::{good, refuses};
 

@@ -1,6 +1,6 @@
 //! The document as a whole.
 
-use haven::config::{Config, IpSource, Mode};
+use haven::document::{Config, IpSource, Mode};
 
 use crate::support::{DESIGN, FULL, errors, good, refused, refuses};
 

@@ -1,7 +1,7 @@
 //! Fallbacks.
 
 use haven::base::time::Nanos;
-use haven::config::{FallbackStep, TemplatePart};
+use haven::document::{FallbackStep, TemplatePart};
 use haven::request::Reason;
 
 use crate::support::{FULL, errors, good, refuses};

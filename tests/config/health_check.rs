@@ -1,7 +1,7 @@
 //! Active checks of endpoints.
 
 use haven::base::time::Nanos;
-use haven::config::{Ask, Percent};
+use haven::document::{Ask, Percent};
 
 use crate::support::{good, refused, refuses};
 

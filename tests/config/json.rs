@@ -1,6 +1,6 @@
 //! What is not JSON, or not what a value may be, and how messages show it.
 
-use haven::config::parse;
+use haven::document::parse;
 
 use crate::support::{errors, good, refused};
 

@@ -1,6 +1,6 @@
 //! Documents that are wrong in every place.
 
-use haven::config::{parse, schema};
+use haven::document::{parse, schema};
 use proptest::prelude::*;
 
 use crate::schema::fits;

@@ -1,7 +1,7 @@
 //! Rate limits.
 
 use haven::base::time::Nanos;
-use haven::config::{
+use haven::document::{
     Algorithm, Cidr, Cost, KeyPart, MissingKey, OnContention, Quota, QuotaHeaders,
 };
 

@@ -1,6 +1,6 @@
 //! Retries.
 
-use haven::config::{Percent, Retry};
+use haven::document::{Percent, Retry};
 
 use crate::support::{good, refuses};
 

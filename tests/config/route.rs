@@ -1,6 +1,6 @@
 //! Routes and their switches.
 
-use haven::config::{HostMatch, Mode, PathMatch};
+use haven::document::{HostMatch, Mode, PathMatch};
 
 use crate::support::{FULL, errors, good, refused, refuses};
 

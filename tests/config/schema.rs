@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use haven::config::{parse, reference, schema};
+use haven::document::{parse, reference, schema};
 
 use crate::support::{DESIGN, FULL};
 

@@ -1,6 +1,6 @@
 //! Documents in, a typed configuration or messages out.
 
-use haven::config::{Config, parse};
+use haven::document::{Config, parse};
 
 /// Everything that is supported, at once.
 pub const FULL: &str = include_str!("../data/config/full.json");

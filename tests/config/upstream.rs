@@ -1,7 +1,7 @@
 //! Upstreams: their endpoints, and how one is picked.
 
 use haven::base::time::Nanos;
-use haven::config::{BalancePolicy, Endpoint, KeyPart, LoadReport, Mode, Percent};
+use haven::document::{BalancePolicy, Endpoint, KeyPart, LoadReport, Mode, Percent};
 
 use crate::support::{FULL, errors, good, refused, refuses};
 

@@ -5,7 +5,7 @@ use haven::base::hash::Seed;
 use haven::base::headers::HeaderMap;
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
-use haven::config::{Algorithm, ClientIp, Config, Quota, RateLimit as Limit};
+use haven::document::{Algorithm, ClientIp, Config, Quota, RateLimit as Limit};
 use haven::engine::Engine;
 use haven::engine::chain::{Action, Exchange};
 use haven::engine::waiting::{CAPACITY, Waiting};
@@ -19,7 +19,7 @@ use std::rc::Rc;
 
 fn policy(algorithm: Algorithm, quota: Quota, max_keys: u32) -> RateLimit {
     let json = br#"{"rate_limits": {"l": {"limit": 1, "key": [{"header": "x-key"}], "cost": {"header": "x-cost", "max": 100}}}}"#;
-    let config: Config = haven::config::parse(json).unwrap();
+    let config: Config = haven::document::parse(json).unwrap();
     let limit = Limit {
         algorithm,
         quota,
@@ -325,7 +325,7 @@ fn requests_are_paced_over_all_workers_whatever_happens() {
                 let engine = move |worker: &Worker, version| {
                     Rc::new(
                         Engine::new(
-                            haven::config::parse(config(version).as_bytes()).unwrap(),
+                            haven::document::parse(config(version).as_bytes()).unwrap(),
                             worker,
                         )
                         .unwrap(),

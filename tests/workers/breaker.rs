@@ -30,7 +30,7 @@ fn settings_with(window: &str) -> BreakerSettings {
             "open_duration": "500ms", "half_open_calls": {HALF_OPEN_CALLS}, "half_open_max_wait": "2s"}}}}}}"#
     );
     BreakerSettings::new(
-        haven::config::parse(json.as_bytes())
+        haven::document::parse(json.as_bytes())
             .unwrap()
             .circuit_breakers[0]
             .clone(),

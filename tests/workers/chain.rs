@@ -4,7 +4,7 @@
 use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
-use haven::config::Config;
+use haven::document::Config;
 use haven::engine::Engine;
 use haven::engine::chain::{Action, Exchange};
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};
@@ -51,7 +51,7 @@ const OPEN: usize = 6;
 
 fn full(worker: &Worker) -> Rc<Engine> {
     static CONFIG: LazyLock<Config> =
-        LazyLock::new(|| haven::config::parse(FULL.as_bytes()).unwrap());
+        LazyLock::new(|| haven::document::parse(FULL.as_bytes()).unwrap());
     Rc::new(Engine::new(CONFIG.clone(), worker).unwrap())
 }
 
@@ -438,7 +438,7 @@ const CONFIG: &str = r#"{
 }"#;
 
 fn engine(worker: &Worker) -> Rc<Engine> {
-    Rc::new(Engine::new(haven::config::parse(CONFIG.as_bytes()).unwrap(), worker).unwrap())
+    Rc::new(Engine::new(haven::document::parse(CONFIG.as_bytes()).unwrap(), worker).unwrap())
 }
 
 #[test]

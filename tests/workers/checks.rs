@@ -161,7 +161,7 @@ impl World {
 
     fn add(&mut self, vm: usize, path: &str) {
         let worker = Worker(Rc::clone(&self.machine));
-        let config = haven::config::parse(config(path).to_string().as_bytes()).unwrap();
+        let config = haven::document::parse(config(path).to_string().as_bytes()).unwrap();
         let engine = Rc::new(Engine::new(config, &worker).unwrap());
         let next = self.machine.now().plus(Nanos(self.rng.below(50_000_000)));
         self.contexts.push(Context {

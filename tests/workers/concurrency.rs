@@ -21,7 +21,7 @@ const CONFIG: &str = r#"{
 }"#;
 
 fn engine(worker: &Worker) -> Rc<Engine> {
-    Rc::new(Engine::new(haven::config::parse(CONFIG.as_bytes()).unwrap(), worker).unwrap())
+    Rc::new(Engine::new(haven::document::parse(CONFIG.as_bytes()).unwrap(), worker).unwrap())
 }
 
 fn in_flight(machine: &Machine) -> u64 {

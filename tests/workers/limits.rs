@@ -5,7 +5,7 @@ use haven::base::hash::Seed;
 use haven::base::headers::HeaderMap;
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
-use haven::config::{Algorithm, ClientIp, Config, Quota, RateLimit as Limit};
+use haven::document::{Algorithm, ClientIp, Config, Quota, RateLimit as Limit};
 use haven::host::Clock;
 use haven::host::sim::{CasRules, Machine, Worker};
 use haven::policy::rate_limit::{LimitDecision, RateLimit};
@@ -23,7 +23,7 @@ struct Event {
 fn limit(quota: Quota, max_keys: u32) -> Limit {
     let json = br#"{"rate_limits": {"l": {"limit": 1, "key": [{"header": "x-key"}], "cost": {"header": "x-cost", "max": 100}}},
                     "routes": [{"name": "r", "rate_limits": ["l"]}]}"#;
-    let config: Config = haven::config::parse(json).unwrap();
+    let config: Config = haven::document::parse(json).unwrap();
     Limit {
         quota,
         max_keys,

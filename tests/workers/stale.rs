@@ -6,7 +6,7 @@ use haven::base::hash::Seed;
 use haven::base::headers::HeaderMap;
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
-use haven::config;
+use haven::document;
 use haven::host::Clock;
 use haven::host::sim::{CasRules, Machine, Worker};
 use haven::policy::fallback::stale::table::SLOT_HEAD;
@@ -55,8 +55,8 @@ fn never_more_than_allowed_and_nothing_of_another() {
                 seed,
             );
             machine.cas_failures.set([0, 0, 20][rng.below(3) as usize]);
-            let max_bytes = config::Stale::HEAD + 600 + rng.below(2_000) as usize;
-            let config = config::Stale {
+            let max_bytes = document::Stale::HEAD + 600 + rng.below(2_000) as usize;
+            let config = document::Stale {
                 max_age: Nanos::from_secs(1 + rng.below(100)),
                 max_body: 600,
                 vary: vec![],

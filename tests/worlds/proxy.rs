@@ -82,7 +82,7 @@ impl Haven {
         let machine = Machine::new(CasRules::Envoy, seed);
         let vms = (0..=workers).map(|_| {
             let worker = Worker(Rc::clone(&machine));
-            let config = haven::config::parse(config.to_string().as_bytes())
+            let config = haven::document::parse(config.to_string().as_bytes())
                 .unwrap_or_else(|errors| panic!("{errors} {config}"));
             let engine = Engine::new(config, &worker).unwrap();
             (worker, Rc::new(engine))

@@ -137,7 +137,7 @@ mod tests {
 
     fn check(fields: &str) -> HealthCheck {
         let config = format!(r#"{{"upstreams": {{"u": {{"health_check": {{{fields}}}}}}}}}"#);
-        crate::config::parse(config.as_bytes()).unwrap().upstreams[0]
+        crate::document::parse(config.as_bytes()).unwrap().upstreams[0]
             .health_check
             .clone()
             .unwrap()

@@ -6,7 +6,7 @@ const NOW: &str = "2023-04-05T10:00:20Z";
 fn check(components: &Value) -> HealthCheck {
     let config =
         json!({"upstreams": {"u": {"health_check": {"report": true, "components": components}}}});
-    let config = crate::config::parse(config.to_string().as_bytes()).unwrap();
+    let config = crate::document::parse(config.to_string().as_bytes()).unwrap();
     config.upstreams[0].health_check.clone().unwrap()
 }
 

@@ -8,7 +8,7 @@ fn check(healthy: u32, unhealthy: u32, components: &str) -> HealthCheck {
                 "report": true, "interval": "1s", "healthy_threshold": {healthy},
             "unhealthy_threshold": {unhealthy}, "components": {components}}}}}}}}}"#
     );
-    crate::config::parse(config.as_bytes()).unwrap().upstreams[0]
+    crate::document::parse(config.as_bytes()).unwrap().upstreams[0]
         .health_check
         .clone()
         .unwrap()

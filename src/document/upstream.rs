@@ -2,7 +2,7 @@
 
 use crate::base::percent::Percent;
 use crate::base::time::Nanos;
-use crate::config::names::References;
+use crate::document::names::References;
 use crate::policy::circuit_breaker::config::BreakerScope;
 use crate::policy::health_check::config::{HealthCheck, HealthCheckSection};
 use crate::policy::mode::Mode;

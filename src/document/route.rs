@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::config::names::References;
+use crate::document::names::References;
 use crate::policy::canary::config::{Canary, CanarySection};
 use crate::policy::circuit_breaker::config::BreakerScope;
 use crate::policy::concurrency::config::Criticality;
