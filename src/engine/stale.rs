@@ -36,7 +36,7 @@ impl StaleStore {
             evictions: names.stale_evictions(&fallback.name),
             contention: names.contention(&fallback.name),
         };
-        store.count(host, kept.policy.adopt(host).map(Some));
+        store.count(host, store.policy.adopt(host).map(Some));
         Some(store)
     }
 
