@@ -54,7 +54,7 @@ pub mod waiting;
 use crate::base::headers::NameSet;
 use crate::base::rng::Rng;
 use crate::base::time::Nanos;
-use crate::config::{ClientIp, Config, Probes};
+use crate::document::{ClientIp, Config, Probes};
 use crate::host::{CallAnswer, CallId, Calls, Host};
 use crate::store::Contended;
 use breaker::Breaker;

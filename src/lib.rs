@@ -51,5 +51,3 @@ pub mod schema;
 pub mod store;
 #[cfg(all(target_arch = "wasm32", not(test)))]
 mod wasm;
-
-pub use document as config;

@@ -13,7 +13,6 @@ const FLOORS: &[(&str, u32)] = &[
     ("request", 3),
     ("policy", 4),
     ("document", 5),
-    ("config", 5),
     ("engine", 6),
     ("wasm", 7),
 ];

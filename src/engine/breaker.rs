@@ -6,7 +6,7 @@ use super::metrics::MetricTable;
 use crate::base::rng::Rng;
 use crate::base::text::number;
 use crate::base::time::Nanos;
-use crate::config::{self, Mode};
+use crate::document::{self, Mode};
 use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::circuit_breaker::CircuitBreaker;
 use crate::policy::circuit_breaker::{
@@ -72,7 +72,7 @@ pub(super) enum BreakerSubject<'a> {
 
 impl Breaker {
     pub(super) fn new<H: Host>(
-        config: &config::CircuitBreaker,
+        config: &document::CircuitBreaker,
         subject: BreakerSubject<'_>,
         mode: Mode,
         logs: &Rc<LogLimiter>,
@@ -108,7 +108,7 @@ impl Breaker {
     }
 
     /// Its configuration.
-    pub(super) const fn config(&self) -> &config::CircuitBreaker {
+    pub(super) const fn config(&self) -> &document::CircuitBreaker {
         self.settings.config()
     }
 

@@ -17,7 +17,7 @@ use super::stale::StaleStore;
 use super::upstream::{Around, ComponentState, Upstream};
 use crate::base::hash::Seed;
 use crate::base::time::Nanos;
-use crate::config::{
+use crate::document::{
     self, BalancePolicy, BreakerScope, Config, FallbackStep, KeyPart, Mode, RejectBelow,
     RequestTimeout,
 };
@@ -46,7 +46,7 @@ pub(super) struct Compiler<'c, H> {
 
 /// A route, or what its canary has in its place.
 struct Variant<'c> {
-    route: &'c config::Route,
+    route: &'c document::Route,
     is_canary: bool,
     upstream: Option<usize>,
     circuit_breaker: Option<usize>,
@@ -54,7 +54,7 @@ struct Variant<'c> {
 }
 
 impl<'c> Variant<'c> {
-    fn stable(route: &'c config::Route) -> Self {
+    fn stable(route: &'c document::Route) -> Self {
         Self {
             route,
             is_canary: false,
@@ -109,7 +109,7 @@ impl<'c, H: Host> Compiler<'c, H> {
             .collect()
     }
 
-    fn new_upstream(&mut self, at: usize, upstream: &config::Upstream) -> Upstream {
+    fn new_upstream(&mut self, at: usize, upstream: &document::Upstream) -> Upstream {
         let routes = &self.config.routes;
         let is_of_route = routes.iter().any(|route| route.upstream == Some(at));
         let is_of_canary = routes
@@ -130,7 +130,7 @@ impl<'c, H: Host> Compiler<'c, H> {
 
     /// Compiles a route, or what its canary has in its place. `shared`: the configuration that both
     /// hold.
-    fn route(&mut self, variant: &Variant<'_>, shared: &Rc<config::Route>) -> Route {
+    fn route(&mut self, variant: &Variant<'_>, shared: &Rc<document::Route>) -> Route {
         let metrics = MetricTable(self.host);
         let route = variant.route;
         let mode = self.route_mode(route);
@@ -182,7 +182,7 @@ impl<'c, H: Host> Compiler<'c, H> {
     }
 
     /// Gives a route its canary, if it has one.
-    fn add_canary(&mut self, stable: &mut Route, shared: &Rc<config::Route>) {
+    fn add_canary(&mut self, stable: &mut Route, shared: &Rc<document::Route>) {
         let (route, upstreams) = (Rc::clone(shared), &self.config.upstreams);
         let Some(config) = &route.canary else { return };
         let mode = config.mode.or(route.mode).unwrap_or(self.config.mode);
@@ -221,11 +221,11 @@ impl<'c, H: Host> Compiler<'c, H> {
         });
     }
 
-    fn route_mode(&self, route: &config::Route) -> Mode {
+    fn route_mode(&self, route: &document::Route) -> Mode {
         route.mode.unwrap_or(self.config.mode)
     }
 
-    fn upstream_config(&self, variant: &Variant<'_>) -> Option<&'c config::Upstream> {
+    fn upstream_config(&self, variant: &Variant<'_>) -> Option<&'c document::Upstream> {
         self.config.upstreams.get(variant.upstream?)
     }
 
@@ -250,7 +250,7 @@ impl<'c, H: Host> Compiler<'c, H> {
         }
     }
 
-    fn switch(&self, route: &config::Route, mode: Mode) -> Option<Binding<config::Switch>> {
+    fn switch(&self, route: &document::Route, mode: Mode) -> Option<Binding<document::Switch>> {
         let switch = self.config.switches.get(route.switch?)?;
         if switch.on || mode == Mode::Off {
             return None;
@@ -261,7 +261,7 @@ impl<'c, H: Host> Compiler<'c, H> {
     }
 
     /// The route's rate limits, enforced ones first.
-    fn limits(&mut self, route: &config::Route, mode: Mode) -> Vec<Binding<Limit>> {
+    fn limits(&mut self, route: &document::Route, mode: Mode) -> Vec<Binding<Limit>> {
         let mut limits = Vec::new();
         for at in &route.rate_limits {
             let Some(limit) = self.config.rate_limits.get(*at) else {
@@ -286,7 +286,7 @@ impl<'c, H: Host> Compiler<'c, H> {
     }
 
     /// This rate limit, enforced or as a shadow; all uses share its buckets.
-    fn limit(&mut self, at: usize, limit: &config::RateLimit, mode: Mode) -> Rc<Limit> {
+    fn limit(&mut self, at: usize, limit: &document::RateLimit, mode: Mode) -> Rc<Limit> {
         let is_shadow = mode == Mode::Shadow;
         let known = self
             .limits
@@ -390,7 +390,7 @@ impl<'c, H: Host> Compiler<'c, H> {
     /// The breaker of this subject: routes of one upstream may share one.
     fn breaker_of(
         &mut self,
-        config: &config::CircuitBreaker,
+        config: &document::CircuitBreaker,
         subject: BreakerSubject<'_>,
         mode: Mode,
     ) -> Rc<Breaker> {
@@ -437,7 +437,7 @@ impl<'c, H: Host> Compiler<'c, H> {
         components.collect()
     }
 
-    fn fallback(&self, route: &config::Route, mode: Mode) -> Option<FallbackBinding> {
+    fn fallback(&self, route: &document::Route, mode: Mode) -> Option<FallbackBinding> {
         let policy = self.fallbacks.get(route.fallback?)?;
         let mode = policy.config.mode.unwrap_or(mode);
         if mode == Mode::Off {
@@ -463,7 +463,7 @@ impl<'c, H: Host> Compiler<'c, H> {
         })
     }
 
-    fn deadline(&self, route: &config::Route, mode: Mode) -> Option<Effect> {
+    fn deadline(&self, route: &document::Route, mode: Mode) -> Option<Effect> {
         if mode == Mode::Off {
             return None;
         }
@@ -472,7 +472,7 @@ impl<'c, H: Host> Compiler<'c, H> {
         Some(Effect { mode, refusals })
     }
 
-    fn retries(&self, route: &config::Route, mode: Mode) -> Option<Retries> {
+    fn retries(&self, route: &document::Route, mode: Mode) -> Option<Retries> {
         let retry = route.retry.as_ref().filter(|_| mode == Mode::Enforce)?;
         Some(Retries {
             requests: MetricTable(self.host).retry_requests(&route.name),
@@ -482,7 +482,7 @@ impl<'c, H: Host> Compiler<'c, H> {
 
     /// The cluster that a route's requests have to name to the proxy: that of its upstream, if its
     /// fallback or its canary may choose another.
-    fn cluster(&self, route: &config::Route) -> Option<String> {
+    fn cluster(&self, route: &document::Route) -> Option<String> {
         let upstream = |at: usize| self.config.upstreams.get(at);
         let own = &upstream(route.upstream?)?.cluster;
         let fallback = route.fallback.and_then(|at| self.fallbacks.get(at));
@@ -506,8 +506,8 @@ fn hashes_client(upstream: &Upstream) -> bool {
 
 /// The components of `other` that have the names of these components of `upstream`.
 fn same_components(
-    upstream: &config::Upstream,
-    other: &config::Upstream,
+    upstream: &document::Upstream,
+    other: &document::Upstream,
     components: &[usize],
 ) -> Vec<usize> {
     let (Some(check), Some(others)) = (&upstream.health_check, &other.health_check) else {
@@ -524,7 +524,7 @@ fn same_components(
 }
 
 /// In what time a route's requests are to be answered, at the most.
-fn longest(route: &config::Route) -> Nanos {
+fn longest(route: &document::Route) -> Nanos {
     route
         .timeout
         .request

@@ -6,7 +6,7 @@
 use super::in_flight::{Gauge, InFlight};
 use super::metrics::MetricTable;
 use crate::base::time::Nanos;
-use crate::config::{self, ConcurrencyAlgorithm, Criticality};
+use crate::document::{self, ConcurrencyAlgorithm, Criticality};
 use crate::host::{Host, SharedCounter};
 use crate::policy::concurrency::adaptive::{AdaptiveSettings, Observations};
 use crate::policy::concurrency::has_room;
@@ -51,7 +51,7 @@ pub(super) struct Ending {
 impl Concurrency {
     /// The limit `config` of a subject: its kind and name.
     pub(super) fn new<H: Host>(
-        config: &config::ConcurrencyLimit,
+        config: &document::ConcurrencyLimit,
         subject: [&str; 2],
         deadline: Nanos,
         host: &H,

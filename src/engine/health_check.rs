@@ -12,7 +12,7 @@ use super::logs::LogLimiter;
 use super::upstream::Upstream;
 use crate::base::rng::Rng;
 use crate::base::time::Nanos;
-use crate::config;
+use crate::document;
 use crate::host::{CallAnswer, CallId, Calls, Host};
 use crate::policy::health_check::{CheckReason, EndpointHealth, Sample};
 use checker::{Checker, Target};
@@ -135,6 +135,6 @@ impl Checks {
 }
 
 /// Whether an upstream's endpoints are checked.
-pub(super) fn is_checked(config: &config::Config, upstream: &config::Upstream) -> bool {
-    upstream.health_check.is_some() && upstream.mode.unwrap_or(config.mode) != config::Mode::Off
+pub(super) fn is_checked(config: &document::Config, upstream: &document::Upstream) -> bool {
+    upstream.health_check.is_some() && upstream.mode.unwrap_or(config.mode) != document::Mode::Off
 }

@@ -7,7 +7,7 @@
 
 use super::breaker::BreakerSubject;
 use crate::base::text::push_all;
-use crate::config::{self, Mode};
+use crate::document::{self, Mode};
 use crate::host::{MetricId, MetricKind, Metrics, SharedCounter, SharedCounters};
 use crate::policy::circuit_breaker::Meters;
 use crate::policy::circuit_breaker::{Phase, TripReason};
@@ -72,7 +72,7 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
     /// those for people need not.
     pub(super) fn breaker_meters(
         &self,
-        breaker: &config::CircuitBreaker,
+        breaker: &document::CircuitBreaker,
         subject: BreakerSubject<'_>,
         mode: Mode,
     ) -> Meters {
@@ -92,7 +92,7 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
             labels.push(("mode", mode_word(mode)));
         }
         let share = |name| self.share(name, &labels);
-        let is_timed = matches!(breaker.window, config::WindowConfig::Time(_));
+        let is_timed = matches!(breaker.window, document::WindowConfig::Time(_));
         Meters {
             version: match subject {
                 BreakerSubject::Endpoint(_, _, version) => version,

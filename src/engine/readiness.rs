@@ -5,7 +5,7 @@ use super::upstream::Upstream;
 use crate::base::grpc_health::Serving;
 use crate::base::text::number;
 use crate::base::time::Nanos;
-use crate::config::{self, Percent};
+use crate::document::{self, Percent};
 use crate::host::{Host, Reply};
 use crate::policy::health_check::EndpointHealth;
 use crate::policy::probe::{self, Component, HealthStatus};
@@ -66,7 +66,7 @@ fn component<'u, H: Host>(upstream: &'u Upstream, host: &H, now: Nanos) -> Compo
 }
 
 /// Whether enough of an upstream's endpoints are well.
-fn is_up(upstream: &config::Upstream, usable: u32, members: u32) -> bool {
+fn is_up(upstream: &document::Upstream, usable: u32, members: u32) -> bool {
     let enough = |least: Percent| {
         u64::from(usable).saturating_mul(10_000)
             >= u64::from(members).saturating_mul(least.0.into())

@@ -1,7 +1,7 @@
 //! Request headers that only the proxy and haven may set: a client's own are removed.
 
 use crate::base::headers::NameSet;
-use crate::config::Config;
+use crate::document::Config;
 
 /// The request header that names the cluster, for routes of the proxy that take it from there.
 pub(super) const CLUSTER_HEADER: &str = "x-haven-cluster";

@@ -5,7 +5,7 @@ use super::concurrency::Concurrency;
 use super::stale::StaleStore;
 use super::upstream::{ComponentState, Upstream};
 use crate::base::sketch::Sketch;
-use crate::config::{self, FallbackStep, Mode};
+use crate::document::{self, FallbackStep, Mode};
 use crate::host::{Host, MetricId};
 use crate::policy::rate_limit::RateLimit;
 use crate::policy::retry::{Budget, Totals};
@@ -15,7 +15,7 @@ use std::rc::Rc;
 /// A route's policies; what is off is not there.
 #[derive(Debug)]
 pub(super) struct Route {
-    pub(super) config: Rc<config::Route>,
+    pub(super) config: Rc<document::Route>,
     pub(super) canary: Option<Canary>,
     /// Counts the requests that go to its upstream, where a canary could have had them.
     pub(super) sent: MetricId,
@@ -23,7 +23,7 @@ pub(super) struct Route {
     pub(super) needs_client: bool,
     pub(super) needs_request_id: bool,
     /// Its switch, while that is off.
-    pub(super) switched_off: Option<Binding<config::Switch>>,
+    pub(super) switched_off: Option<Binding<document::Switch>>,
     /// Enforced ones first: a shadow use may only draw for a request that passed.
     pub(super) limits: Vec<Binding<Limit>>,
     /// Its own concurrency limit, and its upstream's.
@@ -106,7 +106,7 @@ impl Limit {
 #[derive(Debug)]
 pub(super) struct Canary {
     pub(super) mode: Mode,
-    pub(super) config: config::Canary,
+    pub(super) config: document::Canary,
     /// The name of its upstream.
     pub(super) upstream: String,
     /// The route that its requests take: as the route itself, but for the upstream, and with a
@@ -156,7 +156,7 @@ impl<T> Shared<T> {
 /// A fallback, ready for use.
 #[derive(Debug)]
 pub(super) struct Fallback {
-    pub(super) config: config::Fallback,
+    pub(super) config: document::Fallback,
     /// What its stale step keeps.
     pub(super) stale: Option<StaleStore>,
 }

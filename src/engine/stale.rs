@@ -2,7 +2,7 @@
 
 use super::metrics::MetricTable;
 use crate::base::hash::Seed;
-use crate::config::{self, FallbackStep};
+use crate::document::{self, FallbackStep};
 use crate::host::{Host, MetricId};
 use crate::policy::fallback::stale::Stale;
 use crate::policy::fallback::stale::table::SizeChange;
@@ -19,7 +19,11 @@ pub(super) struct StaleStore {
 }
 
 impl StaleStore {
-    pub(super) fn new<H: Host>(fallback: &config::Fallback, seed: Seed, host: &H) -> Option<Self> {
+    pub(super) fn new<H: Host>(
+        fallback: &document::Fallback,
+        seed: Seed,
+        host: &H,
+    ) -> Option<Self> {
         let stale = fallback.steps.iter().find_map(|step| match step {
             FallbackStep::Stale(stale) => Some(stale),
             FallbackStep::Cluster(_) | FallbackStep::Respond(_) => None,

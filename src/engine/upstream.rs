@@ -16,7 +16,7 @@ use super::in_flight::{Gauge, InFlight};
 use super::logs::LogLimiter;
 use super::metrics::MetricTable;
 use crate::base::time::Nanos;
-use crate::config::{self, FailureOn, LoadReport, Mode};
+use crate::document::{self, FailureOn, LoadReport, Mode};
 use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::shares::SharesRecord;
 use crate::policy::upstream::Availability;
@@ -45,7 +45,7 @@ const REFRESHED_PER_TICK: usize = 64;
 /// An upstream.
 #[derive(Debug)]
 pub(super) struct Upstream {
-    pub(super) config: config::Upstream,
+    pub(super) config: document::Upstream,
     /// Whether only canaries use it.
     pub(super) only_canary: bool,
     endpoints: Vec<Endpoint>,
@@ -82,7 +82,7 @@ pub(super) struct Upstream {
 #[derive(Clone, Copy)]
 pub(super) struct Around<'c> {
     /// The breaker of its endpoints.
-    pub(super) breaker: Option<&'c config::CircuitBreaker>,
+    pub(super) breaker: Option<&'c document::CircuitBreaker>,
     /// The mode of what does not set its own.
     pub(super) mode: Mode,
     pub(super) is_checked: bool,
@@ -104,7 +104,7 @@ const TOTAL: u64 = 0;
 
 impl Upstream {
     pub(super) fn new<H: Host>(
-        config: &config::Upstream,
+        config: &document::Upstream,
         around: Around<'_>,
         counters: &mut TransitionCounters,
         host: &H,
@@ -347,7 +347,7 @@ impl Upstream {
 }
 
 impl ComponentState {
-    fn new(config: &config::ReportComponent) -> Rc<Self> {
+    fn new(config: &document::ReportComponent) -> Rc<Self> {
         Rc::new(Self {
             name: config.name.clone(),
             down: Cell::new(false),
@@ -357,7 +357,7 @@ impl ComponentState {
 
 /// The endpoints of an upstream, and how they lie.
 fn endpoints<H: Host>(
-    config: &config::Upstream,
+    config: &document::Upstream,
     around: &Around<'_>,
     changes: SharedCounter,
     counters: &mut TransitionCounters,

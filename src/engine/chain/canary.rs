@@ -8,7 +8,7 @@
 //! breaker.
 
 use super::{CLUSTER_HEADER, Context, Exchange};
-use crate::config::Mode;
+use crate::document::Mode;
 use crate::engine::route::Route;
 use crate::host::{Host, Message, Stream};
 use crate::policy::canary;

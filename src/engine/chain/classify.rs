@@ -2,7 +2,7 @@
 
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
-use crate::config::FailureOn;
+use crate::document::FailureOn;
 use crate::host::{Property, Stream};
 
 /// How the upstream answered, or why it did not.

@@ -2,7 +2,7 @@
 
 use crate::base::headers::HeaderMap;
 use crate::base::ip::Ip;
-use crate::config::{ClientIp, IpSource};
+use crate::document::{ClientIp, IpSource};
 use crate::host::{Property, Stream};
 
 /// The client's address as configured. A header that is missing, short or malformed gives the

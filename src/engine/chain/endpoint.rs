@@ -2,7 +2,7 @@
 
 use super::{Context, Exchange, Refusal};
 use crate::base::hash::{KeyHasher, Seed};
-use crate::config::{BalancePolicy, MissingKey, Mode};
+use crate::document::{BalancePolicy, MissingKey, Mode};
 use crate::engine::route::{Binding, Route};
 use crate::engine::upstream::Upstream;
 use crate::host::{Host, Message, Stream};

@@ -3,7 +3,7 @@
 
 use super::{Context, Exchange, Refusal};
 use crate::base::time::Nanos;
-use crate::config::{Mode, OnContention, QuotaHeaders};
+use crate::document::{Mode, OnContention, QuotaHeaders};
 use crate::engine::route::{Binding, Limit};
 use crate::host::Host;
 use crate::policy::rate_limit::table::Placement;

@@ -3,7 +3,7 @@
 use super::{Action, CLUSTER_HEADER, Context, Exchange};
 use crate::base::text::push_all;
 use crate::base::time::Nanos;
-use crate::config::{FallbackStep, Mode, QuotaHeaders};
+use crate::document::{FallbackStep, Mode, QuotaHeaders};
 use crate::engine::metrics::mode_word;
 use crate::engine::route::{Effect, FallbackBinding};
 use crate::host::{Host, Message, MetricId, Reply, Stream};

@@ -8,7 +8,7 @@ use super::reply::FallbackAction;
 use super::{Context, Exchange};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
-use crate::config::FailureOn;
+use crate::document::FailureOn;
 use crate::engine::upstream::{Attempts, Upstream};
 use crate::host::{Host, Message, Property, Reply, Stream};
 use crate::policy::Outcome;

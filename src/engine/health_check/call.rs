@@ -3,7 +3,7 @@
 use super::checker::{Checker, Target};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
-use crate::config::Ask;
+use crate::document::Ask;
 use crate::host::{Call, CallAnswer, CallId, Calls, Host};
 use crate::policy::health_check::{CheckReason, EndpointHealth, Sample};
 use crate::policy::health_check::{grpc, report};

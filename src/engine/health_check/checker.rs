@@ -2,7 +2,7 @@
 
 use super::{Checks, LOST, Pending};
 use crate::base::time::Nanos;
-use crate::config::{self, HealthCheck};
+use crate::document::{self, HealthCheck};
 use crate::engine::TICK;
 use crate::engine::metrics::MetricTable;
 use crate::engine::upstream::Upstream;
@@ -72,7 +72,7 @@ impl Checker {
         let config = &upstream.config;
         let (name, check) = (&config.name, config.health_check.clone()?);
         let metrics = MetricTable(host);
-        let target = |(at, it): (usize, &config::Endpoint)| {
+        let target = |(at, it): (usize, &document::Endpoint)| {
             Rc::new(Target {
                 at,
                 address: it.address.clone(),

@@ -3,7 +3,7 @@
 use super::Around;
 use crate::base::hash::of_names;
 use crate::base::time::Nanos;
-use crate::config::{self, BalancePolicy, LoadReport, Mode};
+use crate::document::{self, BalancePolicy, LoadReport, Mode};
 use crate::engine::breaker::{Breaker, BreakerSubject, TransitionCounters};
 use crate::engine::health_check::CheckResult;
 use crate::engine::in_flight::Gauge;
@@ -57,8 +57,8 @@ pub(super) fn id(address: &str) -> u64 {
 impl Endpoint {
     /// An endpoint of `upstream`. `changes` counts the changes of all its endpoints' breakers.
     pub(super) fn new<H: Host>(
-        upstream: &config::Upstream,
-        endpoint: &config::Endpoint,
+        upstream: &document::Upstream,
+        endpoint: &document::Endpoint,
         place: Place,
         around: &Around<'_>,
         changes: SharedCounter,

@@ -1,11 +1,11 @@
 //! How the levels and zones of an upstream lie.
 
 use crate::base::sort;
-use crate::config;
+use crate::document;
 use crate::policy::upstream::roster::Rules;
 
 /// How levels and zones lie: the rules, and level and zone of each endpoint.
-pub(super) fn layout(config: &config::Upstream) -> (Rules, Vec<(u16, u16)>) {
+pub(super) fn layout(config: &document::Upstream) -> (Rules, Vec<(u16, u16)>) {
     let mut priorities: Vec<u32> = config
         .endpoints
         .iter()

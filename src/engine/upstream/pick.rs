@@ -5,7 +5,7 @@ use super::endpoint::{Endpoint, PERMIT_RECHECK, View, admitted};
 use crate::base::hash::place as place_of;
 use crate::base::rng::Rng;
 use crate::base::time::Nanos;
-use crate::config::{BalancePolicy, Percent};
+use crate::document::{BalancePolicy, Percent};
 use crate::engine::in_flight::Gauge;
 use crate::host::Host;
 use crate::policy::upstream::maglev::{self, MaglevTable};
