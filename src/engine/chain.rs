@@ -9,6 +9,7 @@ mod canary;
 mod classify;
 mod client;
 mod concurrency;
+mod context;
 mod deadline;
 mod endpoint;
 mod grants;
@@ -29,6 +30,7 @@ use crate::policy::probe::grpc::ProbeRequest;
 use crate::policy::rate_limit::{KeyQuota, quota_headers};
 use crate::policy::route;
 use crate::request::{Reason, Request};
+use context::{Context, Handles};
 pub(super) use deadline::POLICY as DEADLINE;
 use deadline::{Deadline, Timing};
 use grants::Grants;
@@ -107,27 +109,6 @@ struct Facts {
     asked: Option<Box<StaleRequest>>,
 }
 
-/// What the stages of a callback work with.
-#[derive(Debug)]
-struct Context<'a, H, S> {
-    engine: &'a Engine,
-    route: &'a Route,
-    host: &'a H,
-    stream: &'a S,
-}
-
-impl<'a, H, S> Context<'a, H, S> {
-    /// The same for another route.
-    const fn on(&self, route: &'a Route) -> Self {
-        Self {
-            engine: self.engine,
-            route,
-            host: self.host,
-            stream: self.stream,
-        }
-    }
-}
-
 impl Exchange {
     /// A request that has just begun.
     #[must_use]
@@ -151,6 +132,11 @@ impl Exchange {
             sent_on: None,
             decisions: String::new(),
         }
+    }
+
+    /// The engine and the route, if there is one.
+    fn handles(&self) -> Option<Handles> {
+        Some(Handles::new(&self.engine, self.route.as_ref()?))
     }
 
     /// The request's headers are there, and nothing follows: [`Exchange::on_request_headers`].
@@ -192,12 +178,7 @@ impl Exchange {
         }
         self.start = host.monotonic();
         self.route = Some(Rc::clone(route));
-        let context = Context {
-            engine: &engine,
-            route,
-            host,
-            stream,
-        };
+        let context = Context::new(&engine, route, host, stream);
         self.run(&context, request, &headers)
     }
 
@@ -267,17 +248,11 @@ impl Exchange {
 
     /// The moment that [`Action::Wait`] named has come: the chain goes on.
     pub fn on_resume<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
-        let engine = Rc::clone(&self.engine);
         // Nothing waits: the proxy has answered meanwhile.
-        let Some((_, route)) = self.pause.take().zip(self.route.clone()) else {
+        let Some((_, handles)) = self.pause.take().zip(self.handles()) else {
             return Action::Stop;
         };
-        let context = &Context {
-            engine: &engine,
-            route: &route,
-            host,
-            stream,
-        };
+        let context = &handles.context(host, stream);
         let now = host.monotonic();
         self.waited = now.since(self.start);
         self.start = now;
@@ -293,16 +268,10 @@ impl Exchange {
 
     /// There was no room for the request to wait: it is refused, and costs nothing.
     pub fn on_no_room<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
-        let engine = Rc::clone(&self.engine);
-        let Some((pause, route)) = self.pause.take().zip(self.route.clone()) else {
+        let Some((pause, handles)) = self.pause.take().zip(self.handles()) else {
             return Action::Stop;
         };
-        let context = &Context {
-            engine: &engine,
-            route: &route,
-            host,
-            stream,
-        };
+        let context = &handles.context(host, stream);
         let refusal = self.refuse_to_wait(context, &pause);
         self.refuse(context, &refusal)
     }
@@ -383,19 +352,13 @@ impl Exchange {
         if self.replied {
             return Action::Continue;
         }
-        let engine = Rc::clone(&self.engine);
         // The proxy has answered a request that still waits: it goes nowhere any more.
         self.end_wait(host);
-        let Some(route) = self.route.clone() else {
+        let Some(handles) = self.handles() else {
             return Action::Continue;
         };
-        let context = &Context {
-            engine: &engine,
-            route: &route,
-            host,
-            stream,
-        };
-        let wanted = route.judges_answers()
+        let context = &handles.context(host, stream);
+        let wanted = context.route.judges_answers()
             || self.grants.retries() > 0
             || (self.facts.grpc && self.deadline.is_set());
         if wanted && let Some(reply) = self.judge(context, end) {
@@ -424,16 +387,10 @@ impl Exchange {
         if self.replied || (self.draft.is_none() && !(end && self.unsettled.is_some())) {
             return;
         }
-        let engine = Rc::clone(&self.engine);
-        let Some(route) = self.route.clone() else {
+        let Some(handles) = self.handles() else {
             return;
         };
-        let context = &Context {
-            engine: &engine,
-            route: &route,
-            host,
-            stream,
-        };
+        let context = &handles.context(host, stream);
         self.copy_piece(context, size);
         if end {
             self.keep_response(context);
@@ -445,16 +402,10 @@ impl Exchange {
 
     /// The response's trailers are there: those of a gRPC call have its status.
     pub fn on_response_trailers<H: Host, S: Stream>(&mut self, host: &H, stream: &S) {
-        let engine = Rc::clone(&self.engine);
-        let Some(route) = self.route.clone() else {
+        let Some(handles) = self.handles() else {
             return;
         };
-        let context = &Context {
-            engine: &engine,
-            route: &route,
-            host,
-            stream,
-        };
+        let context = &handles.context(host, stream);
         self.keep_response(context);
         if let Some(settlement) = self.unsettled.take() {
             let trailers = if self.facts.grpc {
@@ -480,15 +431,8 @@ impl Exchange {
         let Some(settlement) = self.unsettled.take() else {
             return;
         };
-        let engine = Rc::clone(&self.engine);
-        if let Some(route) = self.route.clone() {
-            let context = &Context {
-                engine: &engine,
-                route: &route,
-                host,
-                stream,
-            };
-            self.settle_cut(context, settlement);
+        if let Some(handles) = self.handles() {
+            self.settle_cut(&handles.context(host, stream), settlement);
         }
     }
 

@@ -26,16 +26,6 @@ const LOST: Nanos = Nanos::from_secs(1);
 /// The most calls in flight from one VM, for all upstreams.
 const MAX_CALLS: usize = 512;
 
-/// What checks say of an endpoint: what a worker keeps of its record.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct CheckResult {
-    pub status: EndpointHealth,
-    pub reason: CheckReason,
-    pub detail: u16,
-    /// Since when, on the monotonic clock.
-    pub since: Nanos,
-}
-
 /// All checks of an engine.
 #[derive(Debug)]
 pub(super) struct Checks {

@@ -11,7 +11,6 @@ mod outcome;
 mod pick;
 
 use super::breaker::TransitionCounters;
-use super::health_check::CheckResult;
 use super::in_flight::{Gauge, InFlight};
 use super::logs::LogLimiter;
 use super::metrics::MetricTable;
@@ -23,7 +22,7 @@ use crate::policy::upstream::Availability;
 use crate::policy::upstream::orca::{self, Load};
 use crate::policy::upstream::roster::{EndpointCounts, Member, Roster, Rules, UNIT};
 use crate::policy::upstream::slow_start;
-use endpoint::{Endpoint, Place, id};
+use endpoint::{CheckResult, Endpoint, Place, id};
 use layout::layout;
 pub(super) use outcome::Attempts;
 use pick::Balancer;

@@ -4,7 +4,6 @@ use super::{Action, CLUSTER_HEADER, Context, Exchange};
 use crate::base::text::push_all;
 use crate::base::time::Nanos;
 use crate::document::{FallbackStep, Mode, QuotaHeaders};
-use crate::engine::metrics::mode_word;
 use crate::engine::route::{Effect, FallbackBinding};
 use crate::host::{Host, Message, MetricId, Reply, Stream};
 use crate::policy::fallback;
@@ -152,7 +151,7 @@ impl Exchange {
         }
         push_all(
             &mut self.decisions,
-            &[reason.word(), " ", policy, " ", mode_word(effect.mode)],
+            &[reason.word(), " ", policy, " ", effect.mode.word()],
         );
     }
 

@@ -5,13 +5,12 @@ use crate::base::hash::of_names;
 use crate::base::time::Nanos;
 use crate::document::{self, BalancePolicy, LoadReport, Mode};
 use crate::engine::breaker::{Breaker, BreakerSubject, TransitionCounters};
-use crate::engine::health_check::CheckResult;
 use crate::engine::in_flight::Gauge;
 use crate::engine::metrics::MetricTable;
 use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::circuit_breaker::{Admission, BreakerState, Phase};
 use crate::policy::health_check::EndpointRecord;
-use crate::policy::health_check::{EndpointHealth, HealthRecord};
+use crate::policy::health_check::{CheckReason, EndpointHealth, HealthRecord};
 use crate::policy::upstream::Availability;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -157,6 +156,16 @@ impl Endpoint {
         }
         host.record(self.healthy, well.into());
     }
+}
+
+/// What checks say of an endpoint: what a worker keeps of its record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::engine) struct CheckResult {
+    pub status: EndpointHealth,
+    pub reason: CheckReason,
+    pub detail: u16,
+    /// Since when, on the monotonic clock.
+    pub since: Nanos,
 }
 
 /// What a worker knows of an endpoint without asking.
