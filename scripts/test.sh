@@ -12,7 +12,8 @@ trap 'rm -f "$log"' EXIT
 targets() {
   cargo metadata --no-deps --format-version 1 |
     python3 -c 'import json, sys
-for target in json.load(sys.stdin)["packages"][0]["targets"]:
+packages = json.load(sys.stdin)["packages"]
+for target in next(package for package in packages if package["name"] == "haven")["targets"]:
     if "test" in target["kind"]: print(target["name"])' |
     grep -E "$@" | sed 's/^/--test=/' || true
 }
@@ -20,7 +21,8 @@ for target in json.load(sys.stdin)["packages"][0]["targets"]:
 native() {
   local flags
   mapfile -t flags < <(targets -v '^(workers|worlds|sim|wasm|envoy)')
-  cargo test --no-fail-fast --lib --examples "${flags[@]}" && cargo test --doc
+  cargo test --no-fail-fast --lib --examples "${flags[@]}" && cargo test --doc &&
+    cargo test --package haven-upstream
 }
 
 sim() {
