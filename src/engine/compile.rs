@@ -1,8 +1,8 @@
 //! From a configuration to what requests work with: one small function for each policy.
 //!
 //! Names and references are resolved here, once. A route holds the policies that it uses
-//! ([`Binding`]), with the mode in which each acts there and the metric that counts its refusals, so
-//! that no request looks one up. Routes that use the same policy hold the same value.
+//! ([`Binding`]), with the mode in which each acts there and the metric that counts its refusals,
+//! so that no request looks one up. Routes that use the same policy hold the same value.
 
 mod bounds;
 
