@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# test.sh STAGE...: runs the stages native, sim, wasm, envoy and closes with one line that sums them up.
-# The names of tests/ say where they belong: workers*, worlds* and sim* to the simulated host, envoy*
-# to the real Envoy, wasm* to wasm32, all else is native.
+# test.sh STAGE...: runs the stages native, sim, wasm, envoy and sums them up in one line.
+# The names of tests/ say where they belong: workers*, worlds* and sim* to the simulated host,
+# envoy* to the real Envoy, wasm* to wasm32, all else is native.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 need_rust
