@@ -89,7 +89,7 @@ impl<'a> BreakerSubject<'a> {
         }
     }
 
-    /// What tells its counters from those of other subjects.
+    /// The labels of its counters.
     fn labels(self) -> Vec<(&'a str, &'a str)> {
         match self {
             Self::Route(name) | Self::Upstream(name) => vec![("key", name)],
@@ -195,7 +195,7 @@ impl Breaker {
         result.ok()
     }
 
-    /// Tells the world of a change of state: gauges, counters, one log line.
+    /// Reports a change of state: gauges, counters, one log line.
     fn announce<H: Host>(&self, host: &H, change: Option<Transition>) {
         let Some(Transition {
             from,

@@ -98,7 +98,7 @@ pub struct Exchange {
 #[derive(Debug, Default)]
 struct Facts {
     grpc: bool,
-    /// Whether what is asked for may be asked for again.
+    /// Whether the request may be tried again.
     retriable: bool,
     request_id: Vec<u8>,
     /// Hash of what the endpoint is chosen by.
@@ -155,7 +155,7 @@ impl Exchange {
         // One call for all headers: most policies want some, and one header costs nearly as much as
         // all.
         let headers = stream.headers(Message::Request);
-        // Looked for in the copy: the call that removes is paid only by those who try.
+        // Found in the copy: only a request that has one pays for the call that removes it.
         let request = Request::read(&headers, |name| {
             if let Some(reserved) = engine.reserved_headers.find(name) {
                 stream.remove_header(Message::Request, reserved);
@@ -198,7 +198,7 @@ impl Exchange {
         let Some(until) = self.pause.as_ref().map(Pause::until) else {
             return self.proceed(context);
         };
-        // Who would wait in vain is not kept waiting.
+        // A request that would wait in vain does not wait.
         if let Some(refusal) = self.check_deadline(context, until.since(self.start)) {
             return self.refuse(context, &refusal);
         }
@@ -426,7 +426,7 @@ impl Exchange {
         self.unsettled.is_some()
     }
 
-    /// The stream has ended before its response had: judges who has cut it.
+    /// The stream has ended before its response had: judges what has cut it.
     pub fn on_cut<H: Host, S: Stream>(&mut self, host: &H, stream: &S) {
         let Some(settlement) = self.unsettled.take() else {
             return;
@@ -444,7 +444,7 @@ impl Exchange {
     /// Gives back all that is still held, without a verdict.
     fn release<H: Host>(&mut self, host: &H) {
         self.end_wait(host);
-        // The usual end asks for no time: all has been recorded. Reading the clock costs as much as
+        // The usual end needs no time: all has been recorded. Reading the clock costs as much as
         // any host call.
         let now = LazyCell::new(|| host.monotonic());
         let timing = std::mem::take(&mut self.timing);

@@ -114,7 +114,7 @@ impl Concurrency {
         enforce: bool,
     ) -> (Option<Permit>, bool) {
         self.gauge.enter(host);
-        // At least itself, whatever the gauge says.
+        // At least itself, whatever the gauge holds.
         let among = self.gauge.value(host).max(1);
         let limit = self.limit(host);
         let room = has_room(among.saturating_sub(1), limit, criticality);

@@ -1,5 +1,5 @@
-//! MetricTable of the metrics. Labels are part of the name, as `;label=value`, and are taken out of it by
-//! `stats_tags` in envoy.yaml; they come from the configuration only, so that their number is
+//! MetricTable of the metrics. Labels are part of the name, as `;label=value`, and are taken out of
+//! it by `stats_tags` in envoy.yaml; they come from the configuration only, so that their number is
 //! bounded.
 //!
 //! What workers share through the host's gauges is here too ([`SharedCounters`]): under a name that

@@ -6,8 +6,8 @@ use crate::policy::concurrency;
 use crate::request::Reason;
 
 impl Exchange {
-    /// Asks the route's limit and its upstream's. What one has granted goes back if the other, or a
-    /// later stage, refuses.
+    /// Enters at the route's limit and its upstream's. What one has granted goes back if the other,
+    /// or a later stage, refuses.
     pub(super) fn check_concurrency<'a, H: Host, S>(
         &mut self,
         context: &Context<'a, H, S>,

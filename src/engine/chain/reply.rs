@@ -71,8 +71,9 @@ impl Exchange {
         self.reply(context.stream, &reply)
     }
 
-    /// What the fallback does for this cause, if it does anything. `counter` counts it as a decision
-    /// of the fallback's own: then the response has failed, and there is nothing left to send on.
+    /// What the fallback does for this cause, if it does anything. `counter` counts it as a
+    /// decision of the fallback's own: then the response has failed, and there is nothing left to
+    /// send on.
     pub(super) fn fall_back<'a, H: Host, S>(
         &mut self,
         context: &Context<'a, H, S>,

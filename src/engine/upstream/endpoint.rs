@@ -15,8 +15,8 @@ use crate::policy::upstream::Availability;
 use std::cell::Cell;
 use std::rc::Rc;
 
-/// How long a worker leaves a half-open endpoint alone that has no permit left, before it asks
-/// again.
+/// How long a worker leaves a half-open endpoint alone that has no permit left, before it tries to
+/// get one again.
 pub(super) const PERMIT_RECHECK: Nanos = Nanos::from_millis(100);
 
 /// An endpoint.
@@ -98,7 +98,7 @@ impl Endpoint {
     }
 
     /// The one state of an endpoint: it is out if its breaker, which goes by its answers to
-    /// requests, or an active check says so.
+    /// requests, or an active check has taken it out.
     pub(super) fn availability(&self, now: Nanos) -> Availability {
         if self.check_result.get().status.is_usable() {
             self.view.get().availability(now)
@@ -177,7 +177,7 @@ pub(super) struct View {
     pub(super) epoch: u32,
     /// Since when it is out.
     pub(super) out_since: Nanos,
-    /// Since when it is well again, the latest of all that says so; zero = it always was.
+    /// Since when it is well again, by its breaker; zero = it always was.
     pub(super) well_since: Nanos,
 }
 
@@ -238,8 +238,8 @@ pub(super) fn view_of(state: &BreakerState, breaker: &Breaker, now: Nanos) -> Vi
     match state.phase {
         Phase::Closed => view,
         Phase::Open => out(state.until),
-        // At the round's end it is asked, or a permit lost with its VM would keep it out for as
-        // long as views are read anew all the time.
+        // At the round's end it gets a request, or a permit lost with its VM would keep it out for
+        // as long as views are read anew all the time.
         Phase::HalfOpen if state.permits >= breaker.config().half_open_calls => {
             out(state.until.min(now.plus(PERMIT_RECHECK)))
         }
