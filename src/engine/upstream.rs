@@ -44,7 +44,7 @@ const REFRESHED_PER_TICK: usize = 64;
 /// An upstream.
 #[derive(Debug)]
 pub(super) struct Upstream {
-    pub(super) config: document::Upstream,
+    pub(super) config: Rc<document::Upstream>,
     /// Whether only canaries use it.
     pub(super) only_canary: bool,
     endpoints: Vec<Endpoint>,
@@ -103,7 +103,7 @@ const TOTAL: u64 = 0;
 
 impl Upstream {
     pub(super) fn new<H: Host>(
-        config: &document::Upstream,
+        config: &Rc<document::Upstream>,
         around: Around<'_>,
         counters: &mut TransitionCounters,
         host: &H,
@@ -147,7 +147,7 @@ impl Upstream {
             due: Cell::new(Nanos::ZERO),
             panic: metrics.upstream_panic(name),
             only_canary: around.only_canary,
-            config: config.clone(),
+            config: Rc::clone(config),
         }
     }
 
@@ -165,9 +165,10 @@ impl Upstream {
         self.is_checked
     }
 
-    /// The component of this number in the configuration's check.
-    pub(super) fn component(&self, at: usize) -> Option<Rc<ComponentState>> {
-        self.components.get(at).map(Rc::clone)
+    /// The component of this name, if its endpoints' reports have it.
+    pub(super) fn component(&self, name: &str) -> Option<Rc<ComponentState>> {
+        let mut components = self.components.iter();
+        components.find(|it| it.name == name).map(Rc::clone)
     }
 
     /// Number of endpoints.

@@ -24,7 +24,7 @@ fn policy(algorithm: Algorithm, quota: Quota, max_keys: u32) -> RateLimit {
         algorithm,
         quota,
         max_keys,
-        ..config.rate_limits[0].clone()
+        ..config.rate_limits[0].as_ref().clone()
     };
     RateLimit::new(limit, &ClientIp::default(), "", false, Seed(1, 2))
 }

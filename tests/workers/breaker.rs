@@ -33,6 +33,7 @@ fn settings_with(window: &str) -> BreakerSettings {
         haven::document::parse(json.as_bytes())
             .unwrap()
             .circuit_breakers[0]
+            .as_ref()
             .clone(),
     )
 }

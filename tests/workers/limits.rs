@@ -27,7 +27,7 @@ fn limit(quota: Quota, max_keys: u32) -> Limit {
     Limit {
         quota,
         max_keys,
-        ..config.rate_limits[0].clone()
+        ..config.rate_limits[0].as_ref().clone()
     }
 }
 

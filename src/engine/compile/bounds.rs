@@ -17,10 +17,7 @@ impl<H: Host> Compiler<'_, H> {
     /// The route's rate limits, enforced ones first.
     pub(super) fn limits(&mut self, route: &document::Route, mode: Mode) -> Vec<Binding<Limit>> {
         let mut limits = Vec::new();
-        for at in &route.rate_limits {
-            let Some(limit) = self.config.rate_limits.get(*at) else {
-                continue;
-            };
+        for limit in &route.rate_limits {
             let mode = limit.mode.unwrap_or(mode);
             if mode == Mode::Off {
                 continue;
@@ -31,7 +28,7 @@ impl<H: Host> Compiler<'_, H> {
                 Reason::RateLimited,
                 mode,
             );
-            limits.push(Binding::new(self.limit(*at, limit, mode), mode, refusals));
+            limits.push(Binding::new(self.limit(limit, mode), mode, refusals));
         }
         let (mut limits, shadows): (Vec<_>, Vec<_>) =
             limits.into_iter().partition(Binding::is_enforced);
@@ -40,7 +37,7 @@ impl<H: Host> Compiler<'_, H> {
     }
 
     /// This rate limit, enforced or as a shadow; all uses share its buckets.
-    fn limit(&mut self, at: usize, limit: &document::RateLimit, mode: Mode) -> Rc<Limit> {
+    fn limit(&mut self, limit: &Rc<document::RateLimit>, mode: Mode) -> Rc<Limit> {
         let is_shadow = mode == Mode::Shadow;
         let known = self
             .limits
@@ -49,16 +46,17 @@ impl<H: Host> Compiler<'_, H> {
         if let Some(known) = known {
             return Rc::clone(known);
         }
+        let is_it = |it: &Rc<document::RateLimit>| Rc::ptr_eq(it, limit);
         let alone = self
             .config
             .routes
             .iter()
-            .filter(|route| route.rate_limits.contains(&at))
+            .filter(|route| route.rate_limits.iter().any(is_it))
             .all(|route| route.rate_limits.len() == 1);
         let metrics = MetricTable(self.host);
         let new = Rc::new(Limit {
             policy: RateLimit::new(
-                limit.clone(),
+                limit.as_ref().clone(),
                 &self.config.client_ip,
                 mode.namespace(),
                 alone,
@@ -82,14 +80,14 @@ impl<H: Host> Compiler<'_, H> {
         let route = variant.route;
         let own = self.concurrency_limit(
             variant,
-            route.concurrency_limit,
+            route.concurrency_limit.as_ref(),
             ["route", &route.name],
             mode,
         );
-        let shared = self.upstream_config(variant).and_then(|upstream| {
+        let shared = variant.upstream.and_then(|upstream| {
             self.concurrency_limit(
                 variant,
-                upstream.concurrency_limit,
+                upstream.concurrency_limit.as_ref(),
                 ["upstream", &upstream.name],
                 upstream.mode.unwrap_or(mode),
             )
@@ -101,11 +99,11 @@ impl<H: Host> Compiler<'_, H> {
     fn concurrency_limit(
         &mut self,
         variant: &Variant<'_>,
-        limit: Option<usize>,
+        limit: Option<&Rc<document::ConcurrencyLimit>>,
         subject: [&str; 2],
         mode: Mode,
     ) -> Option<Binding<Concurrency>> {
-        let limit = self.config.concurrency_limits.get(limit?)?;
+        let limit = limit?;
         let mode = limit.mode.unwrap_or(mode);
         if mode == Mode::Off {
             return None;
@@ -127,13 +125,13 @@ impl<H: Host> Compiler<'_, H> {
         variant: &Variant<'_>,
         mode: Mode,
     ) -> Option<Binding<Breaker>> {
-        let config = self.config.circuit_breakers.get(variant.circuit_breaker?)?;
+        let config = variant.circuit_breaker?;
         let mode = config.mode.unwrap_or(mode);
         if mode == Mode::Off {
             return None;
         }
         let route = &variant.route.name;
-        let subject = match (config.scope, self.upstream_config(variant)) {
+        let subject = match (config.scope, variant.upstream) {
             (BreakerScope::Upstream, Some(upstream)) => BreakerSubject::Upstream(&upstream.name),
             (_, Some(upstream)) if variant.is_canary => {
                 BreakerSubject::Canary(route, &upstream.name)
