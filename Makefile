@@ -1,4 +1,5 @@
-# Every command works from a fresh clone with rustup, python3, git and a C compiler; tools land in .tools/.
+# Every command works from a fresh clone with rustup, python3, git and a C compiler; tools land in
+# .tools/.
 .DEFAULT_GOAL := help
 .PHONY: help wasm envoy demo test test-native test-sim test-wasm test-envoy compose-test avail bench worlds fuzz check-config lint clean
 

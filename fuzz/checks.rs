@@ -22,7 +22,16 @@ use haven::request::Request;
 use haven::request::key;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
-use std::sync::LazyLock;
+
+/// A value that each thread makes once: a configuration has handles that stay in their thread.
+macro_rules! once_per_thread {
+    ($type:ty, $make:expr) => {{
+        thread_local! {
+            static MADE: &'static $type = Box::leak(Box::new($make()));
+        }
+        MADE.with(|made| *made)
+    }};
+}
 
 /// A proxy with one worker.
 struct Proxy {
@@ -415,7 +424,7 @@ fn model(pairs: &[Pair], request: &Request<'_>) -> Option<Vec<Option<Vec<u8>>>> 
 /// The first byte says what is trusted: `1`, `2` or `3` hops of `X-Forwarded-For`, anything else
 /// for `X-Real-IP`. Each line that follows is the value of one header.
 pub fn check_client_ip(data: &[u8]) {
-    static CONFIGS: LazyLock<Vec<Config>> = LazyLock::new(|| {
+    let configs = once_per_thread!(Vec<Config>, || {
         let sources = [
             ("x-forwarded-for", 1),
             ("x-forwarded-for", 2),
@@ -438,7 +447,7 @@ pub fn check_client_ip(data: &[u8]) {
         b'1'..=b'3' => usize::from(first - b'0'),
         _ => 0,
     };
-    let config = &CONFIGS[hops.checked_sub(1).unwrap_or(3)];
+    let config = &configs[hops.checked_sub(1).unwrap_or(3)];
     let name = if hops == 0 {
         "x-real-ip"
     } else {
@@ -554,7 +563,7 @@ pub fn check_cost(data: &[u8]) {
         (0, 1, 10),
         (7, 7, 7),
     ];
-    static CONFIGS: LazyLock<Vec<Config>> = LazyLock::new(|| {
+    let configs = once_per_thread!(Vec<Config>, || {
         let config = |(default, max, burst)| {
             parsed(&format!(
                 r#"{{"rate_limits": {{"l": {{"limit": {burst}, "cost": {{"header": "x-cost", "default": {default}, "max": {max}}}}}}},
@@ -579,7 +588,7 @@ pub fn check_cost(data: &[u8]) {
         })
     };
     assert!(cost <= max);
-    let proxy = Proxy::new(&CONFIGS[case], CasRules::Envoy);
+    let proxy = Proxy::new(&configs[case], CasRules::Envoy);
     let (stream, status) = proxy.ask(&[("x-cost", value), ("x-cost", b"3")], 200);
     let left = stream.response_header("ratelimit").and_then(|state| {
         let (_, rest) = state.split_once(";r=")?;
@@ -625,7 +634,7 @@ pub fn check_records(data: &[u8]) {
 /// Of kept responses: what cannot be read is not there, what is found can be sent, and what is kept
 /// next is found.
 fn check_stale_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
-    static CONFIG: LazyLock<Config> = LazyLock::new(|| {
+    let config = once_per_thread!(Config, || {
         parsed(
             r#"{"fallbacks": {"f": {"steps": [{"stale": {"max_entries": 4, "vary": ["x-v"]}}, {"respond": {"status": 203}}]}},
                 "routes": [{"name": "r", "fallback": "f"}]}"#,
@@ -650,7 +659,7 @@ fn check_stale_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
         stream.replied().expect("the fallback answers")
     };
     let kind = [b'i', b'k', b'n'][usize::from(which) % 3];
-    let proxy = corrupted(&CONFIG, how, place, bytes, kind, |proxy| {
+    let proxy = corrupted(config, how, place, bytes, kind, |proxy| {
         keep(proxy, "/a", b"first")
     });
     let reply = failing(&proxy, "/a");
@@ -838,13 +847,12 @@ fn check_bucket_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
             r#"{"limit": 5, "burst": 9, "warm_up": "1h"}"#,
         ),
     ];
-    static CONFIGS: LazyLock<Vec<Config>> =
-        LazyLock::new(|| limited(LIMITS.map(|(_, _, limit)| limit)));
+    let configs = once_per_thread!(Vec<Config>, || limited(LIMITS.map(|(_, _, limit)| limit)));
     let at = usize::from((which & 3) | (which >> 2 & 12)) % LIMITS.len();
     let (burst, fill, _) = LIMITS[at];
     let ask = |proxy: &Proxy| proxy.ask(&[("x-key", b"k")], 200);
     let first = |proxy: &Proxy| assert_eq!(ask(proxy).1, 200);
-    let proxy = corrupted(&CONFIGS[at], how, place, bytes, b'r', first);
+    let proxy = corrupted(&configs[at], how, place, bytes, b'r', first);
     let admitted = || (0..burst + 2).filter(|_| ask(&proxy).1 == 200).count();
     // Cold, it gives a third.
     let least = if LIMITS[at].2.contains("warm_up") {
@@ -872,7 +880,7 @@ fn check_bucket_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
     );
     proxy.machine.advance(wait);
     assert_eq!(
-        ask(&proxy.beside(&CONFIGS[at])).1,
+        ask(&proxy.beside(&configs[at])).1,
         200,
         "the promise holds at another worker too"
     );
@@ -917,11 +925,12 @@ fn check_queue_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
             r#"{"algorithm": "leaky_bucket", "limit": 1, "period": "1h", "burst": 2, "max_wait": "1h"}"#,
         ),
     ];
-    static CONFIGS: LazyLock<Vec<Config>> =
-        LazyLock::new(|| limited(LIMITS.map(|(_, _, _, _, limit)| limit)));
+    let configs = once_per_thread!(Vec<Config>, || limited(
+        LIMITS.map(|(_, _, _, _, limit)| limit)
+    ));
     let at = usize::from(which >> 4 & 3);
     let (at_once, pace, furthest, greatest, _) = LIMITS[at];
-    let config = &CONFIGS[at];
+    let config = &configs[at];
     let ask = |proxy: &Proxy| Queued::new(proxy);
     let first = |proxy: &Proxy| ask(proxy).go(proxy);
     let proxy = corrupted(config, how, place, bytes, b'r', first);
@@ -1064,14 +1073,15 @@ fn check_leased_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
             r#"{"limit": 5000, "burst": 128, "cost": 3}"#,
         ),
     ];
-    static CONFIGS: LazyLock<Vec<Config>> =
-        LazyLock::new(|| limited(LIMITS.map(|(_, _, _, _, limit)| limit)));
+    let configs = once_per_thread!(Vec<Config>, || limited(
+        LIMITS.map(|(_, _, _, _, limit)| limit)
+    ));
     let at = usize::from(which >> 6);
     let (burst, cost, fill, pause, _) = LIMITS[at];
-    let mut workers = vec![Proxy::new(&CONFIGS[at], rules_of(how))];
+    let mut workers = vec![Proxy::new(&configs[at], rules_of(how))];
     workers.extend(
         (1..WORKERS)
-            .map(|_| workers[0].beside(&CONFIGS[at]))
+            .map(|_| workers[0].beside(&configs[at]))
             .collect::<Vec<_>>(),
     );
     let ask = |worker: &Proxy| worker.status(&[("x-key", b"k")]) == 200;
@@ -1143,7 +1153,7 @@ fn check_breaker_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
         r#""routes": [{"name": "r", "upstream": "u"}],
            "upstreams": {"u": {"endpoints": [{"address": "10.0.0.1:80"}], "circuit_breaker": "b", "load_balancer": {"panic_threshold": 0}}}"#,
     ];
-    static CONFIGS: LazyLock<Vec<Config>> = LazyLock::new(|| {
+    let configs = once_per_thread!(Vec<Config>, || {
         let config = |(i, used)| {
             let (_, _, breaker) = BREAKERS[i];
             parsed(&format!(
@@ -1161,11 +1171,11 @@ fn check_breaker_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
         .map(config)
         .into()
     });
-    let at = usize::from(which >> 2) % CONFIGS.len();
+    let at = usize::from(which >> 2) % configs.len();
     let (trials, longest, _) = BREAKERS[if at < 4 { at % 2 } else { 2 }];
     // An outcome has to be there before there is a record.
     let first = |proxy: &Proxy| assert_eq!(proxy.status(&[]), 200);
-    let proxy = corrupted(&CONFIGS[at], how, place, bytes, b'c', first);
+    let proxy = corrupted(&configs[at], how, place, bytes, b'c', first);
     if how & 8 != 0 {
         // What workers add to may hold anything as well: it outlives its record, and operators may
         // set it back.
@@ -1234,14 +1244,14 @@ fn check_breaker_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
 /// on if it waits, `$` has no room for it; `+ MS` and `- MS` move the clock; `*` ticks; `~`
 /// reloads; `@ N` is the number of tries, `% ADDRESS` the connection's peer for what follows.
 pub fn check_exchange(data: &[u8]) {
-    static CONFIGS: LazyLock<[Config; 2]> = LazyLock::new(|| {
+    let configs = once_per_thread!([Config; 2], || {
         let second = EVERYTHING
             .replace(r#""half_open_calls": 2"#, r#""half_open_calls": 1"#)
             .replace(r#", {"address": "10.0.0.3:80"}"#, "");
         [parsed(EVERYTHING), parsed(&second)]
     });
     let mut script = Script {
-        proxy: Proxy::new(&CONFIGS[0], CasRules::Envoy),
+        proxy: Proxy::new(&configs[0], CasRules::Envoy),
         open: Vec::new(),
         peer: b"192.0.2.1:40000".to_vec(),
         attempts: 1,
@@ -1266,7 +1276,7 @@ pub fn check_exchange(data: &[u8]) {
         match op {
             '~' => {
                 script.reloads += 1;
-                let engine = Engine::new(CONFIGS[script.reloads % 2].clone(), &script.proxy.worker);
+                let engine = Engine::new(configs[script.reloads % 2].clone(), &script.proxy.worker);
                 script.proxy.engine =
                     Rc::new(engine.expect("a valid configuration becomes an engine"));
             }
@@ -1567,7 +1577,7 @@ const REPORTS: &[u8] = br#"{"upstreams": {"u": {"endpoints": [{"address": "10.0.
 /// # Panics
 /// If that does not hold.
 pub fn check_report(input: &[u8]) {
-    static CONFIG: LazyLock<Config> = LazyLock::new(|| document::parse(REPORTS).expect("valid"));
+    let config = once_per_thread!(Config, || document::parse(REPORTS).expect("valid"));
     let Some((first, body)) = input.split_first() else {
         return;
     };
@@ -1576,7 +1586,7 @@ pub fn check_report(input: &[u8]) {
     } else {
         (false, 503)
     };
-    let check = CONFIG.upstreams[0]
+    let check = config.upstreams[0]
         .health_check
         .as_ref()
         .expect("it is there");
@@ -1599,7 +1609,7 @@ pub fn check_report(input: &[u8]) {
             }
         }
     }
-    let proxy = Proxy::new(&CONFIG, CasRules::Envoy);
+    let proxy = Proxy::new(config, CasRules::Envoy);
     proxy.engine.check(&proxy.worker, proxy.machine.now());
     let calls = proxy.machine.take_outgoing();
     assert_eq!(calls.len(), 1);

@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
-"""User-space instructions of Envoy per request: no filter, Envoy's own filters, haven. `make bench` runs it.
+"""User-space instructions of Envoy per request: no filter, Envoy's own filters, haven.
 
-Each case is an Envoy of its own under callgrind. It is warmed until V8 has compiled the hot functions; then several
-batches of requests on one keep-alive connection are counted and the median batch is taken. The count hardly moves on a
-busy machine, where times do. It leaves out the kernel, cache misses and waits. The column "allocator" is the part of
-tcmalloc, which is slower here than in life: valgrind lacks rseq, which its per-CPU caches need.
-Proxied cases go to an nginx that this script starts; direct ones end in Envoy with a direct_response.
+`make bench` runs it. Each case is an Envoy of its own under callgrind. It is warmed until V8 has
+compiled the hot functions; then several batches of requests on one keep-alive connection are
+counted and the median batch is taken. The count hardly moves on a busy machine, where times do. It
+leaves out the kernel, cache misses and waits. The column "allocator" is the part of tcmalloc, which
+is slower here than in life: valgrind lacks rseq, which its per-CPU caches need. Proxied cases go to
+an nginx that this script starts; direct ones end in Envoy with a direct_response.
 
 --balance adds each balancing policy over 3 and over 1,000 endpoints.
 
---floors adds what the host alone charges for the calls that haven makes: rows of benches/floor, a module that makes them
-and does nothing else. No filter of this ABI can go below, whatever it is written in.
+--floors adds what the host alone charges for the calls that haven makes: rows of benches/floor, a
+module that makes them and does nothing else. No filter of this ABI can go below, whatever it is
+written in.
 """
+
 import argparse
 import concurrent.futures
 import copy
@@ -32,11 +35,21 @@ import urllib.request
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "benches/envoy"
 REQUEST = "/api/v1/items?id=1"
-HEADERS = ["x-client: c1", "authorization: Bearer abcdefghijklmnopqrstuvwxyz0123456789", "x-request-tag: some-medium-length-value"]
+HEADERS = [
+    "x-client: c1",
+    "authorization: Bearer abcdefghijklmnopqrstuvwxyz0123456789",
+    "x-request-tag: some-medium-length-value",
+]
 UPSTREAMS = 3
 MANY = 1000
 STACK = ["health_check", "fault", "local_ratelimit", "admission_control", "adaptive_concurrency"]
-TOOLS = {"valgrind": "valgrind", "callgrind_control": "valgrind", "nginx": "nginx", "h2load": "nghttp2-client", "readelf": "binutils"}
+TOOLS = {
+    "valgrind": "valgrind",
+    "callgrind_control": "valgrind",
+    "nginx": "nginx",
+    "h2load": "nghttp2-client",
+    "readelf": "binutils",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +79,13 @@ CASES = [
     Case("no filter", "proxied"),
     Case("native stack", "proxied", tuple(STACK), cluster="native"),
     Case("haven", "proxied", haven="haven-slice.json", cluster="haven"),
-    Case("haven, all of the chain", "proxied", haven="haven-full.json", cluster="haven", count_attempts=True),
+    Case(
+        "haven, all of the chain",
+        "proxied",
+        haven="haven-full.json",
+        cluster="haven",
+        count_attempts=True,
+    ),
     Case("no filter", "direct"),
     Case("native rate limit, shared", "direct", ("local_ratelimit_shared",)),
     Case("native rate limit per client", "direct", ("local_ratelimit",)),
@@ -77,13 +96,34 @@ CASES = [
     Case("haven 429, no quota headers", "direct", haven="haven-refusing-plain.json", answer=4),
     Case("haven 429", "direct", haven="haven-refusing.json", answer=4),
 ]
-# Few endpoints and many. A route to as many with Envoy's own round robin tells what of the difference is Envoy's.
-BALANCED = [Case(f"{name}, {count}", "proxied", haven=haven, cluster=cluster, count_attempts=True, policy=policy, endpoints=count)
-            for name, haven, cluster, policy in [
-                ("no filter", None, None, ""),
-                *((policy, "haven-balance.json", "haven", policy)
-                  for policy in ("round_robin", "least_request", "peak_ewma", "consistent_hash", "random", "first"))]
-            for count in (3, MANY)]
+# Few endpoints and many. A route to as many with Envoy's own round robin shows which part of the
+# difference is Envoy's.
+BALANCED = [
+    Case(
+        f"{name}, {count}",
+        "proxied",
+        haven=haven,
+        cluster=cluster,
+        count_attempts=True,
+        policy=policy,
+        endpoints=count,
+    )
+    for name, haven, cluster, policy in [
+        ("no filter", None, None, ""),
+        *(
+            (policy, "haven-balance.json", "haven", policy)
+            for policy in (
+                "round_robin",
+                "least_request",
+                "peak_ewma",
+                "consistent_hash",
+                "random",
+                "first",
+            )
+        ),
+    ]
+    for count in (3, MANY)
+]
 FLOORS = [
     Case("haven's cluster, no filter", "proxied", cluster="haven"),
     Case("callbacks but for the response's body", "proxied", floor="", body=False),
@@ -91,8 +131,18 @@ FLOORS = [
     Case("+ ten metrics added to and read", "proxied", floor="gauges"),
     Case("+ clock, request and response headers", "proxied", floor="clock map answer"),
     Case("the same, + a request header added", "proxied", floor="clock map answer add"),
-    Case("the same, + a request header set, haven's cluster", "proxied", floor="clock map answer set", cluster="haven"),
-    Case("the same, + the endpoint's address", "proxied", floor="clock map answer set address", cluster="haven"),
+    Case(
+        "the same, + a request header set, haven's cluster",
+        "proxied",
+        floor="clock map answer set",
+        cluster="haven",
+    ),
+    Case(
+        "the same, + the endpoint's address",
+        "proxied",
+        floor="clock map answer set address",
+        cluster="haven",
+    ),
     Case("callbacks but for the response's body", "direct", floor="", body=False),
     Case("callbacks alone", "direct", floor=""),
     Case("+ clock", "direct", floor="clock"),
@@ -101,7 +151,12 @@ FLOORS = [
     Case("+ clock, request headers, compare-and-swap", "direct", floor="clock map shared"),
     Case("bare 429", "direct", floor="bare", answer=4),
     Case("429 with haven's headers and body", "direct", floor="full", answer=4),
-    Case("429, + clock, request headers, access log", "direct", floor="clock map state full", answer=4),
+    Case(
+        "429, + clock, request headers, access log",
+        "direct",
+        floor="clock map state full",
+        answer=4,
+    ),
 ]
 
 
@@ -132,8 +187,10 @@ def find_tools():
     found = {tool: shutil.which(tool, path=path) for tool in TOOLS}
     missing = {TOOLS[tool] for tool, where in found.items() if where is None}
     if missing:
-        sys.exit(f"error: the benchmark needs {', '.join(t for t in TOOLS if not found[t])}\n"
-                 f"       on Debian and Ubuntu: sudo apt-get install {' '.join(sorted(missing))}")
+        sys.exit(
+            f"error: the benchmark needs {', '.join(t for t in TOOLS if not found[t])}\n"
+            f"       on Debian and Ubuntu: sudo apt-get install {' '.join(sorted(missing))}"
+        )
     return found
 
 
@@ -157,10 +214,13 @@ def http_filter(name, typed_config):
 
 
 def addresses(case, upstreams):
-    """The endpoints of a case, by address and port. Where there are many, they are the addresses of the loopback."""
+    """The endpoints of a case, by address and port; many are addresses of the loopback."""
     if case.policy is None:
         return [("127.0.0.1", port) for port in upstreams]
-    return [(f"127.0.{1 + number // 250}.{1 + number % 250}", upstreams[0]) for number in range(case.endpoints)]
+    return [
+        (f"127.0.{1 + number // 250}.{1 + number % 250}", upstreams[0])
+        for number in range(case.endpoints)
+    ]
 
 
 def haven_config(case, endpoints):
@@ -173,15 +233,25 @@ def haven_config(case, endpoints):
 
 
 def wasm_filter(wasm, plugin):
-    return http_filter("haven", {
-        "@type": "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm",
-        "config": {
-            "name": "haven",
-            "failure_policy": "FAIL_RELOAD",
-            "vm_config": {"vm_id": "haven", "runtime": "envoy.wasm.runtime.v8", "code": {"local": {"filename": str(wasm)}}},
-            "configuration": {"@type": "type.googleapis.com/google.protobuf.StringValue", "value": plugin},
+    return http_filter(
+        "haven",
+        {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm",
+            "config": {
+                "name": "haven",
+                "failure_policy": "FAIL_RELOAD",
+                "vm_config": {
+                    "vm_id": "haven",
+                    "runtime": "envoy.wasm.runtime.v8",
+                    "code": {"local": {"filename": str(wasm)}},
+                },
+                "configuration": {
+                    "@type": "type.googleapis.com/google.protobuf.StringValue",
+                    "value": plugin,
+                },
+            },
         },
-    })
+    )
 
 
 def bootstrap(case, modules, port, admin, upstreams):
@@ -192,7 +262,9 @@ def bootstrap(case, modules, port, admin, upstreams):
     listener["address"] = socket_address(port)
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     manager["route_config"]["virtual_hosts"][0]["routes"] = [config("routes.json")[case.route]]
-    manager["route_config"]["virtual_hosts"][0]["include_attempt_count_in_response"] = case.count_attempts
+    manager["route_config"]["virtual_hosts"][0][
+        "include_attempt_count_in_response"
+    ] = case.count_attempts
     native = config("filters.json")
     chain = [http_filter(name, native[name]) for name in case.filters]
     if case.haven:
@@ -202,7 +274,9 @@ def bootstrap(case, modules, port, admin, upstreams):
     manager["http_filters"] = chain + manager["http_filters"]
     cluster = envoy["static_resources"]["clusters"][0]
     cluster["load_assignment"]["endpoints"][0]["lb_endpoints"] = [
-        {"endpoint": {"address": socket_address(port, address)}} for address, port in addresses(case, upstreams)]
+        {"endpoint": {"address": socket_address(port, address)}}
+        for address, port in addresses(case, upstreams)
+    ]
     if case.cluster:
         cluster.update(copy.deepcopy(config("clusters.json")[case.cluster]))
     return envoy
@@ -213,14 +287,25 @@ class Nginx:
 
     def __init__(self, program, folder, ports):
         many = Case("", "", policy="", endpoints=MANY)
-        listens = " ".join(f"listen {address}:{port};" for address, port in {*addresses(many, ports), *(("127.0.0.1", port) for port in ports)})
-        temporary = " ".join(f"{kind}_temp_path {folder};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        listens = " ".join(
+            f"listen {address}:{port};"
+            for address, port in {*addresses(many, ports), *(("127.0.0.1", port) for port in ports)}
+        )
+        temporary = " ".join(
+            f"{kind}_temp_path {folder};"
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
         path = folder / "nginx.conf"
         path.write_text(
-            f"daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/nginx.log; events {{ worker_connections 8192; }}\n"
-            f"http {{ access_log off; keepalive_requests 1000000000; keepalive_timeout 1h; {temporary}\n"
-            f'server {{ {listens} location / {{ default_type text/plain; return 200 "ok\\n"; }} }} }}\n')
-        self.process = subprocess.Popen([program, "-c", path, "-e", folder / "nginx.log"], stderr=subprocess.DEVNULL)
+            f"daemon off; master_process off; pid {folder}/nginx.pid;\n"
+            f"error_log {folder}/nginx.log; events {{ worker_connections 8192; }}\n"
+            "http { access_log off; keepalive_requests 1000000000; keepalive_timeout 1h;\n"
+            f"{temporary} server {{ {listens}\n"
+            'location / { default_type text/plain; return 200 "ok\\n"; } } }\n'
+        )
+        self.process = subprocess.Popen(
+            [program, "-c", path, "-e", folder / "nginx.log"], stderr=subprocess.DEVNULL
+        )
 
     def __enter__(self):
         return self
@@ -239,18 +324,23 @@ def stop(process):
 
 
 class Allocator:
-    """Knows which addresses of the Envoy binary are tcmalloc's: those of its section google_malloc."""
+    """The addresses of the Envoy binary that are tcmalloc's: those of its section google_malloc."""
 
     LOADED_AT = 0x108000  # where valgrind puts a position-independent program
 
     def __init__(self, readelf, envoy):
-        sections = subprocess.run([readelf, "-SW", envoy], capture_output=True, text=True, check=True).stdout
+        sections = subprocess.run(
+            [readelf, "-SW", envoy], capture_output=True, text=True, check=True
+        ).stdout
         section = re.search(r"google_malloc\s+PROGBITS\s+(\w+)\s+\w+\s+(\w+)", sections)
         begin = int(section[1], 16) + self.LOADED_AT if section else 0
         self.range = range(begin, begin + int(section[2], 16) if section else 0)
 
     def instructions(self, dump):
-        """Instructions of tcmalloc's own functions in a callgrind dump. Names occur once as `(id) name`, later as `(id)`."""
+        """Instructions of tcmalloc's own functions in a callgrind dump.
+
+        Names occur once as `(id) name`, later as `(id)`.
+        """
         total, inside, after_call, owned = 0, False, False, {}
         for line in dump.splitlines():
             if named := re.match(r"(c?fn)=\((\d+)\)(?: 0x([0-9a-f]+))?", line):
@@ -262,7 +352,7 @@ class Allocator:
             elif line.startswith("calls="):
                 after_call = True
             elif line[:1] in set("+-*0123456789"):
-                # The line after calls= is the callee's cost, which is counted where the callee stands.
+                # The line after calls= is the callee's cost, which is counted at the callee.
                 if inside and not after_call:
                     total += int(line.split()[1])
                 after_call = False
@@ -271,24 +361,61 @@ class Allocator:
 
 class Bench:
     def __init__(self, options, tools, modules, folder, upstreams):
-        self.options, self.tools, self.modules, self.folder, self.upstreams = options, tools, modules, folder, upstreams
+        self.options, self.tools, self.modules, self.folder, self.upstreams = (
+            options,
+            tools,
+            modules,
+            folder,
+            upstreams,
+        )
         self.allocator = Allocator(tools["readelf"], options.envoy)
 
     def load(self, port, requests, answer):
         """Sends requests one after another; how many were not answered as expected."""
         headers = [word for header in HEADERS for word in ("-H", header)]
-        command = [self.tools["h2load"], "--h1", "-c", "1", "-t", "1", "-n", str(requests), *headers, f"http://127.0.0.1:{port}{REQUEST}"]
-        output = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
+        command = [
+            self.tools["h2load"],
+            "--h1",
+            "-c",
+            "1",
+            "-t",
+            "1",
+            "-n",
+            str(requests),
+            *headers,
+            f"http://127.0.0.1:{port}{REQUEST}",
+        ]
+        output = subprocess.run(
+            command, capture_output=True, text=True, timeout=600, check=True
+        ).stdout
         return requests - int(re.search(rf"status codes:.*?(\d+) {answer}xx", output)[1])
 
     def control(self, process, *command):
-        subprocess.run([self.tools["callgrind_control"], *command, str(process.pid)], capture_output=True, timeout=120, check=True)
+        subprocess.run(
+            [self.tools["callgrind_control"], *command, str(process.pid)],
+            capture_output=True,
+            timeout=120,
+            check=True,
+        )
 
     def start(self, case, folder, port, admin):
         path = folder / "envoy.json"
         path.write_text(json.dumps(bootstrap(case, self.modules, port, admin, self.upstreams)))
-        command = [self.tools["valgrind"], "--tool=callgrind", "--instr-atstart=no", "--smc-check=all-non-file", f"--callgrind-out-file={folder}/dump",
-                   self.options.envoy, "--config-path", path, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
+        command = [
+            self.tools["valgrind"],
+            "--tool=callgrind",
+            "--instr-atstart=no",
+            "--smc-check=all-non-file",
+            f"--callgrind-out-file={folder}/dump",
+            self.options.envoy,
+            "--config-path",
+            path,
+            "--concurrency",
+            "1",
+            "--disable-hot-restart",
+            "--log-level",
+            "error",
+        ]
         with open(folder / "log", "w", encoding="utf-8") as log:
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
         end = time.monotonic() + 180
@@ -331,8 +458,8 @@ class Bench:
                 dump = self.dumped(process, folder, 2 * number - 1)
                 total = int(re.search(r"^totals: (\d+)", dump, re.M)[1])
                 if case.policy is not None:
-                    # What Envoy and haven do by the clock, whether or not requests come: in an Envoy that is slowed down fifty times it would
-                    # be shared by so many fewer requests.
+                    # What Envoy and haven do by the clock, whether or not requests come: in an Envoy
+                    # that is slowed down fifty times fewer requests would share it.
                     self.control(process, "--zero")
                     time.sleep(took)
                     idle = self.dumped(process, folder, 2 * number)
@@ -341,7 +468,9 @@ class Bench:
                 allocated.append(self.allocator.instructions(dump) / self.options.requests)
             if self.options.keep:
                 self.options.keep.mkdir(parents=True, exist_ok=True)
-                (self.options.keep / re.sub(r"\W+", "-", f"{case.table} {case.name}")).write_text(dump)
+                (self.options.keep / re.sub(r"\W+", "-", f"{case.table} {case.name}")).write_text(
+                    dump
+                )
             return Count(case, batches, statistics.median(allocated), bad)
         finally:
             stop(process)
@@ -356,9 +485,21 @@ class Bench:
 
 
 def build_floor(body):
-    """Builds benches/floor, with the callback for the response's body or without; the path of the module."""
-    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / f"floor-{'with' if body else 'without'}-body"
-    command = ["cargo", "build", "--release", "--quiet", "--target", "wasm32-unknown-unknown", "--target-dir", target]
+    """Builds benches/floor, with or without the response body's callback; its path."""
+    target = (
+        pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
+        / f"floor-{'with' if body else 'without'}-body"
+    )
+    command = [
+        "cargo",
+        "build",
+        "--release",
+        "--quiet",
+        "--target",
+        "wasm32-unknown-unknown",
+        "--target-dir",
+        target,
+    ]
     subprocess.run([*command, *["--features=body"] * body], cwd=ROOT / "benches/floor", check=True)
     return target / "wasm32-unknown-unknown/release/floor.wasm"
 
@@ -366,31 +507,77 @@ def build_floor(body):
 def table(counts, name):
     """The rows of a table in markdown, each held against the row of its route without a filter."""
     rows = [count for count in counts if count.case.table == name]
-    bases = {count.case.route: count.median for count in counts if count.case == Case("no filter", count.case.route)}
+    bases = {
+        count.case.route: count.median
+        for count in counts
+        if count.case == Case("no filter", count.case.route)
+    }
     if name == "balanced":
-        bases = {count.case.route: count.median for count in rows if count.case.haven is None and count.case.endpoints == 3}
-    lines = [f"| {name} | instructions per request | over no filter | ratio | allocator | spread | bad responses |", "|---|---|---|---|---|---|---|"]
+        bases = {
+            count.case.route: count.median
+            for count in rows
+            if count.case.haven is None and count.case.endpoints == 3
+        }
+    lines = [
+        f"| {name} | instructions per request | over no filter | ratio | allocator | spread | bad responses |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for count in rows:
         median, base = count.median, bases.get(count.case.route)
         over, ratio = (f"{median - base:,.0f}", f"{median / base:.3f}") if base else ("", "")
         spread = (max(count.batches) - min(count.batches)) / median * 100
-        lines.append(f"| {count.case.name} | {median:,.0f} | {over} | {ratio} | {count.allocator:,.0f} | {spread:.1f} % | {count.bad} |")
+        lines.append(
+            f"| {count.case.name} | {median:,.0f} | {over} | {ratio} | {count.allocator:,.0f} | {spread:.1f} % | {count.bad} |"
+        )
     return "\n".join(lines)
 
 
 def parse():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--envoy", type=pathlib.Path, default=os.environ.get("HAVEN_ENVOY"), help="Envoy binary (default $HAVEN_ENVOY)")
-    parser.add_argument("--wasm", type=pathlib.Path, default=ROOT / "dist/haven.wasm", help="the filter (default dist/haven.wasm)")
-    parser.add_argument("--only", default="", metavar="REGEX", help="the cases whose `route name` matches, e.g. 'proxied|429'")
-    parser.add_argument("--floors", action="store_true", help="count what the host alone charges, too")
-    parser.add_argument("--balance", action="store_true", help=f"count the balancing policies over 3 and {MANY} endpoints, too")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--envoy",
+        type=pathlib.Path,
+        default=os.environ.get("HAVEN_ENVOY"),
+        help="Envoy binary (default $HAVEN_ENVOY)",
+    )
+    parser.add_argument(
+        "--wasm",
+        type=pathlib.Path,
+        default=ROOT / "dist/haven.wasm",
+        help="the filter (default dist/haven.wasm)",
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="REGEX",
+        help="the cases whose `route name` matches, e.g. 'proxied|429'",
+    )
+    parser.add_argument(
+        "--floors", action="store_true", help="count what the host alone charges, too"
+    )
+    parser.add_argument(
+        "--balance",
+        action="store_true",
+        help=f"count the balancing policies over 3 and {MANY} endpoints, too",
+    )
     parser.add_argument("--requests", type=int, default=1000, help="requests in a batch (1000)")
     parser.add_argument("--batches", type=int, default=3, help="counted batches of a case (3)")
     parser.add_argument("--warm", type=int, default=6000, help="requests before the count (6000)")
-    parser.add_argument("--keep", type=pathlib.Path, metavar="FOLDER", help="leave each case's last callgrind dump there")
+    parser.add_argument(
+        "--keep",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="leave each case's last callgrind dump there",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time (2)")
-    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "dist/bench.md", help="where the tables go as well (dist/bench.md)")
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=ROOT / "dist/bench.md",
+        help="where the tables go as well (dist/bench.md)",
+    )
     options = parser.parse_args()
     if not options.envoy or not options.envoy.exists():
         parser.error("no Envoy: run `make bench`, or give --envoy PATH")
@@ -401,21 +588,45 @@ def parse():
 def main():
     options = parse()
     tools = find_tools()
-    cases = [case for case in CASES + BALANCED * options.balance + FLOORS * options.floors if re.search(options.only, f"{case.table} {case.name}")]
+    cases = [
+        case
+        for case in CASES + BALANCED * options.balance + FLOORS * options.floors
+        if re.search(options.only, f"{case.table} {case.name}")
+    ]
     modules = {"haven": options.wasm}
     if options.floors:
         modules.update((("floor", body), build_floor(body)) for body in (True, False))
-    print(f"==> counting {len(cases)} cases, about {len(cases) * 20 // options.jobs} s", file=sys.stderr, flush=True)
+    print(
+        f"==> counting {len(cases)} cases, about {len(cases) * 20 // options.jobs} s",
+        file=sys.stderr,
+        flush=True,
+    )
     with tempfile.TemporaryDirectory(prefix="haven-bench-") as name:
         folder, upstreams = pathlib.Path(name), free_ports(UPSTREAMS)
-        with Nginx(tools["nginx"], folder, upstreams), concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-            results = list(pool.map(Bench(options, tools, modules, folder, upstreams).attempt, cases))
+        with Nginx(tools["nginx"], folder, upstreams), concurrent.futures.ThreadPoolExecutor(
+            options.jobs
+        ) as pool:
+            results = list(
+                pool.map(Bench(options, tools, modules, folder, upstreams).attempt, cases)
+            )
     counts = [result for result in results if isinstance(result, Count)]
     failures = [result for result in results if not isinstance(result, Count)]
-    version = subprocess.run([options.envoy, "--version"], capture_output=True, text=True, check=True).stdout.strip().split("/")
+    version = (
+        subprocess.run([options.envoy, "--version"], capture_output=True, text=True, check=True)
+        .stdout.strip()
+        .split("/")
+    )
     tables = [table(counts, name) for name in dict.fromkeys(count.case.table for count in counts)]
-    text = "\n\n".join([f"Envoy {next((part for part in version if re.match(r'[0-9.]+$', part)), '?')}, one worker, "
-                        f"median of {options.batches} x {options.requests} requests", *tables]) + "\n"
+    text = (
+        "\n\n".join(
+            [
+                f"Envoy {next((part for part in version if re.match(r'[0-9.]+$', part)), '?')}, one worker, "
+                f"median of {options.batches} x {options.requests} requests",
+                *tables,
+            ]
+        )
+        + "\n"
+    )
     print(text)
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(text)
@@ -423,7 +634,10 @@ def main():
         print(f"error: {case.route}, {case.name}: {error}", file=sys.stderr)
     for count in counts:
         if count.bad:
-            print(f"error: {count.case.route}, {count.case.name}: {count.bad} responses were not {count.case.answer}xx", file=sys.stderr)
+            print(
+                f"error: {count.case.route}, {count.case.name}: {count.bad} responses were not {count.case.answer}xx",
+                file=sys.stderr,
+            )
     if failures or any(count.bad for count in counts):
         sys.exit(1)
 

@@ -6,5 +6,6 @@
 [[ -r $1 ]] || die "$1 cannot be read"
 need_rust
 say "building the checker"
-cargo build --quiet --example check_config || die "the checker does not compile" "what went wrong stands above"
+cargo build --quiet --example check_config ||
+  die "the checker does not compile" "what went wrong stands above"
 cargo run --quiet --example check_config -- "$1"

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Builds and starts docker-compose.yml on a real engine, sends requests through it, kills an upstream, takes all down.
+"""Builds and starts docker-compose.yml on a real engine, sends requests, kills an upstream.
 
-STAND_INS=1 makes local images in place of base images that cannot be pulled (scripts/stand_in_images.sh) and removes
-them at the end; KEEP=1 leaves them, and the running containers too.
+STAND_INS=1 makes local images in place of base images that cannot be pulled
+(scripts/stand_in_images.sh). At the end all of it is removed; KEEP=1 leaves images and containers.
 """
+
 import collections
 import json
 import os
@@ -38,12 +39,18 @@ def run(*command, check=True, capture=False):
 
 
 def succeeds(*command):
-    return shutil.which(command[0]) is not None and run(*command, check=False, capture=True).returncode == 0
+    return (
+        shutil.which(command[0]) is not None
+        and run(*command, check=False, capture=True).returncode == 0
+    )
 
 
 def compose_command():
     if not succeeds("docker", "info"):
-        die("no Docker engine answers", "install and start Docker, or run this as a user who may use it")
+        die(
+            "no Docker engine answers",
+            "install and start Docker, or run this as a user who may use it",
+        )
     for command in (["docker", "compose"], ["docker-compose"]):
         if succeeds(*command, "version"):
             return [*command, "--project-name", "haven-test"]
@@ -55,7 +62,10 @@ def provide_base_images():
     lines = re.findall(r"^FROM (\S+)(?: AS (\S+))?", DOCKERFILE.read_text(), re.M)
     stages = {stage for _, stage in lines} | {"scratch"}
     # The plain Debian first: the other stand-ins are built on it.
-    images = sorted({image for image, _ in lines if image not in stages}, key=lambda name: (not name.startswith("debian:"), name))
+    images = sorted(
+        {image for image, _ in lines if image not in stages},
+        key=lambda name: (not name.startswith("debian:"), name),
+    )
     missing = [image for image in images if not succeeds("docker", "image", "inspect", image)]
     unreachable = []
     for image in missing:
@@ -63,14 +73,19 @@ def provide_base_images():
         if run("docker", "pull", "--quiet", image, check=False).returncode:
             unreachable.append(image)
     if unreachable and not STAND_INS:
-        die(f"not to be had from a registry: {', '.join(unreachable)}", "make compose-test STAND_INS=1 makes local images of these names")
+        die(
+            f"not to be had from a registry: {', '.join(unreachable)}",
+            "make compose-test STAND_INS=1 makes local images of these names",
+        )
     if unreachable:
         run("scripts/stand_in_images.sh", *unreachable)
     return bool(unreachable)
 
 
 def remove_stand_ins():
-    listing = run("docker", "images", "--quiet", "--filter", "label=haven.stand-in=true", capture=True).stdout
+    listing = run(
+        "docker", "images", "--quiet", "--filter", "label=haven.stand-in=true", capture=True
+    ).stdout
     if listing:
         run("docker", "rmi", "--force", *dict.fromkeys(listing.split()), check=False, capture=True)
         say("the stand-in images are gone again")
@@ -88,7 +103,7 @@ def get(url):
 
 
 def server(headers, body):
-    """Which upstream has answered; the fallback's answers, a stale one of an upstream's too, have a Proxy-Status."""
+    """Which upstream has answered; none if a fallback has, stale or not: it sets Proxy-Status."""
     try:
         return None if "proxy-status" in headers else json.loads(body)["served_by"]
     except (ValueError, KeyError, TypeError):
@@ -110,7 +125,14 @@ class Stack:
         waiting = list(SERVICES)
         while waiting:
             form = "{{.State.Health.Status}}"
-            waiting = [s for s in waiting if run("docker", "inspect", "-f", form, self.container(s), capture=True).stdout.strip() != "healthy"]
+            waiting = [
+                s
+                for s in waiting
+                if run(
+                    "docker", "inspect", "-f", form, self.container(s), capture=True
+                ).stdout.strip()
+                != "healthy"
+            ]
             if waiting and time.monotonic() > end:
                 raise RuntimeError(f"not healthy after {patience} s: {', '.join(waiting)}")
             time.sleep(0.5 if waiting else 0)
@@ -133,11 +155,27 @@ class Stack:
     def plugin_is_whole(self):
         """Whether the image for Istio and Envoy Gateway has the form that they ask for."""
         image = "haven-plugin"
-        run("docker", "build", "--quiet", "--file", str(DOCKERFILE), "--target", "plugin", "--tag", image, ".", capture=True)
-        layers = run("docker", "image", "inspect", "-f", "{{len .RootFS.Layers}}", image, capture=True).stdout.strip()
+        run(
+            "docker",
+            "build",
+            "--quiet",
+            "--file",
+            str(DOCKERFILE),
+            "--target",
+            "plugin",
+            "--tag",
+            image,
+            ".",
+            capture=True,
+        )
+        layers = run(
+            "docker", "image", "inspect", "-f", "{{len .RootFS.Layers}}", image, capture=True
+        ).stdout.strip()
         # It has no program, but a container needs the name of one.
         container = run("docker", "create", image, "none", capture=True).stdout.strip()
-        copied = subprocess.run(["docker", "cp", f"{container}:/plugin.wasm", "-"], capture_output=True, check=False).stdout
+        copied = subprocess.run(
+            ["docker", "cp", f"{container}:/plugin.wasm", "-"], capture_output=True, check=False
+        ).stdout
         run("docker", "rm", container, capture=True)
         return layers == "1" and b"\0asm" in copied[:2048]
 
@@ -150,7 +188,11 @@ class Stack:
         self.check("all three upstreams answered", set(servers) == {"a", "b", "c"}, servers)
         run(*self.compose, "kill", "upstream-a", capture=True)
         statuses, servers = self.load()
-        self.check(f"{REQUESTS} requests are 200 while one upstream is dead", statuses == {200: REQUESTS}, statuses)
+        self.check(
+            f"{REQUESTS} requests are 200 while one upstream is dead",
+            statuses == {200: REQUESTS},
+            statuses,
+        )
         self.check("the two others answered", set(servers) == {"b", "c"}, servers)
         run(*self.compose, "start", "upstream-a", capture=True)
         self.wait_until_healthy()
@@ -159,9 +201,13 @@ class Stack:
             time.sleep(1)
         self.check("the dead one is used again once it is back", "a" in servers, servers)
         form = "{{.Config.User}} {{.HostConfig.ReadonlyRootfs}}"
-        ident = run("docker", "inspect", "-f", form, self.container("envoy"), capture=True).stdout.strip()
+        ident = run(
+            "docker", "inspect", "-f", form, self.container("envoy"), capture=True
+        ).stdout.strip()
         self.check("the plugin image is one layer with /plugin.wasm", self.plugin_is_whole())
-        self.check("Envoy runs without root on a read-only file system", ident == "65532:65532 true", ident)
+        self.check(
+            "Envoy runs without root on a read-only file system", ident == "65532:65532 true", ident
+        )
 
 
 def free_port():

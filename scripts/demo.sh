@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the demo story (examples/demo.rs) with a real Envoy and demo upstreams; KEEP=1 leaves them running.
+# Runs the demo story (examples/demo.rs) with a real Envoy and demo upstreams; KEEP=1 leaves them
+# running.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 need_rust

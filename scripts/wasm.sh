@@ -13,7 +13,10 @@ cargo build --release --lib --target "$target" --config "target.$target.rustflag
 # By rename, as a running Envoy or test may be reading the old file.
 mkdir -p dist
 cp "${CARGO_TARGET_DIR:-target}/$target/release/haven.wasm" dist/haven.wasm.new
-python3 -c 'import hashlib; print(hashlib.sha256(open("dist/haven.wasm.new", "rb").read()).hexdigest() + "  haven.wasm")' >dist/haven.wasm.sha256.new
+python3 -c 'import hashlib
+module = open("dist/haven.wasm.new", "rb").read()
+print(hashlib.sha256(module).hexdigest() + "  haven.wasm")' >dist/haven.wasm.sha256.new
 for fresh in dist/haven.wasm dist/haven.wasm.sha256; do mv "$fresh.new" "$fresh"; done
 size=$(wc -c <dist/haven.wasm)
-printf 'dist/haven.wasm: %d bytes (%d KiB)\nsha256 %s\n' "$size" $((size / 1024)) "$(cut -d' ' -f1 dist/haven.wasm.sha256)"
+printf 'dist/haven.wasm: %d bytes (%d KiB)\nsha256 %s\n' \
+  "$size" $((size / 1024)) "$(cut -d' ' -f1 dist/haven.wasm.sha256)"

@@ -6,6 +6,7 @@ pub mod headers;
 pub mod id_map;
 pub mod ip;
 pub mod percent;
+pub mod rfc3339;
 pub mod rng;
 pub mod sketch;
 pub mod sort;

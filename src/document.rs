@@ -11,6 +11,8 @@ mod route;
 mod switch;
 mod upstream;
 
+use std::rc::Rc;
+
 use crate::policy::circuit_breaker::config::WithPreset;
 use crate::policy::concurrency::config::ConcurrencySection;
 use crate::policy::fallback::config::FallbackSection;
@@ -21,8 +23,8 @@ use crate::policy::sections::{
 use crate::schema::declare::empty;
 use crate::schema::{self, DeclaredNames, Errors, Label, List, Named, Path, section};
 use admin::Admin;
-use names::References;
-use route::RouteSection;
+use names::Entries;
+use route::{Resolver, RouteSection};
 use switch::SwitchState;
 use upstream::UpstreamSection;
 
@@ -47,7 +49,7 @@ pub use crate::policy::upstream::config::{BalancePolicy, Endpoint, LoadReport};
 pub use crate::request::client_ip::{ClientIp, IpSource};
 pub use crate::request::key::{KeyPart, MissingKey};
 pub use crate::schema::{Cidr, ConfigError, ConfigErrors};
-pub use route::Route;
+pub use route::{Route, RouteCanary};
 pub use switch::Switch;
 pub use upstream::Upstream;
 
@@ -101,19 +103,19 @@ pub struct Config {
     /// Where a client's address is taken from.
     pub client_ip: ClientIp,
     /// Upstreams, in the document's order.
-    pub upstreams: Vec<Upstream>,
+    pub upstreams: Vec<Rc<Upstream>>,
     /// Rate limits, in the document's order.
-    pub rate_limits: Vec<RateLimit>,
+    pub rate_limits: Vec<Rc<RateLimit>>,
     /// Circuit breakers, in the document's order.
-    pub circuit_breakers: Vec<CircuitBreaker>,
+    pub circuit_breakers: Vec<Rc<CircuitBreaker>>,
     /// Concurrency limits, in the document's order.
-    pub concurrency_limits: Vec<ConcurrencyLimit>,
+    pub concurrency_limits: Vec<Rc<ConcurrencyLimit>>,
     /// Fallbacks, in the document's order.
-    pub fallbacks: Vec<Fallback>,
+    pub fallbacks: Vec<Rc<Fallback>>,
     /// Kill switches, in the document's order.
-    pub switches: Vec<Switch>,
+    pub switches: Vec<Rc<Switch>>,
     /// Routes; the first that matches is taken.
-    pub routes: Vec<Route>,
+    pub routes: Vec<Rc<Route>>,
     /// The health endpoints.
     pub health: Probes,
     /// Whether clients may set the proxy's retries and timeouts by `x-envoy-*` headers.
@@ -160,60 +162,55 @@ section! {
 impl Document {
     /// The typed configuration, with the errors that span sections and fields.
     fn compile(self, names: &DeclaredNames, errors: &mut Errors) -> Config {
-        let references = self.references(names);
         let client_ip = self.client_ip;
         let at = |key| Path::Root.key(key);
+        let breakers = Entries::new(names, &self.circuit_breakers);
+        for (name, upstream) in &self.upstreams {
+            upstream.check(&at("upstreams").key(name), &breakers, errors);
+        }
+        let rate_limits = named(self.rate_limits, "rate_limits", |at, name, it| {
+            it.compile(at, name, &client_ip, errors)
+        });
+        let circuit_breakers = named(self.circuit_breakers, "circuit_breakers", |at, name, it| {
+            it.compile(at, name, errors)
+        });
+        let concurrency_limits = named(
+            self.concurrency_limits,
+            "concurrency_limits",
+            |_, name, it| it.compile(name),
+        );
+        let fallbacks = named(self.fallbacks, "fallbacks", |at, name, it| {
+            it.compile(at, name, errors)
+        });
+        let switches = named(self.switches, "switches", |_, name, on| Switch { name, on });
+        let breakers = Entries::new(names, &circuit_breakers);
+        let limits = Entries::new(names, &concurrency_limits);
+        let upstreams = named(self.upstreams, "upstreams", |_, name, it| {
+            it.compile(name, &breakers, &limits)
+        });
+        let resolver = Resolver {
+            names,
+            upstreams: Entries::new(names, &upstreams),
+            rate_limits: Entries::new(names, &rate_limits),
+            circuit_breakers: breakers,
+            concurrency_limits: limits,
+            fallbacks: Entries::new(names, &fallbacks),
+            switches: Entries::new(names, &switches),
+        };
+        let routes = route::compile(self.routes, &at("routes"), &resolver, errors);
         Config {
             service: self.service,
             mode: self.mode,
-            trust_client_retry_headers: self.trust_client_retry_headers,
-            upstreams: named(self.upstreams, "upstreams", |at, name, it| {
-                it.compile(at, name, &references, errors)
-            }),
-            rate_limits: named(self.rate_limits, "rate_limits", |at, name, it| {
-                it.compile(at, name, &client_ip, errors)
-            }),
-            circuit_breakers: named(self.circuit_breakers, "circuit_breakers", |at, name, it| {
-                it.compile(at, name, errors)
-            }),
-            concurrency_limits: named(
-                self.concurrency_limits,
-                "concurrency_limits",
-                |_, name, it| it.compile(name),
-            ),
-            fallbacks: named(self.fallbacks, "fallbacks", |at, name, it| {
-                it.compile(at, name, errors)
-            }),
-            switches: named(self.switches, "switches", |_, name, on| Switch { name, on }),
-            routes: route::compile(self.routes, &at("routes"), &references, errors),
-            health: self.health.checked(&at("health"), errors),
             client_ip,
-        }
-    }
-
-    fn references<'a>(&self, names: &'a DeclaredNames) -> References<'a> {
-        References {
-            names,
-            components: self
-                .upstreams
-                .iter()
-                .map(|(_, it)| it.components())
-                .collect(),
-            scopes: self
-                .circuit_breakers
-                .iter()
-                .map(|(_, it)| it.scope)
-                .collect(),
-            override_headers: self
-                .upstreams
-                .iter()
-                .map(|(_, it)| it.r#override.header.clone())
-                .collect(),
-            sends_on: self
-                .fallbacks
-                .iter()
-                .map(|(_, it)| it.steps.iter().any(|step| step.cluster.is_some()))
-                .collect(),
+            routes,
+            health: self.health.checked(&at("health"), errors),
+            trust_client_retry_headers: self.trust_client_retry_headers,
+            upstreams,
+            rate_limits,
+            circuit_breakers,
+            concurrency_limits,
+            fallbacks,
+            switches,
         }
     }
 }
@@ -222,11 +219,11 @@ fn named<T, U>(
     entries: Vec<(String, T)>,
     section: &str,
     mut compile: impl FnMut(&Path<'_>, String, T) -> U,
-) -> Vec<U> {
+) -> Vec<Rc<U>> {
     let at = Path::Root.key(section);
     entries
         .into_iter()
-        .map(|(name, it)| compile(&at.key(&name.clone()), name, it))
+        .map(|(name, it)| Rc::new(compile(&at.key(&name.clone()), name, it)))
         .collect()
 }
 

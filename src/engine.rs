@@ -1,10 +1,10 @@
-//! Floor 4: the engine joins the policies.
+//! Floor 6: the engine joins the policies.
 //!
 //! An [`Engine`] is a configuration made ready, one for each VM and configuration;
 //! [`chain::Exchange`] takes one request through the chain, in this order: reserved
 //! headers are removed → probes are answered → route → canary → switch → deadline → rate limits →
-//! concurrency → breaker → endpoint → timeout and retry headers. The first refusal wins. A limit may
-//! have a request wait before it goes on: [`waiting`].
+//! concurrency → breaker → endpoint → timeout and retry headers. The first refusal wins. A limit
+//! may have a request wait before it goes on: [`waiting`].
 //!
 //! | module | its job |
 //! |---|---|
@@ -23,17 +23,21 @@
 //! | outcomes since a breaker's record was written | gauges | atomic add | kept | kept |
 //! | what checks found of endpoints | shared data | the one VM that checks | kept by name | kept |
 //! | kept responses | shared data | compare-and-swap | kept by name | kept |
-//! | requests in flight, of endpoints and concurrency limits | gauges | atomic add | kept | the VM's share is taken out after some 20 s |
-//! | latency and reported load of endpoints | gauges | each worker, the last one wins | kept by name | kept |
+//! | requests in flight | gauges | atomic add | kept | corrected after some 20 s |
+//! | latency and load of endpoints | gauges | each worker, the last wins | kept by name | kept |
 //! | when endpoints were first seen | shared data | compare-and-swap, by a reload | kept | kept |
 //! | where round robin stands | the VM | itself | starts anew | starts anew |
-//! | concurrency limits that are found | gauges | each worker, by what it has seen | kept by name | kept |
+//! | found concurrency limits | gauges | each worker, by what it saw | kept by name | kept |
 //! | views of breakers and endpoints | the VM | itself, from shared data | read anew | read anew |
 //!
+//! A policy reads and writes its own shared state beside its step: records through
+//! [`crate::store`], and the counters of a breaker. The engine makes every other host call:
+//! headers, replies, metrics, gauges, log, clock, calls out.
+//!
 //! Views make the request path independent of the number of endpoints, and cheap: they are read
-//! again when a counter of changes (a shared counter, so atomic over all workers and cheap to read; of
-//! each breaker, or of all in an upstream) has moved, and once per tick in case a VM died between
-//! changing a record and counting it.
+//! again when a counter of changes (a shared counter, so atomic over all workers and cheap to read;
+//! of each breaker, or of all in an upstream) has moved, and once per tick in case a VM died
+//! between changing a record and counting it.
 
 mod breaker;
 pub mod chain;
@@ -91,7 +95,7 @@ pub struct Engine {
     /// Request headers that only we may set, lower case.
     reserved_headers: NameSet,
     rng: Rng,
-    /// Tells this VM and configuration from all others.
+    /// The number of this VM and configuration, and of no other.
     vm: u64,
     /// Where the next tick goes on: upstreams first, then breakers.
     tick_at: Cell<usize>,

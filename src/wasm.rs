@@ -1,10 +1,10 @@
 //! Floor 5: the glue to a proxy-wasm host. It translates and decides nothing.
 //!
-//! [`exports`] are the entry points that a host calls, [`bindings`] the calls that we make of it,
-//! [`contexts`] what stands between two entries. All three are our own and small. An SDK's calls
-//! panic on a status that they did not expect, and some on what a client can send (a header value
-//! that is not UTF-8), and a panic kills the worker; and it exports every callback of the ABI, each
-//! of which a host then calls for every request.
+//! [`exports`] are the entry points that a host calls, [`bindings`] the calls that haven makes,
+//! [`contexts`] what stands between two entries. All three are haven's own and small. An SDK's
+//! calls may panic on what they did not expect, which ends the worker's VM; these return what is
+//! unexpected as absent. And an SDK exports every callback of the ABI, each of which a host then
+//! calls for every request.
 
 mod abi;
 mod bindings;
@@ -47,7 +47,7 @@ impl Root {
         }
     }
 
-    /// The configuration is there, of so many bytes. `false`: at start the proxy exits, on an
+    /// The host has a configuration of `size` bytes. `false`: at start the proxy exits, on an
     /// update it keeps the one that it has.
     fn on_configure(&self, size: usize) -> bool {
         let json = bindings::plugin_configuration(size);
@@ -138,8 +138,7 @@ struct Http {
 }
 
 /// The end of a stream, however it came about: the host deletes its context, which drops it.
-/// `on_log` and `on_done` would tell the same a little earlier, each for the price of another trip
-/// into the VM.
+/// `on_log` and `on_done` come a little earlier, each for the price of another trip into the VM.
 impl Drop for Http {
     fn drop(&mut self) {
         let exchange = self.exchange.get_mut();
@@ -224,9 +223,8 @@ impl Http {
         })
     }
 
-    /// Runs `with` on the exchange. One that is running already is left alone: a host that calls
-    /// back in from a call of ours, about the same stream, has nothing to tell it that it does not
-    /// know.
+    /// Runs `with` on the exchange, unless it is running already: a host that calls back in from a
+    /// call of haven's, about the same stream, reports nothing that the exchange does not know.
     fn with(&self, with: impl FnOnce(&mut Exchange) -> Action) -> Action {
         self.exchange
             .try_borrow_mut()

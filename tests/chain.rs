@@ -24,6 +24,8 @@ mod deadlines;
 mod fallbacks;
 #[path = "chain/grpc_health.rs"]
 mod grpc_health;
+#[path = "chain/recipes.rs"]
+mod recipes;
 #[path = "chain/switches.rs"]
 mod switches;
 
@@ -1198,7 +1200,7 @@ fn a_dead_endpoint_is_left_alone_and_tried_again_later() {
 }
 
 #[test]
-fn an_endpoints_breaker_in_shadow_opens_and_closes_and_takes_nobody_out() {
+fn an_endpoints_breaker_in_shadow_opens_and_closes_and_takes_none_out() {
     let state = "haven_circuit_breaker_state;circuit_breaker=ep;key=10.0.0.1:80";
     for what in ["breaker", "upstream", "route"] {
         let mut config = upstream(
@@ -1297,7 +1299,7 @@ fn each_endpoint_that_was_asked_in_vain_is_told() {
             attempts - 1
         );
     }
-    // Nobody answered: the number of tries tells.
+    // No endpoint answered: the number of tries shows it.
     let proxy = Proxy::new(&upstream(&once));
     let stream = SimStream::request("GET", "/api", &[]);
     let mut exchange = proxy.begin(&stream);
@@ -1530,12 +1532,12 @@ fn each_change_of_a_breaker_has_its_cause_its_time_and_one_log_line() {
         .into_iter()
         .map(|(_, line)| line)
         .collect();
-    let told: Vec<_> = lines
+    let written: Vec<_> = lines
         .iter()
         .filter_map(|line| line.strip_prefix("circuit breaker r of r: "))
         .collect();
     assert_eq!(
-        told,
+        written,
         [
             "closed -> open for 5000 ms: failure rate",
             "open -> half_open: open time over",
@@ -1596,7 +1598,7 @@ fn the_proxys_own_attempt_count_spares_asking_who_answered_and_is_not_believed_o
     assert_eq!(
         answer(&config, 200, b"2", 1),
         (1, 1),
-        "more than one try: the address tells who"
+        "more than one try: the address shows which"
     );
     assert_eq!(
         answer(&config, 500, b"1", 0).0,

@@ -1,6 +1,7 @@
 //! The architecture, kept by a test: a module uses only lower floors, policies never use each
-//! other, and the core cannot name the host.
+//! other, no two modules import each other, and the core cannot name the host.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,9 @@ const FLOORS: &[(&str, u32)] = &[
     ("engine", 6),
     ("wasm", 7),
 ];
+
+/// The most lines of a source file, its tests included.
+const MOST_LINES: usize = 500;
 
 /// What policies share: these are not policies.
 const SHARED_BY_POLICIES: &[&str] = &["Outcome", "mode", "sections"];
@@ -56,7 +60,7 @@ fn modules() -> Vec<(String, String)> {
                 .collect();
             (name, code.join("\n"))
         })
-        .filter(|(name, _)| !name.ends_with("tests.rs"))
+        .filter(|(name, _)| !name.ends_with("tests.rs") && !name.contains("/tests/"))
         .collect();
     assert!(modules.len() > 20, "the sources were found");
     modules
@@ -138,6 +142,191 @@ fn policies_do_not_use_each_other() {
                     .exists();
             assert!(allowed, "src/{name} uses the policy {used}");
         }
+    }
+}
+
+/// A module's path: `policy/rate_limit/gcra.rs` is `[policy, rate_limit, gcra]`.
+fn path_of(name: &str) -> Vec<String> {
+    let name = name.trim_end_matches(".rs");
+    name.split('/').map(str::to_owned).collect()
+}
+
+/// The paths of a tree of imports: `a::{b, c::{d, e}}` is `a::b`, `a::c::d`, `a::c::e`.
+fn flatten(tree: &str, prefix: &[String], found: &mut Vec<Vec<String>>) {
+    let mut path = prefix.to_vec();
+    let mut rest = tree;
+    loop {
+        let end = rest
+            .find(|c: char| !c.is_alphanumeric() && c != '_')
+            .unwrap_or(rest.len());
+        if end > 0 {
+            path.push(rest[..end].to_owned());
+        }
+        rest = &rest[end..];
+        match rest.strip_prefix("::") {
+            Some(next) if next.starts_with(|c: char| c.is_alphanumeric() || "_{".contains(c)) => {
+                rest = next;
+            }
+            _ => break,
+        }
+        if let Some(group) = rest.strip_prefix('{') {
+            let (mut depth, mut start) = (0, 0);
+            for (at, c) in group.char_indices() {
+                match c {
+                    '{' => depth += 1,
+                    '}' if depth > 0 => depth -= 1,
+                    ',' | '}' if depth == 0 => {
+                        let item = group[start..at].trim();
+                        if !item.is_empty() {
+                            flatten(item, &path, found);
+                        }
+                        start = at + 1;
+                        if c == '}' {
+                            return;
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            return;
+        }
+    }
+    found.push(path);
+}
+
+/// All paths in a module's code that begin with `crate` or `super`, from the crate's root.
+fn imports(module: &[String], code: &str) -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    for start in ["crate::", "super::"] {
+        for (at, _) in code.match_indices(start) {
+            // The middle of a path, or of a word.
+            let before = code[..at].chars().next_back();
+            if before.is_some_and(|c| c.is_alphanumeric() || "_:".contains(c)) {
+                continue;
+            }
+            let mut paths = Vec::new();
+            flatten(&code[at..], &[], &mut paths);
+            for path in paths {
+                let ups = path.iter().take_while(|part| *part == "super").count();
+                let base = match ups {
+                    0 => &[],
+                    _ => &module[..module.len().saturating_sub(ups)],
+                };
+                let rest = path.into_iter().skip(ups.max(1));
+                found.push(base.iter().cloned().chain(rest).collect());
+            }
+        }
+    }
+    found
+}
+
+/// By parent: which of its modules uses which other, itself or in a module within.
+type Uses = BTreeMap<Vec<String>, BTreeMap<String, BTreeSet<String>>>;
+
+/// A module may use its parent and what is within it; so what is compared are neighbours.
+fn uses_of_neighbours() -> Uses {
+    let modules = modules();
+    let known: BTreeSet<_> = modules.iter().map(|(name, _)| path_of(name)).collect();
+    let mut uses = Uses::new();
+    for (name, code) in &modules {
+        let own = path_of(name);
+        for mut used in imports(&own, code) {
+            while !used.is_empty() && !known.contains(&used) {
+                used.pop();
+            }
+            let common = own
+                .iter()
+                .zip(&used)
+                .take_while(|(own, used)| own == used)
+                .count();
+            if let (Some(from), Some(to)) = (own.get(common), used.get(common)) {
+                uses.entry(own[..common].to_vec())
+                    .or_default()
+                    .entry(from.clone())
+                    .or_default()
+                    .insert(to.clone());
+            }
+        }
+    }
+    uses
+}
+
+/// The way from a module back to itself, if there is one.
+fn loop_from(
+    at: &str,
+    uses: &BTreeMap<String, BTreeSet<String>>,
+    way: &mut Vec<String>,
+    clear: &mut BTreeSet<String>,
+) -> Option<Vec<String>> {
+    if let Some(start) = way.iter().position(|module| module == at) {
+        return Some(way[start..].to_vec());
+    }
+    if clear.contains(at) {
+        return None;
+    }
+    way.push(at.to_owned());
+    let found = uses
+        .get(at)
+        .into_iter()
+        .flatten()
+        .find_map(|next| loop_from(next, uses, way, clear));
+    way.pop();
+    clear.insert(at.to_owned());
+    found
+}
+
+#[test]
+fn no_modules_import_each_other() {
+    let all = uses_of_neighbours();
+    let seen: usize = all
+        .values()
+        .flat_map(BTreeMap::values)
+        .map(BTreeSet::len)
+        .sum();
+    assert!(seen > 100, "only {seen} uses were seen");
+    for (parent, uses) in &all {
+        let mut clear = BTreeSet::new();
+        for module in uses.keys() {
+            let found = loop_from(module, uses, &mut Vec::new(), &mut clear);
+            assert!(
+                found.is_none(),
+                "in src/{}: {} and back",
+                parent.join("/"),
+                found.unwrap_or_default().join(" -> ")
+            );
+        }
+    }
+}
+
+#[test]
+fn paths_are_read_in_full() {
+    let module = path_of("engine/chain/reply.rs");
+    let code = "use crate::base::{sort, time::{Nanos, Wall}};\nuse super::super::{Engine, route::Route};\nlet it = super::Action::Stop; crate::host::x(y);";
+    let found: BTreeSet<_> = imports(&module, code)
+        .into_iter()
+        .map(|path| path.join("::"))
+        .collect();
+    let want = [
+        "base::sort",
+        "base::time::Nanos",
+        "base::time::Wall",
+        "engine::Engine",
+        "engine::chain::Action::Stop",
+        "engine::route::Route",
+        "host::x",
+    ];
+    assert_eq!(found, want.into_iter().map(str::to_owned).collect());
+}
+
+/// No file is too long to be read at once.
+#[test]
+fn files_are_short() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    sources(&root, &mut found);
+    for path in found {
+        let lines = fs::read_to_string(&path).unwrap().lines().count();
+        assert!(lines <= MOST_LINES, "{}: {lines} lines", path.display());
     }
 }
 

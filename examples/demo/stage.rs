@@ -11,10 +11,10 @@ use tokio::time::Instant;
 use crate::NAMES;
 use crate::out::{Look, Out};
 use crate::report::{Counts, columns};
-use crate::support::server::{Options, Upstream};
 use crate::support::{Client, Envoy, EnvoyConfig, Faults, Metrics, envoy_binary, haven_wasm};
 use crate::traffic::{Ledger, Sample, Stream, Who};
 use crate::watch::Watch;
+use haven_upstream::{Options, Upstream};
 
 /// Service time in milliseconds and requests served at once, by upstream.
 pub const SPEEDS: [(u64, u32); NAMES.len()] = [(20, 16), (40, 8), (80, 4)];

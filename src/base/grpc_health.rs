@@ -1,19 +1,21 @@
 //! The two messages of `grpc.health.v1.Health`, and the frame that gRPC puts around each.
 //!
-//! By hand: two fields are all there is, and a generated codec is seven times the code. What has to
-//! be read comes from the network, so whatever it is, reading it ends in a value or in a named
-//! error, copies nothing and takes time in proportion to its length.
+//! Written by hand: they have two fields, and a generated codec is seven times the code. The bytes come
+//! from the network: reading any of them ends in a value or in a named error, copies nothing and
+//! takes time in proportion to their length.
 //!
 //! ```text
-//! frame:  compressed (1 byte, 0 or 1) · length (4 bytes, big endian) · message        gRPC over HTTP/2, "Length-Prefixed-Message"
-//! HealthCheckRequest  { string service = 1; }                                         grpc/health/v1/health.proto
-//! HealthCheckResponse { ServingStatus status = 1; }
+//! gRPC over HTTP/2, "Length-Prefixed-Message":
+//!   compressed (1 byte, 0 or 1) · length (4 bytes, big endian) · message
+//! grpc/health/v1/health.proto:
+//!   HealthCheckRequest  { string service = 1; }
+//!   HealthCheckResponse { ServingStatus status = 1; }
 //! ```
 
 /// Path of the call that asks once.
 pub const CHECK: &str = "/grpc.health.v1.Health/Check";
 
-/// What the paths of all calls of the service begin with.
+/// The prefix of the paths of all calls of the service.
 pub const SERVICE: &str = "/grpc.health.v1.Health/";
 
 /// Bytes in front of a message.
@@ -28,18 +30,18 @@ pub enum Serving {
     Serving,
     /// It takes none.
     NotServing,
-    /// There is no such service; `Watch` alone says so.
+    /// There is no such service; only `Watch` answers this.
     ServiceUnknown,
 }
 
-/// Why bytes are not what they are to be.
+/// Why bytes are malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malformed {
     /// They end too early.
     Cut,
     /// More follows where nothing is to follow.
     Trailing,
-    /// The message is compressed, which nobody has agreed on.
+    /// The message is compressed, without an agreement on it.
     Compressed,
     /// It is no message of Protocol Buffers.
     Message,
@@ -61,8 +63,8 @@ impl Malformed {
     }
 }
 
-/// `message` in a frame, not compressed. No message of this module comes near the most that a
-/// length can say.
+/// `message` in a frame, not compressed. No message of this module comes near the longest that a
+/// frame can hold.
 #[must_use]
 pub fn frame(message: &[u8]) -> Vec<u8> {
     let mut framed = Vec::with_capacity(PREFIX.saturating_add(message.len()));
@@ -128,8 +130,7 @@ pub fn first_field(bytes: &[u8]) -> Vec<u8> {
 /// It is malformed.
 pub fn decode_request(message: &[u8]) -> Result<&str, Malformed> {
     let mut service: &[u8] = &[];
-    // A field that comes again replaces the one before; one of another type is a field of somebody
-    // else's.
+    // A repeated field replaces the one before; one of another type is no field of this message.
     fields(message, |number, value| {
         if let (1, Value::Bytes(bytes)) = (number, value) {
             service = bytes;
@@ -149,7 +150,7 @@ pub const fn encode_response(status: Serving) -> &'static [u8] {
     }
 }
 
-/// The state that a `HealthCheckResponse` tells. A number that has no meaning yet is
+/// The state that a `HealthCheckResponse` reports. A number that has no meaning yet is
 /// [`Serving::Unknown`].
 ///
 /// # Errors
@@ -184,8 +185,8 @@ enum Value<'a> {
     Fixed,
 }
 
-/// Hands on each field of a message. Groups, which no version of these messages has had, are
-/// malformed: to skip them takes a stack.
+/// Passes each field of a message to `each`. Groups, which no version of these messages has had, are
+/// malformed: skipping them takes a stack.
 fn fields<'a>(message: &'a [u8], mut each: impl FnMut(u32, Value<'a>)) -> Result<(), Malformed> {
     let mut rest = message;
     while !rest.is_empty() {
@@ -294,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_that_are_none_are_told_apart() {
+    fn malformed_frames_have_an_error_each() {
         for (body, wrong) in [
             (&b""[..], Malformed::Cut),
             (b"\0\0\0\0", Malformed::Cut),
@@ -371,7 +372,9 @@ mod tests {
         }
 
         #[test]
-        fn whatever_comes_is_a_value_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+        fn any_bytes_are_a_value_or_an_error(
+            bytes in prop::collection::vec(any::<u8>(), 0..64)
+        ) {
             let _ = unframe(&bytes).and_then(decode_request);
             let _ = decode_request(&bytes);
             let _ = decode_response(&bytes);

@@ -2,7 +2,7 @@
 //!
 //! SipHash-1-3 (Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012): with a secret key
 //! a client cannot aim for collisions. Both uses are stored or shared between VMs, so the algorithm
-//! must never depend on a library's or a build's whim.
+//! must be the same in every version and build.
 
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
@@ -46,11 +46,10 @@ impl KeyHasher {
     }
 }
 
-/// A hash of a hash, under the same secret: it tells as much apart, and does not give the first
-/// away.
+/// A hash of a hash, under the same secret: as distinct as the first, which it does not disclose.
 #[must_use]
 pub fn once_more(hash: u64, seed: Seed) -> u64 {
-    // Under a key of its own, lest it be the hash of some client's key.
+    // Under a key of its own, so that it is not the hash of some client's key.
     let mut hasher = SipHasher13::new_with_keys(!seed.0, seed.1);
     hasher.write_u64(hash);
     hasher.finish()

@@ -2,7 +2,7 @@
 //!
 //! The form (proxy-wasm ABI 0.2.1, "Serialization"): the number of pairs, then for each pair the
 //! length of name and value, all as little-endian u32, then each name and value with a NUL behind
-//! it. One call gives all headers for the price of one, and nothing is copied again: values are
+//! it. One call returns all headers for the price of one, and nothing is copied again. Values are
 //! bytes, since clients and upstreams may send anything.
 
 /// All headers of a message.
@@ -55,7 +55,7 @@ impl HeaderMap {
     /// The first value of `name`, which must be in lower case; the map's names match in any case.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        // Length first: it tells most names apart, and costs one comparison.
+        // Length first: most names differ in it, and it costs one comparison.
         self.iter()
             .find(|(n, _)| n.len() == name.len() && n.eq_ignore_ascii_case(name.as_bytes()))
             .map(|(_, v)| v)
@@ -72,7 +72,7 @@ impl HeaderMap {
     #[must_use]
     pub fn iter(&self) -> Pairs<'_> {
         let (count, rest) = split_number(&self.0).unwrap_or((0, &[]));
-        // A count that the bytes cannot hold is a lie: trust the bytes.
+        // A count that the bytes cannot hold is wrong: trust the bytes.
         let (lengths, data) = rest
             .split_at_checked(count.saturating_mul(8))
             .unwrap_or((&[], &[]));
@@ -125,8 +125,8 @@ fn split_number_back(bytes: &[u8]) -> Option<(&[u8], usize)> {
     Some((rest, usize::try_from(u32::from_le_bytes(*number)).ok()?))
 }
 
-/// Names that are looked for in every request, where hardly any has one of them: a name's length
-/// tells nearly all apart.
+/// Names that the filter looks for in every request and hardly ever finds: nearly all names are
+/// ruled out by their length.
 #[derive(Clone, Debug, Default)]
 pub struct NameSet {
     names: Vec<String>,
@@ -229,10 +229,14 @@ mod tests {
         }
     }
 
+    fn bytes(fewer_than: usize) -> impl Strategy<Value = Vec<u8>> {
+        proptest::collection::vec(any::<u8>(), 0..fewer_than)
+    }
+
     proptest! {
         #[test]
         fn what_a_host_serialises_is_read_back_from_both_ends(
-            pairs in proptest::collection::vec((proptest::collection::vec(any::<u8>(), 0..9), proptest::collection::vec(any::<u8>(), 0..9)), 0..6)
+            pairs in proptest::collection::vec((bytes(9), bytes(9)), 0..6)
         ) {
             let map = HeaderMap::from_pairs(&pairs);
             let read: Vec<_> = map.iter().map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
@@ -243,7 +247,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn any_bytes_are_read_without_panic(bytes in bytes(64)) {
             let map = HeaderMap::from_host(bytes);
             prop_assert!(map.iter().count() <= 64);
             prop_assert!(map.iter().rev().count() <= 64);

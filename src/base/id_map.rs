@@ -1,4 +1,4 @@
-//! A map by numbers that somebody counts up, such as a host's contexts.
+//! A map by ascending numbers, such as those of a host's contexts.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -6,12 +6,12 @@ use std::hash::{BuildHasherDefault, Hasher};
 /// How many values have a place that their number alone leads to.
 const NEAR: usize = 256;
 
-/// The map. Numbers that are counted up and alive together seldom share their last bits: most have
-/// a place of their own, which costs a few instructions to find, and a hash map is for those that
-/// find theirs taken.
+/// The map. Ascending numbers that are alive together seldom share their last bits: most have a
+/// place of their own, which takes a few instructions to find. A hash map holds those whose place
+/// is taken.
 #[derive(Debug)]
 pub struct IdMap<V> {
-    /// Empty until there is a first value, lest a module carries so many zeros.
+    /// Empty until there is a first value: the module would otherwise contain the empty places.
     near: Vec<Option<(u32, V)>>,
     far: HashMap<u32, V, BuildHasherDefault<Spread>>,
 }
@@ -73,7 +73,7 @@ const fn place(id: u32) -> usize {
     id as usize % NEAR
 }
 
-/// Spreads numbers that are counted up: no client chooses them, so nothing stronger is needed.
+/// Spreads ascending numbers: no client chooses them, so nothing stronger is needed.
 #[derive(Debug, Default)]
 struct Spread(u64);
 
@@ -100,7 +100,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_a_map(steps in proptest::collection::vec((0u32..4, 0u32..6, any::<u16>(), any::<bool>()), 0..200)) {
+        fn it_is_a_map(
+            steps in proptest::collection::vec(
+                (0u32..4, 0u32..6, any::<u16>(), any::<bool>()), 0..200
+            )
+        ) {
             let (mut map, mut model) = (IdMap::new(), HashMap::new());
             for (round, low, value, add) in steps {
                 // Few places, each wanted by several.

@@ -50,8 +50,8 @@ impl Ip {
     }
 
     /// Whether the address lies in the network of `prefix` bits at `network`. An IPv6 network wider
-    /// than the IPv4-mapped one holds no IPv4 address: `::/0` is all of IPv6, and nobody who writes
-    /// it means IPv4.
+    /// than the IPv4-mapped one holds no IPv4 address: whoever writes `::/0` means all of IPv6, and
+    /// not IPv4.
     #[must_use]
     pub fn is_in(self, network: u128, prefix: u8) -> bool {
         (self.0 ^ network) & mask(prefix) == 0 && (prefix >= 96 || !self.is_v4())

@@ -2,23 +2,23 @@
 //!
 //! Buckets are eight to an octave, from 65 µs to 73 minutes, as in HdrHistogram (Tene) with three
 //! significant bits: a quantile is known to an eighth of itself. Counts are kept for two windows, a
-//! running one and the one before it. A window ends after [`WINDOW`] if it has seen [`ENOUGH`],
-//! else when that has come together, and after [`STALE`] at the latest. So a busy subject is
-//! followed within seconds, and a quiet one still has numbers; what is older than two minutes is
+//! running one and the one before it. A window ends after [`WINDOW`] if it has counted [`ENOUGH`],
+//! otherwise once it has, and after [`STALE`] at the latest. So the quantiles of a busy subject
+//! follow within seconds, and a quiet one still has some; times older than two minutes are
 //! forgotten.
 //!
 //! A time that was cut off (a timeout, a client that went away) is known only as "longer than".
 //! Counted as it stands it would pull the quantiles down, and a timeout that is made from them
-//! would shrink with every request that it cuts off. It is counted as one of the longer times that
-//! were seen, drawn at random, or as itself if there is none: Efron, "The two sample problem with
-//! censored data" (1967), redistribution to the right.
+//! would shrink with every request that it cuts off. It counts as one of the longer times seen,
+//! drawn at random, or as itself if there is none: Efron, "The two sample problem with censored
+//! data" (1967), redistribution to the right.
 
 use super::time::Nanos;
 
-/// Buckets of an octave: 2 to the power of so much.
+/// Buckets of an octave, as a power of 2.
 const BITS: u32 = 3;
 
-/// The first bucket ends at 2 to the power of so many nanoseconds.
+/// Where the first bucket ends, as a power of 2 in nanoseconds.
 const FIRST: u32 = 16;
 
 /// Octaves above the first bucket; what is longer counts in the last.
@@ -27,7 +27,7 @@ const OCTAVES: u32 = 26;
 /// Number of buckets.
 const BUCKETS: usize = 1 + ((OCTAVES << BITS) as usize);
 
-/// Below so many times no quantile is told.
+/// The times that a quantile needs; with fewer there is none.
 pub const ENOUGH: u64 = 20;
 
 /// The shortest window.
@@ -128,7 +128,7 @@ impl Sketch {
         if total < ENOUGH {
             return None;
         }
-        // The so-manieth, rounded up, at least the first.
+        // The rank in the sorted times, rounded up, at least the first.
         let rank = u128::from(total)
             .saturating_mul(centi.into())
             .div_ceil(10_000);
@@ -152,7 +152,7 @@ impl Sketch {
 
     /// How long ago a time was last counted.
     #[must_use]
-    pub const fn silence(&self, now: Nanos) -> Nanos {
+    pub const fn since_last(&self, now: Nanos) -> Nanos {
         now.since(self.last)
     }
 
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_told_before_there_is_enough() {
+    fn there_is_no_quantile_before_there_is_enough() {
         let mut sketch = filled(std::iter::repeat_n(5, 19));
         assert_eq!(sketch.quantile(ms(1), P50), None);
         sketch.add(ms(1), ms(5));
@@ -297,7 +297,7 @@ mod tests {
         let mut sketch = Sketch::default();
         (0..30).for_each(|_| sketch.add(Nanos::from_secs(1_000), ms(5)));
         assert!(sketch.quantile(Nanos::from_secs(5), P50).is_some());
-        assert_eq!(sketch.silence(Nanos::from_secs(7)), Nanos::from_secs(2));
+        assert_eq!(sketch.since_last(Nanos::from_secs(7)), Nanos::from_secs(2));
         assert!(sketch.quantile(Nanos::from_secs(200), P50).is_none());
     }
 
@@ -332,16 +332,23 @@ mod tests {
             times.iter().for_each(|time| sketch.add(ms(1), Nanos(time >> (time % 60))));
             let mut sorted: Vec<_> = times.iter().map(|time| time >> (time % 60)).collect();
             sorted.sort_unstable();
-            let exact = sorted[(sorted.len() * centi as usize).div_ceil(10_000).max(1) - 1].min((1 << 42) - 1);
+            let rank = (sorted.len() * centi as usize).div_ceil(10_000).max(1);
+            let exact = sorted[rank - 1].min((1 << 42) - 1);
             let found = sketch.quantile(ms(1), centi).unwrap();
             prop_assert!((found.least.0..found.most.0).contains(&exact), "{exact} {found:?}");
         }
 
         #[test]
-        fn no_times_and_no_clock_break_it(steps in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<u64>(), any::<bool>()), 0..60)) {
+        fn no_times_and_no_clock_break_it(
+            steps in proptest::collection::vec(any::<(u64, u64, u64, bool)>(), 0..60)
+        ) {
             let mut sketch = Sketch::default();
             for (now, time, random, cut) in steps {
-                if cut { sketch.add_cut_off(Nanos(now), Nanos(time), random) } else { sketch.add(Nanos(now), Nanos(time)) }
+                if cut {
+                    sketch.add_cut_off(Nanos(now), Nanos(time), random);
+                } else {
+                    sketch.add(Nanos(now), Nanos(time));
+                }
                 let _ = sketch.quantile(Nanos(now), P99);
             }
         }

@@ -1,12 +1,12 @@
-//! The one sort of the filter. The standard library's weighs some 10 KB for each type that is sorted.
+//! The one sort of the filter: the standard library's adds some 10 KB for each type that is sorted.
 
 /// Sorts by a key. Not stable: items with the same key change places.
 pub fn by_key<T, K: Ord>(items: &mut [T], key: impl Fn(&T) -> K) {
     by(items, |one, other| key(one) < key(other));
 }
 
-/// Sorts by an order, in place (heapsort; Williams, "Algorithm 232", 1964): n log n at the worst. Not
-/// stable.
+/// Sorts by an order, in place (heapsort; Williams, "Algorithm 232", 1964): n log n at the worst.
+/// Not stable.
 pub fn by<T>(items: &mut [T], is_less: impl Fn(&T, &T) -> bool) {
     let len = items.len();
     for root in (0..len / 2).rev() {

@@ -1,35 +1,40 @@
-//! What references refer to, by the place of its name. The checker has made sure that it is there.
+//! What references name. The checker has made sure that it is there.
 
-use crate::policy::circuit_breaker::config::BreakerScope;
+use std::marker::PhantomData;
+use std::rc::Rc;
+
 use crate::schema::{DeclaredNames, NamedSection};
 
-/// The names of a document, and what is asked of what they name.
-pub(crate) struct References<'a> {
-    pub(crate) names: &'a DeclaredNames,
-    /// By upstream: the components of its health check.
-    pub(crate) components: Vec<Vec<String>>,
-    /// By breaker.
-    pub(crate) scopes: Vec<BreakerScope>,
-    /// By upstream.
-    pub(crate) override_headers: Vec<String>,
-    /// By fallback: whether it has a cluster step.
-    pub(crate) sends_on: Vec<bool>,
+/// The entries of section `S`, for the references to them.
+pub(crate) struct Entries<'a, S, T> {
+    names: &'a DeclaredNames,
+    /// In the document's order.
+    entries: &'a [T],
+    section: PhantomData<S>,
 }
 
-impl References<'_> {
-    pub(crate) fn find<S: NamedSection>(&self, name: Option<&String>) -> Option<usize> {
-        self.names.find(S::SECTION, name?)
+impl<'a, S: NamedSection, T> Entries<'a, S, T> {
+    pub(crate) const fn new(names: &'a DeclaredNames, entries: &'a [T]) -> Self {
+        Self {
+            names,
+            entries,
+            section: PhantomData,
+        }
     }
 
-    pub(crate) fn components(&self, upstream: usize) -> &[String] {
-        self.components.get(upstream).map_or(&[], Vec::as_slice)
+    pub(crate) fn iter(&self) -> std::slice::Iter<'a, T> {
+        self.entries.iter()
     }
 
-    pub(crate) fn breaker_scope(&self, breaker: usize) -> BreakerScope {
-        self.scopes.get(breaker).copied().unwrap_or_default()
+    /// The entry of this name.
+    pub(crate) fn named(&self, name: &str) -> Option<&'a T> {
+        self.entries.get(self.names.find(S::SECTION, name)?)
     }
+}
 
-    pub(crate) fn sends_on(&self, fallback: usize) -> bool {
-        self.sends_on.get(fallback) == Some(&true)
+impl<S: NamedSection, T> Entries<'_, S, Rc<T>> {
+    /// A handle of the entry that a field names, if it names one.
+    pub(crate) fn get(&self, name: Option<&String>) -> Option<Rc<T>> {
+        self.named(name?).map(Rc::clone)
     }
 }

@@ -1,19 +1,24 @@
 //! Routes: what is done with which requests.
 
 use std::collections::BTreeSet;
+use std::rc::Rc;
 
-use crate::document::names::References;
+use crate::document::names::Entries;
+use crate::document::switch::Switch;
+use crate::document::upstream::Upstream;
 use crate::policy::canary::config::{Canary, CanarySection};
-use crate::policy::circuit_breaker::config::BreakerScope;
-use crate::policy::concurrency::config::Criticality;
+use crate::policy::circuit_breaker::config::{BreakerScope, CircuitBreaker};
+use crate::policy::concurrency::config::{ConcurrencyLimit, Criticality};
 use crate::policy::deadline::config::Timeout;
+use crate::policy::fallback::config::Fallback;
 use crate::policy::mode::Mode;
+use crate::policy::rate_limit::config::RateLimit;
 use crate::policy::retry::config::{Retry, RetrySection};
 use crate::policy::route::config::{Match, MatchSection};
 use crate::policy::sections::{
     CircuitBreakers, Components, ConcurrencyLimits, Fallbacks, RateLimits, Switches, Upstreams,
 };
-use crate::schema::{Errors, Name, Path, Reference, Set, section};
+use crate::schema::{DeclaredNames, Errors, Name, NamedSection, Path, Reference, Set, section};
 
 /// What is done with requests that match.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,29 +29,40 @@ pub struct Route {
     pub mode: Option<Mode>,
     /// Which requests it is for.
     pub matcher: Match,
-    /// Index into [`Config::upstreams`].
-    pub upstream: Option<usize>,
-    /// Indices into [`Config::rate_limits`].
-    pub rate_limits: Vec<usize>,
-    /// Index into [`Config::circuit_breakers`].
-    pub circuit_breaker: Option<usize>,
-    /// Index into [`Config::concurrency_limits`]: one for this route, besides that of its upstream.
-    pub concurrency_limit: Option<usize>,
+    /// Where they go.
+    pub upstream: Option<Rc<Upstream>>,
+    /// Its rate limits.
+    pub rate_limits: Vec<Rc<RateLimit>>,
+    /// Its circuit breaker.
+    pub circuit_breaker: Option<Rc<CircuitBreaker>>,
+    /// Its concurrency limit: one for this route, besides that of its upstream.
+    pub concurrency_limit: Option<Rc<ConcurrencyLimit>>,
     /// When it is shed.
     pub criticality: Criticality,
-    /// Index into [`Config::fallbacks`].
-    pub fallback: Option<usize>,
-    /// Index into [`Config::switches`].
-    pub switch: Option<usize>,
+    /// What is answered instead of a refusal or a failure.
+    pub fallback: Option<Rc<Fallback>>,
+    /// Its kill switch.
+    pub switch: Option<Rc<Switch>>,
     /// How long its requests may take.
     pub timeout: Timeout,
     /// Which of them are tried again.
     pub retry: Option<Retry>,
-    /// Indices into the components of its upstream's [`HealthCheck`]: it is refused while one of
-    /// them is down.
-    pub depends_on: Vec<usize>,
+    /// Components of its upstream's [`HealthCheck`](crate::document::HealthCheck): it is refused
+    /// while one of them is down.
+    pub depends_on: Vec<String>,
     /// A share of them that goes elsewhere.
-    pub canary: Option<Canary>,
+    pub canary: Option<RouteCanary>,
+}
+
+/// The canary of a route.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouteCanary {
+    /// Which requests it has.
+    pub rules: Canary,
+    /// Where they go; not where the route's own go.
+    pub upstream: Rc<Upstream>,
+    /// Its circuit breaker.
+    pub circuit_breaker: Option<Rc<CircuitBreaker>>,
 }
 
 section! {
@@ -87,13 +103,24 @@ section! {
     }
 }
 
+/// What routes refer to.
+pub(crate) struct Resolver<'a> {
+    pub(crate) names: &'a DeclaredNames,
+    pub(crate) upstreams: Entries<'a, Upstreams, Rc<Upstream>>,
+    pub(crate) rate_limits: Entries<'a, RateLimits, Rc<RateLimit>>,
+    pub(crate) circuit_breakers: Entries<'a, CircuitBreakers, Rc<CircuitBreaker>>,
+    pub(crate) concurrency_limits: Entries<'a, ConcurrencyLimits, Rc<ConcurrencyLimit>>,
+    pub(crate) fallbacks: Entries<'a, Fallbacks, Rc<Fallback>>,
+    pub(crate) switches: Entries<'a, Switches, Rc<Switch>>,
+}
+
 /// The routes, with the errors that span fields and routes; `at` is the list.
 pub(crate) fn compile(
     sections: Vec<RouteSection>,
     at: &Path<'_>,
-    references: &References<'_>,
+    resolver: &Resolver<'_>,
     errors: &mut Errors,
-) -> Vec<Route> {
+) -> Vec<Rc<Route>> {
     let mut seen = BTreeSet::new();
     let mut routes = Vec::new();
     for (i, section) in sections.into_iter().enumerate() {
@@ -102,91 +129,101 @@ pub(crate) fn compile(
         if !name.is_empty() && !seen.insert(name.clone()) {
             errors.refuse_text(&at.key("name"), name, "each route's name only once");
         }
-        routes.push(section.compile(&at, references, errors));
+        routes.push(Rc::new(section.compile(&at, resolver, errors)));
     }
     routes
 }
 
 impl RouteSection {
-    fn compile(self, at: &Path<'_>, references: &References<'_>, errors: &mut Errors) -> Route {
-        let upstream = references.find::<Upstreams>(self.upstream.as_ref());
-        let rate_limits = self
-            .rate_limits
-            .iter()
-            .filter_map(|name| references.find::<RateLimits>(Some(name)))
-            .collect();
-        let circuit_breaker = references.find::<CircuitBreakers>(self.circuit_breaker.as_ref());
-        let fallback = references.find::<Fallbacks>(self.fallback.as_ref());
-        let switch = references.find::<Switches>(self.switch.as_ref());
-        if let (Some(i), Some(breaker), None) =
-            (circuit_breaker, &self.circuit_breaker, &self.upstream)
-            && references.breaker_scope(i) == BreakerScope::Upstream
+    fn compile(self, at: &Path<'_>, resolver: &Resolver<'_>, errors: &mut Errors) -> Route {
+        let upstream = resolver.upstreams.get(self.upstream.as_ref());
+        let names = self.rate_limits.iter();
+        let rate_limits = names.filter_map(|name| resolver.rate_limits.get(Some(name)));
+        let circuit_breaker = resolver.circuit_breakers.get(self.circuit_breaker.as_ref());
+        let fallback = resolver.fallbacks.get(self.fallback.as_ref());
+        if let (Some(breaker), None) = (&circuit_breaker, &self.upstream)
+            && breaker.scope == BreakerScope::Upstream
         {
             let want = "a circuit breaker without \"scope\": \"upstream\", \
                         for the route has no upstream";
-            errors.refuse_text(&at.key("circuit_breaker"), breaker, want);
+            errors.refuse_text(&at.key("circuit_breaker"), &breaker.name, want);
         }
-        if let (Some(i), Some(name), None) = (fallback, &self.fallback, &self.upstream)
-            && references.sends_on(i)
+        if let (Some(fallback), None) = (&fallback, &self.upstream)
+            && fallback.sends_on()
         {
             let want = "a fallback without a cluster step, for the route has no upstream \
                         that names its own cluster";
-            errors.refuse_text(&at.key("fallback"), name, want);
+            errors.refuse_text(&at.key("fallback"), &fallback.name, want);
         }
-        let depends_on = self.depends_on(at, upstream, references, errors);
-        let canary = self.canary.map(|canary| {
-            let upstream = references.find::<Upstreams>(Some(&canary.upstream));
-            let own = references.find::<CircuitBreakers>(canary.circuit_breaker.as_ref());
-            let (at, stable) = (at.key("canary"), self.upstream.as_deref());
-            Canary {
-                upstream: upstream.unwrap_or_default(),
-                circuit_breaker: own.or(circuit_breaker),
-                ..canary.compile(&at, stable, &references.override_headers, errors)
-            }
-        });
-        let matcher = self.r#match.compile(&at.key("match"), errors);
-        self.timeout.check(&at.key("timeout"), errors);
+        self.check_depends_on(at, upstream.as_deref(), resolver, errors);
         Route {
+            rate_limits: rate_limits.collect(),
+            canary: self.canary.and_then(|section| {
+                let (at, own) = (at.key("canary"), self.upstream.as_deref());
+                canary(
+                    section,
+                    &at,
+                    own,
+                    circuit_breaker.as_ref(),
+                    resolver,
+                    errors,
+                )
+            }),
+            matcher: self.r#match.compile(&at.key("match"), errors),
+            timeout: self.timeout.checked(&at.key("timeout"), errors),
             name: self.name,
             mode: self.mode,
-            matcher,
             upstream,
-            rate_limits,
             circuit_breaker,
-            concurrency_limit: references
-                .find::<ConcurrencyLimits>(self.concurrency_limit.as_ref()),
+            concurrency_limit: resolver
+                .concurrency_limits
+                .get(self.concurrency_limit.as_ref()),
             criticality: self.criticality,
             fallback,
-            switch,
-            timeout: self.timeout,
+            switch: resolver.switches.get(self.switch.as_ref()),
             retry: self.retry.map(RetrySection::compile),
-            depends_on,
-            canary,
+            depends_on: self.depends_on,
         }
     }
-
-    /// The places of the components in the health check of its upstream.
-    fn depends_on(
+    fn check_depends_on(
         &self,
         at: &Path<'_>,
-        upstream: Option<usize>,
-        references: &References<'_>,
+        upstream: Option<&Upstream>,
+        resolver: &Resolver<'_>,
         errors: &mut Errors,
-    ) -> Vec<usize> {
-        let known = upstream.map_or(&[][..], |upstream| references.components(upstream));
-        let mut found = Vec::new();
+    ) {
         for (i, name) in self.depends_on.iter().enumerate() {
-            match known.iter().position(|known| known == name) {
-                _ if name.is_empty() => {}
-                Some(component) => found.push(component),
-                // One that no upstream has was rejected already.
-                None if references.find::<Components>(Some(name)).is_none() => {}
-                None => {
-                    let want = "a component of the health_check of the route's own upstream";
-                    errors.refuse_text(&at.key("depends_on").index(i), name, want);
-                }
+            // One that no upstream has was rejected already.
+            if resolver.names.find(Components::SECTION, name).is_some()
+                && !upstream.is_some_and(|upstream| upstream.has_component(name))
+            {
+                let want = "a component of the health_check of the route's own upstream";
+                errors.refuse_text(&at.key("depends_on").index(i), name, want);
             }
         }
-        found
     }
+}
+
+/// The canary of a route to the upstream `stable` with the breaker `own`.
+fn canary(
+    section: CanarySection,
+    at: &Path<'_>,
+    stable: Option<&str>,
+    own: Option<&Rc<CircuitBreaker>>,
+    resolver: &Resolver<'_>,
+    errors: &mut Errors,
+) -> Option<RouteCanary> {
+    let upstream = resolver.upstreams.get(Some(&section.upstream));
+    let circuit_breaker = resolver
+        .circuit_breakers
+        .get(section.circuit_breaker.as_ref());
+    let is_override = |header: &str| {
+        let mut upstreams = resolver.upstreams.iter();
+        upstreams.any(|upstream| upstream.override_header == header)
+    };
+    Some(RouteCanary {
+        rules: section.compile(at, stable, &is_override, errors),
+        upstream: upstream?,
+        circuit_breaker: circuit_breaker.or_else(|| own.map(Rc::clone)),
+    })
 }

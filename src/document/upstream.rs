@@ -1,9 +1,12 @@
 //! Upstreams: sets of interchangeable endpoints.
 
+use std::rc::Rc;
+
 use crate::base::percent::Percent;
 use crate::base::time::Nanos;
-use crate::document::names::References;
-use crate::policy::circuit_breaker::config::BreakerScope;
+use crate::document::names::Entries;
+use crate::policy::circuit_breaker::config::{BreakerScope, BreakerSection, CircuitBreaker};
+use crate::policy::concurrency::config::ConcurrencyLimit;
 use crate::policy::health_check::config::{HealthCheck, HealthCheckSection};
 use crate::policy::mode::Mode;
 use crate::policy::sections::{CircuitBreakers, ConcurrencyLimits};
@@ -42,10 +45,10 @@ pub struct Upstream {
     pub override_header: String,
     /// Whether `x-envoy-attempt-count` in answers is the proxy's own.
     pub attempt_count: bool,
-    /// Index into [`Config::circuit_breakers`]: one state per endpoint.
-    pub circuit_breaker: Option<usize>,
-    /// Index into [`Config::concurrency_limits`]: one for all routes of the upstream together.
-    pub concurrency_limit: Option<usize>,
+    /// Its circuit breaker: one state per endpoint.
+    pub circuit_breaker: Option<Rc<CircuitBreaker>>,
+    /// Its concurrency limit: one for all routes of the upstream together.
+    pub concurrency_limit: Option<Rc<ConcurrencyLimit>>,
     /// Active checks of its endpoints.
     pub health_check: Option<HealthCheck>,
 }
@@ -85,30 +88,38 @@ section! {
     }
 }
 
+/// The circuit breakers as they are written.
+pub(crate) type BreakerSections<'a> = Entries<'a, CircuitBreakers, (String, BreakerSection)>;
+
 impl UpstreamSection {
-    /// The upstream of this name, with the errors that span its fields.
-    pub(crate) fn compile(
-        self,
-        at: &Path<'_>,
-        name: String,
-        references: &References<'_>,
-        errors: &mut Errors,
-    ) -> Upstream {
+    /// Reports the errors that span fields.
+    pub(crate) fn check(&self, at: &Path<'_>, breakers: &BreakerSections<'_>, errors: &mut Errors) {
         check_endpoints(&at.key("endpoints"), &self.endpoints, errors);
-        let circuit_breaker = references.find::<CircuitBreakers>(self.circuit_breaker.as_ref());
-        if let (Some(i), Some(breaker)) = (circuit_breaker, &self.circuit_breaker)
-            && references.breaker_scope(i) == BreakerScope::Upstream
+        if let Some(name) = &self.circuit_breaker
+            && let Some((_, breaker)) = breakers.named(name)
+            && breaker.scope == BreakerScope::Upstream
         {
             let want = "a circuit breaker without \"scope\": \"upstream\": on an upstream \
                         it has a state per endpoint";
-            errors.refuse_text(&at.key("circuit_breaker"), breaker, want);
+            errors.refuse_text(&at.key("circuit_breaker"), name, want);
         }
         self.r#override.check(&at.key("override"), errors);
-        let health_check = self
-            .health_check
-            .map(|check| check.compile(&at.key("health_check"), errors));
-        let balancer = self.load_balancer;
+        if let Some(check) = &self.health_check {
+            check.check(&at.key("health_check"), errors);
+        }
+        let balancer = &self.load_balancer;
         balancer.check_report(&at.key("load_report"), self.load_report, errors);
+        balancer.check(&at.key("load_balancer"), errors);
+    }
+
+    /// The upstream of this name.
+    pub(crate) fn compile(
+        self,
+        name: String,
+        breakers: &Entries<'_, CircuitBreakers, Rc<CircuitBreaker>>,
+        limits: &Entries<'_, ConcurrencyLimits, Rc<ConcurrencyLimit>>,
+    ) -> Upstream {
+        let balancer = self.load_balancer;
         let panic_threshold = balancer.panic_threshold;
         // What may be taken out is what may be missing before all are used again.
         let max_ejection = self
@@ -122,22 +133,25 @@ impl UpstreamSection {
             max_ejection,
             slow_start: balancer.slow_start,
             zone: balancer.zone.clone(),
-            policy: balancer.compile(&at.key("load_balancer"), errors),
+            policy: balancer.compile(),
             load_report: self.load_report,
             min_healthy: self.min_healthy,
             override_header: self.r#override.header,
             attempt_count: self.r#override.attempt_count,
-            circuit_breaker,
-            concurrency_limit: references
-                .find::<ConcurrencyLimits>(self.concurrency_limit.as_ref()),
-            health_check,
+            circuit_breaker: breakers.get(self.circuit_breaker.as_ref()),
+            concurrency_limit: limits.get(self.concurrency_limit.as_ref()),
+            health_check: self.health_check.map(HealthCheckSection::compile),
             name,
         }
     }
+}
 
-    /// The components of its health check.
-    pub(crate) fn components(&self) -> Vec<String> {
+impl Upstream {
+    /// Whether the reports of its endpoints have this component.
+    pub(crate) fn has_component(&self, name: &str) -> bool {
         let components = self.health_check.iter().flat_map(|check| &check.components);
-        components.map(|(name, _)| name.clone()).collect()
+        components
+            .into_iter()
+            .any(|component| component.name == name)
     }
 }

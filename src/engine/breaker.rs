@@ -1,6 +1,5 @@
 //! A breaker of one subject, with its metrics and its log lines.
 
-use super::compile::namespace;
 use super::logs::LogLimiter;
 use super::metrics::MetricTable;
 use crate::base::rng::Rng;
@@ -70,6 +69,46 @@ pub(super) enum BreakerSubject<'a> {
     Endpoint(&'a str, &'a str, SharedCounter),
 }
 
+impl<'a> BreakerSubject<'a> {
+    /// What names its record: the kind of subject first.
+    fn path(self) -> Vec<&'a str> {
+        match self {
+            Self::Route(name) => vec!["route", name],
+            Self::Upstream(name) => vec!["upstream", name],
+            Self::Canary(route, upstream) => vec!["canary", route, upstream],
+            Self::Endpoint(upstream, address, _) => vec!["endpoint", upstream, address],
+        }
+    }
+
+    /// Its name for people.
+    fn key(self) -> String {
+        match self {
+            Self::Route(name) | Self::Upstream(name) => name.to_owned(),
+            Self::Canary(route, upstream) => [route, "/", upstream].concat(),
+            Self::Endpoint(_, address, _) => address.to_owned(),
+        }
+    }
+
+    /// The labels of its counters.
+    fn labels(self) -> Vec<(&'a str, &'a str)> {
+        match self {
+            Self::Route(name) | Self::Upstream(name) => vec![("key", name)],
+            Self::Canary(route, upstream) => vec![("route", route), ("upstream", upstream)],
+            Self::Endpoint(upstream, address, _) => {
+                vec![("upstream", upstream), ("endpoint", address)]
+            }
+        }
+    }
+
+    /// The version that it shares with other subjects.
+    const fn version(self) -> Option<SharedCounter> {
+        match self {
+            Self::Endpoint(_, _, version) => Some(version),
+            _ => None,
+        }
+    }
+}
+
 impl Breaker {
     pub(super) fn new<H: Host>(
         config: &document::CircuitBreaker,
@@ -79,30 +118,19 @@ impl Breaker {
         counters: &mut TransitionCounters,
         host: &H,
     ) -> Self {
-        let names = MetricTable(host);
-        let both;
-        let (path, key): (&[&str], _) = match subject {
-            BreakerSubject::Route(name) => (&["route", name], name),
-            BreakerSubject::Upstream(name) => (&["upstream", name], name),
-            BreakerSubject::Canary(route, upstream) => {
-                both = [route, "/", upstream].concat();
-                (&["canary", route, upstream], both.as_str())
-            }
-            BreakerSubject::Endpoint(upstream, address, _) => {
-                (&["endpoint", upstream, address], address)
-            }
-        };
+        let metrics = MetricTable(host);
+        let (path, key) = (subject.path(), subject.key());
         let settings = BreakerSettings::new(config.clone());
-        let meters = names.breaker_meters(config, subject, mode);
+        let meters = metrics.breaker_meters(config, subject.labels(), subject.version(), mode);
         Self {
-            cell: CircuitBreaker::new(&config.name, path, namespace(mode))
+            cell: CircuitBreaker::new(&config.name, &path, mode.namespace())
                 .metered(meters, &settings),
-            key: key.to_owned(),
             shadow: mode == Mode::Shadow,
-            state: names.breaker_state(&config.name, key),
-            changed: names.breaker_changed(&config.name, key),
-            counters: counters.of(&config.name, &names),
+            state: metrics.breaker_state(&config.name, &key),
+            changed: metrics.breaker_changed(&config.name, &key),
+            counters: counters.of(&config.name, &metrics),
             logs: Rc::clone(logs),
+            key,
             settings,
         }
     }
@@ -167,7 +195,7 @@ impl Breaker {
         result.ok()
     }
 
-    /// Tells the world of a change of state: gauges, counters, one log line.
+    /// Reports a change of state: gauges, counters, one log line.
     fn announce<H: Host>(&self, host: &H, change: Option<Transition>) {
         let Some(Transition {
             from,

@@ -9,6 +9,7 @@ mod canary;
 mod classify;
 mod client;
 mod concurrency;
+mod context;
 mod deadline;
 mod endpoint;
 mod grants;
@@ -29,6 +30,7 @@ use crate::policy::probe::grpc::ProbeRequest;
 use crate::policy::rate_limit::{KeyQuota, quota_headers};
 use crate::policy::route;
 use crate::request::{Reason, Request};
+use context::{Context, Handles};
 pub(super) use deadline::POLICY as DEADLINE;
 use deadline::{Deadline, Timing};
 use grants::Grants;
@@ -96,7 +98,7 @@ pub struct Exchange {
 #[derive(Debug, Default)]
 struct Facts {
     grpc: bool,
-    /// Whether what is asked for may be asked for again.
+    /// Whether the request may be tried again.
     retriable: bool,
     request_id: Vec<u8>,
     /// Hash of what the endpoint is chosen by.
@@ -108,27 +110,6 @@ struct Facts {
     stable_fair: [Option<u32>; 2],
     /// What the fallback's stale step has to know.
     asked: Option<Box<StaleRequest>>,
-}
-
-/// What the stages of a callback work with.
-#[derive(Debug)]
-struct Context<'a, H, S> {
-    engine: &'a Engine,
-    route: &'a Route,
-    host: &'a H,
-    stream: &'a S,
-}
-
-impl<'a, H, S> Context<'a, H, S> {
-    /// The same for another route.
-    const fn on(&self, route: &'a Route) -> Self {
-        Self {
-            engine: self.engine,
-            route,
-            host: self.host,
-            stream: self.stream,
-        }
-    }
 }
 
 impl Exchange {
@@ -156,6 +137,11 @@ impl Exchange {
         }
     }
 
+    /// The engine and the route, if there is one.
+    fn handles(&self) -> Option<Handles> {
+        Some(Handles::new(&self.engine, self.route.as_ref()?))
+    }
+
     /// The request's headers are there, and nothing follows: [`Exchange::on_request_headers`].
     pub fn on_request<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
         self.on_request_headers(host, stream, true)
@@ -172,7 +158,7 @@ impl Exchange {
         // One call for all headers: most policies want some, and one header costs nearly as much as
         // all.
         let headers = stream.headers(Message::Request);
-        // Looked for in the copy: the call that removes is paid only by those who try.
+        // Found in the copy: only a request that has one pays for the call that removes it.
         let request = Request::read(&headers, |name| {
             if let Some(reserved) = engine.reserved_headers.find(name) {
                 stream.remove_header(Message::Request, reserved);
@@ -195,12 +181,7 @@ impl Exchange {
         }
         self.start = host.monotonic();
         self.route = Some(Rc::clone(route));
-        let context = Context {
-            engine: &engine,
-            route,
-            host,
-            stream,
-        };
+        let context = Context::new(&engine, route, host, stream);
         self.run(&context, request, &headers)
     }
 
@@ -221,7 +202,7 @@ impl Exchange {
         let Some(until) = self.pause.as_ref().map(Pause::until) else {
             return self.proceed(context);
         };
-        // Who would wait in vain is not kept waiting.
+        // A request that would wait in vain does not wait.
         if let Some(refusal) = self.check_deadline(context, until.since(self.start)) {
             return self.refuse(context, &refusal);
         }
@@ -271,17 +252,11 @@ impl Exchange {
 
     /// The moment that [`Action::Wait`] named has come: the chain goes on.
     pub fn on_resume<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
-        let engine = Rc::clone(&self.engine);
         // Nothing waits: the proxy has answered meanwhile.
-        let Some((_, route)) = self.pause.take().zip(self.route.clone()) else {
+        let Some((_, handles)) = self.pause.take().zip(self.handles()) else {
             return Action::Stop;
         };
-        let context = &Context {
-            engine: &engine,
-            route: &route,
-            host,
-            stream,
-        };
+        let context = &handles.context(host, stream);
         let now = host.monotonic();
         self.waited = now.since(self.start);
         self.start = now;
@@ -297,16 +272,10 @@ impl Exchange {
 
     /// There was no room for the request to wait: it is refused, and costs nothing.
     pub fn on_no_room<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
-        let engine = Rc::clone(&self.engine);
-        let Some((pause, route)) = self.pause.take().zip(self.route.clone()) else {
+        let Some((pause, handles)) = self.pause.take().zip(self.handles()) else {
             return Action::Stop;
         };
-        let context = &Context {
-            engine: &engine,
-            route: &route,
-            host,
-            stream,
-        };
+        let context = &handles.context(host, stream);
         let refusal = self.refuse_to_wait(context, &pause);
         self.refuse(context, &refusal)
     }
@@ -388,19 +357,13 @@ impl Exchange {
         if self.replied {
             return Action::Continue;
         }
-        let engine = Rc::clone(&self.engine);
         // The proxy has answered a request that still waits: it goes nowhere any more.
         self.end_wait(host);
-        let Some(route) = self.route.clone() else {
+        let Some(handles) = self.handles() else {
             return Action::Continue;
         };
-        let context = &Context {
-            engine: &engine,
-            route: &route,
-            host,
-            stream,
-        };
-        let wanted = route.judges_answers()
+        let context = &handles.context(host, stream);
+        let wanted = context.route.judges_answers()
             || self.grants.retries() > 0
             || (self.facts.grpc && self.deadline.is_set());
         if wanted && let Some(reply) = self.judge(context, end) {
@@ -429,16 +392,10 @@ impl Exchange {
         if self.replied || (self.draft.is_none() && !(end && self.unsettled.is_some())) {
             return;
         }
-        let engine = Rc::clone(&self.engine);
-        let Some(route) = self.route.clone() else {
+        let Some(handles) = self.handles() else {
             return;
         };
-        let context = &Context {
-            engine: &engine,
-            route: &route,
-            host,
-            stream,
-        };
+        let context = &handles.context(host, stream);
         self.copy_piece(context, size);
         if end {
             self.keep_response(context);
@@ -450,16 +407,10 @@ impl Exchange {
 
     /// The response's trailers are there: those of a gRPC call have its status.
     pub fn on_response_trailers<H: Host, S: Stream>(&mut self, host: &H, stream: &S) {
-        let engine = Rc::clone(&self.engine);
-        let Some(route) = self.route.clone() else {
+        let Some(handles) = self.handles() else {
             return;
         };
-        let context = &Context {
-            engine: &engine,
-            route: &route,
-            host,
-            stream,
-        };
+        let context = &handles.context(host, stream);
         self.keep_response(context);
         if let Some(settlement) = self.unsettled.take() {
             let trailers = if self.facts.grpc {
@@ -480,20 +431,13 @@ impl Exchange {
         self.unsettled.is_some()
     }
 
-    /// The stream has ended before its response had: judges who has cut it.
+    /// The stream has ended before its response had: judges what has cut it.
     pub fn on_cut<H: Host, S: Stream>(&mut self, host: &H, stream: &S) {
         let Some(settlement) = self.unsettled.take() else {
             return;
         };
-        let engine = Rc::clone(&self.engine);
-        if let Some(route) = self.route.clone() {
-            let context = &Context {
-                engine: &engine,
-                route: &route,
-                host,
-                stream,
-            };
-            self.settle_cut(context, settlement);
+        if let Some(handles) = self.handles() {
+            self.settle_cut(&handles.context(host, stream), settlement);
         }
     }
 
@@ -505,7 +449,7 @@ impl Exchange {
     /// Gives back all that is still held, without a verdict.
     fn release<H: Host>(&mut self, host: &H) {
         self.end_wait(host);
-        // The usual end asks for no time: all has been recorded. Reading the clock costs as much as
+        // The usual end needs no time: all has been recorded. Reading the clock costs as much as
         // any host call.
         let now = LazyCell::new(|| host.monotonic());
         let timing = std::mem::take(&mut self.timing);

@@ -1,30 +1,25 @@
 //! From a configuration to what requests work with: one small function for each policy.
 //!
 //! Names and references are resolved here, once. A route holds the policies that it uses
-//! ([`Binding`]), with the mode in which each acts there and the metric that counts its refusals, so
-//! that no request looks one up. Routes that use the same policy hold the same value.
+//! ([`Binding`]), with the mode in which each acts there and the metric that counts its refusals,
+//! so that no request looks one up. Routes that use the same policy hold the same value.
 
-use super::breaker::{Breaker, BreakerSubject, TransitionCounters};
+mod bounds;
+
+use super::breaker::{Breaker, TransitionCounters};
 use super::chain;
 use super::concurrency::Concurrency;
 use super::health_check;
 use super::logs::LogLimiter;
 use super::metrics::MetricTable;
 use super::route::{
-    Binding, Canary, ConcurrencyBinding, Effect, Fallback, FallbackBinding, Limit, Retries, Route,
-    Shared,
+    Binding, Canary, Effect, Fallback, FallbackBinding, Limit, Retries, Route, Shared,
 };
 use super::stale::StaleStore;
 use super::upstream::{Around, ComponentState, Upstream};
 use crate::base::hash::Seed;
-use crate::base::time::Nanos;
-use crate::document::{
-    self, BalancePolicy, BreakerScope, Config, FallbackStep, KeyPart, Mode, RejectBelow,
-    RequestTimeout,
-};
+use crate::document::{self, BalancePolicy, Config, KeyPart, Mode, RejectBelow, RequestTimeout};
 use crate::host::{Host, MetricId};
-use crate::policy::concurrency::adaptive::DEFAULT_DEADLINE;
-use crate::policy::rate_limit::RateLimit;
 use crate::policy::retry::Budget;
 use crate::policy::{canary, fallback};
 use crate::request::Reason;
@@ -47,21 +42,19 @@ pub(super) struct Compiler<'c, H> {
 
 /// A route, or what its canary has in its place.
 struct Variant<'c> {
-    route: &'c document::Route,
+    route: &'c Rc<document::Route>,
     is_canary: bool,
-    upstream: Option<usize>,
-    circuit_breaker: Option<usize>,
-    depends_on: Vec<usize>,
+    upstream: Option<&'c Rc<document::Upstream>>,
+    circuit_breaker: Option<&'c Rc<document::CircuitBreaker>>,
 }
 
 impl<'c> Variant<'c> {
-    fn stable(route: &'c document::Route) -> Self {
+    fn stable(route: &'c Rc<document::Route>) -> Self {
         Self {
             route,
             is_canary: false,
-            upstream: route.upstream,
-            circuit_breaker: route.circuit_breaker,
-            depends_on: route.depends_on.clone(),
+            upstream: route.upstream.as_ref(),
+            circuit_breaker: route.circuit_breaker.as_ref(),
         }
     }
 }
@@ -81,14 +74,14 @@ impl<'c, H: Host> Compiler<'c, H> {
             concurrency: Vec::new(),
             breakers: Vec::new(),
         };
-        for (at, upstream) in config.upstreams.iter().enumerate() {
-            let compiled = compiler.new_upstream(at, upstream);
+        for upstream in &config.upstreams {
+            let compiled = compiler.new_upstream(upstream);
             compiler.upstreams.push(Rc::new(compiled));
         }
         let fallbacks = config.fallbacks.iter().map(|fallback| {
             Rc::new(Fallback {
                 stale: StaleStore::new(fallback, seed, host),
-                config: fallback.clone(),
+                config: Rc::clone(fallback),
             })
         });
         compiler.fallbacks = fallbacks.collect();
@@ -97,30 +90,28 @@ impl<'c, H: Host> Compiler<'c, H> {
 
     /// The routes of the configuration, in its order.
     pub(super) fn routes(&mut self) -> Vec<Rc<Route>> {
-        let config = self.config;
-        config
-            .routes
-            .iter()
+        let routes = self.config.routes.iter();
+        routes
             .map(|route| {
-                let shared = Rc::new(route.clone());
-                let mut stable = self.route(&Variant::stable(route), &shared);
-                self.add_canary(&mut stable, &shared);
+                let mut stable = self.route(&Variant::stable(route));
+                self.add_canary(&mut stable, route);
                 Rc::new(stable)
             })
             .collect()
     }
 
-    fn new_upstream(&mut self, at: usize, upstream: &document::Upstream) -> Upstream {
+    fn new_upstream(&mut self, upstream: &Rc<document::Upstream>) -> Upstream {
         let routes = &self.config.routes;
-        let is_of_route = routes.iter().any(|route| route.upstream == Some(at));
+        let is_it = |it: &Rc<document::Upstream>| Rc::ptr_eq(it, upstream);
+        let is_of_route = routes
+            .iter()
+            .any(|route| route.upstream.as_ref().is_some_and(is_it));
         let is_of_canary = routes
             .iter()
             .filter_map(|route| route.canary.as_ref())
-            .any(|canary| canary.upstream == at);
+            .any(|canary| is_it(&canary.upstream));
         let around = Around {
-            breaker: upstream
-                .circuit_breaker
-                .and_then(|at| self.config.circuit_breakers.get(at)),
+            breaker: upstream.circuit_breaker.as_deref(),
             mode: self.config.mode,
             is_checked: health_check::is_checked(self.config, upstream),
             only_canary: is_of_canary && !is_of_route,
@@ -129,9 +120,8 @@ impl<'c, H: Host> Compiler<'c, H> {
         Upstream::new(upstream, around, &mut self.counters, self.host)
     }
 
-    /// Compiles a route, or what its canary has in its place. `shared`: the configuration that both
-    /// hold.
-    fn route(&mut self, variant: &Variant<'_>, shared: &Rc<document::Route>) -> Route {
+    /// Compiles a route, or what its canary has in its place.
+    fn route(&mut self, variant: &Variant<'_>) -> Route {
         let metrics = MetricTable(self.host);
         let route = variant.route;
         let mode = self.route_mode(route);
@@ -143,12 +133,12 @@ impl<'c, H: Host> Compiler<'c, H> {
         let deadline = self.deadline(route, mode);
         let retry = self.retries(route, mode);
         let observes = breaker.is_some()
-            || self.breaks_endpoints(variant)
+            || breaks_endpoints(variant)
             || retry.is_some()
             || matches!(route.timeout.request, Some(RequestTimeout::Dynamic(_)))
             || matches!(route.timeout.reject_below, Some(RejectBelow::Quantile(_)));
         Route {
-            config: Rc::clone(shared),
+            config: Rc::clone(route),
             canary: None,
             sent: MetricId::NONE,
             off: mode == Mode::Off
@@ -177,7 +167,7 @@ impl<'c, H: Host> Compiler<'c, H> {
             breaker,
             upstream,
             fallback,
-            cluster: self.cluster(route),
+            cluster: cluster(route),
             duration: metrics.upstream_duration(&route.name),
             retries: metrics.retries(&route.name),
             seen: (observes && deadline.is_some()).then(Shared::default),
@@ -187,27 +177,21 @@ impl<'c, H: Host> Compiler<'c, H> {
     }
 
     /// Gives a route its canary, if it has one.
-    fn add_canary(&mut self, stable: &mut Route, shared: &Rc<document::Route>) {
-        let (route, upstreams) = (Rc::clone(shared), &self.config.upstreams);
-        let Some(config) = &route.canary else { return };
-        let mode = config.mode.or(route.mode).unwrap_or(self.config.mode);
-        let (Some(own), Some(other)) = (
-            route.upstream.and_then(|at| upstreams.get(at)),
-            upstreams.get(config.upstream),
-        ) else {
+    fn add_canary(&mut self, stable: &mut Route, route: &Rc<document::Route>) {
+        let (Some(own), Some(canary)) = (&route.upstream, &route.canary) else {
             return;
         };
+        let (rules, other) = (&canary.rules, &canary.upstream);
+        let mode = rules.mode.or(route.mode).unwrap_or(self.config.mode);
         if mode == Mode::Off {
             return;
         }
-        let variant = Variant {
-            route: &route,
+        let mut its = self.route(&Variant {
+            route,
             is_canary: true,
-            upstream: Some(config.upstream),
-            circuit_breaker: config.circuit_breaker,
-            depends_on: same_components(own, other, &route.depends_on),
-        };
-        let mut its = self.route(&variant, shared);
+            upstream: Some(other),
+            circuit_breaker: canary.circuit_breaker.as_ref(),
+        });
         its.retry.clone_from(&stable.retry);
         its.cluster = stable.cluster.as_ref().map(|_| other.cluster.clone());
         let would = [own, other]
@@ -215,11 +199,11 @@ impl<'c, H: Host> Compiler<'c, H> {
         if mode == Mode::Enforce {
             [stable.sent, its.sent] = would;
         }
-        stable.needs_client |= canary::needs_client(config) || its.needs_client;
+        stable.needs_client |= canary::needs_client(rules) || its.needs_client;
         stable.off = false;
         stable.canary = Some(Canary {
             mode,
-            config: config.clone(),
+            config: rules.clone(),
             upstream: other.name.clone(),
             route: Rc::new(its),
             would,
@@ -228,16 +212,6 @@ impl<'c, H: Host> Compiler<'c, H> {
 
     fn route_mode(&self, route: &document::Route) -> Mode {
         route.mode.unwrap_or(self.config.mode)
-    }
-
-    fn upstream_config(&self, variant: &Variant<'_>) -> Option<&'c document::Upstream> {
-        self.config.upstreams.get(variant.upstream?)
-    }
-
-    /// Whether the endpoints of the route have breakers.
-    fn breaks_endpoints(&self, variant: &Variant<'_>) -> bool {
-        self.upstream_config(variant)
-            .is_some_and(|upstream| upstream.circuit_breaker.is_some())
     }
 
     /// Counts refusals. What a canary refuses goes back to where the others go, and is no refusal.
@@ -256,177 +230,19 @@ impl<'c, H: Host> Compiler<'c, H> {
     }
 
     fn switch(&self, route: &document::Route, mode: Mode) -> Option<Binding<document::Switch>> {
-        let switch = self.config.switches.get(route.switch?)?;
+        let switch = route.switch.as_ref()?;
         if switch.on || mode == Mode::Off {
             return None;
         }
         let refusals =
             MetricTable(self.host).decisions(&route.name, &switch.name, Reason::SwitchedOff, mode);
-        Some(Binding::new(Rc::new(switch.clone()), mode, refusals))
-    }
-
-    /// The route's rate limits, enforced ones first.
-    fn limits(&mut self, route: &document::Route, mode: Mode) -> Vec<Binding<Limit>> {
-        let mut limits = Vec::new();
-        for at in &route.rate_limits {
-            let Some(limit) = self.config.rate_limits.get(*at) else {
-                continue;
-            };
-            let mode = limit.mode.unwrap_or(mode);
-            if mode == Mode::Off {
-                continue;
-            }
-            let refusals = MetricTable(self.host).decisions(
-                &route.name,
-                &limit.name,
-                Reason::RateLimited,
-                mode,
-            );
-            limits.push(Binding::new(self.limit(*at, limit, mode), mode, refusals));
-        }
-        let (mut limits, shadows): (Vec<_>, Vec<_>) =
-            limits.into_iter().partition(Binding::is_enforced);
-        limits.extend(shadows);
-        limits
-    }
-
-    /// This rate limit, enforced or as a shadow; all uses share its buckets.
-    fn limit(&mut self, at: usize, limit: &document::RateLimit, mode: Mode) -> Rc<Limit> {
-        let is_shadow = mode == Mode::Shadow;
-        let known = self
-            .limits
-            .iter()
-            .find(|known| known.name() == limit.name && known.is_shadow == is_shadow);
-        if let Some(known) = known {
-            return Rc::clone(known);
-        }
-        let alone = self
-            .config
-            .routes
-            .iter()
-            .filter(|route| route.rate_limits.contains(&at))
-            .all(|route| route.rate_limits.len() == 1);
-        let metrics = MetricTable(self.host);
-        let new = Rc::new(Limit {
-            policy: RateLimit::new(
-                limit.clone(),
-                &self.config.client_ip,
-                namespace(mode),
-                alone,
-                self.seed,
-            ),
-            is_shadow,
-            keys: metrics.rate_limit_keys(&limit.name),
-            evictions: metrics.rate_limit_evictions(&limit.name),
-            contention: metrics.contention(&limit.name),
-        });
-        self.limits.push(Rc::clone(&new));
-        new
-    }
-
-    /// The concurrency limits of the route and of its upstream.
-    fn concurrency_limits(
-        &mut self,
-        variant: &Variant<'_>,
-        mode: Mode,
-    ) -> [Option<ConcurrencyBinding>; 2] {
-        let route = variant.route;
-        let own = self.concurrency_limit(
-            variant,
-            route.concurrency_limit,
-            ["route", &route.name],
-            mode,
-        );
-        let shared = self.upstream_config(variant).and_then(|upstream| {
-            self.concurrency_limit(
-                variant,
-                upstream.concurrency_limit,
-                ["upstream", &upstream.name],
-                upstream.mode.unwrap_or(mode),
-            )
-        });
-        [own, shared]
-    }
-
-    /// A concurrency limit as the route uses it; all routes of an upstream share one.
-    fn concurrency_limit(
-        &mut self,
-        variant: &Variant<'_>,
-        limit: Option<usize>,
-        subject: [&str; 2],
-        mode: Mode,
-    ) -> Option<ConcurrencyBinding> {
-        let limit = self.config.concurrency_limits.get(limit?)?;
-        let mode = limit.mode.unwrap_or(mode);
-        if mode == Mode::Off {
-            return None;
-        }
-        let deadline = longest(variant.route);
-        let new = Concurrency::new(limit, subject, deadline, self.seed, self.host);
-        let known = self.concurrency.iter().find(|known| known.is(&new));
-        let policy = known.map_or_else(|| Rc::new(new), Rc::clone);
-        if known.is_none() {
-            self.concurrency.push(Rc::clone(&policy));
-        }
-        policy.share(deadline);
-        let refusals = |name: &str| self.refusals(variant, name, Reason::Overload, mode);
-        let over_share = match policy.fair_name() {
-            "" => MetricId::NONE,
-            name => refusals(name),
-        };
-        Some(ConcurrencyBinding {
-            over_share: Effect {
-                mode,
-                refusals: over_share,
-            },
-            limit: Binding::new(policy, mode, refusals(&limit.name)),
-        })
-    }
-
-    fn breaker(&mut self, variant: &Variant<'_>, mode: Mode) -> Option<Binding<Breaker>> {
-        let config = self.config.circuit_breakers.get(variant.circuit_breaker?)?;
-        let mode = config.mode.unwrap_or(mode);
-        if mode == Mode::Off {
-            return None;
-        }
-        let route = &variant.route.name;
-        let subject = match (config.scope, self.upstream_config(variant)) {
-            (BreakerScope::Upstream, Some(upstream)) => BreakerSubject::Upstream(&upstream.name),
-            (_, Some(upstream)) if variant.is_canary => {
-                BreakerSubject::Canary(route, &upstream.name)
-            }
-            _ => BreakerSubject::Route(route),
-        };
-        let policy = self.breaker_of(config, subject, mode);
-        let refusals = self.refusals(variant, &config.name, Reason::CircuitOpen, mode);
-        Some(Binding::new(policy, mode, refusals))
-    }
-
-    /// The breaker of this subject: routes of one upstream may share one.
-    fn breaker_of(
-        &mut self,
-        config: &document::CircuitBreaker,
-        subject: BreakerSubject<'_>,
-        mode: Mode,
-    ) -> Rc<Breaker> {
-        let new = Breaker::new(
-            config,
-            subject,
-            mode,
-            &self.logs,
-            &mut self.counters,
-            self.host,
-        );
-        if let Some(known) = self.breakers.iter().find(|known| known.is_same(&new)) {
-            return Rc::clone(known);
-        }
-        let new = Rc::new(new);
-        self.breakers.push(Rc::clone(&new));
-        new
+        Some(Binding::new(Rc::clone(switch), mode, refusals))
     }
 
     fn upstream(&self, variant: &Variant<'_>, mode: Mode) -> Option<Binding<Upstream>> {
-        let policy = self.upstreams.get(variant.upstream?)?;
+        let config = variant.upstream?;
+        let mut upstreams = self.upstreams.iter();
+        let policy = upstreams.find(|known| Rc::ptr_eq(&known.config, config))?;
         let mode = policy.config.mode.unwrap_or(mode);
         if mode == Mode::Off {
             return None;
@@ -444,8 +260,8 @@ impl<'c, H: Host> Compiler<'c, H> {
             return Vec::new();
         };
         let mode = upstream.effect.mode;
-        let components = variant.depends_on.iter().filter_map(|at| {
-            let component = upstream.policy.component(*at)?;
+        let components = variant.route.depends_on.iter().filter_map(|name| {
+            let component = upstream.policy.component(name)?;
             let refusals = self.refusals(variant, &component.name, Reason::NoEndpoint, mode);
             Some(Binding::new(component, mode, refusals))
         });
@@ -453,7 +269,9 @@ impl<'c, H: Host> Compiler<'c, H> {
     }
 
     fn fallback(&self, route: &document::Route, mode: Mode) -> Option<FallbackBinding> {
-        let policy = self.fallbacks.get(route.fallback?)?;
+        let config = route.fallback.as_ref()?;
+        let mut fallbacks = self.fallbacks.iter();
+        let policy = fallbacks.find(|known| Rc::ptr_eq(&known.config, config))?;
         let mode = policy.config.mode.unwrap_or(mode);
         if mode == Mode::Off {
             return None;
@@ -494,62 +312,26 @@ impl<'c, H: Host> Compiler<'c, H> {
             budget: Rc::new(Shared::new(Budget::new(retry))),
         })
     }
+}
 
-    /// The cluster that a route's requests have to name to the proxy: that of its upstream, if its
-    /// fallback or its canary may choose another.
-    fn cluster(&self, route: &document::Route) -> Option<String> {
-        let upstream = |at: usize| self.config.upstreams.get(at);
-        let own = &upstream(route.upstream?)?.cluster;
-        let fallback = route.fallback.and_then(|at| self.fallbacks.get(at));
-        let sends_on = fallback.is_some_and(|fallback| {
-            let steps = &fallback.config.steps;
-            steps
-                .iter()
-                .any(|step| matches!(step, FallbackStep::Cluster(_)))
-        });
-        let canary = route.canary.as_ref().and_then(|it| upstream(it.upstream));
-        (sends_on || canary.is_some_and(|canary| canary.cluster != *own)).then(|| own.clone())
-    }
+/// The cluster that a route's requests have to name to the proxy: that of its upstream, if its
+/// fallback or its canary may choose another.
+fn cluster(route: &document::Route) -> Option<String> {
+    let own = &route.upstream.as_ref()?.cluster;
+    let sends_on = route.fallback.as_ref().is_some_and(|it| it.sends_on());
+    let canary = route.canary.as_ref().map(|canary| &canary.upstream.cluster);
+    (sends_on || canary.is_some_and(|canary| canary != own)).then(|| own.clone())
+}
+
+/// Whether the endpoints of the route have breakers.
+fn breaks_endpoints(variant: &Variant<'_>) -> bool {
+    let upstream = variant.upstream;
+    upstream.is_some_and(|upstream| upstream.circuit_breaker.is_some())
 }
 
 fn hashes_client(upstream: &Upstream) -> bool {
     match &upstream.config.policy {
         BalancePolicy::ConsistentHash { key, .. } => key.contains(&KeyPart::ClientIp),
         _ => false,
-    }
-}
-
-/// The components of `other` that have the names of these components of `upstream`.
-fn same_components(
-    upstream: &document::Upstream,
-    other: &document::Upstream,
-    components: &[usize],
-) -> Vec<usize> {
-    let (Some(check), Some(others)) = (&upstream.health_check, &other.health_check) else {
-        return Vec::new();
-    };
-    let same = |at: &usize| {
-        let name = &check.components.get(*at)?.name;
-        others
-            .components
-            .iter()
-            .position(|component| component.name == *name)
-    };
-    components.iter().filter_map(same).collect()
-}
-
-/// In what time a route's requests are to be answered, at the most.
-fn longest(route: &document::Route) -> Nanos {
-    route
-        .timeout
-        .request
-        .map_or(DEFAULT_DEADLINE, RequestTimeout::longest)
-}
-
-/// Keeps the state of shadow uses apart from that of enforced ones.
-pub(super) const fn namespace(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Shadow => "shadow",
-        Mode::Enforce | Mode::Off => "",
     }
 }

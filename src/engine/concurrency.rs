@@ -185,7 +185,7 @@ impl Concurrency {
             ..
         } = *asks;
         self.gauge.enter(host);
-        // At least itself, whatever the gauge says.
+        // At least itself, whatever the gauge holds.
         let among = self.gauge.value(host).max(1);
         let limit = self.limit(host);
         let others = among.saturating_sub(1);

@@ -1,9 +1,10 @@
-//! Active checks at run time: who asks, what is asked, and what is done with the answers.
+//! Active checks at run time: which VM checks, what it sends, and what becomes of the answers.
 //!
-//! A VM that ticks asks itself for each upstream whether the lease is its own ([`crate::policy::health_check::lease`]): one
-//! reading of shared data in each tick that it acts in. Its holder starts what is due and ticks as
-//! often as that needs; the others come back when the lease runs out. An answer costs a reading of
-//! the endpoint's record, and a write only when something changes.
+//! A VM that ticks reads for each upstream whether it holds the lease
+//! ([`crate::policy::health_check::lease`]): one reading of shared data in each tick that it acts
+//! in. The holder starts what is due and ticks as often as that needs; the others come back when
+//! the lease runs out. An answer costs a reading of the endpoint's record, and a write only when
+//! the record changes.
 
 mod call;
 mod checker;
@@ -26,16 +27,6 @@ const LOST: Nanos = Nanos::from_secs(1);
 /// The most calls in flight from one VM, for all upstreams.
 const MAX_CALLS: usize = 512;
 
-/// What checks say of an endpoint: what a worker keeps of its record.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct CheckResult {
-    pub status: EndpointHealth,
-    pub reason: CheckReason,
-    pub detail: u16,
-    /// Since when, on the monotonic clock.
-    pub since: Nanos,
-}
-
 /// All checks of an engine.
 #[derive(Debug)]
 pub(super) struct Checks {
@@ -56,8 +47,8 @@ struct Pending {
 }
 
 impl Checks {
-    /// The checks of those of these upstreams that are checked. `vm` tells this engine from all
-    /// others.
+    /// The checks of those of these upstreams that are checked. `vm` is the number of this engine,
+    /// in this VM, and no other's.
     pub(super) fn new<H: Host>(
         upstreams: &[Rc<Upstream>],
         vm: u64,

@@ -1,11 +1,10 @@
-//! MetricTable of the metrics. Labels are part of the name, as `;label=value`, and are taken out of it by
-//! `stats_tags` in envoy.yaml; they come from the configuration only, so that their number is
+//! MetricTable of the metrics. Labels are part of the name, as `;label=value`, and are taken out of
+//! it by `stats_tags` in envoy.yaml; they come from the configuration only, so that their number is
 //! bounded.
 //!
 //! What workers share through the host's gauges is here too ([`SharedCounters`]): under a name that
 //! starts with `haven_internal_` where it means nothing to people.
 
-use super::breaker::BreakerSubject;
 use crate::base::text::push_all;
 use crate::document::{self, Mode};
 use crate::host::{MetricId, MetricKind, Metrics, SharedCounter, SharedCounters};
@@ -28,7 +27,7 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
             ("route", route),
             ("policy", policy),
             ("reason", reason.word()),
-            ("mode", mode_word(mode)),
+            ("mode", mode.word()),
         ];
         self.define(MetricKind::Counter, "haven_decisions_total", &labels)
     }
@@ -68,36 +67,23 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
         )
     }
 
-    /// What workers share of a breaker beside its record. These names tell the subjects apart where
-    /// those for people need not.
-    pub(super) fn breaker_meters(
+    /// What workers share of a breaker beside its record: `labels` tell subjects apart where those
+    /// of metrics for people need not. `version`: one that it shares with other breakers.
+    pub(super) fn breaker_meters<'a>(
         &self,
-        breaker: &document::CircuitBreaker,
-        subject: BreakerSubject<'_>,
+        breaker: &'a document::CircuitBreaker,
+        mut labels: Vec<(&'a str, &'a str)>,
+        version: Option<SharedCounter>,
         mode: Mode,
     ) -> Meters {
-        let mut labels = vec![("circuit_breaker", breaker.name.as_str())];
-        match subject {
-            BreakerSubject::Route(name) | BreakerSubject::Upstream(name) => {
-                labels.push(("key", name))
-            }
-            BreakerSubject::Canary(route, upstream) => {
-                labels.extend([("route", route), ("upstream", upstream)])
-            }
-            BreakerSubject::Endpoint(upstream, address, _) => {
-                labels.extend([("upstream", upstream), ("endpoint", address)])
-            }
-        }
+        labels.insert(0, ("circuit_breaker", &breaker.name));
         if mode == Mode::Shadow {
-            labels.push(("mode", mode_word(mode)));
+            labels.push(("mode", mode.word()));
         }
         let share = |name| self.share(name, &labels);
         let is_timed = matches!(breaker.window, document::WindowConfig::Time(_));
         Meters {
-            version: match subject {
-                BreakerSubject::Endpoint(_, _, version) => version,
-                _ => share("haven_internal_circuit_breaker_changes"),
-            },
+            version: version.unwrap_or_else(|| share("haven_internal_circuit_breaker_changes")),
             tally: if is_timed {
                 share("haven_internal_circuit_breaker_tally")
             } else {
@@ -273,7 +259,7 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
         let labels = [
             ("route", route),
             ("upstream", upstream),
-            ("mode", mode_word(mode)),
+            ("mode", mode.word()),
         ];
         self.define(MetricKind::Counter, "haven_canary_requests_total", &labels)
     }
@@ -335,12 +321,4 @@ fn labelled(base: &str, labels: &[(&str, &str)]) -> String {
         push_all(&mut name, &[";", label, "=", value]);
     }
     name
-}
-
-pub(super) const fn mode_word(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Enforce => "enforce",
-        Mode::Shadow => "shadow",
-        Mode::Off => "off",
-    }
 }

@@ -75,7 +75,7 @@ fn is_up(upstream: &document::Upstream, usable: u32, members: u32) -> bool {
 }
 
 /// What an upstream is in the health document, and the reason of the first endpoint that checks
-/// have taken out. Its endpoints' states are those of the last reading: nothing is asked here.
+/// have taken out. Its endpoints' states are those of the last reading: this makes no host call.
 fn status(upstream: &Upstream, up: bool) -> (HealthStatus, String) {
     let Some(check) = &upstream.config.health_check else {
         return (

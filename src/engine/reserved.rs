@@ -37,7 +37,7 @@ pub(super) fn reserved_headers(config: &Config) -> NameSet {
         names.add(&upstream.override_header);
     }
     for route in &config.routes {
-        if let Some(color) = route.canary.as_ref().and_then(|it| it.color.as_ref()) {
+        if let Some(color) = route.canary.as_ref().and_then(|it| it.rules.color.as_ref()) {
             names.add(&color.header);
         }
     }

@@ -164,7 +164,7 @@ impl<T> Shared<T> {
 /// A fallback, ready for use.
 #[derive(Debug)]
 pub(super) struct Fallback {
-    pub(super) config: document::Fallback,
+    pub(super) config: Rc<document::Fallback>,
     /// What its stale step keeps.
     pub(super) stale: Option<StaleStore>,
 }

@@ -29,15 +29,15 @@ impl StaleStore {
             FallbackStep::Cluster(_) | FallbackStep::Respond(_) => None,
         })?;
         let names = MetricTable(host);
-        let kept = Self {
+        let store = Self {
             policy: Stale::new(&fallback.name, stale.clone(), seed),
             entries: names.stale_entries(&fallback.name),
             bytes: names.stale_bytes(&fallback.name),
             evictions: names.stale_evictions(&fallback.name),
             contention: names.contention(&fallback.name),
         };
-        kept.count(host, kept.policy.adopt(host).map(Some));
-        Some(kept)
+        store.count(host, store.policy.adopt(host).map(Some));
+        Some(store)
     }
 
     pub(super) fn count<H: Host>(&self, host: &H, changed: Result<Option<SizeChange>, Contended>) {

@@ -1,7 +1,7 @@
-//! An upstream's endpoints at run time: who may be used, what is in flight where, and what their
-//! breakers say.
+//! An upstream's endpoints at run time: which may be used, what is in flight where, and the states
+//! of their breakers.
 //!
-//! Who is in rotation stands in a [`Roster`], which each worker makes anew when a breaker has
+//! The endpoints in rotation are in a [`Roster`], which each worker makes anew when a breaker has
 //! changed, or when time has changed something: an open time that is over, a ramp, a report that
 //! fades. A request finds it ready, whatever the number of endpoints.
 
@@ -11,7 +11,6 @@ mod outcome;
 mod pick;
 
 use super::breaker::TransitionCounters;
-use super::health_check::CheckResult;
 use super::in_flight::{Gauge, InFlight};
 use super::logs::LogLimiter;
 use super::metrics::MetricTable;
@@ -25,7 +24,7 @@ use crate::policy::upstream::orca::{self, Load};
 use crate::policy::upstream::peers::Peers;
 use crate::policy::upstream::roster::{EndpointCounts, Member, Roster, Rules, UNIT};
 use crate::policy::upstream::slow_start;
-use endpoint::{Endpoint, Place, id};
+use endpoint::{CheckResult, Endpoint, Place, id};
 use layout::layout;
 pub(super) use outcome::Attempts;
 use pick::Balancer;
@@ -33,8 +32,8 @@ pub(super) use pick::Pick;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-/// Up to so many endpoints a change is seen by the very next request; beyond, reading all of them
-/// again and again while many change at once would take the worker.
+/// Up to this number of endpoints a change is seen by the very next request; beyond, reading all of
+/// them again and again while many change at once would take the worker.
 const SMALL: usize = 32;
 
 /// How long a worker with more endpoints waits between two readings, for each endpoint: 1 % of its
@@ -47,12 +46,12 @@ const REFRESHED_PER_TICK: usize = 64;
 /// An upstream.
 #[derive(Debug)]
 pub(super) struct Upstream {
-    pub(super) config: document::Upstream,
+    pub(super) config: Rc<document::Upstream>,
     /// Whether only canaries use it.
     pub(super) only_canary: bool,
     endpoints: Vec<Endpoint>,
     in_flight: InFlight,
-    /// The requests in flight at all endpoints, where a bounded load asks for them.
+    /// The requests in flight at all endpoints, where a bounded load needs them.
     all_in_flight: Option<Rc<Gauge>>,
     balancer: Balancer,
     rules: Rules,
@@ -108,7 +107,7 @@ const TOTAL: u64 = 0;
 
 impl Upstream {
     pub(super) fn new<H: Host>(
-        config: &document::Upstream,
+        config: &Rc<document::Upstream>,
         around: Around<'_>,
         counters: &mut TransitionCounters,
         host: &H,
@@ -153,7 +152,7 @@ impl Upstream {
             due: Cell::new(Nanos::ZERO),
             panic: metrics.upstream_panic(name),
             only_canary: around.only_canary,
-            config: config.clone(),
+            config: Rc::clone(config),
         }
     }
 
@@ -171,9 +170,10 @@ impl Upstream {
         self.is_checked
     }
 
-    /// The component of this number in the configuration's check.
-    pub(super) fn component(&self, at: usize) -> Option<Rc<ComponentState>> {
-        self.components.get(at).map(Rc::clone)
+    /// The component of this name, if its endpoints' reports have it.
+    pub(super) fn component(&self, name: &str) -> Option<Rc<ComponentState>> {
+        let mut components = self.components.iter();
+        components.find(|it| it.name == name).map(Rc::clone)
     }
 
     /// Number of endpoints.
@@ -216,8 +216,8 @@ impl Upstream {
         REFRESHED_PER_TICK
     }
 
-    /// Reports what is in flight, and takes out what a lost VM has left: with every tick where there
-    /// is anything, otherwise when it is `due`.
+    /// Reports what is in flight, and takes out what a lost VM has left: with every tick where
+    /// there is anything, otherwise when it is `due`.
     pub(super) fn report_in_flight<H: Host>(&self, host: &H, now: Nanos, vm: u64, due: bool) {
         if due || self.in_flight.is_busy() {
             self.in_flight.reconcile(host, now, vm);
@@ -229,8 +229,8 @@ impl Upstream {
         self.roster(host, now).counts
     }
 
-    /// Whether this component is down on all endpoints that report it. It costs no host call but the
-    /// look whether anything has changed.
+    /// Whether this component is down on all endpoints that report it. It costs no host call but
+    /// the look whether anything has changed.
     pub(super) fn is_down<H: Host>(
         &self,
         host: &H,
@@ -254,7 +254,7 @@ impl Upstream {
             .map(|e| (e.address.as_str(), e.check_result.get()))
     }
 
-    /// Who is in rotation at this moment.
+    /// The endpoints in rotation at this moment.
     fn roster<H: Host>(&self, host: &H, now: Nanos) -> Rc<Roster> {
         let pause = if self.len() <= SMALL {
             Nanos::ZERO

@@ -10,7 +10,7 @@
 //!
 //! | what happens while a request waits | what becomes of it |
 //! |---|---|
-//! | its client goes away, or the proxy answers by itself | it is removed; its moment is given back unless somebody has queued behind |
+//! | its client leaves, or the proxy answers | its moment is given back, unless another is behind |
 //! | a new configuration | it goes at its moment, under the old one |
 //! | its VM is lost | the host ends it; its moment stays unused, and the others keep theirs |
 //! | a later stage refuses it | it is answered from the tick |
@@ -47,7 +47,7 @@ impl<T> Default for Waiting<T> {
 }
 
 impl<T> Waiting<T> {
-    /// Nobody waits.
+    /// An empty queue.
     #[must_use]
     pub const fn new() -> Self {
         Self { queue: Vec::new() }
@@ -106,7 +106,7 @@ impl<T> Waiting<T> {
         self.queue.len()
     }
 
-    /// Whether nobody waits.
+    /// Whether no request waits.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.queue.is_empty()

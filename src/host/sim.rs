@@ -254,8 +254,8 @@ impl SharedData for Worker {
     fn set_shared(&self, key: &[u8], value: &[u8], expected: Cas) -> Result<(), CasMismatch> {
         self.0.called();
         let mut data = self.0.data.borrow_mut();
-        // Only on a record that exists: no host refuses to insert for no reason, and haven tells
-        // the hosts apart by such refusals.
+        // Only on a record that exists: no host refuses to insert for no reason, and haven
+        // distinguishes the hosts by such refusals.
         if data.contains_key(key) && self.0.rng.below(100) < self.0.cas_failures.get() {
             return Err(CasMismatch);
         }

@@ -107,13 +107,11 @@ mod tests {
     fn canary(percent: u32, sticky: &[KeyPart]) -> config::Canary {
         config::Canary {
             mode: None,
-            upstream: 1,
             percent: Percent(percent),
             sticky: sticky.to_vec(),
             forced: Marks::default(),
             stable: Marks::default(),
             color: None,
-            circuit_breaker: None,
         }
     }
 

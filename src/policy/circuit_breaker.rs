@@ -4,14 +4,14 @@
 //! [`BreakerSettings`] its thresholds and times. [`CircuitBreaker`] keeps the record in shared
 //! data, and a view of it in the VM.
 //!
-//! **What a request costs.** After a worker has written a change of phase it counts it in a counter,
-//! the *version*; the others read the record again when the version has moved. So admission by a
-//! Closed breaker, and refusal by an Open one, cost one reading of a counter. An outcome of a Closed
-//! breaker with a time window costs that, an addition to the tally and a reading of it; each worker
-//! reads the record once per bucket, and one of them writes it once per bucket. Half-Open, where
-//! calls are few, and count windows, whose order matters, cost a compare-and-swap for each call. On
-//! a host without counters an admission costs a read and an outcome a compare-and-swap; the
-//! decisions are the same.
+//! **What a request costs.** After a worker has written a change of phase it counts it in a
+//! counter, the *version*; the others read the record again when the version has moved. So
+//! admission by a Closed breaker, and refusal by an Open one, cost one reading of a counter. An
+//! outcome of a Closed breaker with a time window costs that, an addition to the tally and a
+//! reading of it; each worker reads the record once per bucket, and one of them writes it once per
+//! bucket. Half-Open, where calls are few, and count windows, whose order matters, cost a
+//! compare-and-swap for each call. On a host without counters an admission costs a read and an
+//! outcome a compare-and-swap; the decisions are the same.
 //!
 //! **How late may it open?** A worker counts an outcome by one atomic addition, then reads the
 //! tally and judges all outcomes in it. So the outcome that reaches a threshold opens the breaker

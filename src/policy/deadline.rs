@@ -165,7 +165,7 @@ pub fn is_hopeless(config: &Timeout, left: Nanos, now: Nanos, seen: &mut Sketch)
         None => false,
         Some(RejectBelow::Time(least)) => left < least,
         Some(RejectBelow::Quantile(quantile)) => {
-            seen.silence(now) <= FRESH
+            seen.since_last(now) <= FRESH
                 && seen
                     .quantile(now, quantile.0)
                     .is_some_and(|usual| left < usual.least)

@@ -7,7 +7,7 @@
 //! | [`report`], [`grpc`] | how answers are parsed |
 //! | [`Sample`] | the result of one check |
 //! | [`Streaks`] | the results in a row that flip an endpoint |
-//! | [`HealthRecord`], [`EndpointRecord`] | the state of an endpoint: the record that all workers read |
+//! | [`HealthRecord`], [`EndpointRecord`] | the state of an endpoint, which all workers read |
 //!
 //! **The checker.** Every VM ticks, that of the main thread too, and after a reload the old
 //! configuration's root contexts go on ticking beside the new ones. So there is a lease for each

@@ -14,3 +14,24 @@ choice! {
         Off = "off",
     }
 }
+
+impl Mode {
+    /// The word for it in metrics and access logs.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Shadow => "shadow",
+            Self::Off => "off",
+        }
+    }
+
+    /// Keeps the state of shadow uses apart from that of enforced ones.
+    #[must_use]
+    pub const fn namespace(self) -> &'static str {
+        match self {
+            Self::Shadow => "shadow",
+            Self::Enforce | Self::Off => "",
+        }
+    }
+}

@@ -9,6 +9,7 @@
 pub mod config;
 pub mod grpc;
 
+use crate::base::rfc3339;
 use crate::base::time::Nanos;
 use crate::host::Reply;
 use crate::request::Request;
@@ -112,7 +113,7 @@ pub fn document(service: &str, components: &[Component<'_>], wall: Nanos) -> Rep
         service,
         status,
         details: components,
-        timestamp: rfc3339(wall),
+        timestamp: rfc3339::format(wall),
     };
     match serde_json::to_vec(&document) {
         Ok(body) => reply(if well { 200 } else { 503 }, b"application/json", body),
@@ -149,21 +150,6 @@ fn by_name<S: Serializer>(components: &&[Component<'_>], serializer: S) -> Resul
         map.serialize_entry(component.name, component)?;
     }
     map.end()
-}
-
-/// A moment as RFC 3339 text with seconds, in UTC. A moment after the year 9999 is written as the
-/// epoch.
-fn rfc3339(wall: Nanos) -> String {
-    let seconds = i64::try_from(wall.0 / 1_000_000_000).unwrap_or(0);
-    let at = time::OffsetDateTime::from_unix_timestamp(seconds)
-        .unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
-    let (hour, minute, second) = at.to_hms();
-    format!(
-        "{:04}-{:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z",
-        at.year(),
-        u8::from(at.month()),
-        at.day()
-    )
 }
 
 #[cfg(test)]
@@ -258,11 +244,5 @@ mod tests {
             (200, &"UP".into(), &"DOWN".into())
         );
         assert_eq!(document_of(&[]).0, 200);
-    }
-
-    #[test]
-    fn timestamps_far_off_do_no_harm() {
-        assert_eq!(rfc3339(Nanos::MAX), "2554-07-21T23:34:33Z");
-        assert_eq!(rfc3339(Nanos::ZERO), "1970-01-01T00:00:00Z");
     }
 }

@@ -248,7 +248,8 @@ impl SharesRecord {
 
     /// Reports the shares of the VM `vm`, and returns what is to be added to gauges that are proven
     /// wrong: place in what `gauges` returns, and by how much. `gauges` reads them, in the order of
-    /// [`Shares::report`]; each attempt reads them anew, so that shares and gauges are of one moment.
+    /// [`Shares::report`]; each attempt reads them anew, so that shares and gauges are of one
+    /// moment.
     ///
     /// # Errors
     /// [`Contended`]: nothing was reported, and nothing is proven.

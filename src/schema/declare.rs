@@ -76,7 +76,7 @@ macro_rules! __section {
                 // A struct literal evaluates its fields in the order they are written: that of
                 // OBJECT.
                 Self {
-                    $( $field: fields.next::<$crate::__section!(@stored $($soon)? $type)>(), )*
+                    $( $field: fields.decode_next::<$crate::__section!(@stored $($soon)? $type)>(), )*
                 }
             }
         }
@@ -227,7 +227,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Decodes the next field, or its default.
-    pub fn next<T: Decode<Value: Default>>(&mut self) -> T::Value {
+    pub fn decode_next<T: Decode<Value: Default>>(&mut self) -> T::Value {
         self.value()
             .map_or_else(T::Value::default, |json| T::decode(&json))
     }

@@ -1,7 +1,7 @@
 //! The calls of the proxy-wasm ABI 0.2.1 that haven makes, each a thin wrapper that never panics.
 //!
-//! What a call refuses is taken as absent: there is nobody to report to on the request path, and
-//! every absence has a safe meaning.
+//! What the host refuses counts as absent: on the request path an error has no receiver, and every
+//! absence has a safe meaning.
 
 use super::abi::{
     CALL_BODY, CALL_HEADERS, COUNTER, GAUGE, GRPC_MESSAGE, HISTOGRAM, OK, PLUGIN_CONFIGURATION,

@@ -2,8 +2,8 @@
 //! others.
 //!
 //! A host calls each callback that a module exports, for each request, at 2,000 to 3,000
-//! instructions a call. One that is not exported costs nothing, and is taken as done with nothing
-//! to say. That is why `proxy_on_log` and `proxy_on_done` are missing.
+//! instructions a call. One that is not exported costs nothing, and the host goes on as if it had
+//! returned at once. That is why `proxy_on_log` and `proxy_on_done` are missing.
 //!
 //! To add one: a function here with the ABI's parameters, which hands over to a method of
 //! [`super::Root`] or [`super::Http`]; and its name in `tests/envoy/module.rs`.
@@ -84,8 +84,8 @@ extern "C" fn proxy_on_response_headers(stream: u32, _count: usize, end: u32) ->
     on_stream(stream, |stream| stream.on_response_headers(end != 0))
 }
 
-/// For each piece of a body. It is what tells an answer that is whole from one that was cut, and
-/// what fallbacks keep is copied here.
+/// For each piece of a body. Here the filter sees whether an answer is whole or was cut, and copies
+/// what fallbacks store.
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_response_body(stream: u32, size: usize, end: u32) -> u32 {
     on_stream(stream, |stream| stream.on_response_body(size, end != 0))
@@ -96,8 +96,7 @@ extern "C" fn proxy_on_response_trailers(stream: u32, _count: usize) -> u32 {
     on_stream(stream, |stream| stream.on_response_trailers())
 }
 
-/// The answer to a call of ours, or word that there is none. Not for a request: what costs requests
-/// are the callbacks above.
+/// The answer to a call of haven's, or that there is none. Requests do not pay for it.
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_http_call_response(
     root: u32,

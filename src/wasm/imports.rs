@@ -1,7 +1,7 @@
 //! What the module imports: the functions of the proxy-wasm ABI 0.2.1 and of WASI that haven calls.
 //!
-//! Each returns a status ([`super::abi::OK`], in WASI 0). [`super::bindings`] wraps them. To add one:
-//! its signature here, and its name in `tests/envoy/module.rs`.
+//! Each returns a status ([`super::abi::OK`], in WASI 0). [`super::bindings`] wraps them. To add
+//! one: its signature here, and its name in `tests/envoy/module.rs`.
 
 #[link(wasm_import_module = "env")]
 unsafe extern "C" {

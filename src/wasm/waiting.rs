@@ -33,7 +33,7 @@ pub struct Ticks {
 }
 
 impl Ticks {
-    /// Sets the moment at which the next tick is wanted, whoever waits.
+    /// Sets the moment at which the next tick is due, whether or not requests wait.
     pub fn want(&self, at: Nanos) {
         self.wanted.set(Some(at));
     }
@@ -64,16 +64,16 @@ pub fn hold(until: Nanos, stream: &Rc<Http>) -> bool {
     added
 }
 
-/// The stream has ended: whatever it waited for, it does so no more.
+/// Removes the stream from the queue: it has ended.
 pub fn forget(stream: u32) {
     queue(|waiting| waiting.remove(stream));
 }
 
-/// Lets all requests go whose moment has come. To be called in a tick of the context `root`.
+/// Continues all requests whose moment has come. Call it in a tick of the context `root`.
 pub fn resume(root: u32, now: Nanos) {
     let mut away = false;
     while let Some((id, stream)) = queue(|waiting| waiting.due(now)).flatten() {
-        // Gone already: its own callbacks have seen to what it held.
+        // It has ended: its own callbacks have released what it held.
         if !bindings::set_effective_context(id) {
             continue;
         }

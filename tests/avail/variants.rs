@@ -162,13 +162,15 @@ fn native_cluster(world: &World) -> Value {
     let requests = world.endpoints * world.slots * 3 / 2;
     let threshold = json!({
         "max_connections": 8192, "max_pending_requests": 8192, "max_requests": requests,
-        "retry_budget": {"budget_percent": {"value": 20.0}, "min_retry_concurrency": 3},
+        "retry_budget": {"budget_percent": {"value": 20.0}, "min_retry_concurrency": 10},
     });
+    // Two drawn at random, Envoy's default. A scan of all hosts finds a dead one, which has nothing
+    // in flight, again and again: no retry would get past it.
     let least_request = format!("{BALANCING}.least_request.v3.LeastRequest");
     json!({
         "load_balancing_policy": {"policies": [{"typed_extension_config": {
             "name": "envoy.load_balancing_policies.least_request",
-            "typed_config": {"@type": least_request, "selection_method": "FULL_SCAN"},
+            "typed_config": {"@type": least_request},
         }}]},
         "common_lb_config": {"healthy_panic_threshold": {"value": 30.0}},
         "circuit_breakers": {"thresholds": [threshold]},

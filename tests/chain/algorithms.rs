@@ -148,7 +148,7 @@ fn a_wait_is_no_slow_call_of_the_upstream() {
 }
 
 #[test]
-fn who_gives_up_waiting_gives_the_moment_back_if_nobody_queued_behind() {
+fn a_client_that_stops_waiting_gives_the_moment_back_if_none_queued_behind() {
     let config = json!({
         "rate_limits": {"l": {"algorithm": "leaky_bucket", "limit": 1, "burst": 9, "max_wait": "1m"}, "plain": {"limit": 100, "period": "1h"}},
         "routes": [{"name": "r", "rate_limits": ["l", "plain"]}]});
@@ -163,16 +163,16 @@ fn who_gives_up_waiting_gives_the_moment_back_if_nobody_queued_behind() {
     proxy.status("/", &[]);
     let (mut a, mut b, mut c) = (exchange(), exchange(), exchange());
     assert_eq!((wait(&mut a), wait(&mut b)), (1_000, 2_000));
-    // The client hangs up; hosts tell it twice.
+    // The client hangs up; hosts report it twice.
     b.on_end(&proxy.worker);
     b.on_end(&proxy.worker);
-    assert_eq!(wait(&mut c), 2_000, "nobody was behind");
+    assert_eq!(wait(&mut c), 2_000, "none was behind");
     a.on_end(&proxy.worker);
     let mut d = exchange();
     assert_eq!(
         wait(&mut d),
         3_000,
-        "somebody is behind: the moment stays unused"
+        "one is behind: the moment stays unused"
     );
     // The proxy answers by itself, as when the stream has idled too long.
     let stream = SimStream::request("GET", "/", &[]);
@@ -248,7 +248,7 @@ fn a_refusal_after_the_wait_is_a_whole_reply() {
 }
 
 #[test]
-fn of_several_limits_the_longest_wait_counts_and_a_shadow_has_nobody_wait() {
+fn of_several_limits_the_longest_wait_counts_and_a_shadow_delays_none() {
     let leaky = |period: &str| json!({"algorithm": "leaky_bucket", "limit": 1, "period": period, "burst": 9, "max_wait": "1m"});
     let mut shadow = leaky("30s");
     shadow["mode"] = json!("shadow");

@@ -1,4 +1,5 @@
-//! Canaries: who goes where, what is told of it, and what becomes of a canary that fails.
+//! Canaries: which requests go where, what headers and metrics show of it, and what becomes of a
+//! canary that fails.
 
 use super::*;
 
@@ -77,7 +78,7 @@ fn a_header_or_a_cookie_chooses_and_the_hops_behind_are_told() {
             .request("/other", &lying, 200)
             .request_header("x-color"),
         None,
-        "nobody but us says it"
+        "only haven sets it"
     );
 }
 
@@ -90,11 +91,11 @@ fn a_colour_can_be_named_and_one_from_a_proxy_in_front_trusted() {
         .unwrap()
         .remove("x-canary");
     let proxy = Proxy::new(&config);
-    for (said, told, wanted) in [(&b"green"[..], "green", "v2"), (b"red", "blue", "v1")] {
+    for (said, sent, wanted) in [(&b"green"[..], "green", "v2"), (b"red", "blue", "v1")] {
         let stream = proxy.request("/api", &[("x-color", said)], 200);
         assert_eq!(
             (side(&stream), stream.request_header("x-color").as_deref()),
-            (wanted, Some(told))
+            (wanted, Some(sent))
         );
     }
 }
@@ -134,7 +135,7 @@ fn a_client_stays_on_its_side_over_reloads_and_proxies() {
     let high = sides(&proxy);
     assert!(
         low.iter().zip(&high).all(|(low, high)| *high || !low),
-        "nobody leaves the canary"
+        "none leaves the canary"
     );
     proxy.reload(&config(100));
     assert!(sides(&proxy).iter().all(|on| *on));
@@ -318,7 +319,7 @@ fn both_sides_share_the_limits_and_not_the_answers_kept() {
     assert_eq!(
         ask(&[], 500, b""),
         None,
-        "the canary's answer is nobody's last good one"
+        "the canary's answer is no route's last good one"
     );
     assert_eq!(ask(&[], 200, b"old"), None);
     assert_eq!(ask(FORCED, 500, b"").as_deref(), Some("old"));
@@ -343,7 +344,7 @@ fn across_clusters_the_proxy_is_told_and_clients_have_no_say() {
         "users",
         "back"
     );
-    // Off or not, the way has to be told.
+    // Off or not, the header has to be set.
     config["routes"][0]["canary"]["mode"] = json!("off");
     let stream = Proxy::new(&config).request("/api", FORCED, 200);
     assert_eq!((side(&stream), cluster(&stream).as_str()), ("v1", "users"));
@@ -359,7 +360,7 @@ fn across_clusters_the_proxy_is_told_and_clients_have_no_say() {
 }
 
 #[test]
-fn a_shadow_counts_and_sends_nobody() {
+fn a_shadow_counts_and_sends_none() {
     for (canary, route) in [
         (json!({"mode": "shadow"}), json!({})),
         (json!({}), json!({"mode": "shadow"})),

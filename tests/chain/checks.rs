@@ -186,7 +186,7 @@ fn a_route_is_refused_while_its_component_is_down_everywhere() {
         "others go on"
     );
     assert_eq!(proxy.ready().0, 200);
-    // One of them is gone: of its component nothing is known any more, and all that tell are
+    // One of them is gone: of its component nothing is known any more, and all that report are
     // without it.
     proxy.rounds(5, [None, NO_SEARCH]);
     assert_eq!(proxy.status("/bare", &[]), 503);

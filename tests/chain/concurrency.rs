@@ -226,7 +226,7 @@ fn routes_that_name_one_limit_have_their_own() {
 }
 
 #[test]
-fn a_shadow_counts_and_refuses_nobody() {
+fn a_shadow_counts_and_refuses_none() {
     let proxy = Proxy::new(&config(
         &json!({"concurrency_limits": {"c": {"mode": "shadow", "limit": 2}}}),
     ));

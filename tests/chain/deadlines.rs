@@ -1,5 +1,5 @@
 //! Deadlines, timeouts and retries on the simulated host: which request is refused, and what the
-//! proxy's router and the upstream are told.
+//! proxy's router and the upstream get.
 
 use super::{Proxy, merge, upstream};
 use haven::base::time::Nanos;
@@ -42,7 +42,7 @@ fn take(proxy: &Proxy, method: &str, headers: Headers<'_>, millis: u64, status: 
     stream
 }
 
-fn told<'a>(stream: &SimStream, names: impl IntoIterator<Item = &'a str>) -> Vec<Option<String>> {
+fn sent<'a>(stream: &SimStream, names: impl IntoIterator<Item = &'a str>) -> Vec<Option<String>> {
     names
         .into_iter()
         .map(|name| stream.request_header(name))
@@ -307,7 +307,7 @@ fn a_dynamic_timeout_follows_what_the_upstream_takes() {
     assert_eq!(timeout(), 2_000, "while little is known");
     (0..30).for_each(|_| drop(take(&proxy, "GET", &[], 100, 200)));
     assert!((200..=226).contains(&timeout()), "{}", timeout());
-    // Failures that come quickly tell nothing of how long an answer takes.
+    // Failures that come quickly do not show how long an answer takes.
     (0..300).for_each(|_| drop(take(&proxy, "GET", &[], 1, 503)));
     (0..300).for_each(|_| drop(take(&proxy, "GET", &[], 1, 429)));
     assert!(timeout() >= 200);
@@ -344,7 +344,7 @@ fn a_dynamic_timeout_follows_what_the_upstream_takes() {
 }
 
 #[test]
-fn p50_refuses_what_half_of_the_requests_would_not_make_until_nobody_knows_any_more() {
+fn p50_refuses_what_half_of_the_requests_would_not_make_until_the_sample_is_too_old() {
     let proxy = one(&json!({"timeout": {"reject_below": "p50"}}));
     let status = |left: &[u8]| {
         take(&proxy, "GET", &[(EXPECTED, left)], 100, 200)
@@ -508,7 +508,7 @@ fn idempotent_requests_may_be_tried_again_and_others_not() {
             [Some("0"), None, None]
         };
         assert_eq!(
-            told(&stream, names),
+            sent(&stream, names),
             want.map(|v| v.map(str::to_owned)),
             "{method} {headers:?}"
         );
@@ -516,7 +516,7 @@ fn idempotent_requests_may_be_tried_again_and_others_not() {
     let proxy = retrying(&json!({"on": ["reset", "unavailable", "cancelled"]}));
     let stream = take(&proxy, "POST", &[GRPC], 1, 200);
     assert_eq!(
-        told(&stream, names),
+        sent(&stream, names),
         [
             Some("1".into()),
             Some("reset".into()),
@@ -524,7 +524,7 @@ fn idempotent_requests_may_be_tried_again_and_others_not() {
         ]
     );
     assert_eq!(
-        told(&take(&proxy, "GET", &[], 1, 200), names),
+        sent(&take(&proxy, "GET", &[], 1, 200), names),
         [Some("1".into()), Some("reset".into()), None]
     );
 }

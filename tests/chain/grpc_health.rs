@@ -82,7 +82,7 @@ fn the_outer_one_lets_pass_what_there_is_and_refuses_the_rest() {
     assert_eq!(
         of(&[b"\x01\0\0\0\0"]),
         Some(13),
-        "compressed, and nobody has said how"
+        "compressed, with no encoding named"
     );
     let gzip: [(&str, &[u8]); 2] = [("content-type", OUTER), ("grpc-encoding", b"gzip")];
     assert_eq!(status(&proxy, &gzip, &[b"\x01\0\0\0\0"]), Some(12));

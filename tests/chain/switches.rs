@@ -34,7 +34,7 @@ fn off_answers_at_once_and_spends_nothing() {
         );
         assert!(
             reply.headers.iter().all(|(name, _)| *name != "retry-after"),
-            "nobody knows when it is on again"
+            "it is unknown when it is on again"
         );
     }
     assert_eq!(

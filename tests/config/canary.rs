@@ -1,5 +1,7 @@
 //! Canaries.
 
+use std::rc::Rc;
+
 use haven::document::{Canary, Color, KeyPart, Marks, Mode, Percent, parse};
 
 use crate::support::{FULL, errors, good, refused};
@@ -8,11 +10,14 @@ use crate::support::{FULL, errors, good, refused};
 fn the_full_document_is_read_as_it_is_meant() {
     let config = good(FULL);
     let mark = |name: &str, value: Option<&str>| vec![(name.to_owned(), value.map(str::to_owned))];
+    let canary = config.routes[0].canary.as_ref().unwrap();
+    assert!(Rc::ptr_eq(&canary.upstream, &config.upstreams[1]));
+    let breaker = canary.circuit_breaker.as_ref().unwrap();
+    assert!(Rc::ptr_eq(breaker, &config.circuit_breakers[1]));
     assert_eq!(
-        config.routes[0].canary,
-        Some(Canary {
+        canary.rules,
+        Canary {
             mode: Some(Mode::Shadow),
-            upstream: 1,
             percent: Percent(250),
             sticky: vec![KeyPart::ClientIp, KeyPart::Cookie("Id".into())],
             forced: Marks {
@@ -28,8 +33,7 @@ fn the_full_document_is_read_as_it_is_meant() {
                 canary: "green".into(),
                 stable: "blue".into()
             }),
-            circuit_breaker: Some(1),
-        })
+        }
     );
 }
 
@@ -43,12 +47,12 @@ fn a_canary_takes_its_routes_breaker_and_its_upstreams_for_colours() {
     };
     let config = parse(route(r#"{"upstream": "v2", "color_header": "x-c"}"#).as_bytes()).unwrap();
     let canary = config.routes[0].canary.clone().unwrap();
+    assert_eq!(canary.rules.percent, Percent(0));
+    let breaker = canary.circuit_breaker.as_ref().unwrap();
+    assert!(Rc::ptr_eq(breaker, &config.circuit_breakers[0]));
+    assert!(Rc::ptr_eq(&canary.upstream, &config.upstreams[1]));
     assert_eq!(
-        (canary.percent, canary.circuit_breaker, canary.upstream),
-        (Percent(0), Some(0), 1)
-    );
-    assert_eq!(
-        canary.color,
+        canary.rules.color,
         Some(Color {
             header: "x-c".into(),
             canary: "v2".into(),

@@ -1,5 +1,7 @@
 //! Concurrency limits, and what is shed first.
 
+use std::rc::Rc;
+
 use haven::document::{ConcurrencyAlgorithm, Criticality, Mode};
 
 use crate::support::{good, refused};
@@ -30,13 +32,11 @@ fn concurrency_limits_are_read_with_their_bounds() {
             ),
         ]
     );
-    assert_eq!(
-        (
-            config.upstreams[0].concurrency_limit,
-            config.routes[0].concurrency_limit
-        ),
-        (Some(3), Some(0))
-    );
+    let limits = &config.concurrency_limits;
+    let used = config.upstreams[0].concurrency_limit.as_ref().unwrap();
+    assert!(Rc::ptr_eq(used, &limits[3]));
+    let used = config.routes[0].concurrency_limit.as_ref().unwrap();
+    assert!(Rc::ptr_eq(used, &limits[0]));
     assert_eq!(
         config
             .routes

@@ -32,8 +32,9 @@ fn timeouts_are_taken_with_their_defaults() {
         min: Nanos::from_millis(50),
         max: Nanos::from_secs(2),
     };
-    let usual =
-        route(r#", "timeout": {"request": {"dynamic": {}}, "reject_below": "p50"}"#).timeout;
+    let usual = route(r#", "timeout": {"request": {"dynamic": {}}, "reject_below": "p50"}"#)
+        .timeout
+        .clone();
     assert_eq!(usual.request, Some(RequestTimeout::Dynamic(dynamic)));
     assert_eq!(
         usual.reject_below,

@@ -77,7 +77,7 @@ fn a_health_check_is_taken_with_its_defaults() {
         Nanos::from_millis(500),
         "no longer than the interval"
     );
-    assert_eq!(config.routes[0].depends_on, [1, 0]);
+    assert_eq!(config.routes[0].depends_on, ["redis", "db"]);
 }
 
 #[test]

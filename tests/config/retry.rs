@@ -12,7 +12,7 @@ fn retries_are_taken_with_their_defaults() {
             .remove(0)
     };
     assert_eq!(route("").retry, None);
-    let retry = route(r#", "retry": {}"#).retry.unwrap();
+    let retry = route(r#", "retry": {}"#).retry.clone().unwrap();
     assert_eq!(
         retry,
         Retry {
@@ -28,6 +28,7 @@ fn retries_are_taken_with_their_defaults() {
     );
     let retry = route(r#", "retry": {"on": ["unavailable", "5xx", "internal"], "attempts": 0}"#)
         .retry
+        .clone()
         .unwrap();
     assert_eq!(
         (retry.on.as_str(), retry.grpc_on.as_str(), retry.attempts),

@@ -1,5 +1,7 @@
 //! Routes and their switches.
 
+use std::rc::Rc;
+
 use haven::document::{HostMatch, Mode, PathMatch};
 
 use crate::support::{FULL, errors, good, refused, refuses};
@@ -24,27 +26,21 @@ fn the_full_document_is_read_as_it_is_meant() {
         all.matcher.headers,
         [("x-a".into(), Some("1".into())), ("x-b".into(), None)]
     );
-    assert_eq!(
-        (
-            all.upstream,
-            &all.rate_limits,
-            all.circuit_breaker,
-            all.fallback
-        ),
-        (Some(0), &vec![1, 0], Some(0), Some(1))
-    );
+    let (upstream, fallback) = (all.upstream.as_ref(), all.fallback.as_ref());
+    assert!(Rc::ptr_eq(upstream.unwrap(), &config.upstreams[0]));
+    assert!(Rc::ptr_eq(fallback.unwrap(), &config.fallbacks[1]));
+    let breaker = all.circuit_breaker.as_ref().unwrap();
+    assert!(Rc::ptr_eq(breaker, &config.circuit_breakers[0]));
+    let [first, second] = &all.rate_limits[..] else {
+        panic!()
+    };
+    assert!(Rc::ptr_eq(first, &config.rate_limits[1]));
+    assert!(Rc::ptr_eq(second, &config.rate_limits[0]));
     assert_eq!(all.mode, Some(Mode::Off));
 
     assert_eq!(exact.matcher.path, PathMatch::Exact("/a/b".into()));
-    assert_eq!(
-        (
-            exact.upstream,
-            exact.circuit_breaker,
-            exact.fallback,
-            exact.mode
-        ),
-        (None, None, None, None)
-    );
+    assert_eq!((&exact.upstream, &exact.circuit_breaker), (&None, &None));
+    assert_eq!((&exact.fallback, exact.mode), (&None, None));
     assert_eq!(prefix.matcher.path, PathMatch::Prefix("/api/users".into()));
     assert_eq!(
         pattern.matcher.path,
@@ -170,5 +166,6 @@ fn switches_are_on_or_off() {
             .collect::<Vec<_>>(),
         [("s", false), ("t", true)]
     );
-    assert_eq!(config.routes[0].switch, Some(0));
+    let switch = config.routes[0].switch.as_ref().unwrap();
+    assert!(Rc::ptr_eq(switch, &config.switches[0]));
 }

@@ -28,6 +28,8 @@ mod overload;
 mod pacing;
 mod readme;
 mod reasons;
+mod recipes;
 mod reference;
 mod reload;
 mod retry;
+mod settings;

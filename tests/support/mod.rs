@@ -33,15 +33,13 @@ pub mod config;
 pub mod envoy;
 pub mod prometheus;
 pub mod raw;
-#[path = "../../examples/upstream/server.rs"]
-pub mod server;
 pub mod upstream;
 
 pub use client::{Client, Reply, Tally, load};
 pub use config::{Cluster, EnvoyConfig, Retry, Route};
 pub use envoy::{Envoy, Update};
+pub use haven_upstream::faults::{Component, Faults, HealthReport};
 pub use prometheus::Metrics;
-pub use server::faults::{Component, Faults, HealthReport};
 pub use upstream::{Upstream, dead_addr};
 
 /// How long anything may take that is bound to happen.

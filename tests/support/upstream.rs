@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::ops::Deref;
 
-use super::server;
-use super::server::faults::Faults;
+use haven_upstream as server;
+use haven_upstream::faults::Faults;
 
 /// A running upstream on a free loopback port; gone when dropped.
 #[derive(Debug)]

@@ -24,7 +24,7 @@ fn policy(algorithm: Algorithm, quota: Quota, max_keys: u32) -> RateLimit {
         algorithm,
         quota,
         max_keys,
-        ..config.rate_limits[0].clone()
+        ..config.rate_limits[0].as_ref().clone()
     };
     RateLimit::new(limit, &ClientIp::default(), "", false, Seed(1, 2))
 }
@@ -335,7 +335,7 @@ fn requests_are_paced_over_all_workers_whatever_happens() {
                     let mut current = engine(&worker, 0);
                     let mut vm = Vm::default();
                     let mut left = 1 + rng.below(6);
-                    // Ends only when all have gone: nobody waits for ever, or the scheduler finds a
+                    // Ends only when all have gone: none waits for ever, or the scheduler finds a
                     // livelock.
                     while left > 0 || !vm.queue.is_empty() {
                         if left > 0 && rng.below(2) == 0 {
@@ -384,7 +384,7 @@ fn requests_are_paced_over_all_workers_whatever_happens() {
                         while let Some((_, waiting)) = vm.queue.due(now) {
                             let action = waiting.0.borrow_mut().on_resume(&worker, &waiting.1);
                             assert_eq!(action, Action::Continue);
-                            assert!(now.0 >= waiting.2, "nobody goes before the moment");
+                            assert!(now.0 >= waiting.2, "none goes before its moment");
                             seen.borrow_mut().released += 1;
                             waiting.0.borrow_mut().on_end(&worker);
                         }
@@ -411,7 +411,7 @@ fn requests_are_paced_over_all_workers_whatever_happens() {
             assert_eq!(close, None, "{pace} ms: {:?}", seen.moments);
             assert!(
                 lost > 0 || seen.released == seen.moments.len(),
-                "nobody is forgotten"
+                "none is forgotten"
             );
             totals.set((
                 totals.get().0 + seen.released,

@@ -1,4 +1,4 @@
-//! A breaker over all workers is the same as one breaker that is told everything in order.
+//! A breaker over all workers equals one breaker that counts all outcomes in order.
 
 use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::rng::Rng;
@@ -33,6 +33,7 @@ fn settings_with(window: &str) -> BreakerSettings {
         haven::document::parse(json.as_bytes())
             .unwrap()
             .circuit_breakers[0]
+            .as_ref()
             .clone(),
     )
 }
@@ -70,7 +71,7 @@ enum Event {
     },
 }
 
-/// The breaker told by plain lists.
+/// The breaker, as plain lists.
 #[derive(Default)]
 struct Reference {
     epoch: u32,
@@ -307,7 +308,7 @@ enum Doing {
     },
 }
 
-/// The breaker where outcomes are tallied, told by plain lists: of the tally in the order in which
+/// The breaker where outcomes are tallied, as plain lists: of the tally in the order in which
 /// outcomes were added to it, and of the record in the order of its writes.
 #[derive(Default)]
 struct Tallied {
@@ -478,8 +479,8 @@ impl Tallied {
         assert!(found, "{admission:?}, but there was {known:?}");
     }
 
-    /// A worker has told an outcome.
-    fn told(&mut self, worker: usize) {
+    /// A worker has reported an outcome.
+    fn reported(&mut self, worker: usize) {
         if let (Some(Doing::End { epoch, .. }), true, false) =
             (self.doing[worker], self.due[worker], self.stray)
         {
@@ -491,7 +492,7 @@ impl Tallied {
     }
 }
 
-/// A worker whose calls to the host are told to the reference, in the order in which they took
+/// A worker whose calls to the host are passed to the reference, in the order in which they took
 /// effect.
 struct Spy {
     worker: Worker,
@@ -543,7 +544,7 @@ impl SharedCounters for Spy {
     }
 }
 
-/// Where outcomes are tallied: the breaker's phases are those of a sequential one that is told the
+/// Where outcomes are tallied: the breaker's phases are those of a sequential one that gets the
 /// outcomes in the order of their counting, and judges them when a worker looks.
 #[test]
 fn tallied_outcomes_make_the_same_breaker() {
@@ -634,7 +635,7 @@ fn tallied_outcomes_make_the_same_breaker() {
                         retry_after: None,
                     };
                     if cell.end(&spy, &settings, now, epoch, call, &rng).is_ok() {
-                        reference.borrow_mut().told(at);
+                        reference.borrow_mut().reported(at);
                     }
                     does(None);
                 }

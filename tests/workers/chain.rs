@@ -14,7 +14,6 @@ use haven::policy::circuit_breaker::Phase;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
-use std::sync::LazyLock;
 
 /// All that grants something, on one route: tokens and moments to wait for, places in flight,
 /// permits of half-open breakers, retries, and room for kept responses.
@@ -50,9 +49,11 @@ const ENDPOINTS: [&str; 3] = ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"];
 const OPEN: usize = 6;
 
 fn full(worker: &Worker) -> Rc<Engine> {
-    static CONFIG: LazyLock<Config> =
-        LazyLock::new(|| haven::document::parse(FULL.as_bytes()).unwrap());
-    Rc::new(Engine::new(CONFIG.clone(), worker).unwrap())
+    thread_local! {
+        static CONFIG: Config = haven::document::parse(FULL.as_bytes()).unwrap();
+    }
+    let config = CONFIG.with(Clone::clone);
+    Rc::new(Engine::new(config, worker).unwrap())
 }
 
 /// A request on its way.

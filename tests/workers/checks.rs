@@ -345,7 +345,7 @@ impl World {
             for at in moments.chain([self.machine.now()]).filter(|at| *at >= from) {
                 assert!(
                     at.since(last) <= longest,
-                    "endpoint {endpoint}: nobody asks from {last:?} to {at:?}"
+                    "endpoint {endpoint}: no check from {last:?} to {at:?}"
                 );
                 last = at;
             }
@@ -447,13 +447,13 @@ fn a_cluster_that_is_not_there_is_asked_for_again_and_nothing_is_known_meanwhile
     world.dead = [false, true, false];
     world.run_for(Nanos::from_secs(5));
     assert_eq!((world.asked.len(), world.used(0)), (0, vec![true; 3]));
-    let told = world
+    let lines_written = world
         .machine
         .logs()
         .iter()
         .filter(|(_, line)| line.contains("nobody can be asked"))
         .count();
-    assert_eq!(told, 1, "once, not in each tick");
+    assert_eq!(lines_written, 1, "once, not in each tick");
     world.machine.no_clusters.set(false);
     world.run_for(Nanos::from_secs(3));
     assert_eq!(world.used(0), [true, false, true]);

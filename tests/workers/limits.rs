@@ -27,7 +27,7 @@ fn limit(quota: Quota, max_keys: u32) -> Limit {
     Limit {
         quota,
         max_keys,
-        ..config.rate_limits[0].clone()
+        ..config.rate_limits[0].as_ref().clone()
     }
 }
 
@@ -435,7 +435,7 @@ fn a_key_that_owes_nothing_makes_room_before_one_that_owes() {
     assert_eq!(
         placed(at(4)),
         Placement::Evicted,
-        "now all owe, and the metric will tell"
+        "now all owe, and the metric will show it"
     );
 }
 

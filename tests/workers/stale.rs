@@ -1,5 +1,5 @@
-//! Kept responses over all workers: never more bytes than allowed, at no moment, and nobody gets
-//! what is another's.
+//! Kept responses over all workers: never more bytes than allowed, at any moment, and no request
+//! gets what is another's.
 
 use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::hash::Seed;

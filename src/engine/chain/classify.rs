@@ -23,7 +23,7 @@ pub(super) enum Class {
 const GRPC_FAILURES: [u64; 6] = [2, 4, 8, 13, 14, 15];
 
 /// Separates an upstream's answer from what the proxy made up. Of an answer that is not suspect
-/// nothing is asked beyond whether an upstream was reached: a reply without one (a redirect, a
+/// nothing is read beyond whether an upstream was reached: a reply without one (a redirect, a
 /// direct response) is the proxy's own.
 pub(super) fn classify<S: Stream>(suspect: bool, reached: bool, stream: &S) -> Class {
     if !suspect {
@@ -34,7 +34,7 @@ pub(super) fn classify<S: Stream>(suspect: bool, reached: bool, stream: &S) -> C
         };
     }
     let Some(details) = stream.property(Property::ResponseCodeDetails) else {
-        // A host that does not say (nginx): an upstream that was reached is taken at its word.
+        // A host without details (nginx): an upstream that was reached has answered.
         return if reached {
             Class::Answered
         } else {
@@ -50,7 +50,7 @@ pub(super) fn classify<S: Stream>(suspect: bool, reached: bool, stream: &S) -> C
     if starts("via_upstream") {
         Class::Answered
     } else if holds("overflow") {
-        // Envoy's own connection or request limits: no upstream was asked.
+        // Envoy's own connection or request limits: the request went to no upstream.
         Class::Local
     } else if starts("response_timeout")
         || starts("upstream_per_try")
@@ -68,7 +68,7 @@ pub(super) fn classify<S: Stream>(suspect: bool, reached: bool, stream: &S) -> C
     }
 }
 
-/// Who cut an answer off in its middle.
+/// What cut an answer off in its middle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cut {
     Upstream,
@@ -88,7 +88,7 @@ const RESETS: u64 = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 23;
 const CLIENTS: u64 = 1 << 14 | 1 << 18 | 1 << 28;
 
 pub(super) fn cut_by<S: Stream>(stream: &S) -> Cut {
-    // A host that does not say (nginx): taken at its word, as the headers had it.
+    // A host without details (nginx): as the headers had it.
     let Some(details) = stream.property(Property::ResponseCodeDetails) else {
         return Cut::Unknown;
     };
@@ -124,7 +124,7 @@ pub(super) fn fails(on: &FailureOn, class: Class, status: u16, grpc_status: Opti
 
 /// What a gRPC client makes of a failure that has no grpc-status of its own: something between it
 /// and its server speaks plain HTTP. Not of other answers: a service that does not speak gRPC gives
-/// these to whoever says that he does, and no client is to open a breaker.
+/// these to any client that claims to, and no client is to open a breaker.
 pub(super) const fn grpc_failure(status: u16) -> Option<u64> {
     match status {
         502..=504 => Some(14),

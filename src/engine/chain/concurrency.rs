@@ -19,8 +19,8 @@ impl Exchange {
         self.facts.stable_fair = stable.map_or([None; 2], |stable| fair_keys(stable, request));
     }
 
-    /// PlaceRequest the route's limit and its upstream's. What one has granted goes back if the other, or a
-    /// later stage, refuses.
+    /// Enters at the route's limit and its upstream's. What one has granted goes back if the other,
+    /// or a later stage, refuses.
     pub(super) fn check_concurrency<'a, H: Host, S>(
         &mut self,
         context: &Context<'a, H, S>,

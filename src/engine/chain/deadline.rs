@@ -15,7 +15,7 @@ use crate::request::Reason;
 pub(in crate::engine) const POLICY: &str = "timeout";
 
 /// The share of a route's requests that a client's deadline has to leave time for, or running into
-/// it says nothing about the upstream.
+/// it shows nothing of the upstream.
 const PATIENCE: u32 = 9_000;
 
 /// What bounds a request's time.
@@ -91,7 +91,7 @@ impl Exchange {
                 .deadline
                 .incoming_left(waited)
                 .is_some_and(|left| self.is_hopeless(context.route, left));
-        // It is asked again before and after a wait, and one request is one decision.
+        // It is checked again before and after a wait, and one request is one decision.
         if !late || std::mem::replace(&mut self.deadline.counted, true) {
             return None;
         }
@@ -110,8 +110,8 @@ impl Exchange {
         }
     }
 
-    /// Sets the headers by which the proxy's router learns how long it may take and how often it may
-    /// try, and the upstream how long it has.
+    /// Sets the headers by which the proxy's router learns how long it may take and how often it
+    /// may try, and the upstream how long it has.
     pub(super) fn set_timeouts<H: Host, S: Stream>(&mut self, context: &Context<'_, H, S>) {
         let route = context.route;
         let Some(effect) = route.deadline else { return };

@@ -84,7 +84,7 @@ impl Exchange {
 /// The hash of a request's key on this route.
 ///
 /// Not under the proxy's secret: all proxies, and each after a restart, are to lead a key to the
-/// same endpoint. Who aims at one endpoint finds that its load is bounded.
+/// same endpoint. The bounded load protects an endpoint that a client aims at.
 fn key_for(route: &Route, request: &Request<'_>) -> Option<u64> {
     let used = route.upstream.as_ref()?;
     let BalancePolicy::ConsistentHash { key, .. } = &used.policy.config.policy else {

@@ -147,7 +147,7 @@ impl Grants {
         }
     }
 
-    /// Gives back all that is still held, without a verdict. `now` is asked for only where a policy
+    /// Gives back all that is still held, without a verdict. `now` is read only where a policy
     /// learns from it.
     pub(super) fn release<H: Host>(
         mut self,

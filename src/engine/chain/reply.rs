@@ -4,7 +4,6 @@ use super::{Action, CLUSTER_HEADER, Context, Exchange};
 use crate::base::text::push_all;
 use crate::base::time::Nanos;
 use crate::document::{FallbackStep, Mode, QuotaHeaders};
-use crate::engine::metrics::mode_word;
 use crate::engine::route::{Effect, FallbackBinding};
 use crate::host::{Host, Message, MetricId, Reply, Stream};
 use crate::policy::fallback;
@@ -72,8 +71,9 @@ impl Exchange {
         self.reply(context.stream, &reply)
     }
 
-    /// What the fallback does for this cause, if it does anything. `counter` counts it as a decision
-    /// of the fallback's own: then the response has failed, and there is nothing left to send on.
+    /// What the fallback does for this cause, if it does anything. `counter` counts it as a
+    /// decision of the fallback's own: then the response has failed, and there is nothing left to
+    /// send on.
     pub(super) fn fall_back<'a, H: Host, S>(
         &mut self,
         context: &Context<'a, H, S>,
@@ -152,7 +152,7 @@ impl Exchange {
         }
         push_all(
             &mut self.decisions,
-            &[reason.word(), " ", policy, " ", mode_word(effect.mode)],
+            &[reason.word(), " ", policy, " ", effect.mode.word()],
         );
     }
 

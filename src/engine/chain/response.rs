@@ -1,4 +1,4 @@
-//! What an answer says of the upstream, and which policies get to know.
+//! What an answer shows of the upstream, and which policies it is recorded at.
 
 use super::classify::{
     Class, Cut, classify, cut_by, fails, grpc_failure, is_grpc_failure, retry_after,
@@ -75,7 +75,7 @@ struct Source<'a> {
 pub(super) struct Settlement {
     class: Class,
     status: u16,
-    /// Which endpoints were asked; `None`: none of ours.
+    /// The endpoints that the proxy tried; `None`: none of ours.
     attempts: Option<Attempts>,
     duration: Nanos,
     retry_after: Option<Nanos>,
@@ -117,7 +117,7 @@ impl Settlement {
         [last, if late { Try::Cut } else { Try::Failed }]
     }
 
-    /// Whether the upstream did what was asked, or said that the client was wrong.
+    /// Whether the upstream did its work, if only to find the request wrong.
     fn is_good(&self, grpc_status: Option<u64>) -> bool {
         self.class == Class::Answered
             && self.status < 500
@@ -142,7 +142,7 @@ impl Exchange {
             return None;
         }
         let now = context.host.monotonic();
-        // Another cluster's answer says nothing of this upstream.
+        // Another cluster's answer shows nothing of this upstream.
         if self.sent_on.is_none() {
             self.observe(context, &answer, &source, now);
         }
@@ -192,7 +192,7 @@ impl Exchange {
         }
     }
 
-    /// Lets the policies know of the answer: what took how long, and how the call went.
+    /// Records the answer at the policies: how long it took, and how the call went.
     fn observe<H: Host, S: Stream>(
         &mut self,
         context: &Context<'_, H, S>,
@@ -248,7 +248,7 @@ impl Exchange {
         answer.grpc_status.is_none() && (open || status_follows)
     }
 
-    /// Which endpoints were asked; counts the tries beyond the first.
+    /// The endpoints that the proxy tried; counts the tries beyond the first.
     fn attempts<H: Host, S: Stream>(
         &mut self,
         context: &Context<'_, H, S>,
@@ -303,7 +303,7 @@ impl Exchange {
         };
         let (route, stream) = (context.route, context.stream);
         if self.facts.grpc && class == Class::Timeout && route.enforces_deadline() {
-            // Envoy says UNAVAILABLE to all of its 504s, which asks a client to try again.
+            // Envoy makes each of its 504s UNAVAILABLE, upon which clients try again.
             stream.set_header(Message::Response, "grpc-status", b"4");
         }
         let used = route.fallback.as_ref()?;

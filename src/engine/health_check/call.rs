@@ -1,4 +1,4 @@
-//! What a check asks an endpoint, and what an answer says.
+//! What a check sends to an endpoint, and how its answer is judged.
 
 use super::checker::{Checker, Target};
 use crate::base::headers::{HeaderMap, parse_number};
@@ -9,7 +9,7 @@ use crate::policy::health_check::{CheckReason, EndpointHealth, Sample};
 use crate::policy::health_check::{grpc, report};
 
 impl Checker {
-    /// Asks an endpoint.
+    /// Sends a check to an endpoint.
     pub(super) fn ask<H: Calls>(&self, target: &Target, host: &H) -> Option<CallId> {
         let timeout = self.check.timeout;
         let chosen = (
@@ -50,7 +50,7 @@ impl Checker {
         call.ok()
     }
 
-    /// What an answer says.
+    /// The result that an answer makes.
     pub(super) fn sample<H: Host>(&self, answer: &CallAnswer, took: Nanos, host: &H) -> Sample {
         let late = took >= self.check.timeout;
         match (answer, &self.check.ask) {
@@ -117,7 +117,7 @@ const fn failed(late: bool) -> Sample {
     )
 }
 
-/// Whether the proxy has answered because nobody else did. Envoy's router says how long an endpoint
+/// Whether the proxy has answered in place of an endpoint. Envoy's router says how long an endpoint
 /// took in each answer that is an endpoint's, and in no other.
 fn is_local_reply(headers: &HeaderMap, status: u16) -> bool {
     matches!(status, 503 | 504) && headers.get("x-envoy-upstream-service-time").is_none()

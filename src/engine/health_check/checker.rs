@@ -1,4 +1,4 @@
-//! The checks of one upstream: who makes them, when, and what becomes of the answers.
+//! The checks of one upstream: which VM makes them, when, and what becomes of the answers.
 
 use super::{Checks, LOST, Pending};
 use crate::base::time::Nanos;
@@ -20,7 +20,7 @@ use std::rc::Rc;
 /// How long a cluster is left alone that is not there, or has no endpoint.
 const NO_CLUSTER_PAUSE: Nanos = Nanos::from_secs(1);
 
-/// How soon a lease is asked for again that could not be read for contention.
+/// How soon a lease is read again that stayed contended.
 const CONTENDED_PAUSE: Nanos = Nanos::from_millis(50);
 
 /// The checks of an upstream.
@@ -125,7 +125,7 @@ impl Checker {
         match self.role(&mut run, host, now) {
             Some(Role::Standby(until)) => {
                 run.held = None;
-                // A little apart from the others who wait for the same moment.
+                // A little apart from the other VMs that wait for the same moment.
                 let apart = Nanos(checks.rng.below(Nanos::from_millis(20).0));
                 run.next = until.plus(apart).min(now.plus(TICK));
                 return run.next;
@@ -152,7 +152,7 @@ impl Checker {
         run.next
     }
 
-    /// Whether the lease is ours; `None` if that cannot be said.
+    /// Whether this VM holds the lease; `None` if that is not known.
     fn role<H: Host>(&self, run: &mut Run, host: &H, now: Nanos) -> Option<Role> {
         let me = Candidate {
             owner: self.owner,
@@ -168,7 +168,7 @@ impl Checker {
     fn begin<H: Host>(&self, run: &mut Run, host: &H, now: Nanos) {
         let unchecked =
             |target: &Rc<Target>| target.record.read(host).status == EndpointHealth::Unchecked;
-        // Only at the proxy's start: who takes over goes on where another has ended.
+        // Only at the proxy's start: a VM that takes over goes on where another has ended.
         let fresh = run.schedule.is_none() && self.targets.iter().all(unchecked);
         let delay = if fresh {
             self.check.initial_delay
@@ -331,7 +331,7 @@ impl Checker {
         };
         let change = &written.change;
         if change.is_new_state || change.is_new_component {
-            // After the record: who sees the count move finds what has changed.
+            // After the record: a worker that sees the count move finds what has changed.
             host.increment(self.changes, 1);
         }
         if change.record.is_some() {

@@ -5,19 +5,18 @@ use crate::base::hash::of_names;
 use crate::base::time::Nanos;
 use crate::document::{self, BalancePolicy, LoadReport, Mode};
 use crate::engine::breaker::{Breaker, BreakerSubject, TransitionCounters};
-use crate::engine::health_check::CheckResult;
 use crate::engine::in_flight::Gauge;
 use crate::engine::metrics::MetricTable;
 use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::circuit_breaker::{Admission, BreakerState, Phase};
 use crate::policy::health_check::EndpointRecord;
-use crate::policy::health_check::{EndpointHealth, HealthRecord};
+use crate::policy::health_check::{CheckReason, EndpointHealth, HealthRecord};
 use crate::policy::upstream::Availability;
 use std::cell::Cell;
 use std::rc::Rc;
 
-/// How long a worker leaves a half-open endpoint alone that has no permit left, before it asks
-/// again.
+/// How long a worker leaves a half-open endpoint alone that has no permit left, before it tries to
+/// get one again.
 pub(super) const PERMIT_RECHECK: Nanos = Nanos::from_millis(100);
 
 /// An endpoint.
@@ -99,7 +98,7 @@ impl Endpoint {
     }
 
     /// The one state of an endpoint: it is out if its breaker, which goes by its answers to
-    /// requests, or an active check says so.
+    /// requests, or an active check has taken it out.
     pub(super) fn availability(&self, now: Nanos) -> Availability {
         if self.check_result.get().status.is_usable() {
             self.view.get().availability(now)
@@ -159,6 +158,16 @@ impl Endpoint {
     }
 }
 
+/// What checks say of an endpoint: what a worker keeps of its record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::engine) struct CheckResult {
+    pub status: EndpointHealth,
+    pub reason: CheckReason,
+    pub detail: u16,
+    /// Since when, on the monotonic clock.
+    pub since: Nanos,
+}
+
 /// What a worker knows of an endpoint without asking.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct View {
@@ -168,7 +177,7 @@ pub(super) struct View {
     pub(super) epoch: u32,
     /// Since when it is out.
     pub(super) out_since: Nanos,
-    /// Since when it is well again, the latest of all that says so; zero = it always was.
+    /// Since when it is well again, by its breaker; zero = it always was.
     pub(super) well_since: Nanos,
 }
 
@@ -229,8 +238,8 @@ pub(super) fn view_of(state: &BreakerState, breaker: &Breaker, now: Nanos) -> Vi
     match state.phase {
         Phase::Closed => view,
         Phase::Open => out(state.until),
-        // At the round's end it is asked, or a permit lost with its VM would keep it out for as
-        // long as views are read anew all the time.
+        // At the round's end it gets a request, or a permit lost with its VM would keep it out for
+        // as long as views are read anew all the time.
         Phase::HalfOpen if state.permits >= breaker.config().half_open_calls => {
             out(state.until.min(now.plus(PERMIT_RECHECK)))
         }

@@ -1,4 +1,4 @@
-//! What an answer says of the endpoints that were asked.
+//! What an answer shows of the endpoints that the proxy tried.
 
 use super::Upstream;
 use super::endpoint::admitted;
@@ -14,23 +14,23 @@ use crate::policy::upstream::orca::{self, Load};
 use crate::policy::upstream::peak_ewma::Latency;
 use crate::policy::upstream::peers::Try;
 
-/// Who was asked for a [`Pick`].
+/// The endpoints that the proxy tried of a [`Pick`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempts {
-    /// Index of the endpoint that was asked last.
+    /// Index of the endpoint that it tried last.
     pub last: usize,
     /// How many tries there were before. They failed, or there would have been no next one.
     pub before: u64,
 }
 
 impl Upstream {
-    /// Whether it matters who answered.
+    /// Whether it matters which endpoint answered.
     pub(in crate::engine) const fn needs_endpoint(&self) -> bool {
         self.has_breakers || self.load_report || matches!(self.balancer, Balancer::PeakEwma)
     }
 
-    /// Who was asked, if the answer's attempt count tells that there was but one try. On a bad
-    /// answer it is not believed: who is to blame is asked.
+    /// The endpoint tried, if the answer's attempt count shows that there was but one try. On a bad
+    /// answer the count is not enough: the address shows which endpoint is to blame.
     pub(in crate::engine) fn first_try(
         &self,
         pick: &Pick,
@@ -43,8 +43,8 @@ impl Upstream {
         })
     }
 
-    /// Who was asked, by the address of the last one, or else by the number of tries, which costs a
-    /// host call: it is asked for only where the address does not tell.
+    /// The endpoints tried, by the address of the last one, or else by the number of tries, which
+    /// costs a host call: it is made only where the address is of no endpoint on the list.
     pub(in crate::engine) fn attempts(
         &self,
         pick: &Pick,
@@ -109,7 +109,7 @@ impl Upstream {
         if shared { CallResult::IGNORED } else { call }
     }
 
-    /// Takes note of how the tries ended.
+    /// Records how the tries ended.
     pub(in crate::engine) fn record<H: Host>(
         &self,
         host: &H,
@@ -128,7 +128,7 @@ impl Upstream {
             ..call
         };
         let before = usize::try_from(before).unwrap_or(usize::MAX);
-        let mut told = false;
+        let mut reported = false;
         let mut own_epoch = None;
         for (place, (at, epoch)) in pick.list.iter().zip(pick.epochs).enumerate() {
             if at == last {
@@ -140,10 +140,10 @@ impl Upstream {
                     self.own_outcome(at, now, failed)
                 };
                 self.end(host, now, at, epoch, failed, rng);
-                told |= place == 0;
+                reported |= place == 0;
             }
         }
-        if !told && pick.list.first() != Some(last) {
+        if !reported && pick.list.first() != Some(last) {
             self.release(host, now, pick, rng);
         }
         if let Some(epoch) = own_epoch.or_else(|| self.unlisted(host, last, now)) {
@@ -157,8 +157,8 @@ impl Upstream {
         }
     }
 
-    /// Takes note of what an answer, or its failure to come, says of who was asked: how long it
-    /// took, and how busy it is.
+    /// Records what an answer, or its failure to come, shows of the endpoints tried: how long they
+    /// took.
     pub(in crate::engine) fn learn<H: Host>(
         &self,
         host: &H,
@@ -184,7 +184,7 @@ impl Upstream {
         if tries.before == 0 {
             return note(tries.last, failed);
         }
-        // How long each try took is not known: at most the whole. It speaks against those that
+        // How long each try took is not known: at most the whole. It counts against those that
         // failed.
         let before = usize::try_from(tries.before).unwrap_or(usize::MAX);
         pick.list
@@ -194,7 +194,7 @@ impl Upstream {
             .for_each(|at| note(at, true));
     }
 
-    /// Takes note of an endpoint's report on its load.
+    /// Records an endpoint's report on its load.
     pub(in crate::engine) fn report<H: Host>(
         &self,
         host: &H,
@@ -225,7 +225,7 @@ impl Upstream {
 
     /// The epoch in which a call counts that the proxy has made of its own accord (a shadow's).
     /// Where permits are needed it takes one for the moment, or its outcome would count as a
-    /// trial's that nobody has allowed.
+    /// trial's without a permit.
     fn unlisted<H: Host>(&self, host: &H, at: usize, now: Nanos) -> Option<u32> {
         let endpoint = self.endpoint(at)?;
         let view = endpoint.view.get();
@@ -248,7 +248,7 @@ impl Upstream {
         let Some(breaker) = self.endpoint(at).and_then(|e| e.breaker.as_ref()) else {
             return;
         };
-        // Nobody asks a shadow before a call; without being asked it would stay open for ever.
+        // A shadow admits no calls beforehand; without this it would stay open for ever.
         let epoch = if breaker.is_shadow() {
             admitted(breaker.acquire(host, now))
         } else {

@@ -111,7 +111,7 @@ impl Upstream {
                             *e = epoch;
                         }
                     }
-                    // In a panic it is used all the same; its outcome then says nothing.
+                    // In a panic it is used all the same; its outcome then counts for nothing.
                     None if !roster.panic => continue,
                     None => {}
                 }
@@ -257,8 +257,8 @@ impl Upstream {
             trial_at,
             ..endpoint.view.get()
         });
-        // The roster still has it; who comes there finds out. What it may become then, the next one
-        // says.
+        // The roster still has it: a request that picks it finds it out. The next roster has what
+        // it may be by then.
         self.due.set(self.due.get().min(trial_at));
         None
     }

@@ -1,7 +1,7 @@
 //! The log of a simulated proxy.
 //!
-//! A process has one logger for all its threads; tests run in several, each with proxies of its own.
-//! So the logger gives a line to the proxy whose worker made the last host call in the same thread.
+//! A process has one logger for all its threads; tests run in several, each with its own proxies.
+//! So the logger gives a line to the proxy whose worker made the last host call in that thread.
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use std::cell::RefCell;

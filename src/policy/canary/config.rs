@@ -12,8 +12,6 @@ use crate::schema::{Errors, HeaderName, HeaderValue, Map, Path, Pct, Reference, 
 pub struct Canary {
     /// Its own mode.
     pub mode: Option<Mode>,
-    /// Index into [`Config::upstreams`]; not the route's.
-    pub upstream: usize,
     /// Its share of the requests that nothing else decides for.
     pub percent: Percent,
     /// What tells clients apart; empty = each request is drawn anew.
@@ -24,8 +22,6 @@ pub struct Canary {
     pub stable: Marks,
     /// How requests are coloured.
     pub color: Option<Color>,
-    /// Index into [`Config::circuit_breakers`].
-    pub circuit_breaker: Option<usize>,
 }
 
 /// What marks a request. Nothing given marks none.
@@ -97,15 +93,15 @@ section! {
 
 impl CanarySection {
     /// The canary, with the errors that span its fields. `stable` is the route's own upstream,
-    /// `overrides` are the override headers of all upstreams.
+    /// `is_override` says whether a header is an upstream's override header.
     pub(crate) fn compile(
         self,
         at: &Path<'_>,
         stable: Option<&str>,
-        overrides: &[String],
+        is_override: &dyn Fn(&str) -> bool,
         errors: &mut Errors,
     ) -> Canary {
-        self.check(at, stable, overrides, errors);
+        self.check(at, stable, is_override, errors);
         let color = self.color_header.map(|header| Color {
             header,
             canary: self.color.unwrap_or(self.upstream),
@@ -115,13 +111,11 @@ impl CanarySection {
         });
         Canary {
             mode: self.mode,
-            upstream: 0,
             percent: self.percent,
             sticky: self.sticky,
             forced: marks(self.header, self.cookie),
             stable: marks(self.stable.header, self.stable.cookie),
             color,
-            circuit_breaker: None,
         }
     }
 
@@ -129,7 +123,7 @@ impl CanarySection {
         &self,
         at: &Path<'_>,
         stable: Option<&str>,
-        overrides: &[String],
+        is_override: &dyn Fn(&str) -> bool,
         errors: &mut Errors,
     ) {
         let upstream = self.upstream.as_str();
@@ -146,7 +140,7 @@ impl CanarySection {
             && (!header.starts_with("x-")
                 || header.starts_with("x-envoy-")
                 || RESERVED.contains(&header.as_str())
-                || overrides.contains(header))
+                || is_override(header))
         {
             let want = [
                 "a header that says nothing else: it starts with \"x-\", not with \"x-envoy-\", \

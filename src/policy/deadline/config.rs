@@ -122,8 +122,8 @@ impl Decode for RejectBelow {
 }
 
 impl Timeout {
-    /// Reports the errors that span fields, and a header that means something else.
-    pub(crate) fn check(&self, at: &Path<'_>, errors: &mut Errors) {
+    /// Itself, with the errors that span fields and a header that means something else.
+    pub(crate) fn checked(self, at: &Path<'_>, errors: &mut Errors) -> Self {
         if let Some(RequestTimeout::Dynamic(DynamicTimeout { min, max, .. })) = self.request {
             let request_at = at.key("request");
             let at = request_at.key("dynamic");
@@ -141,5 +141,6 @@ impl Timeout {
                         not \"host\", none of Envoy's";
             errors.refuse_text(&at.key("deadline_header"), header, want);
         }
+        self
     }
 }

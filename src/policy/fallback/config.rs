@@ -143,6 +143,14 @@ impl Decode for Template {
     }
 }
 
+impl Fallback {
+    /// Whether it has a cluster step.
+    pub(crate) fn sends_on(&self) -> bool {
+        let is_cluster = |step: &FallbackStep| matches!(step, FallbackStep::Cluster(_));
+        self.steps.iter().any(is_cluster)
+    }
+}
+
 impl FallbackSection {
     /// The fallback of this name, with the errors that span its fields.
     pub(crate) fn compile(self, at: &Path<'_>, name: String, errors: &mut Errors) -> Fallback {

@@ -133,9 +133,8 @@ section! {
 }
 
 impl HealthCheckSection {
-    /// The health check, with the errors that span its fields.
-    pub(crate) fn compile(self, at: &Path<'_>, errors: &mut Errors) -> HealthCheck {
-        self.check(at, errors);
+    /// The health check.
+    pub(crate) fn compile(self) -> HealthCheck {
         let component = |(name, it): (String, ComponentSection)| ReportComponent {
             name,
             critical: it.critical,
@@ -167,7 +166,8 @@ impl HealthCheckSection {
         }
     }
 
-    fn check(&self, at: &Path<'_>, errors: &mut Errors) {
+    /// Reports the errors that span fields.
+    pub(crate) fn check(&self, at: &Path<'_>, errors: &mut Errors) {
         let http = self.protocol == CheckProtocol::Http;
         if self.protocol == CheckProtocol::Tcp {
             let want = "\"http\" or \"grpc\": a filter cannot open a bare connection; \

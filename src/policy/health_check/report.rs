@@ -17,6 +17,7 @@
 use super::record::OTHER;
 use super::state::{CheckReason, EndpointHealth, Sample};
 use super::streaks::staleness;
+use crate::base::rfc3339;
 use crate::base::time::Nanos;
 use crate::policy::health_check::config::HealthCheck;
 use crate::schema::json::{self, Json};
@@ -94,7 +95,7 @@ pub fn judge(
     let report = json::parse(body).ok()?;
     let reported = text(&report, "status").and_then(status_of)?;
     let is_old = |timestamp: Option<&str>, interval| {
-        let at = timestamp.and_then(moment);
+        let at = timestamp.and_then(rfc3339::parse);
         at.is_some_and(|at| wall.since(at) > staleness(interval))
     };
     let mut components = vec![None; check.components.len()];
@@ -187,73 +188,6 @@ fn status_of(word: &str) -> Option<EndpointHealth> {
         .into_iter()
         .find(|(known, _)| known.eq_ignore_ascii_case(word))
         .map(|(_, status)| status)
-}
-
-/// A moment of RFC 3339; `None` if the text is none, or is before 1970. A leap second counts as the
-/// second after it.
-fn moment(text: &str) -> Option<Nanos> {
-    let number = |from: usize, to: usize| {
-        let digits = text.get(from..to)?;
-        digits
-            .bytes()
-            .all(|byte| byte.is_ascii_digit())
-            .then(|| digits.parse::<u32>().ok())?
-    };
-    let small = |from, to| number(from, to).and_then(|n| u8::try_from(n).ok());
-    let is = |at: usize, wanted: &[u8]| {
-        text.as_bytes()
-            .get(at)
-            .is_some_and(|byte| wanted.contains(byte))
-    };
-    if !(is(4, b"-") && is(7, b"-") && is(10, b"Tt ") && is(13, b":") && is(16, b":")) {
-        return None;
-    }
-    let year = i32::try_from(number(0, 4)?).ok()?;
-    let month = time::Month::try_from(small(5, 7)?).ok()?;
-    let date = time::Date::from_calendar_date(year, month, small(8, 10)?).ok()?;
-    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
-    if hour > 23 || minute > 59 || second > 60 {
-        return None;
-    }
-    let mut rest = text.get(19..)?;
-    let mut nanos = 0u64;
-    if let Some(fraction) = rest.strip_prefix('.') {
-        let digits = fraction.bytes().take_while(u8::is_ascii_digit).count();
-        let used = fraction
-            .get(..digits.min(9))
-            .filter(|used| !used.is_empty())?;
-        let scale = 10u64.checked_pow(9u32.saturating_sub(u32::try_from(used.len()).ok()?))?;
-        nanos = used.parse::<u64>().ok()?.checked_mul(scale)?;
-        rest = fraction.get(digits..)?;
-    }
-    // Minutes east of Greenwich.
-    let zone = match rest.as_bytes() {
-        b"Z" | b"z" => 0,
-        [sign @ (b'+' | b'-'), h1, h2, b':', m1, m2] => {
-            let digit = |byte: &u8| {
-                byte.is_ascii_digit()
-                    .then(|| i64::from(byte.saturating_sub(b'0')))
-            };
-            let two = |high, low| Some(digit(high)?.saturating_mul(10).saturating_add(digit(low)?));
-            let (hours, minutes) = (two(h1, h2)?, two(m1, m2)?);
-            let east = hours.saturating_mul(60).saturating_add(minutes);
-            if *sign == b'-' {
-                east.saturating_neg()
-            } else {
-                east
-            }
-        }
-        _ => return None,
-    };
-    let days = i64::from(date.to_julian_day())
-        .saturating_sub(i64::from(time::OffsetDateTime::UNIX_EPOCH.to_julian_day()));
-    let minutes = days
-        .saturating_mul(1_440)
-        .saturating_add(i64::from(hour).saturating_mul(60))
-        .saturating_add(i64::from(minute))
-        .saturating_sub(zone);
-    let seconds = minutes.saturating_mul(60).saturating_add(second.into());
-    Some(Nanos::from_secs(u64::try_from(seconds).ok()?).plus(Nanos(nanos)))
 }
 
 #[cfg(test)]

@@ -78,24 +78,10 @@ impl FixedWindow {
             );
         }
         if cost > self.quota.limit {
-            return (
-                Verdict::Refused {
-                    remaining: room,
-                    reset,
-                    wait: None,
-                },
-                nothing,
-            );
+            return nothing.refusal(room, reset, None);
         }
         if cost > room {
-            return (
-                Verdict::Refused {
-                    remaining: room,
-                    reset,
-                    wait: Some(reset),
-                },
-                nothing,
-            );
+            return nothing.refusal(room, reset, Some(reset));
         }
         let after = BucketState {
             until,
@@ -138,6 +124,7 @@ impl FixedWindow {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::rate_limit::tests::{is_exact, steps};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -269,18 +256,7 @@ mod tests {
             limit in 1u64..50,
             period in prop_oneof![1u64..1_000, Just(1_000_000_000), Just(86_400_000_000_000)],
             start: u32,
-            steps in proptest::collection::vec(
-                (
-                    prop_oneof![
-                        Just(0u64),
-                        1u64..10,
-                        1u64..2_000_000_000,
-                        Just(30 * 86_400_000_000_000)
-                    ],
-                    0u64..60,
-                ),
-                1..200,
-            ),
+            steps in steps(0u64..60),
         ) {
             let window = window(limit, Nanos(period));
             let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
@@ -299,14 +275,8 @@ mod tests {
                     } => {
                         prop_assert_eq!(take.after, state, "a refusal writes nothing");
                         prop_assert_eq!(remaining, limit - *count);
-                        let at = |t: u64| {
-                            matches!(
-                                window.take(state, Nanos(t), cost).0,
-                                Verdict::Admitted { .. }
-                            )
-                        };
                         prop_assert!(
-                            at(now + wait.0) && !at(now + wait.0 - 1),
+                            is_exact(now, wait, |at| window.take(state, at, cost).0),
                             "the wait is exact"
                         );
                     }

@@ -95,14 +95,7 @@ impl LeakyBucket {
             return (Verdict::Admitted { remaining, reset }, nothing);
         }
         if cost > self.quota.burst.max(1) {
-            return (
-                Verdict::Refused {
-                    remaining,
-                    reset,
-                    wait: None,
-                },
-                nothing,
-            );
+            return nothing.refusal(remaining, reset, None);
         }
         let until = known
             .until
@@ -110,14 +103,7 @@ impl LeakyBucket {
             .saturating_add(self.token.saturating_mul(cost));
         if ahead > self.furthest || until == u64::MAX {
             let wait = nanos_ceil(ahead.saturating_sub(self.furthest));
-            return (
-                Verdict::Refused {
-                    remaining,
-                    reset,
-                    wait: Some(wait),
-                },
-                nothing,
-            );
+            return nothing.refusal(remaining, reset, Some(wait));
         }
         let take = Take {
             before: state,
@@ -163,6 +149,7 @@ impl LeakyBucket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::rate_limit::tests::{is_exact, steps};
     use proptest::prelude::*;
 
     const SECOND: Nanos = Nanos::from_secs(1);
@@ -350,13 +337,10 @@ mod tests {
                         "{:?}",
                         wait
                     );
-                    let at = |t: u64| {
-                        !matches!(
-                            bucket.take(take.after, Nanos(t), 1).0,
-                            Verdict::Refused { .. }
-                        )
-                    };
-                    prop_assert!(at(now + wait.0) && !at(now + wait.0 - 1));
+                    prop_assert!(
+                        is_exact(now, wait, |at| bucket.take(take.after, at, 1).0),
+                        "the wait is exact"
+                    );
                 }
             }
         }
@@ -371,18 +355,7 @@ mod tests {
             ],
             burst in 1u64..40,
             max_wait in prop_oneof![Just(0u64), 0u64..10_000_000_000],
-            steps in proptest::collection::vec(
-                (
-                    prop_oneof![
-                        Just(0u64),
-                        1u64..10,
-                        1u64..2_000_000_000,
-                        Just(30 * 86_400_000_000_000)
-                    ],
-                    0u64..5,
-                ),
-                1..200,
-            ),
+            steps in steps(0u64..5),
         ) {
             let bucket = bucket(limit, Nanos(period), burst, Nanos(max_wait));
             // Moments given out, as tokens of exact time: numerators over `limit`.
@@ -403,14 +376,8 @@ mod tests {
                         match wait {
                             None => prop_assert!(cost > burst),
                             Some(wait) => {
-                                let at = |t: u64| {
-                                    !matches!(
-                                        bucket.take(state, Nanos(t), cost).0,
-                                        Verdict::Refused { .. }
-                                    )
-                                };
                                 prop_assert!(
-                                    at(now + wait.0) && !at(now + wait.0 - 1),
+                                    is_exact(now, wait, |at| bucket.take(state, at, cost).0),
                                     "the wait is exact"
                                 );
                                 let ahead = moment - u128::from(now) * l;

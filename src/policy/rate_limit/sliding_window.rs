@@ -73,14 +73,7 @@ impl SlidingWindow {
             return (Verdict::Admitted { remaining, reset }, nothing);
         }
         if cost > self.limit {
-            return (
-                Verdict::Refused {
-                    remaining,
-                    reset,
-                    wait: None,
-                },
-                nothing,
-            );
+            return nothing.refusal(remaining, reset, None);
         }
         if cost > remaining {
             // No later than both counts are void: after a reload that may be sooner than two of our
@@ -90,14 +83,7 @@ impl SlidingWindow {
                     .min(state.until)
                     .saturating_sub(now.0),
             ));
-            return (
-                Verdict::Refused {
-                    remaining,
-                    reset,
-                    wait,
-                },
-                nothing,
-            );
+            return nothing.refusal(remaining, reset, wait);
         }
         let counts = WindowCounts {
             current: counts.current.saturating_add(cost),
@@ -241,6 +227,7 @@ impl SlidingWindow {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::rate_limit::tests::is_exact;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -416,14 +403,8 @@ mod tests {
                         wait: Some(wait), ..
                     } => {
                         prop_assert_eq!(take.after, state, "a refusal writes nothing");
-                        let at = |t: u64| {
-                            matches!(
-                                window.take(state, Nanos(t), cost).0,
-                                Verdict::Admitted { .. }
-                            )
-                        };
                         prop_assert!(
-                            at(now + wait.0) && !at(now + wait.0 - 1),
+                            is_exact(now, wait, |at| window.take(state, at, cost).0),
                             "the wait is exact"
                         );
                     }

@@ -67,4 +67,19 @@ impl Take {
             spent: 0,
         }
     }
+
+    /// A refusal, where `self` took nothing.
+    pub(super) const fn refusal(
+        self,
+        remaining: u64,
+        reset: Nanos,
+        wait: Option<Nanos>,
+    ) -> (Verdict, Self) {
+        let verdict = Verdict::Refused {
+            remaining,
+            reset,
+            wait,
+        };
+        (verdict, self)
+    }
 }

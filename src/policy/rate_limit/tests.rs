@@ -9,6 +9,23 @@ use crate::base::time::Nanos;
 use proptest::prelude::*;
 use serde_json::Value;
 
+/// Requests for a property test: the pause before each, in nanoseconds, and its cost.
+pub(super) fn steps(costs: std::ops::Range<u64>) -> impl Strategy<Value = Vec<(u64, u64)>> {
+    let pause = prop_oneof![
+        Just(0u64),
+        1u64..10,
+        1u64..2_000_000_000,
+        Just(30 * 86_400_000_000_000)
+    ];
+    proptest::collection::vec((pause, costs), 1..200)
+}
+
+/// Whether a request that was refused at `now` passes after `wait` and not a nanosecond sooner.
+pub(super) fn is_exact(now: u64, wait: Nanos, verdict_at: impl Fn(Nanos) -> Verdict) -> bool {
+    let passes = |at: u64| !matches!(verdict_at(Nanos(at)), Verdict::Refused { .. });
+    passes(now + wait.0) && !passes(now + wait.0 - 1)
+}
+
 /// One key of a limit.
 struct Key {
     algorithm: Algorithm,

@@ -105,16 +105,7 @@ impl WarmUp {
                 nothing,
             );
         }
-        let refused = |wait| {
-            (
-                Verdict::Refused {
-                    remaining: remaining(arrival),
-                    reset: nanos_ceil(ahead),
-                    wait,
-                },
-                nothing,
-            )
-        };
+        let refused = |wait| nothing.refusal(remaining(arrival), nanos_ceil(ahead), wait);
         if cost > self.quota.burst {
             return refused(None);
         }
@@ -166,6 +157,7 @@ impl WarmUp {
 mod tests {
     use super::*;
     use crate::policy::rate_limit::gcra;
+    use crate::policy::rate_limit::tests::{is_exact, steps};
     use proptest::prelude::*;
 
     const SECOND: Nanos = Nanos::from_secs(1);
@@ -278,18 +270,7 @@ mod tests {
             limit in 1u64..2_000,
             burst in 1u64..50,
             time in prop_oneof![1u64..1_000_000, 1_000_000u64..3_600_000_000_000],
-            steps in proptest::collection::vec(
-                (
-                    prop_oneof![
-                        Just(0u64),
-                        1u64..10,
-                        1u64..2_000_000_000,
-                        Just(30 * 86_400_000_000_000)
-                    ],
-                    0u64..60,
-                ),
-                1..200,
-            ),
+            steps in steps(0u64..60),
         ) {
             let quota = Quota {
                 limit,
@@ -312,14 +293,8 @@ mod tests {
                         prop_assert_eq!(take.after, state, "a refusal writes nothing");
                         prop_assert_eq!(wait.is_none(), cost > burst);
                         if let Some(wait) = wait {
-                            let at = |t: u64| {
-                                matches!(
-                                    warm.take(state, Nanos(t), cost).0,
-                                    Verdict::Admitted { .. }
-                                )
-                            };
                             prop_assert!(
-                                at(now + wait.0) && !at(now + wait.0 - 1),
+                                is_exact(now, wait, |at| warm.take(state, at, cost).0),
                                 "the wait is exact"
                             );
                         }

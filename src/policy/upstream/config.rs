@@ -121,8 +121,8 @@ section! {
 }
 
 impl LoadBalancer {
-    /// How an endpoint is picked, with the errors that span the fields.
-    pub(crate) fn compile(self, at: &Path<'_>, errors: &mut Errors) -> BalancePolicy {
+    /// Reports the errors that span fields.
+    pub(crate) fn check(&self, at: &Path<'_>, errors: &mut Errors) {
         let hashes = self.policy == PolicyName::ConsistentHash;
         if let (Some(key), false) = (&self.hash_key, hashes) {
             let shown = ["a list of ", &key.len().to_string()].concat();
@@ -137,6 +137,10 @@ impl LoadBalancer {
             let want = "none: with first there are no shares";
             errors.refuse_text(&at.key("slow_start"), &show_span(span), want);
         }
+    }
+
+    /// How an endpoint is picked.
+    pub(crate) fn compile(self) -> BalancePolicy {
         match self.policy {
             PolicyName::LeastRequest => BalancePolicy::LeastRequest,
             PolicyName::RoundRobin => BalancePolicy::RoundRobin,

@@ -261,7 +261,8 @@ mod tests {
                 1 => format!("{thousandth}e-3"),
                 _ => format!("0.00{thousandth:04}e3"),
             };
-            prop_assert_eq!(parse(format!("cpu_utilization={number}").as_bytes()), Some(thousandth), "{}", number);
+            let report = format!("cpu_utilization={number}");
+            prop_assert_eq!(parse(report.as_bytes()), Some(thousandth), "{}", number);
         }
     }
 }

@@ -102,8 +102,8 @@ impl FirstSeen {
     }
 }
 
-/// When the endpoints `ids` of an upstream were first seen, over all workers and reloads. `None`: the
-/// record stays contended, and no endpoint is taken for new.
+/// When the endpoints `ids` of an upstream were first seen, over all workers and reloads. `None`:
+/// the record stays contended, and no endpoint is taken for new.
 pub fn first_seen<H: SharedData, I: Iterator<Item = u64>>(
     host: &H,
     upstream: &str,

@@ -45,7 +45,10 @@ fn with_more_keys_than_requests_each_may_have_one() {
     (0..100).for_each(|key| shares.enter(key));
     assert!(!shares.is_over(1_000));
     shares.enter(5);
-    assert!(shares.is_over(5) && !shares.is_over(6), "two, where others have one");
+    assert!(
+        shares.is_over(5) && !shares.is_over(6),
+        "two, where others have one"
+    );
 }
 
 #[test]

@@ -16,7 +16,7 @@ fn judged(report: &Value, good: bool, components: &Value) -> Option<(EndpointHea
         good,
         if good { 200 } else { 503 },
         &check(components),
-        moment(NOW).unwrap(),
+        rfc3339::parse(NOW).unwrap(),
     )
     .map(|sample| (sample.status, sample.reason))
 }
@@ -44,7 +44,7 @@ fn the_mission_s_report_is_up_only_where_its_redis_is_not_critical() {
         true,
         200,
         &check(&redis),
-        moment(NOW).unwrap(),
+        rfc3339::parse(NOW).unwrap(),
     )
     .unwrap();
     assert_eq!(sample.components, [Some(EndpointHealth::Down)]);
@@ -165,7 +165,7 @@ fn a_component_has_its_own_age_and_errors() {
             true,
             200,
             &check(&api),
-            moment(NOW).unwrap(),
+            rfc3339::parse(NOW).unwrap(),
         )
         .unwrap();
         assert_eq!(sample.components, [Some(want)], "{report}");
@@ -208,7 +208,7 @@ fn what_is_no_report_says_nothing() {
 
 #[test]
 fn moments_are_those_of_rfc_3339() {
-    let seconds = |text: &str| moment(text).map(|at| at.0);
+    let seconds = |text: &str| rfc3339::parse(text).map(|at| at.0);
     for (text, want) in [
         ("1970-01-01T00:00:00Z", Some(0)),
         ("2023-04-05T10:00:00Z", Some(1_680_688_800_000_000_000)),

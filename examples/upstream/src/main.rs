@@ -11,16 +11,13 @@
 //! curl -s -X POST localhost:40002/admin/reset                       # all faults off, counters to zero
 //! ```
 //!
-//! The faults are the fields of [`server::faults::Faults`]. SIGTERM and SIGINT end it: requests in
+//! The faults are the fields of [`haven_upstream::faults::Faults`]. SIGTERM and SIGINT end it: requests in
 //! flight are answered first.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
-#[path = "upstream/server.rs"]
-mod server;
-
-use server::{Options, Upstream};
+use haven_upstream::{Options, Upstream};
 
 const USAGE: &str = "usage: upstream --listen ADDR --admin ADDR --name NAME\n\
     \x20 --listen  where requests are served, e.g. 0.0.0.0:8080; port 0 picks a free one (default 127.0.0.1:0)\n\

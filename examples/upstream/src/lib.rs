@@ -1,5 +1,5 @@
-//! The demo upstream as a part of a process: the program of `examples/upstream.rs`, and what tests
-//! start in their own.
+//! The demo upstream as a part of a process: the program `upstream` runs it, and so do the demo and
+//! the tests.
 //!
 //! Two listeners: one for requests, which the faults strike, and one for the control of the faults,
 //! which they never touch.
@@ -9,11 +9,6 @@
 //! | `GET /admin/state` | faults and counters as JSON |
 //! | `POST /admin/faults` | sets the fields that are given (JSON; `null` = back to the default), refuses unknown ones |
 //! | `POST /admin/reset` | all faults off, counters to zero |
-
-#![allow(
-    dead_code,
-    reason = "the program uses a part of it, each test crate another"
-)]
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

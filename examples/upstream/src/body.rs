@@ -9,7 +9,7 @@ use std::time::Duration;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use hyper::header::HeaderMap;
 
-use super::wire::Link;
+use crate::wire::Link;
 
 /// The least length of a body that is cut in half.
 const CUT_BODY: usize = 16 << 10;
