@@ -51,6 +51,7 @@ mod readiness;
 mod reserved;
 mod route;
 mod seed;
+mod shared;
 mod stale;
 mod upstream;
 pub mod waiting;

@@ -12,9 +12,8 @@ use super::concurrency::Concurrency;
 use super::health_check;
 use super::logs::LogLimiter;
 use super::metrics::MetricTable;
-use super::route::{
-    Binding, Canary, Effect, Fallback, FallbackBinding, Limit, Retries, Route, Shared,
-};
+use super::route::{Binding, Canary, Effect, Fallback, FallbackBinding, Limit, Retries, Route};
+use super::shared::Shared;
 use super::stale::StaleStore;
 use super::upstream::{Around, ComponentState, Upstream};
 use crate::base::hash::Seed;

@@ -2,6 +2,7 @@
 
 use super::breaker::Breaker;
 use super::concurrency::Concurrency;
+use super::shared::Shared;
 use super::stale::StaleStore;
 use super::upstream::{ComponentState, Upstream};
 use crate::base::sketch::Sketch;
@@ -9,7 +10,6 @@ use crate::document::{self, FallbackStep, Mode};
 use crate::host::{Host, MetricId};
 use crate::policy::rate_limit::RateLimit;
 use crate::policy::retry::{Budget, Totals};
-use std::cell::RefCell;
 use std::rc::Rc;
 
 /// A route's policies; what is off is not there.
@@ -140,24 +140,6 @@ impl Retries {
             requests: host.value(self.requests),
             retries: host.value(route.retries),
         }
-    }
-}
-
-/// What requests of a VM share. It is never held over a host call, so that it is always free; if it
-/// were not, nothing would happen.
-#[derive(Debug, Default)]
-pub(super) struct Shared<T>(RefCell<T>);
-
-impl<T> Shared<T> {
-    pub(super) const fn new(it: T) -> Self {
-        Self(RefCell::new(it))
-    }
-
-    pub(super) fn with<R: Default>(&self, run: impl FnOnce(&mut T) -> R) -> R {
-        self.0
-            .try_borrow_mut()
-            .map(|mut it| run(&mut it))
-            .unwrap_or_default()
     }
 }
 

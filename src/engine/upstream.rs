@@ -14,7 +14,7 @@ use super::breaker::TransitionCounters;
 use super::in_flight::{Gauge, InFlight};
 use super::logs::LogLimiter;
 use super::metrics::MetricTable;
-use super::route::Shared;
+use super::shared::Shared;
 use crate::base::time::Nanos;
 use crate::document::{self, FailureOn, LoadReport, Mode};
 use crate::host::{Host, MetricId, SharedCounter};

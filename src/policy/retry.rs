@@ -45,6 +45,9 @@ const READINGS: usize = 7;
 /// The whole, in hundredths of a percent.
 const WHOLE: u64 = 10_000;
 
+/// Fewer requests that were tried again prove nothing.
+const PROOF: u64 = 10;
+
 /// The least that an open grant weighs.
 const LEAST_WEIGHT: u64 = 1_000;
 
@@ -103,6 +106,9 @@ struct Own {
     /// Retries granted whose requests are over, and those of them that happened.
     settled: u64,
     spent: u64,
+    /// Requests that were tried again, and those of them that were then answered well.
+    retried: u64,
+    helped: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -158,7 +164,7 @@ impl Budget {
         if wanted == 0 {
             return 0;
         }
-        if self.auto && request.spare {
+        if self.auto && request.spare && self.helps(now) {
             self.open = self.open.saturating_add(wanted.into());
             return wanted;
         }
@@ -200,11 +206,27 @@ impl Budget {
         u32::try_from(grant).unwrap_or(u32::MAX)
     }
 
-    /// Ends a grant: `spent` retries came of it.
-    pub fn settle(&mut self, granted: u32, spent: u64) {
+    /// Whether retries have lately helped: a fifth of the requests that were tried again were then
+    /// answered well. Where nearly none was, there is no spare capacity, whatever a limit shows: the
+    /// upstream is down, or refuses by itself what it has no room for.
+    fn helps(&self, now: Nanos) -> bool {
+        let Some(base) = self.base(now) else {
+            return true;
+        };
+        let retried = self.own.retried.saturating_sub(base.own.retried);
+        let helped = self.own.helped.saturating_sub(base.own.helped);
+        retried < PROOF || helped.saturating_mul(5) >= retried
+    }
+
+    /// Ends a grant: `spent` retries came of it. `well`: the request was answered well.
+    pub fn settle(&mut self, granted: u32, spent: u64, well: bool) {
         self.open = self.open.saturating_sub(granted.into());
         self.own.settled = self.own.settled.saturating_add(granted.into());
         self.own.spent = self.own.spent.saturating_add(spent);
+        if spent > 0 {
+            self.own.retried = self.own.retried.saturating_add(1);
+            self.own.helped = self.own.helped.saturating_add(well.into());
+        }
     }
 
     /// What a retry that is granted is likely to cost, in ten thousandths.

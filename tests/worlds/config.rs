@@ -95,8 +95,9 @@ pub fn draw(draw: &Draw, world: &World) -> Value {
         json!({"consecutive_failures": 5, "open_duration": "2s", "backoff_multiplier": 2}),
         json!({"failure_rate_threshold": 50, "minimum_calls": 10, "open_duration": "5s"}),
     ];
-    let of_route = json!({"failure_rate_threshold": 50, "minimum_calls": 20,
-        "window": {"type": "time", "size": "10s"}, "open_duration": draw.pick(&["5s", "2s"]),
+    let _ = draw.pick(&["5s", "2s"]);
+    let of_route = json!({"failure_rate_threshold": 90, "minimum_calls": 20,
+        "window": {"type": "time", "size": "2s"}, "open_duration": "500ms",
         "half_open_calls": 5});
     let limit = if draw.percent(85) {
         json!({"algorithm": "adaptive"})
@@ -152,10 +153,10 @@ pub fn draw(draw: &Draw, world: &World) -> Value {
                 "upstream": "u", "circuit_breaker": "route", "criticality": route.criticality,
                 "timeout": timeout});
             if !route.post {
-                made["retry"] = json!({"attempts": attempts, "budget": 20, "on": on,
+                made["retry"] = json!({"attempts": attempts, "on": on,
                     "min_per_second": 10});
             } else if post_retry {
-                made["retry"] = json!({"attempts": attempts, "budget": 20, "min_per_second": 10,
+                made["retry"] = json!({"attempts": attempts, "min_per_second": 10,
                     "on": ["connect-failure", "refused-stream", "reset-before-request"],
                     "methods": ["POST"]});
             }

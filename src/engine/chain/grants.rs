@@ -5,7 +5,7 @@ use crate::base::rng::Rng;
 use crate::base::time::Nanos;
 use crate::engine::breaker::Breaker;
 use crate::engine::concurrency::{Concurrency, Ending, Permit};
-use crate::engine::route::Shared;
+use crate::engine::shared::Shared;
 use crate::engine::upstream::{Pick, Upstream};
 use crate::host::Host;
 use crate::policy::circuit_breaker::CallResult;
@@ -125,12 +125,12 @@ impl Grants {
         self.answered = Some(time);
     }
 
-    /// The retries are over: `spent` of them were made.
-    pub(super) fn settle_retries(&mut self, spent: u64) {
+    /// The retries are over: `spent` of them were made. `well`: the request was answered well.
+    pub(super) fn settle_retries(&mut self, spent: u64, well: bool) {
         if let Some(granted) = self.retries.take() {
             granted
                 .budget
-                .with(|budget| budget.settle(granted.count, spent));
+                .with(|budget| budget.settle(granted.count, spent, well));
         }
     }
 
@@ -156,7 +156,7 @@ impl Grants {
         now: impl Fn() -> Nanos,
         rng: &Rng,
     ) {
-        self.settle_retries(0);
+        self.settle_retries(0, false);
         if let Some(granted) = &self.endpoint {
             granted.upstream.leave(host, &granted.pick);
         }

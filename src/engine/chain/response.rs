@@ -166,7 +166,9 @@ impl Exchange {
             .filter(|_| self.sent_on.is_none())
             .map(|used| &*used.policy);
         let retries = self.grants.retries();
-        let matters = upstream.is_some_and(|upstream| retries > 0 || upstream.needs_endpoint());
+        let matters = upstream.is_some_and(|upstream| {
+            retries > 0 || upstream.needs_endpoint() || (suspect && upstream.minds_failures())
+        });
         let first = upstream
             .filter(|_| !suspect)
             .and_then(|upstream| upstream.first_try(&self.grants.picked(), &answer.headers));
@@ -204,9 +206,9 @@ impl Exchange {
         let duration = now.since(self.start);
         let client_deadline = class == Class::Timeout && self.hit_client_deadline(route, now);
         context.host.record(route.duration, duration.as_millis());
-        let attempts = self.attempts(context, source);
+        let good = class == Class::Answered && answer.is_good();
+        let attempts = self.attempts(context, source, good);
         if let Some((upstream, attempts)) = source.upstream.zip(attempts) {
-            let good = class == Class::Answered && answer.is_good();
             let pick = self.grants.picked();
             upstream.learn(context.host, now, &pick, attempts, duration, !good);
             if upstream.has_reports()
@@ -253,9 +255,10 @@ impl Exchange {
         &mut self,
         context: &Context<'_, H, S>,
         source: &Source<'_>,
+        well: bool,
     ) -> Option<Attempts> {
         if source.first.is_some() {
-            self.grants.settle_retries(0);
+            self.grants.settle_retries(0, true);
             return source.first;
         }
         let granted = self.grants.retries();
@@ -284,7 +287,7 @@ impl Exchange {
             let retries = i64::try_from(retries).unwrap_or(0);
             context.host.add(context.route.retries, retries);
         }
-        self.grants.settle_retries(retries);
+        self.grants.settle_retries(retries, well);
         attempts
     }
 

@@ -29,6 +29,12 @@ impl Upstream {
         self.has_breakers || self.load_report || matches!(self.balancer, Balancer::PeakEwma)
     }
 
+    /// Whether it matters which endpoint failed, even where it does not matter which one answered.
+    /// Where endpoints have breakers, these take out what fails; without, the choice has to.
+    pub(in crate::engine) const fn minds_failures(&self) -> bool {
+        !self.has_breakers && matches!(self.balancer, Balancer::LeastRequest)
+    }
+
     /// The endpoint tried, if the answer's attempt count shows that there was but one try. On a bad
     /// answer the count is not enough: the address shows which endpoint is to blame.
     pub(in crate::engine) fn first_try(

@@ -145,6 +145,13 @@ impl Upstream {
         let open =
             |at: usize| endpoint(at).is_some_and(|e| e.availability(now) == Availability::Trial);
         let mut list = match (&self.balancer, hash) {
+            (Balancer::LeastRequest, _) if self.minds_failures() => {
+                let cost = |at| {
+                    let in_flight = in_flight(at);
+                    self.peers.with(|peers| peers.cost(at, now, in_flight))
+                };
+                choice::cheapest(entries, &open, &cost, rng)
+            }
             (Balancer::LeastRequest, _) => choice::cheapest(entries, &open, &in_flight, rng),
             (Balancer::PeakEwma, _) => {
                 let latency = |at| Latency(endpoint(at).map_or(0, |e| host.load(e.latency)));

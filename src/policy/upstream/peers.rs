@@ -143,6 +143,25 @@ impl Peers {
         known == 0 || (better > 0 && better.saturating_mul(4) >= known)
     }
 
+    /// The cost of one more request at an endpoint that has so many in flight, for who picks the
+    /// least: what has failed lately counts as if it were in flight, for as long as it lives.
+    ///
+    /// An endpoint that fails at once never has anything in flight. (Bug avoided: it looks the least
+    /// loaded, and gets nearly all requests.) A single failure is forgotten after two half-lives.
+    #[must_use]
+    pub fn cost(&self, at: usize, now: Nanos, in_flight: u64) -> u64 {
+        let failures = self.counts.get(at).map_or(0, |counts| {
+            if counts.failures == 0 {
+                return 0;
+            }
+            let failures = counts.faded(now).failures;
+            if failures < CALL / 4 { 0 } else { failures }
+        });
+        in_flight
+            .saturating_mul(CALL.into())
+            .saturating_add(failures.into())
+    }
+
     /// Whether at least half of the tries at this endpoint have lately taken longer than a try may.
     #[must_use]
     pub fn is_slow(&self, at: usize, now: Nanos) -> bool {
@@ -211,6 +230,22 @@ mod tests {
         }
         peers.record(1, ms(10_000), Try::Failed);
         assert!(peers.is_own_fault(1, ms(10_000)));
+    }
+
+    #[test]
+    fn what_has_failed_costs_as_much_as_what_is_in_flight() {
+        let mut peers = Peers::new(2);
+        let cost = |peers: &Peers, at, ms_now, in_flight| peers.cost(at, ms(ms_now), in_flight);
+        assert_eq!(cost(&peers, 0, 0, 0), cost(&peers, 1, 0, 0));
+        (0..5).for_each(|_| peers.record(0, ms(0), Try::Failed));
+        assert_eq!(cost(&peers, 0, 0, 0), cost(&peers, 1, 0, 5));
+        assert!(
+            cost(&peers, 0, 2_000, 0) > cost(&peers, 1, 2_000, 2),
+            "half of them"
+        );
+        assert!(cost(&peers, 0, 2_000, 0) < cost(&peers, 1, 2_000, 3));
+        assert_eq!(cost(&peers, 0, 20_000, 0), 0, "forgotten");
+        assert_eq!(peers.cost(9, ms(0), u64::MAX), u64::MAX, "no such endpoint");
     }
 
     #[test]
