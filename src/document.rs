@@ -127,7 +127,7 @@ section! {
     Document {
         /// The service's name in health documents.
         service: Label = Default("\"haven\"");
-        /// What policies do with their verdicts; each policy and route may set its own, and the
+        /// What policies do with their decisions; each policy and route may set its own, and the
         /// inner one wins. `enforce` acts, `shadow` decides, counts and logs what it would have
         /// done, `off` does not look.
         mode: Mode = Default("\"enforce\"");
