@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tally_that_was_set_back_tells_nothing() {
+    fn a_tally_that_was_set_back_says_nothing() {
         let start = (0..7).fold(0u64, |tally, n| {
             tally.wrapping_add_signed(weight(n < 3, false))
         });

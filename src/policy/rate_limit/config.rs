@@ -143,7 +143,7 @@ section! {
         /// `token_bucket`: capacity of the bucket. It may take at most 366 days to fill: burst ×
         /// period / limit. `leaky_bucket`: the most requests that may wait. Not for windows.
         burst: Option<Int<1, 1_000_000_000>> = Absent("`limit`");
-        /// What tells clients apart; the parts together are the key, none = one bucket for all.
+        /// What distinguishes clients; the parts together are the key, none = one bucket for all.
         key: KeyParts = Default("[]");
         /// A request that lacks a part of the key is not limited (`skip`), or all such requests
         /// share one bucket (`share`).
