@@ -33,7 +33,7 @@ pub enum HealthStatus {
     Up,
     /// Not well.
     Down,
-    /// Alive, but not to be used: a critical component is not UP.
+    /// It runs, but is not to be used: a critical component is not UP.
     OutOfService,
     /// Nothing is known.
     Unknown,
