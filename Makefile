@@ -1,7 +1,8 @@
 # Every command works from a fresh clone with rustup, python3, git and a C compiler; tools land in
 # .tools/.
 .DEFAULT_GOAL := help
-.PHONY: help wasm envoy demo test test-native test-sim test-wasm test-envoy compose-test avail bench worlds fuzz check-config lint clean
+.PHONY: help wasm envoy demo test test-native test-sim test-wasm test-envoy compose-test \
+  avail bench worlds fuzz check-config lint clean
 
 export ENVOY KEEP SCENARIOS SCHEDULES STAND_INS SEED SEEDS WITHOUT
 

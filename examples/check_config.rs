@@ -21,7 +21,8 @@ fn main() -> std::process::ExitCode {
     match haven::document::parse(&document) {
         Ok(config) => {
             println!(
-                "{shown}: ok: {} routes, {} upstreams, {} rate limits, {} circuit breakers, {} fallbacks",
+                "{shown}: ok: {} routes, {} upstreams, {} rate limits, {} circuit breakers, \
+                 {} fallbacks",
                 config.routes.len(),
                 config.upstreams.len(),
                 config.rate_limits.len(),

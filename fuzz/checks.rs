@@ -763,7 +763,7 @@ fn is_of_no_version(place: u8, bytes: &[u8]) -> bool {
     }
 }
 
-/// What a client is told to wait, in whole seconds.
+/// What a client is asked to wait, in whole seconds.
 fn promised(stream: &SimStream) -> Option<Nanos> {
     stream
         .response_header("retry-after")?
@@ -1091,7 +1091,7 @@ fn check_leased_record(which: u8, how: u8, place: u8, bytes: &[u8]) {
         machine.advance(pause.times((how >> 3 & 7).into()));
     }
     corrupt(&workers[0], how, place, bytes, b'r');
-    // In turn, until nobody gets any more: what one is refused another may still hold.
+    // In turn, until none gets any more: what one is refused another may still hold.
     let admitted = || {
         let mut sum = 0;
         while let got @ 1.. = workers.iter().filter(|worker| ask(worker)).count() {

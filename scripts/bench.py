@@ -61,7 +61,7 @@ class Case:
     filters: tuple = ()
     haven: str | None = None
     cluster: str | None = None
-    count_attempts: bool = False  # whether the proxy tells in its answers how often it tried
+    count_attempts: bool = False  # whether the proxy's answers have the number of its tries
     floor: str | None = None  # the calls that benches/floor is to make
     body: bool = True  # whether it has the callback for the response's body, too
     answer: int = 2  # class of the status: 2 for 2xx
@@ -458,8 +458,8 @@ class Bench:
                 dump = self.dumped(process, folder, 2 * number - 1)
                 total = int(re.search(r"^totals: (\d+)", dump, re.M)[1])
                 if case.policy is not None:
-                    # What Envoy and haven do by the clock, whether or not requests come: in an Envoy
-                    # that is slowed down fifty times fewer requests would share it.
+                    # What Envoy and haven do by the clock, whether or not requests come: in an
+                    # Envoy that is slowed down fifty times fewer requests would share it.
                     self.control(process, "--zero")
                     time.sleep(took)
                     idle = self.dumped(process, folder, 2 * number)

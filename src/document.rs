@@ -81,16 +81,14 @@ pub fn reference() -> String {
 #[cfg(not(target_arch = "wasm32"))]
 const HEAD: &str = "# Configuration reference
 
-Generated from the code that reads the configuration \
-(`HAVEN_BLESS=1 cargo test --test config`); do not edit.
+Generated from the code that reads the configuration (`HAVEN_BLESS=1 cargo test --test config`); do
+not edit.
 
-Durations are strings with a unit (`\"250ms\"`, `\"10s\"`, `\"5m\"`, `\"1h\"`; \
-also `ns`, `us`, `d`), sizes are strings like `\"64KiB\"`
-(also `B`, `MiB`), percentages are numbers from 0 to 100. Names are 1 to 64 of \
-`A-Z a-z 0-9 . _ : / -`. Unknown fields, wrong types, bad
-ranges, dangling and duplicate names are refused, all at once, each with its path. \
-What is marked *not supported yet* is validated
-and then refused, unless it is set to its default.
+Durations are strings with a unit (`\"250ms\"`, `\"10s\"`, `\"5m\"`, `\"1h\"`; also `ns`, `us`,
+`d`), sizes are strings like `\"64KiB\"` (also `B`, `MiB`), percentages are numbers from 0 to 100.
+Names are 1 to 64 of `A-Z a-z 0-9 . _ : / -`. Unknown fields, wrong types, bad ranges, dangling and
+duplicate names are refused, all at once, each with its path. What is marked *not supported yet* is
+validated and then refused, unless it is set to its default.
 ";
 
 /// A whole, valid configuration.
@@ -127,7 +125,7 @@ section! {
     Document {
         /// The service's name in health documents.
         service: Label = Default("\"haven\"");
-        /// What policies do with their verdicts; each policy and route may set its own, and the
+        /// What policies do with their decisions; each policy and route may set its own, and the
         /// inner one wins. `enforce` acts, `shadow` decides, counts and logs what it would have
         /// done, `off` does not look.
         mode: Mode = Default("\"enforce\"");

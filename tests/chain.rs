@@ -1060,7 +1060,7 @@ fn a_grpc_call_that_fails_without_a_grpc_status_has_the_one_that_its_client_make
 }
 
 #[test]
-fn a_pushback_is_heeded_wherever_it_stands() {
+fn a_pushback_counts_wherever_it_stands() {
     let grpc: &[(&str, &[u8])] = &[("content-type", b"application/grpc")];
     let retry_after = |headers: &[(&str, &[u8])], trailers: &[(&str, &[u8])]| {
         let proxy = Proxy::new(&json!({

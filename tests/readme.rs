@@ -176,8 +176,8 @@ fn no_document_names_a_metric_that_is_not_there() {
     let defined = defined_metrics();
     for (path, text) in documents() {
         for name in metrics(&text) {
-            // A name in full, or what all names of a kind begin with. `haven_internal_` is no metric;
-            // without `stats_tags` labels become a part of the name.
+            // A name in full, or what all names of a kind begin with. `haven_internal_` is no
+            // metric; without `stats_tags` labels become a part of the name.
             let is_known = defined.iter().any(|metric| metric.starts_with(name))
                 || is_internal(name)
                 || name.starts_with("haven_decisions_total_");

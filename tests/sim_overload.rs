@@ -2,7 +2,7 @@
 //! and what is shed.
 //!
 //! A discrete-event simulation in simulated time: open-loop clients (Poisson arrivals), workers
-//! that share two gauges as the proxy's workers do, endpoints that serve so many at a time and
+//! that share two gauges as the proxy's workers do, endpoints that serve a few at a time and
 //! queue the rest first come first served. The clients give up, as far as counting goes, at the
 //! deadline; the upstream does not know and serves on.
 
@@ -19,7 +19,7 @@ use std::collections::{BinaryHeap, VecDeque};
 const MS: u64 = 1_000_000;
 const DEADLINE: u64 = 500 * MS;
 
-/// The one configuration of all scenarios: the contract's defaults, a deadline of 500 ms.
+/// The one configuration of all scenarios: the defaults, a deadline of 500 ms.
 const SETTINGS: AdaptiveSettings = AdaptiveSettings {
     min: 3,
     max: 1000,

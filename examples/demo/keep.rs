@@ -1,4 +1,4 @@
-//! After the story: everything is left running, and a person is told where.
+//! After the story: everything is left running, and the addresses are printed.
 
 use crate::NAMES;
 use crate::stage::{CALM, FIRST, Stage};

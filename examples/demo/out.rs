@@ -36,7 +36,7 @@ impl Out {
         }
     }
 
-    /// A line. That nobody reads it any more is no reason to leave processes behind: errors are
+    /// A line. That its reader is gone is no reason to leave processes behind: errors are
     /// ignored.
     pub fn line(&self, look: Look, text: &str) {
         let mut out = std::io::stdout().lock();

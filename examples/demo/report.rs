@@ -55,7 +55,7 @@ impl Counts {
         self.stale + self.fixed
     }
 
-    /// The latency that so many percent of the 200s did not exceed.
+    /// The latency that `percent` of the 200s did not exceed.
     pub fn percentile(&self, percent: usize) -> Option<Duration> {
         let rank = (self.latencies.len() * percent).div_ceil(100);
         self.latencies.get(rank.saturating_sub(1)).copied()

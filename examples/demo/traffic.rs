@@ -40,7 +40,7 @@ pub enum Outcome {
     Limited,
     /// 5xx.
     Failed,
-    /// No whole answer, or one that nobody expects.
+    /// No whole answer, or one that was not to be expected.
     Error,
 }
 

@@ -1,5 +1,5 @@
-//! haven's metrics on Envoy's Prometheus page: read ten times a second, changes of breakers told as
-//! they happen.
+//! haven's metrics on Envoy's Prometheus page: read ten times a second, changes of breakers printed
+//! as they happen.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -49,7 +49,7 @@ impl Watch {
             let mut ticks = tokio::time::interval(Duration::from_millis(100));
             loop {
                 ticks.tick().await;
-                // Envoy may be gone already: then there is nothing to tell.
+                // Envoy may be gone already: then there is nothing to print.
                 let Ok(metrics) = reader.read().await else {
                     continue;
                 };

@@ -1,4 +1,6 @@
-// What a proxy gives to the filter. Under node there is no proxy: a unit test that calls one is told so.
+// What a proxy gives to the filter. Under node there is no proxy: a unit test that calls one fails
+// with this error.
+const hint = "needs a proxy: test it with the simulated host or a real Envoy";
 module.exports = new Proxy({}, {
-  get: (_, name) => () => { throw new Error(`${String(name)} needs a proxy: test it with the simulated host or a real Envoy`); },
+  get: (_, name) => () => { throw new Error(`${String(name)} ${hint}`); },
 });

@@ -2,7 +2,8 @@
 const crypto = require("node:crypto");
 
 function memory() {
-  const loaded = Object.values(require.cache).map((m) => m.exports?.__wasm?.memory ?? m.exports?.memory);
+  const loaded = Object.values(require.cache)
+    .map((m) => m.exports?.__wasm?.memory ?? m.exports?.memory);
   return loaded.find((m) => m instanceof WebAssembly.Memory).buffer;
 }
 

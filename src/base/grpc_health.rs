@@ -1,8 +1,8 @@
 //! The two messages of `grpc.health.v1.Health`, and the frame that gRPC puts around each.
 //!
-//! Written by hand: they have two fields, and a generated codec is seven times the code. The bytes come
-//! from the network: reading any of them ends in a value or in a named error, copies nothing and
-//! takes time in proportion to their length.
+//! Written by hand: they have two fields, and a generated codec is seven times the code. The bytes
+//! come from the network: reading any of them ends in a value or in a named error, copies nothing
+//! and takes time in proportion to their length.
 //!
 //! ```text
 //! gRPC over HTTP/2, "Length-Prefixed-Message":
@@ -185,8 +185,8 @@ enum Value<'a> {
     Fixed,
 }
 
-/// Passes each field of a message to `each`. Groups, which no version of these messages has had, are
-/// malformed: skipping them takes a stack.
+/// Passes each field of a message to `each`. Groups, which no version of these messages has had,
+/// are malformed: skipping them takes a stack.
 fn fields<'a>(message: &'a [u8], mut each: impl FnMut(u32, Value<'a>)) -> Result<(), Malformed> {
     let mut rest = message;
     while !rest.is_empty() {

@@ -241,7 +241,8 @@ mod tests {
             let map = HeaderMap::from_pairs(&pairs);
             let read: Vec<_> = map.iter().map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
             prop_assert_eq!(&read, &pairs);
-            let mut back: Vec<_> = map.iter().rev().map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
+            let back = map.iter().rev();
+            let mut back: Vec<_> = back.map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
             back.reverse();
             prop_assert_eq!(&back, &pairs);
         }

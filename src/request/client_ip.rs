@@ -12,9 +12,9 @@ section! {
         /// Which entry of `X-Forwarded-For`, counted from the right, is the client's; a missing,
         /// short or malformed header means the connection's address.
         trusted_hops: Int<1, 32> = Default("1");
-        /// Leading bits of an IPv4 address that tell clients apart.
+        /// Leading bits of an IPv4 address that distinguish clients.
         ipv4_prefix: Int8<1, 32> = Default("32");
-        /// Leading bits of an IPv6 address that tell clients apart.
+        /// Leading bits of an IPv6 address that distinguish clients.
         ipv6_prefix: Int8<1, 128> = Default("64");
     }
 }

@@ -76,7 +76,10 @@ macro_rules! __section {
                 // A struct literal evaluates its fields in the order they are written: that of
                 // OBJECT.
                 Self {
-                    $( $field: fields.decode_next::<$crate::__section!(@stored $($soon)? $type)>(), )*
+                    $(
+                        $field: fields
+                            .decode_next::<$crate::__section!(@stored $($soon)? $type)>(),
+                    )*
                 }
             }
         }
@@ -100,7 +103,7 @@ macro_rules! __section {
 
 /// Declares words. `choice! { enum Name { Variant = "word", } }` is an enum, of which the first is
 /// the default; `choice! { Words -> Type { "word" => value, } }` is a type `Words` of words that
-/// are decoded into another type, and `choice! { Type { … } }` says the words of a type that is there.
+/// are decoded into another type; `choice! { Type { … } }` gives words to a type that is there.
 /// Words that are not built yet have `@soon` before them. A word that was rejected becomes the
 /// first one.
 #[doc(hidden)]

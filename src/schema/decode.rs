@@ -1,6 +1,6 @@
 //! From a checked tree to values.
 //!
-//! Nothing is judged here: the checker has done that. What it has rejected becomes its type's
+//! Nothing is checked here: the checker has done that. What it has rejected becomes its type's
 //! default, and the reader drops that with the document.
 
 use std::marker::PhantomData;

@@ -126,10 +126,11 @@ impl Drop for Upstream {
 }
 
 impl Shared {
-    /// The world's time; `None` before it begins.
+    /// The world's time; `None` until it is known when it begins.
     fn now(&self) -> Option<Duration> {
         let begin = (*self.begin.borrow())?;
-        Instant::now().checked_duration_since(begin)
+        // Zero until then: who waits for a moment is to know it beforehand.
+        Some(Instant::now().saturating_duration_since(begin))
     }
 
     fn action(&self) -> Option<Action> {

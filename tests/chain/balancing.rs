@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-/// An upstream of so many endpoints, 10.0.0.1 and so on, that has all requests.
+/// An upstream of `count` endpoints, 10.0.0.1 and so on, that has all requests.
 fn config(count: usize, extra: &Value) -> Value {
     let endpoints: Vec<Value> = (0..count)
         .map(|number| json!({"address": address(number)}))
@@ -45,8 +45,8 @@ fn list(stream: &SimStream) -> Vec<String> {
 
 type Headers = Vec<(&'static str, Vec<u8>)>;
 
-/// So many requests one after the other, each answered with these headers by the first of its list:
-/// how many each got, in percent.
+/// Sends `requests` one after the other, each answered with these headers by the first of its list.
+/// Returns how many each endpoint got, in percent.
 fn shares(
     proxy: &Proxy,
     requests: u64,

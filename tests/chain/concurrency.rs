@@ -1,4 +1,4 @@
-//! Concurrency limits: who is refused when so many are in flight, and what gives a place back.
+//! Concurrency limits: who is refused at which number in flight, and what gives a place back.
 
 use super::{Proxy, merge};
 use haven::base::time::Nanos;

@@ -62,13 +62,15 @@ fn a_canary_takes_its_routes_breaker_and_its_upstreams_for_colours() {
     refused(
         &route(r#"{"upstream": "v1"}"#),
         &[
-            "routes[0].canary.upstream: \"v1\" is not allowed, want another upstream than the route's",
+            "routes[0].canary.upstream: \"v1\" is not allowed, want another upstream than the \
+             route's",
         ],
     );
     refused(
         &route(r#"{"upstream": "v2", "percent": 101, "color": "red"}"#),
         &[
-            "routes[0].canary.percent: 101 is not allowed, want a number from 0 to 100 with at most two decimals",
+            "routes[0].canary.percent: 101 is not allowed, want a number from 0 to 100 with at \
+             most two decimals",
             "routes[0].canary.color: \"red\" is not allowed, want none: there is no color_header",
         ],
     );
@@ -90,7 +92,8 @@ fn a_canary_takes_its_routes_breaker_and_its_upstreams_for_colours() {
     refused(
         r#"{"upstreams": {"v2": {}}, "routes": [{"name": "r", "canary": {"upstream": "v2"}}]}"#,
         &[
-            "routes[0].canary.upstream: \"v2\" is not allowed, want none: the route has no upstream of its own",
+            "routes[0].canary.upstream: \"v2\" is not allowed, want none: the route has no \
+             upstream of its own",
         ],
     );
 }

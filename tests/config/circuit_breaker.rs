@@ -73,15 +73,18 @@ fn circuit_breakers_are_checked() {
         &[
             (
                 r#"{"failure_rate_threshold": 0}"#,
-                "circuit_breakers.b.failure_rate_threshold: 0 is not allowed, want a number from 0.01 to 100 with at most two decimals",
+                "circuit_breakers.b.failure_rate_threshold: 0 is not allowed, want a number from \
+                 0.01 to 100 with at most two decimals",
             ),
             (
                 r#"{"open_duration": "99ms"}"#,
-                "circuit_breakers.b.open_duration: \"99ms\" is not allowed, want a duration from 100ms to 1d like \"250ms\" or \"10s\"",
+                "circuit_breakers.b.open_duration: \"99ms\" is not allowed, want a duration from \
+                 100ms to 1d like \"250ms\" or \"10s\"",
             ),
             (
                 r#"{"open_duration": "10s", "max_open_duration": "5s"}"#,
-                "circuit_breakers.b.max_open_duration: \"5s\" is not allowed, want at least the open_duration of 10s",
+                "circuit_breakers.b.max_open_duration: \"5s\" is not allowed, want at least the \
+                 open_duration of 10s",
             ),
             (
                 r#"{"window": {"size": "999ms"}}"#,
@@ -90,7 +93,8 @@ fn circuit_breakers_are_checked() {
             ),
             (
                 r#"{"window": {"size": 100}}"#,
-                "circuit_breakers.b.window.size: 100 is not allowed, want a duration from 1s to 1h like \"250ms\" or \"10s\"",
+                "circuit_breakers.b.window.size: 100 is not allowed, want a duration from 1s to \
+                 1h like \"250ms\" or \"10s\"",
             ),
             (
                 r#"{"window": {"type": "count", "size": 1025}}"#,
@@ -99,27 +103,33 @@ fn circuit_breakers_are_checked() {
             ),
             (
                 r#"{"window": {"type": "count", "size": "10s"}}"#,
-                "circuit_breakers.b.window.size: \"10s\" is not allowed, want an integer from 1 to 1024",
+                "circuit_breakers.b.window.size: \"10s\" is not allowed, want an integer from 1 \
+                 to 1024",
             ),
             (
                 r#"{"preset": "x"}"#,
-                "circuit_breakers.b.preset: \"x\" is not allowed, want one of \"hystrix\", \"goresilience\", \"resilience4j\", \"sentinel\"",
+                "circuit_breakers.b.preset: \"x\" is not allowed, want one of \"hystrix\", \
+                 \"goresilience\", \"resilience4j\", \"sentinel\"",
             ),
             (
                 r#"{"backoff_multiplier": 0.99}"#,
-                "circuit_breakers.b.backoff_multiplier: 0.99 is not allowed, want a number from 1 to 100 with at most two decimals",
+                "circuit_breakers.b.backoff_multiplier: 0.99 is not allowed, want a number from \
+                 1 to 100 with at most two decimals",
             ),
             (
                 r#"{"failure_on": {"status": ["599-500"]}}"#,
-                "circuit_breakers.b.failure_on.status[0]: \"599-500\" is not allowed, want a status or range from 100 to 599 like \"500-599\" or 503",
+                "circuit_breakers.b.failure_on.status[0]: \"599-500\" is not allowed, want a \
+                 status or range from 100 to 599 like \"500-599\" or 503",
             ),
             (
                 r#"{"failure_on": {"grpc_status": [17]}}"#,
-                "circuit_breakers.b.failure_on.grpc_status[0]: 17 is not allowed, want an integer from 0 to 16",
+                "circuit_breakers.b.failure_on.grpc_status[0]: 17 is not allowed, want an \
+                 integer from 0 to 16",
             ),
             (
                 r#"{"failure_on": {"grpc_status": [2, 2]}}"#,
-                "circuit_breakers.b.failure_on.grpc_status[1]: 2 is not allowed, want each item only once",
+                "circuit_breakers.b.failure_on.grpc_status[1]: 2 is not allowed, want each item \
+                 only once",
             ),
             (
                 r#"{"honour_retry_after": 1}"#,

@@ -48,8 +48,10 @@ fn concurrency_limits_are_read_with_their_bounds() {
     refused(
         r#"{"concurrency_limits": {"a": {"initial_limit": 2}, "b": {"max_limit": 10, "initial_limit": 11}, "c": {"limit": 0}}}"#,
         &[
-            "concurrency_limits.a.initial_limit: 2 is not allowed, want an integer from the min_limit of 3 to the max_limit of 1000",
-            "concurrency_limits.b.initial_limit: 11 is not allowed, want an integer from the min_limit of 3 to the max_limit of 10",
+            "concurrency_limits.a.initial_limit: 2 is not allowed, want an integer from the \
+             min_limit of 3 to the max_limit of 1000",
+            "concurrency_limits.b.initial_limit: 11 is not allowed, want an integer from the \
+             min_limit of 3 to the max_limit of 10",
             "concurrency_limits.c.limit: 0 is not allowed, want an integer from 1 to 1000000",
         ],
     );

@@ -49,11 +49,13 @@ fn timeouts_are_taken_with_their_defaults() {
         &[
             (
                 r#""timeout": {"request": {"dynamic": {"min": "3s"}}}"#,
-                "routes[0].timeout.request.dynamic.max: \"2s\" is not allowed, want at least the min of 3s",
+                "routes[0].timeout.request.dynamic.max: \"2s\" is not allowed, want at least the \
+                 min of 3s",
             ),
             (
                 r#""timeout": {"reject_below": "p100"}"#,
-                "routes[0].timeout.reject_below: \"p100\" is not allowed, want a duration from 1ms to 1h like \"250ms\" or \"10s\" or a quantile from \"p1\" to \"p99\"",
+                "routes[0].timeout.reject_below: \"p100\" is not allowed, want a duration from \
+                 1ms to 1h like \"250ms\" or \"10s\" or a quantile from \"p1\" to \"p99\"",
             ),
             (
                 r#""timeout": {"deadline_header": "Content-Length"}"#,

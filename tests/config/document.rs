@@ -64,18 +64,25 @@ fn all_errors_come_at_once() {
             "colour: unknown field, value \"red\" is not allowed, want one of service, mode, client_ip, upstreams, rate_limits, \
              circuit_breakers, concurrency_limits, fallbacks, switches, routes, health, admin, trust_client_retry_headers",
             "service: 1 is not allowed, want a text of 1 to 255 bytes without control characters",
-            "upstreams.users.endpoints[0].weight: 1001 is not allowed, want an integer from 0 to 1000",
-            "upstreams.users.endpoints[1].address: \"1.2.3.4\" is not allowed, want an address like \"192.168.1.10:8080\" or \"[::1]:8080\"",
+            "upstreams.users.endpoints[0].weight: 1001 is not allowed, want an integer from 0 to \
+             1000",
+            "upstreams.users.endpoints[1].address: \"1.2.3.4\" is not allowed, want an address \
+             like \"192.168.1.10:8080\" or \"[::1]:8080\"",
             "rate_limits.per-client.limit: 0 is not allowed, want an integer from 1 to 1000000000",
             "rate_limits: \"b c\" is not allowed, want a name: 1 to 64 of A-Z a-z 0-9 . _ : / -",
-            "rate_limits.x.limit: nothing is not allowed, want an integer from 1 to 1000000000 (required)",
+            "rate_limits.x.limit: nothing is not allowed, want an integer from 1 to 1000000000 \
+             (required)",
             "routes[0].retires: unknown field, value 3 is not allowed, want one of name, mode, match, upstream, rate_limits, \
              circuit_breaker, concurrency_limit, fallback, timeout, retry, criticality, switch, canary, depends_on",
-            "routes[0].match.prefix: \"api\" is not allowed, want a path that starts with \"/\", percent-encoded, without \"?\" and \"#\"",
+            "routes[0].match.prefix: \"api\" is not allowed, want a path that starts with \"/\", \
+             percent-encoded, without \"?\" and \"#\"",
             "routes[0].upstream: \"userz\" is not allowed, want one of the upstreams: \"users\"",
-            "routes[0].rate_limits[0]: \"y\" is not allowed, want one of the rate_limits: \"per-client\", \"x\"",
-            "routes[1].circuit_breaker: \"none\" is not allowed, want one of the circuit_breakers: there are none",
-            "upstreams.users.endpoints[2].address: \"1.2.3.4:80\" is not allowed, want each address only once",
+            "routes[0].rate_limits[0]: \"y\" is not allowed, want one of the rate_limits: \
+             \"per-client\", \"x\"",
+            "routes[1].circuit_breaker: \"none\" is not allowed, want one of the \
+             circuit_breakers: there are none",
+            "upstreams.users.endpoints[2].address: \"1.2.3.4:80\" is not allowed, want each \
+             address only once",
             "routes[1].name: \"a\" is not allowed, want each route's name only once",
         ],
     );
@@ -130,16 +137,19 @@ fn what_is_not_built_is_validated_all_the_same() {
         r#"{"concurrency_limits": {"c": {"algorithm": "fixed"}, "d": {"limit": 3}, "e": {"min_limit": 9, "max_limit": 8}},
             "routes": [{"name": "r", "concurrency_limit": "x", "retry": {"attempts": 11, "on": ["5xx", "bad"]}, "switch": "s", "depends_on": ["db"]}]}"#,
         &[
-            "concurrency_limits.c.limit: nothing is not allowed, want an integer from 1 to 1000000 (required)",
+            "concurrency_limits.c.limit: nothing is not allowed, want an integer from 1 to \
+             1000000 (required)",
             "concurrency_limits.d.limit: 3 is not allowed, want none: adaptive finds its limit",
             "concurrency_limits.e.max_limit: 8 is not allowed, want at least the min_limit of 9",
-            "routes[0].concurrency_limit: \"x\" is not allowed, want one of the concurrency_limits: \"c\", \"d\", \"e\"",
+            "routes[0].concurrency_limit: \"x\" is not allowed, want one of the \
+             concurrency_limits: \"c\", \"d\", \"e\"",
             "routes[0].retry.attempts: 11 is not allowed, want an integer from 0 to 10",
             "routes[0].retry.on[1]: \"bad\" is not allowed, want one of \"5xx\", \"gateway-error\", \"reset\", \"reset-before-request\", \
              \"connect-failure\", \"envoy-ratelimited\", \"retriable-4xx\", \"refused-stream\", \"retriable-status-codes\", \"retriable-headers\", \
              \"http3-post-connect-failure\", \"cancelled\", \"deadline-exceeded\", \"internal\", \"resource-exhausted\", \"unavailable\"",
             "routes[0].switch: \"s\" is not allowed, want one of the switches: there are none",
-            "routes[0].depends_on[0]: \"db\" is not allowed, want one of the components: there are none",
+            "routes[0].depends_on[0]: \"db\" is not allowed, want one of the components: there \
+             are none",
         ],
     );
 }

@@ -74,11 +74,13 @@ fn fallbacks_are_checked() {
             ),
             (
                 r#"{"steps": []}"#,
-                "fallbacks.f.steps: [] is not allowed, want a list of 1 to 8 items, each an object with one of stale, respond, cluster",
+                "fallbacks.f.steps: [] is not allowed, want a list of 1 to 8 items, each an \
+                 object with one of stale, respond, cluster",
             ),
             (
                 r#"{"steps": [{}]}"#,
-                "fallbacks.f.steps[0]: {} is not allowed, want an object with one of stale, respond, cluster",
+                "fallbacks.f.steps[0]: {} is not allowed, want an object with one of stale, \
+                 respond, cluster",
             ),
             (
                 r#"{"on": [], "steps": [{"respond": {}}]}"#,
@@ -91,27 +93,33 @@ fn fallbacks_are_checked() {
             ),
             (
                 r#"{"steps": [{"cluster": "a"}, {"stale": {}}, {"cluster": "b"}]}"#,
-                "fallbacks.f.steps[2].cluster: \"b\" is not allowed, want one cluster step only: a request is sent on once",
+                "fallbacks.f.steps[2].cluster: \"b\" is not allowed, want one cluster step only: \
+                 a request is sent on once",
             ),
             (
                 r#"{"steps": [{"stale": {}}, {"stale": {"max_age": "1h"}}]}"#,
-                "fallbacks.f.steps[1].stale.max_age: \"1h\" is not allowed, want one stale step only",
+                "fallbacks.f.steps[1].stale.max_age: \"1h\" is not allowed, want one stale step \
+                 only",
             ),
             (
                 r#"{"steps": [{"stale": {"max_age": "500ms"}}]}"#,
-                "fallbacks.f.steps[0].stale.max_age: \"500ms\" is not allowed, want a duration from 1s to 7d like \"250ms\" or \"10s\"",
+                "fallbacks.f.steps[0].stale.max_age: \"500ms\" is not allowed, want a duration \
+                 from 1s to 7d like \"250ms\" or \"10s\"",
             ),
             (
                 r#"{"steps": [{"stale": {"max_bytes": "79KiB"}}]}"#,
-                "fallbacks.f.steps[0].stale.max_bytes: \"79KiB\" is not allowed, want at least 80KiB: max_body and 16KiB",
+                "fallbacks.f.steps[0].stale.max_bytes: \"79KiB\" is not allowed, want at least \
+                 80KiB: max_body and 16KiB",
             ),
             (
                 r#"{"steps": [{"stale": {"max_entries": 0}}]}"#,
-                "fallbacks.f.steps[0].stale.max_entries: 0 is not allowed, want an integer from 1 to 65536",
+                "fallbacks.f.steps[0].stale.max_entries: 0 is not allowed, want an integer from \
+                 1 to 65536",
             ),
             (
                 r#"{"steps": [{"respond": {"status": 201}}, {"respond": {}}]}"#,
-                "fallbacks.f.steps[0].respond.status: 201 is not allowed, want a respond step only at the end: it always answers",
+                "fallbacks.f.steps[0].respond.status: 201 is not allowed, want a respond step \
+                 only at the end: it always answers",
             ),
         ],
     );
@@ -120,11 +128,13 @@ fn fallbacks_are_checked() {
         &[
             (
                 r#"{"status": 199}"#,
-                "fallbacks.f.steps[0].respond.status: 199 is not allowed, want an integer from 200 to 599",
+                "fallbacks.f.steps[0].respond.status: 199 is not allowed, want an integer from \
+                 200 to 599",
             ),
             (
                 r#"{"status": 204, "body": "x"}"#,
-                "fallbacks.f.steps[0].respond.status: 204 is not allowed, want a status that may have a body",
+                "fallbacks.f.steps[0].respond.status: 204 is not allowed, want a status that may \
+                 have a body",
             ),
             (
                 r#"{"body": "a {{now}} b"}"#,
@@ -143,12 +153,14 @@ fn fallbacks_are_checked() {
             ),
             (
                 r#"{"headers": {":status": "1"}}"#,
-                "fallbacks.f.steps[0].respond.headers: \":status\" is not allowed, want a header name",
+                "fallbacks.f.steps[0].respond.headers: \":status\" is not allowed, want a header \
+                 name",
             ),
             (
                 r#"{"headers": {"Content-Length": "1"}}"#,
                 &format!(
-                    "fallbacks.f.steps[0].respond.headers: \"content-length\" is not allowed, want a header name that is none of {own}"
+                    "fallbacks.f.steps[0].respond.headers: \"content-length\" is not allowed, \
+                     want a header name that is none of {own}"
                 ),
             ),
         ],

@@ -92,27 +92,33 @@ fn a_health_check_that_cannot_be_is_refused() {
             ),
             (
                 r#""interval": "99ms""#,
-                "upstreams.u.health_check.interval: \"99ms\" is not allowed, want a duration from 100ms to 1h like \"250ms\" or \"10s\"",
+                "upstreams.u.health_check.interval: \"99ms\" is not allowed, want a duration \
+                 from 100ms to 1h like \"250ms\" or \"10s\"",
             ),
             (
                 r#""interval": "1s", "interval_changing": "2s""#,
-                "upstreams.u.health_check.interval_changing: \"2s\" is not allowed, want at most the interval of 1s",
+                "upstreams.u.health_check.interval_changing: \"2s\" is not allowed, want at most \
+                 the interval of 1s",
             ),
             (
                 r#""service": "x""#,
-                "upstreams.u.health_check.service: \"x\" is not allowed, want none: only a gRPC check has a service",
+                "upstreams.u.health_check.service: \"x\" is not allowed, want none: only a gRPC \
+                 check has a service",
             ),
             (
                 r#""protocol": "grpc", "host": "x""#,
-                "upstreams.u.health_check.host: \"x\" is not allowed, want none: only an HTTP check has a host",
+                "upstreams.u.health_check.host: \"x\" is not allowed, want none: only an HTTP \
+                 check has a host",
             ),
             (
                 r#""protocol": "grpc", "report": true"#,
-                "upstreams.u.health_check.report: true is not allowed, want false: only the answer to an HTTP check has a report",
+                "upstreams.u.health_check.report: true is not allowed, want false: only the \
+                 answer to an HTTP check has a report",
             ),
             (
                 r#""components": {"db": {}}"#,
-                "upstreams.u.health_check.components: \"db\" is not allowed, want none without \"report\": true",
+                "upstreams.u.health_check.components: \"db\" is not allowed, want none without \
+                 \"report\": true",
             ),
         ],
     );
@@ -122,8 +128,10 @@ fn a_health_check_that_cannot_be_is_refused() {
                        {"name": "c", "upstream": "v", "depends_on": ["db", "cache"]}]}"#,
         &[
             "routes[2].depends_on[1]: \"cache\" is not allowed, want one of the components: \"db\"",
-            "routes[0].depends_on[0]: \"db\" is not allowed, want a component of the health_check of the route's own upstream",
-            "routes[1].depends_on[0]: \"db\" is not allowed, want a component of the health_check of the route's own upstream",
+            "routes[0].depends_on[0]: \"db\" is not allowed, want a component of the \
+             health_check of the route's own upstream",
+            "routes[1].depends_on[0]: \"db\" is not allowed, want a component of the \
+             health_check of the route's own upstream",
         ],
     );
 }

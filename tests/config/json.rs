@@ -70,7 +70,8 @@ fn duplicates_are_refused_wherever_they_are() {
     refused(
         r#"{"upstreams": {"a": {"endpoints": [{"address": "[2001:DB8:0::1]:80"}, {"address": "[2001:db8::1]:80"}]}}}"#,
         &[
-            "upstreams.a.endpoints[1].address: \"[2001:db8::1]:80\" is not allowed, want each address only once",
+            "upstreams.a.endpoints[1].address: \"[2001:db8::1]:80\" is not allowed, want each \
+             address only once",
         ],
     );
     refused(
@@ -85,7 +86,8 @@ fn duplicates_are_refused_wherever_they_are() {
         r#"{"routes": [{"name": "r", "match": {"headers": {"X-A": "1", "x-a": "2"}, "methods": ["get", "GET"]}}]}"#,
         &[
             "routes[0].match.methods[1]: \"GET\" is not allowed, want each item only once",
-            "routes[0].match.headers.x-a: \"2\" is not allowed, want this name only once, whatever its case",
+            "routes[0].match.headers.x-a: \"2\" is not allowed, want this name only once, \
+             whatever its case",
         ],
     );
     refused(
@@ -96,7 +98,8 @@ fn duplicates_are_refused_wherever_they_are() {
         r#"{"rate_limits": {"a": {"limit": 1, "key": ["client_ip"], "overrides": [
             {"key": ["2001:db8::1"], "limit": 1}, {"key": ["2001:DB8::2"], "limit": 2}]}}}"#,
         &[
-            "rate_limits.a.overrides[1].key: \"2001:DB8::2\" is not allowed, want each key only once",
+            "rate_limits.a.overrides[1].key: \"2001:DB8::2\" is not allowed, want each key only \
+             once",
         ],
     );
 }

@@ -84,7 +84,11 @@ fn no_value_can_be_replaced_by_nonsense() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 2000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
@@ -99,9 +103,11 @@ proptest! {
         }
         if let Err(errors) = parsed {
             let lines = errors.to_string().lines().count();
-            prop_assert_eq!(lines, errors.iter().count() + usize::from(errors.count() > errors.iter().count()));
+            let listed = errors.iter().count();
+            prop_assert_eq!(lines, listed + usize::from(errors.count() > listed));
             for error in errors.iter() {
-                prop_assert!(!error.path.is_empty() && error.message.contains(" not "), "{}", error);
+                let says_what = error.message.contains(" not ");
+                prop_assert!(!error.path.is_empty() && says_what, "{}", error);
             }
         }
     }

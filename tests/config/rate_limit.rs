@@ -96,43 +96,53 @@ fn rate_limits_are_checked() {
         &[
             (
                 r#"{"limit": 1, "burst": 367, "period": "1d"}"#,
-                "rate_limits.a.burst: 367 is not allowed, want at most 366, or the bucket would take more than 366d to fill",
+                "rate_limits.a.burst: 367 is not allowed, want at most 366, or the bucket would \
+                 take more than 366d to fill",
             ),
             (
                 r#"{"limit": 1, "period": "1000us", "cost": 2}"#,
-                "rate_limits.a.cost: 2 is not allowed, want at most the burst of 1, or no request would ever pass",
+                "rate_limits.a.cost: 2 is not allowed, want at most the burst of 1, or no \
+                 request would ever pass",
             ),
             (
                 r#"{"limit": 1, "algorithm": "sliding_window", "burst": 5}"#,
-                "rate_limits.a.burst: 5 is not allowed, want none: only token_bucket and leaky_bucket have a burst",
+                "rate_limits.a.burst: 5 is not allowed, want none: only token_bucket and \
+                 leaky_bucket have a burst",
             ),
             (
                 r#"{"limit": 1, "algorithm": "fixed_window", "key": ["path"], "overrides": [{"key": ["/"], "limit": 2, "burst": 2}]}"#,
-                "rate_limits.a.overrides[0].burst: 2 is not allowed, want none: only token_bucket and leaky_bucket have a burst",
+                "rate_limits.a.overrides[0].burst: 2 is not allowed, want none: only \
+                 token_bucket and leaky_bucket have a burst",
             ),
             (
                 r#"{"limit": 1, "algorithm": "fixed_window", "cost": 2}"#,
-                "rate_limits.a.cost: 2 is not allowed, want at most the limit of 1, or no request would ever pass",
+                "rate_limits.a.cost: 2 is not allowed, want at most the limit of 1, or no \
+                 request would ever pass",
             ),
             (
                 r#"{"limit": 1, "algorithm": "leaky_bucket", "warm_up": "1m"}"#,
-                "rate_limits.a.warm_up: \"1m\" is not allowed, want none: only token_bucket warms up",
+                "rate_limits.a.warm_up: \"1m\" is not allowed, want none: only token_bucket \
+                 warms up",
             ),
             (
                 r#"{"limit": 1, "max_wait": "0s"}"#,
-                "rate_limits.a.max_wait: \"0ns\" is not allowed, want none: only leaky_bucket has requests wait",
+                "rate_limits.a.max_wait: \"0ns\" is not allowed, want none: only leaky_bucket \
+                 has requests wait",
             ),
             (
                 r#"{"limit": 1, "algorithm": "leaky_bucket", "max_wait": "61m"}"#,
-                "rate_limits.a.max_wait: \"61m\" is not allowed, want a duration from 0ns to 1h like \"250ms\" or \"10s\"",
+                "rate_limits.a.max_wait: \"61m\" is not allowed, want a duration from 0ns to 1h \
+                 like \"250ms\" or \"10s\"",
             ),
             (
                 r#"{"limit": 1, "period": "999us"}"#,
-                "rate_limits.a.period: \"999us\" is not allowed, want a duration from 1ms to 366d like \"250ms\" or \"10s\"",
+                "rate_limits.a.period: \"999us\" is not allowed, want a duration from 1ms to \
+                 366d like \"250ms\" or \"10s\"",
             ),
             (
                 r#"{"limit": 1, "period": 5}"#,
-                "rate_limits.a.period: 5 is not allowed, want a duration from 1ms to 366d like \"250ms\" or \"10s\"",
+                "rate_limits.a.period: 5 is not allowed, want a duration from 1ms to 366d like \
+                 \"250ms\" or \"10s\"",
             ),
             (
                 r#"{"limit": 1, "key": ["ip"]}"#,
@@ -150,11 +160,13 @@ fn rate_limits_are_checked() {
             ),
             (
                 r#"{"limit": 1, "key": [{"path_segment": 256}]}"#,
-                "rate_limits.a.key[0].path_segment: 256 is not allowed, want an integer from 0 to 255",
+                "rate_limits.a.key[0].path_segment: 256 is not allowed, want an integer from 0 \
+                 to 255",
             ),
             (
                 r#"{"limit": 1, "cost": -1}"#,
-                "rate_limits.a.cost: -1 is not allowed, want an integer from 0 to 1000000000 or an object",
+                "rate_limits.a.cost: -1 is not allowed, want an integer from 0 to 1000000000 or \
+                 an object",
             ),
             (
                 r#"{"limit": 1, "cost": {}}"#,
@@ -166,7 +178,8 @@ fn rate_limits_are_checked() {
             ),
             (
                 r#"{"limit": 1, "overrides": [{"key": ["a"], "limit": 1}]}"#,
-                "rate_limits.a.overrides[0].key: [\"a\"] is not allowed, want a list of 0 values, one for each part of the rate limit's key",
+                "rate_limits.a.overrides[0].key: [\"a\"] is not allowed, want a list of 0 \
+                 values, one for each part of the rate limit's key",
             ),
             (
                 r#"{"limit": 1, "key": ["client_ip"], "overrides": [{"key": ["me"], "limit": 1}]}"#,
@@ -174,15 +187,18 @@ fn rate_limits_are_checked() {
             ),
             (
                 r#"{"limit": 1, "key": ["path"], "overrides": [{"key": ["/"], "limit": 1, "burst": 2, "period": "366d"}]}"#,
-                "rate_limits.a.overrides[0].burst: 2 is not allowed, want at most 1, or the bucket would take more than 366d to fill",
+                "rate_limits.a.overrides[0].burst: 2 is not allowed, want at most 1, or the \
+                 bucket would take more than 366d to fill",
             ),
             (
                 r#"{"limit": 1, "exempt": ["10.0.0.0/33"]}"#,
-                "rate_limits.a.exempt[0]: \"10.0.0.0/33\" is not allowed, want a network like \"10.0.0.0/8\" or \"2001:db8::/32\"",
+                "rate_limits.a.exempt[0]: \"10.0.0.0/33\" is not allowed, want a network like \
+                 \"10.0.0.0/8\" or \"2001:db8::/32\"",
             ),
             (
                 r#"{"limit": 1, "exempt": ["::/+1"]}"#,
-                "rate_limits.a.exempt[0]: \"::/+1\" is not allowed, want a network like \"10.0.0.0/8\" or \"2001:db8::/32\"",
+                "rate_limits.a.exempt[0]: \"::/+1\" is not allowed, want a network like \
+                 \"10.0.0.0/8\" or \"2001:db8::/32\"",
             ),
             (
                 r#"{"limit": 1, "max_keys": 0}"#,
@@ -190,7 +206,8 @@ fn rate_limits_are_checked() {
             ),
             (
                 r#"{"limit": 1, "headers": "all"}"#,
-                "rate_limits.a.headers: \"all\" is not allowed, want one of \"ietf\", \"x\", \"both\", \"none\"",
+                "rate_limits.a.headers: \"all\" is not allowed, want one of \"ietf\", \"x\", \
+                 \"both\", \"none\"",
             ),
         ],
     );

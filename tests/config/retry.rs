@@ -38,7 +38,8 @@ fn retries_are_taken_with_their_defaults() {
         r#"{"routes": [{"name": "r", @}]}"#,
         &[(
             r#""retry": {"methods": []}"#,
-            "routes[0].retry.methods: [] is not allowed, want a list of 1 to 32 items, each an HTTP method",
+            "routes[0].retry.methods: [] is not allowed, want a list of 1 to 32 items, each an \
+             HTTP method",
         )],
     );
 }

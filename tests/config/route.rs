@@ -97,11 +97,13 @@ fn routes_are_checked() {
             ("5", "routes[0]: 5 is not allowed, want an object"),
             (
                 r#"{"name": ""}"#,
-                "routes[0].name: \"\" is not allowed, want a name: 1 to 64 of A-Z a-z 0-9 . _ : / -",
+                "routes[0].name: \"\" is not allowed, want a name: 1 to 64 of A-Z a-z 0-9 . _ : \
+                 / -",
             ),
             (
                 "{}",
-                "routes[0].name: nothing is not allowed, want a name: 1 to 64 of A-Z a-z 0-9 . _ : / - (required)",
+                "routes[0].name: nothing is not allowed, want a name: 1 to 64 of A-Z a-z 0-9 . _ \
+                 : / - (required)",
             ),
             (
                 r#"{"name": "r", "match": {"path": "/a", "prefix": "/b"}}"#,
@@ -117,11 +119,13 @@ fn routes_are_checked() {
             ),
             (
                 r#"{"name": "r", "fallback": "f"}"#,
-                "routes[0].fallback: \"f\" is not allowed, want one of the fallbacks: there are none",
+                "routes[0].fallback: \"f\" is not allowed, want one of the fallbacks: there are \
+                 none",
             ),
             (
                 r#"{"name": "r", "criticality": "vital"}"#,
-                "routes[0].criticality: \"vital\" is not allowed, want one of \"critical_plus\", \"critical\", \"sheddable_plus\", \"sheddable\"",
+                "routes[0].criticality: \"vital\" is not allowed, want one of \"critical_plus\", \
+                 \"critical\", \"sheddable_plus\", \"sheddable\"",
             ),
         ],
     );

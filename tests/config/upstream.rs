@@ -92,23 +92,29 @@ fn upstreams_are_checked() {
             ),
             (
                 r#"{"load_balancer": {"policy": "best"}}"#,
-                "upstreams.u.load_balancer.policy: \"best\" is not allowed, want one of \"least_request\", \"round_robin\", \"peak_ewma\", \"consistent_hash\", \"random\", \"first\"",
+                "upstreams.u.load_balancer.policy: \"best\" is not allowed, want one of \
+                 \"least_request\", \"round_robin\", \"peak_ewma\", \"consistent_hash\", \
+                 \"random\", \"first\"",
             ),
             (
                 r#"{"load_balancer": {"panic_threshold": 100.01}}"#,
-                "upstreams.u.load_balancer.panic_threshold: 100.01 is not allowed, want a number from 0 to 100 with at most two decimals",
+                "upstreams.u.load_balancer.panic_threshold: 100.01 is not allowed, want a number \
+                 from 0 to 100 with at most two decimals",
             ),
             (
                 r#"{"min_healthy": 0.001}"#,
-                "upstreams.u.min_healthy: 0.001 is not allowed, want a number from 0 to 100 with at most two decimals",
+                "upstreams.u.min_healthy: 0.001 is not allowed, want a number from 0 to 100 with \
+                 at most two decimals",
             ),
             (
                 r#"{"endpoints": {}}"#,
-                "upstreams.u.endpoints: {} is not allowed, want a list of at most 1000 items, each an object",
+                "upstreams.u.endpoints: {} is not allowed, want a list of at most 1000 items, \
+                 each an object",
             ),
             (
                 r#"{"cluster": ""}"#,
-                "upstreams.u.cluster: \"\" is not allowed, want a text of 1 to 255 bytes without control characters",
+                "upstreams.u.cluster: \"\" is not allowed, want a text of 1 to 255 bytes without \
+                 control characters",
             ),
         ],
     );
@@ -184,19 +190,23 @@ fn what_a_balancing_policy_does_not_use_is_refused() {
         &[
             (
                 r#""load_balancer": {"hash_key": ["path", "host"]}"#,
-                "upstreams.u.load_balancer.hash_key: a list of 2 is not allowed, want none: only consistent_hash has a key",
+                "upstreams.u.load_balancer.hash_key: a list of 2 is not allowed, want none: only \
+                 consistent_hash has a key",
             ),
             (
                 r#""load_balancer": {"policy": "random", "bounded_load": 1.5}"#,
-                "upstreams.u.load_balancer.bounded_load: 1.5 is not allowed, want none: only consistent_hash bounds load",
+                "upstreams.u.load_balancer.bounded_load: 1.5 is not allowed, want none: only \
+                 consistent_hash bounds load",
             ),
             (
                 r#""load_balancer": {"policy": "first", "slow_start": "10s"}"#,
-                "upstreams.u.load_balancer.slow_start: \"10s\" is not allowed, want none: with first there are no shares",
+                "upstreams.u.load_balancer.slow_start: \"10s\" is not allowed, want none: with \
+                 first there are no shares",
             ),
             (
                 r#""load_balancer": {"policy": "consistent_hash"}, "load_report": "orca""#,
-                "upstreams.u.load_report: \"orca\" is not allowed, want \"none\": with consistent_hash and first there are no shares",
+                "upstreams.u.load_report: \"orca\" is not allowed, want \"none\": with \
+                 consistent_hash and first there are no shares",
             ),
             (
                 r#""load_report": true"#,

@@ -81,7 +81,7 @@ struct Lane {
     seen: Vec<u64>,
 }
 
-/// A closed loop of so many clients, for so long.
+/// A closed loop of clients, for a time.
 async fn measure(name: &'static str, envoy: &Envoy, upstreams: &[Upstream]) -> Lane {
     const CLIENTS: usize = 24;
     let before = requests(upstreams);
@@ -178,9 +178,9 @@ fn slow_endpoints_cost_no_more_than_with_envoys_own_policies() {
             println!("{name:20} mean {mean:>10.1?}  p99 {p99:>10.1?}  requests {seen:?}");
         }
         let [least, ewma, envoys_least, envoys_turn] = &lanes[..] else {
-            panic!("so many there are")
+            unreachable!("all were started")
         };
-        // Both least_requests balance the same by another count; a busy machine tells them apart by
+        // Both least_requests balance the same by another count; a busy machine sets them apart by
         // chance alone.
         let best = envoys_least.p99.min(envoys_turn.p99);
         for lane in [least, ewma] {
@@ -325,7 +325,7 @@ fn the_second_level_serves_while_the_first_is_down() {
         let clients: Vec<Client> = (0..8).map(|_| envoy.h1()).collect();
         let steady = Steady::start(clients, "/", Duration::from_millis(4));
         let [a, b, cold] = &upstreams[..] else {
-            panic!("so many there are")
+            unreachable!("all were started")
         };
         wait_for("the first level serves", async || {
             a.counters().requests > 200 && b.counters().requests > 200

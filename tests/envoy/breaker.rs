@@ -202,7 +202,7 @@ fn retry_after_is_what_is_left_of_the_open_time() {
 }
 
 #[test]
-fn an_upstream_that_says_when_to_come_again_is_heeded() {
+fn an_upstream_says_when_to_come_again() {
     run(async {
         let upstream = Upstream::start("a").await;
         upstream
@@ -219,8 +219,7 @@ fn an_upstream_that_says_when_to_come_again_is_heeded() {
 }
 
 #[test]
-fn a_half_open_breaker_lets_so_many_through_at_once_and_clients_that_leave_take_no_permit_with_them()
- {
+fn a_half_open_breaker_admits_a_few_at_once_and_clients_that_leave_take_no_permit_with_them() {
     run(async {
         let upstream = Upstream::start("a").await;
         upstream.set(|faults| faults.status = Some(500)).await;
@@ -629,7 +628,7 @@ fn a_fallback_answers_every_kind_of_failure_and_nothing_of_the_failed_response_i
             );
             failing(|faults| faults.hang = true).await;
             assert_calm(&client.get("/x").await.unwrap(), "timeout", "calm", "all");
-            // The first call finds that nobody is there; from then on it is known.
+            // The first call finds that nothing is there; from then on it is known.
             let mut reason = String::new();
             wait_for("there is no endpoint", async || {
                 let reply = client.get("/none").await.unwrap();
@@ -772,7 +771,7 @@ fn a_fallback_to_grpc_is_a_status() {
             })
             .await;
         let client = envoy.h2();
-        // Known from here on to have nobody there.
+        // Known from here on to have nothing there.
         assert_eq!(client.get("/none").await.unwrap().status, 203);
         for path in ["/x", "/none", "/none", "/open", "/open", "/open"] {
             assert_eq!(calm_grpc(&envoy, &client, path).await, "14", "{path}");

@@ -28,7 +28,7 @@ fn filter(v1: &Upstream, v2: &Upstream, clusters: [&str; 2]) -> Value {
     })
 }
 
-/// Who has answered, and what colour it was told.
+/// Who has answered, and the colour that reached it.
 async fn asked(client: &Client, headers: &[(&str, &str)]) -> (String, String) {
     let reply = client.get_with("/echo", headers).await.unwrap();
     assert_eq!(reply.status, 200, "{reply:?}");

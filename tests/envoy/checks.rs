@@ -67,7 +67,7 @@ async fn ready(envoy: &Envoy) -> (u16, Value) {
     (reply.status, reply.json())
 }
 
-/// Waits until so many endpoints have answered.
+/// Waits until `count` endpoints have answered.
 async fn all_are_known(envoy: &Envoy, count: usize) {
     wait_for("the endpoints are known", async || {
         envoy.logs().matches("UNKNOWN -> UP").count() >= count
@@ -75,7 +75,7 @@ async fn all_are_known(envoy: &Envoy, count: usize) {
     .await;
 }
 
-/// Endpoints that got one of so many requests.
+/// Which endpoints get at least one of some requests.
 async fn reached(envoy: &Envoy, upstreams: &[Upstream]) -> Vec<bool> {
     let before: Vec<u64> = upstreams
         .iter()
@@ -114,7 +114,7 @@ fn an_endpoint_leaves_and_comes_back_without_any_traffic() {
             each.iter().all(|requests| *requests > 0)
         };
         wait_for("each is asked, and not one for all", asked).await;
-        // What goes wrong, and the number of the reason that is told.
+        // What goes wrong, and the number of the reason that is reported.
         for (fault, want) in [
             ("close", 2.0),
             ("hang", 3.0),
@@ -136,7 +136,7 @@ fn an_endpoint_leaves_and_comes_back_without_any_traffic() {
                 }
             })
             .await;
-            wait_for("it is out, and it is told why", async || {
+            wait_for("it is out, and the reason is reported", async || {
                 healthy(&envoy, bad.addr()).await == Some(0.0)
                     && reason(&envoy, bad.addr()).await == Some(want)
             })
@@ -189,7 +189,7 @@ fn an_endpoint_leaves_and_comes_back_without_any_traffic() {
                 .await;
         }
         wait_for("nothing is left", async || ready(&envoy).await.0 == 503).await;
-        wait_for("it is told why", async || {
+        wait_for("the reason is reported", async || {
             ready(&envoy).await.1["details"]["users"]["status"] == "DOWN"
         })
         .await;
@@ -492,7 +492,7 @@ fn a_newer_configuration_checks_and_the_older_stops() {
         let mut envoy = Envoy::start(EnvoyConfig::proxy(all).haven(&config("/old")).lds()).await;
         all_are_known(&envoy, 1).await;
         // `/new` and `/old` are requests to the upstream like any others; it counts both, so the
-        // paths tell who asks.
+        // paths show who asks.
         wait_for("the old one asks", async || {
             upstream.counters().requests > 3
         })

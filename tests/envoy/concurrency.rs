@@ -1,5 +1,5 @@
 //! Concurrency limits in a real Envoy with four workers, beside Envoy's own filters: the two tests
-//! that tell a good algorithm from a toy, with one configuration. Three endpoints each serve 8
+//! that a good algorithm passes and a toy does not, with one configuration. Three endpoints each serve 8
 //! requests at a time in 40 ms, the rest queues there; answers are of use for 500 ms; the load does
 //! not wait for answers.
 //!
@@ -149,7 +149,7 @@ async fn capacity(upstreams: &[Upstream]) -> f64 {
     done as f64 / begun.elapsed().as_secs_f64()
 }
 
-/// Sends so many requests per second at random moments, every other one sheddable, and counts those
+/// Sends requests at a rate, at random moments, every other one sheddable, and counts those
 /// sent after `skip`.
 async fn open_loop(envoy: &Envoy, per_second: f64, time: Duration, skip: Duration) -> Counts {
     // A few connections, so that every worker has some.

@@ -468,8 +468,8 @@ fn no_odd_answer_of_an_upstream_harms_anyone() {
                         "{shown:?}"
                     );
                 }
-                // What Envoy passes on as it is, a strict client may refuse to read: then it has at
-                // least been told so at once.
+                // What Envoy passes on as it is, a strict client may refuse to read: then it at
+                // least got an answer at once.
                 for reply in [bare, calm] {
                     if let Err(error) = reply {
                         assert!(!error.contains("no answer within"), "{shown:?}: {error}");

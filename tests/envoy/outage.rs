@@ -18,7 +18,7 @@ const OPEN: Duration = Duration::from_secs(1);
 
 const TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Requests of each kind in a measurement, over so many connections.
+/// Requests of each kind in a measurement, and the connections for them.
 const SAMPLES: usize = 2_000;
 const CONNECTIONS: usize = 4;
 

@@ -744,7 +744,7 @@ fn table(results: &[Outcome]) -> String {
             ..
         } = result;
         let share = |of: f64| 100.0 * *admitted as f64 / of;
-        // A token that is not whole admits nobody.
+        // A token that is not whole admits no request.
         let whole = most.floor();
         writeln!(
             text,
@@ -794,9 +794,9 @@ fn peak(rate: f64, answers: &[Answer]) -> f64 {
 struct Least {
     /// Burst + rate × the time from the first answer to the last.
     all: f64,
-    /// At most so many flowed over, for want of requests.
+    /// The most that flowed over, for want of requests.
     lost: f64,
-    /// At most so many were there at the end.
+    /// The most that were left at the end.
     left: f64,
 }
 

@@ -299,7 +299,7 @@ fn windows_refuse_and_recover() {
             {"name": "sliding", "match": {"prefix": "/sliding"}, "rate_limits": ["sliding"]}]});
         let mut envoy = envoy(&filter).await;
         let fresh = Client::h1_fresh(envoy.addr());
-        // From the begin of a window, which its first refusal's promise tells.
+        // From the begin of a window, which its first refusal's promise shows.
         loop {
             let reply = fresh.get("/fixed").await.unwrap();
             if reply.status == 429 {

@@ -221,8 +221,8 @@ impl Kitchen {
         }
     }
 
-    /// The IPs, as the document has them, of the endpoints that so many requests reach; all of
-    /// which get an answer.
+    /// The IPs, as the document has them, of the endpoints that these requests reach, all
+    /// of which get an answer.
     async fn reached(&self, requests: u64) -> BTreeSet<String> {
         let (reached, tally) = self.tried(requests).await;
         assert_eq!(tally.count(200), requests, "{tally:?}");

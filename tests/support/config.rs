@@ -161,7 +161,7 @@ impl EnvoyConfig {
         self
     }
 
-    /// So many workers; 4 if not said.
+    /// The number of workers; 4 if not said.
     pub fn concurrency(mut self, workers: u32) -> Self {
         self.concurrency = workers;
         self
@@ -180,7 +180,7 @@ impl EnvoyConfig {
         self
     }
 
-    /// So many proxies in front are trusted to write `x-forwarded-for`; 0 if not said.
+    /// How many proxies in front are trusted to write `x-forwarded-for`; 0 if not said.
     pub fn xff_num_trusted_hops(mut self, hops: u32) -> Self {
         self.xff_num_trusted_hops = hops;
         self

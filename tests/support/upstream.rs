@@ -20,7 +20,7 @@ impl Upstream {
         Self::start_with(options).await
     }
 
-    /// Starts one as told.
+    /// Starts one with these options.
     pub async fn start_with(options: server::Options) -> Self {
         Self(
             server::Upstream::start(options)

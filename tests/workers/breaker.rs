@@ -18,7 +18,7 @@ const MAX_WAIT: u64 = 2_000;
 
 const MINIMUM: usize = 4;
 
-/// Windows: so long that nothing leaves them, a short one, and one of so many calls.
+/// Windows: so long that nothing leaves them, a short one, and one that counts calls.
 const LONG: &str = r#"{"type": "time", "size": "1h"}"#;
 const SHORT: &str = r#"{"type": "time", "size": "1s"}"#;
 const BUCKET: Nanos = Nanos::from_millis(100);

@@ -387,8 +387,8 @@ fn nothing_that_was_granted_is_kept() {
     });
 }
 
-/// With the upstream well again, requests are answered by it, from so many endpoints at least, in
-/// bounded time, and may be retried: of the engine's budget nothing is held by requests that are
+/// With the upstream well again, requests are answered by at least `endpoints` of it, in bounded
+/// time, and may be retried: of the engine's budget nothing is held by requests that are
 /// over. (One retry in a second is all that there is of it, for one request.)
 fn recovers(machine: &Rc<Machine>, engine: &Rc<Engine>, all: &[Rc<Engine>], endpoints: usize) {
     let worker = Worker(Rc::clone(machine));

@@ -1,5 +1,5 @@
 //! Active checks over simulated workers: there is one checker, there is always one, and all workers
-//! heed what it finds.
+//! act on what it finds.
 
 use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::headers::HeaderMap;

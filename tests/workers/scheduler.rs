@@ -94,7 +94,8 @@ pub fn for_each_seed(name: &str, schedules: u64, check: impl Fn(u64)) {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(seed)));
         if let Err(panic) = outcome {
             eprintln!(
-                "failed with seed {seed}; replay: HAVEN_SEED={seed} cargo test --test workers {name}"
+                "failed with seed {seed}; \
+             replay: HAVEN_SEED={seed} cargo test --test workers {name}"
             );
             std::panic::resume_unwind(panic);
         }

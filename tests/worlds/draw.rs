@@ -1,5 +1,5 @@
-//! Random choice: every draw follows from the numbers that name it, so that two runs of a world meet
-//! the same arrivals and the same service times, whatever its policies decide.
+//! Random choice: every draw follows from the numbers that name it, so that two runs of a world
+//! meet the same arrivals and the same service times, whatever its policies decide.
 
 use haven::base::rng::Rng;
 

@@ -105,8 +105,9 @@ fn summary(all: &[Verdict]) -> String {
     let dominated = all.iter().filter(|it| it.lost() > MARGIN).count();
     let full = all.iter().filter(|it| it.full).count();
     let mut text = format!(
-        "\n{} worlds, {full} of them with more load than capacity. In {dominated} some configuration is \
-         better than everything on by more than {MARGIN} points.\n\n| what | worlds | at worst, points |\n|---|---|---|\n",
+        "\n{} worlds, {full} of them with more load than capacity. In {dominated} some\n\
+         configuration is better than everything on by more than {MARGIN} points.\n\n\
+         | what | worlds | at worst, points |\n|---|---|---|\n",
         all.len()
     );
     for (word, (count, most)) in found {
@@ -140,7 +141,13 @@ fn kinds(all: &[Verdict]) -> String {
         .iter()
         .for_each(|word| useful.head(&format!("-{word}")));
     useful.head("plain");
-    let mut more = Table::new(&["fault", "critical", "bound", "-retry, -per_try", "others"]);
+    let mut more = Table::new(&[
+        "fault",
+        "critical",
+        "bound",
+        "better of -retry, -per_try",
+        "others",
+    ]);
     [
         "plain",
         "fallbacks",
@@ -187,9 +194,9 @@ fn kinds(all: &[Verdict]) -> String {
         ]);
     }
     format!(
-        "\nUseful, in percent, mean of the worlds; `-x`: without x.\n\n{}\nWith everything on, unless a \
-         column says otherwise. Others: clients that abuse nothing. Recovered: the share of worlds that \
-         are within 1 s.\n\n{}",
+        "\nUseful, in percent, mean of the worlds; `-x`: without x.\n\n{}\n\
+         With everything on, unless a column says otherwise. Others: clients that\n\
+         abuse nothing. Recovered: the share of worlds that are within 1 s.\n\n{}",
         useful.0 + "\n",
         more.0 + "\n"
     )

@@ -131,8 +131,9 @@ fn faulty(kind: Kind, faulty: usize, timeout: Time) -> Run {
     let endpoints: Vec<Value> = (0..5).map(|at| json!({"address": address(at)})).collect();
     let config = json!({
         "upstreams": {"u": {"endpoints": endpoints}},
-        "routes": [{"name": "r0", "upstream": "u", "timeout": {"request": format!("{}ms", timeout / MS),
-            "per_try": "100ms"}, "retry": {"attempts": 2, "budget": 100, "min_per_second": 10000}}]});
+        "routes": [{"name": "r0", "upstream": "u",
+            "timeout": {"request": format!("{}ms", timeout / MS), "per_try": "100ms"},
+            "retry": {"attempts": 2, "budget": 100, "min_per_second": 10000}}]});
     run(&world, Some(&config), 0, false)
 }
 

@@ -36,10 +36,12 @@ pub fn show(seed: u64) {
     print!("{}", text(&world, &run(&world, config.as_ref(), 0, true)));
 }
 
-/// The lines: of the requests that came in each span, and how things stood at its end; `!`: a fault.
+/// The lines: of the requests that came in each span, and how things stood at its end; `!`: a
+/// fault.
 fn text(world: &World, run: &Run) -> String {
     let mut text = format!(
-        "{:>6} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} | {:>5} {:>5} {:>5} {:>4} {:>4} {:>4} | {}\n",
+        "{:>6} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} | \
+         {:>5} {:>5} {:>5} {:>4} {:>4} {:>4} | {}\n",
         "ms",
         "came",
         "use",
@@ -83,7 +85,8 @@ fn text(world: &World, run: &Run) -> String {
             ' '
         };
         text += &format!(
-            "{:>5}{mark} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} | {:>5} {:>5} {:>5} {:>4} {:>4} {:>4} | {}\n",
+            "{:>5}{mark} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} | \
+             {:>5} {:>5} {:>5} {:>4} {:>4} {:>4} | {}\n",
             from / MS,
             count,
             of(|end| end == End::Useful),

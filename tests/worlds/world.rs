@@ -290,8 +290,8 @@ impl World {
             })
             .collect();
         format!(
-            "{} workers, {} x {} slots, {} ms {:?}, queue {:?}, work {}, {:.0}/s capacity, load {:.2}, \
-             timeout {} ms, {} clients; {}",
+            "{} workers, {} x {} slots, {} ms {:?}, queue {:?}, work {}, {:.0}/s capacity, \
+             load {:.2}, timeout {} ms, {} clients; {}",
             self.workers,
             self.endpoints,
             self.slots,

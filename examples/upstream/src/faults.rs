@@ -24,7 +24,7 @@ pub struct Faults {
     /// Send the headers and half of the body (padded with spaces to 16 KiB), then RST the
     /// connection.
     pub cut: bool,
-    /// Serve at most so many requests at once; the rest wait in the order of their arrival.
+    /// The most requests that are served at once; the rest wait in the order of their arrival.
     pub capacity: Option<u32>,
     /// Milliseconds for which a request occupies one place of the capacity.
     pub service_time_ms: u64,

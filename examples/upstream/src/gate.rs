@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// At most so many at once; the others wait in line.
+/// Admits a number at once; the others wait in line.
 #[derive(Debug, Default)]
 pub struct Gate {
     line: Mutex<Line>,
@@ -87,7 +87,7 @@ impl Gate {
                 line.inside += 1;
                 next
             };
-            // Outside of the lock: a permit that nobody takes comes back here. It must not be
+            // Outside of the lock: a permit that is not taken comes back here. It must not be
             // dropped, or a long line of those who left would end in as deep a recursion.
             if let Err(mut unwanted) = next.send(self.permit()) {
                 unwanted.gate = None;

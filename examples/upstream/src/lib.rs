@@ -7,7 +7,7 @@
 //! | admin request | does |
 //! |---|---|
 //! | `GET /admin/state` | faults and counters as JSON |
-//! | `POST /admin/faults` | sets the fields that are given (JSON; `null` = back to the default), refuses unknown ones |
+//! | `POST /admin/faults` | sets the fields given (JSON; `null` = the default), refuses unknown ones |
 //! | `POST /admin/reset` | all faults off, counters to zero |
 
 use std::collections::BTreeMap;
@@ -621,7 +621,13 @@ fn report(name: &str, health: &HealthReport) -> (StatusCode, String) {
         .unwrap_or(usual);
     let body = health.raw.clone().unwrap_or_else(|| {
         let timestamp = health.timestamp.clone().unwrap_or_else(now);
-        json!({"service": name, "status": overall, "details": health.components, "timestamp": timestamp}).to_string()
+        json!({
+            "service": name,
+            "status": overall,
+            "details": health.components,
+            "timestamp": timestamp,
+        })
+        .to_string()
     });
     (status, body)
 }

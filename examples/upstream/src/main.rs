@@ -4,15 +4,15 @@
 //! upstream --listen 127.0.0.1:0 --admin 127.0.0.1:0 --name a
 //! listening 127.0.0.1:40001 admin 127.0.0.1:40002
 //!
-//! curl -s localhost:40001/echo/x                                    # what arrived here
-//! curl -s localhost:40002/admin/state                               # faults and counters
-//! curl -s localhost:40002/admin/faults -d '{"status":503}'          # answer 503 from now on
-//! curl -s localhost:40002/admin/faults -d '{"status":null}'         # and no more
-//! curl -s -X POST localhost:40002/admin/reset                       # all faults off, counters to zero
+//! curl -s localhost:40001/echo/x                             # what arrived here
+//! curl -s localhost:40002/admin/state                        # faults and counters
+//! curl -s localhost:40002/admin/faults -d '{"status":503}'   # answer 503 from now on
+//! curl -s localhost:40002/admin/faults -d '{"status":null}'  # and no more
+//! curl -s -X POST localhost:40002/admin/reset                # all faults off, counters to zero
 //! ```
 //!
-//! The faults are the fields of [`haven_upstream::faults::Faults`]. SIGTERM and SIGINT end it: requests in
-//! flight are answered first.
+//! The faults are the fields of [`haven_upstream::faults::Faults`]. SIGTERM and SIGINT end it:
+//! requests in flight are answered first.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -20,7 +20,8 @@ use std::process::ExitCode;
 use haven_upstream::{Options, Upstream};
 
 const USAGE: &str = "usage: upstream --listen ADDR --admin ADDR --name NAME\n\
-    \x20 --listen  where requests are served, e.g. 0.0.0.0:8080; port 0 picks a free one (default 127.0.0.1:0)\n\
+    \x20 --listen  where requests are served, e.g. 0.0.0.0:8080; \
+    port 0 picks a free one (default 127.0.0.1:0)\n\
     \x20 --admin   where faults are switched; never expose it (default 127.0.0.1:0)\n\
     \x20 --name    what it calls itself in answers (default upstream)";
 

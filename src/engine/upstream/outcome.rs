@@ -221,7 +221,7 @@ impl Upstream {
         self.load_report
     }
 
-    /// Gives back the permit of a pick whose call ended without a check_result.
+    /// Gives back the permit of a pick whose call ended without an outcome.
     pub(in crate::engine) fn release<H: Host>(&self, host: &H, now: Nanos, pick: &Pick, rng: &Rng) {
         if let (true, Some(at), Some(epoch)) = (pick.trial, pick.list.first(), pick.epochs.first())
         {

@@ -14,7 +14,7 @@ pub struct Canary {
     pub mode: Option<Mode>,
     /// Its share of the requests that nothing else decides for.
     pub percent: Percent,
-    /// What tells clients apart; empty = each request is drawn anew.
+    /// What distinguishes clients; empty = each request is drawn anew.
     pub sticky: Vec<KeyPart>,
     /// Requests that go to it.
     pub forced: Marks,
@@ -55,7 +55,7 @@ section! {
         upstream: Reference<Upstreams> = Required;
         /// Its share of the requests that nothing else decides for.
         percent: Pct = Default("0");
-        /// What tells clients apart: parts as in a rate limit's `key`. One client is always on one
+        /// What distinguishes clients: parts as in a rate limit's `key`. One client is always on one
         /// side, on every proxy and on all routes to this canary; a higher `percent` only moves
         /// clients to the canary. A request that lacks a part goes to the route's own upstream.
         /// Without parts each request is drawn anew.

@@ -25,10 +25,10 @@ pub struct CircuitBreaker {
     pub slow_call_rate_threshold: Percent,
     /// A call that takes at least this long is slow.
     pub slow_call_duration: Nanos,
-    /// Opens after so many failures in a row; 0 = off.
+    /// Opens after this many failures in a row; 0 = off.
     pub consecutive_failures: u32,
-    /// No rate is judged below so many calls in the window; a count window that is smaller is
-    /// judged when it is full.
+    /// No rate is judged with fewer calls in the window; a count window that is smaller is judged
+    /// when it is full.
     pub minimum_calls: u32,
     /// The calls that count.
     pub window: WindowConfig,
@@ -53,12 +53,12 @@ pub struct CircuitBreaker {
     pub open_above: bool,
 }
 
-/// The calls that a breaker judges by.
+/// The calls that a breaker counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WindowConfig {
-    /// Those of the last so long, 1 s to 1 h.
+    /// Those of this time, 1 s to 1 h.
     Time(Nanos),
-    /// The last so many, 1 to 1,024.
+    /// The last calls, 1 to 1,024 of them.
     Count(u32),
 }
 
@@ -87,8 +87,12 @@ impl Decode for WithPreset {
         };
         let mut filled = entries.clone();
         let known = PRESETS.iter().find(|(name, _)| name == preset);
-        if let Some(Ok(Json::Object(usual))) = known.map(|(_, text)| parse(text.as_bytes())) {
-            filled.extend(usual.into_iter().filter(|(key, _)| json.get(key).is_none()));
+        if let Some(Ok(Json::Object(defaults))) = known.map(|(_, text)| parse(text.as_bytes())) {
+            filled.extend(
+                defaults
+                    .into_iter()
+                    .filter(|(key, _)| json.get(key).is_none()),
+            );
         }
         BreakerSection::decode(&Json::Object(filled))
     }
@@ -154,10 +158,10 @@ section! {
         slow_call_rate_threshold: SomePct = Default("100");
         /// A call that takes at least this long is slow.
         slow_call_duration: Span<MS, HOUR> = Default("\"60s\"");
-        /// Opens at once after so many failures in a row; 0 = off.
+        /// Opens at once after this many failures in a row; 0 = off.
         consecutive_failures: Int<0, 1_000_000> = Default("0");
-        /// No percentage is judged below so many calls in the window. A count window that is
-        /// smaller is judged when it is full.
+        /// No percentage is judged with fewer calls in the window. A count window that is smaller
+        /// is judged when it is full.
         minimum_calls: Int<1, 1_000_000> = Default("20");
         /// The calls that count. A window of time is the cheaper one: workers add to common
         /// counters, where a window of calls is written for each call.
@@ -199,10 +203,10 @@ section! {
 }
 
 /// A time window's length, or a count window's.
-pub type WindowSize = Either<Span<SEC, HOUR>, Calls>;
+pub type WindowSize = Either<Span<SEC, HOUR>, CallCount>;
 
 /// A count window's size: it lies in one record, a bit or two for each call.
-pub type Calls = Int<1, 1_024>;
+pub type CallCount = Int<1, 1_024>;
 
 choice! {
     /// What a window measures.
@@ -242,7 +246,7 @@ impl WindowSection {
             }
             (WindowType::Count, Some(Either::First(span))) => {
                 if !errors.touches(at) {
-                    errors.refuse_text(&size_at, &show_span(span), &Calls::SCHEMA.want());
+                    errors.refuse_text(&size_at, &show_span(span), &CallCount::SCHEMA.want());
                 }
                 WindowConfig::Count(100)
             }

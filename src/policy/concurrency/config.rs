@@ -138,7 +138,7 @@ impl ConcurrencySection {
         }
     }
 
-    /// Bounds of `adaptive` and where it begins, by default what is usual within the bounds.
+    /// Bounds of `adaptive` and where it begins, by default 20, or the bound that is nearer.
     fn bounds(&self) -> (u32, u32, u32) {
         let (low, high) = (self.min_limit.unwrap_or(3), self.max_limit.unwrap_or(1000));
         let first = self.initial_limit.unwrap_or_else(|| 20.min(high).max(low));

@@ -15,7 +15,7 @@ section! {
         max_age: Span<SEC, { 7 * DAY }> = Default("\"5m\"");
         /// Larger bodies are not kept; they pass as they come.
         max_body: Size<1, 1_048_576> = Default("\"64KiB\"");
-        /// Request headers that tell responses apart, besides those of the response's own `Vary`.
+        /// Request headers that distinguish responses, besides those of the response's own `Vary`.
         vary: Set<HeaderName, 0, 16> = Default("[]");
         /// The most responses kept; the least recently used goes first.
         max_entries: Int<1, 65_536> = Default("1024");
