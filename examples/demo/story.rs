@@ -361,7 +361,11 @@ async fn all_fail(stage: &mut Stage) {
     let open_after = failed.elapsed();
     // Tries that were on their way end within the per-try timeout.
     sleep(Duration::from_millis(700)).await;
-    let (rounds, quiet, asked) = (trial_rounds(stage).await, Instant::now(), all_received(stage));
+    let (rounds, quiet, asked) = (
+        trial_rounds(stage).await,
+        Instant::now(),
+        all_received(stage),
+    );
     sleep(Duration::from_millis(1800)).await;
     let asked = all_received(stage) - asked;
     // One may have been under way before.
