@@ -48,7 +48,7 @@ section! {
         /// without a concurrency limit, it is 20. Nothing is retried while a limit of the route
         /// refuses or is nearly full.
         budget: Either<Pct, AutoBudget> = Default("\"auto\"");
-        /// Retries per second that are allowed in any case.
+        /// Retries per second that the budget allows where its share is fewer.
         min_per_second: Int<0, 10_000> = Default("3");
     }
 }
