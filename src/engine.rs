@@ -72,7 +72,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use upstream::Upstream;
 
-/// How often [`Engine::tick`] wants to be called.
+/// How often [`Engine::tick`] has to be called.
 pub const TICK: Nanos = Nanos::from_secs(1);
 
 /// Endpoints and breakers that one tick reads anew: it holds up a worker's requests, at about 3 µs
@@ -209,7 +209,7 @@ impl Engine {
         self.checks.is_some()
     }
 
-    /// Checks the endpoints that are due, if this is the VM that checks. Returns when it wants to
+    /// Checks the endpoints that are due, if this is the VM that checks. Returns when it has to
     /// be called again; `None`: never.
     pub fn check<H: Host + Calls>(&self, host: &H, now: Nanos) -> Option<Nanos> {
         Some(self.checks.as_ref()?.run(host, now))

@@ -19,8 +19,8 @@
 //!  0 base      time, hashing, header maps, addresses, random choice
 //! ```
 //!
-//! A module uses only lower floors, and policies never use each other: the engine joins them.
-//! `tests/floors.rs` keeps it so.
+//! A module uses only lower floors, and policies never use each other: the engine joins them, and
+//! makes all host calls but those for a policy's own record. `tests/floors.rs` keeps it so.
 //!
 //! **The one invariant**: what a request was granted (a place in flight, a half-open permit) is
 //! given back exactly once, at its end, whether it was answered, reset, cancelled or answered by

@@ -24,7 +24,7 @@ const ABSENT_ON_NGINX: Cas = Cas(0);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Contended;
 
-/// What a step wants done.
+/// What is to be done after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step<A> {
     /// Leave the record as it is.

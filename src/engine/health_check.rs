@@ -71,7 +71,7 @@ impl Checks {
         self.checkers.is_empty()
     }
 
-    /// Does what is due; when it wants to be called again.
+    /// Does what is due. Returns when it has to be called again.
     pub(super) fn run<H: Host + Calls>(&self, host: &H, now: Nanos) -> Nanos {
         self.give_up(host, now);
         let mut next = Nanos::MAX;

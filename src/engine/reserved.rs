@@ -6,7 +6,7 @@ use crate::document::Config;
 /// The request header that names the cluster, for routes of the proxy that take it from there.
 pub(super) const CLUSTER_HEADER: &str = "x-haven-cluster";
 
-/// Headers that Envoy's router obeys. It drops a client's own only if it takes the client for
+/// Headers that Envoy's router acts on. It drops a client's own only if it takes the client for
 /// external, which one on the proxy's own machine is not.
 const ROUTER_HEADERS: &[&str] = &[
     "x-envoy-hedge-on-per-try-timeout",

@@ -102,7 +102,7 @@ impl Incoming {
 
     /// The headers that forward `left`, except those that already have this value. The upstream
     /// gets it in `grpc-timeout`, in the route's own header and in Envoy's. Envoy writes its own
-    /// header itself, but it may obey or forward one that is already there.
+    /// header itself, but it may act on or forward one that is already there.
     pub fn pass_on(
         &self,
         left: Nanos,

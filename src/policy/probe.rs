@@ -33,7 +33,7 @@ pub enum HealthStatus {
     Up,
     /// Not well.
     Down,
-    /// Alive, but not to be used: a critical component is not UP.
+    /// It runs, but is not to be used: a critical component is not UP.
     OutOfService,
     /// Nothing is known.
     Unknown,
@@ -58,7 +58,7 @@ pub struct Component<'a> {
 }
 
 #[derive(Serialize)]
-struct Document<'a> {
+struct HealthDocument<'a> {
     service: &'a str,
     status: HealthStatus,
     #[serde(serialize_with = "by_name")]
@@ -109,7 +109,7 @@ pub fn document(service: &str, components: &[Component<'_>], wall: Nanos) -> Rep
     } else {
         HealthStatus::OutOfService
     };
-    let document = Document {
+    let document = HealthDocument {
         service,
         status,
         details: components,

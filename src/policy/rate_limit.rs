@@ -33,7 +33,7 @@ use crate::base::headers::parse_number;
 use crate::base::ip::Ip;
 use crate::base::sort;
 use crate::base::time::Nanos;
-use crate::host::{Host, SharedData};
+use crate::host::{Clock, SharedData};
 use crate::request::client_ip::ClientIp;
 use crate::request::key::KeyPart;
 use crate::request::{Request, key};
@@ -186,7 +186,12 @@ impl RateLimit {
     }
 
     /// Takes the request's cost from its key's quota, or refuses and takes nothing.
-    pub fn take<H: Host>(&self, host: &H, request: &Request<'_>, now: Nanos) -> LimitDecision {
+    pub fn take<H: SharedData>(
+        &self,
+        host: &H,
+        request: &Request<'_>,
+        now: Nanos,
+    ) -> LimitDecision {
         let Some((hash, algorithm, cost)) = self.applies(request) else {
             return LimitDecision::NotApplicable;
         };
@@ -258,7 +263,7 @@ impl RateLimit {
     ///
     /// # Errors
     /// [`Contended`]: the tokens stay spent, which errs on the side of the limit.
-    pub fn refund<H: Host>(
+    pub fn refund<H: SharedData + Clock>(
         &self,
         host: &H,
         taken: TakenTokens,

@@ -12,17 +12,17 @@ use crate::schema::template;
 
 /// Reports everything in `document` that the schema does not allow.
 pub(crate) fn check(schema: &Schema, document: &Json, names: &DeclaredNames, errors: &mut Errors) {
-    let mut checker = Checker { names, errors };
-    checker.check_duplicates(&Path::Root, document);
-    checker.check(schema, &Path::Root, document);
+    let mut validator = Validator { names, errors };
+    validator.check_duplicates(&Path::Root, document);
+    validator.check(schema, &Path::Root, document);
 }
 
-struct Checker<'a> {
+struct Validator<'a> {
     names: &'a DeclaredNames,
     errors: &'a mut Errors,
 }
 
-impl Checker<'_> {
+impl Validator<'_> {
     fn check(&mut self, schema: &Schema, at: &Path<'_>, json: &Json) {
         match (schema, json) {
             (Schema::Nullable(_), Json::Null) => {}

@@ -1,5 +1,5 @@
-//! JSON as a tree that keeps duplicate keys: a general one gives them away, and with them an honest
-//! message.
+//! JSON as a tree that keeps duplicate keys: a general one drops them, and then no message can
+//! name them.
 
 use std::fmt::{self, Write as _};
 

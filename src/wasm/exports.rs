@@ -24,7 +24,7 @@ extern "C" fn proxy_abi_version_0_2_1() {}
 #[unsafe(no_mangle)]
 extern "C" fn _initialize() {
     logger::install();
-    // A panic ends in a trap, of which a host only knows that it happened.
+    // A panic ends in a trap, of which a host only reports that it happened.
     std::panic::set_hook(Box::new(|panic| {
         bindings::log(CRITICAL, &panic.to_string());
     }));
@@ -46,7 +46,7 @@ extern "C" fn proxy_on_delete(context: u32) {
     contexts::delete(context);
 }
 
-/// nginx wants it.
+/// nginx requires it.
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_vm_start(_root: u32, _size: usize) -> u32 {
     1

@@ -38,7 +38,7 @@ impl Ticks {
         self.wanted.set(Some(at));
     }
 
-    /// Sets the period to what the queue wants, or what is wanted sooner. Only in a callback of the
+    /// Sets the period to what the queue needs, or to what is needed sooner. Only in a callback of the
     /// root context, or of one of its streams.
     pub fn set(&self, now: Nanos) {
         let until = self.wanted.get().map_or(Nanos::MAX, |wanted| wanted);

@@ -108,7 +108,7 @@ impl Checker {
         })
     }
 
-    /// Sees to the lease and starts what is due; when it wants to be called again.
+    /// Takes or renews the lease and starts what is due. Returns when it has to be called again.
     pub(super) fn act<H: Host + Calls>(
         self: &Rc<Self>,
         checks: &Checks,

@@ -203,10 +203,10 @@ section! {
 }
 
 /// A time window's length, or a count window's.
-pub type WindowSize = Either<Span<SEC, HOUR>, Calls>;
+pub type WindowSize = Either<Span<SEC, HOUR>, CallCount>;
 
 /// A count window's size: it lies in one record, a bit or two for each call.
-pub type Calls = Int<1, 1_024>;
+pub type CallCount = Int<1, 1_024>;
 
 choice! {
     /// What a window measures.
@@ -246,7 +246,7 @@ impl WindowSection {
             }
             (WindowType::Count, Some(Either::First(span))) => {
                 if !errors.touches(at) {
-                    errors.refuse_text(&size_at, &show_span(span), &Calls::SCHEMA.want());
+                    errors.refuse_text(&size_at, &show_span(span), &CallCount::SCHEMA.want());
                 }
                 WindowConfig::Count(100)
             }

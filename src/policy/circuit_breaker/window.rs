@@ -6,7 +6,7 @@
 //! the record is written once a bucket. A tally holds calls, failures and slow calls in one number,
 //! so that one addition counts an outcome and one reading sees all three of the same moment: no
 //! order of workers makes a rate look higher or lower than it was. Sums may run over; differences
-//! of tallies stay right, as long as a field of the difference fits ([`FOLD`] sees to it).
+//! of tallies stay right, as long as a field of the difference fits ([`FOLD`] ensures it).
 //!
 //! A count window is resilience4j's: the last `size` outcomes, the oldest goes when a new one
 //! comes.

@@ -62,7 +62,7 @@ section! {
             r#""upstream_error", "timeout"]"#
         ));
         /// Tried in this order.
-        steps: List<One<Step>, 1, 8> = Required;
+        steps: List<One<StepSection>, 1, 8> = Required;
     }
 }
 
@@ -82,7 +82,7 @@ choice! {
 
 section! {
     /// One step of a fallback.
-    Step {
+    StepSection {
         /// The last good response of this route to the same GET, for GET and HEAD. At most one such
         /// step.
         stale: Option<Stale> = Absent("");

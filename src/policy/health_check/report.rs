@@ -19,7 +19,7 @@ use super::state::{CheckReason, EndpointHealth, Sample};
 use super::streaks::staleness;
 use crate::base::rfc3339;
 use crate::base::time::Nanos;
-use crate::policy::health_check::config::HealthCheck;
+use crate::policy::health_check::config::{HealthCheck, ReportComponent};
 use crate::schema::json::{self, Json};
 
 /// The longest report.
@@ -58,6 +58,27 @@ impl<'a> ReportEntry<'a> {
             },
         }
     }
+
+    /// The state of a component. Without one in the configuration, `interval` is how often it is
+    /// reported.
+    fn judge(
+        &self,
+        config: Option<&ReportComponent>,
+        interval: Nanos,
+        wall: Nanos,
+    ) -> EndpointHealth {
+        let period = config.map_or(interval, |config| config.period);
+        if is_old(self.timestamp, period, wall) {
+            return EndpointHealth::Inconclusive;
+        }
+        match (
+            self.error_rate,
+            config.and_then(|config| config.max_error_rate),
+        ) {
+            (Some(rate), Some(most)) if rate * 100.0 > f64::from(most.0) => EndpointHealth::Down,
+            _ => self.status.unwrap_or(EndpointHealth::Inconclusive),
+        }
+    }
 }
 
 /// The value of a key; if it comes twice the last one counts, as in most parsers.
@@ -94,13 +115,9 @@ pub fn judge(
     }
     let report = json::parse(body).ok()?;
     let reported = text(&report, "status").and_then(status_of)?;
-    let is_old = |timestamp: Option<&str>, interval| {
-        let at = timestamp.and_then(rfc3339::parse);
-        at.is_some_and(|at| wall.since(at) > staleness(interval))
-    };
     let mut components = vec![None; check.components.len()];
     // The first critical component that is not UP; those in the configuration come before others.
-    let mut fault: Option<(u16, EndpointHealth)> = None;
+    let mut fault: Option<u16> = None;
     let mut excused = false;
     let details = match field(&report, "details") {
         Some(Json::Object(details)) => details.as_slice(),
@@ -113,20 +130,7 @@ pub fn judge(
             .iter()
             .position(|component| component.name == *name);
         let config = known.and_then(|at| check.components.get(at));
-        let mut status = entry.status.unwrap_or(EndpointHealth::Inconclusive);
-        if let (Some(rate), Some(most)) = (
-            entry.error_rate,
-            config.and_then(|config| config.max_error_rate),
-        ) && rate * 100.0 > f64::from(most.0)
-        {
-            status = EndpointHealth::Down;
-        }
-        if is_old(
-            entry.timestamp,
-            config.map_or(check.interval, |config| config.period),
-        ) {
-            status = EndpointHealth::Inconclusive;
-        }
+        let status = entry.judge(config, check.interval, wall);
         if let Some(component) = known.and_then(|at| components.get_mut(at)) {
             *component = Some(status);
         }
@@ -135,27 +139,23 @@ pub fn judge(
         }
         if config.map_or(entry.critical.unwrap_or(true), |config| config.critical) {
             let at = known.and_then(|at| u16::try_from(at).ok()).unwrap_or(OTHER);
-            if fault.is_none_or(|(first, _)| at < first) {
-                fault = Some((at, status));
+            if fault.is_none_or(|first| at < first) {
+                fault = Some(at);
             }
         } else {
             // Only the configuration may excuse a component that the report counts.
             excused |= config.is_some();
         }
     }
-    let verdict = if is_old(text(&report, "timestamp"), check.interval) {
+    let (status, reason, detail) = if is_old(text(&report, "timestamp"), check.interval, wall) {
         components.fill(None);
         (EndpointHealth::Inconclusive, CheckReason::Stale, 0)
-    } else if let Some((at, _)) = fault {
-        (
-            if reported == EndpointHealth::Up {
-                EndpointHealth::OutOfService
-            } else {
-                reported
-            },
-            CheckReason::Component,
-            at,
-        )
+    } else if let Some(at) = fault {
+        let status = match reported {
+            EndpointHealth::Up => EndpointHealth::OutOfService,
+            worse => worse,
+        };
+        (status, CheckReason::Component, at)
     } else if reported.is_down() && excused {
         (EndpointHealth::Up, CheckReason::Passed, 0)
     } else if reported != EndpointHealth::Up {
@@ -165,13 +165,18 @@ pub fn judge(
     } else {
         (EndpointHealth::Up, CheckReason::Passed, 0)
     };
-    let (status, reason, detail) = verdict;
     Some(Sample {
         status,
         reason,
         detail,
         components,
     })
+}
+
+/// Whether what happens once in an `interval` was reported too long ago.
+fn is_old(timestamp: Option<&str>, interval: Nanos, wall: Nanos) -> bool {
+    let at = timestamp.and_then(rfc3339::parse);
+    at.is_some_and(|at| wall.since(at) > staleness(interval))
 }
 
 fn status_of(word: &str) -> Option<EndpointHealth> {

@@ -13,7 +13,7 @@ pub enum EndpointHealth {
     Up = 1,
     /// Not healthy.
     Down = 2,
-    /// Alive, but out of service.
+    /// It runs, but is out of service.
     OutOfService = 3,
     /// It answered, and its report is UNKNOWN or too old. An endpoint in this state is not used.
     Inconclusive = 4,

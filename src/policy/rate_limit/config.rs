@@ -135,7 +135,7 @@ section! {
         /// period/limit after the one before, and waits until then. Windows begin at multiples of
         /// the period since the machine's start. A reload that changes the algorithm starts afresh,
         /// one that changes other fields keeps what was counted.
-        algorithm: AlgorithmName = Default("\"token_bucket\"");
+        algorithm: RateAlgorithmName = Default("\"token_bucket\"");
         /// Tokens per period.
         limit: Int<1, 1_000_000_000> = Required;
         /// The period.
@@ -176,7 +176,7 @@ section! {
 
 choice! {
     /// A rate limit's algorithm.
-    enum AlgorithmName {
+    enum RateAlgorithmName {
         TokenBucket = "token_bucket",
         LeakyBucket = "leaky_bucket",
         SlidingWindow = "sliding_window",
@@ -308,21 +308,21 @@ impl RateLimitSection {
 
     fn algorithm(&self, at: &Path<'_>, errors: &mut Errors) -> Algorithm {
         let (warm_up, max_wait) = (self.warm_up, self.max_wait);
-        if let (Some(span), true) = (warm_up, self.algorithm != AlgorithmName::TokenBucket) {
+        if let (Some(span), true) = (warm_up, self.algorithm != RateAlgorithmName::TokenBucket) {
             let want = "none: only token_bucket warms up";
             errors.refuse_text(&at.key("warm_up"), &show_span(span), want);
         }
-        if let (Some(span), true) = (max_wait, self.algorithm != AlgorithmName::LeakyBucket) {
+        if let (Some(span), true) = (max_wait, self.algorithm != RateAlgorithmName::LeakyBucket) {
             let want = "none: only leaky_bucket has requests wait";
             errors.refuse_text(&at.key("max_wait"), &show_span(span), want);
         }
         match self.algorithm {
-            AlgorithmName::TokenBucket => Algorithm::TokenBucket { warm_up },
-            AlgorithmName::LeakyBucket => Algorithm::LeakyBucket {
+            RateAlgorithmName::TokenBucket => Algorithm::TokenBucket { warm_up },
+            RateAlgorithmName::LeakyBucket => Algorithm::LeakyBucket {
                 max_wait: max_wait.unwrap_or(DEFAULT_WAIT),
             },
-            AlgorithmName::SlidingWindow => Algorithm::SlidingWindow,
-            AlgorithmName::FixedWindow => Algorithm::FixedWindow,
+            RateAlgorithmName::SlidingWindow => Algorithm::SlidingWindow,
+            RateAlgorithmName::FixedWindow => Algorithm::FixedWindow,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! A response's tag names a set. A set is one small record, its index, and a record for each of its
 //! slots. The index lists for each response its tag, its variant, its slot, its size and when it
 //! was kept and used; the slot's record holds the bytes. So a worker reads and writes only the body
-//! that it wants.
+//! that it needs.
 //!
 //! **The bound.** Each set may hold its share of the bytes. At every moment a slot's record holds
 //! at most the bytes that the index lists for it, wherever a worker is interrupted. A worker that
