@@ -23,13 +23,14 @@
 //! equal shares of what is there instead of an allocation.
 
 use crate::base::hash::{KeyHasher, Seed, of_names};
+use crate::base::sort;
 use crate::base::time::Nanos;
 use crate::host::SharedData;
 use crate::request::Request;
 use crate::request::key::{self, KeyPart, MissingKey};
 use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
 
 /// For so long after the limit has refused something the rule is in force.
 pub const ACTIVE: Nanos = Nanos::from_secs(1);
@@ -128,12 +129,55 @@ pub struct FairRecord {
     parts: Vec<WorkerPart>,
 }
 
+/// Counts by key, in the order of the keys: a few hundred at the most.
+#[derive(Debug, Default)]
+struct KeyMap(Vec<(u32, u32)>);
+
+impl KeyMap {
+    fn place(&self, key: u32) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&key, |(known, _)| *known)
+    }
+
+    fn get(&self, key: u32) -> u32 {
+        let at = self.place(key).ok();
+        at.and_then(|at| self.0.get(at))
+            .map_or(0, |(_, count)| *count)
+    }
+
+    /// Adds to a key's count; what it was before.
+    fn add(&mut self, key: u32, count: u32) -> u32 {
+        match self.place(key) {
+            Ok(at) => self.0.get_mut(at).map_or(0, |(_, known)| {
+                let before = *known;
+                *known = known.saturating_add(count);
+                before
+            }),
+            Err(at) => {
+                self.0.insert(at, (key, count));
+                0
+            }
+        }
+    }
+
+    /// Takes one from a key's count; what is left of it, or `None` if there was none.
+    fn take(&mut self, key: u32) -> Option<u32> {
+        let at = self.place(key).ok()?;
+        let (_, count) = self.0.get_mut(at)?;
+        *count = count.saturating_sub(1);
+        let left = *count;
+        if left == 0 {
+            self.0.remove(at);
+        }
+        Some(left)
+    }
+}
+
 /// What a worker knows of the keys in flight.
 #[derive(Debug, Default)]
 pub struct KeyCounts {
-    own: BTreeMap<u32, u32>,
+    own: KeyMap,
     /// Of the other workers, as they last wrote.
-    others: BTreeMap<u32, u32>,
+    others: KeyMap,
     /// Their requests, listed or not, and how many of these are not listed.
     others_total: u64,
     others_rest: u64,
@@ -147,9 +191,7 @@ pub struct KeyCounts {
 impl KeyCounts {
     /// A request of this key is in flight.
     pub fn enter(&mut self, key: u32) {
-        let count = self.own.entry(key).or_insert(0);
-        *count = count.saturating_add(1);
-        if *count == 1 && !self.others.contains_key(&key) {
+        if self.own.add(key, 1) == 0 && self.others.get(key) == 0 {
             self.keys = self.keys.saturating_add(1);
         }
         self.own_total = self.own_total.saturating_add(1);
@@ -157,17 +199,13 @@ impl KeyCounts {
 
     /// It is no more.
     pub fn leave(&mut self, key: u32) {
-        let Some(count) = self.own.get_mut(&key) else {
+        let Some(left) = self.own.take(key) else {
             return;
         };
-        *count = count.saturating_sub(1);
-        self.own_total = self.own_total.saturating_sub(1);
-        if *count == 0 {
-            self.own.remove(&key);
-            if !self.others.contains_key(&key) {
-                self.keys = self.keys.saturating_sub(1);
-            }
+        if left == 0 && self.others.get(key) == 0 {
+            self.keys = self.keys.saturating_sub(1);
         }
+        self.own_total = self.own_total.saturating_sub(1);
     }
 
     /// The limit has refused something.
@@ -194,8 +232,7 @@ impl KeyCounts {
     /// Whether this key has more than an equal share in flight.
     #[must_use]
     pub fn is_over(&self, key: u32) -> bool {
-        let of = |counts: &BTreeMap<u32, u32>| u64::from(counts.get(&key).copied().unwrap_or(0));
-        let own = of(&self.own).saturating_add(of(&self.others));
+        let own = u64::from(self.own.get(key)).saturating_add(self.others.get(key).into());
         let keys = self.keys.saturating_add(self.others_rest);
         let total = self.own_total.saturating_add(self.others_total);
         own.saturating_mul(keys) > total
@@ -209,11 +246,10 @@ impl KeyCounts {
             .parts
             .retain(|part| part.vm != vm && part.at <= now && now.since(part.at) < LOST);
         (self.others_total, self.others_rest) = (0, 0);
-        self.others.clear();
+        self.others.0.clear();
         for part in &record.parts {
             for (key, count) in &part.listed {
-                let sum = self.others.entry(*key).or_insert(0);
-                *sum = sum.saturating_add(*count);
+                self.others.add(*key, *count);
                 self.others_total = self.others_total.saturating_add((*count).into());
             }
             self.others_rest = self.others_rest.saturating_add(part.rest.into());
@@ -222,17 +258,18 @@ impl KeyCounts {
             }
         }
         self.others_total = self.others_total.saturating_add(self.others_rest);
-        let only_own = self.own.keys().filter(|key| !self.others.contains_key(key));
-        self.keys = (only_own.count() as u64).saturating_add(self.others.len() as u64);
+        let own = self.own.0.iter();
+        let only_own = own.filter(|(key, _)| self.others.get(*key) == 0).count();
+        self.keys = (only_own as u64).saturating_add(self.others.0.len() as u64);
         if record.parts.len() < MOST_WORKERS {
             record.parts.push(self.part(now, vm));
         }
     }
 
     fn part(&self, now: Nanos, vm: u64) -> WorkerPart {
-        let mut listed: Vec<_> = self.own.iter().map(|(key, count)| (*key, *count)).collect();
+        let mut listed = self.own.0.clone();
         if listed.len() > LISTED {
-            listed.sort_unstable_by_key(|(_, count)| std::cmp::Reverse(*count));
+            sort::by_key(&mut listed, |(_, count)| Reverse(*count));
         }
         let unlisted = listed.get(LISTED..).unwrap_or_default();
         let rest = unlisted
