@@ -207,8 +207,8 @@ impl Budget {
     }
 
     /// Whether retries have lately helped: a fifth of the requests that were tried again were then
-    /// answered well. Where nearly none was, there is no spare capacity, whatever a limit shows: the
-    /// upstream is down, or refuses by itself what it has no room for.
+    /// answered well. Where nearly none was, there is no spare capacity, whatever a limit shows:
+    /// the upstream is down, or refuses by itself what it has no room for.
     fn helps(&self, now: Nanos) -> bool {
         let Some(base) = self.base(now) else {
             return true;
@@ -265,6 +265,5 @@ fn portion(n: u64, part: u64, whole: u64) -> u64 {
     u64::try_from(product.checked_div(whole.into()).unwrap_or(0)).unwrap_or(u64::MAX)
 }
 
-#[cfg(test)]
 #[cfg(test)]
 mod tests;

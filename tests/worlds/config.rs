@@ -19,17 +19,20 @@ pub enum Policy {
     Limit,
     /// Active health checks.
     Checks,
+    /// Fair shares of the concurrency limit.
+    Fair,
 }
 
 impl Policy {
     /// All there are.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Retry,
         Self::PerTry,
         Self::EndpointBreaker,
         Self::RouteBreaker,
         Self::Limit,
         Self::Checks,
+        Self::Fair,
     ];
 
     /// Its name in tables.
@@ -41,6 +44,7 @@ impl Policy {
             Self::RouteBreaker => "rt_breaker",
             Self::Limit => "limit",
             Self::Checks => "checks",
+            Self::Fair => "fair",
         }
     }
 
@@ -54,6 +58,11 @@ impl Policy {
             Self::EndpointBreaker => _ = upstream(&mut without, "circuit_breaker"),
             Self::Limit => _ = upstream(&mut without, "concurrency_limit"),
             Self::Checks => _ = upstream(&mut without, "health_check"),
+            Self::Fair => {
+                _ = without["concurrency_limits"]["limit"]
+                    .as_object_mut()?
+                    .remove("fair")
+            }
             Self::Retry | Self::PerTry | Self::RouteBreaker => {
                 for route in without["routes"].as_array_mut()? {
                     let route = route.as_object_mut()?;
@@ -95,17 +104,17 @@ pub fn draw(draw: &Draw, world: &World) -> Value {
         json!({"consecutive_failures": 5, "open_duration": "2s", "backoff_multiplier": 2}),
         json!({"failure_rate_threshold": 50, "minimum_calls": 10, "open_duration": "5s"}),
     ];
-    let _ = draw.pick(&["5s", "2s"]);
     let of_route = json!({"failure_rate_threshold": 90, "minimum_calls": 20,
         "window": {"type": "time", "size": "2s"}, "open_duration": "500ms",
-        "half_open_calls": 5});
+        "half_open_calls": draw.pick(&[5, 10])});
     let limit = if draw.percent(85) {
-        json!({"algorithm": "adaptive"})
+        json!({"algorithm": "adaptive", "fair": [{"header": "x-client"}]})
     } else {
         // What is answered in time, as who knows his service would reckon.
         let in_time = world.capacity() * world.routes[0].timeout as f64 / SECOND as f64;
         let limit = (in_time * draw.between(0.5, 0.9)).max((world.endpoints * world.slots) as f64);
-        json!({"algorithm": "fixed", "limit": limit.ceil() as u64})
+        json!({"algorithm": "fixed", "limit": limit.ceil() as u64,
+            "fair": [{"header": "x-client"}]})
     };
     let interval = draw.pick(&["1s", "2s", "5s"]);
     let check = json!({"protocol": "http", "path": "/health", "interval": interval,

@@ -112,13 +112,14 @@ impl Haven {
         vm: usize,
         post: bool,
         path: &str,
+        client: usize,
         left: Option<Time>,
     ) -> (Held, Verdict) {
+        let client = client.to_string();
         let left = left.map(|left| Nanos(left).as_millis().to_string());
-        let headers: Vec<(&str, &[u8])> = left
-            .iter()
-            .map(|left| ("x-deadline", left.as_bytes()))
-            .collect();
+        let left = left.iter().map(|left| ("x-deadline", left.as_bytes()));
+        let client = [("x-client", client.as_bytes())];
+        let headers: Vec<(&str, &[u8])> = client.into_iter().chain(left).collect();
         let stream = SimStream::request(if post { "POST" } else { "GET" }, path, &headers);
         let (worker, engine) = &self.vms[vm];
         let mut exchange = Exchange::new(Rc::clone(engine));

@@ -216,7 +216,7 @@ impl Sim<'_> {
         };
         let path = format!("/r{}/{}", arrival.route, id % 20);
         let left = client.says.then_some(deadline);
-        let (held, verdict) = haven.request(worker, post, &path, left);
+        let (held, verdict) = haven.request(worker, post, &path, arrival.client, left);
         self.flights[id].held = Some(held);
         match verdict {
             Verdict::Send(mut steer) => {

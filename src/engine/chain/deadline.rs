@@ -153,8 +153,8 @@ impl Exchange {
 
     /// Whether a try is cut off at `per_try`: only if there is another one for the request, at an
     /// endpoint that is not as slow. Otherwise the try has the rest of the deadline. (Bug avoided:
-    /// where all endpoints are slow a second try doubles the load, while the upstream still works on
-    /// the first.) Without `retry` the proxy's own policy may retry.
+    /// where all endpoints are slow a second try doubles the load, while the upstream still works
+    /// on the first.) Without `retry` the proxy's own policy may retry.
     fn may_cut_try(&self, route: &Route) -> bool {
         route.retry.is_none()
             || (self.grants.retries() > 0 && self.grants.has_faster_next(self.start))

@@ -305,10 +305,10 @@ impl Observations {
             || now.since(self.calm_at) >= settings.pressed_after()
     }
 
-    /// A limit that is a little higher, while answers come in time: at most once in the time that an
-    /// answer takes, so that each step shows what it does before the next one, and only after a
-    /// deadline of refusals, so that it is no sudden load whose answers are still to come. It begins with a
-    /// sixteenth, and doubles, up to a half, while answers do not take longer for it.
+    /// A limit that is a little higher, while answers come in time: at most once in the time that
+    /// an answer takes, so that each step shows what it does before the next one, and only after a
+    /// deadline of refusals, so that it is no sudden load whose answers are still to come. It
+    /// begins with a sixteenth, and doubles, up to a half, while answers do not take longer for it.
     ///
     /// The law knows only what has been in flight together. Where it holds, a queue, it has the
     /// answer already; where more at once would not take longer it never finds out, since the limit

@@ -76,7 +76,8 @@ section! {
         initial_limit: Option<Int<1, 1_000_000>> = Absent("20, within the bounds");
         /// A key as a rate limit's, by which shares are fair: while the limit refuses anything, a
         /// request of who has more than an equal share of what is in flight is refused first,
-        /// within each criticality. A request that lacks a part of the key is not counted to anyone.
+        /// within each criticality. A request that lacks a part of the key is not counted to
+        /// anyone.
         fair: Option<SomeKeyParts> = Absent("none");
     }
 }

@@ -3,10 +3,10 @@
 //!
 //! **The rule.** Each request in flight belongs to a key (a client, a tenant). An equal share is
 //! what is in flight, divided by the number of keys that have something in flight. While the limit
-//! refuses, and for [`ACTIVE`] after, a request whose key has more than that finds less room than others of its criticality: four fifths of their threshold. So what is
-//! left above it is there for those who ask for little, and an abusive client fills the rest,
-//! which costs the others nothing: the upstream is as busy as before. While nothing is refused the
-//! rule does nothing.
+//! refuses, and for [`ACTIVE`] after, a request whose key has more than that finds less room than
+//! others of its criticality: nine tenths of their threshold. So what is left above it is there for
+//! those who ask for little, and an abusive client fills the rest, which costs the others nothing:
+//! the upstream is as busy as before. While nothing is refused the rule does nothing.
 //!
 //! **Over workers.** A worker counts its own requests by key, in its own memory: never more entries
 //! than it has requests in flight. While the rule is active, workers exchange their counts in one
@@ -47,7 +47,7 @@ pub const LISTED: usize = 64;
 pub const MOST_WORKERS: usize = 64;
 
 /// The share of the usual threshold that an overdrawn key finds, in percent.
-pub const OVERDRAWN: u64 = 80;
+pub const OVERDRAWN: u64 = 90;
 
 const VERSION: u8 = 1;
 

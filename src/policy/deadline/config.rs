@@ -15,7 +15,9 @@ section! {
         /// Time for the whole request, waiting here included. A deadline that comes with a request
         /// shortens it, and never lengthens it.
         request: Option<RequestTimeout> = Absent("Envoy's");
-        /// Time for each try; one that is no shorter than what is left of the whole does nothing.
+        /// Time for a try, where a retry at an endpoint that is not slow follows; otherwise the try
+        /// has the rest of the whole. One that is no shorter than what is left of the whole does
+        /// nothing. On a route without `retry`, time for each try.
         per_try: Option<Span<MS, HOUR>> = Absent("none");
         /// A request header with the milliseconds left, read and passed on to the upstream.
         /// `grpc-timeout` and `x-envoy-expected-rq-timeout-ms` are always read; `0` in any of them

@@ -42,13 +42,13 @@ section! {
         /// The methods that are tried again; for gRPC see `on`.
         methods: Set<Method, 1, 32> =
             Default(r#"["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"]"#);
-        /// Retries as a percentage of the route's recent requests, over all workers: a hard cap. `auto`
-        /// spends spare capacity: while less than half of the route's concurrency limits is in use,
-        /// nothing is refused and answers are fast, each request has its `attempts`; else, and
-        /// without a concurrency limit, it is 20. Nothing is retried while a limit of the route
+        /// Retries as a percentage of the route's recent requests, over all workers: a hard cap.
+        /// `auto` spends spare capacity: while less than half of the route's concurrency limits is
+        /// in use, nothing is refused and answers are fast, each request has its `attempts`; else,
+        /// and without a concurrency limit, it is 20. Nothing is retried while a limit of the route
         /// refuses or is nearly full.
         budget: Either<Pct, AutoBudget> = Default("\"auto\"");
-        /// Retries per second that are allowed in any case.
+        /// Retries per second that the budget allows where its share is fewer.
         min_per_second: Int<0, 10_000> = Default("3");
     }
 }

@@ -21,7 +21,7 @@
 //! The same counts say whether an endpoint is slow: whether tries there have lately taken longer
 //! than a try may.
 //!
-//! TryCounts fade, halved every [`HALF_LIFE`]. Each worker counts what it has seen itself, in 16 bytes
+//! Counts fade, halved every [`HALF_LIFE`]. Each worker counts what it has seen itself, in 16 bytes
 //! an endpoint; a lost VM starts anew, and so does a new configuration. The clock's steps back
 //! change nothing but how long a count lives.
 
@@ -109,7 +109,7 @@ impl Peers {
         }
     }
 
-    /// TryCounts a try at the endpoint of this place.
+    /// Counts a try at the endpoint of this place.
     pub fn record(&mut self, at: usize, now: Nanos, ended: Try) {
         let Some(counts) = self.counts.get_mut(at) else {
             return;
@@ -146,8 +146,9 @@ impl Peers {
     /// The cost of one more request at an endpoint that has so many in flight, for who picks the
     /// least: what has failed lately counts as if it were in flight, for as long as it lives.
     ///
-    /// An endpoint that fails at once never has anything in flight. (Bug avoided: it looks the least
-    /// loaded, and gets nearly all requests.) A single failure is forgotten after two half-lives.
+    /// An endpoint that fails at once never has anything in flight. (Bug avoided: it looks the
+    /// least loaded, and gets nearly all requests.) A single failure is forgotten after two
+    /// half-lives.
     #[must_use]
     pub fn cost(&self, at: usize, now: Nanos, in_flight: u64) -> u64 {
         let failures = self.counts.get(at).map_or(0, |counts| {
