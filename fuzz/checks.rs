@@ -666,11 +666,11 @@ fn check_fair_record(how: u8, place: u8, bytes: &[u8]) {
         assert_eq!(FairRecord::decode(&written), read);
     }
     proxy.machine.advance(fair::SYNC);
-    // Four fifths of the limit are anyone's.
+    // Nine tenths of the limit are anyone's.
     let least = if is_of_no_version(place, bytes) {
         10
     } else {
-        8
+        9
     };
     let found = admitted(&proxy, b"b");
     assert!((least..=10).contains(&found), "{found} of {least}");

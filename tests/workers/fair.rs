@@ -10,10 +10,10 @@ use haven::policy::concurrency::fair::{FairRecord, KeyCounts, LOST, SYNC};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-const LIMIT: u64 = 6;
+const LIMIT: u64 = 10;
 
 const CONFIG: &str = r#"{
-    "concurrency_limits": {"c": {"algorithm": "fixed", "limit": 6, "fair": [{"header": "x-tenant"}]}},
+    "concurrency_limits": {"c": {"algorithm": "fixed", "limit": 10, "fair": [{"header": "x-tenant"}]}},
     "routes": [{"name": "r", "concurrency_limit": "c", "criticality": "critical_plus"}]
 }"#;
 
@@ -81,7 +81,7 @@ fn work(worker: &Worker, rng: &Rng, common: &Common, exact: bool) {
             .set(if more { admitted + 1 } else { admitted - 1 });
         assert!(!exact || common.admitted.get() <= LIMIT);
     };
-    for _ in 0..2 + rng.below(20) {
+    for _ in 0..2 + rng.below(30) {
         if open.is_empty() || rng.below(3) > 0 {
             let tenants: [&[u8]; 6] = [b"a", b"a", b"a", b"b", b"c", b""];
             if let Some(exchange) = begin(worker, &engine, tenants[rng.below(6) as usize]) {
@@ -165,8 +165,8 @@ fn fair_shares_never_admit_more_than_the_limit_and_leave_nothing_behind() {
             assert!(!is_known(&machine), "what is not written again is dropped");
             // Each worker writes what it has: nothing.
             for (worker, engine) in common.engines.borrow().iter() {
-                let all = [b"p"; 7].map(|tenant| begin(worker, engine, tenant));
-                assert!(all[5].is_some() && all[6].is_none() && is_known(&machine));
+                let all = [b"p"; 11].map(|tenant| begin(worker, engine, tenant));
+                assert!(all[9].is_some() && all[10].is_none() && is_known(&machine));
                 for mut exchange in all.into_iter().flatten() {
                     exchange.on_end(worker);
                 }
