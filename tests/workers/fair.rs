@@ -125,7 +125,7 @@ fn is_known(machine: &Machine) -> bool {
 /// Runs a schedule. Returns how often a fair share was refused.
 fn schedule(seed: u64, lost_vm: u64) -> (Rc<Machine>, Rc<Common>, u64) {
     let rng = Rc::new(Rng::new(seed));
-    let rules = if seed % 2 == 0 {
+    let rules = if seed.is_multiple_of(2) {
         CasRules::Envoy
     } else {
         CasRules::Nginx
