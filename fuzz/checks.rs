@@ -16,6 +16,7 @@ use haven::host::sim::{CasRules, Machine, SimStream, Worker};
 use haven::host::{CallAnswer, MetricKind, Metrics, Property, SharedData};
 use haven::policy::circuit_breaker::CircuitBreaker;
 use haven::policy::circuit_breaker::Phase;
+use haven::policy::concurrency::fair::{self, FairRecord};
 use haven::policy::health_check::EndpointHealth;
 use haven::policy::health_check::{grpc, report};
 use haven::request::Request;
@@ -629,6 +630,54 @@ pub fn check_records(data: &[u8]) {
     check_leased_record(*which, *how, *place, bytes);
     check_breaker_record(*which, *how, *place, bytes);
     check_stale_record(*which, *how, *place, bytes);
+    check_fair_record(*how, *place, bytes);
+}
+
+/// Of fair shares: who has nothing in flight finds the room that a share leaves, the limit holds,
+/// and what no worker writes again is soon forgotten.
+fn check_fair_record(how: u8, place: u8, bytes: &[u8]) {
+    let config = once_per_thread!(Config, || {
+        parsed(
+            r#"{"concurrency_limits": {"c": {"algorithm": "fixed", "limit": 10, "fair": [{"header": "x-tenant"}]}},
+                "routes": [{"name": "r", "concurrency_limit": "c", "criticality": "critical_plus"}]}"#,
+        )
+    });
+    /// Eleven requests at once of one tenant. Returns how many were admitted.
+    fn admitted(proxy: &Proxy, tenant: &[u8]) -> usize {
+        let mut flights: Vec<_> = (0..11)
+            .map(|_| {
+                let stream = SimStream::request("GET", "/", &[("x-tenant", tenant)]);
+                let exchange = proxy.begin(&stream);
+                assert_sound(&stream);
+                (stream, exchange)
+            })
+            .collect();
+        for (_, exchange) in &mut flights {
+            exchange.on_end(&proxy.worker);
+        }
+        let passed = flights.iter().filter(|(it, _)| it.replied().is_none());
+        passed.count()
+    }
+    let first = |proxy: &Proxy| assert_eq!(admitted(proxy, b"a"), 10);
+    let proxy = corrupted(config, how, place, bytes, b'f', first);
+    for record in proxy.machine.records(|key| key.get(2) == Some(&b'f')) {
+        let (read, mut written) = (FairRecord::decode(&record), Vec::new());
+        read.encode(&mut written);
+        assert_eq!(FairRecord::decode(&written), read);
+    }
+    proxy.machine.advance(fair::SYNC);
+    // Nine tenths of the limit are anyone's.
+    let least = if is_of_no_version(place, bytes) {
+        10
+    } else {
+        9
+    };
+    let found = admitted(&proxy, b"b");
+    assert!((least..=10).contains(&found), "{found} of {least}");
+    proxy.machine.advance(fair::LOST);
+    assert_eq!(admitted(&proxy, b"c"), 10, "forgotten");
+    let gauge = "haven_concurrency_in_flight;policy=c;key=r";
+    assert_eq!(proxy.machine.metric(gauge), 0);
 }
 
 /// Of kept responses: what cannot be read is not there, what is found can be sent, and what is kept

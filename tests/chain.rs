@@ -24,6 +24,8 @@ mod deadlines;
 mod fallbacks;
 #[path = "chain/grpc_health.rs"]
 mod grpc_health;
+#[path = "chain/overload.rs"]
+mod overload;
 #[path = "chain/recipes.rs"]
 mod recipes;
 #[path = "chain/switches.rs"]

@@ -6,6 +6,7 @@ mod breaker;
 mod chain;
 mod checks;
 mod concurrency;
+mod fair;
 mod limits;
 mod scheduler;
 mod stale;
