@@ -322,7 +322,7 @@ impl Observations {
             self.probed_at = now;
         }
         // Closer to the target the law has its answer: what queues takes as long.
-        if mean > settings.target() / 5 * 4 {
+        if mean > (settings.target() / 5).saturating_mul(4) {
             self.gain = 0;
             return limit;
         }
@@ -342,7 +342,7 @@ impl Observations {
         };
         (self.probed_at, self.probed_mean) = (now, mean);
         let part = 16u64.checked_shr(self.gain).unwrap_or(1).max(1);
-        self.probed = limit.saturating_add((limit / part).max(1));
+        self.probed = limit.saturating_add(limit.checked_div(part).unwrap_or(0).max(1));
         self.probed
     }
 
