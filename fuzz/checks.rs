@@ -8,7 +8,7 @@
 use haven::base::hash::{KeyHasher, Seed};
 use haven::base::headers::HeaderMap;
 use haven::base::ip::Ip;
-use haven::base::time::Nanos;
+use haven::base::time::{Moment, Nanos, UnixTime};
 use haven::document::{self, ClientIp, Config, KeyPart, MissingKey};
 use haven::engine::Engine;
 use haven::engine::chain::{Action, Exchange};
@@ -792,11 +792,11 @@ fn corrupt(proxy: &Proxy, how: u8, place: u8, bytes: &[u8], kind: u8) {
         proxy.machine.corrupt(|other| other == key, &record);
     }
     match how >> 1 & 3 {
-        1 => proxy.machine.set_clock(Nanos::from_secs(1)),
+        1 => proxy.machine.set_clock(Moment::from_secs(1)),
         2 => proxy.machine.advance(Nanos::from_secs(30 * 86_400)),
         3 => proxy
             .machine
-            .set_clock(Nanos(proxy.machine.now().0 - 500_000_000)),
+            .set_clock(Moment(proxy.machine.now().0 - 500_000_000)),
         _ => {}
     }
     // Workers look at endpoints' records once a second.
@@ -1045,7 +1045,7 @@ struct Queued {
     stream: SimStream,
     exchange: Exchange,
     /// When it may go; `None`: it was refused.
-    until: Option<Nanos>,
+    until: Option<Moment>,
 }
 
 impl Queued {
@@ -1477,7 +1477,7 @@ impl Script {
             ',' => self.end(0),
             '/' if !self.open.is_empty() => self.open.rotate_left(1),
             '+' => machine.advance(time),
-            '-' => machine.set_clock(machine.now().since(time)),
+            '-' => machine.set_clock(machine.now().minus(time)),
             '*' => self.proxy.engine.tick(&self.proxy.worker),
             '@' => self.attempts = number(argument),
             '%' => self.peer = argument.as_bytes().to_vec(),
@@ -1639,7 +1639,13 @@ pub fn check_report(input: &[u8]) {
         .health_check
         .as_ref()
         .expect("it is there");
-    let judged = report::judge(body, good, status, check, Nanos::from_secs(1_800_000_000));
+    let judged = report::judge(
+        body,
+        good,
+        status,
+        check,
+        UnixTime::from_secs(1_800_000_000),
+    );
     let json: Option<serde_json::Value> = serde_json::from_slice(body).ok();
     let details = json.as_ref().and_then(|json| json["details"].as_object());
     match &judged {

@@ -58,7 +58,7 @@ pub mod waiting;
 
 use crate::base::headers::NameSet;
 use crate::base::rng::Rng;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::document::{ClientIp, Config, Probes};
 use crate::host::{CallAnswer, CallId, Calls, Host};
 use crate::store::Contended;
@@ -178,7 +178,7 @@ impl Engine {
     }
 
     /// Reads some of the upstreams and breakers anew, in turn.
-    fn refresh_some<H: Host>(&self, host: &H, now: Nanos) {
+    fn refresh_some<H: Host>(&self, host: &H, now: Moment) {
         let upstreams = self.upstreams.iter().map(Refreshed::Upstream);
         let breakers = self.breakers.iter().map(Refreshed::Breaker);
         let all = upstreams.chain(breakers).enumerate();
@@ -212,12 +212,12 @@ impl Engine {
 
     /// Checks the endpoints that are due, if this is the VM that checks. Returns when it has to
     /// be called again; `None`: never.
-    pub fn check<H: Host + Calls>(&self, host: &H, now: Nanos) -> Option<Nanos> {
+    pub fn check<H: Host + Calls>(&self, host: &H, now: Moment) -> Option<Moment> {
         Some(self.checks.as_ref()?.run(host, now))
     }
 
     /// A call that [`Engine::check`] has made was answered.
-    pub fn answered<H: Host>(&self, host: &H, id: CallId, answer: &CallAnswer, now: Nanos) {
+    pub fn answered<H: Host>(&self, host: &H, id: CallId, answer: &CallAnswer, now: Moment) {
         if let Some(checks) = &self.checks {
             checks.answered(host, id, answer, now);
         }

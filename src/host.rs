@@ -8,7 +8,7 @@
 pub mod sim;
 
 use crate::base::headers::HeaderMap;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos, UnixTime};
 
 /// All that the engine needs outside of a request.
 pub trait Host: Clock + SharedData + SharedCounters + Metrics + Random {}
@@ -18,10 +18,10 @@ impl<T: Clock + SharedData + SharedCounters + Metrics + Random> Host for T {}
 /// The clocks. A callback reads one once and hands the reading down as an argument.
 pub trait Clock {
     /// A clock that does not step, the same for all workers of a proxy.
-    fn monotonic(&self) -> Nanos;
+    fn monotonic(&self) -> Moment;
 
     /// Time since 1970-01-01 UTC. It may step: only for what people read.
-    fn wall(&self) -> Nanos;
+    fn wall(&self) -> UnixTime;
 }
 
 /// The key-value store that all workers of a proxy share.

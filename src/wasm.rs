@@ -14,7 +14,7 @@ mod imports;
 mod logger;
 mod waiting;
 
-use crate::base::time::Nanos;
+use crate::base::time::Moment;
 use crate::document;
 use crate::engine::chain::{Action, Exchange};
 use crate::engine::{Engine, TICK};
@@ -34,7 +34,7 @@ struct Root {
     engine: RefCell<Option<Rc<Engine>>>,
     ticks: Ticks,
     /// When the engine's own tick is due: the host's may come more often, for requests that wait.
-    next_look: Cell<Nanos>,
+    next_look: Cell<Moment>,
 }
 
 impl Root {
@@ -43,7 +43,7 @@ impl Root {
             id,
             engine: RefCell::default(),
             ticks: Ticks::default(),
-            next_look: Cell::new(Nanos::ZERO),
+            next_look: Cell::new(Moment::ZERO),
         }
     }
 

@@ -9,7 +9,7 @@
 #![cfg(not(target_arch = "wasm32"))]
 
 use haven::base::rng::Rng;
-use haven::base::time::Nanos;
+use haven::base::time::{Moment, Nanos};
 use haven::document::Criticality;
 use haven::policy::concurrency::adaptive::{AdaptiveSettings, Observations};
 use haven::policy::concurrency::has_room;
@@ -236,8 +236,8 @@ fn run(world: &World) -> Run {
                 in_flight += 1;
                 let limit = SETTINGS.limit(gauge);
                 let admitted = !world.limited || has_room(in_flight - 1, limit, criticality);
-                seen[worker].arrived(&SETTINGS, Nanos(now + 1), in_flight, limit, admitted);
-                if let Some(new) = seen[worker].next_limit(&SETTINGS, Nanos(now + 1), limit) {
+                seen[worker].arrived(&SETTINGS, Moment(now + 1), in_flight, limit, admitted);
+                if let Some(new) = seen[worker].next_limit(&SETTINGS, Moment(now + 1), limit) {
                     gauge = new;
                 }
                 limits.push((now, limit, in_flight));
@@ -333,13 +333,13 @@ fn end(seen: &mut [Observations], request: &Request, now: u64, in_flight: u64, g
     let elapsed = Nanos(now - request.at);
     seen.ended(
         &SETTINGS,
-        Nanos(now + 1),
+        Moment(now + 1),
         request.admitted_at,
         elapsed,
         in_flight,
         limit,
     );
-    if let Some(new) = seen.next_limit(&SETTINGS, Nanos(now + 1), limit) {
+    if let Some(new) = seen.next_limit(&SETTINGS, Moment(now + 1), limit) {
         *gauge = new;
     }
 }

@@ -5,7 +5,7 @@
 use haven::base::hash::{self, KeyHasher, Seed};
 use haven::base::headers::{HeaderMap, parse_number};
 use haven::base::rng::Rng;
-use haven::base::time::Nanos;
+use haven::base::time::{Moment, Nanos};
 use haven::document::{self, Quota};
 use haven::policy::rate_limit::gcra::Gcra;
 use haven::policy::rate_limit::take::Verdict;
@@ -56,7 +56,7 @@ fn large_times_and_numbers_do_not_wrap() {
     let bucket = Gcra::new(&quota);
     for now in [0, 1, u64::MAX / 64, u64::MAX] {
         for cost in [0, 1, 1_000_000_000, u64::MAX] {
-            let (verdict, take) = bucket.take(u64::MAX / 2, Nanos(now), cost);
+            let (verdict, take) = bucket.take(u64::MAX / 2, Moment(now), cost);
             match verdict {
                 // Debt that no bucket can have is forgotten; nothing else changes.
                 Verdict::Refused { .. } => assert!(take.spent == 0 && take.after <= take.before),

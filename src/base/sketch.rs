@@ -13,7 +13,7 @@
 //! drawn at random, or as itself if there is none: Efron, "The two sample problem with censored
 //! data" (1967), redistribution to the right.
 
-use super::time::Nanos;
+use super::time::{Moment, Nanos};
 
 /// Buckets of an octave, as a power of 2.
 const BITS: u32 = 3;
@@ -42,9 +42,9 @@ pub struct Sketch {
     running: SketchWindow,
     before: SketchWindow,
     /// When the running window began.
-    since: Nanos,
+    since: Moment,
     /// When a time was last counted.
-    last: Nanos,
+    last: Moment,
     /// The quantile that was asked for last, and what it was.
     known: Option<Known>,
 }
@@ -96,12 +96,12 @@ impl SketchWindow {
 
 impl Sketch {
     /// Counts a time.
-    pub fn add(&mut self, now: Nanos, time: Nanos) {
+    pub fn add(&mut self, now: Moment, time: Nanos) {
         self.count(now, bucket(time));
     }
 
     /// Counts a time that was cut off at `time`. `random` picks the longer one that stands for it.
-    pub fn add_cut_off(&mut self, now: Nanos, time: Nanos, random: u64) {
+    pub fn add_cut_off(&mut self, now: Moment, time: Nanos, random: u64) {
         let least = bucket(time);
         let longer = || (least.saturating_add(1)..BUCKETS).map(|at| (at, self.total_of(at)));
         let all = longer().fold(0u64, |sum, (_, count)| sum.saturating_add(count));
@@ -116,7 +116,7 @@ impl Sketch {
     }
 
     /// Where the quantile `centi` (hundredths of a percent) lies; `None` while too little is known.
-    pub fn quantile(&mut self, now: Nanos, centi: u32) -> Option<Between> {
+    pub fn quantile(&mut self, now: Moment, centi: u32) -> Option<Between> {
         self.advance(now);
         if let Some(known) = self
             .known
@@ -152,11 +152,11 @@ impl Sketch {
 
     /// How long ago a time was last counted.
     #[must_use]
-    pub const fn since_last(&self, now: Nanos) -> Nanos {
+    pub const fn since_last(&self, now: Moment) -> Nanos {
         now.since(self.last)
     }
 
-    fn count(&mut self, now: Nanos, bucket: usize) {
+    fn count(&mut self, now: Moment, bucket: usize) {
         self.advance(now);
         self.last = now;
         self.running.add(bucket);
@@ -172,7 +172,7 @@ impl Sketch {
     }
 
     /// Ends the running window if it is time.
-    fn advance(&mut self, now: Nanos) {
+    fn advance(&mut self, now: Moment) {
         if now < self.since {
             // The clock has stepped back.
             (self.since, self.last) = (now, self.last.min(now));
@@ -232,11 +232,15 @@ mod tests {
         Nanos::from_millis(n)
     }
 
+    fn at_ms(n: u64) -> Moment {
+        Moment::from_millis(n)
+    }
+
     fn filled(times: impl IntoIterator<Item = u64>) -> Sketch {
         let mut sketch = Sketch::default();
         times
             .into_iter()
-            .for_each(|time| sketch.add(ms(1), ms(time)));
+            .for_each(|time| sketch.add(at_ms(1), ms(time)));
         sketch
     }
 
@@ -258,16 +262,16 @@ mod tests {
     #[test]
     fn there_is_no_quantile_before_there_is_enough() {
         let mut sketch = filled(std::iter::repeat_n(5, 19));
-        assert_eq!(sketch.quantile(ms(1), P50), None);
-        sketch.add(ms(1), ms(5));
-        let p50 = sketch.quantile(ms(1), P50).unwrap();
+        assert_eq!(sketch.quantile(at_ms(1), P50), None);
+        sketch.add(at_ms(1), ms(5));
+        let p50 = sketch.quantile(at_ms(1), P50).unwrap();
         assert!(p50.least <= ms(5) && ms(5) < p50.most);
     }
 
     #[test]
     fn a_busy_subject_is_followed_within_two_windows() {
         let mut sketch = filled(std::iter::repeat_n(5, 100));
-        let mut now = ms(1);
+        let mut now = at_ms(1);
         for _ in 0..21 {
             now = now.plus(Nanos::from_secs(1));
             (0..10).for_each(|_| sketch.add(now, ms(50)));
@@ -283,22 +287,22 @@ mod tests {
         let mut sketch = filled(std::iter::repeat_n(5, 30));
         for second in [20, 50, 75] {
             assert!(
-                sketch.quantile(Nanos::from_secs(second), P50).is_some(),
+                sketch.quantile(Moment::from_secs(second), P50).is_some(),
                 "{second}"
             );
         }
-        assert_eq!(sketch.quantile(Nanos::from_secs(150), P50), None);
+        assert_eq!(sketch.quantile(Moment::from_secs(150), P50), None);
         let mut sketch = filled(std::iter::repeat_n(5, 30));
-        assert_eq!(sketch.quantile(Nanos::from_secs(1_000), P50), None);
+        assert_eq!(sketch.quantile(Moment::from_secs(1_000), P50), None);
     }
 
     #[test]
     fn a_clock_that_steps_back_loses_nothing_and_stops_nothing() {
         let mut sketch = Sketch::default();
-        (0..30).for_each(|_| sketch.add(Nanos::from_secs(1_000), ms(5)));
-        assert!(sketch.quantile(Nanos::from_secs(5), P50).is_some());
-        assert_eq!(sketch.since_last(Nanos::from_secs(7)), Nanos::from_secs(2));
-        assert!(sketch.quantile(Nanos::from_secs(200), P50).is_none());
+        (0..30).for_each(|_| sketch.add(Moment::from_secs(1_000), ms(5)));
+        assert!(sketch.quantile(Moment::from_secs(5), P50).is_some());
+        assert_eq!(sketch.since_last(Moment::from_secs(7)), Nanos::from_secs(2));
+        assert!(sketch.quantile(Moment::from_secs(200), P50).is_none());
     }
 
     #[test]
@@ -306,19 +310,19 @@ mod tests {
         let times = || (0..1_000).map(|n| 10 + n / 10);
         let mut sketch = filled(times());
         let (p50, p99) = (
-            sketch.quantile(ms(1), P50).unwrap(),
-            sketch.quantile(ms(1), P99).unwrap(),
+            sketch.quantile(at_ms(1), P50).unwrap(),
+            sketch.quantile(at_ms(1), P99).unwrap(),
         );
         let mut random = 1u64;
         for _ in 0..5_000 {
             random = random
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1);
-            sketch.add_cut_off(ms(1), ms(1), random);
+            sketch.add_cut_off(at_ms(1), ms(1), random);
         }
-        assert!(sketch.quantile(ms(1), P50).unwrap().most >= p50.least);
+        assert!(sketch.quantile(at_ms(1), P50).unwrap().most >= p50.least);
         assert!(
-            sketch.quantile(ms(1), P99).unwrap().most >= p99.least,
+            sketch.quantile(at_ms(1), P99).unwrap().most >= p99.least,
             "an impatient client hides no slow tail"
         );
     }
@@ -329,12 +333,12 @@ mod tests {
             times in proptest::collection::vec(0u64..=u64::MAX / 2, 20..200), centi in 1u32..=10_000
         ) {
             let mut sketch = Sketch::default();
-            times.iter().for_each(|time| sketch.add(ms(1), Nanos(time >> (time % 60))));
+            times.iter().for_each(|time| sketch.add(at_ms(1), Nanos(time >> (time % 60))));
             let mut sorted: Vec<_> = times.iter().map(|time| time >> (time % 60)).collect();
             sorted.sort_unstable();
             let rank = (sorted.len() * centi as usize).div_ceil(10_000).max(1);
             let exact = sorted[rank - 1].min((1 << 42) - 1);
-            let found = sketch.quantile(ms(1), centi).unwrap();
+            let found = sketch.quantile(at_ms(1), centi).unwrap();
             prop_assert!((found.least.0..found.most.0).contains(&exact), "{exact} {found:?}");
         }
 
@@ -345,11 +349,11 @@ mod tests {
             let mut sketch = Sketch::default();
             for (now, time, random, cut) in steps {
                 if cut {
-                    sketch.add_cut_off(Nanos(now), Nanos(time), random);
+                    sketch.add_cut_off(Moment(now), Nanos(time), random);
                 } else {
-                    sketch.add(Nanos(now), Nanos(time));
+                    sketch.add(Moment(now), Nanos(time));
                 }
-                let _ = sketch.quantile(Nanos(now), P99);
+                let _ = sketch.quantile(Moment(now), P99);
             }
         }
     }

@@ -4,7 +4,7 @@ use super::logs::LogLimiter;
 use super::metrics::MetricTable;
 use crate::base::rng::Rng;
 use crate::base::text::number;
-use crate::base::time::Nanos;
+use crate::base::time::Moment;
 use crate::document::{self, Mode};
 use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::circuit_breaker::CircuitBreaker;
@@ -155,7 +155,7 @@ impl Breaker {
     pub(super) fn refresh<H: Host>(
         &self,
         host: &H,
-        now: Nanos,
+        now: Moment,
         version: Option<u64>,
     ) -> BreakerState {
         let state = self.cell.refresh(host, &self.settings, version);
@@ -164,7 +164,7 @@ impl Breaker {
     }
 
     /// Asks for admission; `None` if nothing could be decided.
-    pub(super) fn acquire<H: Host>(&self, host: &H, now: Nanos) -> Option<Admission> {
+    pub(super) fn acquire<H: Host>(&self, host: &H, now: Moment) -> Option<Admission> {
         let (admission, change) =
             self.decided(host, self.cell.acquire(host, &self.settings, now))?;
         self.announce(host, change);
@@ -175,7 +175,7 @@ impl Breaker {
     pub(super) fn end<H: Host>(
         &self,
         host: &H,
-        now: Nanos,
+        now: Moment,
         epoch: u32,
         call: CallResult,
         rng: &Rng,
@@ -207,7 +207,7 @@ impl Breaker {
             return;
         };
         host.record(self.state, to.gauge());
-        host.record(self.changed, host.wall().as_millis() / 1_000);
+        host.record(self.changed, host.wall().as_secs());
         let [to_closed, to_open, to_half_open] = self.counters.to;
         let (counter, level) = match to {
             Phase::Closed => (to_closed, log::Level::Info),

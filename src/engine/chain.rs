@@ -23,7 +23,7 @@ mod stale;
 use super::route::{Limit, Route};
 use super::{Engine, reserved};
 use crate::base::headers::{HeaderMap, parse_number};
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::host::{Host, Message, Stream};
 use crate::policy::fallback::stale::{Draft, StaleRequest};
 use crate::policy::probe::grpc::ProbeRequest;
@@ -55,7 +55,7 @@ pub enum Action {
     /// then, or, if there is no room for it, [`Exchange::on_no_room`] now.
     Wait {
         /// The moment.
-        until: Nanos,
+        until: Moment,
     },
 }
 
@@ -68,7 +68,7 @@ pub struct Exchange {
     /// Of a request that takes the route of a canary: the one that the canary is a part of.
     stable: Option<Rc<Route>>,
     /// When it came, or went on after a wait: what the upstream has to do with begins here.
-    start: Nanos,
+    start: Moment,
     /// How long it waited before `start`.
     waited: Nanos,
     /// The probe that it is, while its message is being read.
@@ -120,7 +120,7 @@ impl Exchange {
             engine,
             route: None,
             stable: None,
-            start: Nanos::ZERO,
+            start: Moment::ZERO,
             waited: Nanos::ZERO,
             probe: None,
             pause: None,
@@ -261,7 +261,7 @@ impl Exchange {
         self.waited = now.since(self.start);
         self.start = now;
         for (_, quota) in &mut self.quotas {
-            quota.reset = quota.reset.since(self.waited);
+            quota.reset = quota.reset.minus(self.waited);
         }
         // The wait may have been longer than it was to be.
         if let Some(refusal) = self.check_deadline(context, self.waited) {

@@ -7,7 +7,7 @@
 use super::in_flight::{Gauge, InFlight};
 use super::metrics::MetricTable;
 use crate::base::hash::Seed;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::document::{self, ConcurrencyAlgorithm, Criticality, KeyPart};
 use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::concurrency::adaptive::{AdaptiveSettings, Observations};
@@ -28,7 +28,7 @@ pub(super) struct Concurrency {
     limit: SharedCounter,
     seen: Cell<Observations>,
     /// When it last refused a request of this worker.
-    refused_at: Cell<Option<Nanos>>,
+    refused_at: Cell<Option<Moment>>,
     fair: Option<Fair>,
 }
 
@@ -45,7 +45,7 @@ struct Fair {
 /// What a request asks a limit for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PlaceRequest {
-    pub(super) now: Nanos,
+    pub(super) now: Moment,
     pub(super) criticality: Criticality,
     /// Whose share it is of, where there are fair shares.
     pub(super) key: Option<u32>,
@@ -85,7 +85,7 @@ pub(super) struct Permit {
 /// How a request ended, for a limit that learns from it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ending {
-    pub(super) now: Nanos,
+    pub(super) now: Moment,
     /// How long it was in flight.
     pub(super) elapsed: Nanos,
     /// When its answer began, after so long; `None`: it failed, or was not answered.
@@ -242,12 +242,12 @@ impl Concurrency {
     }
 
     /// How much room there was for more than this request.
-    pub(super) fn room(&self, permit: &Permit, now: Nanos) -> Room {
+    pub(super) fn room(&self, permit: &Permit, now: Moment) -> Room {
         Room::of(permit.among, permit.limit, self.is_shedding(now))
     }
 
     /// Whether it has refused a request of this worker lately.
-    pub(super) fn is_shedding(&self, now: Nanos) -> bool {
+    pub(super) fn is_shedding(&self, now: Moment) -> bool {
         let at = self.refused_at.get();
         at.is_some_and(|at| at <= now && now.since(at) < SHEDDING)
     }
@@ -282,7 +282,7 @@ impl Concurrency {
     }
 
     /// Sets the gauges right: the limit's, and what a lost VM has left in the other.
-    pub(super) fn maintain<H: Host>(&self, host: &H, now: Nanos, vm: u64) {
+    pub(super) fn maintain<H: Host>(&self, host: &H, now: Moment, vm: u64) {
         host.store(self.limit, self.limit(host));
         self.in_flight.reconcile(host, now, vm);
     }
@@ -297,7 +297,7 @@ impl Concurrency {
     fn learn<H: Host>(
         &self,
         host: &H,
-        now: Nanos,
+        now: Moment,
         limit: u64,
         learn: impl FnOnce(&mut Observations, &AdaptiveSettings),
     ) {

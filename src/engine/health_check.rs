@@ -12,7 +12,7 @@ mod checker;
 use super::logs::LogLimiter;
 use super::upstream::Upstream;
 use crate::base::rng::Rng;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::document;
 use crate::host::{CallAnswer, CallId, Calls, Host};
 use crate::policy::health_check::{CheckReason, EndpointHealth, Sample};
@@ -42,8 +42,8 @@ struct Pending {
     id: CallId,
     checker: Rc<Checker>,
     target: Rc<Target>,
-    asked: Nanos,
-    give_up: Nanos,
+    asked: Moment,
+    give_up: Moment,
 }
 
 impl Checks {
@@ -72,9 +72,9 @@ impl Checks {
     }
 
     /// Does what is due. Returns when it has to be called again.
-    pub(super) fn run<H: Host + Calls>(&self, host: &H, now: Nanos) -> Nanos {
+    pub(super) fn run<H: Host + Calls>(&self, host: &H, now: Moment) -> Moment {
         self.give_up(host, now);
-        let mut next = Nanos::MAX;
+        let mut next = Moment::MAX;
         for checker in &self.checkers {
             next = next.min(checker.act(self, host, now));
         }
@@ -83,12 +83,12 @@ impl Checks {
                 .try_borrow()
                 .ok()
                 .and_then(|all| all.iter().map(|call| call.give_up).min())
-                .unwrap_or(Nanos::MAX),
+                .unwrap_or(Moment::MAX),
         )
     }
 
     /// A call was answered.
-    pub(super) fn answered<H: Host>(&self, host: &H, id: CallId, answer: &CallAnswer, now: Nanos) {
+    pub(super) fn answered<H: Host>(&self, host: &H, id: CallId, answer: &CallAnswer, now: Moment) {
         if let Some(call) = self.take(|call| call.id == id) {
             let took = now.since(call.asked);
             let sample = call.checker.sample(answer, took, host);
@@ -97,7 +97,7 @@ impl Checks {
     }
 
     /// Gives up calls without an answer.
-    fn give_up<H: Host>(&self, host: &H, now: Nanos) {
+    fn give_up<H: Host>(&self, host: &H, now: Moment) {
         let lost = Sample::new(EndpointHealth::Down, CheckReason::Timeout, 0);
         while let Some(call) = self.take(|call| call.give_up <= now) {
             call.checker.end(self, host, &call, &lost, now);

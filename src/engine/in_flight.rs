@@ -1,7 +1,7 @@
 //! Counts of requests in flight over all workers, and what a lost VM may have left in them.
 
 use crate::base::sort;
-use crate::base::time::Nanos;
+use crate::base::time::Moment;
 use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::shares::{SharesRecord, in_flight};
 use std::cell::Cell;
@@ -96,7 +96,7 @@ impl InFlight {
     }
 
     /// Reports what is its own, and takes out of the gauges what is proven to be of no VM.
-    pub(super) fn reconcile<H: Host>(&self, host: &H, now: Nanos, vm: u64) {
+    pub(super) fn reconcile<H: Host>(&self, host: &H, now: Moment, vm: u64) {
         let busy = self.has_any();
         // Idle, and known to be.
         if !self.reported.replace(busy)

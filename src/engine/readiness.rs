@@ -4,7 +4,7 @@ use super::Engine;
 use super::upstream::Upstream;
 use crate::base::grpc_health::Serving;
 use crate::base::text::number;
-use crate::base::time::Nanos;
+use crate::base::time::Moment;
 use crate::document::{self, Percent};
 use crate::host::{Host, Reply};
 use crate::policy::health_check::EndpointHealth;
@@ -12,12 +12,12 @@ use crate::policy::probe::{self, Component, HealthStatus};
 
 impl Engine {
     /// The service's health document.
-    pub(super) fn health_document<H: Host>(&self, host: &H, now: Nanos) -> Reply {
+    pub(super) fn health_document<H: Host>(&self, host: &H, now: Moment) -> Reply {
         probe::document(&self.service, &self.components(host, now), host.wall())
     }
 
     /// The state of what a gRPC health check names; `None`: there is no such thing.
-    pub(super) fn serving<H: Host>(&self, host: &H, now: Nanos, service: &str) -> Option<Serving> {
+    pub(super) fn serving<H: Host>(&self, host: &H, now: Moment, service: &str) -> Option<Serving> {
         probe::grpc::serving(&self.components(host, now), service)
     }
 
@@ -28,7 +28,7 @@ impl Engine {
     }
 
     /// All upstreams, as health documents show them.
-    fn components<H: Host>(&self, host: &H, now: Nanos) -> Vec<Component<'_>> {
+    fn components<H: Host>(&self, host: &H, now: Moment) -> Vec<Component<'_>> {
         self.upstreams
             .iter()
             .map(|upstream| component(upstream, host, now))
@@ -37,7 +37,7 @@ impl Engine {
 }
 
 /// An upstream, as health documents show it.
-fn component<'u, H: Host>(upstream: &'u Upstream, host: &H, now: Nanos) -> Component<'u> {
+fn component<'u, H: Host>(upstream: &'u Upstream, host: &H, now: Moment) -> Component<'u> {
     let counts = upstream.counts(host, now);
     // An endpoint that may be tried counts: were it not, a proxy taken out of traffic would never
     // try it, and stay out.

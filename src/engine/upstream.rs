@@ -15,7 +15,7 @@ use super::in_flight::{Gauge, InFlight};
 use super::logs::LogLimiter;
 use super::metrics::MetricTable;
 use super::shared::Shared;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::document::{self, FailureOn, LoadReport, Mode};
 use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::shares::SharesRecord;
@@ -70,14 +70,14 @@ pub(super) struct Upstream {
     /// Its value when the views were read.
     seen_changes: Cell<u64>,
     /// When they were.
-    refreshed: Cell<Nanos>,
+    refreshed: Cell<Moment>,
     /// The endpoint that the next tick begins with.
     refresh_at: Cell<usize>,
     roster: RefCell<Rc<Roster>>,
     /// When the roster was made.
-    built: Cell<Nanos>,
+    built: Cell<Moment>,
     /// When it has to be made anew, at the latest.
-    due: Cell<Nanos>,
+    due: Cell<Moment>,
     panic: MetricId,
 }
 
@@ -145,11 +145,11 @@ impl Upstream {
             components: components.iter().map(ComponentState::new).collect(),
             changes,
             seen_changes: Cell::new(0),
-            refreshed: Cell::new(Nanos::ZERO),
+            refreshed: Cell::new(Moment::ZERO),
             refresh_at: Cell::new(0),
             roster: RefCell::default(),
-            built: Cell::new(Nanos::ZERO),
-            due: Cell::new(Nanos::ZERO),
+            built: Cell::new(Moment::ZERO),
+            due: Cell::new(Moment::ZERO),
             panic: metrics.upstream_panic(name),
             only_canary: around.only_canary,
             config: Rc::clone(config),
@@ -182,7 +182,7 @@ impl Upstream {
     }
 
     /// Reads all endpoints' breakers and what checks have found anew, and sets their gauges right.
-    pub(super) fn refresh<H: Host>(&self, host: &H, now: Nanos) {
+    pub(super) fn refresh<H: Host>(&self, host: &H, now: Moment) {
         // Before the records: a change that comes between is then read again, never missed.
         let changes = host.load(self.changes);
         self.seen_changes.set(changes);
@@ -200,7 +200,7 @@ impl Upstream {
 
     /// Reads some of them anew, in turn, with every tick: a VM may have died between a change and
     /// the note of it. How many.
-    pub(super) fn refresh_some<H: Host>(&self, host: &H, now: Nanos) -> usize {
+    pub(super) fn refresh_some<H: Host>(&self, host: &H, now: Moment) -> usize {
         if self.is_checked || self.endpoints.len() <= REFRESHED_PER_TICK {
             self.refresh(host, now);
             return self.endpoints.len();
@@ -218,14 +218,14 @@ impl Upstream {
 
     /// Reports what is in flight, and takes out what a lost VM has left: with every tick where
     /// there is anything, otherwise when it is `due`.
-    pub(super) fn report_in_flight<H: Host>(&self, host: &H, now: Nanos, vm: u64, due: bool) {
+    pub(super) fn report_in_flight<H: Host>(&self, host: &H, now: Moment, vm: u64, due: bool) {
         if due || self.in_flight.is_busy() {
             self.in_flight.reconcile(host, now, vm);
         }
     }
 
     /// How many endpoints there are, and may be used.
-    pub(super) fn counts<H: Host>(&self, host: &H, now: Nanos) -> EndpointCounts {
+    pub(super) fn counts<H: Host>(&self, host: &H, now: Moment) -> EndpointCounts {
         self.roster(host, now).counts
     }
 
@@ -234,7 +234,7 @@ impl Upstream {
     pub(super) fn is_down<H: Host>(
         &self,
         host: &H,
-        now: Nanos,
+        now: Moment,
         component: &ComponentState,
     ) -> bool {
         drop(self.roster(host, now));
@@ -255,13 +255,13 @@ impl Upstream {
     }
 
     /// The endpoints in rotation at this moment.
-    fn roster<H: Host>(&self, host: &H, now: Nanos) -> Rc<Roster> {
+    fn roster<H: Host>(&self, host: &H, now: Moment) -> Rc<Roster> {
         let pause = if self.len() <= SMALL {
             Nanos::ZERO
         } else {
             REFRESH_PAUSE.times(self.len() as u64)
         };
-        let may = |last: Nanos| now < last || now.since(last) >= pause;
+        let may = |last: Moment| now < last || now.since(last) >= pause;
         let changing = self.has_breakers || self.is_checked;
         if changing
             && host.load(self.changes) != self.seen_changes.get()
@@ -283,10 +283,10 @@ impl Upstream {
         &self,
         endpoint: &Endpoint,
         load: Option<(u32, Load)>,
-        now: Nanos,
-    ) -> (Member, Nanos) {
+        now: Moment,
+    ) -> (Member, Moment) {
         let view = endpoint.view.get();
-        let mut changes_at = Nanos::MAX;
+        let mut changes_at = Moment::MAX;
         let mut weight = endpoint.weight.saturating_mul(UNIT);
         if let Some(window) = self.config.slow_start {
             let since = endpoint
@@ -316,8 +316,8 @@ impl Upstream {
     }
 
     /// Makes the roster anew, of the views as they are.
-    fn build<H: Host>(&self, host: &H, now: Nanos) {
-        let mut due = Nanos::MAX;
+    fn build<H: Host>(&self, host: &H, now: Moment) {
+        let mut due = Moment::MAX;
         let loads: Vec<Load> = if self.load_report {
             self.endpoints
                 .iter()
@@ -384,7 +384,7 @@ fn endpoints<H: Host>(
             let place = Place {
                 level,
                 zone,
-                first_seen: seen.unwrap_or(Nanos::ZERO),
+                first_seen: seen.unwrap_or(Moment::ZERO),
             };
             Endpoint::new(config, endpoint, place, around, changes, counters, host)
         })

@@ -16,7 +16,7 @@
 //! | a later stage refuses it | it is answered from the tick |
 
 use super::TICK;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 
 /// The most requests that wait in one VM. Each keeps a stream, its headers and its client's
 /// connection in the proxy. With a `max_wait` of 1 s this many allow for a pace of 1,024 per second
@@ -35,7 +35,7 @@ pub struct Waiting<T> {
 
 #[derive(Debug)]
 struct Waiter<T> {
-    until: Nanos,
+    until: Moment,
     stream: u32,
     request: T,
 }
@@ -58,7 +58,7 @@ impl<T> Waiting<T> {
     ///
     /// # Errors
     /// There is no room; the request is given back.
-    pub fn add(&mut self, until: Nanos, stream: u32, request: T) -> Result<(), T> {
+    pub fn add(&mut self, until: Moment, stream: u32, request: T) -> Result<(), T> {
         if self.queue.len() >= CAPACITY {
             return Err(request);
         }
@@ -84,7 +84,7 @@ impl<T> Waiting<T> {
     }
 
     /// Takes out the next request whose moment has come, and its number.
-    pub fn due(&mut self, now: Nanos) -> Option<(u32, T)> {
+    pub fn due(&mut self, now: Moment) -> Option<(u32, T)> {
         let waiter = self.queue.pop_if(|waiter| waiter.until <= now)?;
         Some((waiter.stream, waiter.request))
     }
@@ -92,7 +92,7 @@ impl<T> Waiting<T> {
     /// How soon the next tick is wanted, at the latest at this moment: whole milliseconds, from 1
     /// to [`TICK`].
     #[must_use]
-    pub fn tick_period(&self, now: Nanos, latest: Nanos) -> Nanos {
+    pub fn tick_period(&self, now: Moment, latest: Moment) -> Nanos {
         let next = self
             .queue
             .last()
@@ -122,15 +122,15 @@ mod tests {
         let mut waiting = Waiting::new();
         for (until, stream) in [(30, 1), (10, 2), (20, 3), (10, 4)] {
             waiting
-                .add(Nanos::from_millis(until), stream, stream)
+                .add(Moment::from_millis(until), stream, stream)
                 .unwrap();
         }
-        assert_eq!(waiting.due(Nanos(9_999_999)), None);
+        assert_eq!(waiting.due(Moment(9_999_999)), None);
         assert_eq!(waiting.remove(3), Some(3));
         assert_eq!(waiting.remove(3), None);
         let mut at = |ms| {
             waiting
-                .due(Nanos::from_millis(ms))
+                .due(Moment::from_millis(ms))
                 .map(|(stream, _)| stream)
         };
         assert_eq!(
@@ -143,37 +143,37 @@ mod tests {
     fn their_number_is_bounded() {
         let mut waiting = Waiting::new();
         for stream in 0..CAPACITY as u32 {
-            waiting.add(Nanos(1), stream, stream).unwrap();
+            waiting.add(Moment(1), stream, stream).unwrap();
         }
-        assert_eq!(waiting.add(Nanos(0), 9_999, 9_999), Err(9_999));
+        assert_eq!(waiting.add(Moment(0), 9_999, 9_999), Err(9_999));
         waiting.remove(5);
-        assert_eq!(waiting.add(Nanos(0), 9_999, 9_999), Ok(()));
+        assert_eq!(waiting.add(Moment(0), 9_999, 9_999), Ok(()));
         assert_eq!(waiting.len(), CAPACITY);
     }
 
     #[test]
     fn ticks_come_as_soon_as_somebody_is_due() {
         let mut waiting = Waiting::new();
-        assert_eq!(waiting.tick_period(Nanos::ZERO, Nanos::MAX), TICK);
-        waiting.add(Nanos::from_secs(60), 1, ()).unwrap();
+        assert_eq!(waiting.tick_period(Moment::ZERO, Moment::MAX), TICK);
+        waiting.add(Moment::from_secs(60), 1, ()).unwrap();
         assert_eq!(
-            waiting.tick_period(Nanos::ZERO, Nanos::MAX),
+            waiting.tick_period(Moment::ZERO, Moment::MAX),
             TICK,
             "what else a tick does is done as often as ever"
         );
-        waiting.add(Nanos(5_000_001), 2, ()).unwrap();
+        waiting.add(Moment(5_000_001), 2, ()).unwrap();
         assert_eq!(
-            waiting.tick_period(Nanos::ZERO, Nanos::MAX),
+            waiting.tick_period(Moment::ZERO, Moment::MAX),
             Nanos::from_millis(6),
             "not before it is due"
         );
         assert_eq!(
-            waiting.tick_period(Nanos::from_secs(1), Nanos::MAX),
+            waiting.tick_period(Moment::from_secs(1), Moment::MAX),
             SHORTEST,
             "never 0"
         );
         assert_eq!(
-            waiting.tick_period(Nanos::ZERO, Nanos(2_000_001)),
+            waiting.tick_period(Moment::ZERO, Moment(2_000_001)),
             Nanos::from_millis(3),
             "for what else is due"
         );

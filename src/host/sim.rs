@@ -16,7 +16,7 @@ use super::{
     SharedCounter, SharedCounters, SharedData,
 };
 use crate::base::rng::Rng;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos, UnixTime};
 use log_lines::LogLines;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -41,8 +41,8 @@ pub struct Machine {
     data: RefCell<BTreeMap<Vec<u8>, Record>>,
     next_cas: Cell<u32>,
     metrics: RefCell<Vec<(MetricKind, String, u64)>>,
-    monotonic: Cell<Nanos>,
-    wall: Cell<Nanos>,
+    monotonic: Cell<Moment>,
+    wall: Cell<UnixTime>,
     rng: Rng,
     /// Share of compare-and-swaps that fail for no reason, in percent.
     pub cas_failures: Cell<u64>,
@@ -72,7 +72,7 @@ pub struct Outgoing {
     /// Time that it may take.
     pub timeout: Nanos,
     /// When it was started.
-    pub at: Nanos,
+    pub at: Moment,
 }
 
 impl Outgoing {
@@ -105,8 +105,8 @@ impl Machine {
             data: RefCell::default(),
             next_cas: Cell::new(1),
             metrics: RefCell::default(),
-            monotonic: Cell::new(Nanos::from_secs(3_600)),
-            wall: Cell::new(Nanos::from_secs(1_800_000_000)),
+            monotonic: Cell::new(Moment::from_secs(3_600)),
+            wall: Cell::new(UnixTime::from_secs(1_800_000_000)),
             rng: Rng::new(seed),
             cas_failures: Cell::new(0),
             no_metrics: Cell::new(false),
@@ -126,7 +126,7 @@ impl Machine {
 
     /// The monotonic clock.
     #[must_use]
-    pub fn now(&self) -> Nanos {
+    pub fn now(&self) -> Moment {
         self.monotonic.get()
     }
 
@@ -137,7 +137,7 @@ impl Machine {
     }
 
     /// Sets the monotonic clock to any value, backwards too.
-    pub fn set_clock(&self, to: Nanos) {
+    pub fn set_clock(&self, to: Moment) {
         self.monotonic.set(to);
     }
 
@@ -231,12 +231,12 @@ impl Machine {
 pub struct Worker(pub Rc<Machine>);
 
 impl Clock for Worker {
-    fn monotonic(&self) -> Nanos {
+    fn monotonic(&self) -> Moment {
         self.0.called();
         self.0.monotonic.get()
     }
 
-    fn wall(&self) -> Nanos {
+    fn wall(&self) -> UnixTime {
         self.0.wall.get()
     }
 }

@@ -37,7 +37,7 @@ pub mod window;
 
 use crate::base::hash::of_names;
 use crate::base::rng::Rng;
-use crate::base::time::Nanos;
+use crate::base::time::Moment;
 use crate::host::{SharedCounter, SharedCounters, SharedData};
 use crate::policy::Outcome;
 use crate::store::{self, Contended, RecordKey, RecordKind, Step};
@@ -82,8 +82,8 @@ struct BreakerView {
     version: u64,
     phase: Phase,
     epoch: u32,
-    since: Nanos,
-    until: Nanos,
+    since: Moment,
+    until: Moment,
     /// Of a time window: its newest bucket, the tally up to which its buckets hold outcomes, and
     /// what they hold.
     head: u64,
@@ -117,7 +117,7 @@ impl BreakerView {
     }
 
     /// The decision on a request, if it needs no permit.
-    fn answer(&self, now: Nanos) -> Option<Admission> {
+    fn answer(&self, now: Moment) -> Option<Admission> {
         match self.phase {
             Phase::Closed => Some(Admission::Admitted {
                 epoch: self.epoch,
@@ -175,7 +175,7 @@ impl CircuitBreaker {
         &self,
         host: &H,
         settings: &BreakerSettings,
-        now: Nanos,
+        now: Moment,
     ) -> Result<(Admission, Option<Transition>), Contended> {
         let version = self.version(host);
         if self.is_metered()
@@ -196,7 +196,7 @@ impl CircuitBreaker {
         &self,
         host: &H,
         settings: &BreakerSettings,
-        now: Nanos,
+        now: Moment,
         epoch: u32,
         call: CallResult,
         rng: &Rng,
@@ -290,7 +290,7 @@ impl CircuitBreaker {
         &self,
         host: &H,
         settings: &BreakerSettings,
-        now: Nanos,
+        now: Moment,
         mut view: BreakerView,
         call: CallResult,
         random: u64,
@@ -356,7 +356,7 @@ impl CircuitBreaker {
         &self,
         host: &H,
         settings: &BreakerSettings,
-        now: Nanos,
+        now: Moment,
         view: BreakerView,
     ) -> Result<BreakerView, Contended> {
         self.step(host, settings, view.version, |state| {

@@ -15,7 +15,7 @@ pub mod grpc_timeout;
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::sketch::Sketch;
 use crate::base::text::number;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use config::{DynamicTimeout, RejectBelow, RequestTimeout, Timeout};
 
 /// gRPC's header.
@@ -134,7 +134,7 @@ pub fn whole_millis(left: Nanos) -> u64 {
 
 /// The route's timeout for a request that begins now.
 #[must_use]
-pub fn request_timeout(config: RequestTimeout, now: Nanos, seen: &mut Sketch) -> Nanos {
+pub fn request_timeout(config: RequestTimeout, now: Moment, seen: &mut Sketch) -> Nanos {
     match config {
         RequestTimeout::Fixed(time) => time,
         RequestTimeout::Dynamic(DynamicTimeout {
@@ -157,7 +157,7 @@ pub fn request_timeout(config: RequestTimeout, now: Nanos, seen: &mut Sketch) ->
 
 /// Whether a client's deadline leaves too little to begin at all.
 #[must_use]
-pub fn is_hopeless(config: &Timeout, left: Nanos, now: Nanos, seen: &mut Sketch) -> bool {
+pub fn is_hopeless(config: &Timeout, left: Nanos, now: Moment, seen: &mut Sketch) -> bool {
     if left == Nanos::ZERO {
         return true;
     }

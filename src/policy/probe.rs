@@ -10,7 +10,7 @@ pub mod config;
 pub mod grpc;
 
 use crate::base::rfc3339;
-use crate::base::time::Nanos;
+use crate::base::time::UnixTime;
 use crate::host::Reply;
 use crate::request::Request;
 use serde::Serialize;
@@ -102,7 +102,7 @@ pub fn is_well(components: &[Component<'_>]) -> bool {
 
 /// The answer to [`Probe::Document`].
 #[must_use]
-pub fn document(service: &str, components: &[Component<'_>], wall: Nanos) -> Reply {
+pub fn document(service: &str, components: &[Component<'_>], wall: UnixTime) -> Reply {
     let well = is_well(components);
     let status = if well {
         HealthStatus::Up
@@ -204,7 +204,11 @@ mod tests {
     }
 
     fn document_of(components: &[Component<'_>]) -> (u16, serde_json::Value) {
-        let reply = document("user-service", components, Nanos::from_secs(1_680_688_800));
+        let reply = document(
+            "user-service",
+            components,
+            UnixTime::from_secs(1_680_688_800),
+        );
         (reply.status, serde_json::from_slice(&reply.body).unwrap())
     }
 

@@ -32,7 +32,7 @@ use crate::base::hash::{KeyHasher, Seed, once_more};
 use crate::base::headers::parse_number;
 use crate::base::ip::Ip;
 use crate::base::sort;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::host::{Clock, SharedData};
 use crate::request::client_ip::ClientIp;
 use crate::request::key::KeyPart;
@@ -190,7 +190,7 @@ impl RateLimit {
         &self,
         host: &H,
         request: &Request<'_>,
-        now: Nanos,
+        now: Moment,
     ) -> LimitDecision {
         let Some((hash, algorithm, cost)) = self.applies(request) else {
             return LimitDecision::NotApplicable;
@@ -267,7 +267,7 @@ impl RateLimit {
         &self,
         host: &H,
         taken: TakenTokens,
-        then: Nanos,
+        then: Moment,
     ) -> Result<(), Contended> {
         match taken.tokens {
             Tokens::Shared(take) => {
@@ -287,7 +287,7 @@ impl RateLimit {
         &self,
         host: &H,
         request: &Request<'_>,
-        now: Nanos,
+        now: Moment,
     ) -> Option<(KeyQuota, Option<Nanos>)> {
         let (hash, algorithm, cost) = self.applies(request)?;
         if algorithm

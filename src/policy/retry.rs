@@ -27,7 +27,7 @@
 pub mod config;
 
 use crate::base::percent::Percent;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use config::{Retry, RetryBudget};
 
 /// The share of recent requests that `auto` may retry where it is not known that there is room.
@@ -113,7 +113,7 @@ struct Own {
 
 #[derive(Clone, Copy, Debug)]
 struct Reading {
-    at: Nanos,
+    at: Moment,
     totals: Totals,
     own: Own,
 }
@@ -139,7 +139,7 @@ impl Budget {
     }
 
     /// Takes a reading if one is due. `totals`: before the present request.
-    pub fn sample(&mut self, now: Nanos, totals: Totals) {
+    pub fn sample(&mut self, now: Moment, totals: Totals) {
         match self.readings.first().copied().flatten() {
             // The clock has stepped back: older readings cannot be compared.
             Some(newest) if now < newest.at => self.readings = [None; READINGS],
@@ -157,7 +157,7 @@ impl Budget {
     }
 
     /// Counts a request, and grants it retries. The caller settles each grant exactly once.
-    pub fn grant(&mut self, now: Nanos, totals: Totals, request: GrantRequest) -> u32 {
+    pub fn grant(&mut self, now: Moment, totals: Totals, request: GrantRequest) -> u32 {
         let wanted = request.wanted;
         self.sample(now, totals);
         self.own.requests = self.own.requests.saturating_add(1);
@@ -209,7 +209,7 @@ impl Budget {
     /// Whether retries have lately helped: a fifth of the requests that were tried again were then
     /// answered well. Where nearly none was, there is no spare capacity, whatever a limit shows:
     /// the upstream is down, or refuses by itself what it has no room for.
-    fn helps(&self, now: Nanos) -> bool {
+    fn helps(&self, now: Moment) -> bool {
         let Some(base) = self.base(now) else {
             return true;
         };
@@ -242,7 +242,7 @@ impl Budget {
 
     /// The reading to compare with: the newest that is at least a window old; if that is older than
     /// two windows, the one after it, since the time between may have been idle.
-    fn base(&self, now: Nanos) -> Option<Reading> {
+    fn base(&self, now: Moment) -> Option<Reading> {
         let mut after = None;
         for reading in self.readings.iter().flatten() {
             let age = now.since(reading.at);

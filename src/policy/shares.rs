@@ -15,7 +15,7 @@
 
 use crate::base::hash::of_names;
 use crate::base::sort;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::host::SharedData;
 use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 
@@ -58,7 +58,7 @@ pub struct Shares {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Drift {
     gauge: u64,
-    since: Nanos,
+    since: Moment,
     /// The least by which it did: above the shares if positive.
     least: i64,
 }
@@ -66,7 +66,7 @@ struct Drift {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Share {
     vm: u64,
-    reported: Nanos,
+    reported: Moment,
     /// Requests in flight by gauge, none of them zero.
     own: Vec<(u64, u64)>,
 }
@@ -77,7 +77,7 @@ impl Shares {
     /// calls `correct` with the place in `gauges` and what to add.
     pub fn report(
         &mut self,
-        now: Nanos,
+        now: Moment,
         vm: u64,
         gauges: &[(u64, u64, u64)],
         mut correct: impl FnMut(usize, i64),
@@ -187,14 +187,14 @@ impl Shares {
         for _ in 0..next()?.min(MOST_GAUGES as u64) {
             shares.drifts.push(Drift {
                 gauge: next()?,
-                since: Nanos(next()?),
+                since: Moment(next()?),
                 least: next()?.cast_signed(),
             });
         }
         for _ in 0..next()?.min(MOST as u64) {
             let mut share = Share {
                 vm: next()?,
-                reported: Nanos(next()?),
+                reported: Moment(next()?),
                 own: Vec::new(),
             };
             for _ in 0..next()?.min(MOST_GAUGES as u64) {
@@ -256,7 +256,7 @@ impl SharesRecord {
     pub fn report<H: SharedData>(
         &self,
         host: &H,
-        now: Nanos,
+        now: Moment,
         vm: u64,
         gauges: impl Fn() -> Vec<(u64, u64, u64)>,
     ) -> Result<Vec<(usize, i64)>, Contended> {
@@ -285,7 +285,7 @@ mod tests {
 
     impl Shares {
         /// Of a single gauge.
-        fn report_one(&mut self, now: Nanos, vm: u64, own: u64, gauge: u64) -> i64 {
+        fn report_one(&mut self, now: Moment, vm: u64, own: u64, gauge: u64) -> i64 {
             let mut correction = 0;
             self.report(now, vm, &[(7, own, gauge)], |_, by| correction = by);
             correction
@@ -294,7 +294,7 @@ mod tests {
 
     #[test]
     fn what_a_lost_vm_left_is_taken_out() {
-        let (mut shares, mut gauge, mut now) = (Shares::default(), 12i64, Nanos::from_secs(100));
+        let (mut shares, mut gauge, mut now) = (Shares::default(), 12i64, Moment::from_secs(100));
         // VM 2 reports once, with 5 in flight, and is lost.
         assert_eq!(shares.report_one(now, 2, 5, 12), 0);
         for second in 0..40 {
@@ -310,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_gauge_that_is_too_low_is_put_right_too() {
-        let (mut shares, mut gauge, mut now) = (Shares::default(), -3i64, Nanos::from_secs(100));
+        let (mut shares, mut gauge, mut now) = (Shares::default(), -3i64, Moment::from_secs(100));
         for _ in 0..30 {
             now = now.plus(TICK);
             gauge = gauge.wrapping_add(shares.report_one(now, 1, 4, gauge as u64));
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn one_look_that_agrees_starts_anew() {
-        let (mut shares, mut now) = (Shares::default(), Nanos::from_secs(100));
+        let (mut shares, mut now) = (Shares::default(), Moment::from_secs(100));
         for second in 0..100u64 {
             now = now.plus(TICK);
             // Mostly above, but never for long.
@@ -332,11 +332,11 @@ mod tests {
     #[test]
     fn a_clock_that_steps_back_proves_nothing() {
         let mut shares = Shares::default();
-        shares.report_one(Nanos::from_secs(1_000), 2, 5, 6);
-        assert_eq!(shares.report_one(Nanos::from_secs(10), 1, 1, 2), 0);
-        assert_eq!(shares.report_one(Nanos::from_secs(15), 1, 1, 2), 0);
+        shares.report_one(Moment::from_secs(1_000), 2, 5, 6);
+        assert_eq!(shares.report_one(Moment::from_secs(10), 1, 1, 2), 0);
+        assert_eq!(shares.report_one(Moment::from_secs(15), 1, 1, 2), 0);
         assert_eq!(
-            shares.report_one(Nanos::from_secs(20), 1, 1, 2),
+            shares.report_one(Moment::from_secs(20), 1, 1, 2),
             -1,
             "counted from the step on"
         );
@@ -357,12 +357,12 @@ mod tests {
         ) {
             let drifts = drifts.into_iter().map(|(gauge, since, least)| Drift {
                 gauge,
-                since: Nanos(since),
+                since: Moment(since),
                 least,
             });
             let vms = vms.into_iter().map(|(vm, reported, own)| Share {
                 vm,
-                reported: Nanos(reported),
+                reported: Moment(reported),
                 own,
             });
             let shares = Shares {
@@ -381,7 +381,7 @@ mod tests {
                 *first = VERSION;
             }
             let mut shares = Shares::decode(&bytes);
-            shares.report_one(Nanos(now), 1, own, gauge);
+            shares.report_one(Moment(now), 1, own, gauge);
             prop_assert!(shares.vms.len() <= MOST);
         }
     }
@@ -389,7 +389,7 @@ mod tests {
     #[test]
     fn each_gauge_is_judged_by_itself() {
         let (mut shares, mut gauges, mut now) =
-            (Shares::default(), [9i64, 4, 0], Nanos::from_secs(100));
+            (Shares::default(), [9i64, 4, 0], Moment::from_secs(100));
         // VM 2 held two at the first gauge and one at the third, which VM 1 does not have.
         shares.report(now, 2, &[(1, 2, 9), (3, 1, 1)], |_, _| {
             panic!("nothing is proven")

@@ -18,7 +18,7 @@ use super::imports::{
 };
 use crate::base::grpc_health::first_field;
 use crate::base::headers::HeaderMap;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos, UnixTime};
 use crate::host::{
     Call, CallId, Calls, Cas, CasMismatch, Clock, Message, MetricId, MetricKind, Metrics, NoCall,
     Property, Random, Reply, SharedCounter, SharedCounters, SharedData, Stream,
@@ -171,21 +171,22 @@ impl Calls for Proxy {
 }
 
 impl Clock for Proxy {
-    fn monotonic(&self) -> Nanos {
+    fn monotonic(&self) -> Moment {
         let mut time = 0;
         // SAFETY: the out pointer lives through the call.
         if unsafe { clock_time_get(WASI_MONOTONIC, 0, &raw mut time) } == WASI_OK {
-            Nanos(time)
+            Moment(time)
         } else {
-            self.wall()
+            // Better than none: a host without the call still moves time on.
+            Moment(self.wall().0)
         }
     }
 
-    fn wall(&self) -> Nanos {
+    fn wall(&self) -> UnixTime {
         let mut time = 0;
         // SAFETY: the out pointer lives through the call.
         unsafe { proxy_get_current_time_nanoseconds(&raw mut time) };
-        Nanos(time)
+        UnixTime(time)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::Http;
 use super::bindings::{self, Proxy};
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::engine::chain::Action;
 use crate::engine::waiting::Waiting;
 use crate::host::Clock;
@@ -27,21 +27,21 @@ fn queue<R>(with: impl FnOnce(&mut Waiting<Rc<Http>>) -> R) -> Option<R> {
 #[derive(Debug, Default)]
 pub struct Ticks {
     period: Cell<Nanos>,
-    next: Cell<Nanos>,
+    next: Cell<Moment>,
     /// When a tick is wanted for other reasons than the queue's.
-    wanted: Cell<Option<Nanos>>,
+    wanted: Cell<Option<Moment>>,
 }
 
 impl Ticks {
     /// Sets the moment at which the next tick is due, whether or not requests wait.
-    pub fn want(&self, at: Nanos) {
+    pub fn want(&self, at: Moment) {
         self.wanted.set(Some(at));
     }
 
     /// Sets the period to what the queue needs, or to what is needed sooner. Only in a callback of the
     /// root context, or of one of its streams.
-    pub fn set(&self, now: Nanos) {
-        let until = self.wanted.get().map_or(Nanos::MAX, |wanted| wanted);
+    pub fn set(&self, now: Moment) {
+        let until = self.wanted.get().map_or(Moment::MAX, |wanted| wanted);
         let period =
             queue(|waiting| waiting.tick_period(now, until)).unwrap_or(crate::engine::TICK);
         if self.period.replace(period) != period {
@@ -52,7 +52,7 @@ impl Ticks {
 }
 
 /// Lets the request of the current stream wait. `false`: there is no room.
-pub fn hold(until: Nanos, stream: &Rc<Http>) -> bool {
+pub fn hold(until: Moment, stream: &Rc<Http>) -> bool {
     let added =
         queue(|waiting| waiting.add(until, stream.id, Rc::clone(stream)).is_ok()).unwrap_or(false);
     if added {
@@ -70,7 +70,7 @@ pub fn forget(stream: u32) {
 }
 
 /// Continues all requests whose moment has come. Call it in a tick of the context `root`.
-pub fn resume(root: u32, now: Nanos) {
+pub fn resume(root: u32, now: Moment) {
     let mut away = false;
     while let Some((id, stream)) = queue(|waiting| waiting.due(now)).flatten() {
         // It has ended: its own callbacks have released what it held.

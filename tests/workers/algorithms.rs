@@ -4,7 +4,7 @@ use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::hash::Seed;
 use haven::base::headers::HeaderMap;
 use haven::base::rng::Rng;
-use haven::base::time::Nanos;
+use haven::base::time::{Moment, Nanos};
 use haven::document::{Algorithm, ClientIp, Config, Quota, RateLimit as Limit};
 use haven::engine::Engine;
 use haven::engine::chain::{Action, Exchange};
@@ -29,7 +29,7 @@ fn policy(algorithm: Algorithm, quota: Quota, max_keys: u32) -> RateLimit {
     RateLimit::new(limit, &ClientIp::default(), "", false, Seed(1, 2))
 }
 
-fn take(policy: &RateLimit, worker: &Worker, key: u64, cost: u64, now: Nanos) -> LimitDecision {
+fn take(policy: &RateLimit, worker: &Worker, key: u64, cost: u64, now: Moment) -> LimitDecision {
     let headers =
         HeaderMap::from_pairs(&[("x-key", key.to_string()), ("x-cost", cost.to_string())]);
     policy.take(worker, &Request::new(&headers), now)
@@ -390,7 +390,7 @@ fn requests_are_paced_over_all_workers_whatever_happens() {
                         }
                         // The machine's time goes on while all sleep, by what the queue asks for.
                         if !vm.queue.is_empty() && rng.below(4) == 0 {
-                            machine.advance(vm.queue.tick_period(now, Nanos::MAX));
+                            machine.advance(vm.queue.tick_period(now, Moment::MAX));
                         }
                     }
                 }) as Box<dyn FnOnce()>

@@ -2,7 +2,7 @@
 
 use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::rng::Rng;
-use haven::base::time::Nanos;
+use haven::base::time::{Moment, Nanos};
 use haven::host::sim::{CasRules, Machine, Worker};
 use haven::host::{Cas, CasMismatch, Clock, SharedCounter, SharedCounters, SharedData};
 use haven::policy::Outcome;
@@ -59,14 +59,14 @@ fn meters(worker: &Worker) -> Meters {
 enum Event {
     Admitted {
         epoch: u32,
-        at: Nanos,
+        at: Moment,
     },
     Refused {
-        at: Nanos,
+        at: Moment,
     },
     Ended {
         epoch: u32,
-        at: Nanos,
+        at: Moment,
         outcome: Outcome,
     },
 }
@@ -75,7 +75,7 @@ enum Event {
 #[derive(Default)]
 struct Reference {
     epoch: u32,
-    phase: Option<(Phase, Nanos)>,
+    phase: Option<(Phase, Moment)>,
     /// Failures of the calls that count in this epoch.
     calls: Vec<bool>,
     /// How many of them do, if not all.
@@ -89,7 +89,7 @@ impl Reference {
         self.phase.map_or(Phase::Closed, |(phase, _)| phase)
     }
 
-    fn enter(&mut self, phase: Phase, at: Nanos) {
+    fn enter(&mut self, phase: Phase, at: Moment) {
         *self = Self {
             epoch: self.epoch + 1,
             phase: Some((phase, at)),
@@ -98,8 +98,8 @@ impl Reference {
         };
     }
 
-    fn acquire(&mut self, at: Nanos) -> Option<u32> {
-        let since = self.phase.map_or(Nanos::ZERO, |(_, since)| since);
+    fn acquire(&mut self, at: Moment) -> Option<u32> {
+        let since = self.phase.map_or(Moment::ZERO, |(_, since)| since);
         match self.phase() {
             Phase::Closed => return Some(self.epoch),
             Phase::Open if at < since.plus(Nanos::from_millis(OPEN)) => return None,
@@ -117,7 +117,7 @@ impl Reference {
         Some(self.epoch)
     }
 
-    fn end(&mut self, epoch: u32, at: Nanos, outcome: Outcome) {
+    fn end(&mut self, epoch: u32, at: Moment, outcome: Outcome) {
         if epoch != self.epoch || self.phase() == Phase::Open {
             return;
         }
@@ -299,10 +299,10 @@ fn clocks_that_step_do_not_stick_it() {
 #[derive(Clone, Copy, Debug)]
 enum Doing {
     Acquire {
-        at: Nanos,
+        at: Moment,
     },
     End {
-        at: Nanos,
+        at: Moment,
         epoch: u32,
         outcome: Outcome,
     },
@@ -314,7 +314,7 @@ enum Doing {
 struct Tallied {
     phase: Phase,
     epoch: u32,
-    since: Nanos,
+    since: Moment,
     permits: u32,
     /// Half-Open: failures of the round.
     trial: Vec<bool>,
@@ -358,7 +358,7 @@ impl Tallied {
         calls >= MINIMUM && failures * 2 >= calls
     }
 
-    fn enter(&mut self, phase: Phase, at: Nanos) {
+    fn enter(&mut self, phase: Phase, at: Moment) {
         (self.phase, self.epoch, self.since, self.permits) = (phase, self.epoch + 1, at, 0);
         self.history.push((phase, self.epoch));
         self.trial.clear();

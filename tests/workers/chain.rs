@@ -3,7 +3,7 @@
 
 use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::rng::Rng;
-use haven::base::time::Nanos;
+use haven::base::time::{Moment, Nanos};
 use haven::document::Config;
 use haven::engine::Engine;
 use haven::engine::chain::{Action, Exchange};
@@ -61,7 +61,7 @@ struct Begun {
     stream: SimStream,
     exchange: Exchange,
     /// The moment that it waits for.
-    until: Option<Nanos>,
+    until: Option<Moment>,
 }
 
 fn begin(engine: &Rc<Engine>, worker: &Worker, rng: &Rng) -> Option<Begun> {
@@ -247,7 +247,7 @@ fn answer(begun: &mut Begun, worker: &Worker, rng: &Rng) {
 fn work(worker: &Worker, rng: &Rng) -> Vec<Rc<Engine>> {
     let mut engine = full(worker);
     let mut engines = vec![Rc::clone(&engine)];
-    let (mut open, mut tick): (Vec<Begun>, _) = (Vec::new(), Nanos::ZERO);
+    let (mut open, mut tick): (Vec<Begun>, _) = (Vec::new(), Moment::ZERO);
     for _ in 0..2 + rng.below(12) {
         if open.is_empty() || (open.len() < OPEN && rng.below(2) == 0) {
             open.extend(begin(&engine, worker, rng));

@@ -4,7 +4,7 @@
 use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::headers::HeaderMap;
 use haven::base::rng::Rng;
-use haven::base::time::Nanos;
+use haven::base::time::{Moment, Nanos};
 use haven::engine::Engine;
 use haven::engine::chain::Exchange;
 use haven::host::sim::{CasRules, Machine, Outgoing, SimStream, Worker};
@@ -19,7 +19,7 @@ use std::rc::Rc;
 const LEASE_KEY: (RecordKind, u64, u32) = (RecordKind::HealthLease, 1, 0);
 
 /// What a candidate held: by whose word, from when to when.
-type Held = (u64, u32, Nanos, Nanos);
+type Held = (u64, u32, Moment, Moment);
 
 #[test]
 fn of_one_configuration_no_two_hold_the_lease_at_once() {
@@ -111,8 +111,8 @@ struct Context {
     vm: usize,
     engine: Rc<Engine>,
     worker: Worker,
-    next: Nanos,
-    look: Nanos,
+    next: Moment,
+    look: Moment,
 }
 
 /// A network of endpoints that are well or dead, and the workers that ask them.
@@ -121,12 +121,12 @@ struct World {
     rng: Rng,
     contexts: Vec<Context>,
     /// Calls under way, with the place of their context and when the answer comes.
-    under_way: Vec<(Nanos, usize, Outgoing)>,
+    under_way: Vec<(Moment, usize, Outgoing)>,
     dead: [bool; 3],
     /// Until when a VM stands still.
-    stalled: BTreeMap<usize, Nanos>,
+    stalled: BTreeMap<usize, Moment>,
     /// Who asked whom, when.
-    asked: Vec<(Nanos, usize, usize, String)>,
+    asked: Vec<(Moment, usize, usize, String)>,
     lost: Vec<usize>,
     /// Contexts from this place on are deleted.
     deleted: usize,
@@ -177,12 +177,12 @@ impl World {
         at >= self.deleted || self.lost.contains(&self.contexts[at].vm)
     }
 
-    fn stand_still(&self, vm: usize) -> Nanos {
+    fn stand_still(&self, vm: usize) -> Moment {
         self.stalled.get(&vm).copied().unwrap_or_default()
     }
 
     /// Lets all that happens until this moment happen.
-    fn run_until(&mut self, end: Nanos) {
+    fn run_until(&mut self, end: Moment) {
         for _ in 0..1_000_000 {
             let tick = (0..self.contexts.len())
                 .filter(|at| !self.is_gone(*at))
@@ -205,8 +205,8 @@ impl World {
                     )
                 })
                 .min();
-            let tick_at = tick.map_or(Nanos::MAX, |(at, _)| at);
-            let answer_at = answer.map_or(Nanos::MAX, |(at, _)| at);
+            let tick_at = tick.map_or(Moment::MAX, |(at, _)| at);
+            let answer_at = answer.map_or(Moment::MAX, |(at, _)| at);
             let at = tick_at.min(answer_at);
             if at > end {
                 self.machine.advance(end.since(self.machine.now()));
@@ -316,7 +316,7 @@ impl World {
     /// No one goes back to a checker that was replaced before the lease of its successor has run
     /// out.
     fn assert_one_checker(&self) {
-        let mut since: Vec<(usize, Nanos)> = Vec::new();
+        let mut since: Vec<(usize, Moment)> = Vec::new();
         for (at, context, ..) in &self.asked {
             match since.last() {
                 Some((last, _)) if last == context => {}
@@ -334,7 +334,7 @@ impl World {
     }
 
     /// No endpoint goes unasked for longer than this, from then on.
-    fn assert_no_gap(&self, from: Nanos, longest: Nanos) {
+    fn assert_no_gap(&self, from: Moment, longest: Nanos) {
         for endpoint in 0..3 {
             let mut last = from;
             let moments = self
@@ -394,7 +394,7 @@ fn checks_go_on_when_the_checker_is_lost_or_stands_still() {
                 assert_eq!(world.used(at), [true; 3], "worker {at}");
             }
             // One at a time: each of three every 450 ms at the most.
-            let last = world.machine.now().since(Nanos::from_secs(3));
+            let last = world.machine.now().minus(Nanos::from_secs(3));
             let asked = world.asked.iter().filter(|(at, ..)| *at > last).count();
             assert!((12..=21).contains(&asked), "{asked} checks in 3 s");
         },

@@ -4,7 +4,7 @@ use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::hash::Seed;
 use haven::base::headers::HeaderMap;
 use haven::base::rng::Rng;
-use haven::base::time::Nanos;
+use haven::base::time::{Moment, Nanos};
 use haven::document::{Algorithm, ClientIp, Config, Quota, RateLimit as Limit};
 use haven::host::Clock;
 use haven::host::sim::{CasRules, Machine, Worker};
@@ -16,7 +16,7 @@ use std::rc::Rc;
 #[derive(Clone, Copy, Debug)]
 struct Event {
     key: u64,
-    at: Nanos,
+    at: Moment,
     cost: u64,
 }
 
@@ -31,7 +31,7 @@ fn limit(quota: Quota, max_keys: u32) -> Limit {
     }
 }
 
-fn take(policy: &RateLimit, worker: &Worker, key: u64, cost: u64, now: Nanos) -> LimitDecision {
+fn take(policy: &RateLimit, worker: &Worker, key: u64, cost: u64, now: Moment) -> LimitDecision {
     let headers =
         HeaderMap::from_pairs(&[("x-key", key.to_string()), ("x-cost", cost.to_string())]);
     policy.take(worker, &Request::new(&headers), now)
@@ -144,7 +144,7 @@ fn leases_never_go_over_the_bound_and_strand_little() {
             // enough to draw all of it then.
             let (pause, tokens, more) = [(100, 30, 0), (4, 300, 100)][rng.below(2) as usize];
             let events = Rc::new(RefCell::new(Vec::new()));
-            let latest = Rc::new(Cell::new(Nanos::ZERO));
+            let latest = Rc::new(Cell::new(Moment::ZERO));
             let workers = 2 + rng.below(4);
             let tasks = (0..workers).map(|n| {
                 let (worker, events, rng) = (

@@ -4,7 +4,7 @@
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 use haven::base::rng::Rng;
-use haven::base::time::Nanos;
+use haven::base::time::{Moment, Nanos};
 use haven::host::sim::Machine;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -50,7 +50,7 @@ pub fn run(machine: &Machine, rng: &Rng, faults: Faults, tasks: Vec<Box<dyn FnOn
             machine.advance(Nanos(rng.below(faults.longest.0 + 1)));
         }
         if draw(faults.step_back) {
-            machine.set_clock(Nanos(
+            machine.set_clock(Moment(
                 machine.now().0 - rng.below(faults.longest.0.min(machine.now().0)),
             ));
         }

@@ -3,7 +3,7 @@
 use crate::config::address;
 use crate::draw::Time;
 use haven::base::headers::HeaderMap;
-use haven::base::time::Nanos;
+use haven::base::time::{Moment, Nanos};
 use haven::engine::chain::{Action, Exchange};
 use haven::engine::{Engine, TICK};
 use haven::host::sim::{CasRules, Machine, Outgoing, SimStream, Worker};
@@ -14,7 +14,7 @@ use std::rc::Rc;
 /// A proxy with some workers, and a VM more that ticks and sees no request.
 pub struct Haven {
     machine: Rc<Machine>,
-    start: Nanos,
+    start: Moment,
     vms: Vec<(Worker, Rc<Engine>)>,
     endpoints: Vec<String>,
 }

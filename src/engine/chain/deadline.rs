@@ -5,7 +5,7 @@ use super::{Context, Exchange, Refusal};
 use crate::base::headers::HeaderMap;
 use crate::base::sketch::Sketch;
 use crate::base::text::number;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::engine::route::Route;
 use crate::host::{Host, Message, Stream};
 use crate::policy::deadline::{self, Incoming, least, whole_millis};
@@ -32,7 +32,7 @@ pub(super) struct Deadline {
 
 impl Deadline {
     fn left(&self, waited: Nanos) -> Option<Nanos> {
-        least(self.own, self.incoming.left()).map(|whole| whole.since(waited))
+        least(self.own, self.incoming.left()).map(|whole| whole.minus(waited))
     }
 
     /// Whether there is any.
@@ -41,7 +41,7 @@ impl Deadline {
     }
 
     fn incoming_left(&self, waited: Nanos) -> Option<Nanos> {
-        self.incoming.left().map(|left| left.since(waited))
+        self.incoming.left().map(|left| left.minus(waited))
     }
 }
 
@@ -172,7 +172,7 @@ impl Exchange {
     }
 
     /// The request was given up after `duration`: it would have taken longer than that.
-    pub(super) fn time_cut_off(&mut self, now: Nanos, duration: Nanos) {
+    pub(super) fn time_cut_off(&mut self, now: Moment, duration: Nanos) {
         self.timing = Timing::No;
         if let Some(seen) = self.route.as_ref().and_then(|route| route.seen.as_ref()) {
             seen.with(|seen| seen.add_cut_off(now, duration, self.engine.rng.bits()));
@@ -180,7 +180,7 @@ impl Exchange {
     }
 
     /// The request is over: what it took is counted.
-    pub(super) fn time_end(&mut self, timing: Timing, now: Nanos) {
+    pub(super) fn time_end(&mut self, timing: Timing, now: Moment) {
         let duration = now.since(self.start);
         let seen = self.route.as_ref().and_then(|route| route.seen.as_ref());
         match (timing, seen) {
@@ -194,7 +194,7 @@ impl Exchange {
     /// Whether a timeout came of the client's own deadline, not the route's, and that is shorter
     /// than what most requests take. As when it hangs up, no breaker is to hold that against the
     /// upstream; or any client could open it for all others.
-    pub(super) fn hit_client_deadline(&self, route: &Route, now: Nanos) -> bool {
+    pub(super) fn hit_client_deadline(&self, route: &Route, now: Moment) -> bool {
         if !route.enforces_deadline() {
             return false;
         }

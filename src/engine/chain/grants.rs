@@ -2,7 +2,7 @@
 //! breakers, retries.
 
 use crate::base::rng::Rng;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::engine::breaker::Breaker;
 use crate::engine::concurrency::{Concurrency, Ending, Permit};
 use crate::engine::shared::Shared;
@@ -60,20 +60,20 @@ impl Grants {
 
     /// How much room its limits have for more than this request, the least of them; `None`: it has
     /// none.
-    pub(super) fn room(&self, now: Nanos) -> Option<Room> {
+    pub(super) fn room(&self, now: Moment) -> Option<Room> {
         let held = self.concurrency.iter().flatten();
         held.map(|(limit, permit)| limit.room(permit, now)).max()
     }
 
     /// Whether any of its limits has refused a request lately.
-    pub(super) fn is_shedding(&self, now: Nanos) -> bool {
+    pub(super) fn is_shedding(&self, now: Moment) -> bool {
         let mut held = self.concurrency.iter().flatten();
         held.any(|(limit, _)| limit.is_shedding(now))
     }
 
     /// Whether a try that takes long is better made at the next endpoint of the list. Where the
     /// proxy picks by itself, it may be.
-    pub(super) fn has_faster_next(&self, now: Nanos) -> bool {
+    pub(super) fn has_faster_next(&self, now: Moment) -> bool {
         let granted = self.endpoint.as_ref();
         granted.is_none_or(|granted| granted.upstream.has_faster_next(&granted.pick, now))
     }
@@ -152,8 +152,8 @@ impl Grants {
     pub(super) fn release<H: Host>(
         mut self,
         host: &H,
-        start: Nanos,
-        now: impl Fn() -> Nanos,
+        start: Moment,
+        now: impl Fn() -> Moment,
         rng: &Rng,
     ) {
         self.settle_retries(0, false);

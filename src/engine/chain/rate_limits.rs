@@ -2,7 +2,7 @@
 //! wait.
 
 use super::{Context, Exchange, Refusal};
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::document::{Mode, OnContention, QuotaHeaders};
 use crate::engine::route::{Binding, Limit};
 use crate::host::Host;
@@ -14,7 +14,7 @@ use std::rc::Rc;
 /// A request's wait.
 #[derive(Debug)]
 pub(super) struct Pause {
-    until: Nanos,
+    until: Moment,
     /// The limit that has it wait longest.
     by: Binding<Limit>,
     /// What all limits have charged.
@@ -22,7 +22,7 @@ pub(super) struct Pause {
 }
 
 impl Pause {
-    pub(super) const fn until(&self) -> Nanos {
+    pub(super) const fn until(&self) -> Moment {
         self.until
     }
 }

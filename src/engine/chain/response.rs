@@ -7,7 +7,7 @@ use super::deadline::Timing;
 use super::reply::FallbackAction;
 use super::{Context, Exchange};
 use crate::base::headers::{HeaderMap, parse_number};
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::document::FailureOn;
 use crate::engine::upstream::{Attempts, Upstream};
 use crate::host::{Host, Message, Property, Reply, Stream};
@@ -200,7 +200,7 @@ impl Exchange {
         context: &Context<'_, H, S>,
         answer: &Answer,
         source: &Source<'_>,
-        now: Nanos,
+        now: Moment,
     ) {
         let (route, class) = (context.route, source.class);
         let duration = now.since(self.start);
@@ -372,7 +372,7 @@ impl Exchange {
         context: &Context<'_, H, S>,
         settlement: Settlement,
         grpc_status: Option<u64>,
-        now: Nanos,
+        now: Moment,
     ) {
         let (host, rng) = (context.host, &context.engine.rng);
         let of_status = || {

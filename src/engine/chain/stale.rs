@@ -2,7 +2,7 @@
 
 use super::{Context, Exchange};
 use crate::base::headers::HeaderMap;
-use crate::base::time::Nanos;
+use crate::base::time::Moment;
 use crate::host::{Host, Stream};
 
 impl Exchange {
@@ -12,7 +12,7 @@ impl Exchange {
         &mut self,
         context: &Context<'_, H, S>,
         headers: &HeaderMap,
-        now: Nanos,
+        now: Moment,
     ) {
         if self.stable.is_some() || self.sent_on.is_some() {
             return;

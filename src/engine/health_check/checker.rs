@@ -1,7 +1,7 @@
 //! The checks of one upstream: which VM makes them, when, and what becomes of the answers.
 
 use super::{Checks, LOST, Pending};
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::document::{self, HealthCheck};
 use crate::engine::TICK;
 use crate::engine::metrics::MetricTable;
@@ -51,7 +51,7 @@ pub(super) struct Target {
     changed: MetricId,
     streaks: RefCell<Streaks>,
     /// When its last answer came, or its checker began.
-    answered: Cell<Nanos>,
+    answered: Cell<Moment>,
 }
 
 /// What a checker remembers.
@@ -59,9 +59,9 @@ pub(super) struct Target {
 struct Run {
     generation: Option<u32>,
     /// Until when the lease is its own.
-    held: Option<Nanos>,
+    held: Option<Moment>,
     /// When it acts next.
-    next: Nanos,
+    next: Moment,
     schedule: Option<Schedule>,
     /// Whether the last call could not be started.
     is_stuck: bool,
@@ -113,8 +113,8 @@ impl Checker {
         self: &Rc<Self>,
         checks: &Checks,
         host: &H,
-        now: Nanos,
-    ) -> Nanos {
+        now: Moment,
+    ) -> Moment {
         let Ok(mut run) = self.run.try_borrow_mut() else {
             return now.plus(CONTENDED_PAUSE);
         };
@@ -145,7 +145,7 @@ impl Checker {
             }
         }
         self.start_due(&mut run, checks, host, now);
-        let due = run.schedule.as_ref().map_or(Nanos::MAX, Schedule::next);
+        let due = run.schedule.as_ref().map_or(Moment::MAX, Schedule::next);
         run.next = due
             .max(now.plus(Schedule::quantum(&self.check)))
             .min(now.plus(RENEW));
@@ -153,7 +153,7 @@ impl Checker {
     }
 
     /// Whether this VM holds the lease; `None` if that is not known.
-    fn role<H: Host>(&self, run: &mut Run, host: &H, now: Nanos) -> Option<Role> {
+    fn role<H: Host>(&self, run: &mut Run, host: &H, now: Moment) -> Option<Role> {
         let me = Candidate {
             owner: self.owner,
             fingerprint: self.fingerprint,
@@ -165,7 +165,7 @@ impl Checker {
     }
 
     /// The lease has become ours.
-    fn begin<H: Host>(&self, run: &mut Run, host: &H, now: Nanos) {
+    fn begin<H: Host>(&self, run: &mut Run, host: &H, now: Moment) {
         let unchecked =
             |target: &Rc<Target>| target.record.read(host).status == EndpointHealth::Unchecked;
         // Only at the proxy's start: a VM that takes over goes on where another has ended.
@@ -191,7 +191,7 @@ impl Checker {
         run: &mut Run,
         checks: &Checks,
         host: &H,
-        now: Nanos,
+        now: Moment,
     ) {
         let Run {
             schedule: Some(schedule),
@@ -226,7 +226,7 @@ impl Checker {
         }
     }
 
-    fn pending(self: &Rc<Self>, id: CallId, target: &Rc<Target>, now: Nanos) -> Pending {
+    fn pending(self: &Rc<Self>, id: CallId, target: &Rc<Target>, now: Moment) -> Pending {
         Pending {
             id,
             checker: Rc::clone(self),
@@ -243,7 +243,7 @@ impl Checker {
         host: &H,
         call: &Pending,
         sample: &Sample,
-        now: Nanos,
+        now: Moment,
     ) {
         let Ok(mut run) = self.run.try_borrow_mut() else {
             return;
@@ -274,7 +274,7 @@ impl Checker {
         host: &H,
         call: &Pending,
         sample: &Sample,
-        now: Nanos,
+        now: Moment,
     ) -> bool {
         let Ok(mut streaks) = call.target.streaks.try_borrow_mut() else {
             return false;
@@ -291,17 +291,17 @@ impl Checker {
             host.store(self.duration, now.since(call.asked).as_millis());
         }
         let record = self.write(checks, host, &call.target, |record| {
-            let wall = host.wall().as_millis() / 1_000;
+            let wall = host.wall().as_secs();
             streaks.judge(record, sample, &self.check, now, wall)
         });
         record.is_some_and(|record| streaks.are_unsettled(&record, &self.check))
     }
 
     /// An endpoint could not be checked for too long: its state is unknown again.
-    fn forget<H: Host>(&self, checks: &Checks, host: &H, target: &Target, now: Nanos) {
+    fn forget<H: Host>(&self, checks: &Checks, host: &H, target: &Target, now: Moment) {
         self.write(checks, host, target, |record| {
             let known = record.status != EndpointHealth::Unchecked;
-            let since_unix = host.wall().as_millis() / 1_000;
+            let since_unix = host.wall().as_secs();
             let unknown = HealthRecord {
                 names: record.names,
                 components: vec![EndpointHealth::Unchecked; record.components.len()],

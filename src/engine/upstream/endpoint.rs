@@ -2,7 +2,7 @@
 
 use super::Around;
 use crate::base::hash::of_names;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::document::{self, BalancePolicy, LoadReport, Mode};
 use crate::engine::breaker::{Breaker, BreakerSubject, TransitionCounters};
 use crate::engine::in_flight::Gauge;
@@ -27,7 +27,7 @@ pub(super) struct Endpoint {
     pub(super) level: u16,
     pub(super) zone: u16,
     /// When it was first seen, if it came after the proxy's start.
-    pub(super) first_seen: Nanos,
+    pub(super) first_seen: Moment,
     pub(super) healthy: MetricId,
     pub(super) in_flight: Rc<Gauge>,
     pub(super) latency: SharedCounter,
@@ -45,7 +45,7 @@ pub(super) struct Place {
     pub(super) level: u16,
     pub(super) zone: u16,
     /// When it was first seen, if it came after the proxy's start.
-    pub(super) first_seen: Nanos,
+    pub(super) first_seen: Moment,
 }
 
 /// A number for an endpoint, the same in all configurations.
@@ -99,7 +99,7 @@ impl Endpoint {
 
     /// The one state of an endpoint: it is out if its breaker, which goes by its answers to
     /// requests, or an active check has taken it out.
-    pub(super) fn availability(&self, now: Nanos) -> Availability {
+    pub(super) fn availability(&self, now: Moment) -> Availability {
         if self.check_result.get().status.is_usable() {
             self.view.get().availability(now)
         } else {
@@ -108,12 +108,12 @@ impl Endpoint {
     }
 
     /// Since when checks find it well that was not; zero = it always was, as far as they know.
-    pub(super) fn well_since(&self) -> Nanos {
+    pub(super) fn well_since(&self) -> Moment {
         let CheckResult { status, since, .. } = self.check_result.get();
         if self.check.is_some() && status.is_usable() {
             since
         } else {
-            Nanos::ZERO
+            Moment::ZERO
         }
     }
 
@@ -122,7 +122,7 @@ impl Endpoint {
     pub(super) fn refresh<H: Host>(
         &self,
         host: &H,
-        now: Nanos,
+        now: Moment,
         changes: u64,
         reports: &mut [(u32, u32)],
     ) {
@@ -165,7 +165,7 @@ pub(in crate::engine) struct CheckResult {
     pub reason: CheckReason,
     pub detail: u16,
     /// Since when, on the monotonic clock.
-    pub since: Nanos,
+    pub since: Moment,
 }
 
 /// What a worker knows of an endpoint without asking.
@@ -173,18 +173,18 @@ pub(in crate::engine) struct CheckResult {
 pub(super) struct View {
     pub(super) availability: Availability,
     /// When something that is out may be tried.
-    pub(super) trial_at: Nanos,
+    pub(super) trial_at: Moment,
     pub(super) epoch: u32,
     /// Since when it is out.
-    pub(super) out_since: Nanos,
+    pub(super) out_since: Moment,
     /// Since when it is well again, by its breaker; zero = it always was.
-    pub(super) well_since: Nanos,
+    pub(super) well_since: Moment,
 }
 
 impl View {
     /// The epoch in which a call counts that begins now. In a panic an endpoint may be picked that
     /// is out, or on trial: without a permit its outcome must not count as a trial's.
-    pub(super) fn epoch_at(self, now: Nanos) -> u32 {
+    pub(super) fn epoch_at(self, now: Moment) -> u32 {
         if self.availability(now) == Availability::Available {
             self.epoch
         } else {
@@ -192,7 +192,7 @@ impl View {
         }
     }
 
-    pub(super) fn availability(self, now: Nanos) -> Availability {
+    pub(super) fn availability(self, now: Moment) -> Availability {
         match self.availability {
             Availability::Out if now >= self.trial_at => Availability::Trial,
             known => known,
@@ -200,17 +200,17 @@ impl View {
     }
 }
 
-pub(super) fn view_of(state: &BreakerState, breaker: &Breaker, now: Nanos) -> View {
+pub(super) fn view_of(state: &BreakerState, breaker: &Breaker, now: Moment) -> View {
     let view = View {
         availability: Availability::Available,
-        trial_at: Nanos::ZERO,
+        trial_at: Moment::ZERO,
         epoch: state.epoch,
-        out_since: Nanos::ZERO,
+        out_since: Moment::ZERO,
         // A breaker that was never open is Closed since zero.
         well_since: if state.phase == Phase::Closed {
             state.since
         } else {
-            Nanos::ZERO
+            Moment::ZERO
         },
     };
     let out = |trial_at| View {
@@ -227,7 +227,7 @@ pub(super) fn view_of(state: &BreakerState, breaker: &Breaker, now: Nanos) -> Vi
     };
     if breaker.is_shadow() {
         return View {
-            well_since: Nanos::ZERO,
+            well_since: Moment::ZERO,
             ..view
         };
     }

@@ -5,7 +5,7 @@ use super::endpoint::admitted;
 use super::pick::{Balancer, Pick};
 use crate::base::headers::HeaderMap;
 use crate::base::rng::Rng;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::host::Host;
 use crate::policy::Outcome;
 use crate::policy::circuit_breaker::CallResult;
@@ -86,7 +86,7 @@ impl Upstream {
     /// before it.
     pub(in crate::engine) fn compare(
         &self,
-        now: Nanos,
+        now: Moment,
         pick: &Pick,
         attempts: Attempts,
         last: Try,
@@ -103,13 +103,13 @@ impl Upstream {
     }
 
     /// Whether the second endpoint of the list answers faster than a try may take.
-    pub(in crate::engine) fn has_faster_next(&self, pick: &Pick, now: Nanos) -> bool {
+    pub(in crate::engine) fn has_faster_next(&self, pick: &Pick, now: Moment) -> bool {
         let next = pick.list.iter().nth(1);
         next.is_some_and(|next| !self.peers.with(|peers| peers.is_slow(next, now)))
     }
 
     /// What counts of an outcome at an endpoint: a failure that its peers share does not.
-    fn own_outcome(&self, at: usize, now: Nanos, call: CallResult) -> CallResult {
+    fn own_outcome(&self, at: usize, now: Moment, call: CallResult) -> CallResult {
         let shared = call.outcome == Outcome::Failure
             && self.peers.with(|peers| !peers.is_own_fault(at, now));
         if shared { CallResult::IGNORED } else { call }
@@ -119,7 +119,7 @@ impl Upstream {
     pub(in crate::engine) fn record<H: Host>(
         &self,
         host: &H,
-        now: Nanos,
+        now: Moment,
         pick: &Pick,
         tries: Option<Attempts>,
         call: CallResult,
@@ -168,7 +168,7 @@ impl Upstream {
     pub(in crate::engine) fn learn<H: Host>(
         &self,
         host: &H,
-        now: Nanos,
+        now: Moment,
         pick: &Pick,
         tries: Attempts,
         took: Nanos,
@@ -204,7 +204,7 @@ impl Upstream {
     pub(in crate::engine) fn report<H: Host>(
         &self,
         host: &H,
-        now: Nanos,
+        now: Moment,
         at: usize,
         report: &[u8],
     ) {
@@ -222,7 +222,13 @@ impl Upstream {
     }
 
     /// Gives back the permit of a pick whose call ended without an outcome.
-    pub(in crate::engine) fn release<H: Host>(&self, host: &H, now: Nanos, pick: &Pick, rng: &Rng) {
+    pub(in crate::engine) fn release<H: Host>(
+        &self,
+        host: &H,
+        now: Moment,
+        pick: &Pick,
+        rng: &Rng,
+    ) {
         if let (true, Some(at), Some(epoch)) = (pick.trial, pick.list.first(), pick.epochs.first())
         {
             self.end(host, now, at, *epoch, CallResult::IGNORED, rng);
@@ -232,7 +238,7 @@ impl Upstream {
     /// The epoch in which a call counts that the proxy has made of its own accord (a shadow's).
     /// Where permits are needed it takes one for the moment, or its outcome would count as a
     /// trial's without a permit.
-    fn unlisted<H: Host>(&self, host: &H, at: usize, now: Nanos) -> Option<u32> {
+    fn unlisted<H: Host>(&self, host: &H, at: usize, now: Moment) -> Option<u32> {
         let endpoint = self.endpoint(at)?;
         let view = endpoint.view.get();
         match view.availability(now) {
@@ -245,7 +251,7 @@ impl Upstream {
     fn end<H: Host>(
         &self,
         host: &H,
-        now: Nanos,
+        now: Moment,
         at: usize,
         epoch: u32,
         call: CallResult,

@@ -4,7 +4,7 @@ use super::Upstream;
 use super::endpoint::{Endpoint, PERMIT_RECHECK, View, admitted};
 use crate::base::hash::place as place_of;
 use crate::base::rng::Rng;
-use crate::base::time::Nanos;
+use crate::base::time::Moment;
 use crate::document::{BalancePolicy, Percent};
 use crate::engine::in_flight::Gauge;
 use crate::host::Host;
@@ -84,7 +84,7 @@ impl Upstream {
     pub(in crate::engine) fn pick<H: Host>(
         &self,
         host: &H,
-        now: Nanos,
+        now: Moment,
         rng: &Rng,
         hash: Option<u64>,
     ) -> Option<Pick> {
@@ -127,7 +127,7 @@ impl Upstream {
     fn list<H: Host>(
         &self,
         host: &H,
-        now: Nanos,
+        now: Moment,
         roster: &Roster,
         rng: &Rng,
         hash: Option<u64>,
@@ -252,7 +252,7 @@ impl Upstream {
         &self,
         host: &H,
         endpoint: &Endpoint,
-        now: Nanos,
+        now: Moment,
     ) -> Option<u32> {
         let breaker = endpoint.breaker.as_ref()?;
         if let Some(epoch) = admitted(breaker.acquire(host, now)) {

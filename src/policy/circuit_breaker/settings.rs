@@ -3,7 +3,7 @@
 use super::transition::{CallResult, TripReason};
 use super::window::{self, Counts, Fifo, Window};
 use crate::base::percent::Percent;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::policy::circuit_breaker::config;
 
 /// The shortest open time that an upstream may ask for; the configuration has the same minimum.
@@ -45,7 +45,7 @@ impl BreakerSettings {
     }
 
     /// The number of the bucket that `now` is in.
-    pub(super) fn bucket_of(&self, now: Nanos) -> u64 {
+    pub(super) fn bucket_of(&self, now: Moment) -> u64 {
         window::bucket_of(now, self.bucket)
     }
 
@@ -131,10 +131,10 @@ impl BreakerSettings {
         // Where the longest open time cuts off the upper part, the draw is even over the rest:
         // breakers that have all grown to it spread too.
         let (least, most) = (
-            time.since(share).max(Nanos::from_millis(1)),
+            time.minus(share).max(Nanos::from_millis(1)),
             time.plus(share).min(longest),
         );
-        let spread = u128::from(most.since(least).0).saturating_add(1);
+        let spread = u128::from(most.minus(least).0).saturating_add(1);
         let drawn = u128::from(random).saturating_mul(spread) >> 64;
         least.plus(Nanos(u64::try_from(drawn).unwrap_or(0)))
     }

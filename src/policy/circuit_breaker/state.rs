@@ -29,7 +29,7 @@
 use super::settings::BreakerSettings;
 use super::transition::{Admission, CallResult, Phase, Transition, TripReason};
 use super::window::{Counts, Window};
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::policy::Outcome;
 use crate::policy::circuit_breaker::config;
 
@@ -44,10 +44,10 @@ pub struct BreakerState {
     /// Counts changes of state.
     pub epoch: u32,
     /// When the phase began.
-    pub since: Nanos,
+    pub since: Moment,
     /// Open: when it may be tried again. Half-Open: when the round ends undecided. Closed: when a
     /// grown open time is forgotten.
-    pub until: Nanos,
+    pub until: Moment,
     /// The last open time.
     pub last_open: Nanos,
     /// Half-open rounds that failed since the open time was last the configured one.
@@ -94,7 +94,7 @@ impl BreakerState {
     pub fn acquire(
         &mut self,
         settings: &BreakerSettings,
-        now: Nanos,
+        now: Moment,
     ) -> (Admission, Option<Transition>) {
         self.follow_clock(now);
         let mut change = None;
@@ -155,7 +155,7 @@ impl BreakerState {
     pub fn end(
         &mut self,
         settings: &BreakerSettings,
-        now: Nanos,
+        now: Moment,
         epoch: u32,
         call: CallResult,
         random: u64,
@@ -221,7 +221,7 @@ impl BreakerState {
     pub fn trip(
         &mut self,
         settings: &BreakerSettings,
-        now: Nanos,
+        now: Moment,
         epoch: u32,
         reason: TripReason,
         retry_after: Option<Nanos>,
@@ -236,7 +236,7 @@ impl BreakerState {
 
     /// Adds the tally to the ring and advances the ring to the bucket of `now`, if it is still
     /// Closed as in `epoch`.
-    pub fn roll(&mut self, settings: &BreakerSettings, now: Nanos, epoch: u32, tally: u64) {
+    pub fn roll(&mut self, settings: &BreakerSettings, now: Moment, epoch: u32, tally: u64) {
         if let (Window::Time(ring), true) = (
             &mut self.window,
             (self.phase, self.epoch) == (Phase::Closed, epoch),
@@ -249,7 +249,7 @@ impl BreakerState {
     /// The phase at `now`, for readers of the record: an Open breaker whose time is over counts as
     /// Half-Open.
     #[must_use]
-    pub fn phase_at(&self, now: Nanos) -> Phase {
+    pub fn phase_at(&self, now: Moment) -> Phase {
         match self.phase {
             Phase::Open if now >= self.until => Phase::HalfOpen,
             phase => phase,
@@ -259,7 +259,7 @@ impl BreakerState {
     fn open(
         &mut self,
         settings: &BreakerSettings,
-        now: Nanos,
+        now: Moment,
         reason: TripReason,
         retry_after: Option<Nanos>,
         random: u64,
@@ -283,7 +283,7 @@ impl BreakerState {
         }
     }
 
-    fn enter(&mut self, phase: Phase, now: Nanos, lasting: Nanos) {
+    fn enter(&mut self, phase: Phase, now: Moment, lasting: Nanos) {
         *self = Self {
             phase,
             epoch: self.epoch.wrapping_add(1),
@@ -298,12 +298,12 @@ impl BreakerState {
 
     /// Whether the clock has stepped back since the record was written.
     #[must_use]
-    pub fn is_from_the_future(&self, now: Nanos) -> bool {
+    pub fn is_from_the_future(&self, now: Moment) -> bool {
         is_ahead(self.since, now)
     }
 
     /// The record's times follow a clock that has stepped back; lengths stay.
-    fn follow_clock(&mut self, now: Nanos) {
+    fn follow_clock(&mut self, now: Moment) {
         if self.is_from_the_future(now) {
             self.until = now.plus(self.until.since(self.since));
             self.since = now;
@@ -313,7 +313,7 @@ impl BreakerState {
 
 /// Whether the moment `since` is so far ahead of a reading of the clock that this must have stepped
 /// back.
-pub(super) fn is_ahead(since: Nanos, now: Nanos) -> bool {
+pub(super) fn is_ahead(since: Moment, now: Moment) -> bool {
     now.plus(CLOCK_SLACK) < since
 }
 

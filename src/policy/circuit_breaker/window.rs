@@ -11,7 +11,7 @@
 //! A count window is resilience4j's: the last `size` outcomes, the oldest goes when a new one
 //! comes.
 
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 
 /// Buckets of the ring: a time window is up to a tenth shorter than asked for.
 pub const BUCKETS: usize = 10;
@@ -279,7 +279,7 @@ impl Window {
 }
 
 /// The number of the bucket that `now` is in.
-pub(super) fn bucket_of(now: Nanos, length: Nanos) -> u64 {
+pub(super) fn bucket_of(now: Moment, length: Nanos) -> u64 {
     now.0.checked_div(length.0).unwrap_or(0)
 }
 

@@ -57,7 +57,7 @@
 //! Not for upstreams that take more than 85 % of the deadline when idle: they look overloaded at
 //! any load, and get `min_limit`.
 
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 
 /// Bounds and aim of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,24 +165,24 @@ impl CallTotals {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Observations {
     /// When the last step was.
-    since: Nanos,
+    since: Moment,
     /// When less than half of the limit was in flight.
-    calm_at: Nanos,
+    calm_at: Moment,
     /// When the limit last fell while calm, or had no need to.
-    fell_at: Nanos,
+    fell_at: Moment,
     /// When a request was refused last.
-    refused_at: Option<Nanos>,
+    refused_at: Option<Moment>,
     /// Since when requests have been refused without a pause.
-    refusing_since: Nanos,
+    refusing_since: Moment,
     /// Calls since then.
     new: CallTotals,
     /// The least that was in flight since then.
     least: u64,
     /// A limit that was in force, and when: it at most doubles from there.
     base: u64,
-    base_at: Nanos,
+    base_at: Moment,
     /// When the limit last rose, and what it was at the last step of this worker.
-    probed_at: Nanos,
+    probed_at: Moment,
     probed: u64,
     /// How long answers took at the last probe, and how often the step has doubled since they last
     /// took longer.
@@ -198,7 +198,7 @@ impl Observations {
     pub fn arrived(
         &mut self,
         settings: &AdaptiveSettings,
-        now: Nanos,
+        now: Moment,
         in_flight: u64,
         limit: u64,
         admitted: bool,
@@ -219,7 +219,7 @@ impl Observations {
     pub fn ended(
         &mut self,
         settings: &AdaptiveSettings,
-        now: Nanos,
+        now: Moment,
         admitted_at: u64,
         elapsed: Nanos,
         in_flight: u64,
@@ -238,7 +238,7 @@ impl Observations {
     pub fn next_limit(
         &mut self,
         settings: &AdaptiveSettings,
-        now: Nanos,
+        now: Moment,
         limit: u64,
     ) -> Option<u64> {
         let age = now.since(self.since);
@@ -297,7 +297,7 @@ impl Observations {
         (found != limit).then_some(found)
     }
 
-    fn is_pressed(&self, settings: &AdaptiveSettings, now: Nanos) -> bool {
+    fn is_pressed(&self, settings: &AdaptiveSettings, now: Moment) -> bool {
         self.all.mean() > settings.late()
             || self
                 .refused_at
@@ -315,7 +315,7 @@ impl Observations {
     /// itself keeps it from being tried. (Bug avoided: a service that takes half of its deadline
     /// when idle, under requests that are refused from 70 % of the limit on, stayed at
     /// `initial_limit` for ever.)
-    fn probe(&mut self, settings: &AdaptiveSettings, now: Nanos, limit: u64, mean: u64) -> u64 {
+    fn probe(&mut self, settings: &AdaptiveSettings, now: Moment, limit: u64, mean: u64) -> u64 {
         let risen = limit > std::mem::replace(&mut self.probed, limit);
         if risen {
             // By another worker's step, which is to show what it does first.
@@ -348,7 +348,7 @@ impl Observations {
 
     /// The most that the limit may rise to: the first answers to many requests are the fast ones,
     /// and promise too much.
-    fn doubled(&mut self, settings: &AdaptiveSettings, now: Nanos, limit: u64) -> u64 {
+    fn doubled(&mut self, settings: &AdaptiveSettings, now: Moment, limit: u64) -> u64 {
         if self.base == 0
             || limit < self.base
             || now.since(self.base_at) >= Nanos(settings.pressed_after().0 / 2)
@@ -358,7 +358,7 @@ impl Observations {
         self.base.saturating_mul(2).max(limit)
     }
 
-    fn note(&mut self, now: Nanos, in_flight: u64, limit: u64) {
+    fn note(&mut self, now: Moment, in_flight: u64, limit: u64) {
         self.least = self.least.min(in_flight);
         if in_flight.saturating_mul(2) < limit {
             self.calm_at = now;
@@ -366,7 +366,7 @@ impl Observations {
     }
 
     /// Forgets observations that are old or from the future (the clock has stepped back).
-    fn keep_up(&mut self, settings: &AdaptiveSettings, now: Nanos) {
+    fn keep_up(&mut self, settings: &AdaptiveSettings, now: Moment) {
         let oldest = settings.deadline.times(8).plus(Nanos::from_secs(1));
         if now < self.since || now < self.calm_at || now.since(self.since) > oldest {
             *self = Self {

@@ -24,7 +24,7 @@
 
 use crate::base::hash::{KeyHasher, Seed, of_names};
 use crate::base::sort;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::host::SharedData;
 use crate::request::Request;
 use crate::request::key::{self, KeyPart, MissingKey};
@@ -99,7 +99,7 @@ impl FairShares {
     ///
     /// # Errors
     /// [`Contended`]: this worker's counts were not written; it goes on with what it knows.
-    pub fn exchange<H: SharedData>(&self, host: &H, now: Nanos, vm: u64) -> Result<(), Contended> {
+    pub fn exchange<H: SharedData>(&self, host: &H, now: Moment, vm: u64) -> Result<(), Contended> {
         store::update(host, &self.record, |bytes| {
             let mut record = FairRecord::decode(bytes);
             self.with(|shares| shares.sync(&mut record, now, vm));
@@ -114,9 +114,9 @@ impl FairShares {
 pub struct WorkerPart {
     vm: u64,
     /// When it was written.
-    at: Nanos,
-    /// When this worker refused something last; [`Nanos::MAX`]: never.
-    refused_at: Nanos,
+    at: Moment,
+    /// When this worker refused something last; [`Moment::MAX`]: never.
+    refused_at: Moment,
     /// Keys and their requests in flight.
     listed: Vec<(u32, u32)>,
     /// Keys that are not listed, and their requests.
@@ -184,8 +184,8 @@ pub struct KeyCounts {
     /// Keys that are in flight anywhere: of one worker or of several.
     keys: u64,
     own_total: u64,
-    refused_at: Option<Nanos>,
-    synced: Option<Nanos>,
+    refused_at: Option<Moment>,
+    synced: Option<Moment>,
 }
 
 impl KeyCounts {
@@ -209,20 +209,20 @@ impl KeyCounts {
     }
 
     /// The limit has refused something.
-    pub fn refused(&mut self, now: Nanos) {
+    pub fn refused(&mut self, now: Moment) {
         self.refused_at = Some(now);
     }
 
     /// Whether anything was refused lately, by any worker.
     #[must_use]
-    pub fn is_active(&self, now: Nanos) -> bool {
+    pub fn is_active(&self, now: Moment) -> bool {
         self.refused_at
             .is_some_and(|at| at <= now && now.since(at) < ACTIVE)
     }
 
     /// Whether it is time to exchange counts: while the limit is nearly full or the rule in force.
     #[must_use]
-    pub fn is_due(&self, now: Nanos, nearly_full: bool) -> bool {
+    pub fn is_due(&self, now: Moment, nearly_full: bool) -> bool {
         (nearly_full || self.is_active(now))
             && self
                 .synced
@@ -240,7 +240,7 @@ impl KeyCounts {
 
     /// Writes this worker's part into the record, drops those of lost ones, and takes note of the
     /// others.
-    pub fn sync(&mut self, record: &mut FairRecord, now: Nanos, vm: u64) {
+    pub fn sync(&mut self, record: &mut FairRecord, now: Moment, vm: u64) {
         self.synced = Some(now);
         record
             .parts
@@ -266,7 +266,7 @@ impl KeyCounts {
         }
     }
 
-    fn part(&self, now: Nanos, vm: u64) -> WorkerPart {
+    fn part(&self, now: Moment, vm: u64) -> WorkerPart {
         let mut listed = self.own.0.clone();
         if listed.len() > LISTED {
             sort::by_key(&mut listed, |(_, count)| Reverse(*count));
@@ -276,7 +276,7 @@ impl KeyCounts {
             .iter()
             .fold(0u32, |sum, (_, count)| sum.saturating_add(*count));
         listed.truncate(LISTED);
-        let refused_at = self.refused_at.unwrap_or(Nanos::MAX);
+        let refused_at = self.refused_at.unwrap_or(Moment::MAX);
         WorkerPart {
             vm,
             at: now,
@@ -305,7 +305,7 @@ impl FairRecord {
                 rest = others;
                 Some(u64::from_le_bytes(*first))
             };
-            let (vm, at, refused_at) = (next()?, Nanos(next()?), Nanos(next()?));
+            let (vm, at, refused_at) = (next()?, Moment(next()?), Moment(next()?));
             let (unlisted, count) = halves(next()?);
             let mut listed = Vec::new();
             for _ in 0..count.min(LISTED as u32) {

@@ -15,11 +15,15 @@ fn ms(n: u64) -> Nanos {
     Nanos::from_millis(n)
 }
 
+fn at_ms(n: u64) -> Moment {
+    Moment::from_millis(n)
+}
+
 fn read(headers: &[(&str, &[u8])]) -> Option<Nanos> {
     Incoming::read(&HeaderMap::from_pairs(headers), Some("x-deadline"), false).left()
 }
 
-fn seen(time: Nanos, now: Nanos) -> Sketch {
+fn seen(time: Nanos, now: Moment) -> Sketch {
     let mut sketch = Sketch::default();
     (0..30).for_each(|_| sketch.add(now, time));
     sketch
@@ -198,7 +202,7 @@ fn a_dynamic_timeout_follows_what_the_upstream_takes_within_its_bounds() {
             max: ms(max),
         })
     };
-    let now = ms(1);
+    let now = at_ms(1);
     assert_eq!(
         request_timeout(dynamic(50, 2_000), now, &mut Sketch::default()),
         ms(2_000),
@@ -230,7 +234,7 @@ fn a_timeout_that_cuts_off_grows_and_never_spirals_down() {
             max: ms(2_000),
         });
         // The upstream turns slower than the timeout: what is cut off counts for at least as long.
-        let mut now = ms(1);
+        let mut now = at_ms(1);
         let mut sketch = Sketch::default();
         (0..200).for_each(|_| sketch.add(now, ms(10)));
         let first = request_timeout(config, now, &mut sketch);
@@ -259,7 +263,7 @@ fn hopeless_is_what_leaves_nothing_or_too_little() {
         reject_below,
         ..Timeout::default()
     };
-    let now = ms(1);
+    let now = at_ms(1);
     let mut nothing = Sketch::default();
     assert!(is_hopeless(&config(None), Nanos::ZERO, now, &mut nothing));
     assert!(!is_hopeless(&config(None), Nanos(1), now, &mut nothing));
@@ -342,7 +346,7 @@ proptest! {
             );
         }
         let Some(left) = whole
-            .map(|whole| whole.since(Nanos(waited)))
+            .map(|whole| whole.minus(Nanos(waited)))
             .filter(|left| *left >= ms(1))
         else {
             return Ok(());

@@ -17,7 +17,7 @@ pub mod table;
 
 use crate::base::hash::{KeyHasher, Seed};
 use crate::base::headers::{HeaderMap, parse_number};
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::host::SharedData;
 use crate::request::Request;
 use crate::store::Contended;
@@ -44,7 +44,7 @@ pub struct Stale {
     table: StaleTable,
     seed: Seed,
     /// When this worker may keep each again.
-    recent: Vec<Cell<(u64, Nanos)>>,
+    recent: Vec<Cell<(u64, Moment)>>,
     /// Bytes of the copies that this worker is making.
     passing: Rc<Cell<usize>>,
 }
@@ -63,7 +63,7 @@ pub struct StaleRequest {
 #[derive(Debug)]
 pub struct Draft {
     terms: Terms,
-    received: Nanos,
+    received: Moment,
     varied: Vec<u8>,
     head: HeaderMap,
     body: Vec<u8>,
@@ -101,7 +101,7 @@ impl Stale {
         Self {
             table: StaleTable::new(name, config.max_entries, config.max_bytes, largest),
             seed,
-            recent: vec![Cell::new((0, Nanos::ZERO)); REMEMBERED],
+            recent: vec![Cell::new((0, Moment::ZERO)); REMEMBERED],
             passing: Rc::default(),
             config,
         }
@@ -152,7 +152,7 @@ impl Stale {
 
     /// Begins a copy of this response, if it may be kept and is due.
     #[must_use]
-    pub fn begin(&self, asked: &StaleRequest, response: &HeaderMap, now: Nanos) -> Option<Draft> {
+    pub fn begin(&self, asked: &StaleRequest, response: &HeaderMap, now: Moment) -> Option<Draft> {
         if !asked.get {
             return None;
         }
@@ -250,16 +250,16 @@ impl Stale {
         &self,
         host: &H,
         asked: &StaleRequest,
-        now: Nanos,
+        now: Moment,
     ) -> Option<StaleResponse> {
         self.table
             .find(host, asked.tag, now, |record| self.read(record, asked, now))
     }
 
-    fn read(&self, record: &[u8], asked: &StaleRequest, now: Nanos) -> Option<StaleResponse> {
+    fn read(&self, record: &[u8], asked: &StaleRequest, now: Moment) -> Option<StaleResponse> {
         let (numbers, rest) = record.split_first_chunk::<RECORD_HEAD>()?;
         let (kept, lengths) = numbers.split_first_chunk::<8>()?;
-        let kept = Nanos(u64::from_le_bytes(*kept));
+        let kept = Moment(u64::from_le_bytes(*kept));
         let (lengths, _) = lengths.as_chunks::<4>();
         let mut lengths = lengths.iter().map(|bytes| u32::from_le_bytes(*bytes));
         let mut next = || lengths.next().unwrap_or(0);
@@ -292,7 +292,7 @@ impl Stale {
 
     /// Whether this worker may keep the response again: a rate limit per response, by the virtual
     /// scheduling of GCRA.
-    fn is_due(&self, id: u64, now: Nanos) -> bool {
+    fn is_due(&self, id: u64, now: Moment) -> bool {
         let spacing = Nanos(self.config.max_age.0 / 16).min(SPACING);
         let place = usize::try_from(id)
             .unwrap_or(usize::MAX)

@@ -2,7 +2,7 @@
 //! step is pure; [`LeaseRecord`] runs it in a compare-and-swap.
 
 use crate::base::hash::of_names;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::host::SharedData;
 use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 
@@ -38,7 +38,7 @@ pub struct Lease {
     /// The holder.
     pub owner: u64,
     /// Until when it holds.
-    pub expires: Nanos,
+    pub expires: Moment,
 }
 
 /// A root context that could become the holder.
@@ -58,15 +58,15 @@ pub struct Candidate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// It checks, until this time.
-    Holder(Nanos),
+    Holder(Moment),
     /// Another one checks; it has to read the lease again at this time.
-    Standby(Nanos),
+    Standby(Moment),
 }
 
 impl Lease {
     /// The role of `me` at this moment, its generation, and the record to write if it changes.
     #[must_use]
-    pub fn step(self, me: Candidate, now: Nanos) -> (Role, u32, Option<Self>) {
+    pub fn step(self, me: Candidate, now: Moment) -> (Role, u32, Option<Self>) {
         let generation =
             me.generation
                 .unwrap_or(if self.newest > 0 && self.fingerprint == me.fingerprint {
@@ -84,7 +84,7 @@ impl Lease {
         let older = generation < self.generation;
         let patience = if older { GRACE } else { Nanos::ZERO };
         let free = stepped_back || now >= self.expires.plus(patience);
-        if mine && left > LEASE.since(RENEW) {
+        if mine && left > LEASE.minus(RENEW) {
             return (Role::Holder(self.expires), generation, None);
         }
         if mine || generation > self.generation || free {
@@ -128,7 +128,7 @@ impl Lease {
                 generation: u32::from_le_bytes(*generation),
                 fingerprint: u64::from_le_bytes(*fingerprint),
                 owner: u64::from_le_bytes(*owner),
-                expires: Nanos(u64::from_le_bytes(*expires)),
+                expires: Moment(u64::from_le_bytes(*expires)),
             })
         };
         known().unwrap_or_default()
@@ -158,7 +158,7 @@ impl LeaseRecord {
         &self,
         host: &H,
         me: Candidate,
-        now: Nanos,
+        now: Moment,
     ) -> Result<(Role, u32), Contended> {
         store::update(host, &self.0, |bytes| {
             let (role, generation, new) = Lease::decode(bytes).step(me, now);
@@ -177,7 +177,7 @@ impl LeaseRecord {
 mod tests {
     use super::*;
 
-    const T: Nanos = Nanos::from_secs(100);
+    const T: Moment = Moment::from_secs(100);
 
     fn candidate(owner: u64, fingerprint: u64) -> Candidate {
         Candidate {
@@ -188,7 +188,7 @@ mod tests {
     }
 
     /// Runs a step and stores the lease that it returns.
-    fn step(lease: &mut Lease, me: &mut Candidate, now: Nanos) -> Role {
+    fn step(lease: &mut Lease, me: &mut Candidate, now: Moment) -> Role {
         let (role, generation, new) = lease.step(*me, now);
         me.generation = Some(generation);
         if let Some(new) = new {
@@ -215,7 +215,7 @@ mod tests {
         );
         let end = T.plus(RENEW).plus(LEASE);
         assert_eq!(
-            step(&mut lease, &mut b, end.since(Nanos(1))),
+            step(&mut lease, &mut b, end.minus(Nanos(1))),
             Role::Standby(end)
         );
         assert_eq!(step(&mut lease, &mut b, end), Role::Holder(end.plus(LEASE)));
@@ -265,7 +265,7 @@ mod tests {
         let (mut lease, mut a, mut b) = (Lease::default(), candidate(1, 7), candidate(2, 7));
         step(&mut lease, &mut a, T);
         step(&mut lease, &mut b, T);
-        let back = Nanos::from_secs(1);
+        let back = Moment::from_secs(1);
         assert_eq!(
             step(&mut lease, &mut b, back),
             Role::Holder(back.plus(LEASE))
@@ -279,7 +279,7 @@ mod tests {
             generation: 8,
             fingerprint: 7,
             owner: 6,
-            expires: Nanos(5),
+            expires: Moment(5),
         };
         let mut bytes = vec![1, 2, 3];
         lease.encode(&mut bytes);

@@ -1,7 +1,7 @@
 //! The state of an endpoint: a record in shared data, read by all workers.
 
 use super::state::{CheckReason, EndpointHealth};
-use crate::base::time::Nanos;
+use crate::base::time::Moment;
 
 const VERSION: u8 = 1;
 const HEAD: usize = 25;
@@ -18,7 +18,7 @@ pub struct HealthRecord {
     /// configuration does not name it).
     pub detail: u16,
     /// Since when, on the monotonic clock.
-    pub since: Nanos,
+    pub since: Moment,
     /// The same as Unix time in seconds: for people.
     pub since_unix: u64,
     /// A hash of the names of the components, so that another configuration does not confuse them.
@@ -80,7 +80,7 @@ impl HealthRecord {
                 status,
                 reason,
                 detail,
-                since: Nanos(u64::from_le_bytes(*since)),
+                since: Moment(u64::from_le_bytes(*since)),
                 since_unix: u64::from_le_bytes(*since_unix),
                 names,
                 components,
@@ -105,7 +105,7 @@ mod tests {
             status: EndpointHealth::OutOfService,
             reason: CheckReason::Component,
             detail: 1,
-            since: Nanos(5),
+            since: Moment(5),
             since_unix: 6,
             names: 7,
             components: vec![EndpointHealth::Up, EndpointHealth::Down],

@@ -18,7 +18,7 @@ use super::record::OTHER;
 use super::state::{CheckReason, EndpointHealth, Sample};
 use super::streaks::staleness;
 use crate::base::rfc3339;
-use crate::base::time::Nanos;
+use crate::base::time::{Nanos, UnixTime};
 use crate::policy::health_check::config::{HealthCheck, ReportComponent};
 use crate::schema::json::{self, Json};
 
@@ -65,7 +65,7 @@ impl<'a> ReportEntry<'a> {
         &self,
         config: Option<&ReportComponent>,
         interval: Nanos,
-        wall: Nanos,
+        wall: UnixTime,
     ) -> EndpointHealth {
         let period = config.map_or(interval, |config| config.period);
         if is_old(self.timestamp, period, wall) {
@@ -108,7 +108,7 @@ pub fn judge(
     good: bool,
     status: u16,
     check: &HealthCheck,
-    wall: Nanos,
+    wall: UnixTime,
 ) -> Option<Sample> {
     if body.len() > MAX_BYTES {
         return None;
@@ -174,7 +174,7 @@ pub fn judge(
 }
 
 /// Whether what happens once in an `interval` was reported too long ago.
-fn is_old(timestamp: Option<&str>, interval: Nanos, wall: Nanos) -> bool {
+fn is_old(timestamp: Option<&str>, interval: Nanos, wall: UnixTime) -> bool {
     let at = timestamp.and_then(rfc3339::parse);
     at.is_some_and(|at| wall.since(at) > staleness(interval))
 }

@@ -6,7 +6,7 @@
 //! are checked at once than at a steady pace: missed checks are not made up for.
 
 use crate::base::sort;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::policy::health_check::config::HealthCheck;
 
 /// Time between the first checks of two endpoints.
@@ -19,15 +19,15 @@ const IN_FLIGHT: (usize, usize) = (32, 256);
 /// The times of the next checks of an upstream's endpoints.
 #[derive(Clone, Debug)]
 pub struct Schedule {
-    /// By endpoint; [`Nanos::MAX`] while a check is in flight.
-    due: Vec<Nanos>,
+    /// By endpoint; [`Moment::MAX`] while a check is in flight.
+    due: Vec<Moment>,
     in_flight: usize,
 }
 
 impl Schedule {
     /// The schedule of `count` endpoints that begins `now`.
     #[must_use]
-    pub fn new(count: usize, now: Nanos) -> Self {
+    pub fn new(count: usize, now: Moment) -> Self {
         Self {
             due: (0..count)
                 .map(|at| now.plus(SPREAD.times(at as u64)))
@@ -45,7 +45,7 @@ impl Schedule {
     /// The endpoints to check now, the longest overdue first; their checks count as in flight
     /// afterwards.
     #[must_use]
-    pub fn take_due(&mut self, check: &HealthCheck, now: Nanos) -> Vec<usize> {
+    pub fn take_due(&mut self, check: &HealthCheck, now: Moment) -> Vec<usize> {
         let (least, most) = IN_FLIGHT;
         let room = (self.due.len() / 4)
             .clamp(least, most)
@@ -58,7 +58,7 @@ impl Schedule {
             .map_or(1, |n| {
                 usize::try_from(n).unwrap_or(usize::MAX).saturating_add(1)
             });
-        let mut ready: Vec<(Nanos, usize)> = self
+        let mut ready: Vec<(Moment, usize)> = self
             .due
             .iter()
             .enumerate()
@@ -69,7 +69,7 @@ impl Schedule {
         ready.truncate(room.min(pace));
         for (_, at) in &ready {
             self.in_flight = self.in_flight.saturating_add(1);
-            self.set(*at, Nanos::MAX);
+            self.set(*at, Moment::MAX);
         }
         ready.into_iter().map(|(_, at)| at).collect()
     }
@@ -81,8 +81,8 @@ impl Schedule {
         at: usize,
         check: &HealthCheck,
         changing: bool,
-        started: Nanos,
-        now: Nanos,
+        started: Moment,
+        now: Moment,
         random: u64,
     ) {
         self.in_flight = self.in_flight.saturating_sub(1);
@@ -102,18 +102,18 @@ impl Schedule {
     }
 
     /// The endpoint could not be checked; the next try is after `pause`.
-    pub fn put_off(&mut self, at: usize, now: Nanos, pause: Nanos) {
+    pub fn put_off(&mut self, at: usize, now: Moment, pause: Nanos) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.set(at, now.plus(pause));
     }
 
     /// When the next check is due.
     #[must_use]
-    pub fn next(&self) -> Nanos {
-        self.due.iter().copied().min().unwrap_or(Nanos::MAX)
+    pub fn next(&self) -> Moment {
+        self.due.iter().copied().min().unwrap_or(Moment::MAX)
     }
 
-    fn set(&mut self, at: usize, due: Nanos) {
+    fn set(&mut self, at: usize, due: Moment) {
         if let Some(known) = self.due.get_mut(at) {
             *known = due;
         }
@@ -126,7 +126,7 @@ fn jittered(interval: Nanos, jitter: u32, random: u64) -> Nanos {
         .unwrap_or(u64::MAX);
     let range = most.saturating_mul(2).saturating_add(1);
     interval
-        .since(Nanos(most))
+        .minus(Nanos(most))
         .plus(Nanos(random.checked_rem(range).unwrap_or(0)))
 }
 
@@ -148,9 +148,9 @@ mod tests {
     fn run(
         schedule: &mut Schedule,
         check: &HealthCheck,
-        from: Nanos,
+        from: Moment,
         time: Nanos,
-    ) -> Vec<Vec<Nanos>> {
+    ) -> Vec<Vec<Moment>> {
         let rng = Rng::new(1);
         let mut started = vec![Vec::new(); schedule.due.len()];
         let mut now = from;
@@ -178,11 +178,11 @@ mod tests {
             (1_000, r#""interval": "5s""#, 5_000),
         ] {
             let check = check(fields);
-            let mut schedule = Schedule::new(count, Nanos::ZERO);
+            let mut schedule = Schedule::new(count, Moment::ZERO);
             let started = run(
                 &mut schedule,
                 &check,
-                Nanos::ZERO,
+                Moment::ZERO,
                 Nanos::from_millis(interval * 20),
             );
             for moments in started {
@@ -205,11 +205,11 @@ mod tests {
     #[test]
     fn a_thousand_are_spread_out_and_a_stall_is_not_caught_up() {
         let check = check(r#""interval": "5s""#);
-        let mut schedule = Schedule::new(1_000, Nanos::ZERO);
-        run(&mut schedule, &check, Nanos::ZERO, Nanos::from_secs(20));
-        let begin = Nanos::from_secs(80);
+        let mut schedule = Schedule::new(1_000, Moment::ZERO);
+        run(&mut schedule, &check, Moment::ZERO, Nanos::from_secs(20));
+        let begin = Moment::from_secs(80);
         let started = run(&mut schedule, &check, begin, Nanos::from_secs(5));
-        let mut by_tick = std::collections::BTreeMap::<Nanos, u32>::new();
+        let mut by_tick = std::collections::BTreeMap::<Moment, u32>::new();
         for moment in started.iter().flatten() {
             *by_tick.entry(*moment).or_default() += 1;
         }
@@ -229,11 +229,11 @@ mod tests {
     fn so_many_are_in_flight_at_once() {
         let check = check(r#""interval": "100ms", "timeout": "10s""#);
         for (count, most) in [(10, 10), (100, 32), (1_000, 250), (5_000, 256)] {
-            let mut schedule = Schedule::new(count, Nanos::ZERO);
+            let mut schedule = Schedule::new(count, Moment::ZERO);
             let mut taken = 0;
             for tick in 0..200 {
                 taken += schedule
-                    .take_due(&check, Nanos::from_secs(100 + tick))
+                    .take_due(&check, Moment::from_secs(100 + tick))
                     .len();
             }
             assert_eq!(taken, most, "{count}");
@@ -243,13 +243,13 @@ mod tests {
     #[test]
     fn answers_that_take_longer_than_the_interval_are_not_piled_up() {
         let check = check(r#""interval": "100ms", "timeout": "1s""#);
-        let mut schedule = Schedule::new(1, Nanos::ZERO);
-        assert_eq!(schedule.take_due(&check, Nanos::ZERO), [0]);
-        let late = Nanos::from_secs(1);
+        let mut schedule = Schedule::new(1, Moment::ZERO);
+        assert_eq!(schedule.take_due(&check, Moment::ZERO), [0]);
+        let late = Moment::from_secs(1);
         assert_eq!(schedule.take_due(&check, late), [0usize; 0]);
-        schedule.answered(0, &check, false, Nanos::ZERO, late, 0);
+        schedule.answered(0, &check, false, Moment::ZERO, late, 0);
         assert_eq!(schedule.next(), late.plus(SPREAD));
         schedule.put_off(0, late, Nanos::from_secs(1));
-        assert_eq!(schedule.next(), Nanos::from_secs(2));
+        assert_eq!(schedule.next(), Moment::from_secs(2));
     }
 }

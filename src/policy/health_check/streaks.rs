@@ -2,7 +2,7 @@
 
 use super::record::HealthRecord;
 use super::state::{EndpointHealth, Sample};
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::policy::health_check::config::HealthCheck;
 
 /// The good or bad results in a row of an endpoint and its components, as its checker counts them.
@@ -19,7 +19,7 @@ struct ComponentStreak {
     good: u32,
     bad: u32,
     /// When a report last had its status.
-    seen: Nanos,
+    seen: Moment,
 }
 
 /// What changes with a result.
@@ -35,7 +35,7 @@ pub struct HealthChange {
 
 impl Streaks {
     /// Counts a result, once. [`Streaks::judge`] decides what follows from it.
-    pub fn count(&mut self, sample: &Sample, check: &HealthCheck, now: Nanos) {
+    pub fn count(&mut self, sample: &Sample, check: &HealthCheck, now: Moment) {
         if sample.status == EndpointHealth::Up {
             (self.good, self.bad) = (self.good.saturating_add(1), 0);
         } else {
@@ -78,7 +78,7 @@ impl Streaks {
         record: &HealthRecord,
         sample: &Sample,
         check: &HealthCheck,
-        now: Nanos,
+        now: Moment,
         unix: u64,
     ) -> HealthChange {
         let mut new = record.clone();

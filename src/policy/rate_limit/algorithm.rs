@@ -16,7 +16,7 @@ use super::leaky_bucket::LeakyBucket;
 use super::sliding_window::SlidingWindow;
 use super::take::{BucketState, Take, Verdict};
 use super::warm_up::WarmUp;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 
 /// An algorithm with its parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +96,7 @@ impl Algorithm {
     pub fn take_with(
         &self,
         state: BucketState,
-        now: Nanos,
+        now: Moment,
         cost: u64,
         extra: u64,
     ) -> (Verdict, Take, u64) {
@@ -150,7 +150,7 @@ impl Algorithm {
 
     /// Whether forgetting a key in this state changes nothing.
     #[must_use]
-    pub fn owes_nothing(&self, state: BucketState, now: Nanos) -> bool {
+    pub fn owes_nothing(&self, state: BucketState, now: Moment) -> bool {
         match self {
             Self::TokenBucket(_) | Self::WarmUp(_) | Self::LeakyBucket(_) => {
                 gcra::is_full(state.until, now)

@@ -16,7 +16,7 @@
 //! runs to its recorded end, if that is within the same time.
 
 use super::take::{BucketState, Take, Verdict};
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::policy::rate_limit::config::Quota;
 
 /// How old a reading of the clock may be: a worker reads it when a request comes, and may then wait
@@ -53,7 +53,7 @@ impl FixedWindow {
 
     /// See [`super::algorithm::Algorithm::take`].
     #[must_use]
-    pub fn take(&self, state: BucketState, now: Nanos, cost: u64) -> (Verdict, Take) {
+    pub fn take(&self, state: BucketState, now: Moment, cost: u64) -> (Verdict, Take) {
         let left = state.until.saturating_sub(now.0);
         let lasts = left > 0 && left <= self.period.saturating_add(self.period.max(OLDEST_READING));
         let (until, count) = if lasts {
@@ -102,7 +102,7 @@ impl FixedWindow {
     }
 
     /// The end of the window that holds `now`.
-    fn end_at(&self, now: Nanos) -> u64 {
+    fn end_at(&self, now: Moment) -> u64 {
         let into = now.0.checked_rem(self.period).unwrap_or(0);
         now.0.saturating_sub(into).saturating_add(self.period)
     }
@@ -129,6 +129,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     const SECOND: Nanos = Nanos::from_secs(1);
+    const START: Moment = Moment::from_secs(1);
 
     fn window(limit: u64, period: Nanos) -> FixedWindow {
         FixedWindow::new(&Quota {
@@ -143,7 +144,7 @@ mod tests {
         let window = window(3, SECOND);
         let mut state = BucketState::default();
         let mut admitted = |t: u64| {
-            let (verdict, take) = window.take(state, Nanos(t), 1);
+            let (verdict, take) = window.take(state, Moment(t), 1);
             state = take.after;
             matches!(verdict, Verdict::Admitted { .. })
         };
@@ -159,8 +160,8 @@ mod tests {
     #[test]
     fn a_reading_older_than_the_window_counts_in_it() {
         let window = window(2, SECOND);
-        let (_, take) = window.take(BucketState::default(), Nanos(6_000_000_000), 2);
-        let (verdict, _) = window.take(take.after, Nanos(5_999_999_990), 1);
+        let (_, take) = window.take(BucketState::default(), Moment(6_000_000_000), 2);
+        let (verdict, _) = window.take(take.after, Moment(5_999_999_990), 1);
         assert_eq!(
             verdict,
             Verdict::Refused {
@@ -174,8 +175,8 @@ mod tests {
     #[test]
     fn a_worker_that_was_kept_from_its_cpu_does_not_bring_an_old_window_back() {
         let window = window(1, Nanos::from_millis(1));
-        let (_, take) = window.take(BucketState::default(), Nanos(6_000_000_000), 1);
-        let (verdict, _) = window.take(take.after, Nanos(1_000_000_000), 1);
+        let (_, take) = window.take(BucketState::default(), Moment(6_000_000_000), 1);
+        let (verdict, _) = window.take(take.after, Moment(1_000_000_000), 1);
         let wait = Nanos(5_001_000_000);
         assert_eq!(
             verdict,
@@ -190,8 +191,8 @@ mod tests {
     #[test]
     fn a_clock_that_stepped_far_back_starts_afresh() {
         let window = window(1, SECOND);
-        let (_, take) = window.take(BucketState::default(), Nanos::from_secs(1_000_000), 1);
-        let (verdict, take) = window.take(take.after, Nanos(1), 1);
+        let (_, take) = window.take(BucketState::default(), Moment::from_secs(1_000_000), 1);
+        let (verdict, take) = window.take(take.after, Moment(1), 1);
         assert_eq!(
             verdict,
             Verdict::Admitted {
@@ -211,7 +212,7 @@ mod tests {
     #[test]
     fn a_cost_above_the_limit_is_refused_for_good_and_zero_only_looks() {
         let window = window(5, SECOND);
-        let (verdict, take) = window.take(BucketState::default(), SECOND, 6);
+        let (verdict, take) = window.take(BucketState::default(), START, 6);
         assert_eq!(
             (verdict, take.spent),
             (
@@ -223,9 +224,9 @@ mod tests {
                 0
             )
         );
-        let full = window.take(BucketState::default(), SECOND, 5).1.after;
+        let full = window.take(BucketState::default(), START, 5).1.after;
         assert_eq!(
-            window.take(full, SECOND, 0),
+            window.take(full, START, 0),
             (
                 Verdict::Admitted {
                     remaining: 0,
@@ -239,10 +240,10 @@ mod tests {
     #[test]
     fn a_refund_goes_to_the_window_that_was_drawn_from() {
         let window = window(5, SECOND);
-        let (_, first) = window.take(BucketState::default(), SECOND, 2);
-        let (_, second) = window.take(first.after, SECOND, 1);
+        let (_, first) = window.take(BucketState::default(), START, 2);
+        let (_, second) = window.take(first.after, START, 1);
         assert_eq!(FixedWindow::refunded(first, second.after).rest, 1);
-        let (_, later) = window.take(second.after, Nanos::from_secs(2), 4);
+        let (_, later) = window.take(second.after, Moment::from_secs(2), 4);
         assert_eq!(
             FixedWindow::refunded(first, later.after),
             later.after,
@@ -263,7 +264,7 @@ mod tests {
             let (mut now, mut state) = (u64::from(start), BucketState::default());
             for (pause, cost) in steps {
                 now += pause;
-                let (verdict, take) = window.take(state, Nanos(now), cost);
+                let (verdict, take) = window.take(state, Moment(now), cost);
                 let count = counts.entry(now / period).or_default();
                 let fits = *count + cost <= limit || cost == 0;
                 prop_assert_eq!(matches!(verdict, Verdict::Admitted { .. }), fits);
@@ -294,7 +295,7 @@ mod tests {
         #[test]
         fn no_input_panics(limit: u64, period: u64, until: u64, rest: u64, now: u64, cost: u64) {
             let window = window(limit, Nanos(period));
-            let (_, take) = window.take(BucketState { until, rest }, Nanos(now), cost);
+            let (_, take) = window.take(BucketState { until, rest }, Moment(now), cost);
             let _ = FixedWindow::refunded(take, BucketState { until: now, rest: cost });
         }
     }

@@ -10,7 +10,7 @@
 //! u64 of such units lasts nine years of uptime; after that the arrival time saturates and the
 //! bucket refuses.
 
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::policy::rate_limit::config::Quota;
 
 use super::take::Verdict;
@@ -74,7 +74,7 @@ impl Gcra {
     /// avoided: a quota of 1 per hour, emptied and by a reload turned into 10 per second, would
     /// promise a wait of 100 ms again and again for hours.)
     #[must_use]
-    pub fn take(&self, arrival: Arrival, now: Nanos, cost: u64) -> (Verdict, GcraTake) {
+    pub fn take(&self, arrival: Arrival, now: Moment, cost: u64) -> (Verdict, GcraTake) {
         let now = now.0.saturating_mul(SCALE);
         let full_ahead = now.saturating_add(self.capacity);
         // A little further ahead than an empty bucket is no error: another worker's reading of the
@@ -146,7 +146,7 @@ impl Gcra {
     pub fn take_with(
         &self,
         arrival: Arrival,
-        now: Nanos,
+        now: Moment,
         cost: u64,
         extra: u64,
     ) -> (Verdict, GcraTake, u64) {
@@ -175,7 +175,7 @@ impl Gcra {
         &self,
         from: Arrival,
         to: Arrival,
-        now: Nanos,
+        now: Moment,
         cost: u64,
     ) -> Option<(Verdict, Arrival)> {
         let now = now.0.saturating_mul(SCALE);
@@ -224,7 +224,7 @@ impl Gcra {
 
 /// Whether a bucket with this arrival time is full: forgetting it changes nothing.
 #[must_use]
-pub const fn is_full(arrival: Arrival, now: Nanos) -> bool {
+pub const fn is_full(arrival: Arrival, now: Moment) -> bool {
     arrival <= now.0.saturating_mul(SCALE)
 }
 

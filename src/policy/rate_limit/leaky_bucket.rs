@@ -25,7 +25,7 @@
 
 use super::gcra::{FARTHEST_DEBT, Gcra, SCALE, nanos_ceil};
 use super::take::{BucketState, Take, Verdict};
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::policy::rate_limit::config::Quota;
 
 /// A leaky bucket's parameters.
@@ -70,7 +70,7 @@ impl LeakyBucket {
 
     /// See [`super::algorithm::Algorithm::take`].
     #[must_use]
-    pub fn take(&self, state: BucketState, now: Nanos, cost: u64) -> (Verdict, Take) {
+    pub fn take(&self, state: BucketState, now: Moment, cost: u64) -> (Verdict, Take) {
         let now = now.0.saturating_mul(SCALE);
         let latest = now
             .saturating_add(self.furthest)
@@ -153,6 +153,7 @@ mod tests {
     use proptest::prelude::*;
 
     const SECOND: Nanos = Nanos::from_secs(1);
+    const START: Moment = Moment::from_secs(1);
 
     fn bucket(limit: u64, period: Nanos, burst: u64, max_wait: Nanos) -> LeakyBucket {
         LeakyBucket::new(
@@ -166,7 +167,7 @@ mod tests {
     }
 
     /// The wait of a request, in whole ms; `None`: refused.
-    fn wait_of(bucket: &LeakyBucket, state: &mut BucketState, now: Nanos) -> Option<u64> {
+    fn wait_of(bucket: &LeakyBucket, state: &mut BucketState, now: Moment) -> Option<u64> {
         let (verdict, take) = bucket.take(*state, now, 1);
         *state = take.after;
         match verdict {
@@ -180,20 +181,20 @@ mod tests {
     fn requests_are_spaced_from_the_second_on() {
         let bucket = bucket(2, SECOND, 3, Nanos::from_secs(60));
         let mut state = BucketState::default();
-        let now = Nanos::from_secs(9);
+        let now = Moment::from_secs(9);
         let waits: Vec<_> = (0..5).map(|_| wait_of(&bucket, &mut state, now)).collect();
         assert_eq!(
             waits,
             [Some(0), Some(500), Some(1_000), Some(1_500), None],
             "three may wait"
         );
-        assert_eq!(wait_of(&bucket, &mut state, Nanos(9_499_999_999)), None);
+        assert_eq!(wait_of(&bucket, &mut state, Moment(9_499_999_999)), None);
         assert_eq!(
-            wait_of(&bucket, &mut state, Nanos(9_500_000_000)),
+            wait_of(&bucket, &mut state, Moment(9_500_000_000)),
             Some(1_500),
             "one has gone, one may queue"
         );
-        assert_eq!(wait_of(&bucket, &mut state, Nanos::from_secs(60)), Some(0));
+        assert_eq!(wait_of(&bucket, &mut state, Moment::from_secs(60)), Some(0));
     }
 
     #[test]
@@ -204,7 +205,7 @@ mod tests {
                 bucket(limit, SECOND, limit * 9, SECOND),
             );
             let passed = (0..limit * 3)
-                .filter(|_| wait_of(&bucket, &mut state, SECOND).is_some())
+                .filter(|_| wait_of(&bucket, &mut state, START).is_some())
                 .count() as u64;
             assert_eq!(passed, limit + 1, "one at once, and those of a second");
         }
@@ -214,15 +215,15 @@ mod tests {
     fn the_smallest_wait_is_none_at_all() {
         let bucket = bucket(1, SECOND, 9, Nanos::ZERO);
         let mut state = BucketState::default();
-        assert_eq!(wait_of(&bucket, &mut state, SECOND), Some(0));
-        assert_eq!(wait_of(&bucket, &mut state, Nanos(1_999_999_999)), None);
-        assert_eq!(wait_of(&bucket, &mut state, Nanos::from_secs(2)), Some(0));
+        assert_eq!(wait_of(&bucket, &mut state, START), Some(0));
+        assert_eq!(wait_of(&bucket, &mut state, Moment(1_999_999_999)), None);
+        assert_eq!(wait_of(&bucket, &mut state, Moment::from_secs(2)), Some(0));
     }
 
     #[test]
     fn costs_move_the_ones_behind() {
         let bucket = bucket(10, SECOND, 9, SECOND);
-        let (verdict, take) = bucket.take(BucketState::default(), SECOND, 9);
+        let (verdict, take) = bucket.take(BucketState::default(), START, 9);
         assert_eq!(
             verdict,
             Verdict::Admitted {
@@ -231,7 +232,7 @@ mod tests {
             }
         );
         assert_eq!(
-            bucket.take(take.after, SECOND, 10),
+            bucket.take(take.after, START, 10),
             (
                 Verdict::Refused {
                     remaining: 1,
@@ -243,13 +244,13 @@ mod tests {
         );
         assert!(
             matches!(
-                bucket.take(take.after, SECOND, 0).0,
+                bucket.take(take.after, START, 0).0,
                 Verdict::Admitted { .. }
             ),
             "a look passes"
         );
         assert!(matches!(
-            bucket.take(take.after, SECOND, 1).0,
+            bucket.take(take.after, START, 1).0,
             Verdict::Delayed {
                 delay: Nanos(900_000_000),
                 ..
@@ -260,9 +261,9 @@ mod tests {
     #[test]
     fn a_moment_is_given_back_only_by_the_last() {
         let bucket = bucket(1, SECOND, 9, Nanos::from_secs(9));
-        let (_, first) = bucket.take(BucketState::default(), SECOND, 1);
-        let (_, second) = bucket.take(first.after, SECOND, 1);
-        let (_, third) = bucket.take(second.after, SECOND, 1);
+        let (_, first) = bucket.take(BucketState::default(), START, 1);
+        let (_, second) = bucket.take(first.after, START, 1);
+        let (_, third) = bucket.take(second.after, START, 1);
         assert_eq!(LeakyBucket::refunded(second, third.after), third.after);
         let left = LeakyBucket::refunded(third, third.after);
         assert_eq!(LeakyBucket::refunded(second, left), first.after);
@@ -273,10 +274,10 @@ mod tests {
         let bucket = bucket(1, SECOND, 3, Nanos::from_secs(9));
         let mut state = BucketState::default();
         assert_eq!(
-            wait_of(&bucket, &mut state, Nanos::from_secs(3_600)),
+            wait_of(&bucket, &mut state, Moment::from_secs(3_600)),
             Some(0)
         );
-        let (verdict, take) = bucket.take(state, SECOND, 1);
+        let (verdict, take) = bucket.take(state, START, 1);
         assert_eq!(
             verdict,
             Verdict::Refused {
@@ -286,9 +287,9 @@ mod tests {
             }
         );
         state = take.after;
-        assert_eq!(wait_of(&bucket, &mut state, Nanos(1_999_999_999)), None);
+        assert_eq!(wait_of(&bucket, &mut state, Moment(1_999_999_999)), None);
         assert_eq!(
-            wait_of(&bucket, &mut state, Nanos::from_secs(2)),
+            wait_of(&bucket, &mut state, Moment::from_secs(2)),
             Some(3_000),
             "what it was is forgotten for good"
         );
@@ -297,8 +298,8 @@ mod tests {
     #[test]
     fn what_the_greatest_cost_may_leave_is_no_error() {
         let bucket = bucket(1, Nanos::from_secs(3_600), 5, Nanos::from_secs(3_600));
-        let (_, first) = bucket.take(BucketState::default(), SECOND, 1);
-        let (verdict, second) = bucket.take(first.after, SECOND, 5);
+        let (_, first) = bucket.take(BucketState::default(), START, 1);
+        let (verdict, second) = bucket.take(first.after, START, 5);
         assert!(matches!(
             verdict,
             Verdict::Delayed {
@@ -306,7 +307,7 @@ mod tests {
                 ..
             }
         ));
-        let (verdict, third) = bucket.take(second.after, SECOND, 1);
+        let (verdict, third) = bucket.take(second.after, START, 1);
         let five_hours = Some(Nanos::from_secs(5 * 3_600));
         assert!(matches!(verdict, Verdict::Refused { wait, .. } if wait == five_hours));
         assert_eq!(third.after, second.after);
@@ -330,7 +331,7 @@ mod tests {
                         wait: Some(wait), ..
                     },
                     take,
-                ) = bucket.take(BucketState { until, rest: 0 }, Nanos(now), 1)
+                ) = bucket.take(BucketState { until, rest: 0 }, Moment(now), 1)
                 {
                     prop_assert!(
                         wait <= nanos_ceil(bucket.greatest + FARTHEST_DEBT),
@@ -365,7 +366,7 @@ mod tests {
             let l = u128::from(limit);
             for (pause, cost) in steps {
                 now += pause;
-                let (verdict, take) = bucket.take(state, Nanos(now), cost);
+                let (verdict, take) = bucket.take(state, Moment(now), cost);
                 let moment = next.max(u128::from(now) * l);
                 // A token is rounded up by less than 1/64 ns: over 200 tokens by less than 4 ns,
                 // less than 13 · cost.
@@ -435,7 +436,7 @@ mod tests {
             cost: u64,
         ) {
             let bucket = bucket(limit, Nanos(period), burst, Nanos(max_wait));
-            let (_, take) = bucket.take(BucketState { until, rest: 0 }, Nanos(now), cost);
+            let (_, take) = bucket.take(BucketState { until, rest: 0 }, Moment(now), cost);
             let _ = LeakyBucket::refunded(
                 take,
                 BucketState {

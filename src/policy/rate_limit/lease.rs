@@ -27,7 +27,7 @@
 
 use super::gcra::Gcra;
 use super::take::Verdict;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use std::cell::Cell;
 
 /// Keys remembered for each limit in each worker, 64 bytes each.
@@ -59,13 +59,13 @@ struct Slot {
     from: u64,
     to: u64,
     /// When the bucket was last read, or the lease last drawn on.
-    at: Nanos,
+    at: Moment,
     /// Requests that cost `refused_cost` are refused until then.
-    refused_until: Nanos,
+    refused_until: Moment,
     refused_cost: u64,
     refused_remaining: u64,
     /// When the bucket is full, as of the refusal.
-    full_at: Nanos,
+    full_at: Moment,
 }
 
 /// A take from a lease, so that it can be undone within the same callback: where the lease began
@@ -92,7 +92,7 @@ impl Leases {
         &self,
         hash: u64,
         bucket: Option<&Gcra>,
-        now: Nanos,
+        now: Moment,
         cost: u64,
     ) -> Option<(Verdict, Undo)> {
         let cell = self.cell(hash)?;
@@ -122,7 +122,7 @@ impl Leases {
     }
 
     /// Whether the key's lease holds the cost.
-    pub fn holds(&self, hash: u64, bucket: &Gcra, now: Nanos, cost: u64) -> bool {
+    pub fn holds(&self, hash: u64, bucket: &Gcra, now: Moment, cost: u64) -> bool {
         let slot = self
             .cell(hash)
             .map(Cell::get)
@@ -131,7 +131,7 @@ impl Leases {
     }
 
     /// How many tokens to take beyond the cost.
-    pub fn wanted(&self, hash: u64, bucket: &Gcra, now: Nanos) -> u64 {
+    pub fn wanted(&self, hash: u64, bucket: &Gcra, now: Moment) -> u64 {
         let Some(slot) = self.cell(hash).map(Cell::get) else {
             return 0;
         };
@@ -148,7 +148,7 @@ impl Leases {
         &self,
         hash: u64,
         bucket: &Gcra,
-        now: Nanos,
+        now: Moment,
         cost: u64,
         extra: u64,
         to: u64,
@@ -165,7 +165,7 @@ impl Leases {
     }
 
     /// Remembers a refusal.
-    pub fn refuse(&self, hash: u64, now: Nanos, cost: u64, verdict: Verdict) {
+    pub fn refuse(&self, hash: u64, now: Moment, cost: u64, verdict: Verdict) {
         let (
             Verdict::Refused {
                 remaining,
@@ -213,7 +213,7 @@ mod tests {
     use super::*;
     use crate::policy::rate_limit::config::Quota;
 
-    const START: Nanos = Nanos::from_secs(1_000);
+    const START: Moment = Moment::from_secs(1_000);
 
     fn bucket(limit: u64, burst: u64) -> Gcra {
         Gcra::new(&Quota {
@@ -242,7 +242,7 @@ mod tests {
             }
         }
 
-        fn admits(&mut self, now: Nanos) -> bool {
+        fn admits(&mut self, now: Moment) -> bool {
             let verdict = match self.leases.known(7, Some(&self.bucket), now, 1) {
                 Some((verdict, _)) => verdict,
                 None => {

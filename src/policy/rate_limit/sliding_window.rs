@@ -23,7 +23,7 @@
 
 use super::fixed_window::OLDEST_READING;
 use super::take::{BucketState, Take, Verdict};
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::policy::rate_limit::config::Quota;
 
 /// A window's parameters.
@@ -65,7 +65,7 @@ impl SlidingWindow {
 
     /// See [`super::algorithm::Algorithm::take`].
     #[must_use]
-    pub fn take(&self, state: BucketState, now: Nanos, cost: u64) -> (Verdict, Take) {
+    pub fn take(&self, state: BucketState, now: Moment, cost: u64) -> (Verdict, Take) {
         let counts = self.counts(state, now);
         let nothing = Take::nothing(state);
         let (remaining, reset) = (self.remaining(&counts), self.reset(&counts, now));
@@ -110,7 +110,7 @@ impl SlidingWindow {
         )
     }
 
-    fn counts(&self, state: BucketState, now: Nanos) -> WindowCounts {
+    fn counts(&self, state: BucketState, now: Moment) -> WindowCounts {
         let fresh = || {
             let elapsed = now.0.checked_rem(self.period).unwrap_or(0);
             WindowCounts {
@@ -164,7 +164,7 @@ impl SlidingWindow {
     }
 
     /// Time until neither window counts.
-    const fn reset(&self, counts: &WindowCounts, now: Nanos) -> Nanos {
+    const fn reset(&self, counts: &WindowCounts, now: Moment) -> Nanos {
         let periods = if counts.current > 0 {
             2
         } else {
@@ -232,6 +232,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     const SECOND: Nanos = Nanos::from_secs(1);
+    const START: Moment = Moment::from_secs(1);
     const MS: u64 = 1_000_000;
 
     fn window(limit: u64, period: Nanos) -> SlidingWindow {
@@ -251,7 +252,7 @@ mod tests {
             until: 180_000_000_000,
             rest: 18 << 32 | 42,
         };
-        let at = Nanos::from_secs(75);
+        let at = Moment::from_secs(75);
         assert!(
             matches!(
                 window.take(state, at, 1).0,
@@ -275,8 +276,8 @@ mod tests {
     #[test]
     fn what_was_spent_at_once_comes_back_evenly_in_the_next_window() {
         let window = window(10, SECOND);
-        let state = window.take(BucketState::default(), Nanos(0), 10).1.after;
-        let wait = |t: u64, cost| match window.take(state, Nanos(t), cost).0 {
+        let state = window.take(BucketState::default(), Moment(0), 10).1.after;
+        let wait = |t: u64, cost| match window.take(state, Moment(t), cost).0 {
             Verdict::Refused { wait, .. } => wait.map(|w| w.0),
             _ => None,
         };
@@ -290,10 +291,10 @@ mod tests {
     fn readings_that_are_older_than_the_window_count_at_its_begin_and_far_ones_start_afresh() {
         let window = window(2, SECOND);
         let state = window
-            .take(BucketState::default(), Nanos(6_000 * MS), 2)
+            .take(BucketState::default(), Moment(6_000 * MS), 2)
             .1
             .after;
-        let (verdict, _) = window.take(state, Nanos(5_999 * MS), 1);
+        let (verdict, _) = window.take(state, Moment(5_999 * MS), 1);
         assert_eq!(
             verdict,
             Verdict::Refused {
@@ -303,11 +304,11 @@ mod tests {
             }
         );
         let state = window
-            .take(BucketState::default(), Nanos(60_000 * MS), 2)
+            .take(BucketState::default(), Moment(60_000 * MS), 2)
             .1
             .after;
         assert!(matches!(
-            window.take(state, Nanos(1), 2).0,
+            window.take(state, Moment(1), 2).0,
             Verdict::Admitted { remaining: 0, .. }
         ));
     }
@@ -315,13 +316,13 @@ mod tests {
     #[test]
     fn a_refund_finds_its_window() {
         let window = window(10, SECOND);
-        let (_, first) = window.take(BucketState::default(), Nanos(0), 4);
-        let (_, second) = window.take(first.after, Nanos(1), 3);
+        let (_, first) = window.take(BucketState::default(), Moment(0), 4);
+        let (_, second) = window.take(first.after, Moment(1), 3);
         assert_eq!(window.refunded(first, second.after).rest, 3 << 32);
-        let (_, later) = window.take(second.after, Nanos(1_900 * MS), 5);
+        let (_, later) = window.take(second.after, Moment(1_900 * MS), 5);
         assert_eq!(later.after.rest, 5 << 32 | 7);
         assert_eq!(window.refunded(first, later.after).rest, 5 << 32 | 3);
-        let (_, last) = window.take(later.after, Nanos(2_900 * MS), 1);
+        let (_, last) = window.take(later.after, Moment(2_900 * MS), 1);
         assert_eq!(
             window.refunded(first, last.after),
             last.after,
@@ -333,12 +334,12 @@ mod tests {
     fn a_cost_above_the_limit_is_refused_for_good_and_zero_only_looks() {
         let window = window(5, SECOND);
         assert!(matches!(
-            window.take(BucketState::default(), SECOND, 6),
+            window.take(BucketState::default(), START, 6),
             (Verdict::Refused { wait: None, .. }, Take { spent: 0, .. })
         ));
-        let full = window.take(BucketState::default(), SECOND, 5).1.after;
+        let full = window.take(BucketState::default(), START, 5).1.after;
         assert!(matches!(
-            window.take(full, SECOND, 0).0,
+            window.take(full, START, 0).0,
             Verdict::Admitted { remaining: 0, .. }
         ));
     }
@@ -368,7 +369,7 @@ mod tests {
             let (mut now, mut state) = (u64::from(start), BucketState::default());
             for (pause, cost) in steps {
                 now += pause;
-                let (verdict, take) = window.take(state, Nanos(now), cost);
+                let (verdict, take) = window.take(state, Moment(now), cost);
                 let (index, elapsed) = (now / period, now % period);
                 let before = index
                     .checked_sub(1)
@@ -432,13 +433,13 @@ mod tests {
             };
             let at = |t: u64| {
                 matches!(
-                    window.take(state, Nanos(t), cost).0,
+                    window.take(state, Moment(t), cost).0,
                     Verdict::Admitted { .. }
                 )
             };
             if let Verdict::Refused {
                 wait: Some(wait), ..
-            } = window.take(state, Nanos(now), cost).0
+            } = window.take(state, Moment(now), cost).0
             {
                 prop_assert!(at(now + wait.0), "{:?}", wait);
                 prop_assert!(!at(now + wait.0 - 1), "{:?}", wait);
@@ -456,7 +457,7 @@ mod tests {
             other: u64,
         ) {
             let window = window(limit, Nanos(period));
-            let (_, take) = window.take(BucketState { until, rest }, Nanos(now), cost);
+            let (_, take) = window.take(BucketState { until, rest }, Moment(now), cost);
             let _ = window.refunded(
                 take,
                 BucketState {

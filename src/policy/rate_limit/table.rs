@@ -20,7 +20,7 @@
 use super::algorithm::Algorithm;
 use super::take::{BucketState, Take, Verdict};
 use crate::base::hash::{of_names, place};
-use crate::base::time::Nanos;
+use crate::base::time::Moment;
 use crate::host::{Clock, SharedData};
 use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 
@@ -99,7 +99,7 @@ impl BucketTable {
         host: &H,
         hash: u64,
         algorithm: &Algorithm,
-        now: Nanos,
+        now: Moment,
         cost: u64,
         extra: u64,
     ) -> Result<TakeResult, Contended> {
@@ -133,7 +133,7 @@ impl BucketTable {
         host: &H,
         hash: u64,
         algorithm: &Algorithm,
-        now: Nanos,
+        now: Moment,
         cost: u64,
     ) -> Verdict {
         let mut bytes = store::read(host, &self.record(hash)).unwrap_or_default();
@@ -154,7 +154,7 @@ impl BucketTable {
         hash: u64,
         algorithm: &Algorithm,
         take: Take,
-        then: Nanos,
+        then: Moment,
     ) -> Result<(), Contended> {
         if take.spent == 0 {
             return Ok(());

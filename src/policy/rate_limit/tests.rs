@@ -5,7 +5,7 @@ use super::algorithm::Algorithm;
 use super::config::{self, Quota, QuotaHeaders};
 use super::quota_headers;
 use super::take::{BucketState, Verdict};
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -21,8 +21,8 @@ pub(super) fn steps(costs: std::ops::Range<u64>) -> impl Strategy<Value = Vec<(u
 }
 
 /// Whether a request that was refused at `now` passes after `wait` and not a nanosecond sooner.
-pub(super) fn is_exact(now: u64, wait: Nanos, verdict_at: impl Fn(Nanos) -> Verdict) -> bool {
-    let passes = |at: u64| !matches!(verdict_at(Nanos(at)), Verdict::Refused { .. });
+pub(super) fn is_exact(now: u64, wait: Nanos, verdict_at: impl Fn(Moment) -> Verdict) -> bool {
+    let passes = |at: u64| !matches!(verdict_at(Moment(at)), Verdict::Refused { .. });
     passes(now + wait.0) && !passes(now + wait.0 - 1)
 }
 
@@ -52,8 +52,8 @@ impl Key {
 }
 
 /// The clock does not begin at 0.
-fn at(ms: u64) -> Nanos {
-    Nanos::from_millis(1_000_000 + ms)
+fn at(ms: u64) -> Moment {
+    Moment::from_millis(1_000_000 + ms)
 }
 
 const TOKEN_BUCKET: config::Algorithm = config::Algorithm::TokenBucket { warm_up: None };
@@ -356,8 +356,8 @@ fn keeps_its_promises(kind: usize, steps: Vec<Stumble>) -> Result<(), TestCaseEr
                 burst: limit,
             },
         );
-        let (verdict, take, _) = algorithm.take_with(state, Nanos(now), cost, 0);
-        let passes_at = |t: u64| passes(algorithm.take_with(take.after, Nanos(t), cost, 0).0);
+        let (verdict, take, _) = algorithm.take_with(state, Moment(now), cost, 0);
+        let passes_at = |t: u64| passes(algorithm.take_with(take.after, Moment(t), cost, 0).0);
         match verdict {
             Verdict::Refused { wait: None, .. } => prop_assert!(cost > limit),
             Verdict::Refused {
@@ -381,7 +381,7 @@ fn keeps_its_promises(kind: usize, steps: Vec<Stumble>) -> Result<(), TestCaseEr
                 prop_assert!(remaining <= limit && (cost == 0 || cost <= limit));
                 // Taken and given back at once: as if it had never been.
                 let refunded = algorithm.refunded(take, take.after, Nanos::ZERO);
-                let again = algorithm.take_with(refunded, Nanos(now), cost, 0).0;
+                let again = algorithm.take_with(refunded, Moment(now), cost, 0).0;
                 prop_assert_eq!(again, verdict);
             }
         }

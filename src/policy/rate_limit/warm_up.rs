@@ -25,7 +25,7 @@
 
 use super::gcra::{FARTHEST_DEBT, Gcra, SCALE, nanos_ceil};
 use super::take::{BucketState, Take, Verdict};
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::policy::rate_limit::config::Quota;
 
 /// How many times a token's time a request of a cold key is charged.
@@ -64,7 +64,7 @@ impl WarmUp {
 
     /// See [`super::algorithm::Algorithm::take`].
     #[must_use]
-    pub fn take(&self, state: BucketState, now: Nanos, cost: u64) -> (Verdict, Take) {
+    pub fn take(&self, state: BucketState, now: Moment, cost: u64) -> (Verdict, Take) {
         let warmth = self.warmth(state, now);
         let charge = self.charge(warmth);
         let at = now.0.saturating_mul(SCALE);
@@ -131,19 +131,19 @@ impl WarmUp {
     }
 
     /// How warm the key is at `now`, from 0 to `time`.
-    fn warmth(&self, state: BucketState, now: Nanos) -> Nanos {
+    fn warmth(&self, state: BucketState, now: Moment) -> Nanos {
         if state == BucketState::default() {
             return Nanos::ZERO;
         }
-        let idle_from = Nanos(state.until.div_ceil(SCALE));
+        let idle_from = Moment(state.until.div_ceil(SCALE));
         let in_use_until = now.min(idle_from);
-        let then = self.time.since(Nanos(state.rest).since(in_use_until));
-        then.since(now.since(idle_from))
+        let then = self.time.minus(Moment(state.rest).since(in_use_until));
+        then.minus(now.since(idle_from))
     }
 
     /// What a token costs at this warmth, rounded up.
     fn charge(&self, warmth: Nanos) -> u64 {
-        let cold = u128::from(self.time.since(warmth).0);
+        let cold = u128::from(self.time.minus(warmth).0);
         let more = u128::from(self.token)
             .saturating_mul(COLD.saturating_sub(1).into())
             .saturating_mul(cold);
@@ -178,7 +178,7 @@ mod tests {
     fn served(limiter: &WarmUp, state: &mut BucketState, from: u64, to: u64) -> u64 {
         let mut passed = 0;
         for ms in from..to {
-            let (verdict, take) = limiter.take(*state, Nanos(ms * MS), 1);
+            let (verdict, take) = limiter.take(*state, Moment(ms * MS), 1);
             passed += u64::from(matches!(verdict, Verdict::Admitted { .. }));
             *state = take.after;
         }
@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn the_smallest_bucket_can_be_used_when_cold() {
         let limiter = limiter(1, 1, SECOND);
-        let (verdict, take) = limiter.take(BucketState::default(), Nanos::from_secs(9), 1);
+        let (verdict, take) = limiter.take(BucketState::default(), Moment::from_secs(9), 1);
         assert_eq!(
             verdict,
             Verdict::Admitted {
@@ -232,7 +232,7 @@ mod tests {
                 reset: Nanos::from_secs(3)
             }
         );
-        let (verdict, _) = limiter.take(take.after, Nanos::from_secs(9), 1);
+        let (verdict, _) = limiter.take(take.after, Moment::from_secs(9), 1);
         assert_eq!(
             verdict,
             Verdict::Refused {
@@ -249,7 +249,7 @@ mod tests {
         let burst = |state: &mut BucketState, ms: u64| {
             (0..100)
                 .filter(|_| {
-                    let (verdict, take) = limiter.take(*state, Nanos(ms * MS), 1);
+                    let (verdict, take) = limiter.take(*state, Moment(ms * MS), 1);
                     *state = take.after;
                     matches!(verdict, Verdict::Admitted { .. })
                 })
@@ -281,10 +281,10 @@ mod tests {
             let (mut now, mut state, mut arrival) = (0u64, BucketState::default(), 0);
             for (pause, cost) in steps {
                 now += pause;
-                let (verdict, take) = warm.take(state, Nanos(now), cost);
+                let (verdict, take) = warm.take(state, Moment(now), cost);
                 match verdict {
                     Verdict::Admitted { .. } => {
-                        let (verdict, take) = plain.take(arrival, Nanos(now), cost);
+                        let (verdict, take) = plain.take(arrival, Moment(now), cost);
                         let admitted = matches!(verdict, Verdict::Admitted { .. });
                         prop_assert!(admitted, "the plain bucket refuses: {:?}", verdict);
                         arrival = take.after;
@@ -306,7 +306,7 @@ mod tests {
                     state.until >= arrival,
                     "never less in debt than the plain bucket"
                 );
-                let charge = warm.charge(warm.warmth(state, Nanos(now)));
+                let charge = warm.charge(warm.warmth(state, Moment(now)));
                 prop_assert!((warm.token..=3 * warm.token).contains(&charge));
             }
         }
@@ -329,7 +329,7 @@ mod tests {
             let mut last = now;
             // Each request comes as soon as it is promised to pass.
             while now < 1_000_000_000_000 + time + 4_000_000_000 {
-                let (verdict, take) = limiter.take(state, Nanos(now), 1);
+                let (verdict, take) = limiter.take(state, Moment(now), 1);
                 match verdict {
                     Verdict::Refused {
                         wait: Some(wait), ..
@@ -340,7 +340,7 @@ mod tests {
                     }
                 }
             }
-            let (verdict, _) = limiter.take(state, Nanos(last), 1);
+            let (verdict, _) = limiter.take(state, Moment(last), 1);
             let Verdict::Refused {
                 wait: Some(wait), ..
             } = verdict
@@ -375,7 +375,7 @@ mod tests {
                 },
                 Nanos(time),
             );
-            let _ = limiter.take(BucketState { until, rest }, Nanos(now), cost);
+            let _ = limiter.take(BucketState { until, rest }, Moment(now), cost);
         }
     }
 }

@@ -27,10 +27,10 @@ struct Proxy {
     budgets: Vec<Budget>,
     attempts: u32,
     totals: Totals,
-    now: Nanos,
+    now: Moment,
     rng: Rng,
     /// When it ends, whose it is, what was granted.
-    in_flight: VecDeque<(Nanos, usize, u32)>,
+    in_flight: VecDeque<(Moment, usize, u32)>,
     /// Of those that failed at first, how many had no retry.
     unaided: u64,
 }
@@ -41,7 +41,7 @@ impl Proxy {
             budgets: vec![Budget::new(config); workers],
             attempts: config.attempts,
             totals: Totals::default(),
-            now: Nanos::from_secs(100),
+            now: Moment::from_secs(100),
             rng: Rng::new(7),
             in_flight: VecDeque::new(),
             unaided: 0,
@@ -136,7 +136,7 @@ fn in_calm_times_nearly_all_failures_are_retried() {
 fn the_floor_holds_where_requests_are_few_and_zero_is_none() {
     let mut budget = Budget::new(&config(0, 3));
     let mut totals = Totals::default();
-    let mut now = Nanos::from_secs(5);
+    let mut now = Moment::from_secs(5);
     let mut retries = 0u64;
     for _ in 0..100 {
         now = now.plus(Nanos::from_millis(100));
@@ -177,7 +177,7 @@ fn grants_of_a_lost_worker_cost_the_others_nothing() {
 #[test]
 fn a_host_without_metrics_still_has_a_bound() {
     let mut budget = Budget::new(&config(2_000, 3));
-    let mut now = Nanos::from_secs(5);
+    let mut now = Moment::from_secs(5);
     let mut granted = 0;
     for _ in 0..1_000 {
         now = now.plus(Nanos::from_millis(5));
@@ -196,8 +196,8 @@ fn a_worker_that_was_idle_takes_no_average_of_its_sleep() {
         requests: 5,
         retries: 0,
     };
-    let _ = budget.grant(Nanos::from_secs(1), totals, ask(0));
-    let mut now = Nanos::from_secs(61);
+    let _ = budget.grant(Moment::from_secs(1), totals, ask(0));
+    let mut now = Moment::from_secs(61);
     totals.requests = 60_000;
     let mut granted = 0u64;
     for _ in 0..100 {
@@ -271,7 +271,7 @@ proptest! {
     ) {
         let mut budget = Budget::new(&config(share, floor));
         for (now, requests, retries, wanted, settled) in steps {
-            let granted = budget.grant(Nanos(now), Totals { requests, retries }, ask(wanted));
+            let granted = budget.grant(Moment(now), Totals { requests, retries }, ask(wanted));
             prop_assert!(granted <= wanted);
             settled
                 .iter()
@@ -294,7 +294,7 @@ fn auto_spends_what_is_spare_and_else_a_fifth() {
     let storm = |config: &Retry, request: GrantRequest| {
         let (mut budget, mut totals) = (Budget::new(config), Totals::default());
         for n in 0..1_000 {
-            let now = Nanos::from_millis(10_000 + n * 2);
+            let now = Moment::from_millis(10_000 + n * 2);
             let granted = budget.grant(now, totals, request);
             budget.settle(granted, granted.into(), true);
             totals.requests += 1;
@@ -320,7 +320,7 @@ fn what_was_spare_is_no_debt_when_room_is_scarce_but_counts_as_spent() {
     let (mut budget, mut totals) = (Budget::new(&auto), Totals::default());
     let mut granted_at = |ms: u64, spare| {
         let granted = budget.grant(
-            Nanos::from_millis(ms),
+            Moment::from_millis(ms),
             totals,
             GrantRequest { wanted: 1, spare },
         );

@@ -12,7 +12,7 @@
 //! after 30 s. All workers share it, in a gauge with the utilisation and its time. Of two reports
 //! at the same moment one is lost.
 
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::schema::json::{self, Json};
 
 /// The response header.
@@ -45,7 +45,7 @@ impl Load {
     /// The load after a report at `now`. Half of the old value stays, since a single report may be
     /// a peak.
     #[must_use]
-    pub fn with(self, now: Nanos, utilization: u32) -> Self {
+    pub fn with(self, now: Moment, utilization: u32) -> Self {
         let smooth = match self.left(now) {
             Some((left, _)) => FULL.saturating_sub(left).saturating_add(utilization) / 2,
             None => utilization,
@@ -54,7 +54,7 @@ impl Load {
     }
 
     /// The free capacity in thousandths, and the weight of the report; `None`: there is none.
-    fn left(self, now: Nanos) -> Option<(u32, u32)> {
+    fn left(self, now: Moment) -> Option<(u32, u32)> {
         let used = u32::try_from(self.0 >> 32).ok()?.checked_sub(1)?.min(FULL);
         let age = now.as_millis().wrapping_sub(self.0) & 0xffff_ffff;
         let counts = GONE
@@ -68,7 +68,7 @@ impl Load {
 
 /// The mean free capacity in thousandths; `None`: no endpoint reports.
 #[must_use]
-pub fn mean(loads: impl Iterator<Item = Load>, now: Nanos) -> Option<u32> {
+pub fn mean(loads: impl Iterator<Item = Load>, now: Moment) -> Option<u32> {
     let (sum, count) = loads
         .filter_map(|load| load.left(now))
         .fold((0u64, 0u64), |(sum, count), (left, _)| {
@@ -80,7 +80,7 @@ pub fn mean(loads: impl Iterator<Item = Load>, now: Nanos) -> Option<u32> {
 
 /// The weight of an endpoint by its report, where the mean free capacity is `mean`.
 #[must_use]
-pub fn weighed(weight: u32, load: Load, mean: u32, now: Nanos) -> u32 {
+pub fn weighed(weight: u32, load: Load, mean: u32, now: Moment) -> u32 {
     let (left, counts) = load.left(now).unwrap_or((mean, FULL));
     let [left, counts, mean] = [left, counts, mean].map(u64::from);
     const WHOLE: u64 = FULL as u64;
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_report_fades_to_the_mean() {
-        let start = Nanos::from_secs(1_000);
+        let start = Moment::from_secs(1_000);
         let busy = Load::default().with(start, 800);
         let at = |second: u64| weighed(1_000, busy, 600, start.plus(Nanos::from_secs(second)));
         assert_eq!([0, 5, 30, 3_000].map(at), [200, 200, 600, 600]);
@@ -249,9 +249,9 @@ mod tests {
             if let Some(utilization) = parse(&report) {
                 prop_assert!(utilization <= FULL);
             }
-            let load = Load(packed).with(Nanos(now), 500);
-            prop_assert!(weighed(weight, load, 700, Nanos(now)) <= weight);
-            prop_assert!(weight == 0 || weighed(weight, Load(packed), 700, Nanos(now)) > 0);
+            let load = Load(packed).with(Moment(now), 500);
+            prop_assert!(weighed(weight, load, 700, Moment(now)) <= weight);
+            prop_assert!(weight == 0 || weighed(weight, Load(packed), 700, Moment(now)) > 0);
         }
 
         #[test]

@@ -9,7 +9,7 @@
 //! average decays by half-lives, between them along a parabola, so that no floats are needed:
 //! linkerd's time constant of 10 s is a half-life of 6.9 s.
 
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 
 /// The time in which an average falls by half.
 pub const HALF_LIFE: Nanos = Nanos::from_millis(6_930);
@@ -34,7 +34,7 @@ const SPACING: u64 = 8;
 pub struct Latency(pub u64);
 
 impl Latency {
-    fn new(parts: u64, now: Nanos) -> Self {
+    fn new(parts: u64, now: Moment) -> Self {
         Self(parts.min(u64::MAX >> STAMP) << STAMP | stamp(now))
     }
 
@@ -44,14 +44,14 @@ impl Latency {
 
     /// Its value at `now`, in microseconds.
     #[must_use]
-    pub fn at(self, now: Nanos) -> u64 {
+    pub fn at(self, now: Moment) -> u64 {
         decayed(self.parts(), age(self.0, now)) / PARTS
     }
 
     /// The average after an answer that took `took`. One that `failed` may raise it, but not lower
     /// it.
     #[must_use]
-    pub fn with(self, now: Nanos, took: Nanos, failed: bool) -> Self {
+    pub fn with(self, now: Moment, took: Nanos, failed: bool) -> Self {
         let took = (took.0 / 1_000).saturating_mul(PARTS).max(1);
         let age = age(self.0, now);
         let before = decayed(self.parts(), age);
@@ -75,7 +75,7 @@ impl Latency {
 
     /// The cost of a further request, with `in_flight` requests already there.
     #[must_use]
-    pub fn cost(self, now: Nanos, in_flight: u64) -> u64 {
+    pub fn cost(self, now: Moment, in_flight: u64) -> u64 {
         match (self.0, in_flight) {
             (0, 0) => 0,
             (0, _) => UNKNOWN.saturating_add(in_flight),
@@ -106,12 +106,12 @@ fn decayed(value: u64, age: u64) -> u64 {
 
 const MASK: u64 = (1 << STAMP) - 1;
 
-const fn stamp(now: Nanos) -> u64 {
+const fn stamp(now: Moment) -> u64 {
     now.as_millis() & MASK
 }
 
 /// Milliseconds since the stamp; none if the clock went back.
-const fn age(packed: u64, now: Nanos) -> u64 {
+const fn age(packed: u64, now: Moment) -> u64 {
     let age = stamp(now).wrapping_sub(packed) & MASK;
     if age > MASK / 2 { 0 } else { age }
 }
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_peak_counts_at_once_and_wears_off_slowly() {
-        let start = Nanos::from_secs(1_000);
+        let start = Moment::from_secs(1_000);
         let calm = Latency::default().with(start, MS(10), false);
         assert_eq!(calm.at(start), 10_000);
         let peak = calm.with(start.plus(MS(20)), MS(500), false);
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn time_alone_wears_it_off_so_that_it_is_tried_again() {
-        let start = Nanos::from_secs(1_000);
+        let start = Moment::from_secs(1_000);
         let slow = Latency::default().with(start, Nanos::from_secs(1), false);
         assert_eq!(slow.at(start.plus(HALF_LIFE)), 500_000);
         assert_eq!(slow.at(start.plus(HALF_LIFE.times(2))), 250_000);
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_quick_failure_makes_no_endpoint_attractive_and_a_slow_one_counts() {
-        let start = Nanos::from_secs(1_000);
+        let start = Moment::from_secs(1_000);
         let known = Latency::default().with(start, MS(50), false);
         assert_eq!(known.with(start.plus(MS(100)), MS(1), true), known);
         assert_eq!(
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn an_unknown_endpoint_gets_one_request_to_know_it_by() {
-        let now = Nanos::from_secs(1_000);
+        let now = Moment::from_secs(1_000);
         let known = Latency::default().with(now, MS(5), false);
         assert_eq!(Latency::default().cost(now, 0), 0);
         assert!(Latency::default().cost(now, 1) > known.cost(now, 1_000_000));
@@ -194,7 +194,7 @@ mod tests {
             second in 1u64..100_000_000,
             pause in 0u64..100_000,
         ) {
-            let start = Nanos::from_secs(5_000);
+            let start = Moment::from_secs(5_000);
             let latency = Latency::default().with(start, Nanos(first * 1_000), false);
             let now = start.plus(Nanos::from_millis(pause));
             let next = latency.with(now, Nanos(second * 1_000), false).at(now);
@@ -220,8 +220,8 @@ mod tests {
             failed: bool,
             in_flight: u64,
         ) {
-            let latency = Latency(packed).with(Nanos(now), Nanos(took), failed);
-            let _ = latency.cost(Nanos(now), in_flight);
+            let latency = Latency(packed).with(Moment(now), Nanos(took), failed);
+            let _ = latency.cost(Moment(now), in_flight);
         }
     }
 }

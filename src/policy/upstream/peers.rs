@@ -25,7 +25,7 @@
 //! an endpoint; a lost VM starts anew, and so does a new configuration. The clock's steps back
 //! change nothing but how long a count lives.
 
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 
 /// The time in which what was seen loses half of its weight.
 pub const HALF_LIFE: Nanos = Nanos::from_secs(2);
@@ -56,7 +56,7 @@ pub enum Try {
 /// What was seen of an endpoint, in fractions of a call.
 #[derive(Clone, Copy, Debug, Default)]
 struct TryCounts {
-    at: Nanos,
+    at: Moment,
     calls: u32,
     failures: u32,
     late: u32,
@@ -64,7 +64,7 @@ struct TryCounts {
 
 impl TryCounts {
     /// What is left of it now.
-    fn faded(self, now: Nanos) -> Self {
+    fn faded(self, now: Moment) -> Self {
         let age = now.since(self.at).0;
         let halvings = u32::try_from(age.checked_div(HALF_LIFE.0).unwrap_or(0)).unwrap_or(u32::MAX);
         let rest = age.checked_rem(HALF_LIFE.0).unwrap_or(0);
@@ -110,7 +110,7 @@ impl Peers {
     }
 
     /// Counts a try at the endpoint of this place.
-    pub fn record(&mut self, at: usize, now: Nanos, ended: Try) {
+    pub fn record(&mut self, at: usize, now: Moment, ended: Try) {
         let Some(counts) = self.counts.get_mut(at) else {
             return;
         };
@@ -127,7 +127,7 @@ impl Peers {
     /// Whether a failure of this endpoint, counted before, is its own and not one that its peers
     /// share.
     #[must_use]
-    pub fn is_own_fault(&self, at: usize, now: Nanos) -> bool {
+    pub fn is_own_fault(&self, at: usize, now: Moment) -> bool {
         let Some(own) = self.counts.get(at).map(|counts| counts.faded(now)) else {
             return true;
         };
@@ -150,7 +150,7 @@ impl Peers {
     /// least loaded, and gets nearly all requests.) A single failure is forgotten after two
     /// half-lives.
     #[must_use]
-    pub fn cost(&self, at: usize, now: Nanos, in_flight: u64) -> u64 {
+    pub fn cost(&self, at: usize, now: Moment, in_flight: u64) -> u64 {
         let failures = self.counts.get(at).map_or(0, |counts| {
             if counts.failures == 0 {
                 return 0;
@@ -165,7 +165,7 @@ impl Peers {
 
     /// Whether at least half of the tries at this endpoint have lately taken longer than a try may.
     #[must_use]
-    pub fn is_slow(&self, at: usize, now: Nanos) -> bool {
+    pub fn is_slow(&self, at: usize, now: Moment) -> bool {
         self.counts.get(at).is_some_and(|counts| {
             let counts = counts.faded(now);
             counts.calls >= CALL && counts.late.saturating_mul(2) >= counts.calls
@@ -179,8 +179,8 @@ mod tests {
     use crate::base::rng::Rng;
     use proptest::prelude::*;
 
-    fn ms(n: u64) -> Nanos {
-        Nanos::from_millis(n)
+    fn ms(n: u64) -> Moment {
+        Moment::from_millis(n)
     }
 
     /// Plays `rounds` of calls, one to each endpoint every 10 ms, each failing with its own chance
@@ -295,8 +295,8 @@ mod tests {
             let mut peers = Peers::new(4);
             for (at, now, what) in events {
                 let ended = [Try::Good, Try::Late, Try::Cut, Try::Failed][usize::from(what)];
-                peers.record(at, Nanos(now), ended);
-                let _ = (peers.is_own_fault(at, Nanos(now)), peers.is_slow(at, Nanos(now / 2)));
+                peers.record(at, Moment(now), ended);
+                let _ = (peers.is_own_fault(at, Moment(now)), peers.is_slow(at, Moment(now / 2)));
             }
         }
     }

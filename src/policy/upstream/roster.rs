@@ -32,7 +32,7 @@ use super::Availability;
 use crate::base::percent::Percent;
 use crate::base::rng::Rng;
 use crate::base::sort;
-use crate::base::time::Nanos;
+use crate::base::time::Moment;
 use std::ops::Range;
 
 /// What a weight of 1 is, so that a share of it is a whole number.
@@ -52,7 +52,7 @@ pub struct Member {
     /// Whether it is out for another reason than its breaker.
     pub unwell: bool,
     /// Since when its breaker keeps it out.
-    pub out_since: Nanos,
+    pub out_since: Moment,
     /// Its weight at the moment, in [`UNIT`]s; 0 = drained.
     pub weight: u32,
     /// Index of its level, the best first.
@@ -150,7 +150,7 @@ pub struct Roster {
     /// By endpoint: its pool.
     pool_of: Vec<u16>,
     levels: Vec<Level>,
-    ejected: Vec<(Nanos, usize)>,
+    ejected: Vec<(Moment, usize)>,
     own_zone: Option<u16>,
 }
 

@@ -10,7 +10,7 @@
 
 use crate::base::hash::of_names;
 use crate::base::sort;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::host::SharedData;
 use crate::store::{self, RecordKey, RecordKind, Step};
 
@@ -27,7 +27,7 @@ pub const STEPS: u64 = 128;
 
 /// The weight at `now` of an endpoint that is healthy since `well_since`; zero = it always was.
 #[must_use]
-pub fn ramped(weight: u32, well_since: Nanos, window: Nanos, now: Nanos) -> u32 {
+pub fn ramped(weight: u32, well_since: Moment, window: Nanos, now: Moment) -> u32 {
     if !ramps(well_since, window, now) {
         return weight;
     }
@@ -46,21 +46,21 @@ pub fn ramped(weight: u32, well_since: Nanos, window: Nanos, now: Nanos) -> u32 
 /// Whether it is below its full weight. A `well_since` in the future does not count: the clock has
 /// stepped back.
 #[must_use]
-pub fn ramps(well_since: Nanos, window: Nanos, now: Nanos) -> bool {
-    well_since > Nanos::ZERO && well_since <= now && now.since(well_since) < window
+pub fn ramps(well_since: Moment, window: Nanos, now: Moment) -> bool {
+    well_since > Moment::ZERO && well_since <= now && now.since(well_since) < window
 }
 
 /// When the endpoints of an upstream were first seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FirstSeen(Vec<(u64, Nanos)>);
+pub struct FirstSeen(Vec<(u64, Moment)>);
 
 impl FirstSeen {
     /// The record for these endpoints now: known ones keep their time, others are new, unless there
     /// was no record yet. Endpoints that are gone are forgotten.
     #[must_use]
-    pub fn now(before: Option<Self>, endpoints: impl Iterator<Item = u64>, now: Nanos) -> Self {
+    pub fn now(before: Option<Self>, endpoints: impl Iterator<Item = u64>, now: Moment) -> Self {
         let known = |id: u64| match &before {
-            None => Nanos::ZERO,
+            None => Moment::ZERO,
             Some(before) => before.of(id).unwrap_or(now),
         };
         let mut seen: Vec<_> = endpoints.take(MOST).map(|id| (id, known(id))).collect();
@@ -70,7 +70,7 @@ impl FirstSeen {
 
     /// When this one was first seen; `None`: never.
     #[must_use]
-    pub fn of(&self, id: u64) -> Option<Nanos> {
+    pub fn of(&self, id: u64) -> Option<Moment> {
         let at = self.0.binary_search_by_key(&id, |(id, _)| *id).ok()?;
         self.0.get(at).map(|(_, since)| *since)
     }
@@ -86,7 +86,7 @@ impl FirstSeen {
         };
         let pairs = pairs.as_chunks::<2>().0.iter().take(MOST);
         let mut seen: Vec<_> = pairs
-            .map(|[id, since]| (u64::from_le_bytes(*id), Nanos(u64::from_le_bytes(*since))))
+            .map(|[id, since]| (u64::from_le_bytes(*id), Moment(u64::from_le_bytes(*since))))
             .collect();
         sort::by_key(&mut seen, |seen| *seen);
         Some(Self(seen))
@@ -108,7 +108,7 @@ pub fn first_seen<H: SharedData, I: Iterator<Item = u64>>(
     host: &H,
     upstream: &str,
     ids: impl Fn() -> I,
-    now: Nanos,
+    now: Moment,
 ) -> Option<FirstSeen> {
     let key = RecordKey::new(RecordKind::FirstSeen, of_names(&[upstream]), 0);
     store::update(host, &key, |bytes| {
@@ -130,19 +130,19 @@ mod tests {
 
     #[test]
     fn the_ramp_is_a_straight_line_from_a_tenth() {
-        let (since, window) = (Nanos::from_secs(100), Nanos::from_secs(30));
+        let (since, window) = (Moment::from_secs(100), Nanos::from_secs(30));
         let at = |second: u64| ramped(1_000, since, window, since.plus(Nanos::from_secs(second)));
         assert_eq!(
             [0, 1, 3, 6, 15, 29, 30, 300].map(at),
             [100, 100, 100, 200, 500, 966, 1_000, 1_000]
         );
         assert_eq!(
-            ramped(1_000, Nanos::ZERO, window, Nanos::from_secs(1)),
+            ramped(1_000, Moment::ZERO, window, Moment::from_secs(1)),
             1_000,
             "there from the start"
         );
         assert_eq!(
-            ramped(1_000, since, window, Nanos::from_secs(50)),
+            ramped(1_000, since, window, Moment::from_secs(50)),
             1_000,
             "the clock has stepped back"
         );
@@ -152,21 +152,22 @@ mod tests {
 
     #[test]
     fn only_what_comes_later_is_new() {
-        let (start, later) = (Nanos::from_secs(10), Nanos::from_secs(20));
+        let (start, later) = (Moment::from_secs(10), Moment::from_secs(20));
         let first = FirstSeen::now(None, [1, 2].into_iter(), start);
         assert_eq!(
             (first.of(1), first.of(2)),
-            (Some(Nanos::ZERO), Some(Nanos::ZERO))
+            (Some(Moment::ZERO), Some(Moment::ZERO))
         );
         let second = FirstSeen::now(Some(first), [2, 3].into_iter(), later);
         assert_eq!(
             (second.of(1), second.of(2), second.of(3)),
-            (None, Some(Nanos::ZERO), Some(later))
+            (None, Some(Moment::ZERO), Some(later))
         );
-        let third = FirstSeen::now(Some(second), [1, 3].into_iter(), later.plus(start));
+        let last = Moment::from_secs(30);
+        let third = FirstSeen::now(Some(second), [1, 3].into_iter(), last);
         assert_eq!(
             (third.of(1), third.of(3)),
-            (Some(later.plus(start)), Some(later)),
+            (Some(last), Some(later)),
             "who left and came back is new"
         );
     }
@@ -178,7 +179,7 @@ mod tests {
         ) {
             let seen = FirstSeen(
                 seen.into_iter()
-                    .map(|(id, since)| (id, Nanos(since)))
+                    .map(|(id, since)| (id, Moment(since)))
                     .collect(),
             );
             let mut bytes = Vec::new();
@@ -198,7 +199,7 @@ mod tests {
             first in 0u64..4_000_000,
             more in 0u64..4_000_000,
         ) {
-            let (since, window) = (Nanos::from_secs(1), Nanos::from_millis(window));
+            let (since, window) = (Moment::from_secs(1), Nanos::from_millis(window));
             let at = |millis| {
                 ramped(
                     weight,

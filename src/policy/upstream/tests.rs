@@ -5,7 +5,7 @@ use super::*;
 use crate::base::hash::xxh64;
 use crate::base::percent::Percent;
 use crate::base::rng::Rng;
-use crate::base::time::Nanos;
+use crate::base::time::Moment;
 use proptest::prelude::*;
 use serde_json::Value;
 use std::collections::BTreeMap;

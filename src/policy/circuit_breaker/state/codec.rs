@@ -2,7 +2,7 @@
 //! numbers.
 
 use super::BreakerState;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::policy::circuit_breaker::transition::Phase;
 use crate::policy::circuit_breaker::window::{BUCKETS, Counts, Fifo, LONGEST, Ring, Window};
 
@@ -97,8 +97,8 @@ impl BreakerState {
         let state = Self {
             phase,
             epoch: reader.u32(),
-            since: Nanos(reader.u64()),
-            until: Nanos(reader.u64()),
+            since: Moment(reader.u64()),
+            until: Moment(reader.u64()),
             last_open: Nanos(reader.u64()),
             rounds: reader.u32(),
             permits: reader.u32(),

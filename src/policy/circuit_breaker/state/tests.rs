@@ -6,7 +6,7 @@ mod peers;
 mod properties;
 
 const SECOND: Nanos = Nanos::from_secs(1);
-const START: Nanos = Nanos::from_secs(1_000);
+const START: Moment = Moment::from_secs(1_000);
 
 fn config() -> config::CircuitBreaker {
     config::CircuitBreaker {
@@ -40,7 +40,7 @@ fn config() -> config::CircuitBreaker {
 struct Bench {
     settings: BreakerSettings,
     state: BreakerState,
-    now: Nanos,
+    now: Moment,
 }
 
 impl Bench {
@@ -415,12 +415,12 @@ fn permits_lost_with_their_vm_do_not_keep_it_half_open() {
 fn a_clock_that_steps_back_does_not_keep_it_open() {
     let mut bench = Bench::new(config());
     bench.trip();
-    bench.now = SECOND;
+    bench.now = Moment::from_secs(1);
     assert_eq!(
         bench.acquire(),
         Err(Nanos::from_secs(5)),
         "the length stays"
     );
-    bench.now = Nanos::from_secs(6);
+    bench.now = Moment::from_secs(6);
     assert!(bench.acquire().is_ok());
 }

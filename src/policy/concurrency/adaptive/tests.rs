@@ -12,7 +12,7 @@ const SETTINGS: AdaptiveSettings = AdaptiveSettings {
 struct World {
     seen: Observations,
     limit: u64,
-    now: Nanos,
+    now: Moment,
 }
 
 impl World {
@@ -20,7 +20,7 @@ impl World {
         Self {
             seen: Observations::default(),
             limit: SETTINGS.initial,
-            now: Nanos::from_secs(100),
+            now: Moment::from_secs(100),
         }
     }
 
@@ -128,7 +128,7 @@ proptest! {
         };
         let (mut seen, mut limit) = (Observations::default(), 20);
         for (now, among, elapsed, in_flight, admitted) in events {
-            let now = Nanos(now);
+            let now = Moment(now);
             seen.arrived(&settings, now, in_flight, limit, admitted);
             for _ in 0..8 {
                 seen.ended(&settings, now, among, Nanos(elapsed), in_flight, limit);

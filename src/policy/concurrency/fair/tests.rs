@@ -1,12 +1,12 @@
 use super::*;
 use proptest::prelude::*;
 
-fn ms(n: u64) -> Nanos {
-    Nanos::from_millis(n)
+fn ms(n: u64) -> Moment {
+    Moment::from_millis(n)
 }
 
 /// Workers that exchange their counts at `now`.
-fn exchange(workers: &mut [KeyCounts], record: &mut FairRecord, now: Nanos) {
+fn exchange(workers: &mut [KeyCounts], record: &mut FairRecord, now: Moment) {
     // Twice: the first to write has not seen those that came after it.
     for _ in 0..2 {
         for (vm, worker) in (1..).zip(workers.iter_mut()) {

@@ -21,7 +21,7 @@
 
 use crate::base::hash::{of_names, place};
 use crate::base::sort;
-use crate::base::time::Nanos;
+use crate::base::time::{Moment, Nanos};
 use crate::host::SharedData;
 use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 
@@ -73,8 +73,8 @@ struct StaleEntry {
     tag: u64,
     variant: u64,
     ticket: u64,
-    kept: Nanos,
-    used: Nanos,
+    kept: Moment,
+    used: Moment,
     size: u32,
     slot: u8,
 }
@@ -151,7 +151,7 @@ impl StaleTable {
         (tag, variant): (u64, u64),
         bytes: &[u8],
         ticket: u64,
-        now: Nanos,
+        now: Moment,
     ) -> Result<Option<SizeChange>, Contended> {
         let size = bytes.len().saturating_add(SLOT_HEAD);
         let Some(listed) = u32::try_from(size).ok().filter(|_| size <= self.share) else {
@@ -196,7 +196,7 @@ impl StaleTable {
         &self,
         host: &H,
         tag: u64,
-        now: Nanos,
+        now: Moment,
         mut accept: impl FnMut(&[u8]) -> Option<T>,
     ) -> Option<T> {
         let set = place(tag, self.sets);
@@ -393,8 +393,8 @@ fn read(index: &[u8]) -> Option<Vec<StaleEntry>> {
             tag,
             variant,
             ticket,
-            kept: Nanos(kept),
-            used: Nanos(used),
+            kept: Moment(kept),
+            used: Moment(used),
             size,
             slot,
         });

@@ -174,7 +174,7 @@ fn what_may_be_kept() {
         assert!(
             proxy
                 .stale
-                .begin(&proxy.get("/", &[]), &headers, Nanos::ZERO)
+                .begin(&proxy.get("/", &[]), &headers, Moment::ZERO)
                 .is_none(),
             "{status}"
         );

@@ -19,7 +19,7 @@ struct Endpoint {
     check: HealthCheck,
     streaks: Streaks,
     record: HealthRecord,
-    now: Nanos,
+    now: Moment,
     writes: u32,
 }
 
@@ -30,7 +30,7 @@ impl Endpoint {
             check,
             streaks: Streaks::default(),
             record,
-            now: Nanos::from_secs(10),
+            now: Moment::from_secs(10),
             writes: 0,
         }
     }
@@ -43,7 +43,7 @@ impl Endpoint {
             sample,
             &self.check,
             self.now,
-            self.now.as_secs(),
+            self.now.as_millis() / 1_000,
         );
         if let Some(record) = change.record {
             self.record = record;

@@ -11,27 +11,28 @@ fn quota(limit: u64, period: Nanos, burst: u64) -> Quota {
 }
 
 const SECOND: Nanos = Nanos::from_secs(1);
+const START: Moment = Moment::from_secs(1);
 
 #[test]
 fn five_per_second_means_five() {
     let bucket = Gcra::new(&quota(5, SECOND, 5));
     let mut arrival = 0;
-    let mut admitted = |t: Nanos| {
+    let mut admitted = |t: Moment| {
         let (verdict, take) = bucket.take(arrival, t, 1);
         arrival = take.after;
         matches!(verdict, Verdict::Admitted { .. })
     };
-    assert!((0..5).all(|_| admitted(SECOND)));
-    assert!(!admitted(SECOND));
-    assert!(!admitted(Nanos(1_199_999_999)));
-    assert!(admitted(Nanos(1_200_000_000)));
-    assert!(!admitted(Nanos(1_200_000_001)));
+    assert!((0..5).all(|_| admitted(START)));
+    assert!(!admitted(START));
+    assert!(!admitted(Moment(1_199_999_999)));
+    assert!(admitted(Moment(1_200_000_000)));
+    assert!(!admitted(Moment(1_200_000_001)));
 }
 
 #[test]
 fn a_cost_above_the_burst_is_refused_for_good_and_costs_nothing() {
     let bucket = Gcra::new(&quota(5, SECOND, 5));
-    let (verdict, take) = bucket.take(0, SECOND, 6);
+    let (verdict, take) = bucket.take(0, START, 6);
     assert_eq!(
         verdict,
         Verdict::Refused {
@@ -46,8 +47,8 @@ fn a_cost_above_the_burst_is_refused_for_good_and_costs_nothing() {
 #[test]
 fn cost_zero_only_looks() {
     let bucket = Gcra::new(&quota(1, SECOND, 1));
-    let arrival = bucket.take(0, SECOND, 1).1.after;
-    let (verdict, take) = bucket.take(arrival, SECOND, 0);
+    let arrival = bucket.take(0, START, 1).1.after;
+    let (verdict, take) = bucket.take(arrival, START, 0);
     assert_eq!(
         (verdict, take.after),
         (
@@ -63,8 +64,8 @@ fn cost_zero_only_looks() {
 #[test]
 fn a_clock_that_steps_back_empties_the_bucket_at_worst() {
     let bucket = Gcra::new(&quota(1, SECOND, 1));
-    let arrival = bucket.take(0, Nanos::from_secs(1_000_000), 1).1.after;
-    let (verdict, _) = bucket.take(arrival, SECOND, 1);
+    let arrival = bucket.take(0, Moment::from_secs(1_000_000), 1).1.after;
+    let (verdict, _) = bucket.take(arrival, START, 1);
     assert_eq!(
         verdict,
         Verdict::Refused {
@@ -79,9 +80,9 @@ fn a_clock_that_steps_back_empties_the_bucket_at_worst() {
 fn a_refund_never_gives_more_than_was_taken() {
     let bucket = Gcra::new(&quota(1, SECOND, 5));
     // The bucket had been full since time 0; meanwhile another call draws one token too.
-    let (_, first) = bucket.take(0, Nanos::from_secs(1_000), 1);
-    let (_, second) = bucket.take(first.after, Nanos::from_secs(1_000), 1);
-    let (_, alone) = bucket.take(0, Nanos::from_secs(1_000), 1);
+    let (_, first) = bucket.take(0, Moment::from_secs(1_000), 1);
+    let (_, second) = bucket.take(first.after, Moment::from_secs(1_000), 1);
+    let (_, alone) = bucket.take(0, Moment::from_secs(1_000), 1);
     assert_eq!(first.refunded(second.after, Nanos::ZERO), alone.after);
     assert_eq!(first.refunded(first.after, SECOND), 0, "no take in between");
 }
@@ -140,7 +141,7 @@ proptest! {
         let (mut now, mut arrival) = (0u64, 0);
         for (pause, cost) in steps {
             now += pause;
-            let (verdict, take) = bucket.take(arrival, Nanos(now), cost);
+            let (verdict, take) = bucket.take(arrival, Moment(now), cost);
             match verdict {
                 Verdict::Admitted { .. } => {
                     prop_assert!(naive.take(now, cost), "the naive bucket refuses")
@@ -174,14 +175,14 @@ proptest! {
         let bucket = Gcra::new(&quota);
         let mut arrival = 0;
         for _ in 0..takes {
-            arrival = bucket.take(arrival, Nanos(now), 1).1.after;
+            arrival = bucket.take(arrival, Moment(now), 1).1.after;
         }
         if let (
             Verdict::Refused {
                 wait: Some(wait), ..
             },
             _,
-        ) = bucket.take(arrival, Nanos(now), cost)
+        ) = bucket.take(arrival, Moment(now), cost)
         {
             prop_assert!(is_exact(now, wait, |at| bucket.take(arrival, at, cost).0));
         }
@@ -199,7 +200,7 @@ proptest! {
                 wait: Some(wait), ..
             },
             take,
-        ) = bucket.take(arrival, Nanos(now), 1)
+        ) = bucket.take(arrival, Moment(now), 1)
         {
             prop_assert!(is_exact(now, wait, |at| bucket.take(take.after, at, 1).0));
         }
@@ -216,7 +217,7 @@ proptest! {
         other: u64,
     ) {
         let bucket = Gcra::new(&quota(limit, Nanos(period), burst));
-        let (_, take) = bucket.take(arrival, Nanos(now), cost);
+        let (_, take) = bucket.take(arrival, Moment(now), cost);
         let _ = take.refunded(other, Nanos(cost));
     }
 }

@@ -198,7 +198,7 @@ fn a_list_is_filled_from_other_zones_of_the_level() {
 #[test]
 fn breakers_take_no_more_than_their_part_and_the_first_to_open_goes() {
     let out = |second| Member {
-        out_since: Nanos::from_secs(second),
+        out_since: Moment::from_secs(second),
         ..member(Out, 1)
     };
     let well = member(Available, 1);
@@ -245,7 +245,7 @@ fn any_member() -> impl Strategy<Value = Member> {
         .prop_map(|(availability, weight, level, zone, since)| Member {
             level,
             zone,
-            out_since: Nanos::from_secs(since),
+            out_since: Moment::from_secs(since),
             ..member(availability, weight)
         })
 }

@@ -10,7 +10,7 @@ fn bytes_phase(now: u64) -> u8 {
 /// A breaker that keeps the whole history instead of a ring.
 #[derive(Default)]
 struct Reference {
-    history: Vec<(Nanos, bool)>,
+    history: Vec<(Moment, bool)>,
 }
 
 proptest! {
@@ -76,19 +76,19 @@ proptest! {
         };
         let settings = BreakerSettings::new(config::CircuitBreaker { window, ..config() });
         state = state.bounded(&settings);
-        state.roll(&settings, Nanos(now), state.epoch, now);
+        state.roll(&settings, Moment(now), state.epoch, now);
         let _ = state.trip(
             &settings,
-            Nanos(now),
+            Moment(now),
             epoch,
             TripReason::FailureRate,
             None,
             now,
         );
-        let _ = state.acquire(&settings, Nanos(now));
+        let _ = state.acquire(&settings, Moment(now));
         let _ = state.end(
             &settings,
-            Nanos(now),
+            Moment(now),
             epoch,
             CallResult {
                 outcome: Outcome::Failure,
