@@ -189,11 +189,11 @@ impl Concurrency {
         let among = self.gauge.value(host).max(1);
         let limit = self.limit(host);
         let others = among.saturating_sub(1);
+        // Asked even where there is no room: it is then that workers have to know of each other.
+        let over_share = self.is_over_share(host, asks, others, limit);
         let answer = if !has_room(others, limit, criticality) {
             PlaceAnswer::Full
-        } else if self.is_over_share(host, asks, others, limit)
-            && !has_room_over_share(others, limit, criticality)
-        {
+        } else if over_share && !has_room_over_share(others, limit, criticality) {
             PlaceAnswer::OverShare
         } else {
             PlaceAnswer::Room

@@ -248,7 +248,8 @@ impl KeyCounts {
         (self.others_total, self.others_rest) = (0, 0);
         self.others.0.clear();
         for part in &record.parts {
-            for (key, count) in &part.listed {
+            // A count of zero is noise: no worker writes one.
+            for (key, count) in part.listed.iter().filter(|(_, count)| *count > 0) {
                 self.others.add(*key, *count);
                 self.others_total = self.others_total.saturating_add((*count).into());
             }

@@ -34,7 +34,7 @@ pub const HALF_LIFE: Nanos = Nanos::from_secs(2);
 const CALL: u32 = 256;
 
 /// Peers with fewer calls are no evidence.
-const EVIDENCE: u32 = 4 * CALL;
+const EVIDENCE: u32 = 3 * CALL;
 
 /// The most peers that one failure is compared with: the next ones in the list, around its end. A
 /// failure costs as much with 1,000 endpoints as with 32.
