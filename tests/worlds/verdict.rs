@@ -71,7 +71,7 @@ impl Verdict {
                 .map(|it| it.kind.word())
                 .collect::<Vec<_>>()
                 .join(" + "),
-            bound: [of(&|_| true), of(&|it| is_critical(&world, it))],
+            bound: [of(&|_| true), of(&|it| is_critical(&world, it))].map(rounded),
             full: bound::is_full(&world, &arrivals, &span),
             outcomes: Vec::new(),
         };
@@ -192,13 +192,19 @@ impl Verdict {
     }
 }
 
+/// To a thousandth, so that a line of results reads back as it was.
+fn rounded(number: f64) -> f64 {
+    (number * 1_000.0).round() / 1_000.0
+}
+
 fn mean(world: &World, name: &str, runs: &[Run]) -> Outcome {
     let span = world.span(2 * SECOND);
     let tallies: Vec<Tally> = runs
         .iter()
         .map(|run| run.tally(world, &span, |_| true))
         .collect();
-    let mean = |of: fn(&Tally) -> f64| tallies.iter().map(of).sum::<f64>() / runs.len() as f64;
+    let mean =
+        |of: fn(&Tally) -> f64| rounded(tallies.iter().map(of).sum::<f64>() / runs.len() as f64);
     let recovery = runs.iter().map(|run| {
         run.recovery(world)
             .map_or(60_000.0, |time| (time / MS) as f64)
@@ -215,6 +221,6 @@ fn mean(world: &World, name: &str, runs: &[Run]) -> Outcome {
             tries: mean(|it| it.tries),
             twice: tallies.iter().map(|it| it.twice).sum(),
         },
-        recovery: recovery.sum::<f64>() / runs.len() as f64,
+        recovery: rounded(recovery.sum::<f64>() / runs.len() as f64),
     }
 }
