@@ -174,7 +174,10 @@ fn a_storm_is_not_made_worse_than_its_budget() {
         let upstreams = Upstream::start_many(5).await;
         // A floor that no machine is slow enough to come down to.
         let retry = json!({"on": ["5xx"], "attempts": 3, "min_per_second": 1});
-        let mut envoy = envoy(&upstreams, &filter(&upstreams, &retry)).await;
+        let mut config = filter(&upstreams, &retry);
+        // least_request would soon avoid those that fail.
+        config["upstreams"]["users"]["load_balancer"] = json!({"policy": "round_robin"});
+        let mut envoy = envoy(&upstreams, &config).await;
         let clients: Vec<_> = (0..16).map(|_| envoy.h1()).collect();
         let calm = Steady::start(clients.clone(), "/", Duration::from_millis(40));
         tokio::time::sleep(Duration::from_millis(1_500)).await;

@@ -61,9 +61,10 @@ fn a_copy_with_these_lines_changed_works_at_once() {
         );
         let mut kitchen = start(section.envoy_yaml()).await;
         let client = kitchen.client();
+        // Fewer than the 50 that envoy.yaml lets a client send at once.
         assert_eq!(
-            load(&client, 20, 1, "/api/orders", &[]).await.count(200),
-            20
+            load(&client, 10, 1, "/api/orders", &[]).await.count(200),
+            10
         );
         let write = client
             .request("POST", "/api/orders", &[], "{}")
@@ -80,8 +81,8 @@ fn a_copy_with_these_lines_changed_works_at_once() {
             .set(|faults| faults.close = true)
             .await;
         assert_eq!(
-            load(&client, 40, 1, "/api/orders/7", &[]).await.count(200),
-            40
+            load(&client, 30, 1, "/api/orders/7", &[]).await.count(200),
+            30
         );
         kitchen
             .at("192.0.2.22")
