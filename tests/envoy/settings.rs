@@ -230,8 +230,9 @@ fn without_envoys_own_attempt_count_retries_are_credited_to_who_failed() {
             load(&kitchen.client(), 60, 1, "/", &[]).await.count(200),
             60
         );
+        // Of 60 some 20 come to it, by chance: more than the five that would have taken it out.
         let failed = kitchen.at("10.77.0.11").counters().requests;
-        assert!(failed > 10, "{failed}");
+        assert!(failed > 5, "{failed}");
         assert_eq!(healthy(&kitchen, "10.77.0.11").await, Some(1.0));
     });
 }
