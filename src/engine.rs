@@ -2,7 +2,7 @@
 //!
 //! An [`Engine`] is a configuration made ready, one for each VM and configuration;
 //! [`chain::Exchange`] takes one request through the chain, in this order: reserved
-//! headers are removed → probes are answered → route → canary → switch → deadline → rate limits →
+//! headers are removed → probes are answered → route → canary → switch → rate limits → deadline →
 //! concurrency → breaker → endpoint → timeout and retry headers. The first refusal wins. A limit
 //! may have a request wait before it goes on: [`waiting`].
 //!

@@ -90,6 +90,8 @@ pub struct Exchange {
     draft: Option<Box<Draft>>,
     /// Sent to the fallback's cluster: the number of the step that answers if that fails.
     sent_on: Option<usize>,
+    /// The client's own deadline has ended it: nothing that a plain request would not get answers.
+    hasty: bool,
     /// What goes into the access log.
     decisions: String,
 }
@@ -133,6 +135,7 @@ impl Exchange {
             unsettled: None,
             draft: None,
             sent_on: None,
+            hasty: false,
             decisions: String::new(),
         }
     }
@@ -199,14 +202,17 @@ impl Exchange {
         if let Some(refusal) = self.check_limits(context, &request, headers) {
             return self.refuse(context, &refusal);
         }
-        let Some(until) = self.pause.as_ref().map(Pause::until) else {
-            return self.proceed(context);
-        };
-        // A request that would wait in vain does not wait.
-        if let Some(refusal) = self.check_deadline(context, until.since(self.start)) {
+        let until = self.pause.as_ref().map(Pause::until);
+        let wait = until.map_or(Nanos::ZERO, |until| until.since(self.start));
+        // After the limits, or a deadline that is over would be a way around them. A request that
+        // would wait in vain does not wait.
+        if let Some(refusal) = self.check_deadline(context, wait) {
             return self.refuse(context, &refusal);
         }
-        Action::Wait { until }
+        match until {
+            Some(until) => Action::Wait { until },
+            None => self.proceed(context),
+        }
     }
 
     /// Reads what later stages and callbacks have to know of the headers.
@@ -235,7 +241,7 @@ impl Exchange {
         }
     }
 
-    /// The part of the chain that may end in a wait: the switch, the deadline and the rate limits.
+    /// The part of the chain that may end in a wait: the switch and the rate limits.
     fn check_limits<'a, H: Host, S: Stream>(
         &mut self,
         context: &Context<'a, H, S>,
@@ -246,8 +252,8 @@ impl Exchange {
             return Some(refusal);
         }
         self.facts.retriable = self.is_retriable(context.route, request.method);
-        let refused = self.read_deadline(context, headers);
-        refused.or_else(|| self.check_rate_limits(context, request))
+        self.read_deadline(context, headers);
+        self.check_rate_limits(context, request)
     }
 
     /// The moment that [`Action::Wait`] named has come: the chain goes on.

@@ -219,11 +219,11 @@ impl Budget {
     }
 
     /// Ends a grant: `spent` retries came of it. `well`: the request was answered well.
-    pub fn settle(&mut self, granted: u32, spent: u64, well: bool) {
+    pub fn settle(&mut self, granted: u32, spent: u64, well: Option<bool>) {
         self.open = self.open.saturating_sub(granted.into());
         self.own.settled = self.own.settled.saturating_add(granted.into());
         self.own.spent = self.own.spent.saturating_add(spent);
-        if spent > 0 {
+        if let Some(well) = well.filter(|_| spent > 0) {
             self.own.retried = self.own.retried.saturating_add(1);
             self.own.helped = self.own.helped.saturating_add(well.into());
         }

@@ -203,7 +203,7 @@ fn shadow_counts_and_does_nothing_and_off_does_not_even_look() {
 }
 
 #[test]
-fn a_deadline_comes_before_the_limits_and_costs_them_nothing() {
+fn the_limits_come_before_a_deadline_so_that_it_is_no_way_around_them() {
     let mut config = json!({"rate_limits": {"l": {"limit": 1, "period": "1h"}}, "routes": [{"name": "r", "rate_limits": ["l"]}]});
     let proxy = Proxy::new(&config);
     let status = |headers: Headers<'_>| {
@@ -218,7 +218,7 @@ fn a_deadline_comes_before_the_limits_and_costs_them_nothing() {
             status(&[]),
             status(&[(EXPECTED, b"0")])
         ],
-        [504, 200, 429, 504]
+        [504, 429, 429, 429]
     );
     // Its fallback answers for it.
     config["fallbacks"] =
@@ -367,11 +367,13 @@ fn p50_refuses_what_half_of_the_requests_would_not_make_until_the_sample_is_too_
 
 #[test]
 fn impatient_clients_open_no_breaker_and_slow_upstreams_do() {
-    let outage = |deadline: Option<&[u8]>, given: u64| {
-        let proxy = Proxy::new(&upstream(
-            &json!({"circuit_breakers": {"r": {"minimum_calls": 10}}}),
-        ));
-        (0..40).for_each(|_| drop(take(&proxy, "GET", &[], 100, 200)));
+    let outage = |known: usize, request: Option<&str>, deadline: Option<&[u8]>, given: u64| {
+        let mut config = upstream(&json!({"circuit_breakers": {"r": {"minimum_calls": 10}}}));
+        if let Some(request) = request {
+            config["routes"][0]["timeout"] = json!({"request": request});
+        }
+        let proxy = Proxy::new(&config);
+        (0..known).for_each(|_| drop(take(&proxy, "GET", &[], 100, 200)));
         for _ in 0..60 {
             let headers: Vec<_> = deadline
                 .map(|deadline| (EXPECTED, deadline))
@@ -405,13 +407,93 @@ fn impatient_clients_open_no_breaker_and_slow_upstreams_do() {
                 != 0
         })
     };
-    assert_eq!(outage(Some(b"5"), 5), [false; 3]);
-    assert_eq!(
-        outage(Some(b"1000"), 1_000),
-        [true; 3],
-        "that was long enough"
-    );
-    assert_eq!(outage(None, 1_000), [true; 3]);
+    // Whatever was seen before, and however long the client gave it: it was the client's to say.
+    for known in [0, 40] {
+        assert_eq!(outage(known, None, Some(b"5"), 5), [false; 3]);
+        assert_eq!(outage(known, Some("1s"), Some(b"5"), 5), [false; 3]);
+        assert_eq!(outage(known, None, Some(b"1000"), 1_000), [false; 3]);
+        assert_eq!(outage(known, Some("1s"), Some(b"2000"), 1_000), [true; 3]);
+        assert_eq!(outage(known, None, None, 1_000), [true; 3]);
+        assert_eq!(
+            outage(known, None, Some(b"60000"), 1_000),
+            [true; 3],
+            "the proxy's own timeout for the route"
+        );
+    }
+}
+
+/// How a server says that the time was over.
+#[derive(Clone, Copy, Debug)]
+enum TooLate {
+    Status504,
+    TrailersOnly,
+    Trailers,
+}
+
+#[test]
+fn an_upstream_that_keeps_a_clients_short_deadline_is_not_held_to_have_failed() {
+    let outage = |how: TooLate, request: &str, deadline: &[u8], millis: u64| {
+        let mut config = upstream(&json!({"circuit_breakers": {"r": {"minimum_calls": 10}}}));
+        config["routes"][0]["timeout"] = json!({"request": request});
+        let proxy = Proxy::new(&config);
+        for _ in 0..40 {
+            let stream = SimStream::request("POST", "/api", &[GRPC, ("grpc-timeout", deadline)]);
+            let mut exchange = proxy.begin(&stream);
+            if let Some(list) = stream.request_header("x-haven-upstream") {
+                proxy.machine.advance(Nanos::from_millis(millis));
+                let first = list.split(',').next();
+                match how {
+                    TooLate::Status504 => {
+                        stream.answer(504, first, &[]);
+                        exchange.on_response(&proxy.worker, &stream);
+                    }
+                    TooLate::TrailersOnly => {
+                        stream.answer(200, first, &[("grpc-status", b"4")]);
+                        exchange.on_response(&proxy.worker, &stream);
+                    }
+                    TooLate::Trailers => {
+                        stream.answer(200, first, &[]);
+                        exchange.on_response_headers(&proxy.worker, &stream, false);
+                        stream.trail(&[("grpc-status", b"4")]);
+                        exchange.on_response_trailers(&proxy.worker, &stream);
+                    }
+                }
+            }
+            exchange.on_end(&proxy.worker);
+        }
+        let states = proxy.machine.metrics_of("haven_circuit_breaker_state");
+        states.iter().any(|(_, state)| *state != 0)
+    };
+    for how in [TooLate::Status504, TooLate::TrailersOnly, TooLate::Trailers] {
+        assert!(!outage(how, "1s", b"20m", 20), "{how:?}");
+        assert!(!outage(how, "1s", b"20m", 1), "it refuses at once: {how:?}");
+        assert!(outage(how, "1s", b"2S", 900), "the route's time: {how:?}");
+    }
+}
+
+#[test]
+fn a_short_deadline_teaches_a_dynamic_timeout_nothing() {
+    let dynamic = json!({"dynamic": {"quantile": 99, "factor": 2, "min": "50ms", "max": "2s"}});
+    let proxy = one(&json!({"timeout": {"request": dynamic}}));
+    (0..30).for_each(|_| drop(take(&proxy, "GET", &[], 100, 200)));
+    let timeout = || take(&proxy, "GET", &[], 0, 500).request_header(ROUTER);
+    let before = timeout();
+    for n in 0..3_000 {
+        let stream = SimStream::request("POST", "/api", &[GRPC, ("grpc-timeout", b"2m")]);
+        let mut exchange = proxy.begin(&stream);
+        proxy.machine.advance(Nanos::from_millis(2));
+        if n % 2 == 0 {
+            stream.fail(504, "response_timeout", Some("10.0.0.1:80"), 1);
+            exchange.on_response(&proxy.worker, &stream);
+        } else {
+            stream.answer(200, Some("10.0.0.1:80"), &[]);
+            exchange.on_response_headers(&proxy.worker, &stream, false);
+            stream.trail(&[("grpc-status", b"4")]);
+            exchange.on_response_trailers(&proxy.worker, &stream);
+        }
+        exchange.on_end(&proxy.worker);
+    }
+    assert_eq!(timeout(), before);
 }
 
 #[test]

@@ -106,19 +106,10 @@ fn it_answers_for_each_reason_that_is_known_before_a_request_is_sent() {
             &[][..],
         ),
         (
-            json!({"routes": [{"name": "r", "fallback": "f", "timeout": {"request": "1s"}}]}),
-            "deadline",
-            "timeout",
-            &[
-                ("grpc-timeout", &b"0m"[..]),
-                ("x-envoy-expected-rq-timeout-ms", b"0"),
-            ],
-        ),
-        (
             json!({"rate_limits": {"l": {"limit": 1, "cost": {"header": "x-cost"}}}, "routes": [{"name": "r", "fallback": "f", "rate_limits": ["l"]}]}),
             "rate_limited",
             "l",
-            &[("x-cost", b"5")],
+            &[("x-cost", &b"5"[..])],
         ),
         (
             json!({"upstreams": {"u": {"endpoints": [{"address": "10.0.0.9:80", "weight": 0}]}},
@@ -186,6 +177,52 @@ fn it_answers_for_an_open_breaker_and_for_what_the_proxy_says_of_its_upstream() 
         .replied()
         .unwrap();
     assert_eq!((grpc.grpc_status, grpc.body.len()), (Some(14), 0));
+}
+
+#[test]
+fn what_a_clients_own_deadline_ends_gets_no_kept_answer_and_no_other_cluster() {
+    let config = stale(&json!({
+        "rate_limits": {"l": {"limit": 5, "period": "1h"}},
+        "fallbacks": {"f": {"on": ["deadline", "upstream_error", "timeout"],
+            "steps": [{"stale": {}}, {"cluster": "backup"}, {"respond": {"status": 203, "body": "static"}}]}},
+        "routes": [{"name": "r", "match": {"prefix": "/api"}, "upstream": "u", "fallback": "f", "rate_limits": ["l"],
+            "timeout": {"request": "1s"}}]}));
+    let proxy = Proxy::new(&config);
+    proxy.serve("GET", &[], &[b"good"]);
+    let ask = |deadline: &[u8], failure: Option<(u16, &str)>| {
+        let stream = SimStream::request("GET", "/api", &[("grpc-timeout", deadline)]);
+        let mut exchange = proxy.begin(&stream);
+        if let Some((status, details)) = failure.filter(|_| stream.replied().is_none()) {
+            proxy.machine.advance(Nanos::from_millis(20));
+            stream.fail(status, details, Some("10.0.0.9:80"), 1);
+            exchange.on_response(&proxy.worker, &stream);
+        }
+        exchange.on_end(&proxy.worker);
+        assert_ne!(
+            stream.request_header("x-haven-cluster").as_deref(),
+            Some("backup")
+        );
+        let reply = stream.replied().unwrap();
+        (reply.status, reply.body)
+    };
+    let fixed = (203, b"static".to_vec());
+    assert_eq!(ask(b"0m", None), fixed, "over before it began");
+    assert_eq!(
+        ask(b"20m", Some((504, "response_timeout"))),
+        fixed,
+        "cut by it"
+    );
+    assert_eq!(
+        ask(b"20m", Some((504, "via_upstream"))),
+        fixed,
+        "refused for it"
+    );
+    assert_eq!(
+        ask(b"5S", Some((504, "response_timeout"))),
+        (200, b"good".to_vec()),
+        "a timeout that is not its own"
+    );
+    assert_eq!(ask(b"0m", None).0, 429, "and it has used up its limit");
 }
 
 #[test]

@@ -289,7 +289,7 @@ fn a_fallback_answers_for_timeouts_and_a_breaker_counts_them() {
         assert_eq!(
             (reply.status, reply.text().as_str()),
             (203, "deadline"),
-            "the deadline comes first"
+            "the deadline comes before the breaker"
         );
         assert_eq!(upstream.counters().requests, 3);
     });

@@ -544,3 +544,62 @@ fn a_garbled_retry_after_does_not_change_the_open_time() {
         assert_sound(&mut envoy).await;
     });
 }
+
+/// What a client may do with its deadline: nothing to others, and nothing that its request would
+/// not have had.
+#[test]
+fn a_deadline_is_no_key_and_opens_nothing_for_others() {
+    run(async {
+        let upstream = Upstream::start("a").await;
+        upstream.set(|faults| faults.hang = true).await;
+        let backup = Upstream::start("backup").await;
+        let filter = json!({
+            "upstreams": {"users": {"cluster": "users", "endpoints": crate::filter::endpoints(&[upstream.addr()]), "circuit_breaker": "endpoints"}},
+            "circuit_breakers": {
+                "endpoints": {"consecutive_failures": 5, "open_duration": "50s"},
+                "route": {"failure_rate_threshold": 90, "minimum_calls": 20, "open_duration": "50s"}},
+            "rate_limits": {"few": {"limit": 30, "period": "1h"}},
+            "fallbacks": {"f": {"steps": [{"cluster": "backup"}]}},
+            "routes": [{"name": "all", "upstream": "users", "circuit_breaker": "route", "rate_limits": ["few"], "fallback": "f",
+                "timeout": {"request": "10s", "deadline_header": "x-left"}}]});
+        let config = EnvoyConfig::empty()
+            .cluster(Cluster::new("users", [upstream.addr()]))
+            .cluster(Cluster::new("backup", [backup.addr()]))
+            .route(Route::to_named_by("/", "x-haven-cluster"))
+            .haven(&filter);
+        let mut envoy = Envoy::start(config).await;
+        let client = envoy.h2();
+        for _ in 0..20 {
+            let reply = client
+                .get_with("/", &[("grpc-timeout", "20m")])
+                .await
+                .unwrap();
+            assert_eq!(reply.status, 504, "{reply:?}");
+        }
+        upstream.set(|faults| faults.hang = false).await;
+        assert_eq!(
+            client.get("/").await.unwrap().status,
+            200,
+            "no breaker has opened"
+        );
+        for name in ["grpc-timeout", "x-left"] {
+            let value = if name == "x-left" { "0" } else { "0m" };
+            let mut statuses = Vec::new();
+            for _ in 0..12 {
+                statuses.push(client.get_with("/", &[(name, value)]).await.unwrap().status);
+            }
+            assert!(
+                statuses.iter().all(|status| [504, 429].contains(status)),
+                "{statuses:?}"
+            );
+        }
+        assert_eq!(
+            client.get("/").await.unwrap().status,
+            429,
+            "each has cost the limit"
+        );
+        assert_eq!(backup.counters().requests, 0);
+        nothing_in_flight(&envoy).await;
+        assert_sound(&mut envoy).await;
+    });
+}

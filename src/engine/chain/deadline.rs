@@ -1,6 +1,7 @@
 //! The parts of the chain that look at the clock: the request's deadline before its limits, and at
 //! the end the timeouts that the proxy's router and the upstream get to know.
 
+use super::classify::Class;
 use super::{Context, Exchange, Refusal};
 use crate::base::headers::HeaderMap;
 use crate::base::sketch::Sketch;
@@ -14,9 +15,16 @@ use crate::request::Reason;
 /// Name of the policy in decisions and replies.
 pub(in crate::engine) const POLICY: &str = "timeout";
 
-/// The share of a route's requests that a client's deadline has to leave time for, or running into
-/// it shows nothing of the upstream.
-const PATIENCE: u32 = 9_000;
+/// How much sooner than it should a proxy's timer may fire, besides an eighth of its time: it counts
+/// from the last turn of an event loop.
+const EARLY: Nanos = Nanos::from_millis(10);
+
+/// What a route without a timeout of its own is taken to allow, where an upstream says that there
+/// was too little time: as Envoy's default.
+const USUAL: Nanos = Nanos::from_secs(15);
+
+/// DEADLINE_EXCEEDED.
+const GRPC_TOO_LATE: u64 = 4;
 
 /// What bounds a request's time.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,14 +66,16 @@ pub(super) enum Timing {
 }
 
 impl Exchange {
-    /// Reads the request's deadline, and refuses one that leaves too little.
-    pub(super) fn read_deadline<'a, H: Host, S>(
+    /// Reads the request's deadline.
+    pub(super) fn read_deadline<H: Host, S>(
         &mut self,
-        context: &Context<'a, H, S>,
+        context: &Context<'_, H, S>,
         headers: &HeaderMap,
-    ) -> Option<Refusal<'a>> {
+    ) {
         let route = context.route;
-        route.deadline?;
+        if route.deadline.is_none() {
+            return;
+        }
         let config = &route.config.timeout;
         let trusted = context.engine.trust_client_retry_headers;
         self.deadline.incoming =
@@ -76,7 +86,6 @@ impl Exchange {
             Some(seen) => seen.with(|seen| deadline::request_timeout(timeout, now, seen)),
             None => timeout.longest(),
         });
-        self.check_deadline(context, Nanos::ZERO)
     }
 
     /// Refuses a request that would be late by then, or is late after a wait.
@@ -191,22 +200,34 @@ impl Exchange {
         }
     }
 
-    /// Whether a timeout came of the client's own deadline, not the route's, and that is shorter
-    /// than what most requests take. As when it hangs up, no breaker is to hold that against the
-    /// upstream; or any client could open it for all others.
-    pub(super) fn hit_client_deadline(&self, route: &Route, now: Moment) -> bool {
-        if !route.enforces_deadline() {
-            return false;
-        }
+    /// Whether a failure to answer in time came of the client's own deadline: it shows nothing of
+    /// the upstream, and is neither success nor failure in any policy. (Bug avoided: a client with
+    /// deadlines that are too short for a service opens its breakers for all others.)
+    ///
+    /// A timeout does if the client's deadline was over by then, and shorter than the route's own.
+    /// So does an upstream's own word for it, a 504 or DEADLINE_EXCEEDED, whenever it comes: who
+    /// gets the deadline may refuse at once what it can't do in time, as another haven would.
+    pub(super) fn is_own_haste(
+        &self,
+        class: Class,
+        status: u16,
+        grpc_status: Option<u64>,
+        now: Moment,
+    ) -> bool {
         let Some(given) = self.deadline.incoming_left(self.waited) else {
             return false;
         };
-        let most = |seen: &mut Sketch| seen.quantile(now, PATIENCE);
-        least(self.deadline.own, self.deadline.per_try).is_none_or(|own| given < own)
-            && route
-                .seen
-                .as_ref()
-                .and_then(|seen| seen.with(most))
-                .is_some_and(|most| given < most.least)
+        let own = self.deadline.own.map(|own| own.minus(self.waited));
+        match class {
+            Class::Timeout => {
+                let taken = now.since(self.start).plus(EARLY).plus(Nanos(given.0 / 8));
+                own.is_none_or(|own| given < own) && taken >= given
+            }
+            Class::Answered => {
+                (status == 504 || grpc_status == Some(GRPC_TOO_LATE))
+                    && given < own.unwrap_or(USUAL)
+            }
+            Class::Reset | Class::Local => false,
+        }
     }
 }

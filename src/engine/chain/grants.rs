@@ -125,8 +125,9 @@ impl Grants {
         self.answered = Some(time);
     }
 
-    /// The retries are over: `spent` of them were made. `well`: the request was answered well.
-    pub(super) fn settle_retries(&mut self, spent: u64, well: bool) {
+    /// The retries are over: `spent` of them were made. `well`: whether the request was answered
+    /// well, where that shows what they are good for.
+    pub(super) fn settle_retries(&mut self, spent: u64, well: Option<bool>) {
         if let Some(granted) = self.retries.take() {
             granted
                 .budget
@@ -156,7 +157,7 @@ impl Grants {
         now: impl Fn() -> Moment,
         rng: &Rng,
     ) {
-        self.settle_retries(0, false);
+        self.settle_retries(0, None);
         if let Some(granted) = &self.endpoint {
             granted.upstream.leave(host, &granted.pick);
         }

@@ -57,10 +57,7 @@ impl Exchange {
                 let stream = context.stream;
                 stream.set_header(Message::Request, CLUSTER_HEADER, cluster.as_bytes());
                 self.sent_on = Some(next);
-                // A deadline that is over bounds nothing: zero would mean no timeout at all.
-                if refusal.reason != Reason::Deadline {
-                    self.set_timeouts(context);
-                }
+                self.set_timeouts(context);
                 self.store_decisions(stream);
                 return Action::Continue;
             }
@@ -95,10 +92,14 @@ impl Exchange {
         if used.mode == Mode::Shadow {
             return None;
         }
+        // What a client brings about by its own deadline opens no way that its request would not
+        // have had: a kept answer that the service would refuse it, or another cluster.
+        let hasty = self.hasty || details.reason == Reason::Deadline;
         let steps = config.steps.iter().enumerate();
         for (at, step) in steps.skip(self.sent_on.unwrap_or(0)) {
             let action = match step {
-                FallbackStep::Cluster(_) if counter.is_some() => None,
+                FallbackStep::Cluster(_) if hasty || counter.is_some() => None,
+                FallbackStep::Stale(_) if hasty => None,
                 FallbackStep::Cluster(cluster) => Some(FallbackAction::SendOn {
                     cluster,
                     next: at.saturating_add(1),

@@ -142,6 +142,7 @@ impl Exchange {
             return None;
         }
         let now = context.host.monotonic();
+        self.hasty = self.is_own_haste(class, answer.status, answer.grpc_status, now);
         // Another cluster's answer shows nothing of this upstream.
         if self.sent_on.is_none() {
             self.observe(context, &answer, &source, now);
@@ -204,13 +205,14 @@ impl Exchange {
     ) {
         let (route, class) = (context.route, source.class);
         let duration = now.since(self.start);
-        let client_deadline = class == Class::Timeout && self.hit_client_deadline(route, now);
         context.host.record(route.duration, duration.as_millis());
         let good = class == Class::Answered && answer.is_good();
-        let attempts = self.attempts(context, source, good);
+        let attempts = self.attempts(context, source, (!self.hasty).then_some(good));
         if let Some((upstream, attempts)) = source.upstream.zip(attempts) {
-            let pick = self.grants.picked();
-            upstream.learn(context.host, now, &pick, attempts, duration, !good);
+            if !self.hasty {
+                let pick = self.grants.picked();
+                upstream.learn(context.host, now, &pick, attempts, duration, !good);
+            }
             if upstream.has_reports()
                 && class == Class::Answered
                 && let Some(report) = answer.headers.get(orca::HEADER)
@@ -223,8 +225,8 @@ impl Exchange {
             }
         }
         match class {
-            Class::Timeout => self.time_cut_off(now, duration),
-            _ => self.time_answer(answer.is_good()),
+            Class::Timeout if !self.hasty => self.time_cut_off(now, duration),
+            _ => self.time_answer(good),
         }
         let settlement = Settlement {
             class,
@@ -235,8 +237,7 @@ impl Exchange {
         };
         if self.is_open(class, answer) {
             self.unsettled = Some(settlement);
-        } else if !client_deadline {
-            // Otherwise its permits are given back at its end, without a verdict.
+        } else {
             self.settle(context, settlement, answer.grpc_status, now);
         }
     }
@@ -255,10 +256,10 @@ impl Exchange {
         &mut self,
         context: &Context<'_, H, S>,
         source: &Source<'_>,
-        well: bool,
+        well: Option<bool>,
     ) -> Option<Attempts> {
         if source.first.is_some() {
-            self.grants.settle_retries(0, true);
+            self.grants.settle_retries(0, None);
             return source.first;
         }
         let granted = self.grants.retries();
@@ -344,11 +345,11 @@ impl Exchange {
                 Class::Reset
             }
             Cut::Time => {
-                let client_deadline = self.hit_client_deadline(context.route, now);
-                self.time_cut_off(now, now.since(self.start));
-                if client_deadline {
+                if self.is_own_haste(Class::Timeout, settlement.status, None, now) {
+                    self.timing = Timing::No;
                     return;
                 }
+                self.time_cut_off(now, now.since(self.start));
                 Class::Timeout
             }
             Cut::Client => {
@@ -375,6 +376,11 @@ impl Exchange {
         now: Moment,
     ) {
         let (host, rng) = (context.host, &context.engine.rng);
+        if self.is_own_haste(settlement.class, settlement.status, grpc_status, now) {
+            // Its permits are given back at its end, without a verdict.
+            self.timing = Timing::No;
+            return;
+        }
         let of_status = || {
             let grpc = self.facts.grpc.then_some(settlement.status);
             grpc.and_then(grpc_failure)

@@ -78,7 +78,7 @@ impl Proxy {
             }
             self.totals.retries += u64::from(spent);
             if granted > 0 {
-                self.budgets[worker].settle(granted, spent.into(), true);
+                self.budgets[worker].settle(granted, spent.into(), Some(true));
             }
         }
     }
@@ -145,7 +145,7 @@ fn the_floor_holds_where_requests_are_few_and_zero_is_none() {
         if granted > 0 {
             totals.retries += 1;
             retries += 1;
-            budget.settle(granted, 1, true);
+            budget.settle(granted, 1, Some(true));
         }
     }
     assert!((24..=33).contains(&retries), "{retries} in 10 s");
@@ -183,7 +183,7 @@ fn a_host_without_metrics_still_has_a_bound() {
         now = now.plus(Nanos::from_millis(5));
         if budget.grant(now, Totals::default(), ask(1)) > 0 {
             granted += 1;
-            budget.settle(1, 1, true);
+            budget.settle(1, 1, Some(true));
         }
     }
     assert!((150..=250).contains(&granted), "{granted}");
@@ -205,7 +205,7 @@ fn a_worker_that_was_idle_takes_no_average_of_its_sleep() {
         if budget.grant(now, totals, ask(1)) > 0 {
             totals.retries += 1;
             granted += 1;
-            budget.settle(1, 1, true);
+            budget.settle(1, 1, Some(true));
         }
         totals.requests += 1;
     }
@@ -275,7 +275,7 @@ proptest! {
             prop_assert!(granted <= wanted);
             settled
                 .iter()
-                .for_each(|spent| budget.settle(wanted, *spent, true));
+                .for_each(|spent| budget.settle(wanted, *spent, Some(true)));
         }
     }
 }
@@ -296,7 +296,7 @@ fn auto_spends_what_is_spare_and_else_a_fifth() {
         for n in 0..1_000 {
             let now = Moment::from_millis(10_000 + n * 2);
             let granted = budget.grant(now, totals, request);
-            budget.settle(granted, granted.into(), true);
+            budget.settle(granted, granted.into(), Some(true));
             totals.requests += 1;
             totals.retries += u64::from(granted);
         }
@@ -324,7 +324,7 @@ fn what_was_spare_is_no_debt_when_room_is_scarce_but_counts_as_spent() {
             totals,
             GrantRequest { wanted: 1, spare },
         );
-        budget.settle(granted, granted.into(), true);
+        budget.settle(granted, granted.into(), Some(true));
         totals.requests += 1;
         totals.retries += u64::from(granted);
         granted
