@@ -1,8 +1,9 @@
 //! A concurrency limit at run time: one for each route or upstream that names it.
 //!
 //! A request costs three calls of metrics to come in and one to go, of `adaptive` two more; shared
-//! data is used once per tick, for what a lost VM may have left behind. Fair shares use it once in
-//! [`fair::SYNC`] and worker while the limit is nearly full, and not at all otherwise.
+//! data is used once per tick, and by the first request after a while, for what a lost VM may have
+//! left behind. Fair shares use it once in [`fair::SYNC`] and worker while the limit is nearly full,
+//! and not at all otherwise.
 
 use super::in_flight::{Gauge, InFlight};
 use super::metrics::MetricTable;
@@ -184,6 +185,7 @@ impl Concurrency {
             key,
             ..
         } = *asks;
+        self.in_flight.announce(host, now, asks.vm);
         self.gauge.enter(host);
         // At least itself, whatever the gauge holds.
         let among = self.gauge.value(host).max(1);

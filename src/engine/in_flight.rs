@@ -14,9 +14,13 @@ pub(super) struct InFlight {
     contention: MetricId,
     /// In the order of their ids.
     gauges: Vec<Rc<Gauge>>,
-    /// Whether the last report had requests in flight.
-    reported: Cell<bool>,
+    /// For how many more ticks without a request this VM stays in the record.
+    stays: Cell<u8>,
 }
+
+/// How many ticks without a request a VM stays in the record: one that gets requests at all writes
+/// itself into it once, not with each of them.
+const STAYS: u8 = 10;
 
 /// The requests in flight at one place.
 #[derive(Debug)]
@@ -76,7 +80,7 @@ impl InFlight {
             shares,
             contention,
             gauges,
-            reported: Cell::new(false),
+            stays: Cell::new(0),
         }
     }
 
@@ -92,29 +96,33 @@ impl InFlight {
 
     /// Whether it has a report to make in every tick: a VM without a report is taken for lost.
     pub(super) fn is_busy(&self) -> bool {
-        self.reported.get() || self.has_any()
+        self.stays.get() > 0
     }
 
-    /// Reports what is its own, and takes out of the gauges what is proven to be of no VM.
-    pub(super) fn reconcile<H: Host>(&self, host: &H, now: Moment, vm: u64) {
-        let busy = self.has_any();
-        // Idle, and known to be.
-        if !self.reported.replace(busy)
-            && !busy
-            && self
-                .gauges
-                .iter()
-                .all(|gauge| host.load(gauge.counter) == 0)
-        {
-            return;
+    /// A request is about to be counted. The first after a while writes this VM into the record:
+    /// otherwise, should it be lost before its next tick, nobody would know that it held anything.
+    pub(super) fn announce<H: Host>(&self, host: &H, now: Moment, vm: u64) {
+        if self.stays.replace(STAYS) == 0 && self.shares.announce(host, now, vm).is_err() {
+            host.add(self.contention, 1);
         }
+    }
+
+    /// Reports what is its own, and takes out of the gauges what is proven to be of no VM. One that
+    /// is idle looks too: what it sees may show that nothing is wrong.
+    pub(super) fn reconcile<H: Host>(&self, host: &H, now: Moment, vm: u64) {
+        let stays = if self.has_any() {
+            STAYS
+        } else {
+            self.stays.get().saturating_sub(1)
+        };
+        self.stays.set(stays);
         let shares = || {
             self.gauges
                 .iter()
                 .map(|gauge| (gauge.id, gauge.own.get().into(), host.load(gauge.counter)))
                 .collect()
         };
-        match self.shares.report(host, now, vm, shares) {
+        match self.shares.report(host, now, vm, stays > 0, shares) {
             Ok(corrections) => corrections.into_iter().for_each(|(place, by)| {
                 if let Some(gauge) = self.gauges.get(place) {
                     host.increment(gauge.counter, by);

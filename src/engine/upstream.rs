@@ -216,6 +216,11 @@ impl Upstream {
         REFRESHED_PER_TICK
     }
 
+    /// A request of this VM is about to be counted.
+    pub(super) fn announce<H: Host>(&self, host: &H, now: Moment, vm: u64) {
+        self.in_flight.announce(host, now, vm);
+    }
+
     /// Reports what is in flight, and takes out what a lost VM has left: with every tick where
     /// there is anything, otherwise when it is `due`.
     pub(super) fn report_in_flight<H: Host>(&self, host: &H, now: Moment, vm: u64, due: bool) {

@@ -1,14 +1,18 @@
 //! Corrects gauges of requests in flight when a VM is lost.
 //!
-//! With every tick each VM writes to a shared record how many of the requests in flight are its
-//! own: one record for a concurrency limit's gauge, one for all gauges of an upstream's endpoints.
-//! The shares add up to the gauges, apart from requests that came or ended between the ticks. A VM
-//! that no longer writes is dropped from the record; its requests are then in a gauge and in no
-//! share. If a gauge was above the sum of the shares at every check for [`PROOF`], the least
-//! difference seen is subtracted from it. One check without a difference starts the time anew, so
-//! that traffic is not mistaken for a loss: it would have to differ in one direction for dozens of
-//! checks. Should that happen (a load that grows without a pause), the same rule corrects it
-//! afterwards, since it works in both directions.
+//! A VM writes itself into a shared record before its first request is counted, and with every tick
+//! how many of the requests in flight are its own: one record for a concurrency limit's gauge, one
+//! for all gauges of an upstream's endpoints. It takes itself out when it has had none for a while.
+//! So who is in the record and no longer writes was lost, and its requests may be in a gauge and in
+//! no share.
+//!
+//! Only then are gauges corrected: the shares are up to a tick old, so that a gauge and the sum of
+//! the shares differ under any traffic, and a difference in one direction, however long, proves no
+//! loss (a load that grows; a look that always meets another worker's short request). After a loss,
+//! if a gauge was above the sum at every look for [`PROOF`], the least difference seen is
+//! subtracted from it; one look without a difference starts the time anew. The same rule puts a
+//! correction right that took too much. Without a loss only a gauge below zero is corrected, up to
+//! zero: no traffic explains that.
 //!
 //! So the places that a lost VM held are free again after some 20 s, under any load, and a limit
 //! that it filled is not stuck.
@@ -25,6 +29,9 @@ pub const LOST: Nanos = Nanos::from_secs(10);
 /// How long gauge and shares must differ in one direction.
 pub const PROOF: Nanos = Nanos::from_secs(10);
 
+/// For how long after a loss, or after the last correction, differences are taken for its doing.
+const AFTERMATH: Nanos = Nanos::from_secs(60);
+
 /// The most VMs that a record holds; with more, no gauge is corrected.
 pub const MOST: usize = 256;
 
@@ -35,11 +42,11 @@ const MOST_GAUGES: usize = 2_000;
 /// A difference that no VM has checked for this time belongs to a gauge that is no longer in use.
 const FORGOTTEN: Nanos = Nanos::from_secs(60);
 
-/// Gauges above this have wrapped below zero (a metric was reset, or a share subtracted twice) and
-/// count as 0.
+/// Gauges above this have wrapped below zero, which no request does (a correction may have taken
+/// too much), and count as 0.
 const SANE: u64 = 1 << 40;
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// Requests in flight by the gauge's value.
 #[must_use]
@@ -50,6 +57,8 @@ pub const fn in_flight(gauge: u64) -> u64 {
 /// Shares of all VMs, and how they differ from the gauges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shares {
+    /// When a VM was last found lost, or a gauge corrected; zero: never.
+    disturbed: Moment,
     drifts: Vec<Drift>,
     vms: Vec<Share>,
 }
@@ -72,27 +81,45 @@ struct Share {
 }
 
 impl Shares {
+    /// The VM `vm` is about to have requests in flight.
+    pub fn announce(&mut self, now: Moment, vm: u64) {
+        if self.vms.len() < MOST && self.vms.iter().all(|share| share.vm != vm) {
+            self.vms.push(Share {
+                vm,
+                reported: now,
+                own: Vec::new(),
+            });
+        }
+    }
+
     /// Takes the report of the VM `vm`: for each of its `gauges`, in the order of their ids, the
     /// id, its own requests in flight and the gauge's value. For each gauge that is proven wrong it
-    /// calls `correct` with the place in `gauges` and what to add.
+    /// calls `correct` with the place in `gauges` and what to add. `present`: it reports again with
+    /// its next tick; otherwise it takes itself out of the record.
     pub fn report(
         &mut self,
         now: Moment,
         vm: u64,
+        present: bool,
         gauges: &[(u64, u64, u64)],
         mut correct: impl FnMut(usize, i64),
     ) {
-        // A report from the future: the clock has stepped back.
-        self.vms.retain(|share| {
-            share.vm != vm && share.reported <= now && now.since(share.reported) < LOST
-        });
+        self.vms.retain(|share| share.vm != vm);
+        let before = self.vms.len();
+        // A report from the future: the clock has stepped back, and who is lost is not known.
+        self.vms
+            .retain(|share| share.reported <= now && now.since(share.reported) < LOST);
+        if self.vms.len() < before || self.disturbed > now {
+            self.disturbed = now;
+        }
+        let disturbed = self.disturbed != Moment::ZERO && now.since(self.disturbed) < AFTERMATH;
         let own: Vec<_> = gauges
             .iter()
             .filter(|(_, own, _)| *own > 0)
             .map(|(id, own, _)| (*id, *own))
             .take(MOST_GAUGES)
             .collect();
-        if !own.is_empty() && self.vms.len() < MOST {
+        if present && self.vms.len() < MOST {
             self.vms.push(Share {
                 vm,
                 reported: now,
@@ -116,9 +143,12 @@ impl Shares {
             .extend(others.filter(|drift| is_new(drift.gauge)));
         for (place, (id, _, gauge)) in gauges.iter().copied().enumerate() {
             let sum = find(&sums, id).unwrap_or(0);
-            let drift = gauge
-                .cast_signed()
-                .saturating_sub(i64::try_from(sum).unwrap_or(i64::MAX));
+            let gauge = gauge.cast_signed();
+            let drift = if disturbed {
+                gauge.saturating_sub(i64::try_from(sum).unwrap_or(i64::MAX))
+            } else {
+                gauge.min(0)
+            };
             if drift == 0 || full || self.drifts.len() >= MOST_GAUGES {
                 continue;
             }
@@ -144,6 +174,7 @@ impl Shares {
                         self.drifts.push(Drift { least, ..*known });
                     } else {
                         correct(place, least.saturating_neg());
+                        self.disturbed = now;
                     }
                 }
             }
@@ -183,7 +214,10 @@ impl Shares {
             rest = others;
             Some(u64::from_le_bytes(*first))
         };
-        let mut shares = Self::default();
+        let mut shares = Self {
+            disturbed: Moment(next()?),
+            ..Self::default()
+        };
         for _ in 0..next()?.min(MOST_GAUGES as u64) {
             shares.drifts.push(Drift {
                 gauge: next()?,
@@ -210,6 +244,7 @@ impl Shares {
         bytes.clear();
         bytes.push(VERSION);
         let mut put = |number: u64| bytes.extend_from_slice(&number.to_le_bytes());
+        put(self.disturbed.0);
         put(self.drifts.len() as u64);
         for drift in &self.drifts {
             [drift.gauge, drift.since.0, drift.least.cast_unsigned()]
@@ -246,6 +281,23 @@ impl SharesRecord {
         Self(RecordKey::new(RecordKind::Shares, of_names(names), 0))
     }
 
+    /// Writes the VM `vm` into the record, before its first request is counted.
+    ///
+    /// # Errors
+    /// [`Contended`]: it is not in the record before its next report.
+    pub fn announce<H: SharedData>(&self, host: &H, now: Moment, vm: u64) -> Result<(), Contended> {
+        store::update(host, &self.0, |bytes| {
+            let before = Shares::decode(bytes);
+            let mut after = before.clone();
+            after.announce(now, vm);
+            if after == before {
+                return Step::Keep(());
+            }
+            after.encode(bytes);
+            Step::Write(())
+        })
+    }
+
     /// Reports the shares of the VM `vm`, and returns what is to be added to gauges that are proven
     /// wrong: place in what `gauges` returns, and by how much. `gauges` reads them, in the order of
     /// [`Shares::report`]; each attempt reads them anew, so that shares and gauges are of one
@@ -258,13 +310,14 @@ impl SharesRecord {
         host: &H,
         now: Moment,
         vm: u64,
+        present: bool,
         gauges: impl Fn() -> Vec<(u64, u64, u64)>,
     ) -> Result<Vec<(usize, i64)>, Contended> {
         store::update(host, &self.0, |bytes| {
             let before = Shares::decode(bytes);
             let mut after = before.clone();
             let mut corrections = Vec::new();
-            after.report(now, vm, &gauges(), |place, by| {
+            after.report(now, vm, present, &gauges(), |place, by| {
                 corrections.push((place, by));
             });
             if after == before {
@@ -277,137 +330,4 @@ impl SharesRecord {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const TICK: Nanos = Nanos::from_secs(1);
-
-    impl Shares {
-        /// Of a single gauge.
-        fn report_one(&mut self, now: Moment, vm: u64, own: u64, gauge: u64) -> i64 {
-            let mut correction = 0;
-            self.report(now, vm, &[(7, own, gauge)], |_, by| correction = by);
-            correction
-        }
-    }
-
-    #[test]
-    fn what_a_lost_vm_left_is_taken_out() {
-        let (mut shares, mut gauge, mut now) = (Shares::default(), 12i64, Moment::from_secs(100));
-        // VM 2 reports once, with 5 in flight, and is lost.
-        assert_eq!(shares.report_one(now, 2, 5, 12), 0);
-        for second in 0..40 {
-            now = now.plus(TICK);
-            gauge += shares.report_one(now, 1, 7, gauge as u64);
-            assert!(
-                gauge == 12 || second >= 19,
-                "not before it is proven: {second}"
-            );
-        }
-        assert_eq!(gauge, 7);
-    }
-
-    #[test]
-    fn a_gauge_that_is_too_low_is_put_right_too() {
-        let (mut shares, mut gauge, mut now) = (Shares::default(), -3i64, Moment::from_secs(100));
-        for _ in 0..30 {
-            now = now.plus(TICK);
-            gauge = gauge.wrapping_add(shares.report_one(now, 1, 4, gauge as u64));
-        }
-        assert_eq!(gauge, 4);
-    }
-
-    #[test]
-    fn one_look_that_agrees_starts_anew() {
-        let (mut shares, mut now) = (Shares::default(), Moment::from_secs(100));
-        for second in 0..100u64 {
-            now = now.plus(TICK);
-            // Mostly above, but never for long.
-            let gauge = if second % 9 == 8 { 4 } else { 7 };
-            assert_eq!(shares.report_one(now, 1, 4, gauge), 0);
-        }
-    }
-
-    #[test]
-    fn a_clock_that_steps_back_proves_nothing() {
-        let mut shares = Shares::default();
-        shares.report_one(Moment::from_secs(1_000), 2, 5, 6);
-        assert_eq!(shares.report_one(Moment::from_secs(10), 1, 1, 2), 0);
-        assert_eq!(shares.report_one(Moment::from_secs(15), 1, 1, 2), 0);
-        assert_eq!(
-            shares.report_one(Moment::from_secs(20), 1, 1, 2),
-            -1,
-            "counted from the step on"
-        );
-    }
-
-    proptest! {
-        #[test]
-        fn a_record_is_read_as_it_was_written(
-            drifts in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<i64>()), 0..5),
-            vms in proptest::collection::vec(
-                (
-                    any::<u64>(),
-                    any::<u64>(),
-                    proptest::collection::vec((any::<u64>(), any::<u64>()), 0..5),
-                ),
-                0..5,
-            ),
-        ) {
-            let drifts = drifts.into_iter().map(|(gauge, since, least)| Drift {
-                gauge,
-                since: Moment(since),
-                least,
-            });
-            let vms = vms.into_iter().map(|(vm, reported, own)| Share {
-                vm,
-                reported: Moment(reported),
-                own,
-            });
-            let shares = Shares {
-                drifts: drifts.collect(),
-                vms: vms.collect(),
-            };
-            let mut bytes = Vec::new();
-            shares.encode(&mut bytes);
-            prop_assert_eq!(Shares::decode(&bytes), shares);
-        }
-
-        #[test]
-        fn any_bytes_and_numbers_are_taken_sanely(bytes: Vec<u8>, now: u64, own: u64, gauge: u64) {
-            let mut bytes = bytes;
-            if let Some(first) = bytes.first_mut() {
-                *first = VERSION;
-            }
-            let mut shares = Shares::decode(&bytes);
-            shares.report_one(Moment(now), 1, own, gauge);
-            prop_assert!(shares.vms.len() <= MOST);
-        }
-    }
-
-    #[test]
-    fn each_gauge_is_judged_by_itself() {
-        let (mut shares, mut gauges, mut now) =
-            (Shares::default(), [9i64, 4, 0], Moment::from_secs(100));
-        // VM 2 held two at the first gauge and one at the third, which VM 1 does not have.
-        shares.report(now, 2, &[(1, 2, 9), (3, 1, 1)], |_, _| {
-            panic!("nothing is proven")
-        });
-        for _ in 0..40 {
-            now = now.plus(TICK);
-            let reported: Vec<_> = [(1, 7), (2, 4), (4, 0)]
-                .into_iter()
-                .zip(gauges)
-                .map(|((id, own), gauge)| (id, own, gauge as u64))
-                .collect();
-            shares.report(now, 1, &reported, |place, by| gauges[place] += by);
-        }
-        assert_eq!(gauges, [7, 4, 0]);
-    }
-
-    #[test]
-    fn a_gauge_below_zero_is_empty() {
-        assert_eq!([0, 7, u64::MAX, u64::MAX - 3].map(in_flight), [0, 7, 0, 0]);
-    }
-}
+mod tests;

@@ -20,6 +20,7 @@ mod grpc_health;
 mod harness;
 mod health;
 mod hostile;
+mod in_flight;
 mod limits;
 mod memory;
 mod module;

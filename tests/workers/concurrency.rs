@@ -2,7 +2,7 @@
 
 use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::rng::Rng;
-use haven::base::time::Nanos;
+use haven::base::time::{Moment, Nanos};
 use haven::engine::Engine;
 use haven::engine::chain::{Action, Exchange};
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};
@@ -175,5 +175,137 @@ fn what_lost_workers_held_comes_back() {
             Exchange::new(Rc::clone(&engines[1])).on_request(&worker, &stream),
             Action::Continue
         );
+    });
+}
+
+/// Traffic without any fault, over some workers that tick, and reload.
+#[derive(Clone, Copy, Debug)]
+struct Traffic {
+    workers: u64,
+    /// Requests a second at the beginning, and how many more with every second.
+    rate: u64,
+    growth: u64,
+    seconds: u64,
+}
+
+const STEADY: &str = r#"{
+    "concurrency_limits": {"c": {"algorithm": "fixed", "limit": 3}, "wide": {"algorithm": "fixed", "limit": 10000}},
+    "upstreams": {"u": {"endpoints": [{"address": "10.0.0.1:80"}], "concurrency_limit": "wide"}},
+    "routes": [
+        {"name": "three", "match": {"path": "/three"}, "concurrency_limit": "c", "criticality": "critical_plus"},
+        {"name": "other", "upstream": "u"}]
+}"#;
+
+impl Traffic {
+    /// Runs it; at every step each gauge is what really is in flight.
+    fn run(self, seed: u64) {
+        let rng = Rng::new(seed);
+        let machine = Machine::new(CasRules::Envoy, seed);
+        let worker = Worker(Rc::clone(&machine));
+        let engine = || {
+            Rc::new(
+                Engine::new(haven::document::parse(STEADY.as_bytes()).unwrap(), &worker).unwrap(),
+            )
+        };
+        let start = machine.now();
+        // One more: the main thread's, which ticks and sees no request.
+        let mut vms: Vec<_> = (0..=self.workers).map(|_| engine()).collect();
+        let mut ticks: Vec<_> = vms
+            .iter()
+            .map(|_| start.plus(Nanos(rng.below(1_000_000_000))))
+            .collect();
+        let mut open: Vec<(Moment, bool, Exchange)> = Vec::new();
+        let (mut arrival, mut reload) = (start, start.plus(Nanos::from_secs(7)));
+        let until = start.plus(Nanos::from_secs(self.seconds));
+        loop {
+            let end = open.iter().map(|(end, ..)| *end).min();
+            let tick = *ticks.iter().min().unwrap();
+            let next = arrival.min(tick).min(reload).min(end.unwrap_or(arrival));
+            if next >= until {
+                return;
+            }
+            machine.advance(next.since(machine.now()));
+            if Some(next) == end {
+                let at = open.iter().position(|(end, ..)| *end == next).unwrap();
+                open.swap_remove(at).2.on_end(&worker);
+            } else if next == tick {
+                for (vm, tick) in vms
+                    .iter()
+                    .zip(&mut ticks)
+                    .filter(|(_, tick)| **tick == next)
+                {
+                    vm.tick(&worker);
+                    *tick = tick.plus(Nanos::from_secs(1));
+                }
+            } else if next == reload {
+                // What is under way ends under the old configuration, which goes on to tick.
+                if vms.len() < 40 {
+                    (0..=self.workers).for_each(|at| {
+                        let old = std::mem::replace(&mut vms[at as usize], engine());
+                        ticks.push(ticks[at as usize]);
+                        vms.push(old);
+                    });
+                }
+                reload = reload.plus(Nanos::from_secs(7));
+            } else {
+                let three = rng.below(2) == 0;
+                let stream = SimStream::request("GET", if three { "/three" } else { "/" }, &[]);
+                let mut exchange = Exchange::new(Rc::clone(&vms[rng.below(self.workers) as usize]));
+                if exchange.on_request(&worker, &stream) == Action::Continue {
+                    open.push((next.plus(Nanos(1 + rng.below(30_000_000))), three, exchange));
+                }
+                let rate = self.rate + self.growth * next.since(start).as_millis() / 1_000;
+                arrival = next.plus(Nanos(1 + rng.below(2_000_000_000 / rate)));
+            }
+            let three = open.iter().filter(|(_, three, _)| *three).count();
+            let other = open.len() - three;
+            assert!(three <= 3, "{three} are in flight, {self:?}");
+            let [c, wide, endpoint] = [
+                "haven_concurrency_in_flight;policy=c",
+                "haven_concurrency_in_flight;policy=wide",
+                "haven_endpoint_in_flight",
+            ]
+            .map(|name| {
+                machine
+                    .metrics_of(name)
+                    .iter()
+                    .map(|(_, n)| n.cast_signed())
+                    .sum::<i64>()
+            });
+            assert_eq!(
+                [c, wide, endpoint],
+                [three as i64, other as i64, other as i64],
+                "{self:?} after {:?}",
+                next.since(start)
+            );
+        }
+    }
+}
+
+#[test]
+fn without_a_fault_no_gauge_is_ever_wrong() {
+    for_each_seed("without_a_fault_no_gauge_is_ever_wrong", 4, |seed| {
+        for workers in [1, 2, 4, 8] {
+            let quiet = Traffic {
+                workers,
+                rate: 30,
+                growth: 0,
+                seconds: 120,
+            };
+            quiet.run(seed);
+            Traffic {
+                rate: 1_500,
+                seconds: 25,
+                ..quiet
+            }
+            .run(seed);
+            // It grows without a pause: each look finds more than was reported.
+            Traffic {
+                growth: 60,
+                seconds: 40,
+                ..quiet
+            }
+            .run(seed);
+        }
     });
 }

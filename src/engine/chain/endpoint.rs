@@ -34,6 +34,7 @@ impl Exchange {
             return None;
         }
         let (host, rng) = (context.host, &context.engine.rng);
+        upstream.announce(host, self.start, context.engine.vm);
         match upstream.pick(host, self.start, rng, self.facts.key) {
             Some(pick) => {
                 // Added, not set, which costs a third less: a client's own was removed.
