@@ -96,6 +96,9 @@ pub struct Engine {
     /// Request headers that only we may set, lower case.
     reserved_headers: NameSet,
     rng: Rng,
+    /// Whether the host tells where a request without a body ends. The one that does not (nginx)
+    /// has no gauges either, and reads bodies before it sends a request on.
+    tells_ends: bool,
     /// The number of this VM and configuration, and of no other.
     vm: u64,
     /// Where the next tick goes on: upstreams first, then breakers.
@@ -149,6 +152,7 @@ impl Engine {
             breakers,
             concurrency,
             rng,
+            tells_ends: metrics.has_gauges(),
             vm,
             tick_at: Cell::new(0),
             logs,

@@ -12,6 +12,8 @@ use std::rc::Rc;
 mod algorithms;
 #[path = "chain/balancing.rs"]
 mod balancing;
+#[path = "chain/bodies.rs"]
+mod bodies;
 #[path = "chain/canary.rs"]
 mod canary;
 #[path = "chain/checks.rs"]

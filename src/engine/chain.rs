@@ -69,6 +69,8 @@ pub struct Exchange {
     stable: Option<Rc<Route>>,
     /// When it came, or went on after a wait: what the upstream has to do with begins here.
     start: Moment,
+    /// When it was whole, as far as is known: an upstream's time begins no sooner.
+    whole: Option<Moment>,
     /// How long it waited before `start`.
     waited: Nanos,
     /// The probe that it is, while its message is being read.
@@ -123,6 +125,7 @@ impl Exchange {
             route: None,
             stable: None,
             start: Moment::ZERO,
+            whole: None,
             waited: Nanos::ZERO,
             probe: None,
             pause: None,
@@ -183,6 +186,7 @@ impl Exchange {
             return Action::Continue;
         }
         self.start = host.monotonic();
+        self.whole = (end || !engine.tells_ends).then_some(self.start);
         self.route = Some(Rc::clone(route));
         let context = Context::new(&engine, route, host, stream);
         self.run(&context, request, &headers)
@@ -284,6 +288,12 @@ impl Exchange {
         let context = &handles.context(host, stream);
         let refusal = self.refuse_to_wait(context, &pause);
         self.refuse(context, &refusal)
+    }
+
+    /// How long the upstream has had the whole request; `None`: it has not got it yet. A client
+    /// that sends slowly, or for as long as it receives, makes nobody else look slow.
+    fn elapsed(&self, now: Moment) -> Option<Nanos> {
+        Some(now.since(self.whole?.max(self.start)))
     }
 
     /// Whether [`Exchange::on_resume`] is still to come.
@@ -458,11 +468,11 @@ impl Exchange {
         // The usual end needs no time: all has been recorded. Reading the clock costs as much as
         // any host call.
         let now = LazyCell::new(|| host.monotonic());
-        let timing = std::mem::take(&mut self.timing);
-        if timing != Timing::No {
-            self.time_end(timing, *now);
+        if self.timing != Timing::No {
+            self.time_end(*now);
         }
         let grants = std::mem::take(&mut self.grants);
-        grants.release(host, self.start, || *now, &self.engine.rng);
+        let began = self.whole.map(|whole| whole.max(self.start));
+        grants.release(host, began, || *now, &self.engine.rng);
     }
 }

@@ -12,7 +12,9 @@ use super::concurrency::Concurrency;
 use super::health_check;
 use super::logs::LogLimiter;
 use super::metrics::MetricTable;
-use super::route::{Binding, Canary, Effect, Fallback, FallbackBinding, Limit, Retries, Route};
+use super::route::{
+    Binding, Canary, Effect, Fallback, FallbackBinding, Limit, Retries, Route, Times,
+};
 use super::shared::Shared;
 use super::stale::StaleStore;
 use super::upstream::{Around, ComponentState, Upstream};
@@ -169,7 +171,7 @@ impl<'c, H: Host> Compiler<'c, H> {
             cluster: cluster(route),
             duration: metrics.upstream_duration(&route.name),
             retries: metrics.retries(&route.name),
-            seen: (observes && deadline.is_some()).then(Shared::default),
+            seen: (observes && deadline.is_some()).then(|| Times::new(&route.timeout)),
             deadline,
             retry,
         }

@@ -81,16 +81,8 @@ pub(super) struct Permit {
     limit: u64,
     /// Whose share it counts to.
     key: Option<u32>,
-}
-
-/// How a request ended, for a limit that learns from it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Ending {
-    pub(super) now: Moment,
-    /// How long it was in flight.
-    pub(super) elapsed: Nanos,
-    /// When its answer began, after so long; `None`: it failed, or was not answered.
-    pub(super) answered: Option<Nanos>,
+    /// Whether it was seen how long the upstream took, or that this says nothing.
+    sampled: bool,
 }
 
 impl Concurrency {
@@ -218,7 +210,13 @@ impl Concurrency {
         if let (Some(fair), Some(key)) = (&self.fair, key) {
             fair.shares.with(|shares| shares.enter(key));
         }
-        (Some(Permit { among, limit, key }), answer)
+        let permit = Permit {
+            among,
+            limit,
+            key,
+            sampled: false,
+        };
+        (Some(permit), answer)
     }
 
     /// Whether fair shares are in force, and the request's key has more than one in flight.
@@ -254,31 +252,50 @@ impl Concurrency {
         at.is_some_and(|at| at <= now && now.since(at) < SHEDDING)
     }
 
-    /// Counts it out again.
-    pub(super) fn leave<H: Host>(&self, host: &H, permit: Permit, ending: impl FnOnce() -> Ending) {
+    /// The upstream has begun to answer well, after this time; `None`: how long it took is not
+    /// known, since it answered before it had the whole request. What follows, a long body, a slow
+    /// reader, a stream, says nothing of how soon a request is answered.
+    pub(super) fn answered<H: Host>(
+        &self,
+        host: &H,
+        permit: &mut Permit,
+        now: Moment,
+        time: Option<Nanos>,
+    ) {
+        if let (false, Some(time)) = (std::mem::replace(&mut permit.sampled, true), time) {
+            self.sample(host, permit.among, now, time);
+        }
+    }
+
+    /// Counts it out again. `ending`: when, and how long the upstream had the whole request;
+    /// `None`: it never had.
+    pub(super) fn leave<H: Host>(
+        &self,
+        host: &H,
+        permit: Permit,
+        ending: impl FnOnce() -> Option<(Moment, Nanos)>,
+    ) {
         self.gauge.leave(host);
         if let (Some(fair), Some(key)) = (&self.fair, permit.key) {
             fair.shares.with(|shares| shares.leave(key));
         }
-        let Bound::Adaptive(settings) = self.bound.get() else {
-            return;
-        };
-        let Ending {
-            now,
-            elapsed,
-            answered,
-        } = ending();
-        // What goes on long after it was answered in time is a stream; its end says nothing of how
-        // soon a request is answered.
-        let streams =
-            |time: Nanos| time < settings.deadline && elapsed > settings.deadline.times(2);
-        let counts = answered.map_or_else(|| settings.is_late(elapsed), |time| !streams(time));
-        if counts {
-            let (among, limit) = (self.gauge.value(host), self.limit(host));
+        // It was not answered, or failed.
+        if let (false, Bound::Adaptive(settings)) = (permit.sampled, self.bound.get())
+            && let Some((now, elapsed)) = ending()
+            && settings.is_late(elapsed)
+        {
+            self.sample(host, permit.among, now, elapsed);
+        }
+    }
+
+    /// A request that came when `among` were in flight took so long.
+    fn sample<H: Host>(&self, host: &H, among: u64, now: Moment, time: Nanos) {
+        if let Bound::Adaptive(_) = self.bound.get() {
+            let (in_flight, limit) = (self.gauge.value(host), self.limit(host));
             self.learn(host, now, limit, |seen, settings| {
                 // One that hung for long must not outweigh all others.
-                let elapsed = elapsed.min(settings.deadline.times(2));
-                seen.ended(settings, now, permit.among, elapsed, among, limit);
+                let time = time.min(settings.deadline.times(2));
+                seen.ended(settings, now, among, time, in_flight, limit);
             });
         }
     }

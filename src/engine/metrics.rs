@@ -16,6 +16,11 @@ use crate::request::Reason;
 pub(super) struct MetricTable<'h, H>(pub &'h H);
 
 impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
+    /// Whether the host has gauges.
+    pub(super) fn has_gauges(&self) -> bool {
+        self.share("haven_internal_gauges", &[]) != SharedCounter::NONE
+    }
+
     pub(super) fn decisions(
         &self,
         route: &str,

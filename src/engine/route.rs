@@ -6,7 +6,7 @@ use super::shared::Shared;
 use super::stale::StaleStore;
 use super::upstream::{ComponentState, Upstream};
 use crate::base::sketch::Sketch;
-use crate::document::{self, FallbackStep, Mode};
+use crate::document::{self, FallbackStep, Mode, RequestTimeout, Timeout};
 use crate::host::{Host, MetricId};
 use crate::policy::rate_limit::RateLimit;
 use crate::policy::retry::{Budget, Totals};
@@ -41,7 +41,7 @@ pub(super) struct Route {
     /// What happens to requests that are late.
     pub(super) deadline: Option<Effect>,
     /// What its requests have lately taken in this VM, where a policy uses it.
-    pub(super) seen: Option<Shared<Sketch>>,
+    pub(super) seen: Option<Shared<Times>>,
     pub(super) retry: Option<Retries>,
 }
 
@@ -50,6 +50,29 @@ pub(super) struct Route {
 pub(super) struct Effect {
     pub(super) mode: Mode,
     pub(super) refusals: MetricId,
+}
+
+/// What the requests of a route have lately taken, from the moment at which they were whole.
+#[derive(Debug, Default)]
+pub(super) struct Times {
+    /// Until the answer began: what shows how fast the upstream is.
+    pub(super) begun: Sketch,
+    /// Until its end, where a timeout follows it: that cuts off the body too.
+    pub(super) whole: Option<Sketch>,
+}
+
+impl Times {
+    pub(super) fn new(timeout: &Timeout) -> Shared<Self> {
+        let dynamic = matches!(timeout.request, Some(RequestTimeout::Dynamic(_)));
+        let times = Shared::<Self>::default();
+        times.with(|times| times.whole = dynamic.then(Sketch::default));
+        times
+    }
+
+    /// What a dynamic timeout follows.
+    pub(super) fn whole(&mut self) -> &mut Sketch {
+        self.whole.as_mut().unwrap_or(&mut self.begun)
+    }
 }
 
 impl Effect {

@@ -477,7 +477,17 @@ fn who_cuts_an_answer_off_is_told_apart() {
         let usual = json!({});
         assert!(opens(&usual, &[BY_UPSTREAM, BY_UPSTREAM]).0, "{on} {grpc}");
         assert!(
-            opens(&usual, &[BY_UPSTREAM, BY_CLIENT, BY_CLIENT_ON_H2, TOO_LATE]).0,
+            opens(
+                &usual,
+                &[
+                    BY_UPSTREAM,
+                    BY_CLIENT,
+                    BY_CLIENT_ON_H2,
+                    TOO_LATE,
+                    BY_UPSTREAM
+                ]
+            )
+            .0,
             "{on} {grpc}"
         );
         assert!(
@@ -485,6 +495,8 @@ fn who_cuts_an_answer_off_is_told_apart() {
             "{on} {grpc}"
         );
         assert!(!opens(&usual, &[BY_CLIENT; 9]).0, "{on} {grpc}");
+        // A slow reader as likely as an upstream that hangs.
+        assert!(!opens(&usual, &[TOO_LATE; 9]).0, "{on} {grpc}");
         assert!(
             !opens(&json!({"failure_on": {"reset": false}}), &[BY_UPSTREAM; 9]).0,
             "{on} {grpc}"

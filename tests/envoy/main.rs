@@ -9,6 +9,7 @@ mod filter;
 mod support;
 
 mod balancing;
+mod bodies;
 mod breaker;
 mod canary;
 mod checks;

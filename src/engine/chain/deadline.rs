@@ -61,7 +61,7 @@ pub(super) enum Timing {
     No,
     /// It is on its way to the upstream.
     Sent,
-    /// Its answer has begun well.
+    /// Its answer has begun well, and is observed up to its end.
     Answered,
 }
 
@@ -83,7 +83,7 @@ impl Exchange {
         self.deadline.per_try = config.per_try;
         let now = self.start;
         self.deadline.own = config.request.map(|timeout| match &route.seen {
-            Some(seen) => seen.with(|seen| deadline::request_timeout(timeout, now, seen)),
+            Some(seen) => seen.with(|seen| deadline::request_timeout(timeout, now, seen.whole())),
             None => timeout.longest(),
         });
     }
@@ -114,7 +114,9 @@ impl Exchange {
     fn is_hopeless(&self, route: &Route, left: Nanos) -> bool {
         let (config, now) = (&route.config.timeout, self.start);
         match &route.seen {
-            Some(seen) => seen.with(|seen| deadline::is_hopeless(config, left, now, seen)),
+            Some(seen) => {
+                seen.with(|seen| deadline::is_hopeless(config, left, now, &mut seen.begun))
+            }
             None => deadline::is_hopeless(config, left, now, &mut Sketch::default()),
         }
     }
@@ -169,34 +171,61 @@ impl Exchange {
             || (self.grants.retries() > 0 && self.grants.has_faster_next(self.start))
     }
 
-    /// The upstream's answer has begun, or it is clear that there is none.
-    pub(super) fn time_answer(&mut self, answered_well: bool) {
-        if self.timing == Timing::Sent {
-            self.timing = if answered_well {
-                Timing::Answered
-            } else {
-                Timing::No
-            };
+    /// The upstream's answer has begun, well or not, or it is clear that there is none. `time`: how
+    /// long it took.
+    pub(super) fn time_answer(&mut self, now: Moment, well: bool, time: Option<Nanos>) {
+        if self.timing != Timing::Sent {
+            return;
         }
-    }
-
-    /// The request was given up after `duration`: it would have taken longer than that.
-    pub(super) fn time_cut_off(&mut self, now: Moment, duration: Nanos) {
-        self.timing = Timing::No;
-        if let Some(seen) = self.route.as_ref().and_then(|route| route.seen.as_ref()) {
-            seen.with(|seen| seen.add_cut_off(now, duration, self.engine.rng.bits()));
-        }
-    }
-
-    /// The request is over: what it took is counted.
-    pub(super) fn time_end(&mut self, timing: Timing, now: Moment) {
-        let duration = now.since(self.start);
         let seen = self.route.as_ref().and_then(|route| route.seen.as_ref());
-        match (timing, seen) {
-            (Timing::Answered, Some(seen)) => seen.with(|seen| seen.add(now, duration)),
-            // Neither answered nor refused: its client has gone.
-            (Timing::Sent, _) => self.time_cut_off(now, duration),
-            (Timing::Answered, None) | (Timing::No, _) => {}
+        let goes_on = seen.filter(|_| well).is_some_and(|seen| {
+            seen.with(|seen| {
+                if let Some(time) = time {
+                    seen.begun.add(now, time);
+                }
+                seen.whole.is_some()
+            })
+        });
+        self.timing = if goes_on {
+            Timing::Answered
+        } else {
+            Timing::No
+        };
+    }
+
+    /// The request was given up, `duration` after it was whole: it would have taken longer.
+    pub(super) fn time_cut_off(&mut self, now: Moment, duration: Option<Nanos>) {
+        let timing = std::mem::take(&mut self.timing);
+        let seen = self.route.as_ref().and_then(|route| route.seen.as_ref());
+        let (Some(seen), Some(duration)) = (seen, duration) else {
+            return;
+        };
+        let random = self.engine.rng.bits();
+        seen.with(|seen| {
+            if timing == Timing::Sent {
+                seen.begun.add_cut_off(now, duration, random);
+            }
+            if let Some(whole) = &mut seen.whole {
+                whole.add_cut_off(now, duration, random);
+            }
+        });
+    }
+
+    /// The answer is at its end, or its client has gone.
+    pub(super) fn time_end(&mut self, now: Moment) {
+        let duration = self.elapsed(now);
+        if self.timing == Timing::Sent {
+            // Neither answered nor refused.
+            return self.time_cut_off(now, duration);
+        }
+        let timing = std::mem::take(&mut self.timing);
+        let seen = self.route.as_ref().and_then(|route| route.seen.as_ref());
+        if let (Timing::Answered, Some(seen), Some(duration)) = (timing, seen, duration) {
+            seen.with(|seen| {
+                if let Some(whole) = &mut seen.whole {
+                    whole.add(now, duration);
+                }
+            });
         }
     }
 

@@ -4,7 +4,7 @@
 use crate::base::rng::Rng;
 use crate::base::time::{Moment, Nanos};
 use crate::engine::breaker::Breaker;
-use crate::engine::concurrency::{Concurrency, Ending, Permit};
+use crate::engine::concurrency::{Concurrency, Permit};
 use crate::engine::shared::Shared;
 use crate::engine::upstream::{Pick, Upstream};
 use crate::host::Host;
@@ -18,8 +18,6 @@ use std::rc::Rc;
 pub(super) struct Grants {
     /// In flight, at the route's limit and at its upstream's.
     concurrency: [Option<(Rc<Concurrency>, Permit)>; 2],
-    /// After what time the upstream began to answer, and did not fail.
-    answered: Option<Nanos>,
     breaker: Option<BreakerGrant>,
     endpoint: Option<EndpointGrant>,
     retries: Option<RetryGrant>,
@@ -120,9 +118,11 @@ impl Grants {
         granted.map(|granted| granted.pick).unwrap_or_default()
     }
 
-    /// The upstream answered well, after this time.
-    pub(super) const fn note_answer(&mut self, time: Nanos) {
-        self.answered = Some(time);
+    /// The upstream has begun to answer well, after this time, if that is known.
+    pub(super) fn answered<H: Host>(&mut self, host: &H, now: Moment, time: Option<Nanos>) {
+        for (limit, permit) in self.concurrency.iter_mut().flatten() {
+            limit.answered(host, permit, now, time);
+        }
     }
 
     /// The retries are over: `spent` of them were made. `well`: whether the request was answered
@@ -148,12 +148,12 @@ impl Grants {
         }
     }
 
-    /// Gives back all that is still held, without a verdict. `now` is read only where a policy
-    /// learns from it.
+    /// Gives back all that is still held, without a verdict. `began`: when the upstream had the
+    /// whole request. `now` is read only where a policy learns from it.
     pub(super) fn release<H: Host>(
         mut self,
         host: &H,
-        start: Moment,
+        began: Option<Moment>,
         now: impl Fn() -> Moment,
         rng: &Rng,
     ) {
@@ -161,14 +161,9 @@ impl Grants {
         if let Some(granted) = &self.endpoint {
             granted.upstream.leave(host, &granted.pick);
         }
-        let answered = self.answered;
         let ending = || {
             let now = now();
-            Ending {
-                now,
-                elapsed: now.since(start),
-                answered,
-            }
+            Some((now, now.since(began?)))
         };
         for (limit, permit) in self.concurrency.into_iter().flatten() {
             limit.leave(host, permit, ending);

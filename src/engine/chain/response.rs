@@ -18,6 +18,9 @@ use crate::policy::upstream::peers::Try;
 use crate::request::Reason;
 use crate::request::reply::ReplyDetails;
 
+/// How long the upstream took, by Envoy's router; it is not there on the proxy's own answers.
+const SERVICE_TIME: &str = "x-envoy-upstream-service-time";
+
 /// An answer's headers.
 struct Answer {
     headers: HeaderMap,
@@ -77,7 +80,8 @@ pub(super) struct Settlement {
     status: u16,
     /// The endpoints that the proxy tried; `None`: none of ours.
     attempts: Option<Attempts>,
-    duration: Nanos,
+    /// How long the upstream took; `None`: it had not got the whole request.
+    duration: Option<Nanos>,
     retry_after: Option<Nanos>,
 }
 
@@ -99,14 +103,17 @@ impl Settlement {
         };
         CallResult {
             outcome,
-            duration: self.duration,
+            // What is not known is not slow.
+            duration: self.duration.unwrap_or(Nanos::ZERO),
             retry_after: self.retry_after,
         }
     }
 
     /// How the last try ended, and those before it, where a try may take `per_try`.
     fn tries(&self, per_try: Option<Nanos>, grpc_status: Option<u64>) -> [Try; 2] {
-        let late = per_try.is_some_and(|longest| self.duration >= longest);
+        let late = per_try
+            .zip(self.duration)
+            .is_some_and(|(longest, took)| took >= longest);
         let last = match self.class {
             Class::Timeout => Try::Cut,
             _ if !self.is_good(grpc_status) => Try::Failed,
@@ -138,7 +145,7 @@ impl Exchange {
         let source = self.source(context, &answer);
         let class = source.class;
         if class == Class::Local {
-            self.time_answer(false);
+            self.timing = Timing::No;
             return None;
         }
         let now = context.host.monotonic();
@@ -173,7 +180,7 @@ impl Exchange {
         let first = upstream
             .filter(|_| !suspect)
             .and_then(|upstream| upstream.first_try(&self.grants.picked(), &answer.headers));
-        let service_time = answer.headers.get("x-envoy-upstream-service-time");
+        let service_time = answer.headers.get(SERVICE_TIME);
         let reached = (first.is_some() || !matters) && service_time.is_some();
         let address = if reached {
             None
@@ -204,12 +211,14 @@ impl Exchange {
         now: Moment,
     ) {
         let (route, class) = (context.route, source.class);
-        let duration = now.since(self.start);
-        context.host.record(route.duration, duration.as_millis());
+        let duration = self.upstream_time(answer, now);
+        if let Some(duration) = duration {
+            context.host.record(route.duration, duration.as_millis());
+        }
         let good = class == Class::Answered && answer.is_good();
         let attempts = self.attempts(context, source, (!self.hasty).then_some(good));
         if let Some((upstream, attempts)) = source.upstream.zip(attempts) {
-            if !self.hasty {
+            if let Some(duration) = duration.filter(|_| !self.hasty) {
                 let pick = self.grants.picked();
                 upstream.learn(context.host, now, &pick, attempts, duration, !good);
             }
@@ -226,7 +235,10 @@ impl Exchange {
         }
         match class {
             Class::Timeout if !self.hasty => self.time_cut_off(now, duration),
-            _ => self.time_answer(good),
+            _ => self.time_answer(now, good, duration),
+        }
+        if good {
+            self.grants.answered(context.host, now, duration);
         }
         let settlement = Settlement {
             class,
@@ -240,6 +252,18 @@ impl Exchange {
         } else {
             self.settle(context, settlement, answer.grpc_status, now);
         }
+    }
+
+    /// How long the upstream took to begin its answer, from the moment at which it had the whole
+    /// request; `None`: it answered sooner.
+    ///
+    /// Envoy's router begins to count when it has the whole request: later than haven, where a
+    /// filter between them holds it (an authorisation, a buffer). It tells whole milliseconds,
+    /// rounded down.
+    fn upstream_time(&self, answer: &Answer, now: Moment) -> Option<Nanos> {
+        let told = answer.headers.get(SERVICE_TIME).and_then(parse_number);
+        let told = told.map(|millis| Nanos::from_millis(millis.saturating_add(1)));
+        Some(self.elapsed(now)?.min(told.unwrap_or(Nanos(u64::MAX))))
     }
 
     /// Whether the end of an answer decides how the call went.
@@ -331,8 +355,9 @@ impl Exchange {
         Some(reply)
     }
 
-    /// Judges an answer that was cut: by its upstream, which counts as a reset, or by its client,
-    /// which counts as nothing.
+    /// Judges an answer that was cut: by its upstream, which counts as a reset, or by its client or
+    /// a timeout, which count as nothing: the answer had begun, and who reads it slowly runs into
+    /// the same timeout as who waits for an upstream that hangs in its middle.
     pub(super) fn settle_cut<H: Host, S: Stream>(
         &mut self,
         context: &Context<'_, H, S>,
@@ -344,20 +369,11 @@ impl Exchange {
                 self.timing = Timing::No;
                 Class::Reset
             }
-            Cut::Time => {
-                if self.is_own_haste(Class::Timeout, settlement.status, None, now) {
-                    self.timing = Timing::No;
-                    return;
-                }
-                self.time_cut_off(now, now.since(self.start));
-                Class::Timeout
-            }
-            Cut::Client => {
-                if self.timing == Timing::Answered {
-                    self.timing = Timing::Sent;
-                }
+            Cut::Time if self.is_own_haste(Class::Timeout, settlement.status, None, now) => {
+                self.timing = Timing::No;
                 return;
             }
+            Cut::Time | Cut::Client => return self.time_cut_off(now, self.elapsed(now)),
             Cut::Unknown => settlement.class,
         };
         let settlement = Settlement {
@@ -386,14 +402,10 @@ impl Exchange {
             grpc.and_then(grpc_failure)
         };
         let grpc_status = grpc_status.or_else(of_status);
-        if settlement.is_good(grpc_status) {
-            self.grants.note_answer(settlement.duration);
-        }
         // The answer is at its end, or as good as: what it took is known with this reading of the
         // clock.
         if self.timing == Timing::Answered {
-            self.timing = Timing::No;
-            self.time_end(Timing::Answered, now);
+            self.time_end(now);
         }
         // What comes too late while a limit refuses is the overload's, and no breaker's matter: to
         // open one would take away capacity.

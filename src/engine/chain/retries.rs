@@ -36,7 +36,7 @@ impl Exchange {
         let half = route
             .seen
             .as_ref()
-            .and_then(|seen| seen.with(|seen| seen.quantile(now, HALF)));
+            .and_then(|seen| seen.with(|seen| seen.begun.quantile(now, HALF)));
         let in_time = |left: Nanos, times| half.is_none_or(|half| half.least.times(times) <= left);
         let room = self.grants.room(now);
         let may = self.facts.retriable
