@@ -14,6 +14,7 @@
 //! | `upstream`, `health_check` | endpoints: picking, outcomes, active checks |
 //! | `breaker`, `concurrency`, `stale` | policies with their metrics and log lines |
 //! | `in_flight` | counts of requests in flight over all workers |
+//! | `lingering` | what was given up, and still counts |
 //! | `readiness` | what haven reports of the service |
 //! | `metrics`, `logs` | names of metrics; bounded logging |
 //!
@@ -45,6 +46,7 @@ mod compile;
 mod concurrency;
 mod health_check;
 mod in_flight;
+mod lingering;
 mod logs;
 mod metrics;
 mod readiness;
@@ -66,6 +68,7 @@ use breaker::Breaker;
 use compile::Compiler;
 use concurrency::Concurrency;
 use health_check::Checks;
+use lingering::Lingering;
 use logs::LogLimiter;
 use metrics::MetricTable;
 use route::Route;
@@ -107,6 +110,8 @@ pub struct Engine {
     logs: Rc<LogLimiter>,
     /// Active checks of endpoints.
     checks: Option<Checks>,
+    /// Work that was given up.
+    lingering: Lingering,
 }
 
 impl Engine {
@@ -157,6 +162,7 @@ impl Engine {
             tick_at: Cell::new(0),
             logs,
             checks: (!checks.is_empty()).then_some(checks),
+            lingering: Lingering::default(),
         })
     }
 
@@ -164,6 +170,7 @@ impl Engine {
     /// What is too much for one tick is left to the next.
     pub fn tick<H: Host>(&self, host: &H) {
         let now = host.monotonic();
+        self.lingering.release_due(host, now);
         // All of them in each tick: a VM without a report is taken for lost.
         for limit in &self.concurrency {
             limit.maintain(host, now, self.vm);
@@ -179,6 +186,11 @@ impl Engine {
         }
         self.logs.report_withheld();
         self.refresh_some(host, now);
+    }
+
+    /// Gives back what is held without a request. The configuration is in use no more.
+    pub fn close<H: Host>(&self, host: &H) {
+        self.lingering.release_all(host);
     }
 
     /// Reads some of the upstreams and breakers anew, in turn.

@@ -127,6 +127,16 @@ impl Root {
     }
 }
 
+/// A reload has put another configuration in its place, and its last stream, which holds it, has
+/// ended.
+impl Drop for Root {
+    fn drop(&mut self) {
+        if let Some(engine) = self.engine() {
+            engine.close(&Proxy);
+        }
+    }
+}
+
 /// One per request.
 #[derive(Debug)]
 struct Http {

@@ -24,6 +24,8 @@ mod concurrency;
 mod deadlines;
 #[path = "chain/fallbacks.rs"]
 mod fallbacks;
+#[path = "chain/given_up.rs"]
+mod given_up;
 #[path = "chain/grpc_health.rs"]
 mod grpc_health;
 #[path = "chain/overload.rs"]

@@ -63,6 +63,8 @@ pub struct Between {
 struct SketchWindow {
     counts: Vec<u32>,
     total: u64,
+    /// Behind the longest time that was not cut off.
+    whole: usize,
 }
 
 /// A quantile that was worked out, good until the counts have changed by a sixteenth.
@@ -90,14 +92,16 @@ impl SketchWindow {
 
     fn clear(&mut self) {
         self.counts.fill(0);
-        self.total = 0;
+        (self.total, self.whole) = (0, 0);
     }
 }
 
 impl Sketch {
     /// Counts a time.
     pub fn add(&mut self, now: Moment, time: Nanos) {
-        self.count(now, bucket(time));
+        let at = bucket(time);
+        self.count(now, at);
+        self.running.whole = self.running.whole.max(at.saturating_add(1));
     }
 
     /// Counts a time that was cut off at `time`. `random` picks the longer one that stands for it.
@@ -148,6 +152,27 @@ impl Sketch {
             good_for: (total / 16).max(1),
         });
         Some(value)
+    }
+
+    /// How much longer what has lasted for `time` usually lasts: half of the times seen that were
+    /// longer take at least as much. Zero where none was, or too little is known; a time that was
+    /// cut off is none.
+    pub fn rest(&mut self, now: Moment, time: Nanos) -> Nanos {
+        self.advance(now);
+        if self.running.total.saturating_add(self.before.total) < ENOUGH {
+            return Nanos::ZERO;
+        }
+        let whole = self.running.whole.max(self.before.whole);
+        let longer = || (bucket(time).saturating_add(1)..whole).map(|at| (at, self.total_of(at)));
+        let all = longer().fold(0u64, |sum, (_, count)| sum.saturating_add(count));
+        let mut left = all.div_ceil(2);
+        let half = longer().find(|(_, count)| {
+            let here = left <= *count;
+            left = left.saturating_sub(*count);
+            here
+        });
+        let half = half.and_then(|(at, _)| at.checked_sub(1)).map(end);
+        half.map_or(Nanos::ZERO, |half| half.minus(time))
     }
 
     /// How long ago a time was last counted.
@@ -327,6 +352,29 @@ mod tests {
         );
     }
 
+    #[test]
+    fn what_has_lasted_for_long_lasts_as_much_longer_as_others_did() {
+        let mut sketch = filled(10..110);
+        let mut rest = |time| sketch.rest(at_ms(1), ms(time)).as_millis();
+        // Of 10 to 109 ms; a bucket is an eighth of itself.
+        assert!((50..=60).contains(&rest(0)), "{}", rest(0));
+        assert!((20..=30).contains(&rest(55)), "{}", rest(55));
+        assert_eq!([rest(108), rest(500), rest(u64::MAX / 1_000_000)], [0; 3]);
+        for n in 0..1_000 {
+            sketch.add_cut_off(at_ms(1), ms(500), n);
+        }
+        assert_eq!(
+            sketch.rest(at_ms(1), ms(200)),
+            Nanos::ZERO,
+            "it never ended"
+        );
+        assert_eq!(
+            filled([5; 19]).rest(at_ms(1), ms(1)),
+            Nanos::ZERO,
+            "too few"
+        );
+    }
+
     proptest! {
         #[test]
         fn a_quantile_lies_where_the_sorted_list_has_it(
@@ -354,6 +402,7 @@ mod tests {
                     sketch.add(Moment(now), Nanos(time));
                 }
                 let _ = sketch.quantile(Moment(now), P99);
+                let _ = sketch.rest(Moment(now), Nanos(time));
             }
         }
     }

@@ -80,6 +80,8 @@ pub struct Exchange {
     facts: Facts,
     deadline: Deadline,
     timing: Timing,
+    /// For how much longer work that was given up may go on.
+    rest: Nanos,
     /// We have answered: what follows in the response phase is our own.
     replied: bool,
     /// Quotas that the client is to know of.
@@ -132,6 +134,7 @@ impl Exchange {
             facts: Facts::default(),
             deadline: Deadline::default(),
             timing: Timing::No,
+            rest: Nanos::ZERO,
             replied: false,
             quotas: Vec::new(),
             grants: Grants::default(),
@@ -343,6 +346,8 @@ impl Exchange {
         &mut self,
         context: &Context<'a, H, S>,
     ) -> Option<Refusal<'a>> {
+        let engine = context.engine;
+        engine.lingering.release_due(context.host, self.start);
         let refused = self.check_concurrency(context);
         let refused = refused.or_else(|| self.check_breaker(context));
         refused.or_else(|| self.pick_endpoint(context))
@@ -473,6 +478,7 @@ impl Exchange {
         }
         let grants = std::mem::take(&mut self.grants);
         let began = self.whole.map(|whole| whole.max(self.start));
-        grants.release(host, began, || *now, &self.engine.rng);
+        let rest = std::mem::take(&mut self.rest);
+        grants.release(host, began, || *now, &self.engine, rest);
     }
 }

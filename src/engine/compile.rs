@@ -134,6 +134,7 @@ impl<'c, H: Host> Compiler<'c, H> {
         let deadline = self.deadline(route, mode);
         let retry = self.retries(route, mode);
         let observes = breaker.is_some()
+            || concurrency.iter().any(Option::is_some)
             || breaks_endpoints(variant)
             || retry.is_some()
             || matches!(route.timeout.request, Some(RequestTimeout::Dynamic(_)))

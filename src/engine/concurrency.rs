@@ -72,7 +72,7 @@ enum Bound {
     Adaptive(AdaptiveSettings),
 }
 
-/// A request in flight, as its limit remembers it. It must be given back exactly once.
+/// A request in flight, as its limit remembers it. It must leave exactly once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Permit {
     /// How many were in flight when it came, itself included.
@@ -80,7 +80,7 @@ pub(super) struct Permit {
     /// The limit at that moment.
     limit: u64,
     /// Whose share it counts to.
-    key: Option<u32>,
+    pub(super) key: Option<u32>,
     /// Whether it was seen how long the upstream took, or that this says nothing.
     sampled: bool,
 }
@@ -267,18 +267,22 @@ impl Concurrency {
         }
     }
 
-    /// Counts it out again. `ending`: when, and how long the upstream had the whole request;
-    /// `None`: it never had.
-    pub(super) fn leave<H: Host>(
+    /// Counts a request of this key's share out again.
+    pub(super) fn leave<H: Host>(&self, host: &H, key: Option<u32>) {
+        self.gauge.leave(host);
+        if let (Some(fair), Some(key)) = (&self.fair, key) {
+            fair.shares.with(|shares| shares.leave(key));
+        }
+    }
+
+    /// Learns from how a request ended. `ending`: when, and how long the upstream had the whole
+    /// request; `None`: it never had.
+    pub(super) fn ended<H: Host>(
         &self,
         host: &H,
         permit: Permit,
         ending: impl FnOnce() -> Option<(Moment, Nanos)>,
     ) {
-        self.gauge.leave(host);
-        if let (Some(fair), Some(key)) = (&self.fair, permit.key) {
-            fair.shares.with(|shares| shares.leave(key));
-        }
         // It was not answered, or failed.
         if let (false, Bound::Adaptive(settings)) = (permit.sampled, self.bound.get())
             && let Some((now, elapsed)) = ending()

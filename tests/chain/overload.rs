@@ -16,7 +16,7 @@ const MAX_RETRIES: &str = "x-envoy-max-retries";
 
 /// A route over three endpoints, and a limit of 20 that it may use: of its requests, which are
 /// critical, 19 find room.
-fn config(route: &Value) -> Value {
+pub(super) fn config(route: &Value) -> Value {
     let endpoints = [1, 2, 3].map(|n| json!({"address": address(n)}));
     let mut config = json!({
         "concurrency_limits": {"c": {"algorithm": "fixed", "limit": 20}},
@@ -26,28 +26,28 @@ fn config(route: &Value) -> Value {
     config
 }
 
-fn address(n: u64) -> String {
+pub(super) fn address(n: u64) -> String {
     format!("10.0.0.{n}:80")
 }
 
 /// A request that is on its way.
-struct Flight {
+pub(super) struct Flight {
     stream: SimStream,
     exchange: Exchange,
 }
 
 impl Flight {
-    fn begin(proxy: &Proxy, headers: &[(&str, &[u8])]) -> Self {
+    pub(super) fn begin(proxy: &Proxy, headers: &[(&str, &[u8])]) -> Self {
         let stream = SimStream::request("GET", "/api", headers);
         let exchange = proxy.begin(&stream);
         Self { stream, exchange }
     }
 
-    fn is_refused(&self) -> bool {
+    pub(super) fn is_refused(&self) -> bool {
         self.stream.replied().is_some()
     }
 
-    fn header(&self, name: &str) -> Option<String> {
+    pub(super) fn header(&self, name: &str) -> Option<String> {
         self.stream.request_header(name)
     }
 
@@ -58,21 +58,21 @@ impl Flight {
     }
 
     /// The endpoint of this place in its list.
-    fn listed(&self, place: u64) -> String {
+    pub(super) fn listed(&self, place: u64) -> String {
         let list = self.header("x-haven-upstream").unwrap();
         let place = usize::try_from(place).unwrap();
         list.split(',').nth(place).expect("it is listed").to_owned()
     }
 
     /// Its last try, after so many others, is answered with this status.
-    fn answer(mut self, proxy: &Proxy, before: u64, status: u16) {
+    pub(super) fn answer(mut self, proxy: &Proxy, before: u64, status: u16) {
         self.stream.answer(status, Some(&self.listed(before)), &[]);
         self.exchange.on_response(&proxy.worker, &self.stream);
         self.exchange.on_end(&proxy.worker);
     }
 
     /// Its last try, after so many others, is not answered in time.
-    fn time_out(mut self, proxy: &Proxy, before: u64) {
+    pub(super) fn time_out(mut self, proxy: &Proxy, before: u64) {
         let last = self.listed(before);
         let stream = &self.stream;
         stream.fail(504, "response_timeout", Some(&last), before + 1);
@@ -81,18 +81,18 @@ impl Flight {
     }
 
     /// Its client has gone.
-    fn cancel(mut self, proxy: &Proxy) {
+    pub(super) fn cancel(mut self, proxy: &Proxy) {
         self.exchange.on_end(&proxy.worker);
     }
 }
 
 /// So many requests at once; those that are refused are over.
-fn hold(proxy: &Proxy, count: usize, headers: &[(&str, &[u8])]) -> Vec<Flight> {
+pub(super) fn hold(proxy: &Proxy, count: usize, headers: &[(&str, &[u8])]) -> Vec<Flight> {
     let flights = (0..count).map(|_| Flight::begin(proxy, headers));
     flights.filter(|flight| !flight.is_refused()).collect()
 }
 
-fn pass(proxy: &Proxy, millis: u64) {
+pub(super) fn pass(proxy: &Proxy, millis: u64) {
     proxy.machine.advance(Nanos::from_millis(millis));
 }
 
@@ -228,7 +228,7 @@ fn retries_that_do_not_help_fall_back_to_a_fifth() {
 }
 
 /// A route over endpoints in a fixed order, with a timeout of a try.
-fn cutting(endpoints: usize, route: &Value) -> Proxy {
+pub(super) fn cutting(endpoints: usize, route: &Value) -> Proxy {
     let mut config = config(route);
     config["routes"][0]["timeout"]["per_try"] = json!("100ms");
     let upstream = &mut config["upstreams"]["u"];
@@ -247,7 +247,7 @@ fn timeouts(proxy: &Proxy, method: &str) -> [Option<String>; 2] {
 }
 
 /// Retries enough, whatever the tests need.
-fn generous() -> Value {
+pub(super) fn generous() -> Value {
     json!({"retry": {"budget": 100, "min_per_second": 1_000}})
 }
 
@@ -332,7 +332,7 @@ fn bounded(endpoints: usize) -> Proxy {
     breaking(endpoints, "first", &route)
 }
 
-fn is_open(proxy: &Proxy, breaker: &str, key: &str) -> bool {
+pub(super) fn is_open(proxy: &Proxy, breaker: &str, key: &str) -> bool {
     let name = format!("haven_circuit_breaker_state;circuit_breaker={breaker};key={key}");
     proxy.machine.metric(&name) == 1
 }
@@ -405,7 +405,7 @@ fn failures_while_the_limit_refuses_count_as_ever() {
 
 /// A limit of 40, with fair shares of tenants: 38 requests find room, and of these 35 where their
 /// tenant has more than others.
-fn fair(extra: &Value) -> Value {
+pub(super) fn fair(extra: &Value) -> Value {
     let mut config = config(&json!({"concurrency_limit": "c"}));
     let fair = json!([{"header": "x-tenant"}]);
     config["concurrency_limits"]["c"] = json!({"algorithm": "fixed", "limit": 40, "fair": fair});
@@ -413,7 +413,7 @@ fn fair(extra: &Value) -> Value {
     config
 }
 
-fn tenant(name: &str) -> [(&str, &[u8]); 1] {
+pub(super) fn tenant(name: &str) -> [(&str, &[u8]); 1] {
     [("x-tenant", name.as_bytes())]
 }
 
@@ -441,11 +441,11 @@ fn crowded(proxy: &Proxy) -> Vec<Flight> {
     held
 }
 
-fn metric(proxy: &Proxy, name: &str) -> u64 {
+pub(super) fn metric(proxy: &Proxy, name: &str) -> u64 {
     proxy.machine.metric(name)
 }
 
-fn in_flight(proxy: &Proxy) -> u64 {
+pub(super) fn in_flight(proxy: &Proxy) -> u64 {
     metric(proxy, "haven_concurrency_in_flight;policy=c;key=r")
 }
 
@@ -506,7 +506,7 @@ fn each_criticality_has_fair_shares_of_its_own_threshold() {
 }
 
 /// A worker more of the same proxy.
-fn another(proxy: &Proxy, config: &Value) -> Proxy {
+pub(super) fn another(proxy: &Proxy, config: &Value) -> Proxy {
     let worker = Worker(Rc::clone(&proxy.machine));
     let engine = Proxy::engine(&worker, config);
     Proxy {
@@ -581,6 +581,9 @@ fn gauges_and_shares_come_back_to_nothing() {
             _ => flight.time_out(&proxy, 0),
         }
     }
+    // What was given up after less than the others took may still go on for as long as they did.
+    pass(&proxy, 20);
+    proxy.engine.tick(&proxy.worker);
     assert_eq!(in_flight(&proxy), 0);
     proxy.machine.advance(SYNC);
     Flight::begin(&proxy, &tenant("e")).cancel(&proxy);

@@ -1,6 +1,6 @@
 //! The run of a world: one event after the other, in simulated time.
 
-use crate::draw::{Draw, MS, Time};
+use crate::draw::{Draw, MS, SECOND, Time};
 use crate::envoy::Flight;
 use crate::fault::{Reach, State, edges, state};
 use crate::proxy::{Haven, Steer, Verdict};
@@ -145,6 +145,11 @@ pub fn run(world: &World, config: Option<&Value>, noise: u64, watch: bool) -> Ru
         sim.on(event);
     }
     if let Some(haven) = &sim.haven {
+        // Work that was given up counts for a while.
+        haven.set_clock(sim.now + 6 * SECOND);
+        for vm in 0..haven.vms() {
+            haven.tick(vm);
+        }
         let gauges = ["haven_endpoint_in_flight", "haven_concurrency_in_flight"];
         sim.run.left = gauges.iter().flat_map(|name| haven.metrics(name)).collect();
     }

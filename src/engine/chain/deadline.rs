@@ -193,6 +193,16 @@ impl Exchange {
         };
     }
 
+    /// What the upstream had for `duration` is given up. Its work may go on for as long as such work
+    /// usually lasts: many servers do not stop when their caller has gone.
+    pub(super) fn give_up(&mut self, now: Moment, duration: Option<Nanos>) {
+        let seen = self.route.as_ref().and_then(|route| route.seen.as_ref());
+        if let Some((seen, duration)) = seen.zip(duration) {
+            let rest = seen.with(|seen| seen.begun.rest(now, duration));
+            self.rest = self.rest.max(rest);
+        }
+    }
+
     /// The request was given up, `duration` after it was whole: it would have taken longer.
     pub(super) fn time_cut_off(&mut self, now: Moment, duration: Option<Nanos>) {
         let timing = std::mem::take(&mut self.timing);
@@ -216,6 +226,7 @@ impl Exchange {
         let duration = self.elapsed(now);
         if self.timing == Timing::Sent {
             // Neither answered nor refused.
+            self.give_up(now, duration);
             return self.time_cut_off(now, duration);
         }
         let timing = std::mem::take(&mut self.timing);

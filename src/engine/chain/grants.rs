@@ -1,10 +1,11 @@
 //! What a request was granted, and must be given back exactly once: places in flight, permits of
 //! breakers, retries.
 
-use crate::base::rng::Rng;
 use crate::base::time::{Moment, Nanos};
+use crate::engine::Engine;
 use crate::engine::breaker::Breaker;
 use crate::engine::concurrency::{Concurrency, Permit};
+use crate::engine::lingering::Place;
 use crate::engine::shared::Shared;
 use crate::engine::upstream::{Pick, Upstream};
 use crate::host::Host;
@@ -149,24 +150,37 @@ impl Grants {
     }
 
     /// Gives back all that is still held, without a verdict. `began`: when the upstream had the
-    /// whole request. `now` is read only where a policy learns from it.
+    /// whole request. `now` is read only where a policy learns from it. `rest`: for how much longer
+    /// its work may go on.
     pub(super) fn release<H: Host>(
         mut self,
         host: &H,
         began: Option<Moment>,
         now: impl Fn() -> Moment,
-        rng: &Rng,
+        engine: &Engine,
+        rest: Nanos,
     ) {
         self.settle_retries(0, None);
-        if let Some(granted) = &self.endpoint {
-            granted.upstream.leave(host, &granted.pick);
+        let rng = &engine.rng;
+        let leave = |place: Place| {
+            if rest == Nanos::ZERO {
+                place.leave(host);
+            } else {
+                engine.lingering.add(host, now(), rest, place);
+            }
+        };
+        if let Some(granted) = &self.endpoint
+            && let Some(at) = granted.pick.counted()
+        {
+            leave(Place::Endpoint(Rc::clone(&granted.upstream), at));
         }
         let ending = || {
             let now = now();
             Some((now, now.since(began?)))
         };
         for (limit, permit) in self.concurrency.into_iter().flatten() {
-            limit.leave(host, permit, ending);
+            leave(Place::Limit(Rc::clone(&limit), permit.key));
+            limit.ended(host, permit, ending);
         }
         if let Some(BreakerGrant { breaker, epoch, .. }) = self.breaker {
             breaker.end(host, now(), epoch, CallResult::IGNORED, rng);

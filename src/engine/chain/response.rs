@@ -234,7 +234,14 @@ impl Exchange {
             }
         }
         match class {
-            Class::Timeout if !self.hasty => self.time_cut_off(now, duration),
+            Class::Timeout => {
+                self.give_up(now, duration);
+                if self.hasty {
+                    self.timing = Timing::No;
+                } else {
+                    self.time_cut_off(now, duration);
+                }
+            }
             _ => self.time_answer(now, good, duration),
         }
         if good {
@@ -429,6 +436,10 @@ impl Exchange {
         if let Some(attempts) = settlement.attempts {
             let per_try = context.route.config.timeout.per_try;
             let [last, earlier] = settlement.tries(per_try, grpc_status);
+            if attempts.before > 0 && earlier == Try::Cut {
+                // The endpoint that was tried first may still be at it.
+                self.give_up(now, settlement.duration);
+            }
             used.policy.compare(now, &pick, attempts, last, earlier);
         }
         if let Some(failure_on) = used.policy.failure_on() {

@@ -72,6 +72,11 @@ pub struct Pick {
 }
 
 impl Pick {
+    /// Where the request counts as in flight.
+    pub(in crate::engine) fn counted(&self) -> Option<usize> {
+        self.list.first()
+    }
+
     /// How many endpoints are listed.
     pub(in crate::engine) fn listed(&self) -> usize {
         self.list.iter().count()
@@ -270,10 +275,10 @@ impl Upstream {
         None
     }
 
-    /// Takes the request out of flight.
-    pub(in crate::engine) fn leave<H: Host>(&self, host: &H, pick: &Pick) {
-        if let Some(first) = pick.list.first().and_then(|at| self.endpoint(at)) {
-            self.gauges(first).for_each(|gauge| gauge.leave(host));
+    /// Takes a request out of flight at this endpoint.
+    pub(in crate::engine) fn leave<H: Host>(&self, host: &H, at: usize) {
+        if let Some(endpoint) = self.endpoint(at) {
+            self.gauges(endpoint).for_each(|gauge| gauge.leave(host));
         }
     }
 }
