@@ -9,12 +9,14 @@
 mod support;
 
 mod clients;
+mod detail;
 mod draw;
 mod kind;
 mod report;
 mod round;
 mod stats;
 mod svg;
+mod targets;
 mod upstream;
 mod variants;
 mod world;

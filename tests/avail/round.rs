@@ -7,12 +7,15 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::clients::{Clients, Outcome};
+use super::clients::Clients;
+use super::detail;
 use super::kind::Kind;
 use super::report::{self, Run, Scenario};
 use super::stats::{LAG, measure};
+use super::support::endpoint::{Counts, Endpoint};
+use super::support::open_loop::Outcome;
 use super::support::{Envoy, EnvoyConfig, checkout, run_alone};
-use super::upstream::{Seen, Upstream};
+use super::upstream::{Part, Seen};
 use super::variants::{Variant, bootstrap};
 use super::world::World;
 
@@ -88,6 +91,11 @@ pub fn run(options: &Options) {
             runs: runs.collect(),
         });
     }
+    if let [Scenario { runs, .. }] = &results[..]
+        && let [run] = &runs[..]
+    {
+        println!("{}", run.detail);
+    }
     let text = report::markdown(&results, &head(options, begun.elapsed()));
     println!("{text}");
     if options.kinds.len() == Kind::ALL.len() {
@@ -139,38 +147,43 @@ fn quiet_run(kind: Kind, seed: u64) -> Run {
 
 /// One of the three with a service of its own.
 struct Side {
-    upstreams: Vec<Upstream>,
+    endpoints: Vec<(Endpoint, Arc<Part>)>,
     envoy: Envoy,
     clients: Clients,
 }
 
 impl Side {
     async fn start(variant: Variant, world: &Arc<World>) -> Self {
-        let mut upstreams = Vec::new();
+        let mut endpoints = Vec::new();
         for index in 0..world.endpoints {
-            let upstream = Upstream::start(world, index).await;
-            upstreams.push(upstream.expect("an endpoint starts"));
+            let part = Arc::new(Part::new(world, index));
+            let endpoint = Endpoint::start(part.clone()).await;
+            endpoints.push((endpoint.expect("an endpoint starts"), part));
         }
-        let endpoints: Vec<_> = upstreams.iter().map(Upstream::addr).collect();
-        let text = bootstrap(variant, world, &endpoints);
+        let addresses: Vec<_> = endpoints.iter().map(|(it, _)| it.addr()).collect();
+        let text = bootstrap(variant, world, &addresses);
         let envoy = Envoy::start(EnvoyConfig::text(text).concurrency(WORKERS)).await;
         let clients = Clients::connect(world, envoy.addr()).await;
         Self {
-            upstreams,
+            endpoints,
             envoy,
             clients,
         }
     }
 
     async fn send(&self, world: &Arc<World>, begin: Instant) -> Vec<Outcome> {
-        for upstream in &self.upstreams {
-            upstream.begin(begin);
+        for (endpoint, _) in &self.endpoints {
+            endpoint.begin(begin);
         }
         self.clients.send(world, begin).await
     }
 
-    fn seen(&self) -> Vec<Seen> {
-        self.upstreams.iter().map(Upstream::seen).collect()
+    fn seen(&self) -> Vec<(Seen, Counts)> {
+        let seen = |(endpoint, part): &(Endpoint, Arc<Part>)| {
+            let counts = endpoint.counts();
+            (part.seen().clone(), counts)
+        };
+        self.endpoints.iter().map(seen).collect()
     }
 }
 
@@ -188,25 +201,29 @@ async fn once(kind: Kind, seed: u64) -> Run {
     let before = (cpu("self"), pids.each_ref().map(|pid| cpu(pid)));
     let begin = Instant::now() + Duration::from_millis(50);
     let [a, b, c] = &sides;
-    let (a, b, c) = tokio::join!(
+    let (a, b, haven, watched) = tokio::join!(
         a.send(&world, begin),
         b.send(&world, begin),
         c.send(&world, begin),
+        detail::watch(&c.envoy, &world, begin),
     );
     let seconds = begin.elapsed().as_secs_f64();
     let used = |now: f64, then: f64| (now - then) / seconds;
     let mut run = Run::new(&world);
     run.own_cpu = used(cpu("self"), before.0);
-    for (index, outcomes) in [a, b, c].iter().enumerate() {
+    for (index, outcomes) in [a, b, haven].iter().enumerate() {
         run.envoy_cpu[index] = used(cpu(&pids[index]), before.1[index]);
         let seen = sides[index].seen();
         let mut tries = vec![0_u32; outcomes.len()];
-        for number in seen.iter().flat_map(|seen| &seen.tries) {
+        for number in seen.iter().flat_map(|(seen, _)| &seen.tries) {
             tries[*number] += 1;
         }
         run.measures[index] = measure(&world, outcomes, &tries);
-        let worked: u64 = seen.iter().map(|seen| seen.worked).sum();
-        let late: u64 = seen.iter().map(|seen| seen.late).sum();
+        if Variant::ALL[index] == Variant::Haven {
+            run.detail = detail::lines(&world, outcomes, &tries, &watched);
+        }
+        let worked: u64 = seen.iter().map(|(_, counts)| counts.worked).sum();
+        let late: u64 = seen.iter().map(|(_, counts)| counts.late).sum();
         run.lagged |= run.measures[index].late > LAG * 100.0;
         run.lagged |= late as f64 > LAG * worked as f64;
         run.work_late[index] = 100.0 * late as f64 / worked.max(1) as f64;

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use super::clients::Outcome;
+use super::support::endpoint::LATE;
+use super::support::open_loop::Outcome;
 use super::world::{Path, World};
 
-/// A request that is sent, or work that is finished, later than this was delayed by the machine.
-pub const LATE: Duration = Duration::from_millis(5);
 /// The share of delayed ones above which a run says nothing.
 pub const LAG: f64 = 0.005;
 /// The share of useful answers at which a service is well again.

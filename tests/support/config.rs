@@ -45,6 +45,8 @@ pub struct EnvoyConfig {
     filters_after: Vec<Value>,
     wasm: Option<String>,
     stop_all: bool,
+    attempt_counts: bool,
+    balanced: bool,
     text: Option<String>,
     pub(super) concurrency: u32,
     pub(super) drain_seconds: u32,
@@ -65,6 +67,8 @@ impl Default for EnvoyConfig {
             filters_after: Vec::new(),
             wasm: None,
             stop_all: false,
+            attempt_counts: false,
+            balanced: false,
             text: None,
             concurrency: 4,
             drain_seconds: 600,
@@ -151,6 +155,18 @@ impl EnvoyConfig {
     /// headers holds a body back as well.
     pub fn stop_all(mut self) -> Self {
         self.stop_all = true;
+        self
+    }
+
+    /// With `x-envoy-attempt-count` in what endpoints get and in what they answer.
+    pub fn attempt_counts(mut self) -> Self {
+        self.attempt_counts = true;
+        self
+    }
+
+    /// With as many connections for each worker.
+    pub fn balanced(mut self) -> Self {
+        self.balanced = true;
         self
     }
 
@@ -279,17 +295,27 @@ impl EnvoyConfig {
             "http2_protocol_options": {"max_concurrent_streams": 1000},
             "access_log": [access_log()],
             "http_filters": filters,
-            "route_config": {"name": "routes", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
+            "route_config": {"name": "routes", "virtual_hosts": [{
+                "name": "all",
+                "domains": ["*"],
+                "routes": routes,
+                "include_request_attempt_count": self.attempt_counts,
+                "include_attempt_count_in_response": self.attempt_counts,
+            }]},
         });
         if self.internal_clients {
             let loopback = json!([{"address_prefix": "127.0.0.0", "prefix_len": 8}]);
             manager["internal_address_config"] = json!({"cidr_ranges": loopback});
         }
-        Ok(json!({
+        let mut listener = json!({
             "name": "haven",
             "address": socket_address(SocketAddr::from(([127, 0, 0, 1], 0))),
             "filter_chains": [{"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}],
-        }))
+        });
+        if self.balanced {
+            listener["connection_balance_config"] = json!({"exact_balance": {}});
+        }
+        Ok(listener)
     }
 }
 

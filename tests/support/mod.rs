@@ -1,5 +1,5 @@
 //! The real-Envoy harness: an Envoy of one's own on free ports, upstreams with switchable faults,
-//! HTTP clients, metrics.
+//! endpoints and clients of drawn worlds, HTTP clients, metrics.
 //!
 //! ```no_run
 //! support::run(async {
@@ -30,9 +30,12 @@ use std::time::Duration;
 
 pub mod client;
 pub mod config;
+pub mod endpoint;
 pub mod envoy;
+pub mod open_loop;
 pub mod prometheus;
 pub mod raw;
+pub mod slots;
 pub mod upstream;
 
 pub use client::{Client, Reply, Tally, load};

@@ -9,12 +9,12 @@
 //! - A request that is cut off closes its connection (HTTP/1.1).
 
 use crate::draw::{Draw, MS, Time};
-use crate::fault::{Kind, Reach};
+use crate::fault::Reach;
 use crate::proxy::{Answer, Held, Steer, VIA_UPSTREAM};
 use crate::record::End;
-use crate::server::{Job, Owner};
-use crate::sim::{Event, HOP, Sim};
-use crate::world::CONNECT_TIMEOUT;
+use crate::sim::{Event, HOP, Owner, Sim};
+use crate::support::slots::Job;
+use crate::world::{CONNECT_TIMEOUT, Fate};
 
 /// Requests under way in Envoy's cluster, beyond which it answers by itself: `max_requests` and
 /// `max_pending_requests`.
@@ -164,26 +164,17 @@ impl Sim<'_> {
         }
         self.run.records[id].begun += 1;
         let draw = Draw::of(&[self.world.seed, self.noise, id as u64, of.into(), 2]);
-        if state.speed > 0.0 && (draw.unit() < state.failing || self.is_bad_route(id)) {
+        let route = self.run.records[id].route;
+        let Fate::Works(work) = self.world.fate(&state, route, self.now, &draw) else {
             return self.after(2 * HOP, Event::Answered(id, of, self.world.failure));
-        }
-        let job = Job::new(Owner::Try(id, of), self.world.service.take(&draw));
+        };
+        let job = Job::new(Owner::Try(id, of), work);
         let mut begun = Vec::new();
         let room = self.servers[endpoint].offer(self.now, job, &mut begun);
         self.begun(endpoint, &begun);
         if !room {
             self.after(2 * HOP, Event::Answered(id, of, 503));
         }
-    }
-
-    fn is_bad_route(&self, id: usize) -> bool {
-        let now = self.now;
-        let mut faults = self
-            .world
-            .faults
-            .iter()
-            .filter(|it| (it.from..it.until).contains(&now));
-        faults.any(|it| it.kind == Kind::BadRoute(self.run.records[id].route))
     }
 
     /// An endpoint's answer has come.

@@ -1,6 +1,7 @@
 //! What goes wrong in a world, and when.
 
 use crate::draw::{Draw, MS, Time};
+pub use crate::support::endpoint::Reach;
 
 /// A fault, from its start to its end.
 #[derive(Clone, Debug)]
@@ -113,17 +114,6 @@ pub struct State {
     pub speed: f64,
     /// The share of answers that fail at once.
     pub failing: f64,
-}
-
-/// Whether an endpoint can be reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// It can.
-    Up,
-    /// It refuses.
-    Dead,
-    /// What is sent is lost.
-    Lost,
 }
 
 /// How an endpoint is at this moment.

@@ -5,6 +5,11 @@
 //! another configuration with the same arrivals and the same service times. `make worlds` compares
 //! thousands of them, `make worlds SEED=n` shows one.
 
+#![cfg(not(target_arch = "wasm32"))]
+
+#[path = "../support/mod.rs"]
+mod support;
+
 mod bound;
 mod config;
 mod draw;
@@ -12,10 +17,10 @@ mod envoy;
 mod fault;
 mod invariants;
 mod proxy;
+mod real;
 mod record;
 mod report;
 mod sanity;
-mod server;
 mod sim;
 mod timeline;
 mod verdict;

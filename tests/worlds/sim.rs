@@ -5,8 +5,8 @@ use crate::envoy::Flight;
 use crate::fault::{Reach, State, edges, state};
 use crate::proxy::{Haven, Steer, Verdict};
 use crate::record::{End, Record, Run, Sample};
-use crate::server::{Job, Owner, Server};
-use crate::world::{Arrival, CONNECT_TIMEOUT, World};
+use crate::support::slots::{Job, Slots};
+use crate::world::{Arrival, CONNECT_TIMEOUT, Fate, World};
 use haven::host::sim::Outgoing;
 use serde_json::Value;
 use std::cmp::Reverse;
@@ -17,6 +17,15 @@ pub const HOP: Time = MS / 10;
 
 /// How far samples of a watched run are apart.
 pub const SAMPLE: Time = 100 * MS;
+
+/// Whose work an endpoint does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    /// A try of a request: the request's number, the try's.
+    Try(usize, u32),
+    /// A health check: the number of the call.
+    Check(usize),
+}
 
 /// What happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,6 +73,8 @@ pub struct Sim<'w> {
     pub world: &'w World,
     /// Tells repetitions apart.
     pub noise: u64,
+    /// Tells apart what chance makes of the same requests.
+    chance: u64,
     /// The moment.
     pub now: Time,
     /// Without haven: plain Envoy.
@@ -71,7 +82,7 @@ pub struct Sim<'w> {
     /// Requests, by number.
     pub flights: Vec<Flight>,
     /// The endpoints.
-    pub servers: Vec<Server>,
+    pub servers: Vec<Slots<Owner>>,
     /// How they are.
     pub states: Vec<State>,
     /// Connections to each that are free.
@@ -92,18 +103,30 @@ pub struct Sim<'w> {
 
 /// Runs a world; without a configuration it is plain Envoy. `watch` takes samples.
 pub fn run(world: &World, config: Option<&Value>, noise: u64, watch: bool) -> Run {
+    run_by_chance(world, config, [noise, noise], watch)
+}
+
+/// The same with another chance: which worker gets a request, where round robin stands, when
+/// timers run and what haven draws.
+pub fn run_by_chance(
+    world: &World,
+    config: Option<&Value>,
+    [noise, chance]: [u64; 2],
+    watch: bool,
+) -> Run {
     let arrivals = world.arrivals(noise);
-    let haven =
-        config.map(|config| Haven::new(config, world.workers, world.endpoints, world.seed ^ noise));
-    let draw = Draw::of(&[world.seed, noise, 3]);
+    let haven = config
+        .map(|config| Haven::new(config, world.workers, world.endpoints, world.seed ^ chance));
+    let draw = Draw::of(&[world.seed, chance, 3]);
     let start = |_| draw.count(0, world.endpoints - 1);
     let mut sim = Sim {
         world,
         noise,
+        chance,
         now: 0,
         flights: Vec::with_capacity(arrivals.len()),
         servers: (0..world.endpoints)
-            .map(|_| Server::new(world.slots, world.queue))
+            .map(|_| Slots::new(world.slots, world.queue))
             .collect(),
         states: (0..world.endpoints)
             .map(|at| state(&world.faults, at, 0))
@@ -126,10 +149,17 @@ pub fn run(world: &World, config: Option<&Value>, noise: u64, watch: bool) -> Ru
     edges(&world.faults)
         .iter()
         .for_each(|at| sim.at(*at, Event::Edge));
+    // The proxy has run for long: any moment between two checks may be the world's first.
+    let interval = |config: &Value| {
+        let text = config["upstreams"]["u"]["health_check"]["interval"].as_str()?;
+        text.strip_suffix('s')?.parse::<Time>().ok()
+    };
+    let interval = config.and_then(interval).unwrap_or(0) * SECOND;
+    let first = (draw.unit() * interval as f64) as Time;
     for vm in 0..sim.looks.len() {
         // Timers of workers do not run in step.
         sim.at(1 + draw.gap(20.0) % (500 * MS), Event::Tick(vm));
-        sim.look_at(vm, 1 + draw.gap(20.0) % (500 * MS));
+        sim.look_at(vm, 1 + first + draw.gap(20.0) % (500 * MS));
     }
     if watch {
         sim.at(SAMPLE, Event::Sample);
@@ -202,8 +232,8 @@ impl Sim<'_> {
             &self.world.clients[arrival.client],
         );
         let deadline = self.world.deadline(&arrival);
-        let worker =
-            Draw::of(&[self.world.seed, self.noise, id as u64, 1]).count(0, self.world.workers - 1);
+        let worker = Draw::of(&[self.world.seed, self.chance, id as u64, 1])
+            .count(0, self.world.workers - 1);
         let (post, timeout) = (route.post, route.timeout);
         if client.hangs_up {
             // The proxy hears of it a little later.
@@ -330,34 +360,26 @@ impl Sim<'_> {
     /// A check reaches its endpoint, or does not.
     fn ask(&mut self, check: usize) {
         let endpoint = self.checks[check].endpoint;
-        let State {
-            reach,
-            speed,
-            failing,
-        } = self.states[endpoint];
+        let state = self.states[endpoint];
         let draw = Draw::of(&[self.world.seed, self.noise, check as u64, 4]);
-        match reach {
-            Reach::Dead => self.after(2 * HOP, Event::Checked(check, 503, false)),
-            Reach::Lost => self.after(CONNECT_TIMEOUT, Event::Checked(check, 503, false)),
-            Reach::Up if self.world.checks_fail && draw.unit() < failing => {
-                self.after(2 * HOP, Event::Checked(check, self.world.failure, true));
-            }
-            Reach::Up if self.world.checks_queue => {
+        match state.reach {
+            Reach::Dead => return self.after(2 * HOP, Event::Checked(check, 503, false)),
+            Reach::Lost => return self.after(CONNECT_TIMEOUT, Event::Checked(check, 503, false)),
+            Reach::Up => {}
+        }
+        match self.world.fate_of_check(&state, &draw) {
+            Fate::Fails => self.after(2 * HOP, Event::Checked(check, self.world.failure, true)),
+            Fate::Works(work) => {
                 let mut begun = Vec::new();
-                let job = Job::new(Owner::Check(check), MS as f64);
+                let job = Job::new(Owner::Check(check), work);
                 let room = self.servers[endpoint].offer(self.now, job, &mut begun);
                 self.begun(endpoint, &begun);
                 if !room {
                     self.after(2 * HOP, Event::Checked(check, 503, true));
                 }
             }
-            Reach::Up if speed > 0.0 => {
-                self.after(
-                    (MS as f64 / speed) as Time,
-                    Event::Checked(check, 200, true),
-                );
-            }
-            Reach::Up => {}
+            Fate::Waits(time) => self.after(time, Event::Checked(check, 200, true)),
+            Fate::Hangs => {}
         }
     }
 
@@ -386,7 +408,7 @@ impl Sim<'_> {
             open_endpoints: sum("haven_circuit_breaker_state", "=endpoint", open),
             open_routes: sum("haven_circuit_breaker_state", "=route", open),
             unwell: sum("haven_endpoint_healthy", "", |value| u64::from(value == 0)),
-            held: self.servers.iter().map(Server::held).sum(),
+            held: self.servers.iter().map(Slots::held).sum(),
         });
         if self.now < self.world.end {
             self.after(SAMPLE, Event::Sample);

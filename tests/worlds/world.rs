@@ -2,7 +2,7 @@
 
 use crate::config;
 use crate::draw::{Draw, MS, SECOND, Service, Shape, Time};
-use crate::fault::{Fault, Kind};
+use crate::fault::{Fault, Kind, State};
 use serde_json::Value;
 
 /// How long a connection may take to be made, in Envoy's cluster.
@@ -89,6 +89,19 @@ pub struct Arrival {
     pub client: usize,
     /// Which way.
     pub route: usize,
+}
+
+/// What an endpoint that can be reached makes of a request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fate {
+    /// It fails at once.
+    Fails,
+    /// It takes a slot for so many nanoseconds, at full speed.
+    Works(f64),
+    /// It takes so long, and no slot.
+    Waits(Time),
+    /// It is never answered.
+    Hangs,
 }
 
 impl World {
@@ -272,6 +285,31 @@ impl World {
         let route = &self.routes[arrival.route];
         // In whole milliseconds, as a header says it.
         (route.timeout as f64 * self.clients[arrival.client].patience) as Time / MS * MS
+    }
+
+    /// What an endpoint in this state makes of a try.
+    pub fn fate(&self, state: &State, route: usize, now: Time, draw: &Draw) -> Fate {
+        let is_on = |it: &&Fault| (it.from..it.until).contains(&now);
+        let mut faults = self.faults.iter().filter(is_on);
+        let is_bad = |it: &Fault| it.kind == Kind::BadRoute(route);
+        if state.speed > 0.0 && (draw.unit() < state.failing || faults.any(is_bad)) {
+            Fate::Fails
+        } else {
+            Fate::Works(self.service.take(draw))
+        }
+    }
+
+    /// What an endpoint in this state makes of a health check.
+    pub fn fate_of_check(&self, state: &State, draw: &Draw) -> Fate {
+        if self.checks_fail && draw.unit() < state.failing {
+            Fate::Fails
+        } else if self.checks_queue {
+            Fate::Works(MS as f64)
+        } else if state.speed > 0.0 {
+            Fate::Waits((MS as f64 / state.speed) as Time)
+        } else {
+            Fate::Hangs
+        }
     }
 
     /// One line for people.

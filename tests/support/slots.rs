@@ -1,22 +1,16 @@
-//! An endpoint: slots that work, and a queue before them.
+//! What an endpoint does with work: slots, and a queue before them. Who drives it says what time it
+//! is, so that simulated endpoints and real ones are the same.
 
-use crate::draw::Time;
 use std::collections::VecDeque;
 
-/// Whose work it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Owner {
-    /// A try of a request: the request's number, the try's.
-    Try(usize, u32),
-    /// A health check: the number of the call.
-    Check(usize),
-}
+/// A moment or a span of time, in nanoseconds.
+pub type Time = u64;
 
 /// Work that an endpoint has begun or will begin.
 #[derive(Clone, Copy, Debug)]
-pub struct Job {
+pub struct Job<O> {
     /// Whose it is.
-    pub owner: Owner,
+    pub owner: O,
     /// Nanoseconds of work that are left, at full speed.
     pub left: f64,
     /// Since when `left` holds.
@@ -25,9 +19,9 @@ pub struct Job {
     due: Option<Time>,
 }
 
-impl Job {
+impl<O> Job<O> {
     /// Work of so many nanoseconds.
-    pub const fn new(owner: Owner, work: f64) -> Self {
+    pub const fn new(owner: O, work: f64) -> Self {
         Self {
             owner,
             left: work,
@@ -38,19 +32,19 @@ impl Job {
 }
 
 /// Work that will be done at this moment, if nothing changes.
-pub type Due = (Owner, Time);
+pub type Due<O> = (O, Time);
 
-/// An endpoint.
+/// An endpoint's slots and queue.
 #[derive(Debug)]
-pub struct Server {
+pub struct Slots<O> {
     slots: usize,
     places: Option<usize>,
     speed: f64,
-    busy: Vec<Job>,
-    queue: VecDeque<Job>,
+    busy: Vec<Job<O>>,
+    queue: VecDeque<Job<O>>,
 }
 
-impl Server {
+impl<O: Copy + PartialEq> Slots<O> {
     /// An idle one; `places`: those of its queue.
     pub const fn new(slots: usize, places: Option<usize>) -> Self {
         Self {
@@ -64,7 +58,7 @@ impl Server {
 
     /// Takes work, and the moments at which work will be done that has begun by it; false: its
     /// queue is full.
-    pub fn offer(&mut self, now: Time, job: Job, begun: &mut Vec<Due>) -> bool {
+    pub fn offer(&mut self, now: Time, job: Job<O>, begun: &mut Vec<Due<O>>) -> bool {
         let waiting = self.queue.len();
         let full = self.busy.len() >= self.slots && self.places.is_some_and(|most| waiting >= most);
         if !full {
@@ -75,8 +69,8 @@ impl Server {
     }
 
     /// Work is done; false: the event is out of date.
-    pub fn finish(&mut self, now: Time, owner: Owner, begun: &mut Vec<Due>) -> bool {
-        let is = |job: &Job| job.owner == owner && job.due == Some(now);
+    pub fn finish(&mut self, now: Time, owner: O, begun: &mut Vec<Due<O>>) -> bool {
+        let is = |job: &Job<O>| job.owner == owner && job.due == Some(now);
         let Some(at) = self.busy.iter().position(is) else {
             return false;
         };
@@ -86,14 +80,14 @@ impl Server {
     }
 
     /// Stops work whose caller has gone.
-    pub fn stop(&mut self, now: Time, owner: Owner, begun: &mut Vec<Due>) {
+    pub fn stop(&mut self, now: Time, owner: O, begun: &mut Vec<Due<O>>) {
         self.queue.retain(|job| job.owner != owner);
         self.busy.retain(|job| job.owner != owner);
         self.begin(now, begun);
     }
 
     /// Works at this speed from now on; 0 = stands still.
-    pub fn set_speed(&mut self, now: Time, speed: f64, begun: &mut Vec<Due>) {
+    pub fn set_speed(&mut self, now: Time, speed: f64, begun: &mut Vec<Due<O>>) {
         if speed == self.speed {
             return;
         }
@@ -107,7 +101,7 @@ impl Server {
     }
 
     /// Dies: whose work is lost.
-    pub fn kill(&mut self) -> Vec<Owner> {
+    pub fn kill(&mut self) -> Vec<O> {
         let lost = self.busy.drain(..).chain(self.queue.drain(..));
         lost.map(|job| job.owner).collect()
     }
@@ -117,7 +111,7 @@ impl Server {
         self.busy.len() + self.queue.len()
     }
 
-    fn begin(&mut self, now: Time, begun: &mut Vec<Due>) {
+    fn begin(&mut self, now: Time, begun: &mut Vec<Due<O>>) {
         while self.busy.len() < self.slots {
             let Some(mut job) = self.queue.pop_front() else {
                 return;
@@ -130,6 +124,6 @@ impl Server {
     }
 }
 
-fn due(job: &Job, speed: f64) -> Option<Time> {
+fn due<O>(job: &Job<O>, speed: f64) -> Option<Time> {
     (speed > 0.0).then(|| job.since + (job.left / speed).max(1.0) as Time)
 }
