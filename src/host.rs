@@ -258,6 +258,8 @@ pub enum Property {
     AttemptCount,
     /// Why the response is as it is. Response phase, and the end of the stream.
     ResponseCodeDetails,
+    /// The cluster that the request was routed to. Response phase.
+    ClusterName,
     /// What went wrong, a little-endian u64 of bits. Response phase, and the end of the stream.
     ResponseFlags,
 }
@@ -271,6 +273,7 @@ impl Property {
             Self::UpstreamAddress => "upstream\0address",
             Self::AttemptCount => "upstream\0request_attempt_count",
             Self::ResponseCodeDetails => "response\0code_details",
+            Self::ClusterName => "xds\0cluster_name",
             Self::ResponseFlags => "response\0flags",
         }
     }

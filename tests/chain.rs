@@ -26,6 +26,8 @@ mod deadlines;
 mod fallbacks;
 #[path = "chain/given_up.rs"]
 mod given_up;
+#[path = "chain/followed.rs"]
+mod followed;
 #[path = "chain/grpc_health.rs"]
 mod grpc_health;
 #[path = "chain/overload.rs"]

@@ -12,6 +12,7 @@ mod concurrency;
 mod context;
 mod deadline;
 mod endpoint;
+mod followed;
 mod grants;
 mod probe;
 mod rate_limits;

@@ -24,6 +24,7 @@ use crate::host::{Host, MetricId};
 use crate::policy::retry::Budget;
 use crate::policy::{canary, fallback};
 use crate::request::Reason;
+use std::cell::Cell;
 use std::rc::Rc;
 
 /// What is ready of a configuration.
@@ -172,6 +173,8 @@ impl<'c, H: Host> Compiler<'c, H> {
             cluster: cluster(route),
             duration: metrics.upstream_duration(&route.name),
             retries: metrics.retries(&route.name),
+            not_followed: metrics.not_followed(&route.name),
+            told: Cell::default(),
             seen: (observes && deadline.is_some()).then(|| Times::new(&route.timeout)),
             deadline,
             retry,

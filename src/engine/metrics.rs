@@ -137,6 +137,14 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
         )
     }
 
+    /// How often the proxy did not ask an endpoint when it should.
+    pub(super) fn endpoint_strays(&self, upstream: &str, endpoint: &str) -> SharedCounter {
+        self.share(
+            "haven_internal_endpoint_strays",
+            &[("upstream", upstream), ("endpoint", endpoint)],
+        )
+    }
+
     pub(super) fn upstream_in_flight(&self, upstream: &str) -> SharedCounter {
         self.share("haven_upstream_in_flight", &[("upstream", upstream)])
     }
@@ -240,6 +248,15 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
         self.define(
             MetricKind::Counter,
             "haven_retries_total",
+            &[("route", route)],
+        )
+    }
+
+    /// Answers from elsewhere than the proxy was asked to send the request to.
+    pub(super) fn not_followed(&self, route: &str) -> MetricId {
+        self.define(
+            MetricKind::Counter,
+            "haven_not_followed_total",
             &[("route", route)],
         )
     }

@@ -10,6 +10,7 @@ use crate::document::{self, FallbackStep, Mode, RequestTimeout, Timeout};
 use crate::host::{Host, MetricId};
 use crate::policy::rate_limit::RateLimit;
 use crate::policy::retry::{Budget, Totals};
+use std::cell::Cell;
 use std::rc::Rc;
 
 /// A route's policies; what is off is not there.
@@ -38,6 +39,10 @@ pub(super) struct Route {
     pub(super) cluster: Option<String>,
     pub(super) duration: MetricId,
     pub(super) retries: MetricId,
+    /// Counts answers from elsewhere than the proxy was asked to send the request to.
+    pub(super) not_followed: MetricId,
+    /// What of it this VM has logged, a bit for each kind.
+    pub(super) told: Cell<u8>,
     /// What happens to requests that are late.
     pub(super) deadline: Option<Effect>,
     /// What its requests have lately taken in this VM, where a policy uses it.

@@ -26,7 +26,7 @@ use crate::policy::upstream::roster::{EndpointCounts, Member, Roster, Rules, UNI
 use crate::policy::upstream::slow_start;
 use endpoint::{CheckResult, Endpoint, Place, id};
 use layout::layout;
-pub(super) use outcome::Attempts;
+pub(super) use outcome::{Attempts, Tried};
 use pick::Balancer;
 pub(super) use pick::Pick;
 use std::cell::{Cell, RefCell};
@@ -79,6 +79,8 @@ pub(super) struct Upstream {
     /// When it has to be made anew, at the latest.
     due: Cell<Moment>,
     panic: MetricId,
+    /// Counts good answers of a first try, for a look at some of them.
+    looks: Cell<u8>,
 }
 
 /// What an upstream takes from the rest of the configuration.
@@ -151,6 +153,7 @@ impl Upstream {
             built: Cell::new(Moment::ZERO),
             due: Cell::new(Moment::ZERO),
             panic: metrics.upstream_panic(name),
+            looks: Cell::new(0),
             only_canary: around.only_canary,
             config: Rc::clone(config),
         }

@@ -17,6 +17,7 @@ mod concurrency;
 mod deadline;
 mod endpoints;
 mod fallback;
+mod followed;
 mod grpc_health;
 mod harness;
 mod health;

@@ -4,12 +4,13 @@ use super::classify::{
     Class, Cut, classify, cut_by, fails, grpc_failure, is_grpc_failure, retry_after,
 };
 use super::deadline::Timing;
+use super::followed::NotFollowed;
 use super::reply::FallbackAction;
 use super::{Context, Exchange};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::{Moment, Nanos};
 use crate::document::FailureOn;
-use crate::engine::upstream::{Attempts, Upstream};
+use crate::engine::upstream::{Attempts, Tried, Upstream};
 use crate::host::{Host, Message, Property, Reply, Stream};
 use crate::policy::Outcome;
 use crate::policy::circuit_breaker::CallResult;
@@ -70,6 +71,8 @@ struct Source<'a> {
     matters: bool,
     /// The endpoint, if there was but one try.
     first: Option<Attempts>,
+    /// The number of tries, as the answer says it, if that is to be believed.
+    said: Option<u64>,
     address: Option<Vec<u8>>,
 }
 
@@ -151,7 +154,8 @@ impl Exchange {
         let now = context.host.monotonic();
         self.hasty = self.is_own_haste(class, answer.status, answer.grpc_status, now);
         // Another cluster's answer shows nothing of this upstream.
-        if self.sent_on.is_none() {
+        let strayed = self.has_strayed(context);
+        if self.sent_on.is_none() && !strayed {
             self.observe(context, &answer, &source, now);
         }
         if class == Class::Answered {
@@ -198,6 +202,7 @@ impl Exchange {
             upstream,
             matters,
             first: first.filter(|_| reached),
+            said: upstream.and_then(|upstream| upstream.said_count(&answer.headers)),
             address,
         }
     }
@@ -304,23 +309,36 @@ impl Exchange {
         };
         let pick = self.grants.picked();
         let address = source.address.as_deref();
-        let attempts = source
-            .upstream
-            .and_then(|upstream| upstream.attempts(&pick, address, count));
         // The place on the list shows how many tries there were, unless they may have run beyond
         // its end, and back to its beginning.
         let beyond = usize::try_from(granted).is_ok_and(|granted| granted >= pick.listed().max(1));
-        let retries = match attempts {
-            Some(attempts) if !beyond => attempts.before,
-            _ if granted > 0 => count().unwrap_or(0).saturating_sub(1),
-            attempts => attempts.map_or(0, |attempts| attempts.before),
+        let tried = match source.upstream {
+            Some(upstream) => upstream.tried(&pick, address, beyond, source.said, count),
+            None => Tried {
+                attempts: None,
+                retries: if granted > 0 {
+                    count().unwrap_or(0).saturating_sub(1)
+                } else {
+                    0
+                },
+                strayed: false,
+            },
         };
-        if retries > 0 {
-            let retries = i64::try_from(retries).unwrap_or(0);
+        if let (true, Some(upstream)) = (tried.strayed, source.upstream) {
+            upstream.note_stray(context.host, &pick);
+            Self::note_not_followed(context, NotFollowed::Endpoint, || {
+                [
+                    String::from_utf8_lossy(address.unwrap_or_default()).into_owned(),
+                    upstream.first_address(&pick).to_owned(),
+                ]
+            });
+        }
+        if tried.retries > 0 {
+            let retries = i64::try_from(tried.retries).unwrap_or(0);
             context.host.add(context.route.retries, retries);
         }
-        self.grants.settle_retries(retries, well);
-        attempts
+        self.grants.settle_retries(tried.retries, well);
+        tried.attempts
     }
 
     /// The fallback's reply in place of a failure, if it has one.

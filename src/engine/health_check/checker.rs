@@ -52,6 +52,10 @@ pub(super) struct Target {
     streaks: RefCell<Streaks>,
     /// When its last answer came, or its checker began.
     answered: Cell<Moment>,
+    /// Counts how often the proxy did not ask it when it should.
+    strays: SharedCounter,
+    /// Its value when it was last read, and until when answers are nobody's.
+    doubt: Cell<(u64, Moment)>,
 }
 
 /// What a checker remembers.
@@ -65,6 +69,23 @@ struct Run {
     schedule: Option<Schedule>,
     /// Whether the last call could not be started.
     is_stuck: bool,
+}
+
+/// For how long the answers to an endpoint's checks are taken for others', after the proxy has not
+/// asked the endpoint for a request that it was to have.
+const DOUBT: Nanos = Nanos::from_secs(60);
+
+impl Target {
+    /// Whether its checks are likely to reach others: requests for it do.
+    fn is_doubtful<H: Host>(&self, host: &H, now: Moment) -> bool {
+        let strays = host.load(self.strays);
+        let (seen, mut until) = self.doubt.get();
+        if strays != seen {
+            until = now.plus(DOUBT);
+            self.doubt.set((strays, until));
+        }
+        now < until
+    }
 }
 
 impl Checker {
@@ -81,6 +102,8 @@ impl Checker {
                 changed: metrics.endpoint_changed(name, &it.address),
                 streaks: RefCell::default(),
                 answered: Cell::default(),
+                strays: metrics.endpoint_strays(name, &it.address),
+                doubt: Cell::default(),
             })
         };
         Some(Self {
@@ -182,6 +205,7 @@ impl Checker {
                 *streaks = Streaks::default();
             }
             target.answered.set(start);
+            target.doubt.set((host.load(target.strays), Moment::ZERO));
         }
         host.add(self.takeovers, 1);
     }
@@ -251,7 +275,11 @@ impl Checker {
         let run = &mut *run;
         let target = &call.target;
         let held = run.held.is_some_and(|until| now < until);
-        let unsettled = held && self.judge(checks, host, call, sample, now);
+        let doubtful = held && target.is_doubtful(host, now);
+        if doubtful {
+            self.forget(checks, host, target, now);
+        }
+        let unsettled = held && !doubtful && self.judge(checks, host, call, sample, now);
         target.answered.set(now);
         if let Some(schedule) = &mut run.schedule {
             schedule.answered(

@@ -34,6 +34,8 @@ pub(super) struct Endpoint {
     pub(super) load: SharedCounter,
     pub(super) breaker: Option<Breaker>,
     pub(super) view: Cell<View>,
+    /// Counts how often the proxy did not ask it when it should; where it is checked.
+    pub(super) strays: SharedCounter,
     /// What active checks have found.
     pub(super) check: Option<EndpointRecord>,
     pub(super) check_result: Cell<CheckResult>,
@@ -89,6 +91,7 @@ impl Endpoint {
             load: shared(upstream.load_report == LoadReport::Orca, &|| {
                 metrics.endpoint_load(name, address)
             }),
+            strays: shared(check.is_some(), &|| metrics.endpoint_strays(name, address)),
             breaker,
             view: Cell::default(),
             check: check.map(|check| EndpointRecord::new(name, address, check)),

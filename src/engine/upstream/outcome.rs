@@ -3,7 +3,7 @@
 use super::Upstream;
 use super::endpoint::admitted;
 use super::pick::{Balancer, Pick};
-use crate::base::headers::HeaderMap;
+use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::rng::Rng;
 use crate::base::time::{Moment, Nanos};
 use crate::host::Host;
@@ -23,6 +23,22 @@ pub struct Attempts {
     pub before: u64,
 }
 
+/// What an answer shows of the proxy's tries.
+#[derive(Clone, Copy, Debug)]
+pub struct Tried {
+    /// The endpoints; `None`: none of ours.
+    pub attempts: Option<Attempts>,
+    /// How many tries there were beyond the first.
+    pub retries: u64,
+    /// Whether another endpoint answered than this number of tries leads to: the proxy does not
+    /// follow the list.
+    pub strayed: bool,
+}
+
+/// One in so many good answers is asked who gave it although the attempt count says that there was
+/// one try: otherwise nothing would show that the proxy does not follow the list.
+const LOOK: u8 = 64;
+
 impl Upstream {
     /// Whether it matters which endpoint answered.
     pub(in crate::engine) const fn needs_endpoint(&self) -> bool {
@@ -36,50 +52,99 @@ impl Upstream {
     }
 
     /// The endpoint tried, if the answer's attempt count shows that there was but one try. On a bad
-    /// answer the count is not enough: the address shows which endpoint is to blame.
+    /// answer the count is not enough: the address shows which endpoint is to blame. Nor on a trial,
+    /// which another endpoint's answer must not decide, and on some others: [`LOOK`].
     pub(in crate::engine) fn first_try(
         &self,
         pick: &Pick,
         headers: &HeaderMap,
     ) -> Option<Attempts> {
-        let once = self.config.attempt_count && headers.get("x-envoy-attempt-count") == Some(b"1");
-        Some(Attempts {
-            last: pick.list.first().filter(|_| once)?,
-            before: 0,
-        })
+        let last = pick.list.first().filter(|_| !pick.trial)?;
+        if self.said_count(headers) != Some(1) {
+            return None;
+        }
+        let turn = self.looks.get();
+        self.looks.set(turn.wrapping_add(1) % LOOK);
+        (turn < LOOK - 1).then_some(Attempts { last, before: 0 })
     }
 
-    /// The endpoints tried, by the address of the last one, or else by the number of tries, which
-    /// costs a host call: it is made only where the address is of no endpoint on the list.
-    pub(in crate::engine) fn attempts(
+    /// The number of tries as an answer says it, if that is to be believed.
+    pub(in crate::engine) fn said_count(&self, headers: &HeaderMap) -> Option<u64> {
+        let count = headers.get("x-envoy-attempt-count");
+        count
+            .filter(|_| self.config.attempt_count)
+            .and_then(parse_number)
+    }
+
+    /// The tries, by the address of the last one and by their number. `said` is the number that an
+    /// answer's header shows; `count` asks for it, which costs a host call: it is made only where
+    /// the address is not the first's, or the tries may have run `beyond` the list.
+    pub(in crate::engine) fn tried(
         &self,
         pick: &Pick,
         address: Option<&[u8]>,
+        beyond: bool,
+        said: Option<u64>,
         count: impl FnOnce() -> Option<u64>,
-    ) -> Option<Attempts> {
+    ) -> Tried {
         let is = |at: &usize| {
             self.endpoint(*at)
                 .is_some_and(|e| Some(e.address.as_bytes()) == address)
         };
-        if let Some((before, last)) = pick.list.iter().enumerate().find(|(_, at)| is(at)) {
-            return Some(Attempts {
-                last,
-                before: before as u64,
-            });
+        let beyond_first = |count: u64| count.saturating_sub(1);
+        let listed = pick.list.iter().enumerate().find(|(_, at)| is(at));
+        if let Some((place, last)) = listed {
+            let place = place as u64;
+            let count = if place > 0 || beyond { count() } else { said };
+            // A host that does not count (nginx) follows the list.
+            let retries = count.map_or(place, beyond_first);
+            let strayed = retries < place;
+            // With a hedged try the first may have answered last. What was not tried has not
+            // failed.
+            let before = if strayed { 0 } else { place };
+            return Tried {
+                attempts: Some(Attempts { last, before }),
+                retries,
+                strayed,
+            };
         }
         let count = count();
-        let before = count.unwrap_or(0).saturating_sub(1);
-        if let Some(last) = (0..self.endpoints.len()).find(is) {
-            // The proxy left the list: at its end, or because it does not follow it (a shadow).
-            return Some(Attempts { last, before });
+        let retries = count.map_or(0, beyond_first);
+        // Behind the list's end the proxy picks by itself, and where there is none (a shadow).
+        let strayed =
+            address.is_some() && count.is_some() && retries < pick.list.iter().count() as u64;
+        let attempts = if let Some(last) = (0..self.endpoints.len()).find(is) {
+            let before = if strayed { 0 } else { retries };
+            Some(Attempts { last, before })
+        } else if strayed {
+            None
+        } else {
+            // None answered: the last try was the last of the list that there was.
+            let tries = count.map(|count| usize::try_from(count).unwrap_or(usize::MAX));
+            let last = tries.and_then(|tries| pick.list.iter().take(tries).last());
+            last.map(|last| Attempts {
+                last,
+                before: retries,
+            })
+        };
+        Tried {
+            attempts,
+            retries,
+            strayed,
         }
-        // None answered: the last try was the last of the list that there was.
-        let last = pick
-            .list
-            .iter()
-            .take(usize::try_from(count?).unwrap_or(usize::MAX))
-            .last()?;
-        Some(Attempts { last, before })
+    }
+
+    /// The proxy has not asked the endpoint that it was to ask first: the checks get to know.
+    pub(in crate::engine) fn note_stray<H: Host>(&self, host: &H, pick: &Pick) {
+        if let Some(first) = pick.list.first().and_then(|at| self.endpoint(at)) {
+            host.increment(first.strays, 1);
+        }
+    }
+
+    /// The address of the endpoint that the proxy was to ask first.
+    pub(in crate::engine) fn first_address(&self, pick: &Pick) -> &str {
+        let first = pick.list.first().and_then(|at| self.endpoint(at));
+        first.map_or("", |first| &first.address)
     }
 
     /// Counts how the tries ended, for the comparison of the endpoints: the last one, and those

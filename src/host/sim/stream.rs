@@ -43,7 +43,8 @@ impl SimStream {
         stream
     }
 
-    /// Lets the upstream at `address` answer.
+    /// Lets the upstream at `address` answer, after as many tries as a proxy makes that follows the
+    /// list.
     pub fn answer(&self, status: u16, address: Option<&str>, headers: &[(&str, &[u8])]) {
         let mut response = self.response.borrow_mut();
         response.clear();
@@ -53,7 +54,10 @@ impl SimStream {
         self.set_property(Property::ResponseCodeDetails, b"via_upstream");
         if let Some(address) = address {
             self.set_property(Property::UpstreamAddress, address.as_bytes());
-            self.set_property(Property::AttemptCount, &1u64.to_le_bytes());
+            let list = self.request_header("x-haven-upstream").unwrap_or_default();
+            let place = list.split(',').position(|listed| listed == address);
+            let count = place.unwrap_or(0).saturating_add(1) as u64;
+            self.set_property(Property::AttemptCount, &count.to_le_bytes());
         }
     }
 
