@@ -71,10 +71,11 @@ fn an_endpoint_that_envoy_does_not_know_is_neither_failed_nor_well() {
         let mut envoy = Envoy::start(config.haven(&filter(&upstreams, Some(&check)))).await;
         all_is_well(&envoy).await;
         let third = upstreams[2].addr().to_string();
-        wait_for("the check of the third proves nothing", async || {
-            let health = envoy.h1().get("/health").await.unwrap().json();
-            let text = health.to_string();
-            text.contains(&third) && text.contains("UNKNOWN")
+        let labels = [("upstream", "users"), ("endpoint", third.as_str())];
+        // Its checks are answered well, by others.
+        wait_for("nothing is known of the third", async || {
+            let reason = envoy.metric("haven_endpoint_check_reason", &labels);
+            reason.await == Some(0.0)
         })
         .await;
         assert_sound(&mut envoy).await;
