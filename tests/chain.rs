@@ -24,10 +24,10 @@ mod concurrency;
 mod deadlines;
 #[path = "chain/fallbacks.rs"]
 mod fallbacks;
-#[path = "chain/given_up.rs"]
-mod given_up;
 #[path = "chain/followed.rs"]
 mod followed;
+#[path = "chain/given_up.rs"]
+mod given_up;
 #[path = "chain/grpc_health.rs"]
 mod grpc_health;
 #[path = "chain/overload.rs"]
