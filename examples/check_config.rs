@@ -29,6 +29,9 @@ fn main() -> std::process::ExitCode {
                 config.circuit_breakers.len(),
                 config.fallbacks.len(),
             );
+            for line in config.warnings() {
+                println!("warning: {line}");
+            }
             0.into()
         }
         Err(errors) => {

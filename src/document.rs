@@ -10,6 +10,7 @@ mod names;
 mod route;
 mod switch;
 mod upstream;
+mod warnings;
 
 use std::rc::Rc;
 

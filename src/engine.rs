@@ -16,7 +16,7 @@
 //! | `in_flight` | counts of requests in flight over all workers |
 //! | `lingering` | what was given up, and still counts |
 //! | `readiness` | what haven reports of the service |
-//! | `metrics`, `logs` | names of metrics; bounded logging |
+//! | `metrics`, `logs`, `once` | names of metrics; bounded logging; warnings |
 //!
 //! | state | kept in | written by | after a reload | after a lost VM |
 //! |---|---|---|---|---|
@@ -49,6 +49,7 @@ mod in_flight;
 mod lingering;
 mod logs;
 mod metrics;
+mod once;
 mod readiness;
 mod reserved;
 mod route;
@@ -124,6 +125,9 @@ impl Engine {
         let seed = seed::shared_seed(host).map_err(|Contended| {
             "shared data could not be written: all attempts were contended".to_owned()
         })?;
+        for line in config.warnings() {
+            once::warn(host, &line);
+        }
         let (rng, vm) = (Rng::new(host.entropy()), host.entropy());
         let mut compiler = Compiler::new(&config, seed, host);
         let routes = compiler.routes();

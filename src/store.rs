@@ -88,6 +88,8 @@ pub enum RecordKind {
     StaleSlot = b'k',
     /// How many sets of kept responses there are.
     StaleSize = b'n',
+    /// A warning that was written.
+    Said = b'w',
 }
 
 /// Runs `step` on the record's bytes (empty if there is none) until its write sticks.

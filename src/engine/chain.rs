@@ -193,7 +193,7 @@ impl Exchange {
         self.whole = (end || !engine.tells_ends).then_some(self.start);
         self.route = Some(Rc::clone(route));
         let context = Context::new(&engine, route, host, stream);
-        self.run(&context, request, &headers)
+        self.run(&context, request, &headers, end)
     }
 
     /// The chain of a request that has a route.
@@ -202,8 +202,9 @@ impl Exchange {
         context: &Context<'a, H, S>,
         mut request: Request<'a>,
         headers: &'a HeaderMap,
+        end: bool,
     ) -> Action {
-        self.read_facts(context, &mut request, headers);
+        self.read_facts(context, &mut request, headers, end);
         let context = &context.on(self.choose_variant(context, &request));
         self.hash_key(context, &request);
         self.read_fair_keys(context, &request);
@@ -229,6 +230,7 @@ impl Exchange {
         context: &Context<'a, H, S>,
         request: &mut Request<'a>,
         headers: &HeaderMap,
+        end: bool,
     ) {
         let route = context.route;
         self.facts.grpc = request.is_grpc();
@@ -238,7 +240,7 @@ impl Exchange {
         request.route = &route.config.name;
         self.facts.asked = route
             .stale_store()
-            .and_then(|store| store.policy.ask(request))
+            .and_then(|store| store.policy.ask(request, end))
             .map(Box::new);
         if route.needs_client {
             let config = &context.engine.client_ip;

@@ -305,7 +305,11 @@ fn both_sides_share_the_limits_and_not_the_answers_kept() {
     let ask = |headers: &[(&str, &[u8])], status: u16, body: &[u8]| {
         let stream = SimStream::request("GET", "/api", headers);
         let mut exchange = proxy.begin(&stream);
-        stream.answer(status, Some("10.0.0.1:80"), &[]);
+        stream.answer(
+            status,
+            Some("10.0.0.1:80"),
+            &[("transfer-encoding", b"chunked")],
+        );
         if exchange.on_response_headers(&proxy.worker, &stream, false) == Action::Continue {
             stream.piece(body);
             exchange.on_response_body(&proxy.worker, &stream, body.len(), true);

@@ -33,6 +33,7 @@ impl Proxy {
             Some("10.0.0.9:80"),
             &[
                 ("content-type", b"text/good"),
+                ("transfer-encoding", b"chunked"),
                 ("connection", b"x-hop"),
                 ("x-hop", b"1"),
             ],
@@ -231,7 +232,11 @@ fn only_whole_good_responses_of_the_route_itself_are_kept() {
     let cut = |pieces: &[&[u8]]| {
         let stream = SimStream::request("GET", "/api", &[]);
         let mut exchange = proxy.begin(&stream);
-        stream.answer(200, Some("10.0.0.9:80"), &[]);
+        stream.answer(
+            200,
+            Some("10.0.0.9:80"),
+            &[("transfer-encoding", b"chunked")],
+        );
         exchange.on_response_headers(&proxy.worker, &stream, false);
         for piece in pieces {
             stream.piece(piece);
@@ -530,4 +535,38 @@ fn who_cuts_an_answer_off_is_told_apart() {
                 .all(|(_, value)| *value == 0)
         );
     }
+}
+
+#[test]
+fn kept_answers_without_a_word_on_who_may_see_them_are_warned_of_once() {
+    let warned = |step: &Value| {
+        let mut config = stale(&json!({}));
+        config["fallbacks"]["f"]["steps"][0] = step.clone();
+        let mut proxy = Proxy::new(&config);
+        proxy.reload(&config);
+        Proxy::engine(&Worker(Rc::clone(&proxy.machine)), &config);
+        let lines = proxy.machine.logs();
+        let is_it = |(_, line): &&(log::Level, String)| line.contains("was kept for others");
+        lines.iter().filter(is_it).count()
+    };
+    assert_eq!(warned(&json!({"stale": {}})), 1);
+    assert_eq!(warned(&json!({"stale": {"vary": ["x-sub"]}})), 0);
+    assert_eq!(warned(&json!({"stale": {"public": true}})), 0);
+}
+
+#[test]
+fn a_get_with_a_body_gets_no_kept_answer() {
+    let proxy = Proxy::new(&stale(&json!({})));
+    proxy.serve("GET", &[], &[b"good"]);
+    let ask = |end: bool| {
+        let stream = SimStream::request("GET", "/api", &[]);
+        let mut exchange = Exchange::new(Rc::clone(&proxy.engine));
+        exchange.on_request_headers(&proxy.worker, &stream, end);
+        stream.fail(503, "via_upstream", Some("10.0.0.9:80"), 1);
+        exchange.on_response(&proxy.worker, &stream);
+        exchange.on_end(&proxy.worker);
+        stream.replied().unwrap().body
+    };
+    assert_eq!(ask(false), b"static");
+    assert_eq!(ask(true), b"good");
 }

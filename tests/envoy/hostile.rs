@@ -603,3 +603,52 @@ fn a_deadline_is_no_key_and_opens_nothing_for_others() {
         assert_sound(&mut envoy).await;
     });
 }
+
+/// Who is told apart by an identity that something in front of haven has changed gets no answer that
+/// was kept for another.
+#[test]
+fn an_identity_that_a_filter_in_front_writes_keeps_answers_apart() {
+    run(async {
+        // As `jwt_authn` with `claim_to_headers`, which takes the token away.
+        let who = json!({
+            "name": "envoy.filters.http.header_mutation",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+                "mutations": {"request_mutations": [
+                    {"append": {"header": {"key": "x-who", "value": "%REQ(authorization)%"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}},
+                    {"remove": "authorization"}]}},
+        });
+        let upstream = Upstream::start("a").await;
+        let filter = json!({
+            "fallbacks": {
+                "named": {"steps": [{"stale": {"vary": ["x-who"]}}, {"respond": {"status": 203}}]},
+                "unnamed": {"steps": [{"stale": {}}, {"respond": {"status": 203}}]}},
+            "routes": [
+                {"name": "named", "match": {"prefix": "/named"}, "fallback": "named"},
+                {"name": "unnamed", "fallback": "unnamed"}]});
+        let config = EnvoyConfig::proxy([upstream.addr()])
+            .filter_before(who)
+            .haven(&filter);
+        let mut envoy = Envoy::start(config).await;
+        let client = envoy.h1();
+        let ask = async |path: &str, name: &str, value: &str| {
+            client
+                .get_with(path, &[(name, value)])
+                .await
+                .unwrap()
+                .status
+        };
+        for (path, name) in [("/named", "authorization"), ("/plain", "x-api-key")] {
+            assert_eq!(ask(path, name, "a").await, 200);
+        }
+        upstream.set(|faults| faults.status = Some(500)).await;
+        for (path, name) in [("/named", "authorization"), ("/plain", "x-api-key")] {
+            assert_eq!(ask(path, name, "a").await, 200, "{path}");
+            assert_eq!(ask(path, name, "b").await, 203, "{path}");
+            assert_eq!(client.get(path).await.unwrap().status, 203, "{path}");
+        }
+        let warned = envoy.logs().matches("was kept for others").count();
+        assert_eq!(warned, 1, "of one route, by one of the workers");
+        assert_sound(&mut envoy).await;
+    });
+}

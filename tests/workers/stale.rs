@@ -35,7 +35,7 @@ fn ask(stale: &Stale, path: u64, variant: u64) -> StaleRequest {
         ("x-v", &variant),
     ];
     stale
-        .ask(&Request::new(&HeaderMap::from_pairs(&headers)))
+        .ask(&Request::new(&HeaderMap::from_pairs(&headers)), true)
         .unwrap()
 }
 
@@ -60,6 +60,7 @@ fn never_more_than_allowed_and_nothing_of_another() {
                 max_age: Nanos::from_secs(1 + rng.below(100)),
                 max_body: 600,
                 vary: vec![],
+                public: false,
                 max_entries: 1 + rng.below(6) as u32,
                 max_bytes,
             };
@@ -90,6 +91,7 @@ fn never_more_than_allowed_and_nothing_of_another() {
                             let filler = "x".repeat(rng.below(8_000) as usize);
                             let response = HeaderMap::from_pairs(&[
                                 (":status", "200"),
+                                ("transfer-encoding", "chunked"),
                                 ("vary", "x-v"),
                                 ("x-f", &filler),
                             ]);

@@ -1,14 +1,16 @@
 //! Keeping good responses for the fallback's stale step, while they pass.
 
-use super::{Context, Exchange};
+use super::{Context, Exchange, client};
 use crate::base::headers::HeaderMap;
+use crate::base::ip::Ip;
 use crate::base::time::Moment;
 use crate::host::{Host, Stream};
+use crate::policy::fallback::stale::Draft;
 
 impl Exchange {
     /// A good response begins: it is copied if it may be kept. What another cluster answered is not
     /// this route's, and a canary's version is not for those who are not on it.
-    pub(super) fn draft_response<H, S>(
+    pub(super) fn draft_response<H, S: Stream>(
         &mut self,
         context: &Context<'_, H, S>,
         headers: &HeaderMap,
@@ -18,7 +20,16 @@ impl Exchange {
             return;
         }
         if let (Some(store), Some(asked)) = (context.route.stale_store(), &self.facts.asked) {
-            self.draft = store.policy.begin(asked, headers, now).map(Box::new);
+            let config = &context.engine.client_ip;
+            let draft = store.policy.begin(asked, headers, now);
+            // Whose share of the store it takes. The address may cost a host call: only for what is
+            // kept, about once a second for each response.
+            let of_client = |draft: Draft| {
+                let client = client::address(config, asked.headers(), context.stream);
+                let masked = |ip: Ip| ip.masked(config.ipv4_prefix, config.ipv6_prefix);
+                draft.of_client(client.map(masked))
+            };
+            self.draft = draft.map(of_client).map(Box::new);
         }
     }
 

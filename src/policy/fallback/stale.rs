@@ -2,8 +2,8 @@
 //!
 //! haven copies a good response to a GET piece by piece while it passes, and keeps the copy when it
 //! is complete; it delays nothing. The copy belongs to the route, scheme, host, path and query of
-//! its request, the request headers that the configuration names, and those that its own `Vary`
-//! names. All of them are compared, so that no collision of hashes shows a client another's
+//! its request, the identity that the request came with, the request headers that the configuration
+//! names, and those that its own `Vary` names. All of them are compared, so that no collision of hashes shows a client another's
 //! response. [`rules`] decides what may be kept at all, [`table`] keeps it.
 //!
 //! Writing a response costs more than passing it. So each worker keeps a response up to [`AT_ONCE`]
@@ -16,7 +16,8 @@ pub mod rules;
 pub mod table;
 
 use crate::base::hash::{KeyHasher, Seed};
-use crate::base::headers::{HeaderMap, parse_number};
+use crate::base::headers::{HeaderMap, NameSet, parse_number};
+use crate::base::ip::Ip;
 use crate::base::time::{Moment, Nanos};
 use crate::host::SharedData;
 use crate::request::Request;
@@ -24,7 +25,7 @@ use crate::store::Contended;
 use rules::Terms;
 use std::cell::Cell;
 use std::rc::Rc;
-use table::{SizeChange, StaleTable};
+use table::{Place, SizeChange, StaleTable};
 
 /// How often a worker keeps the same response without a pause.
 pub const AT_ONCE: u64 = 8;
@@ -43,6 +44,8 @@ pub struct Stale {
     config: config::Stale,
     table: StaleTable,
     seed: Seed,
+    /// Headers that no `Vary` needs to name.
+    telling: NameSet,
     /// When this worker may keep each again.
     recent: Vec<Cell<(u64, Moment)>>,
     /// Bytes of the copies that this worker is making.
@@ -59,6 +62,14 @@ pub struct StaleRequest {
     get: bool,
 }
 
+impl StaleRequest {
+    /// The request's headers.
+    #[must_use]
+    pub const fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+}
+
 /// The copy of a response that is passing.
 #[derive(Debug)]
 pub struct Draft {
@@ -69,7 +80,18 @@ pub struct Draft {
     body: Vec<u8>,
     /// Its `content-length`.
     length: Option<usize>,
+    /// Its end can be told from its upstream's.
+    framed: bool,
+    client: Option<Ip>,
     passing: Passing,
+}
+
+impl Draft {
+    /// The same, as what this client has had kept.
+    #[must_use]
+    pub fn of_client(self, client: Option<Ip>) -> Self {
+        Self { client, ..self }
+    }
 }
 
 /// A draft's part of the worker's memory.
@@ -101,6 +123,7 @@ impl Stale {
         Self {
             table: StaleTable::new(name, config.max_entries, config.max_bytes, largest),
             seed,
+            telling: rules::telling(config.public),
             recent: vec![Cell::new((0, Moment::ZERO)); REMEMBERED],
             passing: Rc::default(),
             config,
@@ -116,11 +139,12 @@ impl Stale {
     }
 
     /// What has to be remembered of this request; `None`: its response may neither be kept nor come
-    /// from the table.
+    /// from the table. `end`: no body follows; with one it asks for something that no key has.
     #[must_use]
-    pub fn ask(&self, request: &Request<'_>) -> Option<StaleRequest> {
+    pub fn ask(&self, request: &Request<'_>, end: bool) -> Option<StaleRequest> {
         let get = request.method == b"GET";
         if !(get || request.method == b"HEAD")
+            || !end
             || request.is_grpc()
             || !rules::lets_keep(request.headers)
         {
@@ -139,6 +163,13 @@ impl Stale {
             push_part(&mut key, part);
         }
         push_values(&mut key, &self.config.vary, headers);
+        // One pass, over what is there: few requests have any of them.
+        for (name, value) in headers.iter() {
+            if let Some(name) = self.telling.find(name) {
+                push_part(&mut key, name.as_bytes());
+                push_part(&mut key, value);
+            }
+        }
         if key.len() > config::Stale::HEAD {
             return None;
         }
@@ -165,9 +196,10 @@ impl Stale {
             None => None,
         };
         let by_cookie = self.config.vary.iter().any(|name| name == "cookie");
-        let terms = rules::terms(&asked.headers, response, by_cookie)?;
+        let names = rules::varied(response)?;
+        let terms = rules::terms(&asked.headers, response, &names, by_cookie)?;
         let mut varied = Vec::new();
-        push_values(&mut varied, &rules::varied(response)?, &asked.headers);
+        push_values(&mut varied, &names, &asked.headers);
         // Before the headers are copied: most responses to a busy request end here.
         if !self.is_due(asked.tag ^ self.hash(&varied).rotate_left(1), now) {
             return None;
@@ -190,15 +222,18 @@ impl Stale {
             varied,
             head,
             body: Vec::new(),
+            framed: length.is_some() || rules::is_chunked(response),
             length,
+            client: None,
             passing,
         })
     }
 
-    /// Adds a piece of the body. `None`: the copy has become too long and is dropped.
+    /// Adds a piece of the body. `None`: the copy has become too long, or ends with its upstream's
+    /// connection, and is dropped: a server that dies would have cut it unseen.
     #[must_use]
     pub fn add(&self, mut draft: Draft, piece: &[u8]) -> Option<Draft> {
-        if !self.has_room(&draft, piece.len()) {
+        if !draft.framed || !self.has_room(&draft, piece.len()) {
             return None;
         }
         draft.body.extend_from_slice(piece);
@@ -238,7 +273,13 @@ impl Stale {
         };
         self.table.put(
             host,
-            (asked.tag, self.hash(&draft.varied)),
+            Place {
+                tag: asked.tag,
+                variant: self.hash(&draft.varied),
+                client: draft
+                    .client
+                    .map_or(0, |client| self.hash(&client.0.to_be_bytes())),
+            },
             &record,
             ticket,
             draft.received,

@@ -1,11 +1,84 @@
 //! Which responses may be kept, for how long, and which of their headers: RFC 9111 (HTTP Caching),
 //! RFC 5861 (`stale-if-error`), and the rules of `docs/config.md`.
 
-use crate::base::headers::{HeaderMap, parse_number};
+use crate::base::headers::{HeaderMap, NameSet, parse_number};
 use crate::base::sort;
 
 /// The most headers of a kept response.
 const MAX_HEADERS: usize = 100;
+
+/// The most names in a `Vary`, and directives in a `Cache-Control`, of a response that is kept: one
+/// with more is not worth the work of each request.
+const MAX_WORDS: usize = 32;
+
+/// Request headers by which services know their clients, though many answers do not name them in
+/// `Vary`: credentials, and what a filter in front makes of them.
+const IDENTITIES: &[&str] = &[
+    "api-key",
+    "apikey",
+    "proxy-authorization",
+    "remote-user",
+    "x-access-token",
+    "x-amzn-oidc-data",
+    "x-amzn-oidc-identity",
+    "x-api-key",
+    "x-auth-request-email",
+    "x-auth-request-user",
+    "x-auth-token",
+    "x-csrf-token",
+    "x-forwarded-client-cert",
+    "x-forwarded-email",
+    "x-forwarded-user",
+    "x-goog-authenticated-user-id",
+    "x-id-token",
+    "x-jwt-assertion",
+    "x-jwt-payload",
+    "x-ms-client-principal-id",
+    "x-remote-user",
+    "x-session-id",
+    "x-session-token",
+    "x-sub",
+    "x-tenant",
+    "x-tenant-id",
+    "x-user",
+    "x-user-id",
+    "x-xsrf-token",
+];
+
+/// Request headers by which a client asks a service for something else than method, host and path
+/// say. (Bug avoided: an answer full of links to the host that one client made up, kept for all.)
+const STEERING: &[&str] = &[
+    "forwarded",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-scheme",
+    "x-forwarded-server",
+    "x-host",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-host",
+    "x-original-uri",
+    "x-original-url",
+    "x-rewrite-url",
+];
+
+/// Response headers that hand their client something of its own: not kept, as with a cookie.
+const OWN: &[&str] = &[
+    "authentication-info",
+    "authorization",
+    "content-range",
+    "set-cookie",
+    "set-cookie2",
+    "x-access-token",
+    "x-auth-token",
+    "x-csrf-token",
+    "x-refresh-token",
+    "x-session-id",
+    "x-session-token",
+    "x-xsrf-token",
+];
 
 /// Headers of the connection, of the exchange that is over, or of the message's framing: not kept.
 /// So is all that `Connection` names.
@@ -34,6 +107,9 @@ const DROPPED: &[&str] = &[
     "x-request-id",
 ];
 
+/// Fields like `Cache-Control` that speak to caches in front of haven (RFC 9213).
+const TARGETED: &[&str] = &["cdn-cache-control", "surrogate-control"];
+
 /// Families of such headers.
 const DROPPED_FAMILIES: &[&str] = &[":", "x-envoy-", "x-haven-", "x-ratelimit-"];
 
@@ -46,6 +122,18 @@ pub struct Terms {
     pub limit: u32,
 }
 
+/// The request headers that tell kept responses apart without being named in a `Vary`. `public`: not
+/// those that tell who the client is.
+#[must_use]
+pub fn telling(public: bool) -> NameSet {
+    let mut names = NameSet::default();
+    let identities = if public { &[] } else { IDENTITIES };
+    for name in identities.iter().chain(STEERING) {
+        names.add(name);
+    }
+    names
+}
+
 /// Whether the request's own headers let its response be kept.
 #[must_use]
 pub fn lets_keep(request: &HeaderMap) -> bool {
@@ -53,19 +141,31 @@ pub fn lets_keep(request: &HeaderMap) -> bool {
         && Directives::of(request).is_some_and(|directives| !directives.no_store)
 }
 
-/// On what terms this response to a GET may be kept; `None`: not at all. `by_cookie`: the
-/// configuration varies responses by cookie.
+/// On what terms this response to a GET may be kept; `None`: not at all. `vary`: what it varies by.
+/// `by_cookie`: the configuration varies responses by cookie.
 #[must_use]
-pub fn terms(request: &HeaderMap, response: &HeaderMap, by_cookie: bool) -> Option<Terms> {
+pub fn terms(
+    request: &HeaderMap,
+    response: &HeaderMap,
+    vary: &[String],
+    by_cookie: bool,
+) -> Option<Terms> {
     let plain = response.get(":status") == Some(b"200")
-        && response.get("content-range").is_none()
-        && response.get("set-cookie").is_none()
-        && response.get("set-cookie2").is_none();
+        && OWN.iter().all(|name| response.get(name).is_none());
     let directives = Directives::of(response)?;
-    if !plain || directives.no_store || directives.private || directives.no_cache {
+    let forbidden = |it: &Directives| it.no_store || it.private || it.no_cache;
+    // What speaks to other caches only forbids.
+    let targeted = TARGETED
+        .iter()
+        .any(|name| Directives::of_field(response, name).is_none_or(|it| forbidden(&it)));
+    if !plain || forbidden(&directives) || targeted {
         return None;
     }
-    let vary = varied(response)?;
+    let dated = directives.max_age.or(directives.s_maxage).is_some();
+    let undirected = response.get("cache-control").is_none();
+    if (undirected && says_no_cache(response)) || (!dated && is_expired(response)) {
+        return None;
+    }
     // Most sites recognise users by a cookie, and many omit `Vary: cookie`.
     let for_one =
         request.get("cookie").is_some() && !directives.public && directives.s_maxage.is_none();
@@ -87,11 +187,65 @@ pub fn terms(request: &HeaderMap, response: &HeaderMap, by_cookie: bool) -> Opti
     (age < limit).then_some(Terms { age, limit })
 }
 
-/// The request headers in the response's `Vary`: lower case, sorted, each once. `None`: `*`, or a
-/// value that is no list of names.
+/// `Pragma: no-cache`, which many servers send where they mean `Cache-Control` (RFC 9111, 5.4).
+fn says_no_cache(response: &HeaderMap) -> bool {
+    response.all("pragma").any(|value| {
+        let mut words = value.split(|b| matches!(b, b',' | b';'));
+        words.any(|word| word.trim_ascii().eq_ignore_ascii_case(b"no-cache"))
+    })
+}
+
+/// Whether its `Expires` does not lie after its `Date`, or is no date, such as `0` (RFC 9111, 5.3).
+fn is_expired(response: &HeaderMap) -> bool {
+    let Some(expires) = response.get("expires") else {
+        return false;
+    };
+    let of = |value: &[u8]| imf_fixdate(value.trim_ascii());
+    let sent = response.get("date").and_then(of);
+    of(expires)
+        .zip(sent)
+        .is_none_or(|(expires, sent)| expires <= sent)
+}
+
+/// `Sun, 06 Nov 1994 08:49:37 GMT` as a number that later dates are above: the digits of year,
+/// month, day and time (RFC 9110, 5.6.7).
+fn imf_fixdate(value: &[u8]) -> Option<u64> {
+    const MONTHS: &[u8] = b"JanFebMarAprMayJunJulAugSepOctNovDec";
+    let (_, date) = value.split_at_checked(5)?;
+    let number = |from: usize, to: usize| parse_number(date.get(from..to)?);
+    let month = date.get(3..6)?;
+    let month = MONTHS.chunks(3).position(|known| known == month)?;
+    let numbers = [
+        u64::try_from(month).ok()?,
+        number(0, 2)?,
+        number(12, 14)?,
+        number(15, 17)?,
+        number(18, 20)?,
+    ];
+    let join = |all: u64, part: u64| all.saturating_mul(100).saturating_add(part);
+    (date.get(20..) == Some(b" GMT")).then_some(numbers.into_iter().fold(number(7, 11)?, join))
+}
+
+/// Whether the message itself says where its body ends, though not how long it is.
+#[must_use]
+pub fn is_chunked(response: &HeaderMap) -> bool {
+    response.get("transfer-encoding").is_some_and(|value| {
+        value
+            .trim_ascii()
+            .to_ascii_lowercase()
+            .ends_with(b"chunked")
+    })
+}
+
+/// The request headers in the response's `Vary`: lower case, sorted, each once; and that by which a
+/// service picks an encoding, if it has one. `None`: `*`, too many, or a value that is no list of
+/// names.
 #[must_use]
 pub fn varied(response: &HeaderMap) -> Option<Vec<String>> {
     let mut names = Vec::new();
+    if response.get("content-encoding").is_some() {
+        names.push("accept-encoding".to_owned());
+    }
     for name in response
         .all("vary")
         .flat_map(|value| value.split(|b| *b == b','))
@@ -101,6 +255,9 @@ pub fn varied(response: &HeaderMap) -> Option<Vec<String>> {
             return None;
         }
         if !name.is_empty() {
+            if names.len() >= MAX_WORDS {
+                return None;
+            }
             names.push(String::from_utf8_lossy(name).to_ascii_lowercase());
         }
     }
@@ -186,10 +343,18 @@ struct Directives {
 impl Directives {
     /// `None`: it cannot be parsed, so that it may forbid anything.
     fn of(headers: &HeaderMap) -> Option<Self> {
-        let mut it = Self::default();
-        for line in headers.all("cache-control") {
+        Self::of_field(headers, "cache-control")
+    }
+
+    fn of_field(headers: &HeaderMap, field: &str) -> Option<Self> {
+        let (mut it, mut words) = (Self::default(), 0usize);
+        for line in headers.all(field) {
             let mut rest = line;
             while !rest.is_empty() {
+                words = words.saturating_add(1);
+                if words > MAX_WORDS {
+                    return None;
+                }
                 let directive;
                 (directive, rest) = next(rest)?;
                 it.add(directive);
@@ -236,8 +401,8 @@ impl Directives {
     }
 }
 
-/// Splits off a directive at its comma; commas in quotes do not count. `None`: a quote does not
-/// end.
+/// Splits off a directive at its comma, or at the semicolon that some write for it; neither counts
+/// in quotes. `None`: a quote does not end.
 fn next(list: &[u8]) -> Option<(&[u8], &[u8])> {
     let (mut quoted, mut escaped) = (false, false);
     for (at, byte) in list.iter().enumerate() {
@@ -245,7 +410,9 @@ fn next(list: &[u8]) -> Option<(&[u8], &[u8])> {
             _ if escaped => escaped = false,
             b'\\' if quoted => escaped = true,
             b'"' => quoted = !quoted,
-            b',' if !quoted => return Some((list.get(..at)?, list.get(at.saturating_add(1)..)?)),
+            b',' | b';' if !quoted => {
+                return Some((list.get(..at)?, list.get(at.saturating_add(1)..)?));
+            }
             _ => {}
         }
     }

@@ -12,11 +12,12 @@
 //! comes late finds another's ticket and gives up; the index then lists bytes that are not there,
 //! until the response is kept again or evicted.
 //!
-//! A full set evicts its least recently used response; the time of use is written at most once a
-//! second.
+//! A full set evicts a response of the client who holds most of the set: the least recently used of
+//! those. A response is held by the client who had it kept first. So one client's made-up requests
+//! push out its own. The time of use is written at most once a second.
 //!
 //! Records: an index is a version byte, 7 bytes of zero, and per response tag, variant, ticket,
-//! times of keeping and use (little-endian u64 each), size (u32), slot (u8), 3 bytes of zero. A
+//! times of keeping and use (little-endian u64 each), size (u32), slot (u8), client (a hash, u24). A
 //! slot is a version byte, 1 if it is filled, the ticket (u64), and the bytes.
 
 use crate::base::hash::{of_names, place};
@@ -24,6 +25,7 @@ use crate::base::sort;
 use crate::base::time::{Moment, Nanos};
 use crate::host::SharedData;
 use crate::store::{self, Contended, RecordKey, RecordKind, Step};
+use std::cmp::Reverse;
 
 /// The most slots of a set: its index is at most 3 KiB.
 pub const WAYS: u32 = 64;
@@ -43,6 +45,8 @@ const ENTRY: usize = 48;
 pub const SLOT_HEAD: usize = 10;
 const EMPTY: u8 = 0;
 const FILLED: u8 = 1;
+/// What an index holds of a client's hash.
+const CLIENT_BITS: u32 = 24;
 /// The precision of the times of use.
 const TOUCH: Nanos = Nanos::from_secs(1);
 
@@ -77,6 +81,19 @@ struct StaleEntry {
     used: Moment,
     size: u32,
     slot: u8,
+    /// A hash of the client who had it kept first, in 24 bits.
+    client: u32,
+}
+
+/// What a response is found by, and who had it kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Hash of its request's key.
+    pub tag: u64,
+    /// Hash of what else it varies by.
+    pub variant: u64,
+    /// Hash of the client.
+    pub client: u64,
 }
 
 impl StaleTable {
@@ -140,7 +157,7 @@ impl StaleTable {
         Ok(change)
     }
 
-    /// Keeps `bytes` for this tag and variant, in place of the former ones. `ticket` is random, and
+    /// Keeps `bytes` for this place, instead of what was there. `ticket` is random, and
     /// used by this call alone. `None`: it does not fit, or another worker was faster.
     ///
     /// # Errors
@@ -148,7 +165,7 @@ impl StaleTable {
     pub fn put<H: SharedData>(
         &self,
         host: &H,
-        (tag, variant): (u64, u64),
+        place_of: Place,
         bytes: &[u8],
         ticket: u64,
         now: Moment,
@@ -157,6 +174,11 @@ impl StaleTable {
         let Some(listed) = u32::try_from(size).ok().filter(|_| size <= self.share) else {
             return Ok(None);
         };
+        let Place {
+            tag,
+            variant,
+            client,
+        } = place_of;
         let set = place(tag, self.sets);
         let (slot, change) = store::update(
             host,
@@ -173,6 +195,7 @@ impl StaleTable {
                     used: now,
                     size: listed,
                     slot: 0,
+                    client: place(client, 1 << CLIENT_BITS),
                 },
             ) {
                 Ok(done) => Step::Write(Ok(done)),
@@ -203,7 +226,7 @@ impl StaleTable {
         let index = RecordKey::new(RecordKind::StaleIndex, self.owner, set);
         let mut entries = read(&store::read(host, &index)?)?;
         entries.retain(|e| e.tag == tag);
-        sort::by_key(&mut entries, |e| std::cmp::Reverse(e.kept));
+        sort::by_key(&mut entries, |e| Reverse(e.kept));
         for entry in entries {
             let Some(record) = store::read(host, &self.slot(set, entry.slot)) else {
                 continue;
@@ -236,7 +259,7 @@ impl StaleTable {
         host: &H,
         set: u32,
         index: &mut Vec<u8>,
-        new: StaleEntry,
+        mut new: StaleEntry,
     ) -> Result<(u8, SizeChange), Contended> {
         let mut entries = self.entries(host, set, index, new.ticket)?;
         let before = totals(&entries);
@@ -245,18 +268,25 @@ impl StaleTable {
             .iter()
             .position(|e| (e.tag, e.variant) == (new.tag, new.variant))
         {
-            self.vacate(host, set, entries.swap_remove(own).slot, new.ticket)?;
+            let former = entries.swap_remove(own);
+            new.client = former.client;
+            self.vacate(host, set, former.slot, new.ticket)?;
         }
         let size = usize::try_from(new.size).unwrap_or(usize::MAX);
         loop {
-            let full =
-                entries.len() >= self.ways || totals(&entries).1.saturating_add(size) > self.share;
+            let crowded = entries.len() >= self.ways;
+            let full = crowded || totals(&entries).1.saturating_add(size) > self.share;
             let many = entries.iter().filter(|e| e.tag == new.tag).count() >= VARIANTS;
-            let goes = entries
-                .iter()
-                .enumerate()
-                .filter(|(_, e)| full || (many && e.tag == new.tag));
-            let Some((at, _)) = goes.min_by_key(|(_, e)| e.used) else {
+            let may_go = |e: &StaleEntry| full || (many && e.tag == new.tag);
+            let weight = |e: &StaleEntry| if full && !crowded { e.size } else { 1 };
+            let held_by = |client: u32| {
+                let its = entries.iter().filter(|e| may_go(e)).chain([&new]);
+                let its = its.filter(|e| e.client == client);
+                its.map(weight).fold(0, u32::saturating_add)
+            };
+            let goes = entries.iter().enumerate().filter(|(_, e)| may_go(e));
+            let Some((at, _)) = goes.min_by_key(|(_, e)| (Reverse(held_by(e.client)), e.used))
+            else {
                 break;
             };
             self.vacate(host, set, entries.swap_remove(at).slot, new.ticket)?;
@@ -379,9 +409,10 @@ fn read(index: &[u8]) -> Option<Vec<StaleEntry>> {
         let mut next = || numbers.next().unwrap_or(0);
         let (tag, variant, ticket, kept, used, rest) =
             (next(), next(), next(), next(), next(), next());
-        let slot = u8::try_from(rest >> 32)
+        let slot = u8::try_from(rest >> 32 & 0xff)
             .ok()
             .filter(|slot| u32::from(*slot) < WAYS)?;
+        let client = u32::try_from(rest >> 40).ok()?;
         let bit = 1u64.checked_shl(slot.into())?;
         if slots & bit != 0 {
             return None;
@@ -397,6 +428,7 @@ fn read(index: &[u8]) -> Option<Vec<StaleEntry>> {
             used: Moment(used),
             size,
             slot,
+            client,
         });
     }
     Some(read)
@@ -406,7 +438,7 @@ fn write(index: &mut Vec<u8>, entries: &[StaleEntry]) {
     index.clear();
     index.extend_from_slice(&[VERSION, 0, 0, 0, 0, 0, 0, 0]);
     for e in entries {
-        let rest = u64::from(e.size) | u64::from(e.slot) << 32;
+        let rest = u64::from(e.size) | u64::from(e.slot) << 32 | u64::from(e.client) << 40;
         index.extend(
             [e.tag, e.variant, e.ticket, e.kept.0, e.used.0, rest]
                 .into_iter()

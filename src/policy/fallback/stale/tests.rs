@@ -1,5 +1,6 @@
 use super::*;
 use crate::host::sim::{CasRules, Machine, Worker};
+mod apart;
 mod bounds;
 
 type Pairs<'a> = &'a [(&'a str, &'a str)];
@@ -9,6 +10,7 @@ fn config() -> config::Stale {
         max_age: Nanos::from_secs(300),
         max_body: 64,
         vary: vec![],
+        public: false,
         max_entries: 64,
         max_bytes: 1 << 20,
     }
@@ -45,7 +47,7 @@ impl Proxy {
         let headers = map(&first, headers);
         let mut request = Request::new(&headers);
         request.route = "r";
-        self.stale.ask(&request)
+        self.stale.ask(&request, true)
     }
 
     fn get(&self, path: &str, headers: Pairs<'_>) -> StaleRequest {
@@ -55,10 +57,24 @@ impl Proxy {
 
     /// Whether the response was kept.
     fn keep(&self, asked: &StaleRequest, response: Pairs<'_>, body: &[u8]) -> bool {
-        let headers = map(&[(":status", "200")], response);
+        self.keep_for(None, asked, response, body)
+    }
+
+    fn keep_for(
+        &self,
+        client: Option<Ip>,
+        asked: &StaleRequest,
+        response: Pairs<'_>,
+        body: &[u8],
+    ) -> bool {
+        let headers = map(
+            &[(":status", "200"), ("transfer-encoding", "chunked")],
+            response,
+        );
         let Some(draft) = self.stale.begin(asked, &headers, self.machine.now()) else {
             return false;
         };
+        let draft = draft.of_client(client);
         let Some(draft) = self.stale.add(draft, body) else {
             return false;
         };
@@ -99,6 +115,51 @@ fn what_may_be_kept() {
             false,
         ),
         (&[], &[("cache-control", "no-cache")], false),
+        (&[], &[("cache-control", "private; max-age=60")], false),
+        (&[], &[("cache-control", "max-age=60;no-store")], false),
+        (&[], &[("pragma", "no-cache")], false),
+        (
+            &[],
+            &[("pragma", "no-cache"), ("cache-control", "max-age=60")],
+            true,
+        ),
+        (&[], &[("expires", "0")], false),
+        (
+            &[],
+            &[("expires", "-1"), ("cache-control", "public")],
+            false,
+        ),
+        (
+            &[],
+            &[("expires", "0"), ("cache-control", "max-age=60")],
+            true,
+        ),
+        (
+            &[],
+            &[
+                ("date", "Sun, 06 Nov 1994 08:49:37 GMT"),
+                ("expires", "Sun, 06 Nov 1994 08:49:37 GMT"),
+            ],
+            false,
+        ),
+        (
+            &[],
+            &[
+                ("date", "Sun, 06 Nov 1994 08:49:37 GMT"),
+                ("expires", "Thu, 01 Dec 1994 00:00:00 GMT"),
+            ],
+            true,
+        ),
+        (&[], &[("cdn-cache-control", "no-store")], false),
+        (
+            &[],
+            &[("surrogate-control", "content=\"ESI/1.0\", no-store")],
+            false,
+        ),
+        (&[], &[("cdn-cache-control", "max-age=60")], true),
+        (&[], &[("authentication-info", "nextnonce=\"x\"")], false),
+        (&[], &[("x-auth-token", "t")], false),
+        (&[], &[("x-csrf-token", "t")], false),
         (&[], &[("cache-control", "no-cache=\"set-cookie\"")], false),
         (
             &[],
@@ -224,7 +285,7 @@ fn route_scheme_host_path_and_query_separate_responses() {
         let proxy = Proxy::new(config());
         let mut request = Request::new(&headers);
         request.route = route;
-        proxy.stale.ask(&request).unwrap().key
+        proxy.stale.ask(&request, true).unwrap().key
     };
     let one = request("r", "http", "a.example", "/p?q=1");
     assert_eq!(one, request("r", "http", "A.Example", "/p?q=1#fragment"));

@@ -118,7 +118,14 @@ proptest! {
             let asked = proxy.get(&format!("/{path}"), &[]);
             let mut body = vec![path; size];
             body.extend_from_slice(&at.to_le_bytes());
-            let headers = map(&[(":status", "200"), ("x-filler", &filler)], &[]);
+            let headers = map(
+                &[
+                    (":status", "200"),
+                    ("transfer-encoding", "chunked"),
+                    ("x-filler", &filler),
+                ],
+                &[],
+            );
             if let Some(draft) = proxy
                 .stale
                 .begin(&asked, &headers, proxy.machine.now())
@@ -213,4 +220,57 @@ fn a_set_has_no_more_slots_than_its_index_may_list() {
             .iter()
             .all(|index| index.len() <= 8 + 48 * WAYS as usize)
     );
+}
+
+/// A client of this number.
+fn client(number: u8) -> Option<Ip> {
+    Ip::parse(format!("192.0.2.{number}").as_bytes())
+}
+
+#[test]
+fn one_client_pushes_out_what_it_had_kept_itself() {
+    let proxy = Proxy::new(config());
+    let quiet: Vec<_> = (0..8)
+        .map(|n| proxy.get(&format!("/quiet/{n}"), &[]))
+        .collect();
+    let variants: Vec<_> = (0..4)
+        .map(|n| proxy.get("/varied", &[("accept-language", &format!("l{n}"))]))
+        .collect();
+    let by_language: Pairs<'_> = &[("vary", "accept-language")];
+    for (at, asked) in quiet.iter().enumerate() {
+        assert!(proxy.keep_for(client(u8::try_from(at).unwrap()), asked, &[], b""));
+    }
+    for (at, asked) in variants.iter().enumerate() {
+        assert!(proxy.keep_for(client(u8::try_from(at).unwrap()), asked, by_language, b""));
+    }
+    for n in 0..1_500 {
+        proxy.machine.advance(Nanos::from_millis(1));
+        let junk = proxy.get(&format!("/quiet/0?junk={n}"), &[]);
+        assert!(proxy.keep_for(client(99), &junk, &[], b""));
+        let variant = proxy.get("/varied", &[("accept-language", &format!("junk{n}"))]);
+        assert!(proxy.keep_for(client(99), &variant, by_language, b""));
+        // What it asks for as well stays the first one's.
+        assert!(proxy.keep_for(client(99), &quiet[7], &[], b"") || n > 0);
+    }
+    let all = quiet.iter().chain(&variants);
+    assert!(all.clone().all(|asked| proxy.find(asked).is_some()));
+}
+
+#[test]
+fn a_client_with_large_answers_leaves_the_small_ones_of_others() {
+    let proxy = Proxy::new(config::Stale {
+        max_body: 8_192,
+        max_bytes: 64 << 10,
+        ..config()
+    });
+    let small: Vec<_> = (0..4).map(|n| proxy.get(&format!("/{n}"), &[])).collect();
+    for asked in &small {
+        assert!(proxy.keep_for(client(1), asked, &[], b"s"));
+    }
+    for n in 0..100 {
+        proxy.machine.advance(Nanos::from_millis(1));
+        let large = proxy.get(&format!("/large/{n}"), &[]);
+        assert!(proxy.keep_for(client(2), &large, &[], &[0; 8_192]));
+    }
+    assert!(small.iter().all(|asked| proxy.find(asked).is_some()));
 }
