@@ -25,6 +25,7 @@ const SETTINGS: AdaptiveSettings = AdaptiveSettings {
     max: 1000,
     initial: 20,
     deadline: Nanos(DEADLINE),
+    share: 100,
 };
 
 /// What an endpoint does, from a moment on.

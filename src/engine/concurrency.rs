@@ -13,7 +13,7 @@ use crate::document::{self, ConcurrencyAlgorithm, Criticality, KeyPart};
 use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::concurrency::adaptive::{AdaptiveSettings, Observations};
 use crate::policy::concurrency::fair::{self, FairShares};
-use crate::policy::concurrency::{Room, SHEDDING, has_room, has_room_over_share};
+use crate::policy::concurrency::{Room, SHEDDING, has_room, has_room_over_share, share};
 use crate::policy::shares::SharesRecord;
 use crate::request::Request;
 use std::cell::Cell;
@@ -91,6 +91,7 @@ impl Concurrency {
         config: &document::ConcurrencyLimit,
         subject: [&str; 2],
         deadline: Nanos,
+        criticality: Criticality,
         seed: Seed,
         host: &H,
     ) -> Self {
@@ -104,6 +105,7 @@ impl Concurrency {
                     max: max.into(),
                     initial: initial.into(),
                     deadline,
+                    share: share(criticality),
                 })
             }
         };
@@ -142,9 +144,10 @@ impl Concurrency {
     }
 
     /// The limit is shared by a route with this deadline too: the shortest holds.
-    pub(super) fn share(&self, deadline: Nanos) {
+    pub(super) fn share(&self, deadline: Nanos, criticality: Criticality) {
         if let Bound::Adaptive(mut settings) = self.bound.get() {
             settings.deadline = settings.deadline.min(deadline);
+            settings.share = settings.share.max(share(criticality));
             self.bound.set(Bound::Adaptive(settings));
         }
     }

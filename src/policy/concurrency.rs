@@ -24,18 +24,18 @@ pub const RETRY_AFTER: Nanos = Nanos::from_secs(1);
 /// any kind, and one of 1 for one.
 #[must_use]
 pub const fn has_room(others: u64, limit: u64, criticality: Criticality) -> bool {
-    others.saturating_mul(100) < limit.saturating_mul(threshold(criticality))
+    others.saturating_mul(100) < limit.saturating_mul(share(criticality))
 }
 
 /// The same for a request whose key has more than its fair share in flight: see [`fair`].
 #[must_use]
 pub const fn has_room_over_share(others: u64, limit: u64, criticality: Criticality) -> bool {
-    let percent = threshold(criticality).saturating_mul(fair::OVERDRAWN);
+    let percent = share(criticality).saturating_mul(fair::OVERDRAWN);
     others.saturating_mul(10_000) < limit.saturating_mul(percent)
 }
 
 /// The share of the limit, in percent, from which on a request is refused.
-const fn threshold(criticality: Criticality) -> u64 {
+pub const fn share(criticality: Criticality) -> u64 {
     match criticality {
         Criticality::Sheddable => 70,
         Criticality::SheddablePlus => 80,

@@ -108,7 +108,7 @@ pub fn draw(draw: &Draw, world: &World) -> Value {
         "window": {"type": "time", "size": "2s"}, "open_duration": "500ms",
         "half_open_calls": draw.pick(&[5, 10])});
     let limit = if draw.percent(85) {
-        json!({"algorithm": "adaptive", "fair": [{"header": "x-client"}]})
+        json!({"algorithm": "adaptive", "max_limit": 4000, "fair": [{"header": "x-client"}]})
     } else {
         // What is answered in time, as who knows his service would reckon.
         let in_time = world.capacity() * world.routes[0].timeout as f64 / SECOND as f64;

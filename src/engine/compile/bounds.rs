@@ -109,13 +109,14 @@ impl<H: Host> Compiler<'_, H> {
             return None;
         }
         let deadline = longest(variant.route);
-        let new = Concurrency::new(limit, subject, deadline, self.seed, self.host);
+        let criticality = variant.route.criticality;
+        let new = Concurrency::new(limit, subject, deadline, criticality, self.seed, self.host);
         let known = self.concurrency.iter().find(|known| known.is(&new));
         let policy = known.map_or_else(|| Rc::new(new), Rc::clone);
         if known.is_none() {
             self.concurrency.push(Rc::clone(&policy));
         }
-        policy.share(deadline);
+        policy.share(deadline, criticality);
         let refusals = |name: &str| self.refusals(variant, name, Reason::Overload, mode);
         let over_share = match policy.fair_name() {
             "" => MetricId::NONE,

@@ -70,6 +70,8 @@ pub struct AdaptiveSettings {
     pub initial: u64,
     /// Answers after this are of no use: above zero.
     pub deadline: Nanos,
+    /// The share of the limit, in percent, that the most critical of its requests may fill.
+    pub share: u64,
 }
 
 /// The deadline of a route without one: Envoy's own default.
@@ -80,6 +82,9 @@ const MOST_GAIN: u32 = 3;
 
 /// Fewer calls than this prove nothing.
 const SAMPLES: u64 = 8;
+
+/// In how many steps the quickest mean would forget what it was.
+const SETTLE: u64 = 32;
 
 /// The time in which a calm limit would fall to the usual load at its initial speed. Each of
 /// several workers contributes its part.
@@ -112,9 +117,25 @@ impl AdaptiveSettings {
         (self.deadline.0 / 4).saturating_mul(3)
     }
 
+    /// Answers that take longer are close to the target: nine tenths of it.
+    const fn near_target(&self) -> u64 {
+        (self.target() / 10).saturating_mul(9)
+    }
+
     /// Answers that take as long are about to be late.
     const fn late(&self) -> u64 {
         (self.deadline.0 / 20).saturating_mul(17)
+    }
+
+    /// The limit of which its most critical requests fill so many: only a part of it is theirs, so
+    /// that a limit of what is answered in time would leave the rest of the time unused. (Bug
+    /// avoided: where all routes are `sheddable`, a limit of 20 has 14 in flight, from which it
+    /// finds about 20 again.)
+    fn filled_by(&self, in_flight: u64) -> u64 {
+        in_flight
+            .saturating_mul(100)
+            .checked_div(self.share)
+            .unwrap_or(in_flight)
     }
 
     /// Whether a call of this length counts though it failed.
@@ -181,13 +202,17 @@ pub struct Observations {
     /// A limit that was in force, and when: it at most doubles from there.
     base: u64,
     base_at: Moment,
-    /// When the limit last rose, and what it was at the last step of this worker.
+    /// When the limit last rose, when it rose by a fifth or by a probe, and what it was at the last
+    /// step of this worker.
+    risen_at: Moment,
     probed_at: Moment,
     probed: u64,
     /// How long answers took at the last probe, and how often the step has doubled since they last
     /// took longer.
     probed_mean: u64,
     gain: u32,
+    /// The least that answers have taken on average; it rises slowly.
+    quickest: u64,
     all: CallTotals,
     /// Those that came when half of the limit was in flight.
     pressed: CallTotals,
@@ -249,6 +274,7 @@ impl Observations {
             // The upstream has recovered: the older calls would hold the limit down for long.
             (self.all, self.pressed) = (self.new, self.new);
         }
+        self.note_quickest(settings, now);
         let hopeless = self.least > self.all.within(settings.deadline.0).max(settings.initial);
         let found = if hopeless || self.is_pressed(settings, now) {
             let calls = if self.pressed.count >= SAMPLES {
@@ -256,10 +282,13 @@ impl Observations {
             } else {
                 self.all
             };
-            let (found, mean) = (calls.within(settings.target()), calls.mean());
+            let (found, mean) = (
+                settings.filled_by(calls.within(settings.target())),
+                calls.mean(),
+            );
             let probe = self.probe(settings, now, limit, mean);
             if found > limit {
-                let found = if mean > settings.target() / 2 {
+                let found = if mean > settings.near_target() {
                     limit.saturating_add(found.saturating_sub(limit).div_ceil(2))
                 } else {
                     found
@@ -305,45 +334,90 @@ impl Observations {
             || now.since(self.calm_at) >= settings.pressed_after()
     }
 
-    /// A limit that is a little higher, while answers come in time: at most once in the time that
-    /// an answer takes, so that each step shows what it does before the next one, and only after a
-    /// deadline of refusals, so that it is no sudden load whose answers are still to come. It
-    /// begins with a sixteenth, and doubles, up to a half, while answers do not take longer for it.
+    /// A higher limit, while requests are refused and answers come in time: at most once in the
+    /// time that an answer takes, so that each step shows what it does before the next one.
     ///
     /// The law knows only what has been in flight together. Where it holds, a queue, it has the
     /// answer already; where more at once would not take longer it never finds out, since the limit
     /// itself keeps it from being tried. (Bug avoided: a service that takes half of its deadline
     /// when idle, under requests that are refused from 70 % of the limit on, stayed at
     /// `initial_limit` for ever.)
+    ///
+    /// While answers take little longer than they ever did, nothing queues, and the step is what
+    /// would be in time even if all that is more had to queue: a quarter at least, all at most.
+    /// Otherwise it is careful: only after a deadline of refusals, so that it is no sudden load
+    /// whose answers are still to come, and a sixteenth, which doubles, up to a half, while answers
+    /// do not take longer for it.
     fn probe(&mut self, settings: &AdaptiveSettings, now: Moment, limit: u64, mean: u64) -> u64 {
-        let risen = limit > std::mem::replace(&mut self.probed, limit);
-        if risen {
-            // By another worker's step, which is to show what it does first.
+        let before = std::mem::replace(&mut self.probed, limit);
+        // By another worker's step, or by the law, which is to show what it does first.
+        if limit > before {
+            self.risen_at = now;
+        }
+        if limit > before.saturating_add(before / 5) {
             self.probed_at = now;
         }
-        // Closer to the target the law has its answer: what queues takes as long.
-        if mean > (settings.target() / 5).saturating_mul(4) {
+        if !self.is_refusing(settings, now) || now.since(self.probed_at) < Nanos(mean) {
+            return limit;
+        }
+        let refusing_for = now.since(self.refusing_since);
+        let least = limit.saturating_add((limit / 4).max(1));
+        self.probed = if self.is_quick(settings, limit, mean) && refusing_for >= Nanos(mean) {
+            let in_time = u128::from(limit)
+                .saturating_mul(settings.target().into())
+                .checked_div(mean.max(1).into());
+            let in_time = in_time.and_then(|it| u64::try_from(it).ok());
+            in_time
+                .unwrap_or(u64::MAX)
+                .min(limit.saturating_mul(2))
+                .max(least)
+        } else if mean > (settings.target() / 5).saturating_mul(4) {
+            // Closer to the target the law has its answer: what queues takes as long.
             self.gain = 0;
             return limit;
-        }
-        let refusing = self
-            .refused_at
-            .is_some_and(|at| now.since(at) < settings.deadline)
-            && now.since(self.refusing_since) >= settings.deadline;
-        if !refusing || now.since(self.probed_at) < Nanos(mean) {
+        } else if refusing_for < settings.deadline || now.since(self.risen_at) < Nanos(mean) {
             return limit;
-        }
-        let longer = mean > self.probed_mean.saturating_add(self.probed_mean / 32);
-        self.gain = match self.gain {
-            // The first one: that the limit is far too low is more likely than that it is right.
-            _ if self.probed_mean == 0 => 2,
-            _ if longer => 0,
-            gain => gain.saturating_add(1).min(MOST_GAIN),
+        } else {
+            let longer = mean > self.probed_mean.saturating_add(self.probed_mean / 32);
+            self.gain = match self.gain {
+                // The first one: that the limit is far too low is more likely than that it is
+                // right.
+                _ if self.probed_mean == 0 => 2,
+                _ if longer => 0,
+                gain => gain.saturating_add(1).min(MOST_GAIN),
+            };
+            let part = 16u64.checked_shr(self.gain).unwrap_or(1).max(1);
+            limit.saturating_add(limit.checked_div(part).unwrap_or(0).max(1))
         };
         (self.probed_at, self.probed_mean) = (now, mean);
-        let part = 16u64.checked_shr(self.gain).unwrap_or(1).max(1);
-        self.probed = limit.saturating_add(limit.checked_div(part).unwrap_or(0).max(1));
         self.probed
+    }
+
+    /// Keeps the least that answers have taken. What they take while requests are refused may be a
+    /// queue's doing, and does not count as what they take anyway.
+    fn note_quickest(&mut self, settings: &AdaptiveSettings, now: Moment) {
+        let mean = self.all.mean();
+        let rise = mean.saturating_sub(self.quickest) / SETTLE;
+        self.quickest = match self.quickest {
+            0 => mean,
+            known if self.is_refusing(settings, now) => known.min(mean),
+            known => known.saturating_add(rise).min(mean),
+        };
+    }
+
+    /// Whether answers take little longer than they ever did though the limit has been as good as
+    /// full: the newest ones, so that a queue that grows is not overlooked.
+    fn is_quick(&self, settings: &AdaptiveSettings, limit: u64, mean: u64) -> bool {
+        let mean = mean.max(self.new.mean());
+        let among = self.new.in_flight.checked_div(self.new.count).unwrap_or(0);
+        mean < settings.near_target()
+            && mean <= self.quickest.saturating_add(self.quickest / 2)
+            && settings.filled_by(among).saturating_mul(2) >= limit
+    }
+
+    fn is_refusing(&self, settings: &AdaptiveSettings, now: Moment) -> bool {
+        let at = self.refused_at;
+        at.is_some_and(|at| now.since(at) < settings.deadline)
     }
 
     /// The most that the limit may rise to: the first answers to many requests are the fast ones,
@@ -375,6 +449,7 @@ impl Observations {
                 fell_at: now,
                 base_at: now,
                 probed_at: now,
+                risen_at: now,
                 least: u64::MAX,
                 ..Self::default()
             };

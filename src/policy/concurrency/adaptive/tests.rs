@@ -1,11 +1,13 @@
 use super::*;
 use proptest::prelude::*;
+use std::collections::VecDeque;
 
 const SETTINGS: AdaptiveSettings = AdaptiveSettings {
     min: 3,
     max: 1000,
     initial: 20,
     deadline: Nanos::from_millis(500),
+    share: 100,
 };
 
 /// A worker, and the gauge.
@@ -97,6 +99,64 @@ fn what_hangs_brings_it_down_and_the_first_answers_up_again() {
         world.calls(20, among, 40);
     }
     assert!(world.limit > 300, "{}", world.limit);
+}
+
+/// An upstream under more requests than the limit lets in, of which the most critical may fill
+/// `share` percent of it: each takes `base`, or what the queue behind `slots` makes of it. Returns
+/// the limit after each deadline.
+fn refused(share: u64, slots: u64, base: u64, deadlines: u64) -> Vec<u64> {
+    let settings = AdaptiveSettings { share, ..SETTINGS };
+    let (mut seen, mut limit) = (Observations::default(), settings.initial);
+    let mut flight: VecDeque<(u64, u64, u64)> = VecDeque::new();
+    let mut limits = Vec::new();
+    for ms in 1..=deadlines * 500 {
+        let now = Moment::from_secs(100).plus(Nanos::from_millis(ms));
+        while flight.front().is_some_and(|(end, ..)| *end <= ms) {
+            let (_, came, among) = flight.pop_front().unwrap();
+            let elapsed = Nanos::from_millis(ms - came);
+            seen.ended(&settings, now, among, elapsed, flight.len() as u64, limit);
+        }
+        while (flight.len() as u64 * 100) < limit * share {
+            let among = flight.len() as u64 + 1;
+            let takes = base * among.div_ceil(slots).max(1);
+            flight.push_back((ms + takes, ms, among));
+            seen.arrived(&settings, now, among, limit, true);
+        }
+        seen.arrived(&settings, now, flight.len() as u64 + 1, limit, false);
+        limit = seen.next_limit(&settings, now, limit).unwrap_or(limit);
+        if ms % 500 == 0 {
+            limits.push(limit);
+        }
+    }
+    limits
+}
+
+#[test]
+fn a_slow_upstream_that_does_not_queue_soon_has_what_it_can_do() {
+    // Half of the deadline when idle, and up to 300 at once.
+    for share in [70, 95, 100] {
+        let limits = refused(share, 300, 250, 10);
+        assert!(
+            limits[7..].iter().all(|it| *it >= 225),
+            "{share} %: {limits:?}"
+        );
+    }
+    // Where there is a queue, the limit stays with what is answered in time: 30 take the target.
+    let limits = refused(100, 10, 125, 20);
+    assert!(limits.iter().all(|it| *it <= 40), "{limits:?}");
+}
+
+#[test]
+fn what_the_most_critical_may_not_fill_is_not_lost() {
+    // A limit of what is in time, of which only 70 % can be used, would leave time unused.
+    let mut limits = refused(70, 10, 40, 40);
+    let settled = limits.split_off(10);
+    // 90 in flight are answered in 360 ms of 375.
+    let in_flight: Vec<u64> = settled.iter().map(|it| it * 7 / 10).collect();
+    assert!(
+        in_flight.iter().all(|it| (70..=100).contains(it)),
+        "{in_flight:?}"
+    );
 }
 
 #[test]
