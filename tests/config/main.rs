@@ -17,3 +17,4 @@ mod route;
 mod schema;
 mod support;
 mod upstream;
+mod warnings;
