@@ -17,7 +17,7 @@ const NOISY: u32 = 300;
 const LIMIT: u64 = 100;
 const BURST: u64 = 50;
 /// With how many requests the route's circuit tries the upstreams: `half_open_calls`.
-const TRIALS: u64 = 5;
+const TRIALS: u64 = 1;
 
 /// How long acts without a condition last.
 const SCENE: Duration = Duration::from_secs(5);

@@ -105,8 +105,8 @@ pub fn draw(draw: &Draw, world: &World) -> Value {
         json!({"failure_rate_threshold": 50, "minimum_calls": 10, "open_duration": "5s"}),
     ];
     let of_route = json!({"failure_rate_threshold": 90, "minimum_calls": 20,
-        "window": {"type": "time", "size": "2s"}, "open_duration": "500ms",
-        "half_open_calls": draw.pick(&[5, 10])});
+        "window": {"type": "time", "size": "2s"}, "open_duration": "100ms",
+        "half_open_calls": draw.pick(&[1, 2])});
     let limit = if draw.percent(85) {
         json!({"algorithm": "adaptive", "max_limit": 4000, "fair": [{"header": "x-client"}]})
     } else {
