@@ -41,6 +41,8 @@ pub struct Upstream {
     /// The upstream is UP while at least this share of its endpoints is well; `None` = at least one
     /// endpoint.
     pub min_healthy: Option<Percent>,
+    /// Whether the proxy is ready only while it is UP.
+    pub critical: bool,
     /// The request header (lower case) that carries the picked endpoints to the proxy.
     pub override_header: String,
     /// Whether `x-envoy-attempt-count` in answers is the proxy's own.
@@ -72,8 +74,12 @@ section! {
         concurrency_limit: Option<Reference<ConcurrencyLimits>> = Absent("none");
         /// Active checks of the endpoints.
         health_check: Option<HealthCheckSection> = Absent("none");
-        /// The upstream is UP while at least this percentage of its endpoints is well.
+        /// The upstream is UP while at least this percentage of its endpoints is well; with 0 it
+        /// always is.
         min_healthy: Option<Pct> = Absent("one endpoint");
+        /// Whether the proxy is out of service while the upstream is not UP. With `false` it only
+        /// shows in the document.
+        critical: bool = Default("true");
         /// The most endpoints that their breakers take out of rotation, in percent; of what is not
         /// 0, one may always go. The first that opened are out, those beyond stay in use. A level
         /// of priorities may be left wholly for the next one.
@@ -136,6 +142,7 @@ impl UpstreamSection {
             policy: balancer.compile(),
             load_report: self.load_report,
             min_healthy: self.min_healthy,
+            critical: self.critical,
             override_header: self.r#override.header,
             attempt_count: self.r#override.attempt_count,
             circuit_breaker: breakers.get(self.circuit_breaker.as_ref()),

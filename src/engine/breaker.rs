@@ -163,12 +163,23 @@ impl Breaker {
         state
     }
 
+    /// What is known of admission without asking for it.
+    pub(super) fn look<H: Host>(&self, host: &H, now: Moment) -> Option<Admission> {
+        self.cell.look(host, &self.settings, now)
+    }
+
     /// Asks for admission; `None` if nothing could be decided.
     pub(super) fn acquire<H: Host>(&self, host: &H, now: Moment) -> Option<Admission> {
         let (admission, change) =
             self.decided(host, self.cell.acquire(host, &self.settings, now))?;
         self.announce(host, change);
         Some(admission)
+    }
+
+    /// Reports that the answer to a trial has begun well, and goes on. `false`: it is not counted.
+    pub(super) fn begin<H: Host>(&self, host: &H, now: Moment, epoch: u32) -> bool {
+        self.decided(host, self.cell.begin(host, &self.settings, now, epoch))
+            .is_some()
     }
 
     /// Reports how an admitted call ended.

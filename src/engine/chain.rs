@@ -20,6 +20,7 @@ mod reply;
 mod response;
 mod retries;
 mod stale;
+mod whole;
 
 use super::route::{Limit, Route};
 use super::{Engine, reserved};
@@ -83,6 +84,8 @@ pub struct Exchange {
     timing: Timing,
     /// For how much longer work that was given up may go on.
     rest: Nanos,
+    /// It is on its way to its upstream.
+    passed_on: bool,
     /// We have answered: what follows in the response phase is our own.
     replied: bool,
     /// Quotas that the client is to know of.
@@ -136,6 +139,7 @@ impl Exchange {
             deadline: Deadline::default(),
             timing: Timing::No,
             rest: Nanos::ZERO,
+            passed_on: false,
             replied: false,
             quotas: Vec::new(),
             grants: Grants::default(),
@@ -296,12 +300,6 @@ impl Exchange {
         self.refuse(context, &refusal)
     }
 
-    /// How long the upstream has had the whole request; `None`: it has not got it yet. A client
-    /// that sends slowly, or for as long as it receives, makes nobody else look slow.
-    fn elapsed(&self, now: Moment) -> Option<Nanos> {
-        Some(now.since(self.whole?.max(self.start)))
-    }
-
     /// Whether [`Exchange::on_resume`] is still to come.
     #[must_use]
     pub const fn is_waiting(&self) -> bool {
@@ -358,6 +356,7 @@ impl Exchange {
 
     /// The request goes to its upstream.
     fn pass_on<H: Host, S: Stream>(&mut self, context: &Context<'_, H, S>) -> Action {
+        self.passed_on = true;
         self.mark_variant(context);
         self.set_timeouts(context);
         self.store_decisions(context.stream);
@@ -480,8 +479,7 @@ impl Exchange {
             self.time_end(*now);
         }
         let grants = std::mem::take(&mut self.grants);
-        let began = self.whole.map(|whole| whole.max(self.start));
         let rest = std::mem::take(&mut self.rest);
-        grants.release(host, began, || *now, &self.engine, rest);
+        grants.release(host, self.began(), || *now, &self.engine, rest);
     }
 }

@@ -2,17 +2,19 @@
 //!
 //! A request costs three calls of metrics to come in and one to go, of `adaptive` two more; shared
 //! data is used once per tick, and by the first request after a while, for what a lost VM may have
-//! left behind. Fair shares use it once in [`fair::SYNC`] and worker while the limit is nearly full,
-//! and not at all otherwise.
+//! left behind. Fair shares use it once in [`fair::SYNC`] and worker while the limit is nearly
+//! full, and not at all otherwise.
 
 use super::in_flight::{Gauge, InFlight};
 use super::metrics::MetricTable;
+use super::shared::Shared;
 use crate::base::hash::Seed;
 use crate::base::time::{Moment, Nanos};
 use crate::document::{self, ConcurrencyAlgorithm, Criticality, KeyPart};
 use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::concurrency::adaptive::{AdaptiveSettings, Observations};
 use crate::policy::concurrency::fair::{self, FairShares};
+use crate::policy::concurrency::streams::{self, Streams};
 use crate::policy::concurrency::{Room, SHEDDING, has_room, has_room_over_share, share};
 use crate::policy::shares::SharesRecord;
 use crate::request::Request;
@@ -31,6 +33,8 @@ pub(super) struct Concurrency {
     /// When it last refused a request of this worker.
     refused_at: Cell<Option<Moment>>,
     fair: Option<Fair>,
+    /// Answers of this worker that go on.
+    streams: Shared<Streams>,
 }
 
 /// Fair shares of a limit, with what belongs to them.
@@ -52,6 +56,9 @@ pub(super) struct PlaceRequest {
     pub(super) key: Option<u32>,
     /// Whether the limit acts.
     pub(super) enforce: bool,
+    /// Whether the request is whole: an unfinished one finds out whether there is room, and takes
+    /// none of it.
+    pub(super) whole: bool,
     pub(super) vm: u64,
 }
 
@@ -81,8 +88,19 @@ pub(super) struct Permit {
     limit: u64,
     /// Whose share it counts to.
     pub(super) key: Option<u32>,
+    /// Whether it has taken its place.
+    entered: bool,
     /// Whether it was seen how long the upstream took, or that this says nothing.
     sampled: bool,
+    /// The batch of streams that its answer is in, if that goes on.
+    stream: Option<u32>,
+}
+
+impl Permit {
+    /// Whether it has taken its place.
+    pub(super) const fn has_entered(&self) -> bool {
+        self.entered
+    }
 }
 
 impl Concurrency {
@@ -122,6 +140,7 @@ impl Concurrency {
             limit: names.concurrency_limit(&config.name, key),
             seen: Cell::new(Observations::default()),
             refused_at: Cell::default(),
+            streams: Shared::default(),
             fair: (!config.fair.is_empty()).then(|| Fair {
                 shares: FairShares::new(&config.fair, &[&config.name, kind, key], seed),
                 name: fair_name(&config.name),
@@ -168,7 +187,7 @@ impl Concurrency {
     }
 
     /// Counts a request in. No permit: it was refused, and the limit acts; otherwise it is in
-    /// flight.
+    /// flight, or will be when it is whole.
     pub(super) fn enter<H: Host>(
         &self,
         host: &H,
@@ -178,12 +197,17 @@ impl Concurrency {
             now,
             criticality,
             key,
+            whole,
             ..
         } = *asks;
-        self.in_flight.announce(host, now, asks.vm);
-        self.gauge.enter(host);
-        // At least itself, whatever the gauge holds.
-        let among = self.gauge.value(host).max(1);
+        let among = if whole {
+            self.in_flight.announce(host, now, asks.vm);
+            self.gauge.enter(host);
+            // At least itself, whatever the gauge holds.
+            self.gauge.value(host).max(1)
+        } else {
+            self.gauge.value(host).saturating_add(1)
+        };
         let limit = self.limit(host);
         let others = among.saturating_sub(1);
         // Asked even where there is no room: it is then that workers have to know of each other.
@@ -195,31 +219,55 @@ impl Concurrency {
         } else {
             PlaceAnswer::Room
         };
-        let room = answer == PlaceAnswer::Room;
-        self.learn(host, now, limit, |seen, settings| {
-            seen.arrived(settings, now, among, limit, room)
-        });
+        // A limit that only looks on decides once, when the request is whole.
+        let room = answer == PlaceAnswer::Room || !(whole || asks.enforce);
+        if whole || !room {
+            self.learn(host, now, limit, |seen, settings| {
+                seen.arrived(settings, now, among, limit, room)
+            });
+        }
         if !room {
             self.refused_at.set(Some(now));
             if let Some(fair) = &self.fair {
                 fair.shares.with(|shares| shares.refused(now));
             }
             if asks.enforce {
-                self.gauge.cancel(host);
+                if whole {
+                    self.gauge.cancel(host);
+                }
                 return (None, answer);
             }
         }
-        self.gauge.confirm();
-        if let (Some(fair), Some(key)) = (&self.fair, key) {
-            fair.shares.with(|shares| shares.enter(key));
-        }
-        let permit = Permit {
+        let mut permit = Permit {
             among,
             limit,
             key,
+            entered: false,
             sampled: false,
+            stream: None,
         };
-        (Some(permit), answer)
+        if whole {
+            self.confirm(&mut permit);
+        }
+        (Some(permit), if room { PlaceAnswer::Room } else { answer })
+    }
+
+    /// The request that was counted in stays.
+    fn confirm(&self, permit: &mut Permit) {
+        permit.entered = true;
+        self.gauge.confirm();
+        if let (Some(fair), Some(key)) = (&self.fair, permit.key) {
+            fair.shares.with(|shares| shares.enter(key));
+        }
+    }
+
+    /// Counts a request in that is being answered before it is whole: it is too late to refuse it.
+    pub(super) fn enter_late<H: Host>(&self, host: &H, now: Moment, vm: u64, permit: &mut Permit) {
+        if !permit.entered {
+            self.in_flight.announce(host, now, vm);
+            self.gauge.enter(host);
+            self.confirm(permit);
+        }
     }
 
     /// Whether fair shares are in force, and the request's key has more than one in flight.
@@ -232,7 +280,7 @@ impl Concurrency {
     ) -> bool {
         let Some(fair) = &self.fair else { return false };
         let Some(key) = asks.key else {
-            host.add(fair.unkeyed, 1);
+            host.add(fair.unkeyed, asks.whole.into());
             return false;
         };
         let nearly_full = !has_room(others, limit, Criticality::Sheddable);
@@ -257,14 +305,18 @@ impl Concurrency {
 
     /// The upstream has begun to answer well, after this time; `None`: how long it took is not
     /// known, since it answered before it had the whole request. What follows, a long body, a slow
-    /// reader, a stream, says nothing of how soon a request is answered.
+    /// reader, a stream, says nothing of how soon a request is answered. `goes_on`: there is more.
     pub(super) fn answered<H: Host>(
         &self,
         host: &H,
         permit: &mut Permit,
         now: Moment,
         time: Option<Nanos>,
+        goes_on: bool,
     ) {
+        if goes_on && permit.stream.is_none() && self.streams_bound().is_some() {
+            permit.stream = Some(self.streams.with(|streams| streams.begin(permit.key)));
+        }
         if let (false, Some(time)) = (std::mem::replace(&mut permit.sampled, true), time) {
             self.sample(host, permit.among, now, time);
         }
@@ -276,6 +328,13 @@ impl Concurrency {
         if let (Some(fair), Some(key)) = (&self.fair, key) {
             fair.shares.with(|shares| shares.leave(key));
         }
+    }
+
+    /// Whether a request that ends still counts: it has taken its place, and is no stream that
+    /// counts no more.
+    pub(super) fn counts_still(&self, permit: &Permit) -> bool {
+        let ends = |batch| self.streams.with(|streams| streams.end(batch, permit.key));
+        permit.entered && permit.stream.is_none_or(ends)
     }
 
     /// Learns from how a request ended. `ending`: when, and how long the upstream had the whole
@@ -310,7 +369,28 @@ impl Concurrency {
     /// Sets the gauges right: the limit's, and what a lost VM has left in the other.
     pub(super) fn maintain<H: Host>(&self, host: &H, now: Moment, vm: u64) {
         host.store(self.limit, self.limit(host));
+        self.release_streams(host, now);
         self.in_flight.reconcile(host, now, vm);
+    }
+
+    /// How long streams count, if that is bounded.
+    fn streams_bound(&self) -> Option<Nanos> {
+        match self.bound.get() {
+            Bound::Fixed(_) => None,
+            Bound::Adaptive(settings) => Some(settings.deadline.min(streams::COUNTED)),
+        }
+    }
+
+    /// Streams that have gone on for long count no more.
+    fn release_streams<H: Host>(&self, host: &H, now: Moment) {
+        let Some(bound) = self.streams_bound() else {
+            return;
+        };
+        let over = self.streams.with(|streams| streams.turn(now, bound));
+        (0..over.count).for_each(|_| self.gauge.leave(host));
+        if let Some(fair) = &self.fair {
+            fair.shares.with(|shares| shares.leave_all(&over.keys));
+        }
     }
 
     fn limit<H: Host>(&self, host: &H) -> u64 {

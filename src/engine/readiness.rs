@@ -61,7 +61,7 @@ fn component<'u, H: Host>(upstream: &'u Upstream, host: &H, now: Moment) -> Comp
         rt: upstream.response_time(host),
         error,
         // Without a canary its requests go where the others go.
-        critical: !upstream.only_canary,
+        critical: upstream.config.critical && !upstream.only_canary,
     }
 }
 
@@ -71,7 +71,9 @@ fn is_up(upstream: &document::Upstream, usable: u32, members: u32) -> bool {
         u64::from(usable).saturating_mul(10_000)
             >= u64::from(members).saturating_mul(least.0.into())
     };
-    upstream.endpoints.is_empty() || (usable > 0 && upstream.min_healthy.is_none_or(enough))
+    let least = upstream.min_healthy;
+    let wants_none = least.is_some_and(|least| least.0 == 0);
+    upstream.endpoints.is_empty() || wants_none || (usable > 0 && least.is_none_or(enough))
 }
 
 /// What an upstream is in the health document, and the reason of the first endpoint that checks

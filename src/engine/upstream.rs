@@ -119,8 +119,14 @@ impl Upstream {
         let changes = metrics.endpoint_changes(name);
         let (rules, endpoints) = endpoints(config, &around, changes, counters, host);
         let balancer = Balancer::new(&config.policy, &endpoints, rules.zones.len());
-        let all_in_flight = matches!(balancer, Balancer::ConsistentHash { .. })
-            .then(|| Gauge::new(TOTAL, metrics.upstream_in_flight(name)));
+        let all_in_flight = matches!(
+            balancer,
+            Balancer::ConsistentHash {
+                bounded_load: Some(_),
+                ..
+            }
+        )
+        .then(|| Gauge::new(TOTAL, metrics.upstream_in_flight(name)));
         let gauges = endpoints.iter().map(|endpoint| &endpoint.in_flight);
         let check = config.health_check.as_ref().filter(|_| around.is_checked);
         let components = check.map_or(&[][..], |check| &check.components);

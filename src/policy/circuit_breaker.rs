@@ -188,6 +188,39 @@ impl CircuitBreaker {
         })
     }
 
+    /// What is known of admission without asking for it; `None`: only who asks finds out. It
+    /// changes nothing.
+    pub fn look<H: SharedData + SharedCounters>(
+        &self,
+        host: &H,
+        settings: &BreakerSettings,
+        now: Moment,
+    ) -> Option<Admission> {
+        let version = self.version(host);
+        let view = if self.is_metered() {
+            self.view(host, settings, version)
+        } else {
+            self.read(host, settings, version)
+        };
+        view.answer(now)
+    }
+
+    /// Reports that the answer to a trial has begun well, and goes on.
+    ///
+    /// # Errors
+    /// [`Contended`]: the report is lost; the trial counts at its end.
+    pub fn begin<H: SharedData + SharedCounters>(
+        &self,
+        host: &H,
+        settings: &BreakerSettings,
+        now: Moment,
+        epoch: u32,
+    ) -> Result<(), Contended> {
+        let version = self.version(host);
+        let begin = |state: &mut BreakerState| (state.begin(settings, now, epoch), None);
+        self.step(host, settings, version, begin).map(|_| ())
+    }
+
     /// Reports how an admitted call ended.
     ///
     /// # Errors
@@ -209,7 +242,7 @@ impl CircuitBreaker {
                 // Another worker admitted it and knew a newer record.
                 view = self.read(host, settings, version);
             }
-            if epoch != view.epoch
+            if BreakerState::epoch_of(view.phase, view.epoch, epoch, call) != view.epoch
                 || (view.phase == Phase::Closed && call.outcome == Outcome::Ignore)
             {
                 return Ok(None);

@@ -12,6 +12,7 @@
 pub mod adaptive;
 pub mod config;
 pub mod fair;
+pub mod streams;
 
 use crate::base::time::Nanos;
 use config::Criticality;

@@ -226,6 +226,116 @@ fn latency_is_known_in_all_workers() {
     assert_eq!((ask(&other, 30), ask(&proxy, 30)), (1, 0));
 }
 
+/// Requests that come every so many microseconds, to endpoints that take so long: how many each
+/// got, in percent.
+fn open_loop(proxy: &Proxy, pause: u64, took: &dyn Fn(usize, u64) -> u64) -> Vec<u64> {
+    let mut flights: Vec<(u64, Exchange, SimStream, String)> = Vec::new();
+    let mut got = vec![0; 3];
+    const COUNT: u64 = 2_000;
+    for number in 0..COUNT {
+        let now = number * pause;
+        let mut at = now;
+        loop {
+            // The next that ends before the request comes.
+            let next = flights.iter().enumerate().min_by_key(|(_, it)| it.0);
+            let Some((place, ends)) = next
+                .map(|(place, it)| (place, it.0))
+                .filter(|it| it.1 <= now + pause)
+            else {
+                break;
+            };
+            let (_, mut exchange, stream, first) = flights.swap_remove(place);
+            proxy
+                .machine
+                .advance(Nanos(ends.saturating_sub(at) * 1_000));
+            at = at.max(ends);
+            stream.answer(200, Some(&first), &[]);
+            exchange.on_response(&proxy.worker, &stream);
+            exchange.on_end(&proxy.worker);
+        }
+        proxy.machine.advance(Nanos((now + pause - at) * 1_000));
+        let stream = SimStream::request("GET", "/", &[]);
+        let exchange = proxy.begin(&stream);
+        let first = list(&stream)[0].clone();
+        let which = (0..3).find(|which| address(*which) == first).unwrap();
+        got[which] += 1;
+        flights.push((now + pause + took(which, number), exchange, stream, first));
+    }
+    for (_, mut exchange, ..) in flights {
+        exchange.on_end(&proxy.worker);
+    }
+    got.into_iter().map(|count| count * 100 / COUNT).collect()
+}
+
+#[test]
+fn peak_ewma_shares_evenly_among_equals_at_any_load_and_avoids_the_slow_one() {
+    let config = config(3, &json!({"load_balancer": {"policy": "peak_ewma"}}));
+    for pause in [100_000, 50_000, 10_000, 2_000, 500] {
+        // Equal ones differ a little from answer to answer.
+        let took = |which: usize, number: u64| match which {
+            2 => 200_000,
+            which => 5_000 + (number * 7_919 + which as u64 * 31) % 1_500,
+        };
+        let got = open_loop(&Proxy::new(&config), pause, &took);
+        let both = got[0] + got[1];
+        assert!(got[0].min(got[1]) * 100 >= both * 40, "{pause}: {got:?}");
+        // Time alone makes a slow one worth a try: seldom.
+        assert!(got[2] <= 6, "{pause}: {got:?}");
+    }
+}
+
+#[test]
+fn what_is_not_critical_shows_and_takes_nothing_out() {
+    let mut config = config(1, &json!({"circuit_breaker": "ep"}));
+    let ready = |config: &Value| {
+        let proxy = Proxy::new(config);
+        fail_at(&proxy, &address(0));
+        let reply = proxy.request("/readyz", &[], 200).replied().unwrap();
+        (reply.status, String::from_utf8(reply.body).unwrap())
+    };
+    assert_eq!(ready(&config).0, 503);
+    config["upstreams"]["u"]["critical"] = json!(false);
+    let (status, body) = ready(&config);
+    assert_eq!(status, 200, "{body}");
+    assert!(
+        body.contains(r#""status":"DOWN""#) && body.contains(r#""critical":false"#),
+        "{body}"
+    );
+    config["upstreams"]["u"]["critical"] = json!(true);
+    config["upstreams"]["u"]["min_healthy"] = json!(0);
+    let (status, body) = ready(&config);
+    assert!(status == 200 && body.contains(r#""status":"UP""#), "{body}");
+    config["upstreams"]["u"]["min_healthy"] = json!(1);
+    assert_eq!(ready(&config).0, 503);
+}
+
+#[test]
+fn a_key_keeps_its_endpoint_however_many_requests_are_in_flight() {
+    let hash =
+        json!({"load_balancer": {"policy": "consistent_hash", "hash_key": [{"header": "x-user"}]}});
+    for (bound, stays) in [(None, true), (Some(1.25), false)] {
+        let mut config = config(4, &hash);
+        if let Some(bound) = bound {
+            config["upstreams"]["u"]["load_balancer"]["bounded_load"] = json!(bound);
+        }
+        let proxy = Proxy::new(&config);
+        let flights: Vec<_> = (0..32)
+            .map(|_| {
+                let stream = SimStream::request("GET", "/", &[("x-user", b"ann")]);
+                (proxy.begin(&stream), list(&stream)[0].clone())
+            })
+            .collect();
+        assert_eq!(
+            flights.iter().all(|(_, at)| *at == flights[0].1),
+            stays,
+            "{bound:?}"
+        );
+        for (mut exchange, _) in flights {
+            exchange.on_end(&proxy.worker);
+        }
+    }
+}
+
 #[test]
 fn the_own_zone_is_preferred_and_others_stand_behind_it() {
     let mut config = config(

@@ -274,3 +274,298 @@ fn who_is_too_slow_to_read_opens_no_breaker() {
     assert_eq!(read(&breaking(), TIMEOUT), [0; 3]);
     assert_eq!(read(&breaking(), CUT)[0], 1, "what the upstream cuts does");
 }
+
+/// A service whose breaker, of the route or of its endpoints, has two trials.
+fn trying(on: &str) -> Proxy {
+    let breaker = json!({"consecutive_failures": 2, "open_duration": "3s", "half_open_calls": 2, "half_open_max_wait": "30s"});
+    let mut config = json!({
+        "circuit_breakers": {"b": breaker},
+        "upstreams": {"u": {"endpoints": [{"address": "10.0.0.1:80"}], "load_balancer": {"panic_threshold": 0}}},
+        "routes": [{"name": "r", "upstream": "u"}]});
+    let at = if on == "route" {
+        &mut config["routes"][0]
+    } else {
+        &mut config["upstreams"]["u"]
+    };
+    at["circuit_breaker"] = json!("b");
+    let proxy = Proxy::new(&config);
+    (0..2).for_each(|_| assert_eq!(proxy.request("/api", &[], 500).replied(), None));
+    assert_eq!(proxy.status("/api", &[]), 503);
+    pass(&proxy, 3_500);
+    proxy.engine.tick(&proxy.worker);
+    proxy
+}
+
+/// A stream that has begun to be answered well, if it was not refused.
+fn stream(proxy: &Proxy) -> Option<Upload> {
+    let mut stream = Upload::begin(proxy, "GET");
+    if stream.is_refused() {
+        return None;
+    }
+    stream.send(proxy, true);
+    pass(proxy, 1);
+    stream.answer(proxy, &[], false);
+    Some(stream)
+}
+
+/// Whether requests pass at some time in a second.
+fn passes(proxy: &Proxy) -> bool {
+    (0..10).any(|_| {
+        pass(proxy, 100);
+        proxy.status("/api", &[]) == 200
+    })
+}
+
+#[test]
+fn a_trial_that_is_answered_well_and_lives_on_is_a_pass() {
+    for on in ["route", "endpoint"] {
+        let proxy = trying(on);
+        let streams: Vec<_> = (0..2).map(|_| stream(&proxy).expect("a trial")).collect();
+        assert_eq!(proxy.status("/api", &[]), 503, "{on}: not yet");
+        assert!(passes(&proxy), "{on}");
+        pass(&proxy, 10_000);
+        // What is cut after that counts in the closed breaker.
+        for stream in streams {
+            stream.cut(&proxy, CUT, "upstream_reset_after_response_started");
+        }
+        assert_eq!(proxy.status("/api", &[]), 503, "{on}: open again");
+    }
+}
+
+#[test]
+fn a_trial_that_is_cut_before_it_has_passed_is_a_failure() {
+    for on in ["route", "endpoint"] {
+        let proxy = trying(on);
+        let streams: Vec<_> = (0..2).map(|_| stream(&proxy).expect("a trial")).collect();
+        for stream in streams {
+            stream.cut(&proxy, CUT, "upstream_reset_after_response_started");
+        }
+        proxy.engine.tick(&proxy.worker);
+        assert!(!passes(&proxy), "{on}: open for three seconds more");
+    }
+}
+
+#[test]
+fn a_trial_whose_client_leaves_gives_its_place_to_another() {
+    for on in ["route", "endpoint"] {
+        let proxy = trying(on);
+        let [first, second] = [0, 1].map(|_| stream(&proxy).expect("a trial"));
+        first.cut(&proxy, 1 << 14, "downstream_remote_disconnect");
+        pass(&proxy, 5_000);
+        proxy.engine.tick(&proxy.worker);
+        // One is not enough.
+        let third = stream(&proxy).expect("a trial");
+        assert_eq!(proxy.status("/api", &[]), 503, "{on}");
+        assert!(passes(&proxy), "{on}");
+        second.end(&proxy);
+        third.end(&proxy);
+    }
+}
+
+#[test]
+fn streams_do_not_hold_the_places_of_an_adaptive_limit_for_good() {
+    for fair in [false, true] {
+        let mut limit = json!({"algorithm": "adaptive", "initial_limit": 20, "max_limit": 20});
+        if fair {
+            limit["fair"] = json!(["client_ip"]);
+        }
+        let proxy = service(&json!({
+            "concurrency_limits": {"c": limit},
+            "upstreams": {"u": {"concurrency_limit": "c"}}}));
+        let in_flight = || {
+            proxy
+                .machine
+                .metric("haven_concurrency_in_flight;policy=c;key=u")
+        };
+        let streams: Vec<_> = std::iter::from_fn(|| stream(&proxy)).take(40).collect();
+        assert_eq!(streams.len(), 19);
+        assert_eq!(proxy.status("/api", &[]), 503);
+        let tick = || {
+            pass(&proxy, 1_000);
+            proxy.engine.tick(&proxy.worker);
+        };
+        (0..5).for_each(|_| tick());
+        assert_eq!((proxy.status("/api", &[]), in_flight()), (200, 0));
+        // Quick requests are bounded as ever.
+        let mut quick: Vec<_> = (0..30).map(|_| Upload::begin(&proxy, "GET")).collect();
+        for one in &mut quick {
+            one.send(&proxy, true);
+        }
+        assert_eq!(quick.iter().filter(|one| one.is_refused()).count(), 11);
+        streams.into_iter().for_each(|stream| stream.end(&proxy));
+        assert_eq!(in_flight(), 19);
+        quick.into_iter().for_each(|one| one.end(&proxy));
+        // What was given up may go on for a moment.
+        tick();
+        assert_eq!(in_flight(), 0);
+        (0..30).for_each(|_| tick());
+        assert_eq!(in_flight(), 0);
+    }
+}
+
+#[test]
+fn a_fixed_limit_counts_streams_to_their_end() {
+    let proxy = service(&json!({
+        "concurrency_limits": {"c": {"algorithm": "fixed", "limit": 20}},
+        "upstreams": {"u": {"concurrency_limit": "c"}}}));
+    let streams: Vec<_> = std::iter::from_fn(|| stream(&proxy)).take(40).collect();
+    for _ in 0..30 {
+        pass(&proxy, 1_000);
+        proxy.engine.tick(&proxy.worker);
+    }
+    assert_eq!((streams.len(), proxy.status("/api", &[])), (19, 503));
+}
+
+fn bounded(limit: &Value) -> Proxy {
+    service(&json!({
+        "concurrency_limits": {"c": limit},
+        "upstreams": {"u": {"concurrency_limit": "c"}}}))
+}
+
+fn in_flight(proxy: &Proxy) -> u64 {
+    let name = "haven_concurrency_in_flight;policy=c;key=u";
+    proxy.machine.metric(name)
+}
+
+#[test]
+fn unfinished_requests_take_no_places() {
+    for limit in [
+        json!({"algorithm": "fixed", "limit": 20}),
+        json!({"algorithm": "adaptive", "initial_limit": 20, "max_limit": 20}),
+        json!({"algorithm": "fixed", "limit": 20, "fair": ["client_ip"]}),
+    ] {
+        let proxy = bounded(&limit);
+        let mut uploads: Vec<_> = (0..99).map(|_| Upload::begin(&proxy, "POST")).collect();
+        for upload in &mut uploads {
+            assert!(!upload.is_refused());
+            upload.send(&proxy, false);
+        }
+        assert_eq!(in_flight(&proxy), 0);
+        let mut honest: Vec<_> = (0..19).map(|_| Upload::begin(&proxy, "POST")).collect();
+        for upload in &mut honest {
+            assert_eq!(upload.send(&proxy, true), Action::Continue);
+        }
+        assert_eq!(in_flight(&proxy), 19);
+        // Now it is full: for what is whole by now, and for what comes.
+        assert_eq!(uploads[0].send(&proxy, true), Action::Stop);
+        let refused = uploads[0].stream.replied().expect("it is refused");
+        assert_eq!(refused.status, 503);
+        assert!(
+            uploads[0]
+                .stream
+                .state("haven.decision")
+                .unwrap()
+                .starts_with("overload c")
+        );
+        assert_eq!(proxy.status("/api", &[]), 503);
+        assert!(Upload::begin(&proxy, "POST").is_refused(), "early");
+        assert_eq!(in_flight(&proxy), 19);
+        honest.drain(..).for_each(|upload| upload.end(&proxy));
+        assert_eq!(in_flight(&proxy), 0);
+        for upload in uploads.drain(1..20) {
+            let mut upload = upload;
+            assert_eq!(upload.send(&proxy, true), Action::Continue);
+            upload.answer(&proxy, &[], true);
+            upload.end(&proxy);
+        }
+        uploads.into_iter().for_each(|upload| upload.end(&proxy));
+        assert_eq!(in_flight(&proxy), 0);
+    }
+}
+
+#[test]
+fn what_is_answered_before_it_is_whole_has_a_place_from_then_on() {
+    let proxy = bounded(&json!({"algorithm": "fixed", "limit": 20}));
+    let mut chats: Vec<_> = (0..25).map(|_| Upload::begin(&proxy, "POST")).collect();
+    for chat in &mut chats {
+        chat.answer(&proxy, &[], false);
+        assert_eq!(chat.send(&proxy, false), Action::Continue);
+    }
+    assert_eq!((in_flight(&proxy), proxy.status("/api", &[])), (25, 503));
+    for mut chat in chats {
+        assert_eq!(chat.send(&proxy, true), Action::Continue);
+        chat.end(&proxy);
+    }
+    assert_eq!((in_flight(&proxy), proxy.status("/api", &[])), (0, 200));
+}
+
+#[test]
+fn a_shadow_decides_once_on_a_request_with_a_body() {
+    let proxy = bounded(&json!({"algorithm": "fixed", "limit": 1, "mode": "shadow"}));
+    let decided = || {
+        let name = "haven_decisions_total;route=r;policy=c;reason=overload;mode=shadow";
+        proxy.machine.metric(name)
+    };
+    let mut uploads: Vec<_> = (0..3).map(|_| Upload::begin(&proxy, "POST")).collect();
+    for upload in &mut uploads {
+        assert_eq!(upload.send(&proxy, true), Action::Continue);
+    }
+    assert_eq!((in_flight(&proxy), decided()), (3, 2));
+    uploads.push(Upload::begin(&proxy, "POST"));
+    assert_eq!((in_flight(&proxy), decided()), (3, 2));
+    uploads.into_iter().for_each(|upload| upload.end(&proxy));
+    assert_eq!(in_flight(&proxy), 0);
+}
+
+#[test]
+fn unfinished_requests_are_no_trials() {
+    for on in ["route", "endpoint"] {
+        let proxy = trying(on);
+        let unfinished: Vec<_> = (0..40).map(|_| Upload::begin(&proxy, "GET")).collect();
+        assert!(unfinished.iter().all(|one| !one.is_refused()), "{on}");
+        // Two that are whole close it, be it with a body.
+        let mut post = Upload::begin(&proxy, "POST");
+        assert_eq!(post.send(&proxy, true), Action::Continue, "{on}");
+        post.answer(&proxy, &[], true);
+        post.end(&proxy);
+        assert_eq!(proxy.status("/api", &[]), 200, "{on}");
+        let breaker = if on == "route" { "r" } else { "10.0.0.1:80" };
+        assert_eq!(state(&proxy, "b", breaker), 0, "{on}: closed");
+        unfinished.into_iter().for_each(|one| one.end(&proxy));
+        assert_eq!(proxy.status("/api", &[]), 200, "{on}");
+    }
+}
+
+#[test]
+fn a_request_that_is_whole_when_the_trials_are_taken_is_refused() {
+    let proxy = trying("route");
+    let mut uploads: Vec<_> = (0..3).map(|_| Upload::begin(&proxy, "POST")).collect();
+    let actions: Vec<_> = uploads
+        .iter_mut()
+        .map(|upload| upload.send(&proxy, true))
+        .collect();
+    assert_eq!(actions, [Action::Continue, Action::Continue, Action::Stop]);
+    let decision = uploads[2].stream.state("haven.decision").unwrap();
+    assert!(decision.starts_with("circuit_open b"), "{decision}");
+    // A failure to reach the upstream counts though the request is not whole.
+    let mut late = Upload::begin(&proxy, "POST");
+    late.stream.fail(
+        503,
+        "upstream_reset_before_response_started{connection_failure}",
+        None,
+        1,
+    );
+    late.exchange
+        .on_response_headers(&proxy.worker, &late.stream, true);
+    late.end(&proxy);
+    uploads.into_iter().for_each(|upload| upload.end(&proxy));
+}
+
+#[test]
+fn a_failure_before_a_request_is_whole_is_a_failed_trial() {
+    for on in ["route", "endpoint"] {
+        let proxy = trying(on);
+        for _ in 0..2 {
+            let mut post = Upload::begin(&proxy, "POST");
+            let first = post.first();
+            let details = "upstream_reset_before_response_started{connection_failure}";
+            post.stream.fail(503, details, Some(&first), 1);
+            post.exchange
+                .on_response_headers(&proxy.worker, &post.stream, true);
+            post.end(&proxy);
+        }
+        proxy.engine.tick(&proxy.worker);
+        let refused = Upload::begin(&proxy, "POST").is_refused();
+        assert!(refused, "{on}: open again");
+    }
+}

@@ -162,7 +162,7 @@ fn balancing_is_read_as_it_is_meant() {
     );
     let usual = BalancePolicy::ConsistentHash {
         key: vec![KeyPart::ClientIp],
-        bounded_load: Percent(125),
+        bounded_load: None,
     };
     assert_eq!(hash.policy, usual);
     let key = vec![KeyPart::Header("x-user".into()), KeyPart::Path];
@@ -170,7 +170,7 @@ fn balancing_is_read_as_it_is_meant() {
         all.policy,
         BalancePolicy::ConsistentHash {
             key,
-            bounded_load: Percent(200)
+            bounded_load: Some(Percent(200))
         }
     );
     assert_eq!(

@@ -29,20 +29,20 @@ async fn assert_closed(envoy: &Envoy, upstream: &Upstream) {
 }
 
 /// A request that has begun: its connection.
-async fn send(addr: SocketAddr, head: &str) -> TcpStream {
+pub async fn send(addr: SocketAddr, head: &str) -> TcpStream {
     let mut stream = TcpStream::connect(addr).await.unwrap();
     stream.write_all(head.as_bytes()).await.unwrap();
     stream
 }
 
 /// The status of its answer.
-async fn status(stream: &mut TcpStream) -> String {
+pub async fn status(stream: &mut TcpStream) -> String {
     let mut status = [0; 12];
     stream.read_exact(&mut status).await.unwrap();
     String::from_utf8_lossy(&status[9..]).into_owned()
 }
 
-const POST: &str = "POST /api/user HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\na";
+pub const POST: &str = "POST /api/user HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\na";
 const GET: &str = "GET /api/user HTTP/1.1\r\nhost: a\r\n\r\n";
 
 #[test]
@@ -113,5 +113,40 @@ fn who_reads_slowly_until_envoy_cuts_it_off_opens_no_breaker() {
         drop(readers);
         nothing_in_flight(&envoy).await;
         assert_closed(&envoy, &upstream).await;
+    });
+}
+
+#[test]
+fn a_request_that_is_whole_when_there_is_no_room_is_refused_and_nobody_is_blamed() {
+    run(async {
+        let upstream = Upstream::start("a").await;
+        let filter = json!({
+            "upstreams": {"users": {"endpoints": endpoints(&[upstream.addr()]), "circuit_breaker": "b", "concurrency_limit": "c"}},
+            "concurrency_limits": {"c": {"algorithm": "fixed", "limit": 1}},
+            "circuit_breakers": {"b": {"consecutive_failures": 1}},
+            "routes": [{"name": "all", "upstream": "users", "circuit_breaker": "b"}],
+        });
+        let envoy = Envoy::start(EnvoyConfig::proxy([upstream.addr()]).haven(&filter)).await;
+        let active = async |count| {
+            wait_for("they are at the upstream", async || {
+                envoy.stat("cluster.users.upstream_rq_active").await == count
+            })
+            .await;
+        };
+        let mut upload = send(envoy.addr(), POST).await;
+        active(1).await;
+        upstream.set(|faults| faults.hang = true).await;
+        let hanging = send(envoy.addr(), GET).await;
+        active(2).await;
+        upload.write_all(b"b").await.unwrap();
+        assert_eq!(status(&mut upload).await, "503");
+        let early = envoy.h1().get("/api/user").await.unwrap();
+        assert!(early.header("proxy-status").unwrap().contains("overload"));
+        active(1).await;
+        upstream.heal().await;
+        drop(hanging);
+        nothing_in_flight(&envoy).await;
+        assert_closed(&envoy, &upstream).await;
+        assert_eq!(envoy.h1().get("/api/user").await.unwrap().status, 200);
     });
 }

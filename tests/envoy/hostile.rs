@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::bodies;
 use crate::filter::{Scripted, Steady, assert_sound, nothing_in_flight};
 use crate::support::{Client, Cluster, Envoy, EnvoyConfig, Route, Upstream, raw, run, wait_for};
 use http_body_util::Full;
@@ -650,5 +651,80 @@ fn an_identity_that_a_filter_in_front_writes_keeps_answers_apart() {
         let warned = envoy.logs().matches("was kept for others").count();
         assert_eq!(warned, 1, "of one route, by one of the workers");
         assert_sound(&mut envoy).await;
+    });
+}
+
+/// So many requests with a body that never ends, of which the upstream has the beginning.
+async fn unfinished(envoy: &Envoy, count: u64, head: &str) -> Vec<tokio::net::TcpStream> {
+    let mut all = Vec::new();
+    for _ in 0..count {
+        all.push(bodies::send(envoy.addr(), head).await);
+    }
+    wait_for("they are at the upstream", async || {
+        envoy.stat("cluster.users.upstream_rq_active").await == count
+    })
+    .await;
+    all
+}
+
+#[test]
+fn unfinished_bodies_take_no_places_from_others() {
+    run(async {
+        for limit in [
+            json!({"algorithm": "fixed", "limit": 20}),
+            json!({"algorithm": "adaptive", "initial_limit": 20, "max_limit": 20}),
+        ] {
+            let upstream = Upstream::start("a").await;
+            let filter = json!({
+                "upstreams": {"users": {"endpoints": crate::filter::endpoints(&[upstream.addr()]), "concurrency_limit": "c"}},
+                "concurrency_limits": {"c": limit},
+                "routes": [{"name": "all", "upstream": "users"}],
+            });
+            let envoy = Envoy::start(EnvoyConfig::proxy([upstream.addr()]).haven(&filter)).await;
+            let mut hostile = unfinished(&envoy, 99, bodies::POST).await;
+            let client = envoy.h1();
+            for _ in 0..50 {
+                assert_eq!(client.get("/api/user").await.unwrap().status, 200);
+                let mut post = bodies::send(envoy.addr(), &format!("{}b", bodies::POST)).await;
+                assert_eq!(bodies::status(&mut post).await, "200");
+            }
+            // Those that end are answered as any.
+            for one in hostile.iter_mut().take(5) {
+                tokio::io::AsyncWriteExt::write_all(one, b"b")
+                    .await
+                    .unwrap();
+                assert_eq!(bodies::status(one).await, "200");
+            }
+            drop(hostile);
+            nothing_in_flight(&envoy).await;
+        }
+    });
+}
+
+#[test]
+fn unfinished_bodies_keep_no_breaker_open() {
+    run(async {
+        let upstream = Upstream::start("a").await;
+        let filter = json!({
+            "upstreams": {"users": {"endpoints": crate::filter::endpoints(&[upstream.addr()])}},
+            "circuit_breakers": {"b": {"consecutive_failures": 2, "open_duration": "1s", "half_open_calls": 2, "half_open_max_wait": "1h"}},
+            "routes": [{"name": "all", "upstream": "users", "circuit_breaker": "b"}],
+        });
+        let envoy = Envoy::start(EnvoyConfig::proxy([upstream.addr()]).haven(&filter)).await;
+        let client = envoy.h1();
+        upstream.set(|faults| faults.status = Some(500)).await;
+        for _ in 0..2 {
+            assert_eq!(client.get("/api/user").await.unwrap().status, 500);
+        }
+        assert_eq!(client.get("/api/user").await.unwrap().status, 503);
+        upstream.heal().await;
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        let get = "GET /api/user HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\na";
+        let hostile = unfinished(&envoy, 10, get).await;
+        for _ in 0..20 {
+            assert_eq!(client.get("/api/user").await.unwrap().status, 200);
+        }
+        drop(hostile);
+        nothing_in_flight(&envoy).await;
     });
 }

@@ -200,6 +200,7 @@ fn all_workers_together_are_one_breaker() {
                         outcome,
                         duration: Nanos::ZERO,
                         retry_after: None,
+                        begun: false,
                     };
                     if breaker
                         .end(&worker, &settings, at, epoch, call, &rng)
@@ -276,6 +277,7 @@ fn clocks_that_step_do_not_stick_it() {
                             outcome: Outcome::Failure,
                             duration: Nanos::ZERO,
                             retry_after: None,
+                            begun: false,
                         };
                         let _ =
                             breaker.end(&worker, &settings, worker.monotonic(), epoch, call, &rng);
@@ -633,6 +635,7 @@ fn tallied_outcomes_make_the_same_breaker() {
                         outcome,
                         duration: Nanos::ZERO,
                         retry_after: None,
+                        begun: false,
                     };
                     if cell.end(&spy, &settings, now, epoch, call, &rng).is_ok() {
                         reference.borrow_mut().reported(at);
@@ -691,6 +694,7 @@ fn a_tally_that_is_set_back_opens_nothing_and_is_used_again() {
                 outcome,
                 duration: Nanos::ZERO,
                 retry_after: None,
+                begun: false,
             };
             cell.end(&worker, &settings, worker.monotonic(), epoch, call, &rng)
                 .unwrap()
@@ -732,6 +736,7 @@ fn a_bucket_of_millions_of_calls_is_counted_right() {
             },
             duration: Nanos::ZERO,
             retry_after: None,
+            begun: false,
         };
         // Each round a million calls by other workers, and one of ours.
         (1..=10).find(|_| {
@@ -751,6 +756,7 @@ fn a_bucket_of_millions_of_calls_is_counted_right() {
         outcome: Outcome::Success,
         duration: Nanos::ZERO,
         retry_after: None,
+        begun: false,
     };
     assert_eq!(
         cell.end(&worker, &settings, worker.monotonic(), 0, first, &rng),

@@ -11,9 +11,24 @@ impl Exchange {
         context: &Context<'a, H, S>,
     ) -> Option<Refusal<'a>> {
         let used = context.route.breaker.as_ref()?;
-        match used.policy.acquire(context.host, self.start)? {
+        if self.grants.is_admitted() {
+            return None;
+        }
+        let (host, now) = (context.host, self.asked_at());
+        let answer = if self.whole.is_some() {
+            used.policy.acquire(host, now)?
+        } else {
+            // An unfinished request takes no permit. A shadow decides once, when it is whole.
+            match used.policy.look(host, now) {
+                Some(answer) if used.is_enforced() => answer,
+                _ => {
+                    self.grants.admit_later(&used.policy);
+                    return None;
+                }
+            }
+        };
+        match answer {
             Admission::Admitted { epoch, trial } => {
-                let trial = used.is_enforced() && trial;
                 self.grants.admit(&used.policy, epoch, trial);
                 None
             }

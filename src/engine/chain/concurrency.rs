@@ -29,9 +29,13 @@ impl Exchange {
         let places = route.concurrency.iter().zip(self.facts.fair);
         for (place, (used, key)) in places.enumerate() {
             let Some(used) = used else { continue };
+            if self.grants.has_entered(place) {
+                continue;
+            }
             let (limit, enforce) = (&used.limit.policy, used.limit.is_enforced());
             let asks = PlaceRequest {
-                now: self.start,
+                now: self.asked_at(),
+                whole: self.whole.is_some(),
                 criticality: route.config.criticality,
                 key,
                 enforce,

@@ -35,7 +35,7 @@ impl Exchange {
         }
         let (host, rng) = (context.host, &context.engine.rng);
         upstream.announce(host, self.start, context.engine.vm);
-        match upstream.pick(host, self.start, rng, self.facts.key) {
+        match upstream.pick(host, self.start, rng, self.facts.key, self.whole.is_some()) {
             Some(pick) => {
                 // Added, not set, which costs a third less: a client's own was removed.
                 context.stream.add_header(
@@ -85,7 +85,7 @@ impl Exchange {
 /// The hash of a request's key on this route.
 ///
 /// Not under the proxy's secret: all proxies, and each after a restart, are to lead a key to the
-/// same endpoint. The bounded load protects an endpoint that a client aims at.
+/// same endpoint. A bounded load, where one is set, protects an endpoint that a client aims at.
 fn key_for(route: &Route, request: &Request<'_>) -> Option<u64> {
     let used = route.upstream.as_ref()?;
     let BalancePolicy::ConsistentHash { key, .. } = &used.policy.config.policy else {

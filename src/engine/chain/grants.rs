@@ -1,7 +1,9 @@
 //! What a request was granted, and must be given back exactly once: places in flight, permits of
 //! breakers, retries.
 
+use crate::base::rng::Rng;
 use crate::base::time::{Moment, Nanos};
+use crate::document::FailureOn;
 use crate::engine::Engine;
 use crate::engine::breaker::Breaker;
 use crate::engine::concurrency::{Concurrency, Permit};
@@ -9,7 +11,7 @@ use crate::engine::lingering::Place;
 use crate::engine::shared::Shared;
 use crate::engine::upstream::{Pick, Upstream};
 use crate::host::Host;
-use crate::policy::circuit_breaker::CallResult;
+use crate::policy::circuit_breaker::{Admission, CallResult};
 use crate::policy::concurrency::Room;
 use crate::policy::retry::Budget;
 use std::rc::Rc;
@@ -28,9 +30,12 @@ pub(super) struct Grants {
 #[derive(Debug)]
 struct BreakerGrant {
     breaker: Rc<Breaker>,
-    epoch: u32,
+    /// In which it was admitted; `None`: it asks when it is whole.
+    epoch: Option<u32>,
     /// Whether the breaker tries the upstream with the request.
     trial: bool,
+    /// Whether it knows that the answer has begun well.
+    begun: bool,
 }
 
 /// The endpoints picked, while in flight.
@@ -47,6 +52,18 @@ struct EndpointGrant {
 struct RetryGrant {
     budget: Rc<Shared<Budget>>,
     count: u32,
+}
+
+impl BreakerGrant {
+    fn end<H: Host>(self, host: &H, now: Moment, call: CallResult, rng: &Rng) {
+        let call = CallResult {
+            begun: self.begun,
+            ..call
+        };
+        if let Some(epoch) = self.epoch {
+            self.breaker.end(host, now, epoch, call, rng);
+        }
+    }
 }
 
 impl Grants {
@@ -81,9 +98,61 @@ impl Grants {
     pub(super) fn admit(&mut self, breaker: &Rc<Breaker>, epoch: u32, trial: bool) {
         self.breaker = Some(BreakerGrant {
             breaker: Rc::clone(breaker),
-            epoch,
+            epoch: Some(epoch),
             trial,
+            begun: false,
         });
+    }
+
+    /// The route's breaker admits the request or not when it is whole: perhaps as a trial.
+    pub(super) fn admit_later(&mut self, breaker: &Rc<Breaker>) {
+        self.breaker = Some(BreakerGrant {
+            breaker: Rc::clone(breaker),
+            epoch: None,
+            trial: true,
+            begun: false,
+        });
+    }
+
+    /// Whether the route's breaker has admitted the request.
+    pub(super) fn is_admitted(&self) -> bool {
+        let granted = self.breaker.as_ref();
+        granted.is_some_and(|granted| granted.epoch.is_some())
+    }
+
+    /// Whether it has taken its place at this limit.
+    pub(super) fn has_entered(&self, place: usize) -> bool {
+        let held = self.concurrency.get(place).and_then(Option::as_ref);
+        held.is_some_and(|(_, permit)| permit.has_entered())
+    }
+
+    /// Whether there is anything that it only takes when it is whole.
+    pub(super) fn are_pending(&self) -> bool {
+        let mut places = self.concurrency.iter().flatten();
+        places.any(|(_, permit)| !permit.has_entered())
+            || (self.breaker.is_some() && !self.is_admitted())
+            || self.picked().is_pending()
+    }
+
+    /// The request is whole, or is being answered: its endpoint's trial begins, if it is to be one.
+    pub(super) fn begin_endpoint<H: Host>(&mut self, host: &H, now: Moment) {
+        if let Some(EndpointGrant { upstream, pick, .. }) = &mut self.endpoint {
+            upstream.try_pending(host, now, pick);
+        }
+    }
+
+    /// The request is being answered before it is whole: what it only takes when it is whole, it
+    /// takes now, and nothing refuses it.
+    pub(super) fn enter_late<H: Host>(&mut self, host: &H, now: Moment, vm: u64) {
+        for (limit, permit) in self.concurrency.iter_mut().flatten() {
+            limit.enter_late(host, now, vm, permit);
+        }
+        if let Some(granted) = self.breaker.as_mut().filter(|it| it.epoch.is_none())
+            && let Some(Admission::Admitted { epoch, trial }) = granted.breaker.acquire(host, now)
+        {
+            (granted.epoch, granted.trial) = (Some(epoch), trial);
+        }
+        self.begin_endpoint(host, now);
     }
 
     /// Endpoints were picked, and the request counts as in flight at the first.
@@ -110,7 +179,30 @@ impl Grants {
 
     /// Whether the route's breaker only tries the upstream with the request.
     pub(super) fn is_trial(&self) -> bool {
-        self.breaker.as_ref().is_some_and(|granted| granted.trial)
+        let granted = self.breaker.as_ref();
+        granted.is_some_and(|granted| granted.trial && !granted.breaker.is_shadow())
+    }
+
+    /// The answer has begun well, by what each breaker counts as a failure, and goes on: trials
+    /// need not wait for its end. `last`: the endpoint that answers.
+    pub(super) fn begin_trials<H: Host>(
+        &mut self,
+        host: &H,
+        now: Moment,
+        last: Option<usize>,
+        is_well: impl Fn(&FailureOn) -> bool,
+    ) {
+        if let Some(granted) = self.breaker.as_mut().filter(|granted| granted.trial)
+            && let Some(epoch) = granted.epoch
+            && is_well(&granted.breaker.config().failure_on)
+        {
+            granted.begun = granted.breaker.begin(host, now, epoch);
+        }
+        if let Some(EndpointGrant { upstream, pick, .. }) = &mut self.endpoint
+            && upstream.failure_on().is_some_and(is_well)
+        {
+            upstream.begin(host, now, pick, last);
+        }
     }
 
     /// The endpoints picked; none of them where none were.
@@ -120,9 +212,16 @@ impl Grants {
     }
 
     /// The upstream has begun to answer well, after this time, if that is known.
-    pub(super) fn answered<H: Host>(&mut self, host: &H, now: Moment, time: Option<Nanos>) {
+    /// `goes_on`: its end is still to come.
+    pub(super) fn answered<H: Host>(
+        &mut self,
+        host: &H,
+        now: Moment,
+        time: Option<Nanos>,
+        goes_on: bool,
+    ) {
         for (limit, permit) in self.concurrency.iter_mut().flatten() {
-            limit.answered(host, permit, now, time);
+            limit.answered(host, permit, now, time, goes_on);
         }
     }
 
@@ -136,10 +235,18 @@ impl Grants {
         }
     }
 
-    /// Takes the admission by the route's breaker: its outcome is known.
-    pub(super) fn take_breaker(&mut self) -> Option<(Rc<Breaker>, u32)> {
-        let granted = self.breaker.take()?;
-        Some((granted.breaker, granted.epoch))
+    /// The outcome at the route's breaker is known.
+    pub(super) fn end_breaker<H: Host>(
+        &mut self,
+        host: &H,
+        now: Moment,
+        result: impl FnOnce(&FailureOn) -> CallResult,
+        rng: &Rng,
+    ) {
+        if let Some(granted) = self.breaker.take() {
+            let result = result(&granted.breaker.config().failure_on);
+            granted.end(host, now, result, rng);
+        }
     }
 
     /// The outcome at the endpoints is recorded; they stay in flight until the end.
@@ -179,11 +286,13 @@ impl Grants {
             Some((now, now.since(began?)))
         };
         for (limit, permit) in self.concurrency.into_iter().flatten() {
-            leave(Place::Limit(Rc::clone(&limit), permit.key));
+            if limit.counts_still(&permit) {
+                leave(Place::Limit(Rc::clone(&limit), permit.key));
+            }
             limit.ended(host, permit, ending);
         }
-        if let Some(BreakerGrant { breaker, epoch, .. }) = self.breaker {
-            breaker.end(host, now(), epoch, CallResult::IGNORED, rng);
+        if let Some(granted) = self.breaker {
+            granted.end(host, now(), CallResult::IGNORED, rng);
         }
         if let Some(granted) = self.endpoint.filter(|granted| !granted.recorded) {
             granted.upstream.release(host, now(), &granted.pick, rng);

@@ -44,12 +44,11 @@ impl Exchange {
         end: bool,
     ) -> Action {
         let Some(probe) = self.probe else {
-            // One reading of the clock for a request with a body: nothing else tells when the
-            // upstream's time begins.
-            if end && self.whole.is_none() && self.route.is_some() {
-                self.whole = Some(host.monotonic());
-            }
-            return Action::Continue;
+            return if end {
+                self.on_whole(host, stream)
+            } else {
+                Action::Continue
+            };
         };
         if self.replied {
             return Action::Stop;

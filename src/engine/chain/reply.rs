@@ -98,7 +98,7 @@ impl Exchange {
         let steps = config.steps.iter().enumerate();
         for (at, step) in steps.skip(self.sent_on.unwrap_or(0)) {
             let action = match step {
-                FallbackStep::Cluster(_) if hasty || counter.is_some() => None,
+                FallbackStep::Cluster(_) if hasty || counter.is_some() || self.passed_on => None,
                 FallbackStep::Stale(_) if hasty => None,
                 FallbackStep::Cluster(cluster) => Some(FallbackAction::SendOn {
                     cluster,

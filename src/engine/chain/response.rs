@@ -109,6 +109,7 @@ impl Settlement {
             // What is not known is not slow.
             duration: self.duration.unwrap_or(Nanos::ZERO),
             retry_after: self.retry_after,
+            begun: false,
         }
     }
 
@@ -152,6 +153,9 @@ impl Exchange {
             return None;
         }
         let now = context.host.monotonic();
+        if self.grants.are_pending() {
+            self.grants.enter_late(context.host, now, context.engine.vm);
+        }
         self.hasty = self.is_own_haste(class, answer.status, answer.grpc_status, now);
         // Another cluster's answer shows nothing of this upstream.
         let strayed = self.has_strayed(context);
@@ -250,7 +254,8 @@ impl Exchange {
             _ => self.time_answer(now, good, duration),
         }
         if good {
-            self.grants.answered(context.host, now, duration);
+            self.grants
+                .answered(context.host, now, duration, !answer.end);
         }
         let settlement = Settlement {
             class,
@@ -261,6 +266,11 @@ impl Exchange {
         };
         if self.is_open(class, answer) {
             self.unsettled = Some(settlement);
+            let last = attempts.map(|attempts| attempts.last);
+            let is_well = |failure_on: &FailureOn| {
+                settlement.result(failure_on, None).outcome == Outcome::Success
+            };
+            self.grants.begin_trials(context.host, now, last, is_well);
         } else {
             self.settle(context, settlement, answer.grpc_status, now);
         }
@@ -442,10 +452,7 @@ impl Exchange {
                 settlement.result(failure_on, grpc_status)
             }
         };
-        if let Some((breaker, epoch)) = self.grants.take_breaker() {
-            let result = result(&breaker.config().failure_on);
-            breaker.end(host, now, epoch, result, rng);
-        }
+        self.grants.end_breaker(host, now, result, rng);
         self.grants.mark_recorded();
         let Some(used) = &context.route.upstream else {
             return;

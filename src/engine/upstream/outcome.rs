@@ -6,6 +6,7 @@ use super::pick::{Balancer, Pick};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::rng::Rng;
 use crate::base::time::{Moment, Nanos};
+use crate::engine::breaker::Breaker;
 use crate::host::Host;
 use crate::policy::Outcome;
 use crate::policy::circuit_breaker::CallResult;
@@ -52,8 +53,8 @@ impl Upstream {
     }
 
     /// The endpoint tried, if the answer's attempt count shows that there was but one try. On a bad
-    /// answer the count is not enough: the address shows which endpoint is to blame. Nor on a trial,
-    /// which another endpoint's answer must not decide, and on some others: [`LOOK`].
+    /// answer the count is not enough: the address shows which endpoint is to blame. Nor on a
+    /// trial, which another endpoint's answer must not decide, and on some others: [`LOOK`].
     pub(in crate::engine) fn first_try(
         &self,
         pick: &Pick,
@@ -220,7 +221,10 @@ impl Upstream {
         if let Some(epoch) = own_epoch.or_else(|| self.unlisted(host, last, now)) {
             let trial = pick.trial && pick.list.first() == Some(last);
             let call = if trial {
-                call
+                CallResult {
+                    begun: pick.begun,
+                    ..call
+                }
             } else {
                 self.own_outcome(last, now, call)
             };
@@ -286,6 +290,28 @@ impl Upstream {
         self.load_report
     }
 
+    /// The endpoint `last` has begun to answer well, and goes on: if that is a trial, it need not
+    /// wait for the end.
+    pub(in crate::engine) fn begin<H: Host>(
+        &self,
+        host: &H,
+        now: Moment,
+        pick: &mut Pick,
+        last: Option<usize>,
+    ) {
+        let first = pick.list.first();
+        if pick.trial
+            && first == last
+            && let (Some(epoch), Some(breaker)) = (pick.epochs.first(), self.breaker(first))
+        {
+            pick.begun = breaker.begin(host, now, *epoch);
+        }
+    }
+
+    fn breaker(&self, at: Option<usize>) -> Option<&Breaker> {
+        self.endpoint(at?)?.breaker.as_ref()
+    }
+
     /// Gives back the permit of a pick whose call ended without an outcome.
     pub(in crate::engine) fn release<H: Host>(
         &self,
@@ -296,7 +322,11 @@ impl Upstream {
     ) {
         if let (true, Some(at), Some(epoch)) = (pick.trial, pick.list.first(), pick.epochs.first())
         {
-            self.end(host, now, at, *epoch, CallResult::IGNORED, rng);
+            let call = CallResult {
+                begun: pick.begun,
+                ..CallResult::IGNORED
+            };
+            self.end(host, now, at, *epoch, call, rng);
         }
     }
 
@@ -322,7 +352,7 @@ impl Upstream {
         call: CallResult,
         rng: &Rng,
     ) {
-        let Some(breaker) = self.endpoint(at).and_then(|e| e.breaker.as_ref()) else {
+        let Some(breaker) = self.breaker(Some(at)) else {
             return;
         };
         // A shadow admits no calls beforehand; without this it would stay open for ever.

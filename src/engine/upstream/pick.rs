@@ -8,6 +8,7 @@ use crate::base::time::Moment;
 use crate::document::{BalancePolicy, Percent};
 use crate::engine::in_flight::Gauge;
 use crate::host::Host;
+use crate::policy::upstream::choice::Cost;
 use crate::policy::upstream::maglev::{self, MaglevTable};
 use crate::policy::upstream::peak_ewma::Latency;
 use crate::policy::upstream::roster::{Pool, Roster, RosterEntry, UNIT};
@@ -25,7 +26,7 @@ pub(super) enum Balancer {
     /// A table for each level.
     ConsistentHash {
         tables: Vec<MaglevTable>,
-        bounded_load: Percent,
+        bounded_load: Option<Percent>,
     },
     Random,
     First,
@@ -69,12 +70,21 @@ pub struct Pick {
     pub(super) epochs: [u32; LIST],
     /// Whether the first holds a half-open permit.
     pub(super) trial: bool,
+    /// Whether it asks for one when the request is whole.
+    pub(super) pending: bool,
+    /// Whether its breaker knows that it answers well.
+    pub(super) begun: bool,
 }
 
 impl Pick {
     /// Where the request counts as in flight.
     pub(in crate::engine) fn counted(&self) -> Option<usize> {
         self.list.first()
+    }
+
+    /// Whether the first asks for a half-open permit when the request is whole.
+    pub(in crate::engine) const fn is_pending(&self) -> bool {
+        self.pending
     }
 
     /// How many endpoints are listed.
@@ -85,13 +95,15 @@ impl Pick {
 
 impl Upstream {
     /// Picks endpoints for a request and counts it in flight at the first; `None` if there is none
-    /// to use. `hash`: of its key, if it has one.
+    /// to use. `hash`: of its key, if it has one. An unfinished request takes no permit of a trial:
+    /// it asks when it is `whole`.
     pub(in crate::engine) fn pick<H: Host>(
         &self,
         host: &H,
         now: Moment,
         rng: &Rng,
         hash: Option<u64>,
+        whole: bool,
     ) -> Option<Pick> {
         let roster = self.roster(host, now);
         // Each round without success marks one endpoint as out, so there are at most as many rounds
@@ -108,7 +120,8 @@ impl Upstream {
                 let view = self.endpoint(at).map(|endpoint| endpoint.view.get());
                 *epoch = view.unwrap_or_default().epoch_at(now);
             }
-            if first.availability(now) == Availability::Trial {
+            pick.pending = !whole && first.availability(now) == Availability::Trial;
+            if whole && first.availability(now) == Availability::Trial {
                 match self.acquire(host, first, now) {
                     Some(epoch) => {
                         pick.trial = true;
@@ -126,6 +139,20 @@ impl Upstream {
             return Some(pick);
         }
         None
+    }
+
+    /// The request is whole: a pick that waited for that asks for its permit. Without one its
+    /// outcome counts for nothing, as the endpoint has the request already.
+    pub(in crate::engine) fn try_pending<H: Host>(&self, host: &H, now: Moment, pick: &mut Pick) {
+        if std::mem::take(&mut pick.pending)
+            && let Some(first) = pick.list.first().and_then(|at| self.endpoint(at))
+            && let Some(epoch) = self.acquire(host, first, now)
+        {
+            pick.trial = true;
+            if let Some(first) = pick.epochs.first_mut() {
+                *first = epoch;
+            }
+        }
     }
 
     /// Endpoints in the policy's order.
@@ -153,11 +180,13 @@ impl Upstream {
             (Balancer::LeastRequest, _) if self.minds_failures() => {
                 let cost = |at| {
                     let in_flight = in_flight(at);
-                    self.peers.with(|peers| peers.cost(at, now, in_flight))
+                    Cost::of(self.peers.with(|peers| peers.cost(at, now, in_flight)))
                 };
                 choice::cheapest(entries, &open, &cost, rng)
             }
-            (Balancer::LeastRequest, _) => choice::cheapest(entries, &open, &in_flight, rng),
+            (Balancer::LeastRequest, _) => {
+                choice::cheapest(entries, &open, &|at| Cost::of(in_flight(at)), rng)
+            }
             (Balancer::PeakEwma, _) => {
                 let latency = |at| Latency(endpoint(at).map_or(0, |e| host.load(e.latency)));
                 let cost = |at| latency(at).cost(now, in_flight(at));
@@ -204,7 +233,7 @@ impl Upstream {
         pool: &Pool,
         entry: &RosterEntry,
         hash: u64,
-        bound: Percent,
+        bound: Option<Percent>,
     ) -> bool {
         let Some(endpoint) = self.endpoint(entry.at) else {
             return false;
@@ -216,6 +245,7 @@ impl Upstream {
         if entry.weight < full && place_of(place, full) >= entry.weight {
             return false;
         }
+        let Some(bound) = bound else { return true };
         let all = self.all_in_flight.as_ref().map_or(0, |all| all.value(host));
         // This pool's part of them.
         let all = all.saturating_mul(pool.share.into()) >> 16;

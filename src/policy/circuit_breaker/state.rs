@@ -9,6 +9,11 @@
 //! give their permits back. A round that is undecided after `half_open_max_wait` opens the breaker
 //! again, so that it is never stuck.
 //!
+//! **Streams:** the verdict on a trial does not wait for the end of a long answer. Once all trials
+//! of a round have ended or are being answered well, those that are passes [`LIVES_ON`] later, for
+//! the first request that asks. Should one be cut after that, it counts as a failure of the Closed
+//! breaker.
+//!
 //! **Growth:** only failed half-open rounds lengthen the open time. A breaker that closes keeps its
 //! grown open time until it has been Closed for a quiet spell: as long as it was open the last
 //! time, and at least a time window's length. If it opens within this spell, it takes the grown
@@ -32,6 +37,10 @@ use super::window::{Counts, Window};
 use crate::base::time::{Moment, Nanos};
 use crate::policy::Outcome;
 use crate::policy::circuit_breaker::config;
+
+/// How long after the last of a round's trials has ended, or begun to be answered well, those that
+/// live on are a pass. What fails at once has failed by then.
+const LIVES_ON: Nanos = Nanos::from_secs(1);
 
 /// How far a record may be ahead of a worker's reading of the clock.
 const CLOCK_SLACK: Nanos = Nanos::from_secs(1);
@@ -58,6 +67,10 @@ pub struct BreakerState {
     pub consecutive: u32,
     /// Half-Open: the calls of the round.
     pub trial: Counts,
+    /// Half-Open: those whose answer has begun well, and goes on.
+    pub begun: u32,
+    /// Half-Open: from when on these are passes; zero: more is to be seen first.
+    pub passes_at: Moment,
     /// Closed: the calls that count.
     pub window: Window,
 }
@@ -125,6 +138,12 @@ impl BreakerState {
                     open_for: Nanos::ZERO,
                 });
             }
+            Phase::HalfOpen if self.passes(settings, now) => {
+                let change = self.close(settings, now);
+                let epoch = self.epoch;
+                let trial = false;
+                return (Admission::Admitted { epoch, trial }, Some(change));
+            }
             Phase::HalfOpen if now >= self.until => {
                 // No jitter here: only outcomes bring a random number, and a lost round is rare.
                 let change =
@@ -151,6 +170,26 @@ impl BreakerState {
         )
     }
 
+    /// The answer to a trial of this `epoch` has begun well, and goes on.
+    pub fn begin(&mut self, settings: &BreakerSettings, now: Moment, epoch: u32) {
+        if (self.phase, self.epoch) == (Phase::HalfOpen, epoch) {
+            self.follow_clock(now);
+            self.begun = self.begun.saturating_add(1);
+            self.look(settings, now);
+        }
+    }
+
+    /// The epoch in which a call counts that was admitted in `epoch`: a trial that passed while its
+    /// answer went on counts on in the Closed breaker, if it fails.
+    #[must_use]
+    pub fn epoch_of(phase: Phase, current: u32, epoch: u32, call: CallResult) -> u32 {
+        let goes_on = call.begun
+            && call.outcome == Outcome::Failure
+            && phase == Phase::Closed
+            && epoch.wrapping_add(1) == current;
+        if goes_on { current } else { epoch }
+    }
+
     /// Counts the end of a call that was admitted in `epoch`.
     pub fn end(
         &mut self,
@@ -160,7 +199,7 @@ impl BreakerState {
         call: CallResult,
         random: u64,
     ) -> Option<Transition> {
-        if epoch != self.epoch {
+        if Self::epoch_of(self.phase, self.epoch, epoch, call) != self.epoch {
             return None;
         }
         self.follow_clock(now);
@@ -170,9 +209,13 @@ impl BreakerState {
             Phase::Closed => false,
             Phase::HalfOpen => true,
         };
+        if half_open && call.begun {
+            self.begun = self.begun.saturating_sub(1);
+        }
         let failed = match call.outcome {
             Outcome::Ignore => {
                 self.permits = self.permits.saturating_sub(u32::from(half_open));
+                self.look(settings, now);
                 return None;
             }
             Outcome::Success => false,
@@ -205,15 +248,47 @@ impl BreakerState {
             ));
         }
         if half_open && self.trial.calls >= settings.config().half_open_calls {
-            self.enter(Phase::Closed, now, settings.quiet_spell(self.last_open));
-            return Some(Transition {
-                from: Phase::HalfOpen,
-                to: Phase::Closed,
-                reason: TripReason::TrialPassed,
-                open_for: Nanos::ZERO,
-            });
+            return Some(self.close(settings, now));
         }
+        self.look(settings, now);
         None
+    }
+
+    /// Looks whether all trials of the round have ended or are being answered well.
+    fn look(&mut self, settings: &BreakerSettings, now: Moment) {
+        let known = self.trial.calls.saturating_add(self.begun);
+        if self.begun == 0 || known < settings.config().half_open_calls {
+            self.passes_at = Moment::ZERO;
+        } else if self.passes_at == Moment::ZERO {
+            // No later than the round's end.
+            self.passes_at = now.plus(LIVES_ON).min(self.until);
+        }
+    }
+
+    /// Whether the round is a pass by the trials that live on.
+    fn passes(&self, settings: &BreakerSettings, now: Moment) -> bool {
+        let half_open_calls = settings.config().half_open_calls;
+        let calls = self.trial.calls.saturating_add(self.begun);
+        let counts = Counts {
+            calls,
+            ..self.trial
+        };
+        self.passes_at != Moment::ZERO
+            && now >= self.passes_at
+            && calls >= half_open_calls
+            && settings
+                .tripped(counts, half_open_calls, self.consecutive)
+                .is_none()
+    }
+
+    fn close(&mut self, settings: &BreakerSettings, now: Moment) -> Transition {
+        self.enter(Phase::Closed, now, settings.quiet_spell(self.last_open));
+        Transition {
+            from: Phase::HalfOpen,
+            to: Phase::Closed,
+            reason: TripReason::TrialPassed,
+            open_for: Nanos::ZERO,
+        }
     }
 
     /// Opens it if it is still Closed as in `epoch`: the tally outside of the record holds the
@@ -306,6 +381,9 @@ impl BreakerState {
     fn follow_clock(&mut self, now: Moment) {
         if self.is_from_the_future(now) {
             self.until = now.plus(self.until.since(self.since));
+            if self.passes_at != Moment::ZERO {
+                self.passes_at = now.plus(LIVES_ON).min(self.until);
+            }
             self.since = now;
         }
     }

@@ -131,6 +131,8 @@ pub struct CallResult {
     pub duration: Nanos,
     /// The open time that the upstream asked for (`Retry-After`).
     pub retry_after: Option<Nanos>,
+    /// Whether it was reported before that its answer had begun well.
+    pub begun: bool,
 }
 
 impl CallResult {
@@ -139,5 +141,6 @@ impl CallResult {
         outcome: Outcome::Ignore,
         duration: Nanos::ZERO,
         retry_after: None,
+        begun: false,
     };
 }

@@ -131,7 +131,7 @@ pub struct FairRecord {
 
 /// Counts by key, in the order of the keys: a few hundred at the most.
 #[derive(Debug, Default)]
-struct KeyMap(Vec<(u32, u32)>);
+pub struct KeyMap(Vec<(u32, u32)>);
 
 impl KeyMap {
     fn place(&self, key: u32) -> Result<usize, usize> {
@@ -145,7 +145,7 @@ impl KeyMap {
     }
 
     /// Adds to a key's count; what it was before.
-    fn add(&mut self, key: u32, count: u32) -> u32 {
+    pub fn add(&mut self, key: u32, count: u32) -> u32 {
         match self.place(key) {
             Ok(at) => self.0.get_mut(at).map_or(0, |(_, known)| {
                 let before = *known;
@@ -160,7 +160,7 @@ impl KeyMap {
     }
 
     /// Takes one from a key's count; what is left of it, or `None` if there was none.
-    fn take(&mut self, key: u32) -> Option<u32> {
+    pub fn take(&mut self, key: u32) -> Option<u32> {
         let at = self.place(key).ok()?;
         let (_, count) = self.0.get_mut(at)?;
         *count = count.saturating_sub(1);
@@ -195,6 +195,13 @@ impl KeyCounts {
             self.keys = self.keys.saturating_add(1);
         }
         self.own_total = self.own_total.saturating_add(1);
+    }
+
+    /// Requests of these keys are no more.
+    pub fn leave_all(&mut self, keys: &KeyMap) {
+        for (key, count) in &keys.0 {
+            (0..*count).for_each(|_| self.leave(*key));
+        }
     }
 
     /// It is no more.

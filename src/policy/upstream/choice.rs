@@ -8,6 +8,35 @@ use super::{EndpointList, LIST, SAMPLE};
 use crate::base::rng::Rng;
 use std::cmp::Ordering;
 
+/// What a further request would cost at an endpoint: what each costs there, times their number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// What each costs.
+    pub each: u64,
+    /// How many there are.
+    pub count: u64,
+}
+
+impl Cost {
+    /// Each request costs the same everywhere.
+    #[must_use]
+    pub const fn of(count: u64) -> Self {
+        Self { each: 1, count }
+    }
+
+    /// The whole, where at the best of the endpoints each costs `least`. Up to twice as much is the
+    /// same: that is noise. (Bug avoided: with few requests in flight the endpoint that has been
+    /// the fastest by a hair gets them all, and of the others nothing is known any more.)
+    const fn whole(self, least: u64) -> u64 {
+        let each = if self.each <= least.saturating_mul(2) && self.each > 0 {
+            least
+        } else {
+            self.each
+        };
+        each.saturating_mul(self.count)
+    }
+}
+
 /// The entries with the least `cost` for their weight. Among equals one is drawn by weight (nginx's
 /// `least_conn` breaks ties by weighted round robin; a draw needs no state that workers would have
 /// to share).
@@ -19,7 +48,7 @@ use std::cmp::Ordering;
 pub fn cheapest(
     entries: &[RosterEntry],
     open: &dyn Fn(usize) -> bool,
-    cost: &dyn Fn(usize) -> u64,
+    cost: &dyn Fn(usize) -> Cost,
     rng: &Rng,
 ) -> EndpointList {
     let mut sample = [None; SAMPLE];
@@ -37,6 +66,8 @@ pub fn cheapest(
             .map(|entry| (entry, cost(entry.at)));
         at = at.saturating_add(stride).checked_rem(count).unwrap_or(0);
     }
+    let each = sample.iter().flatten().map(|(_, cost)| cost.each);
+    let least = each.filter(|each| *each > 0).min().unwrap_or(0);
     let mut list = EndpointList::default();
     for first in [true, false, false] {
         let mut best: Option<(usize, &RosterEntry, u64)> = None;
@@ -45,6 +76,7 @@ pub fn cheapest(
             .iter()
             .enumerate()
             .filter_map(|(place, it)| Some((place, (*it)?)))
+            .map(|(place, (entry, cost))| (place, (entry, cost.whole(least))))
         {
             if entry.trial && !first {
                 continue;

@@ -10,9 +10,6 @@ use crate::schema::{
     Address, Centi, Errors, HeaderName, Int, Label, Path, Pct, Span, choice, section,
 };
 
-/// The most load of an endpoint, in hundredths of its share, if `bounded_load` is not given.
-const DEFAULT_BOUND: Percent = Percent(125);
-
 section! {
     /// One instance of an upstream.
     Endpoint {
@@ -44,7 +41,7 @@ pub enum BalancePolicy {
         /// What is hashed.
         key: Vec<KeyPart>,
         /// The most requests in flight of an endpoint, in hundredths of its share of them all.
-        bounded_load: Percent,
+        bounded_load: Option<Percent>,
     },
     /// A draw by weight.
     Random,
@@ -85,8 +82,8 @@ section! {
         hash_key: Option<SomeKeyParts> = Absent("`[\"client_ip\"]`");
         /// With `consistent_hash`: the most requests in flight of an endpoint, as a multiple of its
         /// share of them all; a key whose endpoint has as many goes to the next one. Two are always
-        /// allowed.
-        bounded_load: Option<Centi<100, 1_000>> = Absent("1.25");
+        /// allowed. For hot keys: it takes requests away from the endpoint of their key.
+        bounded_load: Option<Centi<100, 1_000>> = Absent("no bound");
         /// The proxy's own zone: its endpoints are preferred. When they have less than 1/zones of
         /// the available weight, the part of the requests that they lack goes to the other zones.
         /// Every zone is taken to have as many clients.
@@ -149,7 +146,7 @@ impl LoadBalancer {
             PolicyName::First => BalancePolicy::First,
             PolicyName::ConsistentHash => BalancePolicy::ConsistentHash {
                 key: self.hash_key.unwrap_or_else(|| vec![KeyPart::ClientIp]),
-                bounded_load: self.bounded_load.unwrap_or(DEFAULT_BOUND),
+                bounded_load: self.bounded_load,
             },
         }
     }

@@ -2,13 +2,15 @@
 //!
 //! An answer slower than the average replaces it at once. Faster ones lower it slowly, and so does
 //! time alone, so that an endpoint which was slow is tried again. A request goes to the endpoint
-//! with the least product of latency and requests in flight.
+//! with the least product of latency and requests in flight; latencies up to twice the least one
+//! are the same.
 //!
 //! The average is a gauge that all workers read and write: microseconds, and the time of the last
 //! change. When two workers write at the same moment, one sample is lost; the next corrects it. The
 //! average decays by half-lives, between them along a parabola, so that no floats are needed:
 //! linkerd's time constant of 10 s is a half-life of 6.9 s.
 
+use super::choice::Cost;
 use crate::base::time::{Moment, Nanos};
 
 /// The time in which an average falls by half.
@@ -75,15 +77,14 @@ impl Latency {
 
     /// The cost of a further request, with `in_flight` requests already there.
     #[must_use]
-    pub fn cost(self, now: Moment, in_flight: u64) -> u64 {
-        match (self.0, in_flight) {
+    pub fn cost(self, now: Moment, in_flight: u64) -> Cost {
+        let count = in_flight.saturating_add(1);
+        let each = match (self.0, in_flight) {
             (0, 0) => 0,
-            (0, _) => UNKNOWN.saturating_add(in_flight),
-            _ => self
-                .at(now)
-                .max(1)
-                .saturating_mul(in_flight.saturating_add(1)),
-        }
+            (0, _) => UNKNOWN,
+            _ => self.at(now).max(1),
+        };
+        Cost { each, count }
     }
 }
 
@@ -158,8 +159,8 @@ mod tests {
         let slow = Latency::default().with(start, Nanos::from_secs(1), false);
         assert_eq!(slow.at(start.plus(HALF_LIFE)), 500_000);
         assert_eq!(slow.at(start.plus(HALF_LIFE.times(2))), 250_000);
-        assert!(slow.cost(start.plus(HALF_LIFE.times(9)), 0) < 2_000);
-        assert_eq!(slow.cost(start.plus(Nanos::from_secs(3_600)), 0), 1);
+        assert!(slow.cost(start.plus(HALF_LIFE.times(9)), 0).each < 2_000);
+        assert_eq!(slow.cost(start.plus(Nanos::from_secs(3_600)), 0).each, 1);
     }
 
     #[test]
@@ -183,8 +184,11 @@ mod tests {
     fn an_unknown_endpoint_gets_one_request_to_know_it_by() {
         let now = Moment::from_secs(1_000);
         let known = Latency::default().with(now, MS(5), false);
-        assert_eq!(Latency::default().cost(now, 0), 0);
-        assert!(Latency::default().cost(now, 1) > known.cost(now, 1_000_000));
+        assert_eq!(Latency::default().cost(now, 0).each, 0);
+        assert!(
+            Latency::default().cost(now, 1).each
+                > known.cost(now, 1).each.saturating_mul(1_000_000)
+        );
     }
 
     proptest! {

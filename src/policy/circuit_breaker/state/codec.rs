@@ -6,10 +6,10 @@ use crate::base::time::{Moment, Nanos};
 use crate::policy::circuit_breaker::transition::Phase;
 use crate::policy::circuit_breaker::window::{BUCKETS, Counts, Fifo, LONGEST, Ring, Window};
 
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// All but the window.
-const FIXED: usize = 4 + 4 + 3 * 8 + 3 * 4 + 3 * 4;
+const FIXED: usize = 4 + 4 + 3 * 8 + 3 * 4 + 3 * 4 + 4 + 8;
 const RING: usize = 8 + 8 + 12 * BUCKETS;
 
 /// Kinds of window: a ring without and with a tally, and a count window.
@@ -104,6 +104,8 @@ impl BreakerState {
             permits: reader.u32(),
             consecutive: reader.u32(),
             trial: reader.counts(),
+            begun: reader.u32(),
+            passes_at: Moment(reader.u64()),
             window: Window::default(),
         };
         reader
@@ -138,7 +140,9 @@ impl BreakerState {
                 .for_each(|n| bytes.extend_from_slice(&n.to_le_bytes()))
         };
         short(&[self.rounds, self.permits, self.consecutive]);
-        short(&[self.trial.calls, self.trial.failures, self.trial.slow]);
+        let trial = self.trial;
+        short(&[trial.calls, trial.failures, trial.slow, self.begun]);
+        bytes.extend_from_slice(&self.passes_at.0.to_le_bytes());
         match &self.window {
             Window::Time(ring) => {
                 bytes.extend_from_slice(&ring.head.to_le_bytes());

@@ -69,6 +69,7 @@ impl Bench {
                 outcome,
                 duration,
                 retry_after: None,
+                begun: false,
             },
             0,
         )
@@ -370,6 +371,7 @@ fn an_upstreams_retry_after_sets_the_open_time_within_bounds() {
             outcome: Outcome::Failure,
             duration: Nanos::ZERO,
             retry_after: Some(Nanos::from_secs(asked)),
+            begun: false,
         };
         let change = bench
             .state

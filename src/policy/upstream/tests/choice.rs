@@ -1,11 +1,11 @@
 use super::*;
-use crate::policy::upstream::choice::{cheapest, first, random};
+use crate::policy::upstream::choice::{Cost, cheapest, first, random};
 
 fn least(members: &[Member], in_flight: &[u64], rng: &Rng) -> Vec<usize> {
     order(cheapest(
         &entries(members),
         ANY_TRIAL,
-        &|at| in_flight[at],
+        &|at| Cost::of(in_flight[at]),
         rng,
     ))
 }
@@ -42,7 +42,10 @@ fn a_trial_comes_first_or_not_at_all() {
     assert_eq!(least(&all, &[1, 0, 2], &rng), [1, 0, 2]);
     assert_eq!(least(&all, &[1, 5, 2], &rng), [0, 2]);
     let entries = entries(&all);
-    assert_eq!(order(cheapest(&entries, NO_TRIAL, &|_| 0, &rng)).len(), 2);
+    assert_eq!(
+        order(cheapest(&entries, NO_TRIAL, &|_| Cost::of(0), &rng)).len(),
+        2
+    );
     for _ in 0..100 {
         let list = order(random(&entries, ANY_TRIAL, &rng));
         assert!(
@@ -62,7 +65,7 @@ fn many_endpoints_share_evenly() {
     for count in [9usize, 10, 100, 1_000] {
         let entries = weights(&vec![1; count]);
         let draw = |kind: usize| match kind {
-            0 => order(cheapest(&entries, NO_TRIAL, &|_| 0, &rng)),
+            0 => order(cheapest(&entries, NO_TRIAL, &|_| Cost::of(0), &rng)),
             _ => order(random(&entries, NO_TRIAL, &rng)),
         };
         for kind in 0..2 {
@@ -91,4 +94,29 @@ fn a_heavy_endpoint_does_not_keep_others_off_the_list() {
     for seed in 0..100 {
         assert_eq!(order(random(&entries, NO_TRIAL, &Rng::new(seed))).len(), 3);
     }
+}
+
+#[test]
+fn what_costs_up_to_twice_as_much_costs_the_same() {
+    let (rng, all) = (Rng::new(3), entries(&[member(Available, 1); 3]));
+    let first = |each: [u64; 3], count: [u64; 3]| {
+        let cost = |at: usize| Cost {
+            each: each[at],
+            count: count[at],
+        };
+        let draws = (0..100).map(|_| order(cheapest(&all, NO_TRIAL, &cost, &rng))[0]);
+        draws
+            .collect::<std::collections::BTreeSet<_>>()
+            .into_iter()
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(first([5, 9, 200], [1; 3]), [0, 1]);
+    assert_eq!(
+        first([5, 9, 200], [2, 1, 1]),
+        [1],
+        "the one with less to do"
+    );
+    assert_eq!(first([5, 11, 200], [2, 1, 1]), [0]);
+    assert_eq!(first([5, 9, 0], [1; 3]), [2], "what is not known is tried");
+    assert_eq!(first([0; 3], [1; 3]), [0, 1, 2]);
 }

@@ -93,8 +93,7 @@ proptest! {
             CallResult {
                 outcome: Outcome::Failure,
                 duration: Nanos(now),
-                retry_after: Some(Nanos(now)),
-            },
+                retry_after: Some(Nanos(now)), begun: false },
             now,
         );
         let mut written = Vec::new();
