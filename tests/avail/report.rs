@@ -260,6 +260,49 @@ pub fn markdown(results: &[Scenario], head: &str) -> String {
     text
 }
 
+/// The rows for the README's results, of the scenarios that were run.
+pub fn headline(results: &[Scenario]) -> String {
+    let mut text = String::new();
+    for (kind, question) in [
+        (
+            Kind::Overload,
+            "three times the capacity, half of it critical: useful, of 33.3 % that can be",
+        ),
+        (
+            Kind::StormWithRoom,
+            "60 % of all answers fail, the upstream has room: useful",
+        ),
+        (
+            Kind::Abuser,
+            "one client sends ten times what all others do: useful to the others",
+        ),
+        (Kind::Outage, "all endpoints are dead: answered"),
+    ] {
+        let Some(result) = results.iter().find(|result| result.kind == kind) else {
+            continue;
+        };
+        let [plain, native, haven] = summary(result);
+        let of = |it: &Measures| match kind {
+            Kind::Outage => it.answered,
+            _ => it.useful,
+        };
+        let more = match kind {
+            Kind::Overload => format!(" and {} % of the critical", one(haven.critical)),
+            Kind::StormWithRoom => format!(" with {:.2} tries a request", haven.tries),
+            _ => String::new(),
+        };
+        let _ = writeln!(
+            text,
+            "| {question} | haven {} %{more}; plain Envoy {} %, its own filters {} % \
+             | [availability](docs/availability.md#what-was-seen) |",
+            one(of(&haven)),
+            one(of(&plain)),
+            one(of(&native)),
+        );
+    }
+    text
+}
+
 /// The medians over a scenario's runs, for each of the three.
 fn summary(result: &Scenario) -> [Measures; 3] {
     std::array::from_fn(|index| {
@@ -374,6 +417,18 @@ mod tests {
         );
         assert_eq!(one(99.96), "99.9");
         assert_eq!(median([Some(1.0)].into_iter()), Some(1.0));
+    }
+
+    #[test]
+    fn the_readme_has_rows_of_what_was_run() {
+        let mut of = result(&[32.54, 33.0, 32.0]);
+        assert_eq!(headline(&[of.clone()]), "");
+        of.kind = Kind::Overload;
+        let row = headline(&[of]);
+        assert!(
+            row.contains("haven 32.5 % and 0.0 % of the critical; plain"),
+            "{row}"
+        );
     }
 
     #[test]

@@ -98,6 +98,7 @@ pub fn run(options: &Options) {
     }
     let text = report::markdown(&results, &head(options, begun.elapsed()));
     println!("{text}");
+    println!("For the README:\n\n{}", report::headline(&results));
     if options.kinds.len() == Kind::ALL.len() {
         report::write(&text, &report::picture(&results), &checkout("docs"));
         eprintln!("written: docs/availability.md, docs/availability.svg");

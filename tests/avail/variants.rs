@@ -207,7 +207,6 @@ fn native_routes(world: &World) -> Vec<Value> {
                 "retry_on": "connect-failure,refused-stream,reset,gateway-error",
                 "num_retries": 2,
                 "per_try_timeout": seconds(request_timeout(world).mul_f64(NATIVE_PER_TRY)),
-                "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.02s"},
             }),
         );
         json!({
@@ -256,6 +255,7 @@ fn other_hosts() -> Value {
             "name": "envoy.retry_host_predicates.previous_hosts", "typed_config": {"@type": kind},
         }],
         "host_selection_retry_max_attempts": 5,
+        "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.02s"},
     })
 }
 

@@ -391,6 +391,8 @@ pub struct Retry {
     pub per_try_timeout: Option<Duration>,
     /// Skips hosts that were tried before.
     pub previous_hosts: bool,
+    /// The least and the most time before a retry, roughly; Envoy's own if not said.
+    pub back_off: Option<[Duration; 2]>,
 }
 
 impl Default for Retry {
@@ -401,6 +403,7 @@ impl Default for Retry {
             num_retries: 2,
             per_try_timeout: None,
             previous_hosts: true,
+            back_off: None,
         }
     }
 }
@@ -410,6 +413,10 @@ impl Retry {
         let mut policy = json!({"retry_on": self.on, "num_retries": self.num_retries});
         if let Some(timeout) = self.per_try_timeout {
             policy["per_try_timeout"] = seconds(timeout);
+        }
+        if let Some([least, most]) = self.back_off {
+            policy["retry_back_off"] =
+                json!({"base_interval": seconds(least), "max_interval": seconds(most)});
         }
         if self.previous_hosts {
             let kind = "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate";

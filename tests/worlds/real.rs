@@ -2,6 +2,7 @@
 //! same work for the same try, the same configuration, in a real Envoy with and without haven.
 
 use crate::draw::{Draw, MS, SECOND, Time};
+use crate::envoy::PAUSES;
 use crate::fault::{Fault, edges, state};
 use crate::record::{End, Record, Run, Tally};
 use crate::sim::run_by_chance;
@@ -226,6 +227,7 @@ impl Side {
             let retry = Retry {
                 on: String::new(),
                 num_retries: 0,
+                back_off: Some(PAUSES.map(nanos)),
                 ..Retry::default()
             };
             let to = Route::to(&format!("/r{at}"), "u").timeout(nanos(route.timeout));

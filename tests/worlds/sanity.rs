@@ -2,6 +2,7 @@
 
 use crate::config::address;
 use crate::draw::{MS, SECOND, Service, Shape, Time};
+use crate::envoy::PAUSES;
 use crate::fault::{Fault, Kind};
 use crate::record::{End, Run};
 use crate::sim::{HOP, run};
@@ -144,7 +145,8 @@ fn faulty_from(from: Time, kind: Kind, faulty: usize, timeout: Time) -> Run {
 
 /// Whether this time is that of so many tries and the pauses between them.
 fn is_time_of(time: Time, each: Time, tries: Time) -> bool {
-    let pauses: Time = (1..tries).map(|n| (25 << (n - 1)) * MS).sum();
+    let [first, most] = PAUSES;
+    let pauses: Time = (1..tries).map(|n| (first << (n - 1)).min(most)).sum();
     (tries * each..=tries * (each + 4 * HOP) + pauses).contains(&time)
 }
 
