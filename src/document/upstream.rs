@@ -5,13 +5,15 @@ use std::rc::Rc;
 use crate::base::percent::Percent;
 use crate::base::time::Nanos;
 use crate::document::names::Entries;
-use crate::policy::circuit_breaker::config::{BreakerScope, BreakerSection, CircuitBreaker};
+use crate::policy::circuit_breaker::config::{
+    BreakerScope, BreakerSection, CircuitBreaker, outlier,
+};
 use crate::policy::concurrency::config::ConcurrencyLimit;
 use crate::policy::health_check::config::{HealthCheck, HealthCheckSection};
 use crate::policy::mode::Mode;
 use crate::policy::sections::{CircuitBreakers, ConcurrencyLimits};
 use crate::policy::upstream::config::{
-    BalancePolicy, Endpoint, LoadBalancer, LoadReport, Override, check_endpoints,
+    BalancePolicy, Endpoint, LoadBalancer, LoadReport, Outlier, Override, check_endpoints,
 };
 use crate::schema::{Errors, Label, List, Path, Pct, Reference, section};
 
@@ -49,6 +51,8 @@ pub struct Upstream {
     pub attempt_count: bool,
     /// Its circuit breaker: one state per endpoint.
     pub circuit_breaker: Option<Rc<CircuitBreaker>>,
+    /// Whether endpoints that fail are left alone where there is no circuit breaker.
+    pub outlier: Outlier,
     /// Its concurrency limit: one for all routes of the upstream together.
     pub concurrency_limit: Option<Rc<ConcurrencyLimit>>,
     /// Active checks of its endpoints.
@@ -69,7 +73,14 @@ section! {
         /// How the pick reaches the proxy.
         r#override: Override = Default("{}");
         /// A circuit breaker, with a state per endpoint.
-        circuit_breaker: Option<Reference<CircuitBreakers>> = Absent("none");
+        circuit_breaker: Option<Reference<CircuitBreakers>> = Absent("`outlier`");
+        /// What takes endpoints out of rotation where there is no `circuit_breaker`. `default`: an
+        /// endpoint that fails three times in a row (a status of 502 to 504, gRPC's UNAVAILABLE, a
+        /// reset, a timeout), and more often than its peers, is left alone for 1 s, then for 2, 4
+        /// and at most 8 s while a trial fails; one call in between tries it. As with any circuit
+        /// breaker of endpoints, answers that take five times as long as the peers' count as
+        /// failures. With a single endpoint it does nothing.
+        outlier: Outlier = Default("\"default\"");
         /// A concurrency limit for all routes of the upstream together.
         concurrency_limit: Option<Reference<ConcurrencyLimits>> = Absent("none");
         /// Active checks of the endpoints.
@@ -146,6 +157,7 @@ impl UpstreamSection {
             override_header: self.r#override.header,
             attempt_count: self.r#override.attempt_count,
             circuit_breaker: breakers.get(self.circuit_breaker.as_ref()),
+            outlier: self.outlier,
             concurrency_limit: limits.get(self.concurrency_limit.as_ref()),
             health_check: self.health_check.map(HealthCheckSection::compile),
             name,
@@ -154,6 +166,13 @@ impl UpstreamSection {
 }
 
 impl Upstream {
+    /// The breaker that its endpoints have if the configuration names none.
+    pub(crate) fn default_breaker(&self) -> Option<CircuitBreaker> {
+        let used = self.endpoints.iter().filter(|it| it.weight > 0).count();
+        let wanted = self.circuit_breaker.is_none() && self.outlier == Outlier::Default && used > 1;
+        wanted.then(|| outlier([&self.name, "/outlier"].concat()))
+    }
+
     /// Whether the reports of its endpoints have this component.
     pub(crate) fn has_component(&self, name: &str) -> bool {
         let components = self.health_check.iter().flat_map(|check| &check.components);

@@ -120,8 +120,13 @@ impl Breaker {
     ) -> Self {
         let metrics = MetricTable(host);
         let (path, key) = (subject.path(), subject.key());
+        let mut config = config.clone();
+        if let BreakerSubject::Endpoint(..) = subject {
+            // An endpoint's traffic is a part of its upstream's: one call shows whether it is well.
+            config.half_open_calls.get_or_insert(1);
+        }
         let settings = BreakerSettings::new(config.clone());
-        let meters = metrics.breaker_meters(config, subject.labels(), subject.version(), mode);
+        let meters = metrics.breaker_meters(&config, subject.labels(), subject.version(), mode);
         Self {
             cell: CircuitBreaker::new(&config.name, &path, mode.namespace())
                 .metered(meters, &settings),
@@ -138,6 +143,11 @@ impl Breaker {
     /// Its configuration.
     pub(super) const fn config(&self) -> &document::CircuitBreaker {
         self.settings.config()
+    }
+
+    /// Calls let through while half-open.
+    pub(super) fn half_open_calls(&self) -> u32 {
+        self.settings.half_open_calls()
     }
 
     /// Whether it only looks on.

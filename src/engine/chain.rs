@@ -86,6 +86,8 @@ pub struct Exchange {
     rest: Nanos,
     /// It is on its way to its upstream.
     passed_on: bool,
+    /// For how much longer a request counts at its endpoint that failed there too soon.
+    held: Nanos,
     /// We have answered: what follows in the response phase is our own.
     replied: bool,
     /// Quotas that the client is to know of.
@@ -140,6 +142,7 @@ impl Exchange {
             timing: Timing::No,
             rest: Nanos::ZERO,
             passed_on: false,
+            held: Nanos::ZERO,
             replied: false,
             quotas: Vec::new(),
             grants: Grants::default(),
@@ -480,6 +483,7 @@ impl Exchange {
         }
         let grants = std::mem::take(&mut self.grants);
         let rest = std::mem::take(&mut self.rest);
-        grants.release(host, self.began(), || *now, &self.engine, rest);
+        let rests = [rest, std::mem::take(&mut self.held).max(rest)];
+        grants.release(host, self.began(), || *now, &self.engine, rests);
     }
 }

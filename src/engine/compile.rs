@@ -112,8 +112,10 @@ impl<'c, H: Host> Compiler<'c, H> {
             .iter()
             .filter_map(|route| route.canary.as_ref())
             .any(|canary| is_it(&canary.upstream));
+        let passive = upstream.default_breaker();
         let around = Around {
-            breaker: upstream.circuit_breaker.as_deref(),
+            breaker: upstream.circuit_breaker.as_deref().or(passive.as_ref()),
+            is_passive: passive.is_some(),
             mode: self.config.mode,
             is_checked: health_check::is_checked(self.config, upstream),
             only_canary: is_of_canary && !is_of_route,
@@ -136,7 +138,7 @@ impl<'c, H: Host> Compiler<'c, H> {
         let retry = self.retries(route, mode);
         let observes = breaker.is_some()
             || concurrency.iter().any(Option::is_some)
-            || breaks_endpoints(variant)
+            || upstream.as_ref().is_some_and(|used| used.policy.len() > 1)
             || retry.is_some()
             || matches!(route.timeout.request, Some(RequestTimeout::Dynamic(_)))
             || matches!(route.timeout.reject_below, Some(RejectBelow::Quantile(_)));
@@ -326,12 +328,6 @@ fn cluster(route: &document::Route) -> Option<String> {
     let sends_on = route.fallback.as_ref().is_some_and(|it| it.sends_on());
     let canary = route.canary.as_ref().map(|canary| &canary.upstream.cluster);
     (sends_on || canary.is_some_and(|canary| canary != own)).then(|| own.clone())
-}
-
-/// Whether the endpoints of the route have breakers.
-fn breaks_endpoints(variant: &Variant<'_>) -> bool {
-    let upstream = variant.upstream;
-    upstream.is_some_and(|upstream| upstream.circuit_breaker.is_some())
 }
 
 fn hashes_client(upstream: &Upstream) -> bool {

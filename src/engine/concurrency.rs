@@ -297,6 +297,11 @@ impl Concurrency {
         Room::of(permit.among, permit.limit, self.is_shedding(now))
     }
 
+    /// How long a request with this permit takes, where all that are in flight queue.
+    pub(super) fn expected(&self, permit: &Permit) -> Nanos {
+        self.seen.get().expected(permit.among)
+    }
+
     /// Whether it has refused a request of this worker lately.
     pub(super) fn is_shedding(&self, now: Moment) -> bool {
         let at = self.refused_at.get();

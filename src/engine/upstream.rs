@@ -58,8 +58,10 @@ pub(super) struct Upstream {
     load_report: bool,
     /// How the endpoints do against each other.
     peers: Shared<Peers>,
-    /// Whether any endpoint has a breaker: without, it does not matter which one answered.
+    /// Whether any endpoint has a breaker.
     has_breakers: bool,
+    /// Whether it is the one that upstreams have by default: it looks at failures only.
+    is_passive: bool,
     failure_on: Option<FailureOn>,
     /// Whether endpoints are checked. Without that, and without breakers, no view changes.
     is_checked: bool,
@@ -88,6 +90,8 @@ pub(super) struct Upstream {
 pub(super) struct Around<'c> {
     /// The breaker of its endpoints.
     pub(super) breaker: Option<&'c document::CircuitBreaker>,
+    /// Whether that is the default one.
+    pub(super) is_passive: bool,
     /// The mode of what does not set its own.
     pub(super) mode: Mode,
     pub(super) is_checked: bool,
@@ -143,6 +147,7 @@ impl Upstream {
             peers: Shared::new(Peers::new(endpoints.len())),
             has_breakers: endpoints.iter().any(|endpoint| endpoint.breaker.is_some()),
             endpoints,
+            is_passive: around.is_passive,
             failure_on: around.breaker.map(|breaker| breaker.failure_on.clone()),
             is_checked: around.is_checked,
             check_duration: if around.is_checked {

@@ -233,6 +233,7 @@ pub(super) fn cutting(endpoints: usize, route: &Value) -> Proxy {
     config["routes"][0]["timeout"]["per_try"] = json!("100ms");
     let upstream = &mut config["upstreams"]["u"];
     upstream["load_balancer"] = json!({"policy": "first"});
+    upstream["outlier"] = json!("off");
     let list = upstream["endpoints"].as_array_mut().unwrap();
     list.truncate(endpoints);
     Proxy::new(&config)
@@ -644,4 +645,147 @@ fn an_endpoint_that_fails_at_once_does_not_look_idle() {
     pass(&proxy, 5_000);
     let well = at_the_first(&proxy, false);
     assert!((150..=250).contains(&well), "{well} of 600");
+}
+
+/// What came of 200 requests a second for some seconds over three endpoints of 30 ms, of which one
+/// is `odd`: it answers with this status after this time.
+struct Round {
+    failed: u64,
+    at_odd: u64,
+}
+
+fn round(proxy: &Proxy, seconds: u64, odd: (u16, u64)) -> Round {
+    let mut flights: Vec<(u64, u16, Flight)> = Vec::new();
+    let mut round = Round {
+        failed: 0,
+        at_odd: 0,
+    };
+    for now in 0..seconds * 1_000 + 1_000 {
+        let (over, open): (Vec<_>, Vec<_>) = flights.into_iter().partition(|(end, ..)| *end <= now);
+        flights = open;
+        for (_, status, flight) in over {
+            flight.answer(proxy, 0, status);
+        }
+        if now % 1_000 == 0 {
+            proxy.engine.tick(&proxy.worker);
+        }
+        if now % 5 == 0 && now < seconds * 1_000 {
+            let flight = Flight::begin(proxy, &[]);
+            let is_odd = flight.listed(0) == address(1);
+            let (status, took) = if is_odd { odd } else { (200, 30) };
+            round.at_odd += u64::from(is_odd);
+            round.failed += u64::from(status >= 500);
+            flights.push((now + took, status, flight));
+        }
+        pass(proxy, 1);
+    }
+    round
+}
+
+const POLICIES: [&str; 5] = [
+    "least_request",
+    "peak_ewma",
+    "round_robin",
+    "random",
+    "consistent_hash",
+];
+
+#[test]
+fn without_a_word_an_endpoint_that_fails_is_left_alone_and_tried_again() {
+    for policy in POLICIES {
+        let mut config = config(&json!({}));
+        config["upstreams"]["u"]["load_balancer"] = json!({"policy": policy});
+        let proxy = Proxy::new(&config);
+        round(&proxy, 2, (200, 30));
+        let dead = round(&proxy, 3, (503, 1));
+        assert!(dead.failed <= 12, "{policy}: {} of 600", dead.failed);
+        // Well again, it is in use after its next trial.
+        round(&proxy, 4, (200, 30));
+        let well = round(&proxy, 1, (200, 30));
+        let hashed = policy == "consistent_hash";
+        assert!(well.at_odd >= 40 || hashed, "{policy}: {}", well.at_odd);
+    }
+}
+
+#[test]
+fn with_the_outlier_off_a_dead_endpoint_attracts_nothing_and_stays() {
+    for policy in POLICIES {
+        let mut config = config(&json!({}));
+        config["upstreams"]["u"]["outlier"] = json!("off");
+        config["upstreams"]["u"]["load_balancer"] = json!({"policy": policy});
+        let proxy = Proxy::new(&config);
+        round(&proxy, 2, (200, 30));
+        let dead = round(&proxy, 3, (503, 1));
+        let most = if policy == "consistent_hash" {
+            600
+        } else {
+            260
+        };
+        assert!(dead.failed <= most, "{policy}: {} of 600", dead.failed);
+        assert!(
+            proxy
+                .machine
+                .metrics_of("haven_circuit_breaker_state")
+                .is_empty()
+        );
+    }
+}
+
+#[test]
+fn in_a_panic_what_fails_at_once_attracts_nothing() {
+    for policy in ["least_request", "peak_ewma"] {
+        let mut config = config(&json!({}));
+        config["upstreams"]["u"]["load_balancer"] =
+            json!({"policy": policy, "panic_threshold": 100});
+        let proxy = Proxy::new(&config);
+        round(&proxy, 2, (200, 30));
+        let dead = round(&proxy, 2, (503, 1));
+        assert_eq!(metric(&proxy, "haven_upstream_panic;upstream=u"), 1);
+        assert!(dead.failed <= 160, "{policy}: {} of 400", dead.failed);
+    }
+}
+
+#[test]
+fn an_endpoint_that_is_only_slow_gets_little_but_trials() {
+    for policy in ["round_robin", "random", "least_request"] {
+        for breaker in [false, true] {
+            let mut config = config(&json!({}));
+            config["upstreams"]["u"]["load_balancer"] = json!({"policy": policy});
+            if breaker {
+                config["upstreams"]["u"]["circuit_breaker"] = json!("ep");
+                config["circuit_breakers"] = json!({"ep": {"consecutive_failures": 5}});
+            }
+            let proxy = Proxy::new(&config);
+            round(&proxy, 2, (200, 30));
+            // Until it is seen it gets a third.
+            round(&proxy, 2, (200, 400));
+            let slow = round(&proxy, 3, (200, 400));
+            assert!(
+                slow.at_odd <= 20,
+                "{policy} {breaker}: {} of 600",
+                slow.at_odd
+            );
+            // Four times as slow is not many times.
+            round(&proxy, 10, (200, 30));
+            let tolerated = round(&proxy, 3, (200, 120));
+            assert!(
+                tolerated.at_odd > 40,
+                "{policy} {breaker}: {}",
+                tolerated.at_odd
+            );
+        }
+    }
+}
+
+#[test]
+fn where_all_are_slow_none_is_ejected() {
+    let proxy = Proxy::new(&config(&json!({})));
+    round(&proxy, 2, (200, 30));
+    for _ in 0..10 {
+        let flights = hold(&proxy, 15, &[]);
+        pass(&proxy, 600);
+        flights.into_iter().for_each(|it| it.answer(&proxy, 0, 200));
+    }
+    let healthy = proxy.machine.metrics_of("haven_endpoint_healthy");
+    assert!(healthy.iter().all(|(_, well)| *well == 1), "{healthy:?}");
 }

@@ -51,7 +51,7 @@ fn the_full_document_is_read_as_it_is_meant() {
     );
     assert_eq!(
         (usual.half_open_calls, usual.half_open_max_wait),
-        (5, Nanos::from_secs(30))
+        (None, Nanos::from_secs(30))
     );
     assert_eq!(
         (usual.max_open_duration, usual.backoff_multiplier_centi),
@@ -153,7 +153,7 @@ fn presets_fill_in_what_is_not_set() {
             hystrix.half_open_calls,
             hystrix.window
         ),
-        (7, 1, WindowConfig::Time(Nanos::from_secs(10)))
+        (7, Some(1), WindowConfig::Time(Nanos::from_secs(10)))
     );
     assert_eq!(
         (hystrix.open_duration, hystrix.failure_rate_threshold),
@@ -171,7 +171,7 @@ fn presets_fill_in_what_is_not_set() {
             sentinel.window,
             sentinel.half_open_calls
         ),
-        (5, WindowConfig::Time(Nanos::from_secs(1)), 1)
+        (5, WindowConfig::Time(Nanos::from_secs(1)), Some(1))
     );
     assert!(sentinel.open_above && !hystrix.open_above && !go.open_above);
     let r4j = breaker(r#"{"preset": "resilience4j", "window": {"size": "2s"}}"#);
@@ -179,7 +179,7 @@ fn presets_fill_in_what_is_not_set() {
     let r4j = breaker(r#"{"preset": "resilience4j"}"#);
     assert_eq!(
         (r4j.minimum_calls, r4j.window, r4j.half_open_calls),
-        (100, WindowConfig::Count(100), 10)
+        (100, WindowConfig::Count(100), Some(10))
     );
     assert_eq!(
         (r4j.failure_rate_threshold, r4j.open_above),

@@ -22,6 +22,7 @@ pub struct Haven {
 /// A request in haven's hands.
 pub struct Held {
     vm: usize,
+    begun: Moment,
     exchange: Exchange,
     stream: SimStream,
 }
@@ -126,11 +127,17 @@ impl Haven {
         let action = exchange.on_request_headers(worker, &stream, !post);
         let mut held = Held {
             vm,
+            begun: self.machine.now(),
             exchange,
             stream,
         };
         let verdict = match action {
-            Action::Continue => Verdict::Send(self.steer(&held.stream)),
+            Action::Continue => {
+                if post {
+                    held.exchange.on_request_body(worker, &held.stream, true);
+                }
+                Verdict::Send(self.steer(&held.stream))
+            }
             Action::Stop => {
                 // The proxy shows the filter its own answer too.
                 held.exchange
@@ -170,7 +177,8 @@ impl Haven {
         header("x-envoy-attempt-count", &answer.tries.to_string());
         header("content-type", "application/json");
         if answer.details == VIA_UPSTREAM {
-            header("x-envoy-upstream-service-time", "1");
+            let took = self.machine.now().since(held.begun).as_millis();
+            header("x-envoy-upstream-service-time", &took.to_string());
         }
         stream.set_property(Property::ResponseFlags, &answer.flags.to_le_bytes());
         let (worker, _) = &self.vms[held.vm];

@@ -7,7 +7,8 @@ use crate::base::headers::HeaderMap;
 use crate::base::sketch::Sketch;
 use crate::base::text::number;
 use crate::base::time::{Moment, Nanos};
-use crate::engine::route::Route;
+use crate::engine::route::{Route, Times};
+use crate::engine::shared::Shared;
 use crate::host::{Host, Message, Stream};
 use crate::policy::deadline::{self, Incoming, least, whole_millis};
 use crate::request::Reason;
@@ -142,7 +143,8 @@ impl Exchange {
         let set =
             |name: &str, value: &[u8]| context.stream.set_header(Message::Request, name, value);
         let set_millis = |name: &str, time: Nanos| set(name, number(whole_millis(time)).as_bytes());
-        let mut per_try = deadline::per_try(config, left).filter(|_| self.may_cut_try(route));
+        let mut per_try =
+            deadline::per_try(config, left).filter(|time| self.may_cut_try(route, *time));
         let whole = least(per_try, left);
         match (self.deadline.own, left) {
             (Some(_), Some(left)) => set_millis(deadline::ROUTER, left),
@@ -166,9 +168,9 @@ impl Exchange {
     /// endpoint that is not as slow. Otherwise the try has the rest of the deadline. (Bug avoided:
     /// where all endpoints are slow a second try doubles the load, while the upstream still works
     /// on the first.) Without `retry` the proxy's own policy may retry.
-    fn may_cut_try(&self, route: &Route) -> bool {
+    fn may_cut_try(&self, route: &Route, per_try: Nanos) -> bool {
         route.retry.is_none()
-            || (self.grants.retries() > 0 && self.grants.has_faster_next(self.start))
+            || (self.grants.retries() > 0 && self.grants.has_faster_next(self.start, per_try))
     }
 
     /// The upstream's answer has begun, well or not, or it is clear that there is none. `time`: how
@@ -196,11 +198,23 @@ impl Exchange {
     /// What the upstream had for `duration` is given up. Its work may go on for as long as such work
     /// usually lasts: many servers do not stop when their caller has gone.
     pub(super) fn give_up(&mut self, now: Moment, duration: Option<Nanos>) {
+        self.rest = self.rest.max(self.usual_rest(now, duration));
+    }
+
+    /// What the upstream had for `duration` has failed. It counts at its endpoint for as long as it
+    /// would have taken there. (Bug avoided: what fails at once never has anything in flight, looks
+    /// the least loaded, and gets nearly all requests.)
+    pub(super) fn hold_place(&mut self, now: Moment, duration: Option<Nanos>) {
+        self.held = self.usual_rest(now, duration);
+    }
+
+    /// How much longer it would usually have taken.
+    fn usual_rest(&self, now: Moment, duration: Option<Nanos>) -> Nanos {
         let seen = self.route.as_ref().and_then(|route| route.seen.as_ref());
-        if let Some((seen, duration)) = seen.zip(duration) {
-            let rest = seen.with(|seen| seen.begun.rest(now, duration));
-            self.rest = self.rest.max(rest);
-        }
+        let rest = |(seen, duration): (&Shared<Times>, Nanos)| {
+            seen.with(|seen| seen.begun.rest(now, duration))
+        };
+        seen.zip(duration).map_or(Nanos::ZERO, rest)
     }
 
     /// The request was given up, `duration` after it was whole: it would have taken longer.

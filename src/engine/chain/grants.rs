@@ -89,9 +89,15 @@ impl Grants {
 
     /// Whether a try that takes long is better made at the next endpoint of the list. Where the
     /// proxy picks by itself, it may be.
-    pub(super) fn has_faster_next(&self, now: Moment) -> bool {
+    pub(super) fn has_faster_next(&self, now: Moment, per_try: Nanos) -> bool {
+        let held = self.concurrency.iter().flatten();
+        let expected = held.map(|(limit, permit)| limit.expected(permit)).max();
+        let expected = expected.unwrap_or_default();
         let granted = self.endpoint.as_ref();
-        granted.is_none_or(|granted| granted.upstream.has_faster_next(&granted.pick, now))
+        granted.is_none_or(|it| {
+            it.upstream
+                .has_faster_next(&it.pick, now, per_try, expected)
+        })
     }
 
     /// The route's breaker admits the request. `trial`: only to try the upstream.
@@ -257,19 +263,19 @@ impl Grants {
     }
 
     /// Gives back all that is still held, without a verdict. `began`: when the upstream had the
-    /// whole request. `now` is read only where a policy learns from it. `rest`: for how much longer
-    /// its work may go on.
+    /// whole request. `now` is read only where a policy learns from it. `rests`: for how
+    /// much longer it counts at its limits, and at its endpoint.
     pub(super) fn release<H: Host>(
         mut self,
         host: &H,
         began: Option<Moment>,
         now: impl Fn() -> Moment,
         engine: &Engine,
-        rest: Nanos,
+        [at_limits, at_endpoint]: [Nanos; 2],
     ) {
         self.settle_retries(0, None);
         let rng = &engine.rng;
-        let leave = |place: Place| {
+        let leave = |place: Place, rest: Nanos| {
             if rest == Nanos::ZERO {
                 place.leave(host);
             } else {
@@ -279,7 +285,10 @@ impl Grants {
         if let Some(granted) = &self.endpoint
             && let Some(at) = granted.pick.counted()
         {
-            leave(Place::Endpoint(Rc::clone(&granted.upstream), at));
+            leave(
+                Place::Endpoint(Rc::clone(&granted.upstream), at),
+                at_endpoint,
+            );
         }
         let ending = || {
             let now = now();
@@ -287,7 +296,7 @@ impl Grants {
         };
         for (limit, permit) in self.concurrency.into_iter().flatten() {
             if limit.counts_still(&permit) {
-                leave(Place::Limit(Rc::clone(&limit), permit.key));
+                leave(Place::Limit(Rc::clone(&limit), permit.key), at_limits);
             }
             limit.ended(host, permit, ending);
         }

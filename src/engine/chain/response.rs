@@ -113,19 +113,21 @@ impl Settlement {
         }
     }
 
-    /// How the last try ended, and those before it, where a try may take `per_try`.
-    fn tries(&self, per_try: Option<Nanos>, grpc_status: Option<u64>) -> [Try; 2] {
-        let late = per_try
-            .zip(self.duration)
-            .is_some_and(|(longest, took)| took >= longest);
+    /// How the last try ended, and those before it, where a try may take `per_try`; and how long
+    /// they took, as far as that is known.
+    fn tries(&self, per_try: Option<Nanos>, grpc_status: Option<u64>) -> [(Try, Option<Nanos>); 2] {
         let last = match self.class {
             Class::Timeout => Try::Cut,
             _ if !self.is_good(grpc_status) => Try::Failed,
-            // With tries before it only the whole is known to have taken long.
-            _ if late && self.attempts.is_none_or(|it| it.before == 0) => Try::Late,
             _ => Try::Good,
         };
-        [last, if late { Try::Cut } else { Try::Failed }]
+        let cut = per_try.filter(|longest| self.duration.is_some_and(|it| it >= *longest));
+        let before = self.attempts.map_or(0, |it| it.before);
+        // Without the tries before it, if these were cut off; what fails, fails soon.
+        let cut_off = cut.map_or(Nanos::ZERO, |longest| longest.times(before));
+        let took = self.duration.map(|whole| whole.minus(cut_off));
+        let earlier = if cut.is_some() { Try::Cut } else { Try::Failed };
+        [(last, took), (earlier, cut)]
     }
 
     /// Whether the upstream did its work, if only to find the request wrong.
@@ -182,12 +184,11 @@ impl Exchange {
             .filter(|_| self.sent_on.is_none())
             .map(|used| &*used.policy);
         let retries = self.grants.retries();
-        let matters = upstream.is_some_and(|upstream| {
-            retries > 0 || upstream.needs_endpoint() || (suspect && upstream.minds_failures())
+        let matters =
+            upstream.is_some_and(|upstream| retries > 0 || upstream.needs_endpoint() || suspect);
+        let first = upstream.filter(|_| !suspect).and_then(|upstream| {
+            upstream.first_try(&self.grants.picked(), &answer.headers, retries)
         });
-        let first = upstream
-            .filter(|_| !suspect)
-            .and_then(|upstream| upstream.first_try(&self.grants.picked(), &answer.headers));
         let service_time = answer.headers.get(SERVICE_TIME);
         let reached = (first.is_some() || !matters) && service_time.is_some();
         let address = if reached {
@@ -251,7 +252,12 @@ impl Exchange {
                     self.time_cut_off(now, duration);
                 }
             }
-            _ => self.time_answer(now, good, duration),
+            _ => {
+                if !good && answer.status != 429 {
+                    self.hold_place(now, duration);
+                }
+                self.time_answer(now, good, duration);
+            }
         }
         if good {
             self.grants
@@ -460,12 +466,12 @@ impl Exchange {
         let pick = self.grants.picked();
         if let Some(attempts) = settlement.attempts {
             let per_try = context.route.config.timeout.per_try;
-            let [last, earlier] = settlement.tries(per_try, grpc_status);
-            if attempts.before > 0 && earlier == Try::Cut {
+            let tries = settlement.tries(per_try, grpc_status);
+            if attempts.before > 0 && matches!(tries, [_, (Try::Cut, _)]) {
                 // The endpoint that was tried first may still be at it.
                 self.give_up(now, settlement.duration);
             }
-            used.policy.compare(now, &pick, attempts, last, earlier);
+            used.policy.compare(now, &pick, attempts, tries);
         }
         if let Some(failure_on) = used.policy.failure_on() {
             let result = result(failure_on);

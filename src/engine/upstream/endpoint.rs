@@ -243,7 +243,7 @@ pub(super) fn view_of(state: &BreakerState, breaker: &Breaker, now: Moment) -> V
         Phase::Open => out(state.until),
         // At the round's end it gets a request, or a permit lost with its VM would keep it out for
         // as long as views are read anew all the time.
-        Phase::HalfOpen if state.permits >= breaker.config().half_open_calls => {
+        Phase::HalfOpen if state.permits >= breaker.half_open_calls() => {
             out(state.until.min(now.plus(PERMIT_RECHECK)))
         }
         Phase::HalfOpen => trial,

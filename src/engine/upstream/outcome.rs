@@ -13,7 +13,7 @@ use crate::policy::circuit_breaker::CallResult;
 use crate::policy::upstream::Availability;
 use crate::policy::upstream::orca::{self, Load};
 use crate::policy::upstream::peak_ewma::Latency;
-use crate::policy::upstream::peers::Try;
+use crate::policy::upstream::peers::{Peers, Try};
 
 /// The endpoints that the proxy tried of a [`Pick`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,25 +43,25 @@ const LOOK: u8 = 64;
 impl Upstream {
     /// Whether it matters which endpoint answered.
     pub(in crate::engine) const fn needs_endpoint(&self) -> bool {
-        self.has_breakers || self.load_report || matches!(self.balancer, Balancer::PeakEwma)
+        (self.has_breakers && !self.is_passive)
+            || self.load_report
+            || matches!(self.balancer, Balancer::PeakEwma)
     }
 
-    /// Whether it matters which endpoint failed, even where it does not matter which one answered.
-    /// Where endpoints have breakers, these take out what fails; without, the choice has to.
-    pub(in crate::engine) const fn minds_failures(&self) -> bool {
-        !self.has_breakers && matches!(self.balancer, Balancer::LeastRequest)
-    }
-
-    /// The endpoint tried, if the answer's attempt count shows that there was but one try. On a bad
-    /// answer the count is not enough: the address shows which endpoint is to blame. Nor on a
-    /// trial, which another endpoint's answer must not decide, and on some others: [`LOOK`].
+    /// The endpoint tried, if the answer's attempt count shows that there was but one try, or if
+    /// there may be no other: then it is asked for only where endpoints have a breaker of the
+    /// user's, to spare a host call for each answer. On a bad answer neither is enough: the address
+    /// shows which endpoint is to blame. Nor on a trial, which another endpoint's answer must not
+    /// decide, and on some others: [`LOOK`].
     pub(in crate::engine) fn first_try(
         &self,
         pick: &Pick,
         headers: &HeaderMap,
+        retries: u32,
     ) -> Option<Attempts> {
         let last = pick.list.first().filter(|_| !pick.trial)?;
-        if self.said_count(headers) != Some(1) {
+        let single = retries == 0 && !self.needs_endpoint();
+        if !single && self.said_count(headers) != Some(1) {
             return None;
         }
         let turn = self.looks.get();
@@ -149,36 +149,58 @@ impl Upstream {
     }
 
     /// Counts how the tries ended, for the comparison of the endpoints: the last one, and those
-    /// before it.
+    /// before it, and how long they took.
     pub(in crate::engine) fn compare(
         &self,
         now: Moment,
         pick: &Pick,
         attempts: Attempts,
-        last: Try,
-        earlier: Try,
+        [last, earlier]: [(Try, Option<Nanos>); 2],
     ) {
         let before = usize::try_from(attempts.before).unwrap_or(usize::MAX);
         self.peers.with(|peers| {
             let earlier_ones = pick.list.iter().take(before);
             for at in earlier_ones.filter(|at| *at != attempts.last) {
-                peers.record(at, now, earlier);
+                peers.record(at, now, earlier.0, earlier.1);
             }
-            peers.record(attempts.last, now, last);
+            peers.record(attempts.last, now, last.0, last.1);
         });
     }
 
-    /// Whether the second endpoint of the list answers faster than a try may take.
-    pub(in crate::engine) fn has_faster_next(&self, pick: &Pick, now: Moment) -> bool {
+    /// Whether the second endpoint of the list answers well within the time that a try may take.
+    /// `expected`: what is known of that without the endpoint.
+    pub(in crate::engine) fn has_faster_next(
+        &self,
+        pick: &Pick,
+        now: Moment,
+        per_try: Nanos,
+        expected: Nanos,
+    ) -> bool {
         let next = pick.list.iter().nth(1);
-        next.is_some_and(|next| !self.peers.with(|peers| peers.is_slow(next, now)))
+        let slow = |peers: &mut Peers, at| peers.is_slow(at, now, per_try, expected);
+        next.is_some_and(|next| !self.peers.with(|peers| slow(peers, next)))
     }
 
-    /// What counts of an outcome at an endpoint: a failure that its peers share does not.
-    fn own_outcome(&self, at: usize, now: Moment, call: CallResult) -> CallResult {
-        let shared = call.outcome == Outcome::Failure
-            && self.peers.with(|peers| !peers.is_own_fault(at, now));
-        if shared { CallResult::IGNORED } else { call }
+    /// What counts of an outcome at an endpoint: a failure that its peers share does not, and an
+    /// answer that takes many times as long as theirs is one. A failure of a trial always counts.
+    fn own_outcome(&self, at: usize, now: Moment, call: CallResult, trial: bool) -> CallResult {
+        match (call.outcome, call.duration) {
+            (Outcome::Failure, _) => {
+                let shared = !trial && self.peers.with(|peers| !peers.is_own_fault(at, now));
+                if shared { CallResult::IGNORED } else { call }
+            }
+            (Outcome::Success, took)
+                if self
+                    .peers
+                    .with(|peers| peers.is_outlier(at, now, took, trial)) =>
+            {
+                CallResult {
+                    outcome: Outcome::Failure,
+                    ..call
+                }
+            }
+            _ => call,
+        }
     }
 
     /// Records how the tries ended.
@@ -206,11 +228,8 @@ impl Upstream {
             if at == last {
                 own_epoch = Some(epoch);
             } else if place < before {
-                let failed = if place == 0 && pick.trial {
-                    failed
-                } else {
-                    self.own_outcome(at, now, failed)
-                };
+                let trial = place == 0 && pick.trial;
+                let failed = self.own_outcome(at, now, failed, trial);
                 self.end(host, now, at, epoch, failed, rng);
                 reported |= place == 0;
             }
@@ -220,14 +239,8 @@ impl Upstream {
         }
         if let Some(epoch) = own_epoch.or_else(|| self.unlisted(host, last, now)) {
             let trial = pick.trial && pick.list.first() == Some(last);
-            let call = if trial {
-                CallResult {
-                    begun: pick.begun,
-                    ..call
-                }
-            } else {
-                self.own_outcome(last, now, call)
-            };
+            let begun = if trial { pick.begun } else { call.begun };
+            let call = self.own_outcome(last, now, CallResult { begun, ..call }, trial);
             self.end(host, now, last, epoch, call, rng);
         }
     }
@@ -355,6 +368,16 @@ impl Upstream {
         let Some(breaker) = self.breaker(Some(at)) else {
             return;
         };
+        // What is well costs nothing: without failures there is nothing to end.
+        let is_calm = self.is_passive
+            && call.outcome == Outcome::Success
+            && self.peers.with(|peers| peers.failed(at, now)) == 0
+            && self
+                .endpoint(at)
+                .is_some_and(|e| e.view.get().availability(now) == Availability::Available);
+        if is_calm {
+            return;
+        }
         // A shadow admits no calls beforehand; without this it would stay open for ever.
         let epoch = if breaker.is_shadow() {
             admitted(breaker.acquire(host, now))

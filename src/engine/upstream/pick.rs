@@ -13,7 +13,7 @@ use crate::policy::upstream::maglev::{self, MaglevTable};
 use crate::policy::upstream::peak_ewma::Latency;
 use crate::policy::upstream::roster::{Pool, Roster, RosterEntry, UNIT};
 use crate::policy::upstream::rotation::Rotation;
-use crate::policy::upstream::{self, Availability, EndpointList, LIST, choice};
+use crate::policy::upstream::{self, Availability, EndpointList, LIST, choice, peers};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -174,22 +174,28 @@ impl Upstream {
         let entries = roster.entries(pool);
         let endpoint = |at: usize| self.endpoint(at);
         let in_flight = |at| endpoint(at).map_or(0, |e| e.in_flight.value(host));
+        // With breakers these take out what fails, and what fails soon counts as in flight for as
+        // long as others take; see `give_up` of the chain.
+        let failed = |at| match self.has_breakers {
+            true => 0,
+            false => u64::from(self.peers.with(|peers| peers.failed(at, now))),
+        };
         let open =
             |at: usize| endpoint(at).is_some_and(|e| e.availability(now) == Availability::Trial);
         let mut list = match (&self.balancer, hash) {
-            (Balancer::LeastRequest, _) if self.minds_failures() => {
+            (Balancer::LeastRequest, _) => {
+                let call = u64::from(peers::CALL);
                 let cost = |at| {
-                    let in_flight = in_flight(at);
-                    Cost::of(self.peers.with(|peers| peers.cost(at, now, in_flight)))
+                    let load = in_flight(at).saturating_mul(call);
+                    Cost::of(load.saturating_add(failed(at)))
                 };
                 choice::cheapest(entries, &open, &cost, rng)
             }
-            (Balancer::LeastRequest, _) => {
-                choice::cheapest(entries, &open, &|at| Cost::of(in_flight(at)), rng)
-            }
             (Balancer::PeakEwma, _) => {
                 let latency = |at| Latency(endpoint(at).map_or(0, |e| host.load(e.latency)));
-                let cost = |at| latency(at).cost(now, in_flight(at));
+                let load =
+                    |at| in_flight(at).saturating_add(failed(at).div_ceil(peers::CALL.into()));
+                let cost = |at| latency(at).cost(now, load(at));
                 choice::cheapest(entries, &open, &cost, rng)
             }
             (Balancer::RoundRobin(rotation), _) => match rotation.try_borrow_mut() {
@@ -208,7 +214,10 @@ impl Upstream {
                 Some(hash),
             ) => {
                 let table = tables.get(usize::from(pool.level))?;
-                let room = |entry: &_| self.has_room(host, pool, entry, hash, *bounded_load);
+                let room = |entry: &RosterEntry| {
+                    let failed = failed(entry.at).div_ceil(peers::CALL.into());
+                    self.has_room(host, pool, entry, (hash, failed), *bounded_load)
+                };
                 table.pick(hash, roster, pool, &open, &room)
             }
             (Balancer::First, _) => choice::first(entries, &open),
@@ -225,14 +234,14 @@ impl Upstream {
         Some(list)
     }
 
-    /// Whether the owner of a key may have it: it is not yet too busy, and, while it ramps, the key
-    /// is one of those that have come to it.
+    /// Whether the owner of a key may have it: it is not yet too busy, what has `failed` there
+    /// lately included, and, while it ramps, the key is one of those that have come to it.
     fn has_room<H: Host>(
         &self,
         host: &H,
         pool: &Pool,
         entry: &RosterEntry,
-        hash: u64,
+        (hash, failed): (u64, u64),
         bound: Option<Percent>,
     ) -> bool {
         let Some(endpoint) = self.endpoint(entry.at) else {
@@ -250,7 +259,7 @@ impl Upstream {
         // This pool's part of them.
         let all = all.saturating_mul(pool.share.into()) >> 16;
         maglev::has_room(
-            endpoint.in_flight.value(host),
+            endpoint.in_flight.value(host).saturating_add(failed),
             all,
             entry.weight,
             pool.weight,

@@ -41,8 +41,8 @@ pub struct CircuitBreaker {
     pub max_open_duration: Nanos,
     /// Random share by which an open time is lengthened or shortened.
     pub jitter: Percent,
-    /// Calls let through while half-open.
-    pub half_open_calls: u32,
+    /// Calls let through while half-open; `None`: 5 on routes, 1 at endpoints.
+    pub half_open_calls: Option<u32>,
     /// How long it may stay half-open before it opens again.
     pub half_open_max_wait: Nanos,
     /// The outcomes that count as failures.
@@ -180,7 +180,7 @@ section! {
         jitter: Pct = Default("0");
         /// At most this many calls are in flight or counted while half-open; the same thresholds
         /// over them close or open it.
-        half_open_calls: Int<1, 10_000> = Default("5");
+        half_open_calls: Option<Int<1, 10_000>> = Absent("5; 1 at endpoints");
         /// After this time half-open it opens again, so that it is never stuck.
         half_open_max_wait: Span<{ 100 * MS }, DAY> = Default("\"30s\"");
         /// The outcomes that are failures. Client cancels and replies of the filter are neither
@@ -289,5 +289,35 @@ impl BreakerSection {
             honour_retry_after: self.honour_retry_after,
             open_above: self.preset == Some(Preset::Sentinel),
         }
+    }
+}
+
+/// The breaker that endpoints have if nothing else is said: only failures in a row count.
+pub(crate) fn outlier(name: String) -> CircuitBreaker {
+    let open_duration = Nanos(SEC);
+    CircuitBreaker {
+        name,
+        mode: None,
+        scope: BreakerScope::Route,
+        failure_rate_threshold: Percent(10_000),
+        slow_call_rate_threshold: Percent(10_000),
+        slow_call_duration: Nanos::MAX,
+        consecutive_failures: 3,
+        minimum_calls: u32::MAX,
+        window: WindowConfig::Time(Nanos(SEC)),
+        open_duration,
+        backoff_multiplier_centi: 200,
+        max_open_duration: open_duration.times(8),
+        jitter: Percent(2_000),
+        half_open_calls: None,
+        half_open_max_wait: Nanos(5 * SEC),
+        failure_on: FailureOn {
+            status: vec![(502, 504)],
+            grpc_status: vec![14],
+            reset: true,
+            timeout: true,
+        },
+        honour_retry_after: false,
+        open_above: false,
     }
 }

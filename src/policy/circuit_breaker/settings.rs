@@ -6,6 +6,9 @@ use crate::base::percent::Percent;
 use crate::base::time::{Moment, Nanos};
 use crate::policy::circuit_breaker::config;
 
+/// Half-open calls if nothing is said.
+const HALF_OPEN_CALLS: u32 = 5;
+
 /// The shortest open time that an upstream may ask for; the configuration has the same minimum.
 const SHORTEST: Nanos = Nanos::from_millis(100);
 
@@ -37,6 +40,12 @@ impl BreakerSettings {
     #[must_use]
     pub const fn config(&self) -> &config::CircuitBreaker {
         &self.config
+    }
+
+    /// Calls let through while half-open.
+    #[must_use]
+    pub fn half_open_calls(&self) -> u32 {
+        self.config.half_open_calls.unwrap_or(HALF_OPEN_CALLS)
     }
 
     /// Whether the window is one of time.

@@ -157,7 +157,7 @@ impl BreakerState {
             }
             Phase::HalfOpen => {}
         }
-        if self.permits >= settings.config().half_open_calls {
+        if self.permits >= settings.half_open_calls() {
             return (Admission::Refused { wait: Nanos::ZERO }, change);
         }
         self.permits = self.permits.saturating_add(1);
@@ -229,11 +229,7 @@ impl BreakerState {
         let slow = settings.is_slow(call);
         let reason = if half_open {
             self.trial.count(failed, slow);
-            settings.tripped(
-                self.trial,
-                settings.config().half_open_calls,
-                self.consecutive,
-            )
+            settings.tripped(self.trial, settings.half_open_calls(), self.consecutive)
         } else {
             self.window.count(settings.bucket_of(now), failed, slow);
             settings.trips(self.window.sum(), self.consecutive)
@@ -247,7 +243,7 @@ impl BreakerState {
                 random,
             ));
         }
-        if half_open && self.trial.calls >= settings.config().half_open_calls {
+        if half_open && self.trial.calls >= settings.half_open_calls() {
             return Some(self.close(settings, now));
         }
         self.look(settings, now);
@@ -257,7 +253,7 @@ impl BreakerState {
     /// Looks whether all trials of the round have ended or are being answered well.
     fn look(&mut self, settings: &BreakerSettings, now: Moment) {
         let known = self.trial.calls.saturating_add(self.begun);
-        if self.begun == 0 || known < settings.config().half_open_calls {
+        if self.begun == 0 || known < settings.half_open_calls() {
             self.passes_at = Moment::ZERO;
         } else if self.passes_at == Moment::ZERO {
             // No later than the round's end.
@@ -267,7 +263,7 @@ impl BreakerState {
 
     /// Whether the round is a pass by the trials that live on.
     fn passes(&self, settings: &BreakerSettings, now: Moment) -> bool {
-        let half_open_calls = settings.config().half_open_calls;
+        let half_open_calls = settings.half_open_calls();
         let calls = self.trial.calls.saturating_add(self.begun);
         let counts = Counts {
             calls,

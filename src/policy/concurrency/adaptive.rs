@@ -326,6 +326,15 @@ impl Observations {
         (found != limit).then_some(found)
     }
 
+    /// How long a request takes that comes when so many are in flight, where they queue; zero while
+    /// nothing is known.
+    #[must_use]
+    pub fn expected(&self, in_flight: u64) -> Nanos {
+        let time = u128::from(self.all.time).saturating_mul(in_flight.into());
+        let time = time.checked_div(self.all.in_flight.into()).unwrap_or(0);
+        Nanos(u64::try_from(time).unwrap_or(u64::MAX))
+    }
+
     fn is_pressed(&self, settings: &AdaptiveSettings, now: Moment) -> bool {
         self.all.mean() > settings.late()
             || self

@@ -50,6 +50,16 @@ pub enum BalancePolicy {
 }
 
 choice! {
+    /// What takes failing endpoints out of rotation where nothing else is said.
+    enum Outlier {
+        /// A breaker with defaults of its own.
+        Default = "default",
+        /// Nothing.
+        Off = "off",
+    }
+}
+
+choice! {
     /// Which reports of endpoints count.
     enum LoadReport {
         /// None.

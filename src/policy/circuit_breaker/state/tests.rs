@@ -23,7 +23,7 @@ fn config() -> config::CircuitBreaker {
         backoff_multiplier_centi: 100,
         max_open_duration: Nanos::from_secs(60),
         jitter: Percent(0),
-        half_open_calls: 4,
+        half_open_calls: Some(4),
         half_open_max_wait: Nanos::from_secs(30),
         failure_on: FailureOn {
             status: vec![(500, 599)],
