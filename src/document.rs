@@ -97,6 +97,8 @@ validated and then refused, unless it is set to its default.
 pub struct Config {
     /// Name in health documents; "haven" if not given.
     pub service: String,
+    /// Whose state it has; `None`: that of the plugin's root id, or name.
+    pub state: Option<String>,
     /// Mode of everything that does not set its own.
     pub mode: Mode,
     /// Where a client's address is taken from.
@@ -126,6 +128,10 @@ section! {
     Document {
         /// The service's name in health documents.
         service: Label = Default("\"haven\"");
+        /// Configurations of the same name in one proxy, with the same `vm_id`, share their state:
+        /// buckets, breakers, requests in flight, kept answers, what checks have found. Those of
+        /// another name share nothing. Metrics have it as the label `state`, unless it is `haven`.
+        state: Option<Label> = Absent("the plugin's `root_id`, or its `name` if that is empty");
         /// What policies do with their decisions; each policy and route may set its own, and the
         /// inner one wins. `enforce` acts, `shadow` decides, counts and logs what it would have
         /// done, `off` does not look.
@@ -199,6 +205,7 @@ impl Document {
         let routes = route::compile(self.routes, &at("routes"), &resolver, errors);
         Config {
             service: self.service,
+            state: self.state,
             mode: self.mode,
             client_ip,
             routes,

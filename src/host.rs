@@ -4,6 +4,7 @@
 //! The log needs no port: haven writes it with the macros of the `log` crate. On wasm32 the logger
 //! behind them writes to the proxy's log; a simulated proxy keeps its lines.
 
+pub mod scoped;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod sim;
 
@@ -26,6 +27,11 @@ pub trait Clock {
 
 /// The key-value store that all workers of a proxy share.
 pub trait SharedData {
+    /// Whose records these are: a part of each record's name ([`scoped::Scoped`]).
+    fn scope(&self) -> u64 {
+        0
+    }
+
     /// The value and its version, if there is one.
     fn shared(&self, key: &[u8]) -> Option<(Vec<u8>, Cas)>;
 

@@ -54,6 +54,16 @@ impl RecordKey {
         Self(key)
     }
 
+    /// The record of this name in the state that this host's configuration has.
+    fn within<H: SharedData>(&self, host: &H) -> Self {
+        let mut key = *self;
+        let owner = key.0.iter_mut().skip(3);
+        owner
+            .zip(host.scope().to_le_bytes())
+            .for_each(|(to, scope)| *to ^= scope);
+        key
+    }
+
     /// The bytes that the host sees.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8] {
@@ -101,6 +111,7 @@ pub fn update<H: SharedData, A>(
     key: &RecordKey,
     mut step: impl FnMut(&mut Vec<u8>) -> Step<A>,
 ) -> Result<A, Contended> {
+    let key = &key.within(host);
     for _ in 0..ATTEMPTS {
         let (mut bytes, version) = match host.shared(key.as_bytes()) {
             Some((bytes, cas)) => (bytes, Some(cas)),
@@ -112,7 +123,7 @@ pub fn update<H: SharedData, A>(
         };
         let written = match version {
             Some(cas) => host.set_shared(key.as_bytes(), &bytes, cas),
-            None => insert(host, key, &bytes),
+            None => put(host, key, &bytes),
         };
         if written.is_ok() {
             return Ok(answer);
@@ -123,7 +134,8 @@ pub fn update<H: SharedData, A>(
 
 /// The record's bytes.
 pub fn read<H: SharedData>(host: &H, key: &RecordKey) -> Option<Vec<u8>> {
-    host.shared(key.as_bytes()).map(|(bytes, _)| bytes)
+    host.shared(key.within(host).as_bytes())
+        .map(|(bytes, _)| bytes)
 }
 
 /// Writes the record if there is none.
@@ -131,6 +143,10 @@ pub fn read<H: SharedData>(host: &H, key: &RecordKey) -> Option<Vec<u8>> {
 /// # Errors
 /// [`CasMismatch`] if another worker was faster.
 pub fn insert<H: SharedData>(host: &H, key: &RecordKey, bytes: &[u8]) -> Result<(), CasMismatch> {
+    put(host, &key.within(host), bytes)
+}
+
+fn put<H: SharedData>(host: &H, key: &RecordKey, bytes: &[u8]) -> Result<(), CasMismatch> {
     if host
         .set_shared(key.as_bytes(), bytes, ABSENT_ON_ENVOY)
         .is_ok()

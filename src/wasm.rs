@@ -18,6 +18,7 @@ use crate::base::time::Moment;
 use crate::document;
 use crate::engine::chain::{Action, Exchange};
 use crate::engine::{Engine, TICK};
+use crate::host::scoped::Scoped;
 use crate::host::{CallAnswer, CallId, Clock};
 use crate::policy::health_check::report;
 use bindings::Proxy;
@@ -32,6 +33,8 @@ struct Root {
     id: u32,
     /// Missing until a configuration is accepted.
     engine: RefCell<Option<Rc<Engine>>>,
+    /// The proxy, with the configuration's own state.
+    host: RefCell<Rc<Scoped<Proxy>>>,
     ticks: Ticks,
     /// When the engine's own tick is due: the host's may come more often, for requests that wait.
     next_look: Cell<Moment>,
@@ -42,6 +45,7 @@ impl Root {
         Self {
             id,
             engine: RefCell::default(),
+            host: RefCell::new(Rc::new(Scoped::new(Proxy, ""))),
             ticks: Ticks::default(),
             next_look: Cell::new(Moment::ZERO),
         }
@@ -53,9 +57,15 @@ impl Root {
         let json = bindings::plugin_configuration(size);
         let engine = document::parse(&json)
             .map_err(|errors| errors.to_string())
-            .and_then(|config| Engine::new(config, &Proxy));
+            .and_then(|config| {
+                let state = config.state.clone();
+                let state = state.unwrap_or_else(bindings::plugin_identity);
+                let host = Rc::new(Scoped::new(Proxy, &state));
+                Ok((Engine::new(config, &*host)?, host))
+            });
         match engine {
-            Ok(engine) => {
+            Ok((engine, host)) => {
+                self.host.replace(host);
                 let now = Proxy.monotonic();
                 if engine.has_checks() {
                     self.ticks.want(now);
@@ -78,9 +88,12 @@ impl Root {
         waiting::resume(self.id, now);
         if let Some(engine) = self.engine().filter(|_| now >= self.next_look.get()) {
             self.next_look.set(now.plus(TICK));
-            engine.tick(&Proxy);
+            engine.tick(&*self.host());
         }
-        if let Some(next) = self.engine().and_then(|engine| engine.check(&Proxy, now)) {
+        if let Some(next) = self
+            .engine()
+            .and_then(|engine| engine.check(&*self.host(), now))
+        {
             self.ticks.want(next);
         }
         self.ticks.set(Proxy.monotonic());
@@ -114,9 +127,9 @@ impl Root {
     fn on_call(&self, call: CallId, answer: &CallAnswer) {
         let Some(engine) = self.engine() else { return };
         let now = Proxy.monotonic();
-        engine.answered(&Proxy, call, answer, now);
+        engine.answered(&*self.host(), call, answer, now);
         // What follows from it may be due sooner than what was known before.
-        if let Some(next) = engine.check(&Proxy, now) {
+        if let Some(next) = engine.check(&*self.host(), now) {
             self.ticks.want(next);
             self.ticks.set(now);
         }
@@ -125,6 +138,10 @@ impl Root {
     fn engine(&self) -> Option<Rc<Engine>> {
         self.engine.borrow().clone()
     }
+
+    fn host(&self) -> Rc<Scoped<Proxy>> {
+        Rc::clone(&self.host.borrow())
+    }
 }
 
 /// A reload has put another configuration in its place, and its last stream, which holds it, has
@@ -132,7 +149,7 @@ impl Root {
 impl Drop for Root {
     fn drop(&mut self) {
         if let Some(engine) = self.engine() {
-            engine.close(&Proxy);
+            engine.close(&*self.host());
         }
     }
 }
@@ -142,6 +159,7 @@ impl Drop for Root {
 struct Http {
     id: u32,
     root: Rc<Root>,
+    host: Rc<Scoped<Proxy>>,
     exchange: RefCell<Exchange>,
     /// Whether it waits, or has waited.
     held: Cell<bool>,
@@ -154,9 +172,9 @@ impl Drop for Http {
         let exchange = self.exchange.get_mut();
         // Properties can still be read here: this is the last moment.
         if exchange.is_unsettled() {
-            exchange.on_cut(&Proxy, &Proxy);
+            exchange.on_cut(&*self.host, &Proxy);
         }
-        exchange.on_end(&Proxy);
+        exchange.on_end(&*self.host);
     }
 }
 
@@ -167,6 +185,7 @@ impl Http {
         let exchange = Exchange::new(root.engine()?);
         Some(Self {
             id,
+            host: root.host(),
             root,
             exchange: RefCell::new(exchange),
             held: Cell::new(false),
@@ -174,9 +193,9 @@ impl Http {
     }
 
     fn on_request_headers(self: &Rc<Self>, end: bool) -> Action {
-        match self.with(|exchange| exchange.on_request_headers(&Proxy, &Proxy, end)) {
+        match self.with(|exchange| exchange.on_request_headers(&*self.host, &Proxy, end)) {
             Action::Wait { until } if waiting::hold(until, self) => Action::Stop,
-            Action::Wait { .. } => self.with(|exchange| exchange.on_no_room(&Proxy, &Proxy)),
+            Action::Wait { .. } => self.with(|exchange| exchange.on_no_room(&*self.host, &Proxy)),
             action => action,
         }
     }
@@ -187,7 +206,7 @@ impl Http {
         self.exchange
             .try_borrow_mut()
             .map_or(Action::Stop, |mut exchange| {
-                exchange.on_resume(&Proxy, &Proxy)
+                exchange.on_resume(&*self.host, &Proxy)
             })
     }
 
@@ -204,7 +223,7 @@ impl Http {
 
     fn on_request_body(&self, end: bool) -> Action {
         self.with(
-            |exchange| match exchange.on_request_body(&Proxy, &Proxy, end) {
+            |exchange| match exchange.on_request_body(&*self.host, &Proxy, end) {
                 Action::Continue => Self::while_waiting(exchange),
                 action => action,
             },
@@ -216,19 +235,19 @@ impl Http {
     }
 
     fn on_response_headers(&self, end: bool) -> Action {
-        self.with(|exchange| exchange.on_response_headers(&Proxy, &Proxy, end))
+        self.with(|exchange| exchange.on_response_headers(&*self.host, &Proxy, end))
     }
 
     fn on_response_body(&self, size: usize, end: bool) -> Action {
         self.with(|exchange| {
-            exchange.on_response_body(&Proxy, &Proxy, size, end);
+            exchange.on_response_body(&*self.host, &Proxy, size, end);
             Action::Continue
         })
     }
 
     fn on_response_trailers(&self) -> Action {
         self.with(|exchange| {
-            exchange.on_response_trailers(&Proxy, &Proxy);
+            exchange.on_response_trailers(&*self.host, &Proxy);
             Action::Continue
         })
     }

@@ -34,6 +34,8 @@ mod grpc_health;
 mod overload;
 #[path = "chain/recipes.rs"]
 mod recipes;
+#[path = "chain/state.rs"]
+mod state;
 #[path = "chain/switches.rs"]
 mod switches;
 

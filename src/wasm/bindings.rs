@@ -26,6 +26,7 @@ use crate::host::{
 use std::ptr::{null, null_mut};
 
 /// The host, and the stream whose callback is running.
+#[derive(Debug)]
 pub struct Proxy;
 
 const WASI_MONOTONIC: u32 = 1;
@@ -44,6 +45,22 @@ pub fn plugin_configuration(size: usize) -> Vec<u8> {
         proxy_get_buffer_bytes(PLUGIN_CONFIGURATION, 0, size, data, length)
     })
     .unwrap_or_default()
+}
+
+/// The plugin's root id, or its name if that is empty; nothing on a host without gauges: nginx,
+/// whose worker does not survive the question.
+pub fn plugin_identity() -> String {
+    if Proxy.define_shared("haven_internal_gauges") == SharedCounter::NONE {
+        return String::new();
+    }
+    let named = |path: &str| property(path).filter(|value| !value.is_empty());
+    let name = named("plugin_root_id").or_else(|| named("plugin_name"));
+    String::from_utf8_lossy(&name.unwrap_or_default()).into_owned()
+}
+
+fn property(path: &str) -> Option<Vec<u8>> {
+    // SAFETY: path and out pointers live through the call.
+    owned(|data, size| unsafe { proxy_get_property(path.as_ptr(), path.len(), data, size) })
 }
 
 /// Asks for a tick every so often.
@@ -346,9 +363,7 @@ impl Stream for Proxy {
     }
 
     fn property(&self, property: Property) -> Option<Vec<u8>> {
-        let path = property.path();
-        // SAFETY: path and out pointers live through the call.
-        owned(|data, size| unsafe { proxy_get_property(path.as_ptr(), path.len(), data, size) })
+        self::property(property.path())
     }
 
     fn set_state(&self, name: &str, value: &[u8]) {

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::filter::{assert_sound, grpc};
 use crate::recipes::{Kitchen, Prepared, Section, with_filter};
-use crate::support::{Client, Envoy, EnvoyConfig, checkout, load, run, wait_for};
+use crate::support::config::haven_filter;
+use crate::support::{Client, Envoy, EnvoyConfig, checkout, haven_wasm, load, run, wait_for};
 
 /// envoy.yaml with this filter, for all paths.
 fn envoy_yaml(filter: &Value) -> String {
@@ -461,5 +462,38 @@ fn a_vm_that_fails_comes_back_with_fail_reload_alone() {
             assert_eq!(log[1]["details"], "wasm_fail_stream");
         }
         std::fs::remove_file(&path).unwrap();
+    });
+}
+
+#[test]
+fn two_filters_of_one_chain_share_state_only_where_both_name_it() {
+    run(async {
+        for name in [None, Some("shared")] {
+            let mut limited = json!({
+                "rate_limits": {"l": {"limit": 2, "period": "1h"}},
+                "routes": [{"name": "all", "rate_limits": ["l"]}]});
+            if let Some(name) = name {
+                limited["state"] = json!(name);
+            }
+            let wasm = haven_wasm().unwrap();
+            let mut other = haven_filter(wasm.to_str().unwrap(), &limited.to_string(), false);
+            other["typed_config"]["config"]["root_id"] = json!("other");
+            let envoy =
+                Envoy::start(EnvoyConfig::direct().filter_before(other).haven(&limited)).await;
+            let client = envoy.h1();
+            // Where it is shared, a request takes two of two.
+            let passed = if name.is_some() { 1 } else { 2 };
+            for _ in 0..passed {
+                assert_eq!(client.get("/").await.unwrap().status, 200, "{name:?}");
+            }
+            assert_eq!(client.get("/").await.unwrap().status, 429, "{name:?}");
+            let state = name.unwrap_or("other");
+            let labels = [("state", state), ("policy", "l")];
+            assert_eq!(
+                envoy.metric("haven_decisions_total", &labels).await,
+                Some(1.0),
+                "{name:?}"
+            );
+        }
     });
 }

@@ -10,7 +10,7 @@ use super::{checkout, haven_wasm};
 
 /// The labels that metrics of haven carry: `haven_x;route=users;mode=enforce`. The same list stands
 /// in `envoy.yaml`.
-pub const LABELS: [&str; 12] = [
+pub const LABELS: [&str; 13] = [
     "route",
     "policy",
     "reason",
@@ -23,6 +23,7 @@ pub const LABELS: [&str; 12] = [
     "endpoint",
     "step",
     "switch",
+    "state",
 ];
 
 /// The request header that names the endpoints to try, unless a test says otherwise.
@@ -551,7 +552,7 @@ pub fn label_regex(label: &str) -> String {
     format!("(;{label}=([^;]*))")
 }
 
-fn haven_filter(wasm: &str, filter: &str, stop_all: bool) -> Value {
+pub fn haven_filter(wasm: &str, filter: &str, stop_all: bool) -> Value {
     json!({
         "name": "haven",
         "typed_config": {
