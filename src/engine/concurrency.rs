@@ -13,9 +13,9 @@ use crate::base::time::{Moment, Nanos};
 use crate::document::{self, ConcurrencyAlgorithm, Criticality, KeyPart};
 use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::concurrency::adaptive::{AdaptiveSettings, Observations};
-use crate::policy::concurrency::fair::{self, FairShares};
+use crate::policy::concurrency::fair::{self, FairShares, Standing};
 use crate::policy::concurrency::streams::{self, Streams};
-use crate::policy::concurrency::{Room, SHEDDING, has_room, has_room_over_share, share};
+use crate::policy::concurrency::{Room, SHEDDING, has_room, has_room_of, share};
 use crate::policy::shares::SharesRecord;
 use crate::request::Request;
 use std::cell::Cell;
@@ -211,10 +211,10 @@ impl Concurrency {
         let limit = self.limit(host);
         let others = among.saturating_sub(1);
         // Asked even where there is no room: it is then that workers have to know of each other.
-        let over_share = self.is_over_share(host, asks, others, limit);
+        let standing = self.standing(host, asks, others, limit);
         let answer = if !has_room(others, limit, criticality) {
             PlaceAnswer::Full
-        } else if over_share && !has_room_over_share(others, limit, criticality) {
+        } else if !has_room_of(standing, others, limit, criticality) {
             PlaceAnswer::OverShare
         } else {
             PlaceAnswer::Room
@@ -229,7 +229,7 @@ impl Concurrency {
         if !room {
             self.refused_at.set(Some(now));
             if let Some(fair) = &self.fair {
-                fair.shares.with(|shares| shares.refused(now));
+                fair.shares.with(|shares| shares.refused(now, standing));
             }
             if asks.enforce {
                 if whole {
@@ -270,18 +270,20 @@ impl Concurrency {
         }
     }
 
-    /// Whether fair shares are in force, and the request's key has more than one in flight.
-    fn is_over_share<H: Host>(
+    /// What the request's key has of fair shares, while they are in force.
+    fn standing<H: Host>(
         &self,
         host: &H,
         asks: &PlaceRequest,
         others: u64,
         limit: u64,
-    ) -> bool {
-        let Some(fair) = &self.fair else { return false };
+    ) -> Standing {
+        let Some(fair) = &self.fair else {
+            return Standing::Within;
+        };
         let Some(key) = asks.key else {
             host.add(fair.unkeyed, asks.whole.into());
-            return false;
+            return Standing::Within;
         };
         let nearly_full = !has_room(others, limit, Criticality::Sheddable);
         let due = |shares: &mut fair::KeyCounts| shares.is_due(asks.now, nearly_full);
@@ -289,7 +291,12 @@ impl Concurrency {
             host.add(fair.contention, 1);
         }
         fair.shares
-            .with(|shares| shares.is_active(asks.now) && shares.is_over(key))
+            .with(|shares| {
+                shares.asks(key, asks.now);
+                let active = shares.is_active(asks.now);
+                active.then(|| shares.standing(key, asks.now))
+            })
+            .unwrap_or_default()
     }
 
     /// How much room there was for more than this request.

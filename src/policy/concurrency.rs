@@ -16,6 +16,7 @@ pub mod streams;
 
 use crate::base::time::Nanos;
 use config::Criticality;
+use fair::Standing;
 
 /// The `Retry-After` of a refusal: a guess, since it is unknown how long the overload lasts.
 pub const RETRY_AFTER: Nanos = Nanos::from_secs(1);
@@ -28,11 +29,17 @@ pub const fn has_room(others: u64, limit: u64, criticality: Criticality) -> bool
     others.saturating_mul(100) < limit.saturating_mul(share(criticality))
 }
 
-/// The same for a request whose key has more than its fair share in flight: see [`fair`].
+/// The same for a request whose key is so far above its fair share: see [`fair`].
 #[must_use]
-pub const fn has_room_over_share(others: u64, limit: u64, criticality: Criticality) -> bool {
-    let percent = share(criticality).saturating_mul(fair::OVERDRAWN);
-    others.saturating_mul(10_000) < limit.saturating_mul(percent)
+pub fn has_room_of(standing: Standing, others: u64, limit: u64, of: Criticality) -> bool {
+    match standing {
+        Standing::Within => has_room(others, limit, of),
+        Standing::Over => {
+            let percent = share(of).saturating_mul(fair::OVERDRAWN);
+            others.saturating_mul(10_000) < limit.saturating_mul(percent)
+        }
+        Standing::FarOver { among } => has_room(others.max(among), limit, Criticality::Sheddable),
+    }
 }
 
 /// The share of the limit, in percent, from which on a request is refused.

@@ -6,7 +6,7 @@ use haven::base::rng::Rng;
 use haven::base::time::Nanos;
 use haven::engine::chain::Exchange;
 use haven::host::sim::{SimStream, Worker};
-use haven::policy::concurrency::fair::{FairRecord, KeyCounts, SYNC};
+use haven::policy::concurrency::fair::{ACTIVE, FairRecord, KeyCounts, SYNC, Standing};
 use serde_json::{Value, json};
 use std::rc::Rc;
 
@@ -38,7 +38,11 @@ pub(super) struct Flight {
 
 impl Flight {
     pub(super) fn begin(proxy: &Proxy, headers: &[(&str, &[u8])]) -> Self {
-        let stream = SimStream::request("GET", "/api", headers);
+        Self::begin_at(proxy, "/api", headers)
+    }
+
+    fn begin_at(proxy: &Proxy, path: &str, headers: &[(&str, &[u8])]) -> Self {
+        let stream = SimStream::request("GET", path, headers);
         let exchange = proxy.begin(&stream);
         Self { stream, exchange }
     }
@@ -420,8 +424,12 @@ pub(super) fn tenant(name: &str) -> [(&str, &[u8]); 1] {
 
 /// Begins requests of a tenant until one is refused, of which the policy is returned.
 fn fill(proxy: &Proxy, headers: &[(&str, &[u8])], held: &mut Vec<Flight>) -> String {
+    fill_at(proxy, "/api", headers, held)
+}
+
+fn fill_at(proxy: &Proxy, path: &str, headers: &[(&str, &[u8])], held: &mut Vec<Flight>) -> String {
     for _ in 0..50 {
-        let flight = Flight::begin(proxy, headers);
+        let flight = Flight::begin_at(proxy, path, headers);
         if let Some(reply) = flight.stream.replied() {
             let body: Value = serde_json::from_slice(&reply.body).unwrap();
             assert_eq!((reply.status, &body["reason"]), (503, &json!("overload")));
@@ -432,13 +440,13 @@ fn fill(proxy: &Proxy, headers: &[(&str, &[u8])], held: &mut Vec<Flight>) -> Str
     "none".to_owned()
 }
 
-/// Requests in flight: one tenant has 30 of them and another one, and the limit has just refused.
+/// Requests in flight: one tenant has 20 of them and another 14, and the limit has just refused.
 fn crowded(proxy: &Proxy) -> Vec<Flight> {
     let mut held = Vec::new();
     assert_eq!(fill(proxy, &tenant("a"), &mut held), "c");
     assert_eq!(held.len(), 38, "while nothing is refused one may have all");
-    held.drain(30..).for_each(|flight| flight.cancel(proxy));
-    held.extend(hold(proxy, 1, &tenant("b")));
+    held.drain(20..).for_each(|flight| flight.cancel(proxy));
+    held.extend(hold(proxy, 14, &tenant("b")));
     held
 }
 
@@ -460,7 +468,7 @@ fn is_forgotten(proxy: &Proxy) -> bool {
     probe.sync(&mut record, proxy.machine.now(), 0);
     // Alone, a key may have everything.
     (0..1_000).for_each(|_| probe.enter(0));
-    !probe.is_over(0)
+    probe.standing(0, proxy.machine.now().plus(ACTIVE)) == Standing::Within
 }
 
 #[test]
@@ -492,14 +500,51 @@ fn once_something_is_refused_who_has_most_is_refused_first() {
 }
 
 #[test]
+fn who_has_far_more_than_others_leaves_them_what_they_ask_for_whatever_its_criticality() {
+    let routes = json!({
+        "upstreams": {"u": {"concurrency_limit": "c"}},
+        "routes": [
+            {"name": "vital", "match": {"path": "/vital"}, "upstream": "u"},
+            {"name": "r", "upstream": "u", "criticality": "sheddable"}]});
+    let proxy = Proxy::new(&fair(&routes));
+    let mut held = Vec::new();
+    let abuse = |held: &mut Vec<Flight>| fill_at(&proxy, "/vital", &tenant("a"), held);
+    assert_eq!(abuse(&mut held), "c");
+    assert_eq!(held.len(), 38, "alone it may have all");
+    let honest = |count| {
+        let begun = (0..count).map(|_| Flight::begin(&proxy, &tenant("b")));
+        let (refused, held): (Vec<_>, Vec<_>) = begun.partition(Flight::is_refused);
+        (held, refused.len())
+    };
+    assert_eq!(honest(6).1, 6, "all places below 70 % are taken");
+    // It is not let in again until six places of the 28 are free for those that were refused.
+    for _ in 0..17 {
+        held.drain(..1).for_each(|flight| flight.cancel(&proxy));
+        assert_eq!(abuse(&mut held), "c/fair");
+    }
+    assert_eq!(held.len(), 21);
+    let (others, refused) = honest(6);
+    assert_eq!(refused, 0);
+    // What was refused is forgotten, and as many as they have are kept for them.
+    for _ in 0..20 {
+        held.drain(..1).for_each(|flight| flight.cancel(&proxy));
+        pass(&proxy, 60);
+        abuse(&mut held);
+        assert_eq!(abuse(&mut held), "c/fair");
+    }
+    assert_eq!(held.len(), 22);
+    drop(others);
+}
+
+#[test]
 fn each_criticality_has_fair_shares_of_its_own_threshold() {
     let proxy = Proxy::new(&fair(&json!({"routes": [
         {"name": "r", "upstream": "u", "concurrency_limit": "c", "criticality": "sheddable"}]})));
     let mut held = Vec::new();
     assert_eq!(fill(&proxy, &tenant("a"), &mut held), "c");
     assert_eq!(held.len(), 28, "70 %");
-    held.drain(20..).for_each(|flight| flight.cancel(&proxy));
-    held.extend(hold(&proxy, 1, &tenant("b")));
+    held.drain(12..).for_each(|flight| flight.cancel(&proxy));
+    held.extend(hold(&proxy, 9, &tenant("b")));
     assert_eq!(fill(&proxy, &tenant("a"), &mut held), "c/fair");
     assert_eq!(held.len(), 26, "nine tenths of 28");
     assert_eq!(hold(&proxy, 1, &tenant("b")).len(), 1);
@@ -539,7 +584,7 @@ fn requests_without_the_key_are_counted_and_not_refused_by_it() {
     assert_eq!(fill(&proxy, &[], &mut held), "c");
     assert_eq!(held.len(), 38);
     // Those that were admitted, and the one that found no room.
-    assert_eq!(metric(&proxy, "haven_fair_unkeyed_total;policy=c"), 8);
+    assert_eq!(metric(&proxy, "haven_fair_unkeyed_total;policy=c"), 5);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use haven::base::time::Nanos;
 use haven::engine::Engine;
 use haven::engine::chain::{Action, Exchange};
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};
-use haven::policy::concurrency::fair::{FairRecord, KeyCounts, LOST, SYNC};
+use haven::policy::concurrency::fair::{ACTIVE, FairRecord, KeyCounts, LOST, SYNC, Standing};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -118,7 +118,7 @@ fn is_known(machine: &Machine) -> bool {
         probe.sync(&mut record, machine.now(), 0);
         // Alone, a key may have everything.
         (0..1_000).for_each(|_| probe.enter(0));
-        probe.is_over(0)
+        probe.standing(0, machine.now().plus(ACTIVE)) > Standing::Within
     })
 }
 

@@ -8,6 +8,16 @@
 //! those who ask for little, and an abusive client fills the rest, which costs the others nothing:
 //! the upstream is as busy as before. While nothing is refused the rule does nothing.
 //!
+//! **Who is far above.** With the same thresholds for all, a tenth is less than a place of a small
+//! limit, and a client that calls all it sends critical would still come before what others may
+//! lose. So a key with more than twice what the others have on average comes after all of them,
+//! whatever the criticality: below the least critical threshold stays free what the others have had
+//! in flight at the most, and what was refused of keys within their share, over the last second. So
+//! what it may have is what they do not ask for. The only key that asks is never above a share: it
+//! may be all clients, behind a load balancer. Whether others ask is told by what they have in
+//! flight, and by their requests of the last [`ACTIVE`], refused or not, or who has all would keep
+//! all.
+//!
 //! **Over workers.** A worker counts its own requests by key, in its own memory: never more entries
 //! than it has requests in flight. While the rule is active, workers exchange their counts in one
 //! record, each at most once in [`SYNC`]. So a key's count is exact in its own worker, and what
@@ -50,7 +60,28 @@ pub const MOST_WORKERS: usize = 64;
 /// The share of the usual threshold that an overdrawn key finds, in percent.
 pub const OVERDRAWN: u64 = 90;
 
-const VERSION: u8 = 1;
+/// Who has fewer in flight is never far above a share.
+pub const MANY: u64 = 2;
+
+/// What others asked for is remembered for one to two of these.
+const WINDOW: Nanos = Nanos::from_millis(500);
+
+/// What a key has in flight, compared with others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// No more than an equal share, or it is the only one that asks.
+    #[default]
+    Within,
+    /// More than an equal share.
+    Over,
+    /// More than twice what the others have on average.
+    FarOver {
+        /// What is in flight, with the others at the most they asked for of late.
+        among: u64,
+    },
+}
+
+const VERSION: u8 = 2;
 
 /// A limit's fair shares, as a worker keeps them.
 #[derive(Debug)]
@@ -109,6 +140,24 @@ impl FairShares {
     }
 }
 
+/// What the others asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Demand {
+    /// The most in flight beside a key that is far above its share.
+    peak: u64,
+    /// Requests of keys within their share that were refused.
+    missed: u32,
+}
+
+impl Demand {
+    fn with(self, other: Self) -> Self {
+        Self {
+            peak: self.peak.max(other.peak),
+            missed: self.missed.saturating_add(other.missed),
+        }
+    }
+}
+
 /// A worker's part of the record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkerPart {
@@ -117,10 +166,12 @@ pub struct WorkerPart {
     at: Moment,
     /// When this worker refused something last; [`Moment::MAX`]: never.
     refused_at: Moment,
-    /// Keys and their requests in flight.
+    /// Keys and their requests in flight; none for one that has asked lately and has none.
     listed: Vec<(u32, u32)>,
     /// Keys that are not listed, and their requests.
     rest: u32,
+    /// Requests of keys within their share that it has refused of late.
+    missed: u32,
 }
 
 /// The record: what all workers have in flight by key.
@@ -186,9 +237,31 @@ pub struct KeyCounts {
     own_total: u64,
     refused_at: Option<Moment>,
     synced: Option<Moment>,
+    /// The two keys that asked last, the later one first.
+    asked: [Option<(u32, Moment)>; 2],
+    /// What others asked for in this window and the one before it.
+    demand: [Demand; 2],
+    window: Moment,
+    /// What other workers missed.
+    others_missed: u32,
 }
 
 impl KeyCounts {
+    /// A request of this key has come, and may be refused.
+    pub fn asks(&mut self, key: u32, now: Moment) {
+        let [last, before] = &mut self.asked;
+        if last.is_some_and(|(known, _)| known != key) {
+            std::mem::swap(last, before);
+        }
+        *last = Some((key, now));
+    }
+
+    /// Whether another key has asked lately.
+    fn others_ask(&self, key: u32, now: Moment) -> bool {
+        let mut asked = self.asked.iter().flatten();
+        asked.any(|(other, at)| *other != key && *at <= now && now.since(*at) < ACTIVE)
+    }
+
     /// A request of this key is in flight.
     pub fn enter(&mut self, key: u32) {
         if self.own.add(key, 1) == 0 && self.others.get(key) == 0 {
@@ -215,9 +288,27 @@ impl KeyCounts {
         self.own_total = self.own_total.saturating_sub(1);
     }
 
-    /// The limit has refused something.
-    pub fn refused(&mut self, now: Moment) {
+    /// The limit has refused something, of a key of this standing.
+    pub fn refused(&mut self, now: Moment, standing: Standing) {
         self.refused_at = Some(now);
+        if standing == Standing::Within {
+            let missed = &mut self.demand(now).missed;
+            *missed = missed.saturating_add(1);
+        }
+    }
+
+    /// What is asked for in the window of this moment.
+    fn demand(&mut self, now: Moment) -> &mut Demand {
+        let passed = now.since(self.window);
+        if now < self.window || passed >= WINDOW {
+            let [latest, _] = self.demand;
+            let follows = now >= self.window && passed < WINDOW.plus(WINDOW);
+            let before = if follows { latest } else { Demand::default() };
+            self.demand = [Demand::default(), before];
+            self.window = now;
+        }
+        let [latest, _] = &mut self.demand;
+        latest
     }
 
     /// Whether anything was refused lately, by any worker.
@@ -236,13 +327,29 @@ impl KeyCounts {
                 .is_none_or(|at| now < at || now.since(at) >= SYNC)
     }
 
-    /// Whether this key has more than an equal share in flight.
+    /// What this key has in flight, compared with others.
     #[must_use]
-    pub fn is_over(&self, key: u32) -> bool {
+    pub fn standing(&mut self, key: u32, now: Moment) -> Standing {
         let own = u64::from(self.own.get(key)).saturating_add(self.others.get(key).into());
         let keys = self.keys.saturating_add(self.others_rest);
+        // Who asks and has nothing in flight has a share too.
+        let keys = keys.max(if self.others_ask(key, now) { 2 } else { 1 });
         let total = self.own_total.saturating_add(self.others_total);
-        own.saturating_mul(keys) > total
+        let of_others = total.saturating_sub(own);
+        if own.saturating_mul(keys) <= total {
+            return Standing::Within;
+        }
+        if own < MANY || own.saturating_mul(keys.saturating_sub(1)) <= of_others.saturating_mul(2) {
+            return Standing::Over;
+        }
+        let demand = self.demand(now);
+        demand.peak = demand.peak.max(of_others);
+        let [latest, before] = self.demand;
+        let Demand { peak, missed } = latest.with(before);
+        let missed = missed.saturating_add(self.others_missed);
+        Standing::FarOver {
+            among: own.saturating_add(peak).saturating_add(missed.into()),
+        }
     }
 
     /// Writes this worker's part into the record, drops those of lost ones, and takes note of the
@@ -254,17 +361,26 @@ impl KeyCounts {
             .retain(|part| part.vm != vm && part.at <= now && now.since(part.at) < LOST);
         (self.others_total, self.others_rest) = (0, 0);
         self.others.0.clear();
+        self.others_missed = 0;
+        let mut heard = Vec::new();
         for part in &record.parts {
-            // A count of zero is noise: no worker writes one.
-            for (key, count) in part.listed.iter().filter(|(_, count)| *count > 0) {
-                self.others.add(*key, *count);
-                self.others_total = self.others_total.saturating_add((*count).into());
+            if now.since(part.at) < ACTIVE {
+                self.others_missed = self.others_missed.saturating_add(part.missed);
+            }
+            for (key, count) in &part.listed {
+                if *count == 0 {
+                    heard.push((*key, part.at));
+                } else {
+                    self.others.add(*key, *count);
+                    self.others_total = self.others_total.saturating_add((*count).into());
+                }
             }
             self.others_rest = self.others_rest.saturating_add(part.rest.into());
             if part.refused_at <= now {
                 self.refused_at = self.refused_at.max(Some(part.refused_at));
             }
         }
+        heard.into_iter().for_each(|(key, at)| self.asks(key, at));
         self.others_total = self.others_total.saturating_add(self.others_rest);
         let own = self.own.0.iter();
         let only_own = own.filter(|(key, _)| self.others.get(*key) == 0).count();
@@ -274,7 +390,9 @@ impl KeyCounts {
         }
     }
 
-    fn part(&self, now: Moment, vm: u64) -> WorkerPart {
+    fn part(&mut self, now: Moment, vm: u64) -> WorkerPart {
+        let latest = *self.demand(now);
+        let [_, before] = self.demand;
         let mut listed = self.own.0.clone();
         if listed.len() > LISTED {
             sort::by_key(&mut listed, |(_, count)| Reverse(*count));
@@ -284,6 +402,11 @@ impl KeyCounts {
             .iter()
             .fold(0u32, |sum, (_, count)| sum.saturating_add(*count));
         listed.truncate(LISTED);
+        let asked = self.asked.iter().flatten();
+        let waiting = asked.filter(|(key, at)| self.own.get(*key) == 0 && now.since(*at) < ACTIVE);
+        for (key, _) in waiting.take(LISTED.saturating_sub(listed.len())) {
+            listed.push((*key, 0));
+        }
         let refused_at = self.refused_at.unwrap_or(Moment::MAX);
         WorkerPart {
             vm,
@@ -291,6 +414,7 @@ impl KeyCounts {
             refused_at,
             listed,
             rest,
+            missed: latest.with(before).missed,
         }
     }
 }
@@ -315,6 +439,7 @@ impl FairRecord {
             };
             let (vm, at, refused_at) = (next()?, Moment(next()?), Moment(next()?));
             let (unlisted, count) = halves(next()?);
+            let (_, missed) = halves(next()?);
             let mut listed = Vec::new();
             for _ in 0..count.min(LISTED as u32) {
                 listed.push(halves(next()?));
@@ -325,6 +450,7 @@ impl FairRecord {
                 refused_at,
                 listed,
                 rest: unlisted,
+                missed,
             });
         }
         Some(Self { parts })
@@ -343,6 +469,7 @@ impl FairRecord {
                 part.rest,
                 u32::try_from(part.listed.len()).unwrap_or(0),
             ));
+            put(part.missed.into());
             part.listed
                 .iter()
                 .for_each(|(key, count)| put(joined(*key, *count)));
