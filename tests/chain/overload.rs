@@ -834,3 +834,62 @@ fn where_all_are_slow_none_is_ejected() {
     let healthy = proxy.machine.metrics_of("haven_endpoint_healthy");
     assert!(healthy.iter().all(|(_, well)| *well == 1), "{healthy:?}");
 }
+
+/// Requests, 200 a second for 3 s from the end of a total outage of so many seconds on: when the
+/// last one failed or was refused, and how many did from a second on.
+fn after_outage(proxy: &Proxy, seconds: u64) -> (u64, u64) {
+    let mut open: Vec<(u64, u16, Flight)> = Vec::new();
+    let (mut last, mut late) = (0, 0);
+    let ends = seconds * 1_000;
+    for now in 0..ends + 3_000 {
+        let (over, rest): (Vec<_>, Vec<_>) = open.into_iter().partition(|(end, ..)| *end <= now);
+        open = rest;
+        for (_, status, flight) in over {
+            flight.answer(proxy, 0, status);
+        }
+        if now % 1_000 == 0 {
+            proxy.engine.tick(&proxy.worker);
+        }
+        if now % 5 == 0 {
+            let flight = Flight::begin(proxy, &[]);
+            let (status, took) = if now < ends { (503, 1) } else { (200, 30) };
+            if flight.is_refused() && now >= ends {
+                last = now - ends;
+                late += u64::from(last >= 1_000);
+            }
+            if !flight.is_refused() {
+                open.push((now + took, status, flight));
+            }
+        }
+        pass(proxy, 1);
+    }
+    (last, late)
+}
+
+#[test]
+fn after_a_total_outage_all_is_well_within_a_second_and_stays_so() {
+    let endpoints = [
+        json!({}),
+        json!({"consecutive_failures": 5, "open_duration": "10s", "backoff_multiplier": 2}),
+    ];
+    for breaker in endpoints {
+        for seconds in [1, 5, 20] {
+            let mut config = config(&json!({"circuit_breaker": "r"}));
+            config["circuit_breakers"] = json!({"r": {
+                "failure_rate_threshold": 90, "minimum_calls": 20,
+                "window": {"type": "time", "size": "2s"},
+                "open_duration": "100ms", "half_open_calls": 1}});
+            if breaker != json!({}) {
+                config["circuit_breakers"]["ep"] = breaker.clone();
+                config["upstreams"]["u"]["circuit_breaker"] = json!("ep");
+            }
+            let proxy = Proxy::new(&config);
+            round(&proxy, 2, (200, 30));
+            let (last, late) = after_outage(&proxy, seconds);
+            assert!(
+                last < 1_000 && late == 0,
+                "{breaker} {seconds} s: {last} ms"
+            );
+        }
+    }
+}
