@@ -39,7 +39,7 @@
 //! | idle | it stays; old observations are forgotten |
 //! | an upstream that hangs | falls to `min_limit`; good answers then outweigh the older ones |
 //! | a clock that steps back | observations are forgotten, the limit stays |
-//! | few requests | it moves rarely: a worker needs at least eight calls for a step |
+//! | few requests | it moves rarely: a worker needs at least eight calls for a step, but two for the double, see `early` |
 //!
 //! **Sources.** From Breakwater (OSDI 2020) and DAGOR (SoCC 2018): admission follows the time spent
 //! queueing, and priorities compare with a threshold on it. From CoDel (2012): a standing queue is
@@ -57,7 +57,10 @@
 //! Not for upstreams that take more than 85 % of the deadline when idle: they look overloaded at
 //! any load, and get `min_limit`.
 
+mod totals;
+
 use crate::base::time::{Moment, Nanos};
+use totals::CallTotals;
 
 /// Bounds and aim of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +85,9 @@ const MOST_GAIN: u32 = 3;
 
 /// Fewer calls than this prove nothing.
 const SAMPLES: u64 = 8;
+
+/// Fewer than this prove nothing either, where only a rise is looked for.
+const FEW: u64 = 2;
 
 /// In how many steps the quickest mean would forget what it was.
 const SETTLE: u64 = 32;
@@ -145,43 +151,6 @@ impl AdaptiveSettings {
     }
 }
 
-/// Calls: how many, how many were in flight when they came, and how long they took, in ns.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct CallTotals {
-    count: u64,
-    in_flight: u64,
-    time: u64,
-}
-
-impl CallTotals {
-    const fn add(&mut self, in_flight: u64, elapsed: Nanos) {
-        self.count = self.count.saturating_add(1);
-        self.in_flight = self.in_flight.saturating_add(in_flight);
-        self.time = self.time.saturating_add(elapsed.0);
-    }
-
-    /// How many are answered within this time.
-    fn within(&self, time: u64) -> u64 {
-        let product = u128::from(self.in_flight).saturating_mul(time.into());
-        // Faster than the clock shows: as if it had taken a nanosecond.
-        u64::try_from(product.checked_div(self.time.max(1).into()).unwrap_or(0)).unwrap_or(u64::MAX)
-    }
-
-    fn mean(&self) -> u64 {
-        self.time.checked_div(self.count).unwrap_or(0)
-    }
-
-    /// Older calls count less.
-    fn aged(self) -> Self {
-        let less = |n: u64| (n / 4).saturating_mul(3);
-        Self {
-            count: less(self.count),
-            in_flight: less(self.in_flight),
-            time: less(self.time),
-        }
-    }
-}
-
 /// A worker's recent observations of a limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Observations {
@@ -213,6 +182,8 @@ pub struct Observations {
     gain: u32,
     /// The least that answers have taken on average; it rises slowly.
     quickest: u64,
+    /// Calls since the limit last rose by much.
+    few: CallTotals,
     all: CallTotals,
     /// Those that came when half of the limit was in flight.
     pressed: CallTotals,
@@ -253,6 +224,7 @@ impl Observations {
         self.keep_up(settings, now);
         self.note(now, in_flight, limit);
         self.new.add(admitted_at, elapsed);
+        self.few.add(admitted_at, elapsed);
         self.all.add(admitted_at, elapsed);
         if admitted_at.saturating_mul(2) >= limit {
             self.pressed.add(admitted_at, elapsed);
@@ -266,9 +238,11 @@ impl Observations {
         now: Moment,
         limit: u64,
     ) -> Option<u64> {
-        let age = now.since(self.since);
-        if age < settings.period() || self.new.count < SAMPLES {
+        if now.since(self.since) < settings.period() {
             return None;
+        }
+        if self.new.count < SAMPLES {
+            return self.early(settings, now, limit);
         }
         if self.new.mean() < self.all.mean() / 4 {
             // The upstream has recovered: the older calls would hold the limit down for long.
@@ -358,14 +332,6 @@ impl Observations {
     /// whose answers are still to come, and a sixteenth, which doubles, up to a half, while answers
     /// do not take longer for it.
     fn probe(&mut self, settings: &AdaptiveSettings, now: Moment, limit: u64, mean: u64) -> u64 {
-        let before = std::mem::replace(&mut self.probed, limit);
-        // By another worker's step, or by the law, which is to show what it does first.
-        if limit > before {
-            self.risen_at = now;
-        }
-        if limit > before.saturating_add(before / 5) {
-            self.probed_at = now;
-        }
         if !self.is_refusing(settings, now) || now.since(self.probed_at) < Nanos(mean) {
             return limit;
         }
@@ -398,8 +364,41 @@ impl Observations {
             let part = 16u64.checked_shr(self.gain).unwrap_or(1).max(1);
             limit.saturating_add(limit.checked_div(part).unwrap_or(0).max(1))
         };
-        (self.probed_at, self.probed_mean) = (now, mean);
+        self.probed_mean = mean;
+        self.rise(now);
         self.probed
+    }
+
+    /// The double, for a worker that sees too few calls to know what they take: while it refuses
+    /// requests, and the few that came where it was nearly full were answered in half of the target,
+    /// so that the double is in time even if all of it had to queue. (Bug avoided: eight
+    /// workers that share a limit of 20 and a service of a second have three calls a second each,
+    /// and stayed at 20 for seconds.)
+    fn early(&mut self, settings: &AdaptiveSettings, now: Moment, limit: u64) -> Option<u64> {
+        let few = self.few;
+        let among = few.in_flight.checked_div(few.count)?;
+        // The first answers to a burst are the quick ones.
+        let wait = Nanos(few.mean()).max(settings.pressed_after());
+        // Who has seen more has the law.
+        let shown = self.all.count < SAMPLES
+            && few.count >= FEW
+            && settings.filled_by(among).saturating_mul(2) >= limit
+            && few.mean() <= settings.target() / 2
+            && self.is_refusing(settings, now)
+            && now.since(self.probed_at) >= wait;
+        let found = limit.saturating_mul(2).min(settings.max);
+        if !shown || found <= limit {
+            return None;
+        }
+        self.probed = found;
+        self.rise(now);
+        Some(found)
+    }
+
+    /// The limit has risen by much: what is seen from now on shows what that does.
+    const fn rise(&mut self, now: Moment) {
+        self.probed_at = now;
+        self.few = CallTotals::ZERO;
     }
 
     /// Keeps the least that answers have taken. What they take while requests are refused may be a
@@ -442,6 +441,14 @@ impl Observations {
     }
 
     fn note(&mut self, now: Moment, in_flight: u64, limit: u64) {
+        // By another worker's step, or by the law, which is to show what it does first.
+        if limit > self.probed {
+            self.risen_at = now;
+        }
+        if limit > self.probed.saturating_add(self.probed / 5) {
+            self.rise(now);
+        }
+        self.probed = limit;
         self.least = self.least.min(in_flight);
         if in_flight.saturating_mul(2) < limit {
             self.calm_at = now;
