@@ -4,7 +4,7 @@
 .PHONY: help wasm envoy demo test test-native test-sim test-wasm test-envoy compose-test \
   avail bench worlds fuzz check-config lint clean
 
-export ENVOY KEEP REAL SCENARIOS SCHEDULES STAND_INS SEED SEEDS WITHOUT
+export ENVOY KEEP REAL SCENARIOS SCHEDULES STAND_INS SEED SEEDS SIZE WITHOUT
 
 help: ## show this list
 	@echo "make COMMAND [ENVOY=/path/to/envoy]"

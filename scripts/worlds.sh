@@ -7,6 +7,7 @@
 
 need_rust
 [[ -z ${SEED:-} ]] || export HAVEN_WORLD=$SEED
+[[ -z ${SIZE:-} ]] || export HAVEN_SIZE=$SIZE
 [[ -z ${WITHOUT:-} ]] || export HAVEN_WITHOUT=$WITHOUT
 if [[ -n ${REAL:-} ]]; then
   scripts/wasm.sh

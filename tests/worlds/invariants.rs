@@ -10,13 +10,14 @@ use serde_json::Value;
 /// Worlds of a run of the tests; `HAVEN_SEED` replays one.
 const WORLDS: u64 = 500;
 
-fn seeds() -> std::ops::Range<u64> {
+/// So many seeds, or the one that `HAVEN_SEED` names.
+pub fn seeds(worlds: u64) -> std::ops::Range<u64> {
     match std::env::var("HAVEN_SEED") {
         Ok(seed) => {
             let seed = seed.parse().expect("HAVEN_SEED is a number");
             seed..seed + 1
         }
-        Err(_) => 0..WORLDS,
+        Err(_) => 0..worlds,
     }
 }
 
@@ -30,7 +31,7 @@ fn config(world: &World) -> Value {
 #[test]
 fn each_request_ends_once_and_leaves_nothing_behind() {
     let (mut requests, mut faults) = (0, std::collections::BTreeSet::new());
-    for seed in seeds() {
+    for seed in seeds(WORLDS) {
         let world = World::draw(seed, Size::Small);
         let Run { records, left, .. } = run(&world, Some(&config(&world)), 0, false);
         let open = records
@@ -56,7 +57,7 @@ fn each_request_ends_once_and_leaves_nothing_behind() {
     }
     println!(
         "{} worlds, {requests} requests, {} kinds of faults",
-        seeds().count(),
+        seeds(WORLDS).count(),
         faults.len()
     );
 }

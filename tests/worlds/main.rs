@@ -12,6 +12,7 @@ mod support;
 
 mod bound;
 mod config;
+mod dominance;
 mod draw;
 mod envoy;
 mod fault;

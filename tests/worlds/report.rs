@@ -49,7 +49,11 @@ fn results() -> PathBuf {
     let program = std::env::current_exe().unwrap();
     let hash = xxh64(&fs::read(&program).unwrap(), 0);
     let folder = program.parent().unwrap();
-    folder.join(format!("worlds-{hash:016x}.jsonl"))
+    let size = match Size::asked() {
+        Size::Small => "small-",
+        Size::Full => "",
+    };
+    folder.join(format!("worlds-{size}{hash:016x}.jsonl"))
 }
 
 fn run_all(from: u64, to: u64, known: Vec<Verdict>, path: &PathBuf) -> Vec<Verdict> {
@@ -73,7 +77,7 @@ fn run_all(from: u64, to: u64, known: Vec<Verdict>, path: &PathBuf) -> Vec<Verdi
                     if done.contains(&seed) {
                         continue;
                     }
-                    let verdict = Verdict::of(seed, Size::Full);
+                    let verdict = Verdict::of(seed, Size::asked());
                     writeln!(file.lock().unwrap(), "{}", verdict.to_json()).unwrap();
                     let mut all = all.lock().unwrap();
                     all.push(verdict);
@@ -128,12 +132,7 @@ fn summary(all: &[Verdict]) -> String {
 fn kinds(all: &[Verdict]) -> String {
     let mut kinds: BTreeMap<&str, Vec<&Verdict>> = BTreeMap::new();
     for verdict in all {
-        let kind = if verdict.faults.contains(" + ") {
-            "(two faults)"
-        } else {
-            &verdict.faults
-        };
-        kinds.entry(kind).or_default().push(verdict);
+        kinds.entry(verdict.kind()).or_default().push(verdict);
     }
     let words = Policy::ALL.map(Policy::word);
     let mut useful = Table::new(&["fault", "worlds", "dominated", "bound", "all"]);

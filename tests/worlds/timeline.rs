@@ -11,13 +11,14 @@ use crate::world::{Size, World};
 /// Prints a world: what it is, how each configuration does, and then a line for each 100 ms.
 /// `HAVEN_WITHOUT=retry` shows the run without a policy, `HAVEN_WITHOUT=plain` plain Envoy.
 pub fn show(seed: u64) {
-    let world = World::draw(seed, Size::Full);
+    let size = Size::asked();
+    let world = World::draw(seed, size);
     println!("world {seed}: {}", world.describe());
     println!(
         "routes {:?}\nclients {:?}\n{}",
         world.routes, world.clients, world.config
     );
-    let verdict = Verdict::of(seed, Size::Full);
+    let verdict = Verdict::of(seed, size);
     println!(
         "bound {:?}, more load than capacity: {}",
         verdict.bound, verdict.full

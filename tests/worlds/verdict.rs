@@ -15,7 +15,7 @@ pub const MARGIN: f64 = 1.5;
 const OF_BOUND: f64 = 0.95;
 
 /// Where there is no room, at most so many tries a request.
-const MOST_TRIES: f64 = 1.25;
+pub const MOST_TRIES: f64 = 1.25;
 
 /// Repetitions of a world in which something is better than everything on.
 const REPEATS: u64 = 3;
@@ -90,6 +90,15 @@ impl Verdict {
             }
         }
         verdict
+    }
+
+    /// The kind of its fault, one word for all pairs of faults.
+    pub fn kind(&self) -> &str {
+        if self.faults.contains(" + ") {
+            "(two faults)"
+        } else {
+            &self.faults
+        }
     }
 
     /// What came of it with everything on.

@@ -17,6 +17,16 @@ pub enum Size {
     Full,
 }
 
+impl Size {
+    /// As `HAVEN_SIZE` says; for the report if it does not.
+    pub fn asked() -> Self {
+        match std::env::var("HAVEN_SIZE").as_deref() {
+            Ok("small") => Self::Small,
+            _ => Self::Full,
+        }
+    }
+}
+
 /// A world.
 #[derive(Clone, Debug)]
 pub struct World {
