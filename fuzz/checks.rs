@@ -552,7 +552,7 @@ fn spellings(ip: Ip) -> Vec<String> {
     all
 }
 
-/// A request costs what its header says, cut to `max`, or else the default: digits alone say
+/// A request costs what its header says, at least 1, cut to `max`, or else the default: digits alone say
 /// anything, however many. A cost above the burst is refused without a promise, and costs nothing.
 ///
 /// The first byte chooses one of four limits, the rest is the header's value.
@@ -582,15 +582,18 @@ pub fn check_cost(data: &[u8]) {
     let cost = if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         default
     } else {
-        digits.iter().fold(0, |n: u64, digit| {
-            n.saturating_mul(10)
-                .saturating_add(u64::from(digit - b'0'))
-                .min(max)
-        })
+        digits
+            .iter()
+            .fold(0, |n: u64, digit| {
+                n.saturating_mul(10)
+                    .saturating_add(u64::from(digit - b'0'))
+                    .min(max)
+            })
+            .max(1)
     };
     assert!(cost <= max);
     let proxy = Proxy::new(&configs[case], CasRules::Envoy);
-    let (stream, status) = proxy.ask(&[("x-cost", value), ("x-cost", b"3")], 200);
+    let (stream, status) = proxy.ask(&[("x-cost", value)], 200);
     let left = stream.response_header("ratelimit").and_then(|state| {
         let (_, rest) = state.split_once(";r=")?;
         rest.split(';').next()?.parse::<u64>().ok()
@@ -1717,4 +1720,248 @@ pub fn check_grpc_health(input: &[u8]) {
         grpc::response(&grpc::request(&service)),
         Some(EndpointHealth::Inconclusive)
     );
+}
+
+/// What an honest client gets: status, body, and haven's decisions.
+type Got = (u16, Vec<u8>, Option<String>);
+
+/// Honest clients, and between their requests whatever hostile ones think of. What the honest ones
+/// get is the same as without them: all that a hostile client controls here (its deadline, its
+/// cancel, its body's end, what it sends twice, its spelling, its claims) decides nothing for others.
+///
+/// Each byte is an act of a hostile client; three fit between two requests.
+pub fn check_hostile(data: &[u8]) {
+    let config = once_per_thread!(Config, || {
+        parsed(
+            r#"{"client_ip": {"source": "x-forwarded-for"},
+            "upstreams": {"u": {"endpoints": [{"address": "10.0.0.1:80"}, {"address": "10.0.0.2:80"}, {"address": "10.0.0.3:80"}],
+                "circuit_breaker": "endpoints"}},
+            "circuit_breakers": {"endpoints": {"consecutive_failures": 5, "open_duration": "1h", "max_open_duration": "1h"},
+                "route": {"failure_rate_threshold": 50, "minimum_calls": 10, "open_duration": "1h", "max_open_duration": "1h"}},
+            "rate_limits": {"client": {"limit": 40, "period": "1h", "key": ["client_ip"], "cost": {"header": "x-cost"}},
+                "key": {"limit": 40, "period": "1h", "key": [{"header": "x-api-key"}]}},
+            "fallbacks": {"f": {"steps": [{"stale": {}}, {"respond": {"status": 203, "body": "fixed"}}]}},
+            "routes": [{"name": "r", "match": {"prefix": "/api"}, "upstream": "u", "rate_limits": ["client", "key"],
+                "circuit_breaker": "route", "fallback": "f", "timeout": {"request": "1s", "reject_below": "p50"}}]}"#,
+        )
+    });
+    let without = honest_world(config, &[]);
+    assert_eq!(honest_world(config, data), without);
+}
+
+/// What the honest clients get in turn.
+fn honest_world(config: &Config, hostile: &[u8]) -> Vec<Got> {
+    const STEPS: u64 = 60;
+    let proxy = Proxy::new(config, CasRules::Envoy);
+    let begin = proxy.machine.now();
+    let (mut acts, mut open) = (hostile.iter(), Vec::new());
+    let mut got = Vec::new();
+    for step in 0..STEPS {
+        for act in acts.by_ref().take(3) {
+            open.extend(hostile_act(&proxy, *act, step));
+        }
+        let due = begin.plus(Nanos::from_millis(200 * (step + 1)));
+        proxy.machine.advance(due.since(proxy.machine.now()));
+        let client = step % 3;
+        let (address, key) = (format!("192.0.2.{client}"), format!("key-{client}"));
+        let path = format!("/api/{}", step % 4);
+        let headers: [(&str, &[u8]); 3] = [
+            ("x-forwarded-for", address.as_bytes()),
+            ("x-api-key", key.as_bytes()),
+            ("x-envoy-expected-rq-timeout-ms", b"500"),
+        ];
+        let stream = SimStream::request("GET", &path, &headers);
+        let mut exchange = proxy.begin(&stream);
+        let mut body = [key.as_bytes(), path.as_bytes()].concat();
+        let status = if step % 13 == 12 { 500 } else { 200 };
+        if stream.replied().is_none() {
+            proxy.machine.advance(Nanos::from_millis(50));
+            answer(&proxy, &mut exchange, &stream, status, &body);
+        }
+        exchange.on_end(&proxy.worker);
+        let reply = stream.replied();
+        let seen = reply.as_ref().map_or(status, |reply| reply.status);
+        if let Some(reply) = reply {
+            body = reply.body;
+        }
+        got.push((seen, body, stream.state("haven.decision")));
+    }
+    drop(open);
+    got
+}
+
+/// The upstream answers, whole.
+fn answer(proxy: &Proxy, exchange: &mut Exchange, stream: &SimStream, status: u16, body: &[u8]) {
+    let list = stream.request_header("x-haven-upstream");
+    let first = list.as_deref().and_then(|list| list.split(',').next());
+    let chunked: &[(&str, &[u8])] = &[("transfer-encoding", b"chunked")];
+    stream.answer(status, first, chunked);
+    exchange.on_response_headers(&proxy.worker, stream, false);
+    if stream.replied().is_none() {
+        stream.piece(body);
+        exchange.on_response_body(&proxy.worker, stream, body.len(), true);
+    }
+}
+
+/// One act of a hostile client. What it leaves open stays so.
+fn hostile_act(proxy: &Proxy, act: u8, step: u64) -> Option<Exchange> {
+    let client = format!("192.0.2.1, 198.51.100.{}", act >> 4);
+    let mut headers: Vec<(&str, &[u8])> = vec![("x-forwarded-for", client.as_bytes())];
+    let mut path = format!("/api/{}", step % 4);
+    match act % 16 {
+        0..=3 => headers.push(("grpc-timeout", b"10m")),
+        4 => headers.push(("grpc-timeout", b"0m")),
+        7 => headers.extend([("x-api-key", &b"key-1"[..]), ("x-api-key", b"evil")]),
+        8 => headers.extend([("x-forwarded-host", &b"evil"[..]), ("x-cost", b"0")]),
+        9 => headers.extend([
+            ("x-haven-upstream", &b"6.6.6.6:1"[..]),
+            ("x-haven-cluster", b"evil"),
+        ]),
+        10 => path = format!("/api/{};x?{act}", step % 4),
+        11 => path = format!("/api/{}?junk={step}", step % 4),
+        12 => headers.push(("cookie", b"sid=evil; sid=other")),
+        _ => {}
+    }
+    if act % 16 == 3 {
+        headers.push(("content-type", b"application/grpc"));
+    }
+    let stream = SimStream::request("GET", &path, &headers);
+    let mut exchange = Exchange::new(Rc::clone(&proxy.engine));
+    let whole = act % 16 != 6;
+    exchange.on_request_headers(&proxy.worker, &stream, whole);
+    let list = stream
+        .request_header("x-haven-upstream")
+        .unwrap_or_default();
+    assert!(!list.contains("6.6.6.6"), "a client names no endpoint");
+    if stream.replied().is_none() {
+        let first = list.split(',').next();
+        proxy.machine.advance(Nanos::from_millis(10));
+        match act % 16 {
+            0 => {
+                stream.fail(504, "response_timeout", first, 1);
+                exchange.on_response(&proxy.worker, &stream);
+            }
+            1 => answer(proxy, &mut exchange, &stream, 504, b"too late"),
+            2 => {
+                stream.answer(200, first, &[]);
+                exchange.on_response_headers(&proxy.worker, &stream, false);
+                stream.set_property(Property::ResponseCodeDetails, b"response_timeout");
+                stream.set_property(Property::ResponseFlags, &(1u64 << 2).to_le_bytes());
+                exchange.on_cut(&proxy.worker, &stream);
+            }
+            3 => {
+                stream.answer(200, first, &[]);
+                exchange.on_response_headers(&proxy.worker, &stream, false);
+                stream.trail(&[("grpc-status", b"4")]);
+                exchange.on_response_trailers(&proxy.worker, &stream);
+            }
+            // It hangs up, before an answer and in the middle of one.
+            5 => {}
+            13 => {
+                stream.answer(200, first, &[]);
+                exchange.on_response_headers(&proxy.worker, &stream, false);
+                stream.set_property(
+                    Property::ResponseCodeDetails,
+                    b"downstream_remote_disconnect",
+                );
+                exchange.on_cut(&proxy.worker, &stream);
+            }
+            6 => return Some(exchange),
+            _ => answer(proxy, &mut exchange, &stream, 200, b"evil"),
+        }
+    }
+    exchange.on_end(&proxy.worker);
+    None
+}
+
+/// Two requests, one kept and one that fails: the second gets the answer of the first only if a
+/// plain model takes them for the same.
+///
+/// The input: `path`, then a header in each line, and after a byte of zero the same for the second.
+pub fn check_stale_key(data: &[u8]) {
+    let config = once_per_thread!(Config, || {
+        parsed(
+            r#"{"fallbacks": {"f": {"steps": [{"stale": {"vary": ["x-who"]}}, {"respond": {"status": 203}}]}},
+                "routes": [{"name": "r", "fallback": "f"}]}"#,
+        )
+    });
+    let mut parts = data.splitn(2, |b| *b == 0);
+    let (one, other) = (
+        parts.next().unwrap_or_default(),
+        parts.next().unwrap_or_default(),
+    );
+    let (one, other) = (AskedFor::read(one), AskedFor::read(other));
+    let proxy = Proxy::new(config, CasRules::Envoy);
+    let send = |asked: &AskedFor, status: u16| {
+        let headers: Vec<_> = asked
+            .headers
+            .iter()
+            .map(|(n, v)| (n.as_str(), v.as_slice()))
+            .collect();
+        let stream = SimStream::request("GET", &asked.path, &headers);
+        let mut exchange = proxy.begin(&stream);
+        if stream.replied().is_none() {
+            answer(&proxy, &mut exchange, &stream, status, b"the first's");
+        }
+        exchange.on_end(&proxy.worker);
+        stream.replied().map(|reply| reply.body)
+    };
+    send(&one, 200);
+    if send(&other, 500).as_deref() == Some(b"the first's") {
+        assert_eq!(one.model(), other.model());
+        assert_eq!(one.of("authorization"), None::<Vec<u8>>);
+        assert_eq!(other.of("authorization"), None::<Vec<u8>>);
+    }
+}
+
+/// What a request of [`check_stale_key`] asks for.
+struct AskedFor {
+    path: String,
+    headers: Vec<(String, Vec<u8>)>,
+}
+
+impl AskedFor {
+    fn read(data: &[u8]) -> Self {
+        let mut lines = data.split(|b| *b == b'\n');
+        let path = String::from_utf8_lossy(lines.next().unwrap_or_default()).into_owned();
+        let header = |line: &[u8]| {
+            let at = line.iter().position(|b| *b == b':')?;
+            let name = std::str::from_utf8(line.get(..at)?)
+                .ok()?
+                .to_ascii_lowercase();
+            let plain =
+                !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+            plain.then(|| (name, line.get(at + 1..).unwrap_or_default().to_vec()))
+        };
+        Self {
+            path,
+            headers: lines.filter_map(header).collect(),
+        }
+    }
+
+    fn of(&self, name: &str) -> Option<Vec<u8>> {
+        let its: Vec<&[u8]> = self
+            .headers
+            .iter()
+            .filter(|(n, _)| n == name)
+            .map(|(_, value)| value.as_slice())
+            .collect();
+        (!its.is_empty()).then(|| its.join(&b", "[..]))
+    }
+
+    /// All that may tell its answer from another's.
+    fn model(&self) -> (String, Vec<Option<Vec<u8>>>) {
+        let path = self.path.split('#').next().unwrap_or_default().to_owned();
+        let telling = [
+            "x-who",
+            "x-api-key",
+            "x-auth-token",
+            "x-forwarded-client-cert",
+            "x-forwarded-host",
+            "x-http-method-override",
+            "x-original-url",
+            "x-user-id",
+        ];
+        (path, telling.map(|name| self.of(name)).into())
+    }
 }

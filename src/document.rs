@@ -45,7 +45,7 @@ pub use crate::policy::rate_limit::config::{
     Algorithm, Cost, OnContention, Quota, QuotaHeaders, RateLimit,
 };
 pub use crate::policy::retry::config::{Retry, RetryBudget};
-pub use crate::policy::route::config::{HostMatch, Match, PathMatch};
+pub use crate::policy::route::config::{HostMatch, Match, PathMatch, PathParameters};
 pub use crate::policy::upstream::config::{BalancePolicy, Endpoint, LoadReport};
 pub use crate::request::client_ip::{ClientIp, IpSource};
 pub use crate::request::key::{KeyPart, MissingKey};
@@ -103,6 +103,8 @@ pub struct Config {
     pub mode: Mode,
     /// Where a client's address is taken from.
     pub client_ip: ClientIp,
+    /// What becomes of path parameters.
+    pub path_parameters: PathParameters,
     /// Upstreams, in the document's order.
     pub upstreams: Vec<Rc<Upstream>>,
     /// Rate limits, in the document's order.
@@ -138,6 +140,10 @@ section! {
         mode: Mode = Default("\"enforce\"");
         /// Where a client's address is taken from.
         client_ip: ClientIp = Default("{}");
+        /// What routes and keys make of the parameters in a path: `strip` takes `/api/pay;x` for
+        /// `/api/pay`, as services do that know them; `keep` for another path. Envoy's routes and the
+        /// upstream get the path as it came.
+        path_parameters: PathParameters = Default("\"strip\"");
         /// Sets of interchangeable endpoints.
         upstreams: Named<Upstreams, UpstreamSection, MAX_NAMED> = Default("{}");
         /// Quotas.
@@ -208,6 +214,7 @@ impl Document {
             state: self.state,
             mode: self.mode,
             client_ip,
+            path_parameters: self.path_parameters,
             routes,
             health: self.health.checked(&at("health"), errors),
             trust_client_retry_headers: self.trust_client_retry_headers,

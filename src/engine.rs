@@ -13,6 +13,7 @@
 //! | [`chain`] | a request: `chain/` has a file for each stage, `grants` what must be given back |
 //! | `upstream`, `health_check` | endpoints: picking, outcomes, active checks |
 //! | `breaker`, `concurrency`, `stale` | policies with their metrics and log lines |
+//! | `single` | one reading of what a client may send twice |
 //! | `in_flight` | counts of requests in flight over all workers |
 //! | `lingering` | what was given up, and still counts |
 //! | `readiness` | what haven reports of the service |
@@ -55,14 +56,17 @@ mod reserved;
 mod route;
 mod seed;
 mod shared;
+mod single;
 mod stale;
 mod upstream;
 pub mod waiting;
 
+use crate::base::hash::once_more;
 use crate::base::headers::NameSet;
 use crate::base::rng::Rng;
+use crate::base::text::number;
 use crate::base::time::{Moment, Nanos};
-use crate::document::{ClientIp, Config, Probes};
+use crate::document::{ClientIp, Config, PathParameters, Probes};
 use crate::host::{CallAnswer, CallId, Calls, Host};
 use crate::store::Contended;
 use breaker::Breaker;
@@ -73,6 +77,7 @@ use lingering::Lingering;
 use logs::LogLimiter;
 use metrics::MetricTable;
 use route::Route;
+use single::SingleValues;
 use std::cell::Cell;
 use std::rc::Rc;
 use upstream::Upstream;
@@ -99,6 +104,13 @@ pub struct Engine {
     concurrency: Vec<Rc<Concurrency>>,
     /// Request headers that only we may set, lower case.
     reserved_headers: NameSet,
+    single: SingleValues,
+    path_parameters: PathParameters,
+    bridge: Cell<Bridge>,
+    /// By which the answer of a haven behind a bridge is known.
+    bridge_mark: Vec<u8>,
+    /// Whether it was said that clients can write what tells them apart.
+    said_forgeable: Cell<bool>,
     rng: Rng,
     /// Whether the host tells where a request without a body ends. The one that does not (nginx)
     /// has no gauges either, and reads bodies before it sends a request on.
@@ -152,6 +164,11 @@ impl Engine {
             .for_each(|breaker| _ = breaker.refresh(host, now, None));
         Ok(Self {
             reserved_headers: reserved::reserved_headers(&config),
+            single: SingleValues::new(&config),
+            path_parameters: config.path_parameters,
+            bridge: Cell::default(),
+            bridge_mark: number(once_more(0, seed)).into_bytes(),
+            said_forgeable: Cell::new(false),
             service: config.service,
             probes: config.health,
             client_ip: config.client_ip,
@@ -242,6 +259,18 @@ impl Engine {
             checks.answered(host, id, answer, now);
         }
     }
+}
+
+/// What is known of the bridge that gRPC health checks are to go through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Bridge {
+    #[default]
+    Unknown,
+    /// A check is on its way that will tell.
+    Asked,
+    There,
+    /// Someone else answers.
+    Missing,
 }
 
 /// What a tick reads anew.

@@ -37,13 +37,13 @@ impl<'a> Request<'a> {
     /// Reads the parts that every request has.
     #[must_use]
     pub fn new(headers: &'a HeaderMap) -> Self {
-        Self::read(headers, |_| {})
+        Self::read(headers, |_, _| {})
     }
 
-    /// The same, and calls `each` with the name of every header. One pass serves both: walking the
+    /// The same, and calls `each` with the name and the value of every header. One pass serves both: walking the
     /// headers is the main cost of most requests here.
     #[must_use]
-    pub fn read(headers: &'a HeaderMap, mut each: impl FnMut(&'a [u8])) -> Self {
+    pub fn read(headers: &'a HeaderMap, mut each: impl FnMut(&'a [u8], &'a [u8])) -> Self {
         let (mut method, mut target, mut content_type) = (&[][..], &[][..], None);
         for (name, value) in headers.iter() {
             // Length first: one comparison rules out most names.
@@ -55,7 +55,7 @@ impl<'a> Request<'a> {
                 }
                 _ => {}
             }
-            each(name);
+            each(name, value);
         }
         // A fragment never belongs in a request target. A client that sends one must not dodge a
         // path match with it.
@@ -140,6 +140,20 @@ impl<'a> Request<'a> {
     }
 }
 
+/// A path without the parameters of its segments: `/a;x=1/b;y` is `/a/b` (RFC 3986, 3.3). Services
+/// that know them take them off before they look who is meant.
+#[must_use]
+pub fn without_parameters(path: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(path.len());
+    for (at, segment) in path.split(|b| *b == b'/').enumerate() {
+        if at > 0 {
+            plain.push(b'/');
+        }
+        plain.extend_from_slice(split(segment, b';').0);
+    }
+    plain
+}
+
 /// The bytes before and after the first `at`; nothing after if there is none.
 fn split(bytes: &[u8], at: u8) -> (&[u8], &[u8]) {
     split_once(bytes, at).unwrap_or((bytes, &[]))
@@ -157,6 +171,19 @@ mod tests {
 
     fn map(pairs: &[(&str, &str)]) -> HeaderMap {
         HeaderMap::from_pairs(pairs)
+    }
+
+    #[test]
+    fn parameters_of_segments_are_cut_off() {
+        for (path, plain) in [
+            ("/api/pay;x", "/api/pay"),
+            ("/a;x=1;y=/b;/;z/c", "/a/b//c"),
+            ("/a", "/a"),
+            (";", ""),
+            ("", ""),
+        ] {
+            assert_eq!(without_parameters(path.as_bytes()), plain.as_bytes());
+        }
     }
 
     #[test]

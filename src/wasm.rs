@@ -193,21 +193,30 @@ impl Http {
     }
 
     fn on_request_headers(self: &Rc<Self>, end: bool) -> Action {
-        match self.with(|exchange| exchange.on_request_headers(&*self.host, &Proxy, end)) {
+        self.hold(self.with(|exchange| exchange.on_request_headers(&*self.host, &Proxy, end)))
+    }
+
+    /// Lets the request wait, if it is to.
+    fn hold(self: &Rc<Self>, action: Action) -> Action {
+        match action {
             Action::Wait { until } if waiting::hold(until, self) => Action::Stop,
             Action::Wait { .. } => self.with(|exchange| exchange.on_no_room(&*self.host, &Proxy)),
+            Action::Read => {
+                waiting::hold_reading(self);
+                Action::Read
+            }
             action => action,
         }
     }
 
     /// The moment that it waited for has come.
-    fn on_resume(&self) -> Action {
+    fn on_resume(self: &Rc<Self>) -> Action {
         // Running already, it is not to be let go from here.
-        self.exchange
-            .try_borrow_mut()
-            .map_or(Action::Stop, |mut exchange| {
-                exchange.on_resume(&*self.host, &Proxy)
-            })
+        let running = self.exchange.try_borrow_mut();
+        let action = running.map_or(Action::Stop, |mut exchange| {
+            exchange.on_resume(&*self.host, &Proxy)
+        });
+        self.hold(action)
     }
 
     /// Where the plugin's `allow_on_headers_stop_iteration` is set, pausing at the headers does not
@@ -221,16 +230,20 @@ impl Http {
         }
     }
 
-    fn on_request_body(&self, end: bool) -> Action {
-        self.with(
+    fn on_request_body(self: &Rc<Self>, end: bool) -> Action {
+        let action = self.with(
             |exchange| match exchange.on_request_body(&*self.host, &Proxy, end) {
                 Action::Continue => Self::while_waiting(exchange),
                 action => action,
             },
-        )
+        );
+        match action {
+            Action::Wait { .. } => self.hold(action),
+            action => action,
+        }
     }
 
-    fn on_request_trailers(&self) -> Action {
+    fn on_request_trailers(self: &Rc<Self>) -> Action {
         self.on_request_body(true)
     }
 

@@ -18,6 +18,8 @@ mod bodies;
 mod canary;
 #[path = "chain/checks.rs"]
 mod checks;
+#[path = "chain/clients.rs"]
+mod clients;
 #[path = "chain/concurrency.rs"]
 mod concurrency;
 #[path = "chain/deadlines.rs"]
@@ -511,8 +513,8 @@ fn costs_overrides_and_exemptions() {
             .unwrap()
             .to_owned()
     };
-    assert_eq!(remaining(&cost(b"a", b"0")), "r=10", "0 looks");
-    assert_eq!(remaining(&cost(b"a", b"3")), "r=7");
+    assert_eq!(remaining(&cost(b"a", b"0")), "r=9", "the least");
+    assert_eq!(remaining(&cost(b"a", b"2")), "r=7");
     assert_eq!(
         remaining(&cost(b"a", b"-5")),
         "r=6",

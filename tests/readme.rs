@@ -305,6 +305,11 @@ fn log_lines_are_explained() {
         " more changes",
         ": nobody can be asked in the cluster ",
         "shared data could not be written: all attempts were contended",
+        "client_ip: a request came without X-Forwarded-For, so nothing in front writes it",
+        "client_ip: Envoy takes the peer's address from X-Forwarded-For",
+        "client_ip: a request came without X-Real-IP",
+        "gRPC health checks are not answered by haven: ",
+        "gRPC health checks: the message of a call did not come",
     ] {
         assert!(TROUBLESHOOTING.contains(line), "{line:?}");
         let is_written = sources().iter().any(|source| source.contains(line));

@@ -12,15 +12,17 @@ use std::path::{Path, PathBuf};
 /// Each target, its check, and how many mutations are tried.
 type Target = (&'static str, fn(&[u8]), u32);
 
-const TARGETS: [Target; 8] = [
+const TARGETS: [Target; 10] = [
     ("client_ip", checks::check_client_ip, 10_000),
     ("config", checks::check_config, 50_000),
     ("cost", checks::check_cost, 20_000),
     ("exchange", checks::check_exchange, 5_000),
     ("grpc_health", checks::check_grpc_health, 20_000),
+    ("hostile", checks::check_hostile, 300),
     ("records", checks::check_records, 5_000),
     ("report", checks::check_report, 5_000),
     ("request_key", checks::check_request_key, 10_000),
+    ("stale_key", checks::check_stale_key, 5_000),
 ];
 
 /// The kept corpora together.
@@ -154,6 +156,28 @@ fn grpc_health_messages() {
 #[test]
 fn health_reports() {
     replay("report");
+}
+
+/// A world of honest and hostile clients, drawn at random: what the honest ones get does not show
+/// that there are others.
+#[test]
+fn hostile_clients() {
+    replay("hostile");
+    let rng = Rng::new(2);
+    for i in 0..300 {
+        let acts: Vec<u8> = (0..180).map(|_| rng.bits().to_le_bytes()[0]).collect();
+        run(
+            checks::check_hostile,
+            &acts,
+            "hostile",
+            &format!("world {i}"),
+        );
+    }
+}
+
+#[test]
+fn keys_of_kept_answers() {
+    replay("stale_key");
 }
 
 #[test]

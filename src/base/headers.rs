@@ -146,13 +146,18 @@ impl NameSet {
     /// The name that this one is, in any case.
     #[must_use]
     pub fn find(&self, name: &[u8]) -> Option<&str> {
+        self.names.get(self.position(name)?).map(String::as_str)
+    }
+
+    /// The number of the name that this one is, in any case.
+    #[must_use]
+    pub fn position(&self, name: &[u8]) -> Option<usize> {
         if self.lengths & Self::length(name.len()) == 0 {
             return None;
         }
         self.names
             .iter()
-            .find(|known| name.eq_ignore_ascii_case(known.as_bytes()))
-            .map(String::as_str)
+            .position(|known| name.eq_ignore_ascii_case(known.as_bytes()))
     }
 
     const fn length(bytes: usize) -> u64 {

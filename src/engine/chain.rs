@@ -23,15 +23,17 @@ mod stale;
 mod whole;
 
 use super::route::{Limit, Route};
-use super::{Engine, reserved};
+use super::single::Seen;
+use super::{Bridge, Engine, once, reserved};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::{Moment, Nanos};
+use crate::document::PathParameters;
 use crate::host::{Host, Message, Stream};
 use crate::policy::fallback::stale::{Draft, StaleRequest};
 use crate::policy::probe::grpc::ProbeRequest;
 use crate::policy::rate_limit::{KeyQuota, quota_headers};
 use crate::policy::route;
-use crate::request::{Reason, Request};
+use crate::request::{Reason, Request, without_parameters};
 use context::{Context, Handles};
 pub(super) use deadline::POLICY as DEADLINE;
 use deadline::{Deadline, Timing};
@@ -77,6 +79,8 @@ pub struct Exchange {
     waited: Nanos,
     /// The probe that it is, while its message is being read.
     probe: Option<ProbeRequest>,
+    /// It is a health check that goes on: a bridge is to answer it.
+    bridged: bool,
     /// What it waits for, while it does.
     pause: Option<Pause>,
     facts: Facts,
@@ -136,6 +140,7 @@ impl Exchange {
             whole: None,
             waited: Nanos::ZERO,
             probe: None,
+            bridged: false,
             pause: None,
             facts: Facts::default(),
             deadline: Deadline::default(),
@@ -176,13 +181,41 @@ impl Exchange {
         // all.
         let headers = stream.headers(Message::Request);
         // Found in the copy: only a request that has one pays for the call that removes it.
-        let request = Request::read(&headers, |name| {
+        let mut seen = Seen::default();
+        let request = Request::read(&headers, |name, value| {
             if let Some(reserved) = engine.reserved_headers.find(name) {
                 stream.remove_header(Message::Request, reserved);
             }
+            engine.single.note(name, value, &mut seen);
         });
         if let Some(action) = self.on_probe(&request, end, host, stream) {
             return action;
+        }
+        self.take_route(host, stream, (&headers, seen.twice), request, end)
+    }
+
+    /// Finds the route of a request and runs its chain. `headers`: all of them, and whether one that
+    /// has one reading may stand there twice.
+    fn take_route<H: Host, S: Stream>(
+        &mut self,
+        host: &H,
+        stream: &S,
+        (headers, twice): (&HeaderMap, bool),
+        request: Request<'_>,
+        end: bool,
+    ) -> Action {
+        let engine = Rc::clone(&self.engine);
+        let unified = twice.then(|| engine.single.unify(headers, stream));
+        let headers = unified.as_ref().unwrap_or(headers);
+        let mut request = if twice {
+            Request::new(headers)
+        } else {
+            request
+        };
+        let plain;
+        if engine.path_parameters == PathParameters::Strip && request.path.contains(&b';') {
+            plain = without_parameters(request.path);
+            request.path = &plain;
         }
         let mut routes = engine.routes.iter();
         let Some(route) = routes.find(|route| route::matches(&route.config.matcher, &request))
@@ -200,7 +233,7 @@ impl Exchange {
         self.whole = (end || !engine.tells_ends).then_some(self.start);
         self.route = Some(Rc::clone(route));
         let context = Context::new(&engine, route, host, stream);
-        self.run(&context, request, &headers, end)
+        self.run(&context, request, headers, end)
     }
 
     /// The chain of a request that has a route.
@@ -251,7 +284,11 @@ impl Exchange {
             .map(Box::new);
         if route.needs_client {
             let config = &context.engine.client_ip;
-            request.address = client::address(config, headers, context.stream);
+            let origin = client::origin(config, headers, context.stream);
+            if origin.forgeable && !context.engine.said_forgeable.replace(true) {
+                once::warn(context.host, client::forgeable(config.source));
+            }
+            request.address = origin.address;
             request.client = request
                 .address
                 .map(|ip| ip.masked(config.ipv4_prefix, config.ipv6_prefix));
@@ -271,36 +308,6 @@ impl Exchange {
         self.facts.retriable = self.is_retriable(context.route, request.method);
         self.read_deadline(context, headers);
         self.check_rate_limits(context, request)
-    }
-
-    /// The moment that [`Action::Wait`] named has come: the chain goes on.
-    pub fn on_resume<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
-        // Nothing waits: the proxy has answered meanwhile.
-        let Some((_, handles)) = self.pause.take().zip(self.handles()) else {
-            return Action::Stop;
-        };
-        let context = &handles.context(host, stream);
-        let now = host.monotonic();
-        self.waited = now.since(self.start);
-        self.start = now;
-        for (_, quota) in &mut self.quotas {
-            quota.reset = quota.reset.minus(self.waited);
-        }
-        // The wait may have been longer than it was to be.
-        if let Some(refusal) = self.check_deadline(context, self.waited) {
-            return self.refuse(context, &refusal);
-        }
-        self.proceed(context)
-    }
-
-    /// There was no room for the request to wait: it is refused, and costs nothing.
-    pub fn on_no_room<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
-        let Some((pause, handles)) = self.pause.take().zip(self.handles()) else {
-            return Action::Stop;
-        };
-        let context = &handles.context(host, stream);
-        let refusal = self.refuse_to_wait(context, &pause);
-        self.refuse(context, &refusal)
     }
 
     /// Whether [`Exchange::on_resume`] is still to come.
@@ -380,7 +387,7 @@ impl Exchange {
         stream: &S,
         end: bool,
     ) -> Action {
-        if self.replied {
+        if self.replied || (self.bridged && self.is_from_bridge(host, stream)) {
             return Action::Continue;
         }
         // The proxy has answered a request that still waits: it goes nowhere any more.
@@ -475,6 +482,9 @@ impl Exchange {
     /// Gives back all that is still held, without a verdict.
     fn release<H: Host>(&mut self, host: &H) {
         self.end_wait(host);
+        if self.bridged && self.engine.bridge.get() == Bridge::Asked {
+            self.engine.bridge.set(Bridge::Unknown);
+        }
         // The usual end needs no time: all has been recorded. Reading the clock costs as much as
         // any host call.
         let now = LazyCell::new(|| host.monotonic());

@@ -91,14 +91,13 @@ fn status(upstream: &Upstream, up: bool) -> (HealthStatus, String) {
     };
     let mut worst: Option<HealthStatus> = None;
     let mut why = String::new();
-    for (address, check_result) in upstream.check_results() {
+    for check_result in upstream.check_results() {
         if check_result.status.is_usable() {
             continue;
         }
         if why.is_empty() {
+            // Not its address: anyone may ask.
             why = [
-                address,
-                ": ",
                 check_result.status.word(),
                 ", ",
                 &check_result.reason.text(check_result.detail, check),

@@ -265,12 +265,12 @@ impl Upstream {
         self.is_checked.then(|| host.load(self.check_duration))
     }
 
-    /// What checks have found of all endpoints, with their addresses.
-    pub(super) fn check_results(&self) -> impl Iterator<Item = (&str, CheckResult)> {
+    /// What checks have found of all endpoints.
+    pub(super) fn check_results(&self) -> impl Iterator<Item = CheckResult> {
         self.endpoints
             .iter()
             .filter(|e| e.weight > 0 && e.check.is_some())
-            .map(|e| (e.address.as_str(), e.check_result.get()))
+            .map(|e| e.check_result.get())
     }
 
     /// The endpoints in rotation at this moment.

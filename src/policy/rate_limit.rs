@@ -368,12 +368,18 @@ impl RateLimit {
     fn cost(&self, request: &Request<'_>) -> u64 {
         match &self.config.cost {
             config::Cost::Fixed(cost) => *cost,
-            config::Cost::Header { name, default, max } => {
+            config::Cost::Header {
+                name,
+                default,
+                min,
+                max,
+            } => {
                 let value = request.headers.get(name).map(<[u8]>::trim_ascii);
                 match value {
                     // Digits that do not fit into a u64 are a large number, not a malformed one.
                     Some(digits) if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => {
-                        parse_number(digits).unwrap_or(u64::MAX).min(*max)
+                        // Not `clamp`, which panics where `min` is above `max`.
+                        parse_number(digits).unwrap_or(u64::MAX).max(*min).min(*max)
                     }
                     _ => *default,
                 }

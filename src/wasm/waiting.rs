@@ -4,7 +4,7 @@ use super::Http;
 use super::bindings::{self, Proxy};
 use crate::base::time::{Moment, Nanos};
 use crate::engine::chain::Action;
-use crate::engine::waiting::Waiting;
+use crate::engine::waiting::{MESSAGE_WAIT, MOST_MESSAGES, Waiting};
 use crate::host::Clock;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -62,6 +62,14 @@ pub fn hold(until: Moment, stream: &Rc<Http>) -> bool {
         }
     }
     added
+}
+
+/// Has the current stream looked at again, should its message not come. Without room it is not.
+pub fn hold_reading(stream: &Rc<Http>) {
+    let now = Proxy.monotonic();
+    if queue(|waiting| waiting.len() < MOST_MESSAGES).unwrap_or(false) {
+        hold(now.plus(MESSAGE_WAIT), stream);
+    }
 }
 
 /// Removes the stream from the queue: it has ended.

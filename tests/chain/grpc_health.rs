@@ -214,3 +214,79 @@ fn what_is_not_asked_of_us_goes_its_way() {
         Some("switched_off s enforce")
     );
 }
+
+/// A check of the whole that goes on and is answered with these headers; what refused it, if it was.
+fn answered(proxy: &Proxy, headers: &[(&str, &[u8])]) -> Option<u8> {
+    let stream = SimStream::request("POST", CHECK, &[("content-type", OUTER)]);
+    let mut exchange = Exchange::new(Rc::clone(&proxy.engine));
+    exchange.on_request_headers(&proxy.worker, &stream, false);
+    stream.send(&frame(&encode_request("")));
+    exchange.on_request_body(&proxy.worker, &stream, true);
+    if stream.replied().is_none() {
+        stream.answer(200, Some("10.9.9.9:80"), headers);
+        exchange.on_response(&proxy.worker, &stream);
+        assert_eq!(stream.response_header("x-haven-health"), None);
+    }
+    exchange.on_end(&proxy.worker);
+    stream.replied().map(|reply| reply.grpc_status.unwrap())
+}
+
+#[test]
+fn where_no_bridge_answers_a_check_is_a_request_like_any_other() {
+    let limited = json!({"rate_limits": {"l": {"limit": 3, "period": "1h"}}, "routes": [{"name": "r", "rate_limits": ["l"]}]});
+    let proxy = Proxy::new(&limited);
+    // Not even a service that claims to be one.
+    for forged in [&[][..], &[("x-haven-health", &b"1"[..])]] {
+        answered(&proxy, forged);
+    }
+    let refused = (0..20).filter(|_| answered(&proxy, &[]).is_some()).count();
+    assert_eq!(
+        refused, 18,
+        "the first went by, and one counted before these"
+    );
+    let warned = proxy.machine.logs();
+    let warned = warned.iter().filter(|(_, line)| line.contains("no bridge"));
+    assert_eq!(warned.count(), 1);
+}
+
+#[test]
+fn a_check_whose_message_never_comes_goes_on_as_a_request_like_any_other() {
+    let limited = json!({"rate_limits": {"l": {"limit": 1, "period": "1h"}}, "routes": [{"name": "r", "rate_limits": ["l"]}]});
+    let proxy = Proxy::new(&limited);
+    let statuses = [0, 1].map(|_| {
+        let stream = SimStream::request("POST", CHECK, &[("content-type", OUTER)]);
+        let mut exchange = Exchange::new(Rc::clone(&proxy.engine));
+        let action = exchange.on_request_headers(&proxy.worker, &stream, false);
+        assert_eq!(action, Action::Read);
+        let action = exchange.on_resume(&proxy.worker, &stream);
+        exchange.on_end(&proxy.worker);
+        (
+            action,
+            stream.replied().map(|reply| reply.grpc_status.unwrap()),
+        )
+    });
+    assert_eq!(
+        statuses,
+        [(Action::Continue, None), (Action::Stop, Some(8))]
+    );
+}
+
+#[test]
+fn where_a_bridge_answers_no_limit_counts_a_check() {
+    let limited = json!({"rate_limits": {"l": {"limit": 1, "period": "1h"}}, "routes": [{"name": "r", "rate_limits": ["l"]}]});
+    let proxy = Proxy::new(&limited);
+    let (_, inner) = call(
+        &proxy,
+        CHECK,
+        &[("content-type", INNER)],
+        &[&encode_request("")],
+    );
+    let mark = inner.response_header("x-haven-health").unwrap();
+    for _ in 0..20 {
+        assert_eq!(
+            answered(&proxy, &[("x-haven-health", mark.as_bytes())]),
+            None
+        );
+    }
+    assert_eq!(proxy.status("/", &[]), 200, "nothing has been counted");
+}

@@ -60,7 +60,12 @@ fn timeouts_are_taken_with_their_defaults() {
             (
                 r#""timeout": {"deadline_header": "Content-Length"}"#,
                 "routes[0].timeout.deadline_header: \"content-length\" is not allowed, want a header that says nothing else: \
-                 none that frames the message, not \"host\", none of Envoy's",
+                 none that frames the message, not \"host\", none of Envoy's, none that tells who a client is",
+            ),
+            (
+                r#""timeout": {"deadline_header": "Authorization"}"#,
+                "routes[0].timeout.deadline_header: \"authorization\" is not allowed, want a header that says nothing else: \
+                 none that frames the message, not \"host\", none of Envoy's, none that tells who a client is",
             ),
         ],
     );

@@ -37,6 +37,7 @@ fn the_full_document_is_read_as_it_is_meant() {
         Cost::Header {
             name: "x-cost".into(),
             default: 2,
+            min: 1,
             max: 10
         }
     );

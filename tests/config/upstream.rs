@@ -73,7 +73,7 @@ fn upstreams_are_checked() {
             )],
         );
     }
-    let reserved = "want a header name that starts with \"x-\" and is none of x-forwarded-for, x-forwarded-proto, x-haven-cluster, \
+    let reserved = "want a header name that starts with \"x-\", none of Envoy's, none that tells who a client is, and none of x-forwarded-for, x-forwarded-proto, x-haven-cluster, \
                     x-real-ip, x-request-id";
     refuses(
         r#"{"upstreams": {"u": @}}"#,
@@ -85,6 +85,16 @@ fn upstreams_are_checked() {
             (
                 r#"{"override": {"header": "X-Real-IP"}}"#,
                 &format!("upstreams.u.override.header: \"x-real-ip\" is not allowed, {reserved}"),
+            ),
+            (
+                r#"{"override": {"header": "x-envoy-max-retries"}}"#,
+                &format!(
+                    "upstreams.u.override.header: \"x-envoy-max-retries\" is not allowed, {reserved}"
+                ),
+            ),
+            (
+                r#"{"override": {"header": "X-API-Key"}}"#,
+                &format!("upstreams.u.override.header: \"x-api-key\" is not allowed, {reserved}"),
             ),
             (
                 r#"{"override": {"header": ":path"}}"#,

@@ -238,10 +238,11 @@ impl Exchange {
     /// The answer is at its end, or its client has gone.
     pub(super) fn time_end(&mut self, now: Moment) {
         let duration = self.elapsed(now);
+        // A client that has gone before the answer teaches nothing of how long it takes. (Bug
+        // avoided: one that gives up all the time has others refused by a quantile, or cut off by a
+        // timeout that follows it.)
         if self.timing == Timing::Sent {
-            // Neither answered nor refused.
             self.give_up(now, duration);
-            return self.time_cut_off(now, duration);
         }
         let timing = std::mem::take(&mut self.timing);
         let seen = self.route.as_ref().and_then(|route| route.seen.as_ref());

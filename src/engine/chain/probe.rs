@@ -1,13 +1,25 @@
 //! Probes that haven answers itself: health pages, and health checks over gRPC, the only requests
 //! whose bodies are read.
 
-use super::{Action, Exchange};
-use crate::engine::Engine;
-use crate::host::{Host, Stream};
+use super::{Action, Exchange, once};
+use crate::engine::{Bridge, Engine};
+use crate::host::{Host, Message, Stream};
 use crate::policy::probe::grpc::{self, ProbeCall, ProbeRequest};
 use crate::policy::probe::{self, Probe};
 use crate::request::Request;
 use std::rc::Rc;
+
+/// By this header the haven behind the bridge makes itself known to the one before it. Its value is
+/// a secret of the proxy, so that no service can.
+const BRIDGED: &str = "x-haven-health";
+
+const NO_BRIDGE: &str = "gRPC health checks are not answered by haven: the proxy has no bridge for \
+                         /grpc.health.v1.Health/Check (docs/probes.md), so they go where its route \
+                         leads, as any other request; \"health\": {\"grpc\": false} leaves them alone";
+
+const NO_MESSAGE: &str = "gRPC health checks: the message of a call did not come; if none does, set \
+                          allow_on_headers_stop_iteration: true in the plugin's configuration \
+                          (docs/probes.md)";
 
 impl Exchange {
     /// Answers a probe; `None`: the request is none.
@@ -79,13 +91,71 @@ impl Exchange {
     ) -> Action {
         let reply = match probe.service(body) {
             Ok(service) if probe.is_outer() && engine.has_service(service) => {
-                return Action::Continue;
+                return self.pass_to_bridge(engine, host, stream);
             }
-            Ok(service) => engine
-                .serving(host, host.monotonic(), service)
-                .map_or_else(|| probe.not_found(), |serving| probe.answer(serving)),
+            Ok(service) => {
+                let serving = engine.serving(host, host.monotonic(), service);
+                let mut reply =
+                    serving.map_or_else(|| probe.not_found(), |serving| probe.answer(serving));
+                if !probe.is_outer() {
+                    reply.headers.push((BRIDGED, engine.bridge_mark.clone()));
+                }
+                reply
+            }
             Err(reply) => reply,
         };
         self.reply(stream, &reply)
+    }
+
+    /// The message of a check has not come: without the setting that lets it come, it never does.
+    /// The call goes on as a request like any other.
+    pub(super) fn give_up_reading<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
+        once::warn(host, NO_MESSAGE);
+        let headers = stream.headers(Message::Request);
+        let request = Request::new(&headers);
+        self.take_route(host, stream, (&headers, true), request, false)
+    }
+
+    /// Where no bridge stands a check goes to the service, and it must not pass its limits. So the
+    /// first finds out who answers, and until that is known, or if it is not a bridge, the others
+    /// are requests like any other.
+    fn pass_to_bridge<H: Host, S: Stream>(
+        &mut self,
+        engine: &Engine,
+        host: &H,
+        stream: &S,
+    ) -> Action {
+        match engine.bridge.get() {
+            Bridge::There => self.bridged = true,
+            Bridge::Unknown => {
+                self.bridged = true;
+                engine.bridge.set(Bridge::Asked);
+            }
+            Bridge::Asked | Bridge::Missing => {
+                let headers = stream.headers(Message::Request);
+                let request = Request::new(&headers);
+                let action = self.take_route(host, stream, (&headers, true), request, true);
+                self.bridged = engine.bridge.get() == Bridge::Missing;
+                return action;
+            }
+        }
+        Action::Continue
+    }
+
+    /// Whether the answer to a health check that went on comes from the haven behind the bridge. If
+    /// it does not, that is said once.
+    pub(super) fn is_from_bridge<H: Host, S: Stream>(&self, host: &H, stream: &S) -> bool {
+        let headers = stream.headers(Message::Response);
+        let mark = headers.get(BRIDGED);
+        if mark.is_some() {
+            stream.remove_header(Message::Response, BRIDGED);
+        }
+        if mark != Some(&self.engine.bridge_mark) {
+            self.engine.bridge.set(Bridge::Missing);
+            once::warn(host, NO_BRIDGE);
+            return false;
+        }
+        self.engine.bridge.set(Bridge::There);
+        true
     }
 }

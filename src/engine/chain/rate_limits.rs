@@ -1,11 +1,11 @@
 //! The part of the chain that asks the route's limits, and what becomes of a request that they have
 //! wait.
 
-use super::{Context, Exchange, Refusal};
+use super::{Action, Context, Exchange, Refusal};
 use crate::base::time::{Moment, Nanos};
 use crate::document::{Mode, OnContention, QuotaHeaders};
 use crate::engine::route::{Binding, Limit};
-use crate::host::Host;
+use crate::host::{Host, Stream};
 use crate::policy::rate_limit::table::Placement;
 use crate::policy::rate_limit::{KeyQuota, LimitDecision, TakenTokens};
 use crate::request::{Reason, Request};
@@ -43,6 +43,39 @@ struct Refused {
 }
 
 impl Exchange {
+    /// The moment that [`Action::Wait`] named has come: the chain goes on.
+    pub fn on_resume<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
+        if self.probe.take().is_some() {
+            return self.give_up_reading(host, stream);
+        }
+        // Nothing waits: the proxy has answered meanwhile.
+        let Some((_, handles)) = self.pause.take().zip(self.handles()) else {
+            return Action::Stop;
+        };
+        let context = &handles.context(host, stream);
+        let now = host.monotonic();
+        self.waited = now.since(self.start);
+        self.start = now;
+        for (_, quota) in &mut self.quotas {
+            quota.reset = quota.reset.minus(self.waited);
+        }
+        // The wait may have been longer than it was to be.
+        if let Some(refusal) = self.check_deadline(context, self.waited) {
+            return self.refuse(context, &refusal);
+        }
+        self.proceed(context)
+    }
+
+    /// There was no room for the request to wait: it is refused, and costs nothing.
+    pub fn on_no_room<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
+        let Some((pause, handles)) = self.pause.take().zip(self.handles()) else {
+            return Action::Stop;
+        };
+        let context = &handles.context(host, stream);
+        let refusal = self.refuse_to_wait(context, &pause);
+        self.refuse(context, &refusal)
+    }
+
     /// Asks the route's limits: all admit, or none is charged.
     pub(super) fn check_rate_limits<'a, H: Host, S>(
         &mut self,

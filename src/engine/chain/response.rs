@@ -139,6 +139,33 @@ impl Settlement {
     }
 }
 
+/// Removes what only haven may say to clients: an upstream's own `x-haven-` headers, and a
+/// `Proxy-Status` in haven's name.
+fn remove_claims<S: Stream>(stream: &S, headers: &HeaderMap) {
+    const OWN: &[u8] = b"x-haven-";
+    const STATUS: &str = "proxy-status";
+    let begins = |value: &[u8], with: &[u8]| {
+        value
+            .get(..with.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(with))
+    };
+    for (name, _) in headers.iter().filter(|(name, _)| begins(name, OWN)) {
+        if let Ok(name) = std::str::from_utf8(name) {
+            stream.remove_header(Message::Response, name);
+        }
+    }
+    let is_ours = |line: &[u8]| {
+        let mut members = line.split(|b| *b == b',').map(<[u8]>::trim_ascii);
+        members.any(|member| begins(member, b"haven"))
+    };
+    if headers.all(STATUS).any(is_ours) {
+        stream.remove_header(Message::Response, STATUS);
+        for line in headers.all(STATUS).filter(|line| !is_ours(line)) {
+            stream.add_header(Message::Response, STATUS, line);
+        }
+    }
+}
+
 impl Exchange {
     /// Judges the upstream by the response's headers; the reply that takes the place of a failure,
     /// if the route has one.
@@ -165,6 +192,7 @@ impl Exchange {
             self.observe(context, &answer, &source, now);
         }
         if class == Class::Answered {
+            remove_claims(context.stream, &answer.headers);
             self.draft_response(context, &answer.headers, now);
         }
         self.replace_failure(context, class, answer.status)
@@ -414,7 +442,11 @@ impl Exchange {
                 self.timing = Timing::No;
                 return;
             }
-            Cut::Time | Cut::Client => return self.time_cut_off(now, self.elapsed(now)),
+            Cut::Client => {
+                self.timing = Timing::No;
+                return;
+            }
+            Cut::Time => return self.time_cut_off(now, self.elapsed(now)),
             Cut::Unknown => settlement.class,
         };
         let settlement = Settlement {
@@ -458,7 +490,17 @@ impl Exchange {
                 settlement.result(failure_on, grpc_status)
             }
         };
-        self.grants.end_breaker(host, now, result, rng);
+        let of_route = |failure_on: &FailureOn| {
+            let mut result = result(failure_on);
+            if let Some(used) = context.route.upstream.as_ref()
+                && result.outcome == Outcome::Failure
+            {
+                let at = settlement.attempts.map(|attempts| attempts.last);
+                result.retry_after = used.policy.common_pause(now, at, result.retry_after);
+            }
+            result
+        };
+        self.grants.end_breaker(host, now, of_route, rng);
         self.grants.mark_recorded();
         let Some(used) = &context.route.upstream else {
             return;

@@ -39,6 +39,8 @@ pub(super) struct Endpoint {
     /// What active checks have found.
     pub(super) check: Option<EndpointRecord>,
     pub(super) check_result: Cell<CheckResult>,
+    /// Until when it has asked for a pause, as this worker has heard.
+    pub(super) paused: Cell<Moment>,
 }
 
 /// Where an endpoint stands in its upstream.
@@ -96,6 +98,7 @@ impl Endpoint {
             view: Cell::default(),
             check: check.map(|check| EndpointRecord::new(name, address, check)),
             check_result: Cell::default(),
+            paused: Cell::new(Moment::ZERO),
             address: address.clone(),
         }
     }

@@ -1,10 +1,11 @@
 //! What an answer shows of the endpoints that the proxy tried.
 
 use super::Upstream;
-use super::endpoint::admitted;
+use super::endpoint::{Endpoint, admitted};
 use super::pick::{Balancer, Pick};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::rng::Rng;
+use crate::base::sort;
 use crate::base::time::{Moment, Nanos};
 use crate::engine::breaker::Breaker;
 use crate::host::Host;
@@ -201,6 +202,30 @@ impl Upstream {
             }
             _ => call,
         }
+    }
+
+    /// What a failed call says of a pause for all of the upstream: as long as more than half of the
+    /// endpoints ask for, by what this worker has heard of each. One endpoint's word moves its own
+    /// breaker, and no other. `at`: who has asked for `wait`, or for none.
+    pub(in crate::engine) fn common_pause(
+        &self,
+        now: Moment,
+        at: Option<usize>,
+        wait: Option<Nanos>,
+    ) -> Option<Nanos> {
+        if self.endpoints.is_empty() {
+            // Who there is behind the proxy's cluster is not known.
+            return wait;
+        }
+        if let Some(endpoint) = at.and_then(|at| self.endpoint(at)) {
+            endpoint.paused.set(wait.map_or(now, |wait| now.plus(wait)));
+        }
+        wait?;
+        let left = |endpoint: &Endpoint| endpoint.paused.get().since(now);
+        let mut pauses: Vec<Nanos> = self.endpoints.iter().map(left).collect();
+        sort::by(&mut pauses, |one, other| one > other);
+        let most = pauses.get(pauses.len() / 2).copied();
+        most.filter(|wait| *wait > Nanos::ZERO)
     }
 
     /// Records how the tries ended.

@@ -99,6 +99,16 @@ impl SimStream {
         header(&self.request.borrow(), name)
     }
 
+    /// All lines of a request header as the upstream would see them.
+    #[must_use]
+    pub fn request_headers(&self, name: &str) -> Vec<String> {
+        let request = self.request.borrow();
+        let lines = request.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name));
+        lines
+            .map(|(_, v)| String::from_utf8_lossy(v).into_owned())
+            .collect()
+    }
+
     /// A response header as the client would see it.
     #[must_use]
     pub fn response_header(&self, name: &str) -> Option<String> {

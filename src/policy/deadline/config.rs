@@ -2,7 +2,7 @@
 
 use crate::base::percent::Percent;
 use crate::base::time::Nanos;
-use crate::request::reserved::FRAMING;
+use crate::request::reserved::{FRAMING, is_taken};
 use crate::schema::text::{keep, text_type};
 use crate::schema::units::{HOUR, MS, show_span};
 use crate::schema::{
@@ -135,12 +135,10 @@ impl Timeout {
             }
         }
         if let Some(header) = &self.deadline_header
-            && (FRAMING.contains(&header.as_str())
-                || header == "host"
-                || header.starts_with("x-envoy-"))
+            && (FRAMING.contains(&header.as_str()) || header == "host" || is_taken(header))
         {
             let want = "a header that says nothing else: none that frames the message, \
-                        not \"host\", none of Envoy's";
+                        not \"host\", none of Envoy's, none that tells who a client is";
             errors.refuse_text(&at.key("deadline_header"), header, want);
         }
         self

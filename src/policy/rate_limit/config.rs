@@ -87,13 +87,15 @@ pub struct Quota {
 pub enum Cost {
     /// The same for every request; 0 only looks.
     Fixed(u64),
-    /// Read from a request header (lower case): malformed or negative = `default`, above `max` =
-    /// `max`.
+    /// Read from a request header (lower case): malformed or negative = `default`, below `min` =
+    /// `min`, above `max` = `max`.
     Header {
         /// The header's name.
         name: String,
         /// Cost of a request without a usable value.
         default: u64,
+        /// Lower bound of a value.
+        min: u64,
         /// Upper bound.
         max: u64,
     },
@@ -191,6 +193,8 @@ section! {
         header: HeaderName = Required;
         /// Cost of a request whose header is missing, malformed or negative.
         default: Int<0, 1_000_000_000> = Default("1");
+        /// What a lower cost in the header counts as: with 0 a client may pass for free.
+        min: Int<0, 1_000_000_000> = Default("1");
         /// What a higher cost is cut to.
         max: Int<1, 1_000_000_000> = Default("100");
     }
@@ -207,6 +211,7 @@ impl Decode for Cost {
             Either::Second(it) => Self::Header {
                 name: it.header,
                 default: u64::from(it.default),
+                min: u64::from(it.min),
                 max: u64::from(it.max),
             },
         }
@@ -351,6 +356,10 @@ fn check_cost(at: &Path<'_>, cost: &Cost, quota: Quota, windows: bool, errors: &
         Cost::Header { default, max, .. } if default > max => {
             let want = ["at most the max of ", &max.to_string()].concat();
             errors.refuse_number(&at.key("cost").key("default"), default, &want);
+        }
+        Cost::Header { min, max, .. } if min > max => {
+            let want = ["at most the max of ", &max.to_string()].concat();
+            errors.refuse_number(&at.key("cost").key("min"), min, &want);
         }
         _ => {}
     }

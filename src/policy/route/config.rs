@@ -4,7 +4,8 @@ use crate::schema::http::{host, is_path};
 use crate::schema::shape::Text;
 use crate::schema::text::{keep, text_type};
 use crate::schema::{
-    Decode, Errors, HeaderName, HeaderValue, Json, Map, Method, Path, Schema, Set, UrlPath, section,
+    Decode, Errors, HeaderName, HeaderValue, Json, Map, Method, Path, Schema, Set, UrlPath, choice,
+    section,
 };
 
 /// Which requests a route is for: all conditions must hold.
@@ -32,6 +33,16 @@ pub enum PathMatch {
     Prefix(String),
     /// Segment by segment; `None` stands for one segment of any non-empty value.
     Pattern(Vec<Option<String>>),
+}
+
+choice! {
+    /// What becomes of the parameters in a path.
+    enum PathParameters {
+        /// They are cut off before a path is compared or counted.
+        Strip = "strip",
+        /// They are a part of it.
+        Keep = "keep",
+    }
 }
 
 section! {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::base::percent::Percent;
 use crate::request::key::{KeyPart, SomeKeyParts};
-use crate::request::reserved::RESERVED;
+use crate::request::reserved::{RESERVED, is_taken};
 use crate::schema::units::{HOUR, MS, hundredths, show_span};
 use crate::schema::{
     Address, Centi, Errors, HeaderName, Int, Label, Path, Pct, Span, choice, section,
@@ -176,9 +176,10 @@ impl Override {
     /// Reports a header that means something else.
     pub(crate) fn check(&self, at: &Path<'_>, errors: &mut Errors) {
         let header = self.header.as_str();
-        if !header.is_empty() && (!header.starts_with("x-") || RESERVED.contains(&header)) {
+        if !header.is_empty() && (!header.starts_with("x-") || is_taken(header)) {
             let want = [
-                "a header name that starts with \"x-\" and is none of ",
+                "a header name that starts with \"x-\", none of Envoy's, none that tells who a \
+                 client is, and none of ",
                 &RESERVED.join(", "),
             ];
             errors.refuse_text(&at.key("header"), header, &want.concat());

@@ -3,6 +3,7 @@
 
 use crate::base::headers::{HeaderMap, NameSet, parse_number};
 use crate::base::sort;
+use crate::request::reserved::IDENTITIES;
 
 /// The most headers of a kept response.
 const MAX_HEADERS: usize = 100;
@@ -10,40 +11,6 @@ const MAX_HEADERS: usize = 100;
 /// The most names in a `Vary`, and directives in a `Cache-Control`, of a response that is kept: one
 /// with more is not worth the work of each request.
 const MAX_WORDS: usize = 32;
-
-/// Request headers by which services know their clients, though many answers do not name them in
-/// `Vary`: credentials, and what a filter in front makes of them.
-const IDENTITIES: &[&str] = &[
-    "api-key",
-    "apikey",
-    "proxy-authorization",
-    "remote-user",
-    "x-access-token",
-    "x-amzn-oidc-data",
-    "x-amzn-oidc-identity",
-    "x-api-key",
-    "x-auth-request-email",
-    "x-auth-request-user",
-    "x-auth-token",
-    "x-csrf-token",
-    "x-forwarded-client-cert",
-    "x-forwarded-email",
-    "x-forwarded-user",
-    "x-goog-authenticated-user-id",
-    "x-id-token",
-    "x-jwt-assertion",
-    "x-jwt-payload",
-    "x-ms-client-principal-id",
-    "x-remote-user",
-    "x-session-id",
-    "x-session-token",
-    "x-sub",
-    "x-tenant",
-    "x-tenant-id",
-    "x-user",
-    "x-user-id",
-    "x-xsrf-token",
-];
 
 /// Request headers by which a client asks a service for something else than method, host and path
 /// say. (Bug avoided: an answer full of links to the host that one client made up, kept for all.)
@@ -128,7 +95,9 @@ pub struct Terms {
 pub fn telling(public: bool) -> NameSet {
     let mut names = NameSet::default();
     let identities = if public { &[] } else { IDENTITIES };
-    for name in identities.iter().chain(STEERING) {
+    // A cookie tells apart what the response or the configuration says that it does.
+    let identities = identities.iter().filter(|name| **name != "cookie");
+    for name in identities.chain(STEERING) {
         names.add(name);
     }
     names
