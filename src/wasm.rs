@@ -231,12 +231,13 @@ impl Http {
     }
 
     fn on_request_body(self: &Rc<Self>, end: bool) -> Action {
-        let action = self.with(
-            |exchange| match exchange.on_request_body(&*self.host, &Proxy, end) {
-                Action::Continue => Self::while_waiting(exchange),
-                action => action,
-            },
-        );
+        let action =
+            self.with(
+                |exchange| match exchange.on_request_body(&*self.host, &Proxy, end) {
+                    Action::Continue => Self::while_waiting(exchange),
+                    action => action,
+                },
+            );
         match action {
             Action::Wait { .. } => self.hold(action),
             action => action,

@@ -61,7 +61,7 @@ fn all_errors_come_at_once() {
             ]
         }"#,
         &[
-            "colour: unknown field, value \"red\" is not allowed, want one of service, state, mode, client_ip, upstreams, rate_limits, \
+            "colour: unknown field, value \"red\" is not allowed, want one of service, state, mode, client_ip, path_parameters, upstreams, rate_limits, \
              circuit_breakers, concurrency_limits, fallbacks, switches, routes, health, admin, trust_client_retry_headers",
             "service: 1 is not allowed, want a text of 1 to 255 bytes without control characters",
             "upstreams.users.endpoints[0].weight: 1001 is not allowed, want an integer from 0 to \

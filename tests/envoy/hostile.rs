@@ -5,8 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bodies;
-use crate::filter::{Scripted, Steady, assert_sound, nothing_in_flight};
-use crate::support::{Client, Cluster, Envoy, EnvoyConfig, Route, Upstream, raw, run, wait_for};
+use crate::filter::{Scripted, Steady, assert_sound, grpc_request, nothing_in_flight};
+use crate::support::config::reference_text;
+use crate::support::{
+    Client, Cluster, Envoy, EnvoyConfig, Route, Upstream, checkout, haven_wasm, raw, run, wait_for,
+};
 use http_body_util::Full;
 use hyper::Request;
 use hyper::header::HeaderValue;
@@ -726,5 +729,171 @@ fn unfinished_bodies_keep_no_breaker_open() {
         }
         drop(hostile);
         nothing_in_flight(&envoy).await;
+    });
+}
+
+/// With the reference configuration a route may switch haven off: the client still picks no
+/// endpoint, and the upstream sees no word of haven's.
+#[test]
+fn a_route_that_bypasses_the_filter_lets_no_client_choose() {
+    run(async {
+        let mut upstreams = Vec::new();
+        for name in ["a", "b", "c"] {
+            upstreams.push(Upstream::start(name).await);
+        }
+        let addrs: Vec<_> = upstreams.iter().map(|it| it.addr()).collect();
+        let text = std::fs::read_to_string(checkout("envoy.yaml")).unwrap();
+        let place = "              - match: { path_separated_prefix: /api/users }\n";
+        assert!(text.contains(place), "the first route of envoy.yaml");
+        let bypass = [
+            "              - match: { path_separated_prefix: /echo/bypass }\n",
+            "                route: { cluster: users }\n",
+            "                typed_per_filter_config:\n",
+            "                  haven: { \"@type\": type.googleapis.com/envoy.config.route.v3.FilterConfig, disabled: true }\n",
+            place,
+        ];
+        let text = text.replace(place, &bypass.concat());
+        let config = EnvoyConfig::text(reference_text(&text, &addrs, &haven_wasm().unwrap()));
+        let mut envoy = Envoy::start(config).await;
+        let client = envoy.h1();
+        let wanted = addrs[2].to_string();
+        let claims: &[(&str, &str)] = &[
+            ("x-haven-upstream", &wanted),
+            ("x-haven-cluster", "users"),
+            ("x-real-ip", "203.0.113.9"),
+        ];
+        for path in ["/echo/bypass", "/api/users"] {
+            let before = upstreams[2].counters().requests;
+            for _ in 0..20 {
+                let reply = client.get_with(path, claims).await.unwrap();
+                assert_eq!(reply.status, 200, "{path}");
+                let seen = reply.json();
+                let seen = seen["headers"].as_object().cloned().unwrap_or_default();
+                assert_eq!(seen.is_empty(), path == "/api/users", "what echoes");
+                for (name, _) in claims {
+                    assert!(!seen.contains_key(*name), "{path}: {name} in {seen:?}");
+                }
+            }
+            let there = upstreams[2].counters().requests - before;
+            assert!(
+                there < 20,
+                "{path}: {there} of 20 went where the client said"
+            );
+        }
+        assert_sound(&mut envoy).await;
+    });
+}
+
+#[test]
+fn what_is_sent_twice_reaches_the_upstream_as_it_was_counted() {
+    run(async {
+        let upstream = Upstream::start("a").await;
+        let filter = json!({
+            "rate_limits": {
+                "key": {"limit": 1, "period": "1h", "key": [{"header": "x-key"}]},
+                "sid": {"limit": 1, "period": "1h", "key": [{"cookie": "sid"}]}},
+            "routes": [
+                {"name": "pay", "match": {"path": "/echo/pay"}, "rate_limits": ["key"]},
+                {"name": "sid", "match": {"path": "/echo/sid"}, "rate_limits": ["sid"]}]});
+        let config = EnvoyConfig::proxy([upstream.addr()]).haven(&filter);
+        let mut envoy = Envoy::start(config).await;
+        let ask = async |path: &[u8], headers: &[u8]| {
+            let reply = raw::exchange(envoy.addr(), &raw::get(path, headers))
+                .await
+                .unwrap();
+            // The upstream's JSON, whatever frames it.
+            let text = reply.text();
+            let json = text.find('{').zip(text.rfind('}'));
+            let json = json.and_then(|(from, to)| text.get(from..=to));
+            let seen = json.and_then(|json| serde_json::from_str::<Value>(json).ok());
+            (reply.status, seen.unwrap_or_default())
+        };
+        let (status, seen) = ask(b"/echo/pay", b"x-key: a\r\nx-key: b\r\n").await;
+        assert_eq!((status, &seen["headers"]["x-key"]), (200, &json!("a, b")));
+        assert_eq!(ask(b"/echo/pay;x=1", b"x-key: a, b\r\n").await.0, 429);
+        let (status, seen) = ask(
+            b"/echo/sid",
+            b"cookie: sid=a; t=1; sid=b\r\ncookie: sid=c\r\n",
+        )
+        .await;
+        assert_eq!(
+            (status, &seen["headers"]["cookie"]),
+            (200, &json!("sid=a; t=1"))
+        );
+        assert_eq!(ask(b"/echo/sid", b"cookie: sid=a\r\n").await.0, 429);
+        assert_sound(&mut envoy).await;
+    });
+}
+
+#[test]
+fn addresses_that_clients_can_write_are_told_of_once() {
+    run(async {
+        let filter = |source: &str| {
+            json!({"client_ip": {"source": source},
+                "rate_limits": {"l": {"limit": 1000, "key": ["client_ip"]}},
+                "routes": [{"name": "r", "rate_limits": ["l"]}]})
+        };
+        for (source, remote, warned) in [
+            ("x-forwarded-for", false, 1),
+            ("x-forwarded-for", true, 0),
+            ("connection", false, 1),
+            ("connection", true, 0),
+        ] {
+            let config = EnvoyConfig::direct()
+                .use_remote_address(remote)
+                .haven(&filter(source));
+            let mut envoy = Envoy::start(config).await;
+            let client = Client::h1_fresh(envoy.addr());
+            for headers in [&[][..], &[("x-forwarded-for", "203.0.113.9")]].repeat(8) {
+                assert_eq!(client.get_with("/", headers).await.unwrap().status, 200);
+            }
+            let lines = envoy.logs().matches("client_ip: ").count();
+            assert_eq!(lines, warned, "{source} {remote}: {}", envoy.logs());
+            assert_sound(&mut envoy).await;
+        }
+    });
+}
+
+#[test]
+fn grpc_health_checks_pass_no_limit_where_no_bridge_answers_them() {
+    run(async {
+        const CHECK: &str = "/grpc.health.v1.Health/Check";
+        let upstream = Upstream::start("a").await;
+        let filter = json!({
+            "rate_limits": {"few": {"limit": 2, "period": "1h"}},
+            "routes": [{"name": "all", "rate_limits": ["few"]}]});
+        for whole in [true, false] {
+            let mut config = EnvoyConfig::proxy([upstream.addr()])
+                .concurrency(2)
+                .haven(&filter);
+            if !whole {
+                config = config.stop_all();
+            }
+            let before = upstream.counters().requests;
+            let mut envoy = Envoy::start(config).await;
+            let client = envoy.h2();
+            let mut refused = 0;
+            // Without the setting each waits for 2 s: a few show it.
+            for _ in 0..if whole { 50 } else { 4 } {
+                let reply = client
+                    .send(grpc_request(envoy.addr(), CHECK))
+                    .await
+                    .unwrap();
+                refused += u64::from(reply.header("grpc-status").as_deref() == Some("8"));
+            }
+            let reached = upstream.counters().requests - before;
+            assert!(
+                reached <= 4,
+                "{reached} have reached the upstream, {refused} were refused"
+            );
+            let line = if whole {
+                "no bridge"
+            } else {
+                "the message of a call did not come"
+            };
+            assert_eq!(envoy.logs().matches(line).count(), 1, "{}", envoy.logs());
+            nothing_in_flight(&envoy).await;
+            assert_sound(&mut envoy).await;
+        }
     });
 }

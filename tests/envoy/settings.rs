@@ -133,8 +133,8 @@ fn without_the_removal_endpoints_see_the_choice() {
         let text = envoy_yaml(&ejecting());
         let kitchen = start(replaced(
             &text,
-            "remove: x-haven-upstream",
-            "remove: x-other",
+            "request_mutations:\n              - remove: x-haven-upstream",
+            "request_mutations:\n              - remove: x-other",
         ))
         .await;
         let echo = kitchen.client().get("/echo").await.unwrap().json();

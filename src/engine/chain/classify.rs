@@ -3,7 +3,7 @@
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
 use crate::document::FailureOn;
-use crate::host::{Property, Stream};
+use crate::host::{Message, Property, Stream};
 
 /// How the upstream answered, or why it did not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,4 +150,31 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Nanos> {
 /// Whether a gRPC server says by this status that it failed.
 pub(super) fn is_grpc_failure(status: u64) -> bool {
     GRPC_FAILURES.contains(&status)
+}
+
+/// Removes what only haven may say to clients: an upstream's own `x-haven-` headers, and a
+/// `Proxy-Status` in haven's name.
+pub(super) fn remove_claims<S: Stream>(stream: &S, headers: &HeaderMap) {
+    const OWN: &[u8] = b"x-haven-";
+    const STATUS: &str = "proxy-status";
+    let begins = |value: &[u8], with: &[u8]| {
+        value
+            .get(..with.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(with))
+    };
+    for (name, _) in headers.iter().filter(|(name, _)| begins(name, OWN)) {
+        if let Ok(name) = std::str::from_utf8(name) {
+            stream.remove_header(Message::Response, name);
+        }
+    }
+    let is_ours = |line: &[u8]| {
+        let mut members = line.split(|b| *b == b',').map(<[u8]>::trim_ascii);
+        members.any(|member| begins(member, b"haven"))
+    };
+    if headers.all(STATUS).any(is_ours) {
+        stream.remove_header(Message::Response, STATUS);
+        for line in headers.all(STATUS).filter(|line| !is_ours(line)) {
+            stream.add_header(Message::Response, STATUS, line);
+        }
+    }
 }

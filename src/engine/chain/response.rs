@@ -1,7 +1,7 @@
 //! What an answer shows of the upstream, and which policies it is recorded at.
 
 use super::classify::{
-    Class, Cut, classify, cut_by, fails, grpc_failure, is_grpc_failure, retry_after,
+    Class, Cut, classify, cut_by, fails, grpc_failure, is_grpc_failure, remove_claims, retry_after,
 };
 use super::deadline::Timing;
 use super::followed::NotFollowed;
@@ -136,33 +136,6 @@ impl Settlement {
             && self.status < 500
             && self.status != 429
             && !grpc_status.is_some_and(is_grpc_failure)
-    }
-}
-
-/// Removes what only haven may say to clients: an upstream's own `x-haven-` headers, and a
-/// `Proxy-Status` in haven's name.
-fn remove_claims<S: Stream>(stream: &S, headers: &HeaderMap) {
-    const OWN: &[u8] = b"x-haven-";
-    const STATUS: &str = "proxy-status";
-    let begins = |value: &[u8], with: &[u8]| {
-        value
-            .get(..with.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(with))
-    };
-    for (name, _) in headers.iter().filter(|(name, _)| begins(name, OWN)) {
-        if let Ok(name) = std::str::from_utf8(name) {
-            stream.remove_header(Message::Response, name);
-        }
-    }
-    let is_ours = |line: &[u8]| {
-        let mut members = line.split(|b| *b == b',').map(<[u8]>::trim_ascii);
-        members.any(|member| begins(member, b"haven"))
-    };
-    if headers.all(STATUS).any(is_ours) {
-        stream.remove_header(Message::Response, STATUS);
-        for line in headers.all(STATUS).filter(|line| !is_ours(line)) {
-            stream.add_header(Message::Response, STATUS, line);
-        }
     }
 }
 

@@ -187,7 +187,8 @@ section! {
         /// success nor failure.
         failure_on: FailureOn = Default("{}");
         /// An upstream's `Retry-After` or `grpc-retry-pushback-ms` sets the open time, at most
-        /// `max_open_duration`.
+        /// `max_open_duration`. That of one endpoint moves the endpoint's own breaker; a route's
+        /// only if more than half of its upstream's endpoints ask for a pause.
         honour_retry_after: bool = Default("true");
     }
 }
