@@ -146,6 +146,7 @@ impl<'c, H: Host> Compiler<'c, H> {
             config: Rc::clone(route),
             canary: None,
             sent: MetricId::NONE,
+            acts: mode == Mode::Enforce,
             off: mode == Mode::Off
                 && limits.is_empty()
                 && concurrency.iter().all(Option::is_none)

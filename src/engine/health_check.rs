@@ -16,6 +16,7 @@ use crate::base::time::{Moment, Nanos};
 use crate::document;
 use crate::host::{CallAnswer, CallId, Calls, Host};
 use crate::policy::health_check::{CheckReason, EndpointHealth, Sample};
+use call::was_refused;
 use checker::{Checker, Target};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -92,7 +93,8 @@ impl Checks {
         if let Some(call) = self.take(|call| call.id == id) {
             let took = now.since(call.asked);
             let sample = call.checker.sample(answer, took, host);
-            call.checker.end(self, host, &call, &sample, now);
+            let sample = (!was_refused(answer)).then_some(&sample);
+            call.checker.end(self, host, &call, sample, now);
         }
     }
 
@@ -100,7 +102,7 @@ impl Checks {
     fn give_up<H: Host>(&self, host: &H, now: Moment) {
         let lost = Sample::new(EndpointHealth::Down, CheckReason::Timeout, 0);
         while let Some(call) = self.take(|call| call.give_up <= now) {
-            call.checker.end(self, host, &call, &lost, now);
+            call.checker.end(self, host, &call, Some(&lost), now);
         }
     }
 

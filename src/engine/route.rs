@@ -21,6 +21,8 @@ pub(super) struct Route {
     /// Counts the requests that go to its upstream, where a canary could have had them.
     pub(super) sent: MetricId,
     pub(super) off: bool,
+    /// Whether it acts by its own mode.
+    pub(super) acts: bool,
     pub(super) needs_client: bool,
     pub(super) needs_request_id: bool,
     /// Its switch, while that is off.

@@ -24,6 +24,7 @@ mod health;
 mod hostile;
 mod in_flight;
 mod limits;
+mod local_replies;
 mod memory;
 mod module;
 mod outage;

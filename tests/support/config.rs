@@ -44,6 +44,8 @@ pub struct EnvoyConfig {
     internal_clients: bool,
     filters_before: Vec<Value>,
     filters_after: Vec<Value>,
+    manager: Value,
+    runtime: Value,
     wasm: Option<String>,
     stop_all: bool,
     attempt_counts: bool,
@@ -66,6 +68,8 @@ impl Default for EnvoyConfig {
             internal_clients: false,
             filters_before: Vec::new(),
             filters_after: Vec::new(),
+            manager: json!({}),
+            runtime: json!({}),
             wasm: None,
             stop_all: false,
             attempt_counts: false,
@@ -228,6 +232,18 @@ impl EnvoyConfig {
         self
     }
 
+    /// With more fields of Envoy's `HttpConnectionManager`.
+    pub fn manager(mut self, fields: &Value) -> Self {
+        merge(&mut self.manager, fields);
+        self
+    }
+
+    /// With these values of Envoy's runtime.
+    pub fn runtime(mut self, values: &Value) -> Self {
+        merge(&mut self.runtime, values);
+        self
+    }
+
     /// The bootstrap; a discovered listener is to be in `lds`.
     pub(super) fn bootstrap(&self, lds: &Path) -> Result<String, String> {
         if let Some(text) = &self.text {
@@ -248,6 +264,7 @@ impl EnvoyConfig {
             "admin": {"address": socket_address(SocketAddr::from(([127, 0, 0, 1], 0)))},
             "stats_config": {"stats_tags": tags},
             "static_resources": {"listeners": listeners, "clusters": clusters},
+            "layered_runtime": {"layers": [{"name": "test", "static_layer": self.runtime}]},
         });
         if self.lds {
             let source = json!({"resource_api_version": "V3", "path_config_source": {"path": lds}});
@@ -304,6 +321,7 @@ impl EnvoyConfig {
                 "include_attempt_count_in_response": self.attempt_counts,
             }]},
         });
+        merge(&mut manager, &self.manager);
         if self.internal_clients {
             let loopback = json!([{"address_prefix": "127.0.0.0", "prefix_len": 8}]);
             manager["internal_address_config"] = json!({"cidr_ranges": loopback});
@@ -361,6 +379,13 @@ impl Route {
     pub fn timeout(mut self, timeout: Duration) -> Self {
         assert!(self.cluster, "a direct response has no timeout");
         self.action["timeout"] = seconds(timeout);
+        self
+    }
+
+    /// With more fields of Envoy's `RouteAction`.
+    pub fn with(mut self, fields: &Value) -> Self {
+        assert!(self.cluster, "a direct response has no action");
+        merge(&mut self.action, fields);
         self
     }
 
@@ -486,9 +511,7 @@ impl Cluster {
 
     /// With more fields of Envoy's `Cluster`, or others in place of these.
     pub fn with(mut self, fields: &Value) -> Self {
-        for (name, value) in fields.as_object().expect("an object of fields") {
-            self.extra[name] = value.clone();
-        }
+        merge(&mut self.extra, fields);
         self
     }
 
@@ -526,9 +549,7 @@ impl Cluster {
         }
         cluster["typed_extension_protocol_options"] =
             json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options});
-        for (name, value) in self.extra.as_object().expect("an object of fields") {
-            cluster[name] = value.clone();
-        }
+        merge(&mut cluster, &self.extra);
         cluster
     }
 }
@@ -550,6 +571,13 @@ pub fn seconds(duration: Duration) -> Value {
 /// Takes `;label=value` out of a metric's name and makes it a label.
 pub fn label_regex(label: &str) -> String {
     format!("(;{label}=([^;]*))")
+}
+
+/// Sets these fields, in place of those that are there.
+fn merge(into: &mut Value, fields: &Value) {
+    for (name, value) in fields.as_object().expect("an object of fields") {
+        into[name] = value.clone();
+    }
 }
 
 pub fn haven_filter(wasm: &str, filter: &str, stop_all: bool) -> Value {

@@ -4,6 +4,7 @@ use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
 use crate::document::FailureOn;
 use crate::host::{Message, Property, Stream};
+use crate::request::Reason;
 
 /// How the upstream answered, or why it did not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,8 +13,11 @@ pub(super) enum Class {
     Answered,
     /// Not in time.
     Timeout,
-    /// Reset, refused, cut, or no endpoint there.
+    /// Reset, refused or cut.
     Reset,
+    /// The proxy sent it to nobody, for this reason, or who got it has not begun it: no upstream is
+    /// to blame.
+    Unsent(Reason),
     /// The proxy answered, and no upstream was to blame.
     Local,
 }
@@ -22,23 +26,35 @@ pub(super) enum Class {
 /// RESOURCE_EXHAUSTED.
 const GRPC_FAILURES: [u64; 6] = [2, 4, 8, 13, 14, 15];
 
-/// Separates an upstream's answer from what the proxy made up. Of an answer that is not suspect
-/// nothing is read beyond whether an upstream was reached: a reply without one (a redirect, a
-/// direct response) is the proxy's own.
-pub(super) fn classify<S: Stream>(suspect: bool, reached: bool, stream: &S) -> Class {
-    if !suspect {
-        return if reached {
+/// Separates an upstream's answer from what the proxy made up. `sure`: the answer shows by itself
+/// that an upstream gave it, and is good: nothing is read. `suspect`: it has the looks of a failure.
+/// What has not is read too, since the proxy may be told to dress a failure as anything
+/// (`local_reply_config`). `status`: the answer's.
+///
+/// docs/troubleshooting.md has these details as a table.
+pub(super) fn classify<S: Stream>(
+    sure: bool,
+    suspect: bool,
+    reached: bool,
+    status: u16,
+    stream: &S,
+) -> Class {
+    let usual = |reached| {
+        if reached {
             Class::Answered
         } else {
             Class::Local
-        };
+        }
+    };
+    if sure {
+        return usual(reached);
     }
     let Some(details) = stream.property(Property::ResponseCodeDetails) else {
         // A host without details (nginx): an upstream that was reached has answered.
-        return if reached {
-            Class::Answered
-        } else {
+        return if suspect && !reached {
             Class::Reset
+        } else {
+            usual(reached)
         };
     };
     let starts = |prefix: &str| details.starts_with(prefix.as_bytes());
@@ -48,20 +64,31 @@ pub(super) fn classify<S: Stream>(suspect: bool, reached: bool, stream: &S) -> C
             .any(|window| window == part.as_bytes())
     };
     if starts("via_upstream") {
-        Class::Answered
-    } else if holds("overflow") {
-        // Envoy's own connection or request limits: the request went to no upstream.
-        Class::Local
+        // Without an address a redirect, which is the proxy's own.
+        usual(suspect || reached)
+    } else if starts("maintenance_mode") || holds("overflow") {
+        // Envoy's own limits: of requests, of connections, of the cluster as a whole.
+        Class::Unsent(Reason::Overload)
+    } else if starts("no_healthy_upstream") || starts("cluster_not_found") {
+        Class::Unsent(Reason::NoEndpoint)
+    } else if holds("remote_refused_stream_reset") {
+        // The endpoint goes (GOAWAY), or has as many streams as it takes: it has not begun.
+        Class::Unsent(Reason::UpstreamError)
     } else if starts("response_timeout")
         || starts("upstream_per_try")
         || starts("upstream_response_timeout")
+        || starts("upstream_max_stream_duration")
     {
         Class::Timeout
-    } else if starts("upstream_reset")
-        || starts("no_healthy_upstream")
-        || starts("cluster_not_found")
-        || starts("upstream_")
-    {
+    } else if starts("stream_idle_timeout") || starts("max_duration_timeout") {
+        // Timers of the stream: the client's fault as long as it has not sent its request whole,
+        // which Envoy answers with 408.
+        if reached && status != 408 {
+            Class::Timeout
+        } else {
+            Class::Local
+        }
+    } else if starts("upstream_") {
         Class::Reset
     } else {
         Class::Local
@@ -111,7 +138,7 @@ pub(super) fn fails(on: &FailureOn, class: Class, status: u16, grpc_status: Opti
     match class {
         Class::Timeout => on.timeout,
         Class::Reset => on.reset,
-        Class::Local => false,
+        Class::Unsent(_) | Class::Local => false,
         Class::Answered => {
             on.status
                 .iter()

@@ -282,7 +282,7 @@ impl Exchange {
                 (status == 504 || grpc_status == Some(GRPC_TOO_LATE))
                     && given < own.unwrap_or(USUAL)
             }
-            Class::Reset | Class::Local => false,
+            Class::Reset | Class::Unsent(_) | Class::Local => false,
         }
     }
 }

@@ -4,6 +4,7 @@ use super::{Action, CLUSTER_HEADER, Context, Exchange};
 use crate::base::text::push_all;
 use crate::base::time::Nanos;
 use crate::document::{FallbackStep, Mode, QuotaHeaders};
+use crate::engine::metrics::MetricTable;
 use crate::engine::route::{Effect, FallbackBinding};
 use crate::host::{Host, Message, MetricId, Reply, Stream};
 use crate::policy::fallback;
@@ -37,6 +38,19 @@ pub(super) enum FallbackAction<'a> {
     SendOn { cluster: &'a str, next: usize },
 }
 
+/// When a fallback is asked.
+#[derive(Clone, Copy)]
+pub(super) enum Phase {
+    /// Before the request went to its upstream.
+    Request,
+    /// When it was answered, or not: there is nothing left to send on. The counter, if there is
+    /// one, counts the answer as a decision of the fallback's own.
+    Response(Option<MetricId>),
+}
+
+/// The policy's name in decisions that Envoy made by itself.
+const ENVOY: &str = "envoy";
+
 impl Exchange {
     /// Answers in the upstream's place, or sends the request elsewhere.
     pub(super) fn refuse<H: Host, S: Stream>(
@@ -51,7 +65,7 @@ impl Exchange {
             retry_after: refusal.retry_after,
             received_status: None,
         };
-        let mut reply = match self.fall_back(context, details, None) {
+        let mut reply = match self.fall_back(context, details, Phase::Request) {
             Some(FallbackAction::Reply(reply)) => reply,
             Some(FallbackAction::SendOn { cluster, next }) => {
                 let stream = context.stream;
@@ -68,21 +82,62 @@ impl Exchange {
         self.reply(context.stream, &reply)
     }
 
-    /// What the fallback does for this cause, if it does anything. `counter` counts it as a
-    /// decision of the fallback's own: then the response has failed, and there is nothing left to
-    /// send on.
+    /// The proxy has sent the request to nobody, by limits of its own: that is answered as haven's
+    /// own refusal for this reason is, and nobody is blamed for it.
+    pub(super) fn answer_unsent<H: Host, S: Stream>(
+        &mut self,
+        context: &Context<'_, H, S>,
+        reason: Reason,
+    ) -> Option<Reply> {
+        let (route, stream) = (context.route, context.stream);
+        // Made when it is needed, which is seldom: a route has no metric for it otherwise.
+        let refusals = || {
+            let metrics = MetricTable(context.host);
+            metrics.decisions(&route.config.name, ENVOY, reason, Mode::Enforce)
+        };
+        if reason != Reason::UpstreamError {
+            let effect = Effect {
+                mode: Mode::Enforce,
+                refusals: refusals(),
+            };
+            self.decide(context.host, effect, reason, ENVOY);
+        }
+        let details = ReplyDetails {
+            reason,
+            policy: ENVOY,
+            retry_after: (reason == Reason::Overload).then_some(Nanos::from_secs(1)),
+            received_status: None,
+        };
+        let counter = route.fallback.as_ref().map(|used| used.errors);
+        let counter = counter.filter(|_| reason == Reason::UpstreamError);
+        let action = self.fall_back(context, details, Phase::Response(counter));
+        self.store_decisions(stream);
+        if let Some(FallbackAction::Reply(mut reply)) = action {
+            self.add_quotas(&mut reply);
+            return Some(reply);
+        }
+        if route.acts && reason != Reason::UpstreamError {
+            stream.set_header(Message::Response, "proxy-status", &details.proxy_status());
+            if details.retry_after.is_some() {
+                stream.set_header(Message::Response, "retry-after", b"1");
+            }
+        }
+        None
+    }
+
+    /// What the fallback does for this cause, if it does anything.
     pub(super) fn fall_back<'a, H: Host, S>(
         &mut self,
         context: &Context<'a, H, S>,
         details: ReplyDetails<'_>,
-        counter: Option<MetricId>,
+        phase: Phase,
     ) -> Option<FallbackAction<'a>> {
         let used = context.route.fallback.as_ref()?;
         let config = &used.policy.config;
         if !fallback::answers(config, details.reason) {
             return None;
         }
-        if let Some(refusals) = counter {
+        if let Phase::Response(Some(refusals)) = phase {
             let effect = Effect {
                 mode: used.mode,
                 refusals,
@@ -98,7 +153,11 @@ impl Exchange {
         let steps = config.steps.iter().enumerate();
         for (at, step) in steps.skip(self.sent_on.unwrap_or(0)) {
             let action = match step {
-                FallbackStep::Cluster(_) if hasty || counter.is_some() || self.passed_on => None,
+                FallbackStep::Cluster(_)
+                    if hasty || self.passed_on || matches!(phase, Phase::Response(_)) =>
+                {
+                    None
+                }
                 FallbackStep::Stale(_) if hasty => None,
                 FallbackStep::Cluster(cluster) => Some(FallbackAction::SendOn {
                     cluster,

@@ -5,7 +5,7 @@ use super::classify::{
 };
 use super::deadline::Timing;
 use super::followed::NotFollowed;
-use super::reply::FallbackAction;
+use super::reply::{FallbackAction, Phase};
 use super::{Context, Exchange};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::{Moment, Nanos};
@@ -154,6 +154,10 @@ impl Exchange {
             self.timing = Timing::No;
             return None;
         }
+        if let Class::Unsent(reason) = class {
+            self.timing = Timing::No;
+            return self.answer_unsent(context, reason);
+        }
         let now = context.host.monotonic();
         if self.grants.are_pending() {
             self.grants.enter_late(context.host, now, context.engine.vm);
@@ -197,10 +201,12 @@ impl Exchange {
         } else {
             context.stream.property(Property::UpstreamAddress)
         };
-        // The proxy's 408 blames a client that was slow to send, whatever had been reached by then.
+        // An answer that says how long the upstream took is the upstream's.
         let class = classify(
-            suspect || answer.status == 408,
+            !suspect && service_time.is_some(),
+            suspect,
             reached || address.is_some(),
+            answer.status,
             context.stream,
         );
         Source {
@@ -369,7 +375,7 @@ impl Exchange {
             Class::Answered if status < 500 => return None,
             Class::Answered | Class::Reset => Reason::UpstreamError,
             Class::Timeout => Reason::Timeout,
-            Class::Local => return None,
+            Class::Unsent(_) | Class::Local => return None,
         };
         let (route, stream) = (context.route, context.stream);
         if self.facts.grpc && class == Class::Timeout && route.enforces_deadline() {
@@ -388,7 +394,7 @@ impl Exchange {
         } else {
             used.errors
         };
-        let action = self.fall_back(context, details, Some(counter));
+        let action = self.fall_back(context, details, Phase::Response(Some(counter)));
         self.store_decisions(stream);
         let Some(FallbackAction::Reply(mut reply)) = action else {
             return None;

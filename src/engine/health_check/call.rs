@@ -104,6 +104,16 @@ impl Checker {
     }
 }
 
+/// Whether the proxy's own limits (a cluster's circuit breakers) have kept the check from being
+/// sent. Of a gRPC check the host shows only UNAVAILABLE.
+pub(super) fn was_refused(answer: &CallAnswer) -> bool {
+    let CallAnswer::Http { headers, .. } = answer else {
+        return false;
+    };
+    headers.get("x-envoy-overloaded").is_some()
+        && headers.get("x-envoy-upstream-service-time").is_none()
+}
+
 /// No answer came.
 const fn failed(late: bool) -> Sample {
     Sample::new(

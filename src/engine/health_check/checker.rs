@@ -260,13 +260,13 @@ impl Checker {
         }
     }
 
-    /// A call has ended so.
+    /// A call has ended so; without a sample nobody was asked.
     pub(super) fn end<H: Host>(
         &self,
         checks: &Checks,
         host: &H,
         call: &Pending,
-        sample: &Sample,
+        sample: Option<&Sample>,
         now: Moment,
     ) {
         let Ok(mut run) = self.run.try_borrow_mut() else {
@@ -276,11 +276,16 @@ impl Checker {
         let target = &call.target;
         let held = run.held.is_some_and(|until| now < until);
         let doubtful = held && target.is_doubtful(host, now);
-        if doubtful {
-            self.forget(checks, host, target, now);
-        }
-        let unsettled = held && !doubtful && self.judge(checks, host, call, sample, now);
-        target.answered.set(now);
+        let unsettled = if let Some(sample) = sample.filter(|_| !doubtful) {
+            target.answered.set(now);
+            held && self.judge(checks, host, call, sample, now)
+        } else {
+            let silent = now.since(target.answered.get());
+            if held && (doubtful || silent > staleness(self.check.interval)) {
+                self.forget(checks, host, target, now);
+            }
+            false
+        };
         if let Some(schedule) = &mut run.schedule {
             schedule.answered(
                 target.at,

@@ -1,0 +1,309 @@
+//! What Envoy answers by itself, one test for each row of the table in docs/troubleshooting.md: who
+//! is blamed, what the client gets, and what the access log says.
+
+use std::time::Duration;
+
+use crate::filter::{
+    assert_sound, decisions, endpoints, hanging, in_flight, nothing_in_flight, transitions,
+};
+use crate::support::{
+    Cluster, Envoy, EnvoyConfig, Reply, Route, Upstream, dead_addr, run, wait_for,
+};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Two routes over the same upstream: the first has a fallback for everything, which answers 203
+/// with the reason. One failure opens any breaker.
+fn filter(addrs: &[std::net::SocketAddr]) -> Value {
+    let once = json!({"consecutive_failures": 1, "open_duration": "10m"});
+    json!({
+        "circuit_breakers": {"endpoint": once, "route": once},
+        "upstreams": {"users": {"endpoints": endpoints(addrs), "circuit_breaker": "endpoint"}},
+        "fallbacks": {"f": {"on": ["overload", "no_endpoint", "upstream_error", "timeout", "circuit_open"],
+            "steps": [{"respond": {"status": 203, "body": "{{reason}}"}}]}},
+        "routes": [
+            {"name": "calm", "match": {"prefix": "/echo/calm"}, "upstream": "users", "circuit_breaker": "route", "fallback": "f"},
+            {"name": "bare", "upstream": "users", "circuit_breaker": "route"},
+        ],
+    })
+}
+
+async fn opened(envoy: &Envoy) -> u64 {
+    transitions(envoy, "endpoint", "open").await + transitions(envoy, "route", "open").await
+}
+
+/// The last line of the access log's details, once it has so many lines.
+async fn details(envoy: &Envoy, lines: usize) -> String {
+    let log = envoy.access_log_of(lines).await;
+    log[lines - 1]["details"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// Sends a request on each route: nobody is blamed, and both are answered as a refusal for this
+/// reason is.
+async fn is_nobodys_fault(envoy: &mut Envoy, before: usize, known: &str, reason: &str) {
+    let calm = envoy.h1().get("/echo/calm").await.unwrap();
+    assert_eq!(
+        (calm.status, calm.text().as_str()),
+        (203, reason),
+        "{known}"
+    );
+    let bare = envoy.h1().get("/echo/bare").await.unwrap();
+    assert_eq!(bare.status, 503);
+    assert!(details(envoy, before + 2).await.contains(known));
+    let wanted = format!("{reason} envoy enforce");
+    let log = envoy.access_log_of(before + 2).await;
+    assert_eq!(decisions(&log)[before..], [wanted.clone(), wanted]);
+    let told = bare.header("proxy-status").unwrap_or_default();
+    assert!(told.contains(&format!("{reason} envoy")), "{told}");
+    assert_eq!(bare.header("retry-after").is_some(), reason == "overload");
+    assert_eq!(opened(envoy).await, 0);
+    assert_sound(envoy).await;
+}
+
+#[test]
+fn a_full_cluster_is_an_overload() {
+    run(async {
+        let upstream = Upstream::start("a").await;
+        let cluster = Cluster::new("users", [upstream.addr()])
+            .with(&json!({"circuit_breakers": {"thresholds": [{"max_requests": 1}]}}));
+        let config = EnvoyConfig::empty()
+            .cluster(cluster)
+            .route(Route::to("/", "users"));
+        let mut envoy = Envoy::start(config.haven(&filter(&[upstream.addr()]))).await;
+        upstream.set(|faults| faults.hang = true).await;
+        let client = envoy.h2();
+        let held = hanging(async move { client.get("/echo/bare").await });
+        wait_for("one is in flight", async || in_flight(&envoy).await == 1.0).await;
+        is_nobodys_fault(&mut envoy, 0, "overflow", "overload").await;
+        drop(held);
+        nothing_in_flight(&envoy).await;
+    });
+}
+
+#[test]
+fn a_cluster_in_maintenance_is_an_overload() {
+    run(async {
+        let upstream = Upstream::start("a").await;
+        let config = EnvoyConfig::proxy([upstream.addr()])
+            .runtime(&json!({"upstream.maintenance_mode.users": 100}));
+        let mut envoy = Envoy::start(config.haven(&filter(&[upstream.addr()]))).await;
+        is_nobodys_fault(&mut envoy, 0, "maintenance_mode", "overload").await;
+    });
+}
+
+#[test]
+fn a_cluster_with_nobody_in_it_has_no_endpoint() {
+    run(async {
+        let upstream = Upstream::start("a").await;
+        let config = EnvoyConfig::empty()
+            .cluster(Cluster::new("users", []).plain())
+            .route(Route::to("/", "users"));
+        let mut envoy = Envoy::start(config.haven(&filter(&[upstream.addr()]))).await;
+        is_nobodys_fault(&mut envoy, 0, "no_healthy_upstream", "no_endpoint").await;
+    });
+}
+
+/// A request that Envoy ends by a timer while its upstream hangs.
+async fn is_a_timeout(config: EnvoyConfig, route: Route, known: &str) {
+    let upstream = Upstream::start("a").await;
+    let config = config
+        .cluster(Cluster::new("users", [upstream.addr()]))
+        .route(route);
+    let mut envoy = Envoy::start(config.haven(&filter(&[upstream.addr()]))).await;
+    upstream.set(|faults| faults.hang = true).await;
+    let reply: Reply = envoy.h1().get("/echo/calm").await.unwrap();
+    assert_eq!(
+        (reply.status, reply.text().as_str()),
+        (203, "timeout"),
+        "{known}"
+    );
+    assert!(details(&envoy, 1).await.starts_with(known));
+    assert_eq!(
+        opened(&envoy).await,
+        2,
+        "{known}: the endpoint's and the route's"
+    );
+    assert_sound(&mut envoy).await;
+}
+
+const TIMER: &str = "0.3s";
+
+#[test]
+fn a_hang_that_a_timer_of_the_stream_ends_is_a_timeout() {
+    run(async {
+        let route = || Route::to("/", "users").timeout(Duration::ZERO);
+        let plain = EnvoyConfig::empty;
+        is_a_timeout(
+            plain(),
+            route().with(&json!({"idle_timeout": TIMER})),
+            "stream_idle_timeout",
+        )
+        .await;
+        let most = json!({"max_stream_duration": {"max_stream_duration": TIMER}});
+        is_a_timeout(plain(), route().with(&most), "max_duration_timeout").await;
+        let manager = plain().manager(&json!({"stream_idle_timeout": TIMER}));
+        is_a_timeout(manager, route(), "stream_idle_timeout").await;
+        let manager = plain()
+            .manager(&json!({"common_http_protocol_options": {"max_stream_duration": TIMER}}));
+        is_a_timeout(manager, route(), "max_duration_timeout").await;
+    });
+}
+
+#[test]
+fn a_client_that_does_not_send_its_request_is_nobodys_fault() {
+    run(async {
+        let upstream = Upstream::start("a").await;
+        let config =
+            EnvoyConfig::proxy([upstream.addr()]).manager(&json!({"stream_idle_timeout": TIMER}));
+        let mut envoy = Envoy::start(config.haven(&filter(&[upstream.addr()]))).await;
+        let mut stream = tokio::net::TcpStream::connect(envoy.addr()).await.unwrap();
+        stream
+            .write_all(b"POST /echo/calm HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nabc")
+            .await
+            .unwrap();
+        let mut answer = vec![0; 1024];
+        let read = stream.read(&mut answer).await.unwrap();
+        assert!(
+            answer[..read].starts_with(b"HTTP/1.1 408"),
+            "{}",
+            String::from_utf8_lossy(&answer[..read])
+        );
+        nothing_in_flight(&envoy).await;
+        assert_eq!(opened(&envoy).await, 0);
+        assert_eq!(envoy.h1().get("/echo/calm").await.unwrap().status, 200);
+        assert_sound(&mut envoy).await;
+    });
+}
+
+#[test]
+fn a_failure_in_another_dress_is_a_failure() {
+    run(async {
+        let upstream = Upstream::start("a").await;
+        let (dead, _kept) = dead_addr();
+        let mapper = |status: u16, to: u16| {
+            json!({
+                "filter": {"status_code_filter": {"comparison": {"op": "EQ", "value": {"default_value": status, "runtime_key": "none"}}}},
+                "status_code": to,
+            })
+        };
+        for (addr, known, reason) in [
+            (dead, "upstream_reset", "upstream_error"),
+            (upstream.addr(), "response_timeout", "timeout"),
+        ] {
+            let config = EnvoyConfig::empty()
+                .cluster(Cluster::new("users", [addr]))
+                .route(Route::to("/", "users").timeout(Duration::from_millis(300)))
+                .manager(&json!({"local_reply_config": {"mappers": [mapper(503, 404), mapper(504, 200)]}}));
+            upstream.set(|faults| faults.hang = true).await;
+            let mut envoy = Envoy::start(config.haven(&filter(&[addr]))).await;
+            let reply = envoy.h1().get("/echo/calm").await.unwrap();
+            assert_eq!((reply.status, reply.text().as_str()), (203, reason));
+            assert!(details(&envoy, 1).await.starts_with(known));
+            assert_eq!(opened(&envoy).await, 2);
+            assert_sound(&mut envoy).await;
+        }
+    });
+}
+
+#[test]
+fn a_check_that_envoys_own_limits_refuse_says_nothing() {
+    run(async {
+        let upstream = Upstream::start("a").await;
+        let cluster = Cluster::new("users", [upstream.addr()])
+            .with(&json!({"circuit_breakers": {"thresholds": [{"max_connections": 1, "max_pending_requests": 1, "max_requests": 1}]}}));
+        let config = EnvoyConfig::empty()
+            .cluster(cluster)
+            .route(Route::to("/", "users"));
+        let mut filter = filter(&[upstream.addr()]);
+        filter["upstreams"]["users"]["health_check"] = json!({"path": "/health", "interval": "100ms", "timeout": "90ms", "unhealthy_threshold": 1});
+        let mut envoy = Envoy::start(config.haven(&filter)).await;
+        let checks = async |reason: &str| {
+            let labels = [("upstream", "users"), ("reason", reason)];
+            envoy
+                .metrics()
+                .await
+                .total("haven_health_checks_total", &labels)
+        };
+        wait_for("it is well", async || checks("ok").await > 0.0).await;
+        upstream.set(|faults| faults.hang = true).await;
+        let client = envoy.h2();
+        let held = hanging(async move { client.get("/echo/bare").await });
+        wait_for("the cluster is full", async || {
+            let open = envoy
+                .stat("cluster.users.circuit_breakers.default.rq_open")
+                .await;
+            open == 1
+                && envoy
+                    .stat("cluster.users.upstream_rq_pending_overflow")
+                    .await
+                    >= 3
+        })
+        .await;
+        assert_eq!(checks("unreachable").await, 0.0);
+        drop(held);
+        upstream.heal().await;
+        nothing_in_flight(&envoy).await;
+        assert_eq!(envoy.h1().get("/readyz").await.unwrap().status, 200);
+        assert_sound(&mut envoy).await;
+    });
+}
+
+/// An HTTP/2 endpoint that goes away as soon as it is asked: its GOAWAY says that it has begun no
+/// request.
+async fn leaving() -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+                let _ = stream.write_all(&settings).await;
+                let mut seen = Vec::new();
+                // Behind the preface: frames, until one of headers (1) has come.
+                loop {
+                    let mut rest = seen.get(24..).unwrap_or_default();
+                    while let [a, b, c, kind, tail @ ..] = rest {
+                        if *kind == 1 {
+                            let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+                            let _ = stream.write_all(&goaway).await;
+                            let _ = stream.read_to_end(&mut Vec::new()).await;
+                            return;
+                        }
+                        let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
+                        rest = tail.get(length + 5..).unwrap_or_default();
+                    }
+                    if stream.read_buf(&mut seen).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    addr
+}
+
+#[test]
+fn an_endpoint_that_goes_away_in_good_order_has_not_failed() {
+    run(async {
+        let addr = leaving().await;
+        let config = EnvoyConfig::empty()
+            .cluster(Cluster::new("users", [addr]).http2())
+            .route(Route::to("/", "users"));
+        let mut envoy = Envoy::start(config.haven(&filter(&[addr]))).await;
+        let reply = envoy.h1().get("/echo/calm").await.unwrap();
+        assert_eq!(
+            (reply.status, reply.text().as_str()),
+            (203, "upstream_error")
+        );
+        assert!(
+            details(&envoy, 1)
+                .await
+                .contains("remote_refused_stream_reset")
+        );
+        assert_eq!(opened(&envoy).await, 0);
+        assert_sound(&mut envoy).await;
+    });
+}
