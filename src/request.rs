@@ -3,6 +3,7 @@
 
 pub mod client_ip;
 pub mod key;
+mod names;
 mod reason;
 pub mod reply;
 pub(crate) mod reserved;
@@ -11,6 +12,8 @@ pub use reason::Reason;
 
 use crate::base::headers::HeaderMap;
 use crate::base::ip::Ip;
+use names::{decoded, plain, unquoted, without_dot};
+use std::borrow::Cow;
 
 /// A request.
 #[derive(Clone, Copy, Debug)]
@@ -79,9 +82,20 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The host without its port; case as sent.
+    /// The path in one spelling of what is the same: `/%61` is `/a`.
     #[must_use]
-    pub fn host(&self) -> Option<&'a [u8]> {
+    pub fn plain_path(&self) -> Cow<'a, [u8]> {
+        plain(self.path)
+    }
+
+    /// The path as a service reads it.
+    #[must_use]
+    pub fn decoded_path(&self) -> Cow<'a, [u8]> {
+        decoded(self.path, false)
+    }
+
+    /// The authority: the host, and its port if there is one.
+    fn authority(&self) -> Option<(&'a [u8], Option<&'a [u8]>)> {
         let authority = self
             .headers
             .get(":authority")
@@ -89,12 +103,28 @@ impl<'a> Request<'a> {
         // `[v6]:port`, `host:port`, `host`: a port follows the last colon outside of brackets.
         let port_at = authority.iter().rposition(|b| matches!(b, b':' | b']'));
         match port_at {
-            Some(at) if authority.get(at) == Some(&b':') => authority.get(..at),
-            _ => Some(authority),
+            Some(at) if authority.get(at) == Some(&b':') => {
+                let (host, port) = authority.split_at_checked(at)?;
+                Some((host, port.get(1..)))
+            }
+            _ => Some((authority, None)),
         }
     }
 
-    /// The value of a cookie (RFC 6265, 4.2.1), from any of the `Cookie` headers.
+    /// The port that the request names.
+    #[must_use]
+    pub fn port(&self) -> Option<&'a [u8]> {
+        self.authority()?.1
+    }
+
+    /// The host without its port, and without the dot of a complete name; case as sent.
+    #[must_use]
+    pub fn host(&self) -> Option<&'a [u8]> {
+        Some(without_dot(self.authority()?.0))
+    }
+
+    /// The value of a cookie (RFC 6265, 4.2.1) without quotes, from any of the `Cookie` headers;
+    /// the first if there are several, as servers take it.
     #[must_use]
     pub fn cookie(&self, name: &str) -> Option<&'a [u8]> {
         let headers = self.headers;
@@ -104,27 +134,31 @@ impl<'a> Request<'a> {
             .find_map(|(_, cookies)| {
                 cookies.split(|b| *b == b';').find_map(|pair| {
                     let (key, value) = split_once(pair.trim_ascii(), b'=')?;
-                    (key == name.as_bytes()).then_some(value)
+                    (key == name.as_bytes()).then_some(unquoted(value))
                 })
             })
     }
 
-    /// The value of a query parameter as sent, not percent-decoded; the first if it is repeated.
-    #[must_use]
-    pub fn query_parameter(&self, name: &str) -> Option<&'a [u8]> {
-        self.query.split(|b| *b == b'&').find_map(|pair| {
-            let (key, value) = split(pair, b'=');
-            (!pair.is_empty() && key == name.as_bytes()).then_some(value)
-        })
+    /// The values of a query parameter, decoded, names too: `%61` and `+` are what they stand for.
+    pub fn query_parameters(&self, name: &str) -> impl Iterator<Item = Cow<'a, [u8]>> {
+        let pairs = self.query.split(|b| *b == b'&');
+        pairs
+            .filter(|pair| !pair.is_empty())
+            .filter_map(move |pair| {
+                let (key, value) = split(pair, b'=');
+                (*decoded(key, true) == *name.as_bytes()).then(|| decoded(value, true))
+            })
     }
 
-    /// A non-empty segment of the path, counted from 0.
+    /// A non-empty segment of the path, counted from 0, decoded.
     #[must_use]
-    pub fn path_segment(&self, index: u32) -> Option<&'a [u8]> {
+    pub fn path_segment(&self, index: u32) -> Option<Cow<'a, [u8]>> {
         let path = self.path.strip_prefix(b"/").unwrap_or(self.path);
-        path.split(|b| *b == b'/')
+        let segment = path
+            .split(|b| *b == b'/')
             .nth(usize::try_from(index).ok()?)
-            .filter(|segment| !segment.is_empty())
+            .filter(|segment| !segment.is_empty())?;
+        Some(decoded(segment, false))
     }
 
     /// Whether this is a gRPC call (not gRPC-Web): its errors travel in `grpc-status`.
@@ -197,12 +231,18 @@ mod tests {
         let segments: Vec<_> = (0..5).map(|i| request.path_segment(i)).collect();
         assert_eq!(
             segments,
-            [Some(&b"a"[..]), Some(b"b"), None, Some(b"d"), None]
+            [Some("a"), Some("b"), None, Some("d"), None]
+                .map(|segment| segment.map(|segment| Cow::Borrowed(segment.as_bytes())))
         );
-        assert_eq!(request.query_parameter("x"), Some(&b"1"[..]));
-        assert_eq!(request.query_parameter("y"), Some(&b""[..]));
-        assert_eq!(request.query_parameter("z"), None);
-        assert_eq!(request.query_parameter(""), None);
+        let values = |name: &str| -> Vec<_> {
+            let values = request.query_parameters(name);
+            values
+                .map(|value| String::from_utf8(value.into_owned()).unwrap())
+                .collect()
+        };
+        assert_eq!(values("x"), ["1", "2"]);
+        assert_eq!(values("y"), [""]);
+        assert!(values("z").is_empty() && values("").is_empty());
         for (target, path, query) in [
             ("/a#f?x", "/a", ""),
             ("/a?", "/a", ""),
@@ -227,6 +267,9 @@ mod tests {
             ("a.example", "a.example"),
             ("[::1]:80", "[::1]"),
             ("[::1]", "[::1]"),
+            ("a.example.", "a.example"),
+            ("a.example.:80", "a.example"),
+            (".", "."),
             ("", ""),
         ] {
             let headers = map(&[(":authority", authority)]);
@@ -241,7 +284,7 @@ mod tests {
 
     #[test]
     fn cookies_are_found_in_any_header() {
-        let headers = map(&[("cookie", "a=1; b=x=y;c"), ("cookie", "  d=4")]);
+        let headers = map(&[("cookie", "a=1; b=x=y;c"), ("cookie", "  d=\"4\"")]);
         let request = Request::new(&headers);
         assert_eq!(request.cookie("b"), Some(&b"x=y"[..]));
         assert_eq!(request.cookie("d"), Some(&b"4"[..]));

@@ -32,6 +32,8 @@ mod followed;
 mod given_up;
 #[path = "chain/grpc_health.rs"]
 mod grpc_health;
+#[path = "chain/names.rs"]
+mod names;
 #[path = "chain/overload.rs"]
 mod overload;
 #[path = "chain/recipes.rs"]

@@ -217,8 +217,9 @@ impl Exchange {
             plain = without_parameters(request.path);
             request.path = &plain;
         }
-        let mut routes = engine.routes.iter();
-        let Some(route) = routes.find(|route| route::matches(&route.config.matcher, &request))
+        let (mut routes, path) = (engine.routes.iter(), request.plain_path());
+        let Some(route) =
+            routes.find(|route| route::matches(&route.config.matcher, &request, &path))
         else {
             return Action::Continue;
         };

@@ -5,10 +5,11 @@ pub mod config;
 use crate::request::Request;
 use config::{HostMatch, Match, PathMatch};
 
-/// Whether all conditions of `matcher` hold.
+/// Whether all conditions of `matcher` hold. `path`: the request's, in its plain spelling
+/// ([`Request::plain_path`]).
 #[must_use]
-pub fn matches(matcher: &Match, request: &Request<'_>) -> bool {
-    path_matches(&matcher.path, request)
+pub fn matches(matcher: &Match, request: &Request<'_>, path: &[u8]) -> bool {
+    path_matches(&matcher.path, path)
         && (matcher.methods.is_empty()
             || matcher
                 .methods
@@ -27,16 +28,15 @@ pub fn matches(matcher: &Match, request: &Request<'_>) -> bool {
         })
 }
 
-fn path_matches(matcher: &PathMatch, request: &Request<'_>) -> bool {
+fn path_matches(matcher: &PathMatch, given: &[u8]) -> bool {
     match matcher {
         PathMatch::Any => true,
-        PathMatch::Exact(path) => path.as_bytes() == request.path,
-        PathMatch::Prefix(prefix) => request
-            .path
+        PathMatch::Exact(path) => path.as_bytes() == given,
+        PathMatch::Prefix(prefix) => given
             .strip_prefix(prefix.as_bytes())
             .is_some_and(|rest| matches!(rest.first(), None | Some(b'/'))),
         PathMatch::Pattern(segments) => {
-            let Some(path) = request.path.strip_prefix(b"/") else {
+            let Some(path) = given.strip_prefix(b"/") else {
                 return false;
             };
             let mut given = path.split(|b| *b == b'/');
@@ -76,7 +76,9 @@ mod tests {
             (":authority", "Api.Example.com:8080"),
         ];
         pairs.extend_from_slice(more);
-        matches(matcher, &Request::new(&HeaderMap::from_pairs(&pairs)))
+        let headers = HeaderMap::from_pairs(&pairs);
+        let request = Request::new(&headers);
+        matches(matcher, &request, &request.plain_path())
     }
 
     fn path(path: PathMatch) -> Match {
@@ -94,6 +96,8 @@ mod tests {
             ("/api/users/", true),
             ("/api/users/7?x=1", true),
             ("/api/users?x", true),
+            ("/%61pi/%75sers/7", true),
+            ("/api%2Fusers", false),
             ("/api/users2", false),
             ("/api", false),
             ("", false),
@@ -131,6 +135,28 @@ mod tests {
     fn exact_paths_ignore_the_query() {
         let exact = path(PathMatch::Exact("/a".into()));
         assert!(hit(&exact, "GET", "/a?b", &[]) && !hit(&exact, "GET", "/a/", &[]));
+    }
+
+    #[test]
+    fn a_complete_name_is_the_same_host() {
+        let hosts = |host: HostMatch| Match {
+            hosts: vec![host],
+            ..Match::default()
+        };
+        for authority in [
+            "api.example.com.",
+            "API.example.com.:443",
+            "api.example.com",
+        ] {
+            let headers = HeaderMap::from_pairs(&[(":path", "/"), (":authority", authority)]);
+            let request = Request::new(&headers);
+            for host in [
+                HostMatch::Exact("api.example.com".into()),
+                HostMatch::Suffix(".example.com".into()),
+            ] {
+                assert!(matches(&hosts(host), &request, b"/"), "{authority}");
+            }
+        }
     }
 
     #[test]

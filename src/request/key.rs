@@ -6,12 +6,14 @@
 
 use super::Request;
 use super::client_ip::ClientIp;
+use super::names::{decoded, unquoted, without_dot};
 use crate::base::hash::{KeyHasher, Seed};
 use crate::base::ip::Ip;
 use crate::schema::http::exact_host;
 use crate::schema::{
     Decode, Either, HeaderName, Int, Json, Label, One, Schema, Set, Token, choice, section,
 };
+use std::borrow::Cow;
 
 /// A part of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,19 +22,19 @@ pub enum KeyPart {
     ClientIp,
     /// The method.
     Method,
-    /// The path without its query.
+    /// The path without its query, decoded.
     Path,
-    /// The host, lower case, without its port.
+    /// The host, lower case, without its port and the dot behind it.
     Host,
     /// The route's name.
     Route,
     /// A header's value; the name is lower case.
     Header(String),
-    /// A cookie's value.
+    /// A cookie's value, without quotes; the first of several.
     Cookie(String),
-    /// A query parameter's value.
+    /// A query parameter's value, decoded.
     Query(String),
-    /// A segment of the path, counted from 0.
+    /// A segment of the path, counted from 0, decoded.
     PathSegment(u32),
 }
 
@@ -50,13 +52,15 @@ choice! {
 section! {
     /// A part of a key that has a name.
     KeyField {
-        /// A request header.
+        /// A request header. All requests with several values that differ share one bucket, for
+        /// the service may take any of them.
         header: Option<HeaderName> = Absent("");
-        /// A cookie.
+        /// A cookie, without quotes; the first of several, as servers take it.
         cookie: Option<Token> = Absent("");
-        /// A parameter of the query.
+        /// A parameter of the query, decoded: `%61` is `a` in names and values, `+` a space.
+        /// Several values as in `header`.
         query: Option<Label> = Absent("");
-        /// A segment of the path, counted from 0.
+        /// A segment of the path, decoded, counted from 0.
         path_segment: Option<Int<0, 255>> = Absent("");
     }
 }
@@ -100,6 +104,14 @@ impl KeyPart {
                 None => Err("an IP address"),
             },
             Self::Host => exact_host(value).ok_or("a host without a port like \"example.com\""),
+            Self::Path | Self::PathSegment(_) => {
+                let value = decoded(value.as_bytes(), false);
+                Ok(String::from_utf8_lossy(&value).into_owned())
+            }
+            Self::Cookie(_) => {
+                let value = unquoted(value.as_bytes());
+                Ok(String::from_utf8_lossy(value).into_owned())
+            }
             _ => Ok(value.into()),
         }
     }
@@ -123,12 +135,16 @@ pub fn hash(
     hasher: &mut KeyHasher,
 ) -> bool {
     for part in parts {
-        let found = with_value(part, request, |value| hasher.part(value));
-        if !found {
-            match missing {
-                MissingKey::Skip => return false,
-                MissingKey::Share => hasher.absent(),
+        match with_value(part, request, |value| hasher.part(value)) {
+            Found::One => {}
+            // Which of them the service takes is not known. Were the first one the key, who adds
+            // another before it would have a new bucket each time; so all of these have one.
+            Found::Several => {
+                hasher.absent();
+                hasher.absent();
             }
+            Found::None if missing == MissingKey::Skip => return false,
+            Found::None => hasher.absent(),
         }
     }
     true
@@ -149,35 +165,71 @@ pub fn of_override(parts: &[KeyPart], values: &[String], prefixes: &ClientIp, se
                 // Not an address: no client has it.
                 None => hasher.part(value.as_bytes()),
             },
-            KeyPart::Host => hasher.part(value.to_ascii_lowercase().as_bytes()),
+            KeyPart::Host => {
+                let host = without_dot(value.as_bytes());
+                hasher.part(&host.to_ascii_lowercase());
+            }
+            KeyPart::Path | KeyPart::PathSegment(_) => {
+                hasher.part(&decoded(value.as_bytes(), false));
+            }
+            KeyPart::Cookie(_) => hasher.part(unquoted(value.as_bytes())),
             _ => hasher.part(value.as_bytes()),
         }
     }
     hasher.finish()
 }
 
-/// Calls `found` with the part's value if the request has it, and returns whether it has.
-fn with_value(part: &KeyPart, request: &Request<'_>, mut found: impl FnMut(&[u8])) -> bool {
+/// What a request has of a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    None,
+    One,
+    /// Values that differ.
+    Several,
+}
+
+/// Calls `found` with the part's value if the request has one.
+fn with_value(part: &KeyPart, request: &Request<'_>, mut found: impl FnMut(&[u8])) -> Found {
     let value = match part {
         KeyPart::ClientIp => {
-            return request
-                .client
-                .map(|ip| found(&ip.0.to_be_bytes()))
-                .is_some();
+            let Some(ip) = request.client else {
+                return Found::None;
+            };
+            // Without a copy: most keys are this one.
+            found(&ip.0.to_be_bytes());
+            return Found::One;
         }
-        KeyPart::Host => {
-            return request
-                .host()
-                .map(|host| found(&host.to_ascii_lowercase()))
-                .is_some();
-        }
-        KeyPart::Method => Some(request.method),
-        KeyPart::Path => Some(request.path),
-        KeyPart::Route => Some(request.route.as_bytes()),
-        KeyPart::Header(name) => request.headers.get(name),
-        KeyPart::Cookie(name) => request.cookie(name),
-        KeyPart::Query(name) => request.query_parameter(name),
+        KeyPart::Host => request.host().map(|host| host.to_ascii_lowercase().into()),
+        KeyPart::Method => Some(request.method.into()),
+        KeyPart::Path => Some(request.decoded_path()),
+        KeyPart::Route => Some(request.route.as_bytes().into()),
+        KeyPart::Cookie(name) => request.cookie(name).map(Cow::Borrowed),
         KeyPart::PathSegment(index) => request.path_segment(*index),
+        KeyPart::Header(name) => {
+            return one_of(request.headers.all(name).map(Cow::Borrowed), found);
+        }
+        KeyPart::Query(name) => return one_of(request.query_parameters(name), found),
     };
-    value.map(&mut found).is_some()
+    match value {
+        Some(value) => {
+            found(&value);
+            Found::One
+        }
+        None => Found::None,
+    }
+}
+
+/// The one value, if all are alike.
+fn one_of<'a>(
+    mut values: impl Iterator<Item = Cow<'a, [u8]>>,
+    mut found: impl FnMut(&[u8]),
+) -> Found {
+    let Some(first) = values.next() else {
+        return Found::None;
+    };
+    if values.any(|value| value != first) {
+        return Found::Several;
+    }
+    found(&first);
+    Found::One
 }

@@ -94,6 +94,11 @@ impl Draft {
     }
 }
 
+/// The port that a URL of this scheme need not name.
+fn usual_port(scheme: &[u8]) -> &'static [u8] {
+    if scheme == b"https" { b"443" } else { b"80" }
+}
+
 /// A draft's part of the worker's memory.
 #[derive(Debug)]
 struct Passing(Rc<Cell<usize>>, usize);
@@ -151,14 +156,15 @@ impl Stale {
             return None;
         }
         let headers = request.headers;
-        let authority = headers
-            .get(":authority")
-            .or_else(|| headers.get("host"))?
-            .to_ascii_lowercase();
+        let scheme = headers.get(":scheme").unwrap_or_default();
+        let mut authority = request.host()?.to_ascii_lowercase();
+        if let Some(port) = request.port().filter(|port| *port != usual_port(scheme)) {
+            authority.push(b':');
+            authority.extend_from_slice(port);
+        }
         let target = headers.get(":path")?;
         let target = target.split(|b| *b == b'#').next().unwrap_or(target);
         let mut key = Vec::with_capacity(256);
-        let scheme = headers.get(":scheme").unwrap_or_default();
         for part in [request.route.as_bytes(), scheme, &authority, target] {
             push_part(&mut key, part);
         }

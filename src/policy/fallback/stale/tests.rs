@@ -289,6 +289,7 @@ fn route_scheme_host_path_and_query_separate_responses() {
     };
     let one = request("r", "http", "a.example", "/p?q=1");
     assert_eq!(one, request("r", "http", "A.Example", "/p?q=1#fragment"));
+    assert_eq!(one, request("r", "http", "a.example.:80", "/p?q=1"));
     for other in [
         request("s", "http", "a.example", "/p?q=1"),
         request("r", "https", "a.example", "/p?q=1"),
