@@ -3,9 +3,11 @@
 pub mod grpc_health;
 pub mod hash;
 pub mod headers;
+pub mod http_date;
 pub mod id_map;
 pub mod ip;
 pub mod percent;
+pub mod protobuf;
 pub mod rfc3339;
 pub mod rng;
 pub mod sketch;

@@ -125,6 +125,9 @@ pub struct Engine {
     checks: Option<Checks>,
     /// Work that was given up.
     lingering: Lingering,
+    /// Until when the client of the request that ended last waits, for a redirect that the proxy
+    /// follows itself: it has a second stream.
+    ended: Cell<Option<Option<Moment>>>,
 }
 
 impl Engine {
@@ -184,6 +187,7 @@ impl Engine {
             logs,
             checks: (!checks.is_empty()).then_some(checks),
             lingering: Lingering::default(),
+            ended: Cell::new(None),
         })
     }
 

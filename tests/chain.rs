@@ -3,8 +3,8 @@
 use haven::base::time::Nanos;
 use haven::engine::Engine;
 use haven::engine::chain::{Action, Exchange};
-use haven::host::Property;
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};
+use haven::host::{Message, Property, Stream};
 use serde_json::{Value, json};
 use std::rc::Rc;
 
@@ -1133,6 +1133,77 @@ fn a_pushback_counts_wherever_it_stands() {
             "{malformed:?}"
         );
     }
+}
+
+#[test]
+fn a_retry_after_may_be_a_date() {
+    let opens_for = |headers: &[(&str, &[u8])]| {
+        let proxy = Proxy::new(&json!({
+            "circuit_breakers": {"b": {"consecutive_failures": 1, "open_duration": "5s"}},
+            "routes": [{"name": "r", "circuit_breaker": "b"}]}));
+        let stream = SimStream::request("GET", "/", &[]);
+        let mut exchange = proxy.begin(&stream);
+        stream.answer(503, Some("10.0.0.1:80"), headers);
+        exchange.on_response(&proxy.worker, &stream);
+        exchange.on_end(&proxy.worker);
+        let refused = proxy.request("/", &[], 200);
+        let seconds = refused.response_header("retry-after").unwrap();
+        seconds.parse::<u64>().unwrap()
+    };
+    // By the upstream's own clock, however wrong that is.
+    let date = ("date", &b"Sun, 06 Nov 1994 08:49:37 GMT"[..]);
+    for (until, seconds) in [
+        (&b"Sun, 06 Nov 1994 08:49:57 GMT"[..], 20),
+        (b"Sun, 06 Nov 1994 08:49:37 GMT", 1),
+        (b"Sun, 06 Nov 1994 08:00:00 GMT", 5),
+        (b"Sun, 99 Nov 1994 08:49:57 GMT", 5),
+    ] {
+        assert_eq!(opens_for(&[date, ("retry-after", until)]), seconds);
+    }
+    let alone = [("retry-after", &b"Sun, 06 Nov 1994 08:49:57 GMT"[..])];
+    assert_eq!(opens_for(&alone), 5, "without a clock to compare with");
+}
+
+#[test]
+fn of_two_quotas_the_tighter_one_stands_and_once() {
+    let answered = |headers: &str, its: &[(&str, &[u8])]| {
+        let proxy = Proxy::new(&limited(
+            &json!({"limit": 10, "period": "1h", "headers": headers}),
+        ));
+        let stream = SimStream::request("GET", "/api", &[]);
+        let mut exchange = proxy.begin(&stream);
+        stream.answer(200, Some("10.0.0.1:80"), its);
+        exchange.on_response(&proxy.worker, &stream);
+        exchange.on_end(&proxy.worker);
+        let all = stream.headers(Message::Response);
+        ["limit", "remaining"].map(|name| {
+            let name = format!("x-ratelimit-{name}");
+            let values: Vec<_> = all.all(&name).map(String::from_utf8_lossy).collect();
+            values.join(" and ")
+        })
+    };
+    let its = |left: &'static [u8]| {
+        [
+            ("X-RateLimit-Limit", &b"100"[..]),
+            ("x-ratelimit-remaining", left),
+            ("x-ratelimit-reset", b"1"),
+        ]
+    };
+    for headers in ["x", "both"] {
+        assert_eq!(answered(headers, &[]), ["10", "9"]);
+        assert_eq!(
+            answered(headers, &its(b"3")),
+            ["100", "3"],
+            "the service's is tighter"
+        );
+        assert_eq!(answered(headers, &its(b"50")), ["10", "9"]);
+        assert_eq!(answered(headers, &its(b"many")), ["10", "9"]);
+    }
+    assert_eq!(
+        answered("ietf", &its(b"50")),
+        ["100", "50"],
+        "not written by haven"
+    );
 }
 
 #[test]

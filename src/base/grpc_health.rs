@@ -12,6 +12,8 @@
 //!   HealthCheckResponse { ServingStatus status = 1; }
 //! ```
 
+use super::protobuf::{self, Value, fields};
+
 /// Path of the call that asks once.
 pub const CHECK: &str = "/grpc.health.v1.Health/Check";
 
@@ -47,6 +49,15 @@ pub enum Malformed {
     Message,
     /// A name that is not UTF-8.
     Text,
+}
+
+impl From<protobuf::Malformed> for Malformed {
+    fn from(malformed: protobuf::Malformed) -> Self {
+        match malformed {
+            protobuf::Malformed::Cut => Self::Cut,
+            protobuf::Malformed::Wrong => Self::Message,
+        }
+    }
 }
 
 impl Malformed {
@@ -176,61 +187,6 @@ const STATUS_FIELD: u8 = 1 << 3;
 
 const fn low(number: usize) -> u8 {
     number.to_le_bytes()[0] & 0x7f
-}
-
-enum Value<'a> {
-    Number(u64),
-    Bytes(&'a [u8]),
-    /// 4 or 8 bytes of a type that no field here has.
-    Fixed,
-}
-
-/// Passes each field of a message to `each`. Groups, which no version of these messages has had,
-/// are malformed: skipping them takes a stack.
-fn fields<'a>(message: &'a [u8], mut each: impl FnMut(u32, Value<'a>)) -> Result<(), Malformed> {
-    let mut rest = message;
-    while !rest.is_empty() {
-        let tag = u32::try_from(varint(&mut rest)?).map_err(|_| Malformed::Message)?;
-        let value = match tag & 7 {
-            0 => Value::Number(varint(&mut rest)?),
-            1 => take(&mut rest, 8).map(|_| Value::Fixed)?,
-            2 => {
-                let length = usize::try_from(varint(&mut rest)?).unwrap_or(usize::MAX);
-                Value::Bytes(take(&mut rest, length)?)
-            }
-            5 => take(&mut rest, 4).map(|_| Value::Fixed)?,
-            _ => return Err(Malformed::Message),
-        };
-        match tag >> 3 {
-            0 => return Err(Malformed::Message),
-            number => each(number, value),
-        }
-    }
-    Ok(())
-}
-
-fn take<'a>(rest: &mut &'a [u8], length: usize) -> Result<&'a [u8], Malformed> {
-    let (taken, after) = rest.split_at_checked(length).ok_or(Malformed::Cut)?;
-    *rest = after;
-    Ok(taken)
-}
-
-/// Seven bits a byte, the lowest first; at most ten bytes, of which the last can hold one bit.
-fn varint(rest: &mut &[u8]) -> Result<u64, Malformed> {
-    let mut number = 0u64;
-    for place in 0..10u32 {
-        let [byte] = *take(rest, 1)? else {
-            return Err(Malformed::Cut);
-        };
-        if place == 9 && byte > 1 {
-            return Err(Malformed::Message);
-        }
-        number |= u64::from(byte & 0x7f).wrapping_shl(place.wrapping_mul(7));
-        if byte < 0x80 {
-            return Ok(number);
-        }
-    }
-    Err(Malformed::Message)
 }
 
 #[cfg(test)]

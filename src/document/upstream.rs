@@ -40,6 +40,8 @@ pub struct Upstream {
     pub zone: Option<String>,
     /// Which reports of endpoints count.
     pub load_report: LoadReport,
+    /// The named metric of a report that counts in place of the utilisations.
+    pub load_metric: Option<String>,
     /// The upstream is UP while at least this share of its endpoints is well; `None` = at least one
     /// endpoint.
     pub min_healthy: Option<Percent>,
@@ -96,12 +98,15 @@ section! {
         /// of priorities may be left wholly for the next one.
         max_ejection_percent: Option<Pct> = Absent("100 less `panic_threshold`: 50");
         /// Whether endpoints report their load. `orca`: in the response header
-        /// `endpoint-load-metrics`, `TEXT` or `JSON` (not `BIN`); `application_utilization`, else
+        /// `endpoint-load-metrics` (`TEXT`, `JSON` or `BIN`) or, as gRPC's servers do, in the
+        /// header or trailer `endpoint-load-metrics-bin`; `application_utilization`, else
         /// `cpu_utilization`, u: an endpoint's weight is multiplied with 1 - u, at least 0.05; one
         /// that does not report has the mean of the others. A report counts in full for 5 s and is
         /// forgotten after 30 s. Clients do not see the header. Not for `consistent_hash` and
         /// `first`.
         load_report: LoadReport = Default("\"none\"");
+        /// With `orca`: the metric among a report's `named_metrics` that counts first, from 0 to 1.
+        load_metric: Option<Label> = Absent("none");
     }
 }
 
@@ -126,6 +131,10 @@ impl UpstreamSection {
         }
         let balancer = &self.load_balancer;
         balancer.check_report(&at.key("load_report"), self.load_report, errors);
+        if let (Some(metric), LoadReport::None) = (&self.load_metric, self.load_report) {
+            let want = "none: only reports (\"load_report\": \"orca\") have metrics";
+            errors.refuse_text(&at.key("load_metric"), metric, want);
+        }
         balancer.check(&at.key("load_balancer"), errors);
     }
 
@@ -152,6 +161,7 @@ impl UpstreamSection {
             zone: balancer.zone.clone(),
             policy: balancer.compile(),
             load_report: self.load_report,
+            load_metric: self.load_metric,
             min_healthy: self.min_healthy,
             critical: self.critical,
             override_header: self.r#override.header,

@@ -31,7 +31,7 @@ use crate::document::PathParameters;
 use crate::host::{Host, Message, Stream};
 use crate::policy::fallback::stale::{Draft, StaleRequest};
 use crate::policy::probe::grpc::ProbeRequest;
-use crate::policy::rate_limit::{KeyQuota, quota_headers};
+use crate::policy::rate_limit::KeyQuota;
 use crate::policy::route;
 use crate::request::{Reason, Request, without_parameters};
 use context::{Context, Handles};
@@ -106,6 +106,8 @@ pub struct Exchange {
     sent_on: Option<usize>,
     /// The client's own deadline has ended it: nothing that a plain request would not get answers.
     hasty: bool,
+    /// It has ended.
+    over: bool,
     /// What goes into the access log.
     decisions: String,
 }
@@ -155,6 +157,7 @@ impl Exchange {
             draft: None,
             sent_on: None,
             hasty: false,
+            over: false,
             decisions: String::new(),
         }
     }
@@ -407,9 +410,7 @@ impl Exchange {
             self.keep_response(context);
         }
         if !self.quotas.is_empty() {
-            for (name, value) in quota_headers::all(self.named_quotas()) {
-                stream.add_header(Message::Response, name, &value);
-            }
+            self.add_quotas_to_answer(stream);
         }
         Action::Continue
     }
@@ -453,8 +454,9 @@ impl Exchange {
                 HeaderMap::default()
             };
             let status = trailers.get("grpc-status").and_then(parse_number);
-            let settlement = settlement.with_trailers(&trailers);
-            self.settle(context, settlement, status, host.monotonic());
+            let (settlement, now) = (settlement.with_trailers(&trailers), host.monotonic());
+            Self::read_report(context, &settlement, &trailers, now);
+            self.settle(context, settlement, status, now);
         }
     }
 
@@ -477,6 +479,9 @@ impl Exchange {
 
     /// The exchange is over, however it ended. May be called again.
     pub fn on_end<H: Host>(&mut self, host: &H) {
+        if !std::mem::replace(&mut self.over, true) {
+            self.engine.ended.set(self.deadline.until);
+        }
         self.release(host);
     }
 

@@ -42,7 +42,12 @@ pub struct Incoming {
     expected: HeaderDeadline,
     own: HeaderDeadline,
     router: HeaderDeadline,
+    /// Whether Envoy sends the request a second time, where an answer of its upstream has led it.
+    redirected: bool,
 }
+
+/// Envoy writes it when it follows a redirect itself; it removes a client's.
+const ORIGINAL: &str = "x-envoy-original-url";
 
 /// The values of one header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,7 +71,8 @@ impl Incoming {
     pub fn read(headers: &HeaderMap, own: Option<&str>, trusted: bool) -> Self {
         let mut found = Self::default();
         // By length first: few names have the length of one that counts.
-        let lengths = [GRPC_TIMEOUT, EXPECTED, ROUTER, own.unwrap_or(GRPC_TIMEOUT)].map(str::len);
+        let own_name = own.unwrap_or(GRPC_TIMEOUT);
+        let lengths = [GRPC_TIMEOUT, EXPECTED, ROUTER, ORIGINAL, own_name].map(str::len);
         for (name, value) in headers
             .iter()
             .filter(|(name, _)| lengths.contains(&name.len()))
@@ -88,8 +94,16 @@ impl Incoming {
             if own.is_some_and(is) {
                 found.own.add(millis());
             }
+            found.redirected |= is(ORIGINAL);
         }
         found
+    }
+
+    /// Whether Envoy sends it a second time, after an internal redirect: then the headers are what
+    /// was written for the first upstream.
+    #[must_use]
+    pub const fn is_redirected(&self) -> bool {
+        self.redirected
     }
 
     /// What is left of the client's deadline; `None` if it has none.

@@ -4,8 +4,8 @@
 use super::{Proxy, merge, upstream};
 use haven::base::time::Nanos;
 use haven::engine::chain::{Action, Exchange};
-use haven::host::Property;
 use haven::host::sim::SimStream;
+use haven::host::{Message, Property, Stream};
 use serde_json::{Value, json};
 use std::rc::Rc;
 
@@ -798,4 +798,63 @@ fn vectors_what_is_grpc_and_what_haven_answers_to_it() {
             "{content_type}"
         );
     }
+}
+
+/// Sends the request of `first` again, as Envoy does when it follows a redirect itself.
+fn redirected(proxy: &Proxy, first: &SimStream) -> SimStream {
+    let headers = first.headers(Message::Request);
+    let again = SimStream::request("GET", "/api", &[]);
+    for (name, value) in headers.iter().filter(|(name, _)| !name.starts_with(b":")) {
+        again.add_header(Message::Request, std::str::from_utf8(name).unwrap(), value);
+    }
+    again.add_header(
+        Message::Request,
+        "x-envoy-original-url",
+        b"http://api.example/api",
+    );
+    let mut exchange = proxy.begin(&again);
+    exchange.on_end(&proxy.worker);
+    again
+}
+
+/// A request that is on its way for so long before its stream ends without an answer.
+fn unanswered(proxy: &Proxy, headers: Headers<'_>, millis: u64) -> SimStream {
+    let stream = SimStream::request("GET", "/api", headers);
+    let mut exchange = proxy.begin(&stream);
+    proxy.machine.advance(Nanos::from_millis(millis));
+    exchange.on_end(&proxy.worker);
+    stream
+}
+
+#[test]
+fn an_internal_redirect_does_not_start_a_clients_deadline_anew() {
+    let proxy = one(&json!({"timeout": {"request": "5s", "deadline_header": "x-deadline"}}));
+    let first = unanswered(&proxy, &[("x-deadline", b"600")], 210);
+    assert_told(&first, &[("x-deadline", Some("600"))]);
+    let second = redirected(&proxy, &first);
+    assert_told(
+        &second,
+        &[("x-deadline", Some("390")), (ROUTER, Some("390"))],
+    );
+    // Its time is over.
+    let first = unanswered(&proxy, &[("x-deadline", b"600")], 700);
+    assert_eq!(redirected(&proxy, &first).replied().unwrap().status, 504);
+    // What haven wrote for the first upstream is no client's deadline.
+    let first = unanswered(&proxy, &[GRPC], 1_000);
+    assert_told(&first, &[("grpc-timeout", Some("5000m"))]);
+    let second = redirected(&proxy, &first);
+    assert_told(
+        &second,
+        &[("grpc-timeout", Some("5000m")), (ROUTER, Some("5000"))],
+    );
+    // Another request has ended since: not this one's.
+    let first = unanswered(&proxy, &[("x-deadline", b"600")], 210);
+    take(&proxy, "GET", &[], 10, 200);
+    let second = redirected(&proxy, &first);
+    assert_told(&second, &[(ROUTER, Some("5000"))]);
+    // Nor does anything of it touch what comes after.
+    assert_told(
+        &take(&proxy, "GET", &[("x-deadline", b"600")], 10, 200),
+        &[(ROUTER, Some("600"))],
+    );
 }

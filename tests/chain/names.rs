@@ -1,7 +1,6 @@
 //! Spellings that mean the same: one route, one bucket, one kept answer.
 
 use super::*;
-use haven::host::{Message, Stream};
 
 /// A limit of one request an hour for each key: which of these requests, in their order, pass.
 fn passes(key: &Value, requests: &[(&str, &[(&str, &[u8])])]) -> Vec<bool> {

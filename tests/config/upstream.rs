@@ -219,6 +219,11 @@ fn what_a_balancing_policy_does_not_use_is_refused() {
                  consistent_hash and first there are no shares",
             ),
             (
+                r#""load_metric": "queue""#,
+                "upstreams.u.load_metric: \"queue\" is not allowed, want none: only reports \
+                 (\"load_report\": \"orca\") have metrics",
+            ),
+            (
                 r#""load_report": true"#,
                 "upstreams.u.load_report: true is not allowed, want one of \"none\", \"orca\"",
             ),

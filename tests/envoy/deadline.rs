@@ -330,3 +330,48 @@ fn a_dynamic_timeout_follows_the_upstream() {
         assert!(took >= Duration::from_millis(found / 2), "{took:?}");
     });
 }
+
+#[test]
+fn an_internal_redirect_goes_on_with_the_clients_deadline() {
+    run(async {
+        let (first, second) = (
+            Upstream::start("first").await,
+            Upstream::start("second").await,
+        );
+        first
+            .set(|faults| {
+                (faults.status, faults.delay_ms) = (Some(302), 300);
+                let location = "http://haven.example/echo/second".to_owned();
+                faults.headers.insert("location".to_owned(), location);
+            })
+            .await;
+        let filter = json!({"routes": [{"name": "r", "timeout": {"request": "10s", "deadline_header": "x-deadline"}}]});
+        let config = EnvoyConfig::empty()
+            .cluster(Cluster::new("first", [first.addr()]).plain())
+            .cluster(Cluster::new("second", [second.addr()]).plain())
+            .route(Route::to("/echo/second", "second"))
+            .route(Route::to("/", "first").with(&json!({"internal_redirect_policy": {}})))
+            .haven(&filter);
+        let mut envoy = Envoy::start(config).await;
+        for client in [envoy.h1(), envoy.h2()] {
+            let reply = client
+                .get_with("/echo", &[("x-deadline", "5000")])
+                .await
+                .unwrap();
+            assert_eq!(reply.json()["upstream"], "second", "{reply:?}");
+            let left = reply.json()["headers"]["x-deadline"]
+                .as_str()
+                .unwrap()
+                .parse::<u64>()
+                .unwrap();
+            assert!(left <= 4_700, "{left}");
+            let reply = client.get("/echo").await.unwrap();
+            assert_eq!(
+                reply.json()["headers"]["x-deadline"],
+                "10000",
+                "haven's own is no client's"
+            );
+        }
+        assert_sound(&mut envoy).await;
+    });
+}

@@ -1,7 +1,7 @@
 //! The health endpoints in a real Envoy.
 
 use crate::filter::{assert_sound, counted};
-use crate::support::{Envoy, EnvoyConfig, Route, Upstream, load, raw, run, wait_for};
+use crate::support::{Client, Envoy, EnvoyConfig, Route, Upstream, load, raw, run, wait_for};
 use serde_json::json;
 
 #[test]
@@ -156,6 +156,47 @@ fn health_is_answered_when_nothing_else_is() {
                 .filter(|line| line["path"] == "/readyz")
                 .all(|line| line["decision"] == "-" || line["decision"].is_null())
         );
+        assert_sound(&mut envoy).await;
+    });
+}
+
+#[test]
+fn a_proxy_that_is_told_to_fail_is_not_ready() {
+    run(async {
+        let upstream = Upstream::start("a").await;
+        // As docs/operations.md has it.
+        let own = json!({
+            "name": "envoy.filters.http.health_check",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.health_check.v3.HealthCheck",
+                "pass_through_mode": true,
+                "headers": [{"name": ":path", "string_match": {"exact": "/readyz"}}],
+            },
+        });
+        let filter = json!({"upstreams": {"users": {"endpoints": crate::filter::endpoints(&[upstream.addr()])}}});
+        let config = EnvoyConfig::proxy([upstream.addr()])
+            .filter_before(own)
+            .haven(&filter);
+        let mut envoy = Envoy::start(config).await;
+        let admin = Client::h1(envoy.admin_addr());
+        let ready = async || envoy.h1().get("/readyz").await.unwrap();
+        assert_eq!(ready().await.json()["status"], "UP", "haven's own answer");
+        admin
+            .request("POST", "/healthcheck/fail", &[], "")
+            .await
+            .unwrap();
+        wait_for("it is not ready", async || ready().await.status == 503).await;
+        assert_eq!(envoy.h1().get("/livez").await.unwrap().status, 200);
+        assert_eq!(
+            envoy.h1().get("/echo").await.unwrap().status,
+            200,
+            "and serves on"
+        );
+        admin
+            .request("POST", "/healthcheck/ok", &[], "")
+            .await
+            .unwrap();
+        wait_for("it is ready", async || ready().await.status == 200).await;
         assert_sound(&mut envoy).await;
     });
 }

@@ -1,6 +1,7 @@
 //! How the upstream answered, or why it did not.
 
 use crate::base::headers::{HeaderMap, parse_number};
+use crate::base::http_date;
 use crate::base::time::Nanos;
 use crate::document::FailureOn;
 use crate::host::{Message, Property, Stream};
@@ -160,8 +161,9 @@ pub(super) const fn grpc_failure(status: u16) -> Option<u64> {
     }
 }
 
-/// The wait that an upstream asks for: `grpc-retry-pushback-ms`, or `Retry-After` in seconds (a
-/// date is left alone: it would need a clock that agrees with the upstream's).
+/// The wait that an upstream asks for: `grpc-retry-pushback-ms`, or `Retry-After` in seconds or as a
+/// date. A date counts from the answer's own `Date`, which is of the same clock; without one it is
+/// left alone, for it would need a clock that agrees with the upstream's.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Nanos> {
     let number = |name: &str| {
         headers
@@ -172,6 +174,14 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Nanos> {
     number("grpc-retry-pushback-ms")
         .map(Nanos::from_millis)
         .or_else(|| number("retry-after").map(Nanos::from_secs))
+        .or_else(|| {
+            let date = |name: &str| headers.get(name).and_then(http_date::parse);
+            // What lies in the past asks for no wait.
+            let wait = date("retry-after")?
+                .as_secs()
+                .checked_sub(date("date")?.as_secs())?;
+            Some(Nanos::from_secs(wait))
+        })
 }
 
 /// Whether a gRPC server says by this status that it failed.

@@ -31,17 +31,21 @@ const GRPC_TOO_LATE: u64 = 4;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Deadline {
     incoming: Incoming,
+    /// What the client allows.
+    client: Option<Nanos>,
     /// The route's timeout.
     own: Option<Nanos>,
     /// The route's timeout of a try.
     per_try: Option<Nanos>,
     /// The request was counted as late.
     counted: bool,
+    /// Until when the client waits; `None`: the request has no deadline of any kind.
+    pub(super) until: Option<Option<Moment>>,
 }
 
 impl Deadline {
     fn left(&self, waited: Nanos) -> Option<Nanos> {
-        least(self.own, self.incoming.left()).map(|whole| whole.minus(waited))
+        least(self.own, self.client).map(|whole| whole.minus(waited))
     }
 
     /// Whether there is any.
@@ -50,7 +54,7 @@ impl Deadline {
     }
 
     fn incoming_left(&self, waited: Nanos) -> Option<Nanos> {
-        self.incoming.left().map(|left| left.minus(waited))
+        self.client.map(|left| left.minus(waited))
     }
 }
 
@@ -81,6 +85,14 @@ impl Exchange {
         let trusted = context.engine.trust_client_retry_headers;
         self.deadline.incoming =
             Incoming::read(headers, config.deadline_header.as_deref(), trusted);
+        let redirected = self.deadline.incoming.is_redirected();
+        // The first stream of a redirected request has ended just before, in the same callback of
+        // the proxy. Its headers now hold what haven wrote for the first upstream.
+        self.deadline.client = match context.engine.ended.take().filter(|_| redirected) {
+            Some(until) => until.map(|until| until.since(self.start)),
+            None => self.deadline.incoming.left(),
+        };
+        self.deadline.until = Some(self.deadline.client.map(|left| self.start.plus(left)));
         self.deadline.per_try = config.per_try;
         let now = self.start;
         self.deadline.own = config.request.map(|timeout| match &route.seen {

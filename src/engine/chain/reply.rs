@@ -1,6 +1,7 @@
 //! Answering in the upstream's place.
 
 use super::{Action, CLUSTER_HEADER, Context, Exchange};
+use crate::base::headers::parse_number;
 use crate::base::text::push_all;
 use crate::base::time::Nanos;
 use crate::document::{FallbackStep, Mode, QuotaHeaders};
@@ -226,6 +227,32 @@ impl Exchange {
         reply
             .headers
             .extend(quota_headers::all(self.named_quotas()));
+    }
+
+    /// Adds the quotas to an upstream's answer. `RateLimit` and its policy are lists, and go on that
+    /// of a service with a limit of its own; of `X-RateLimit-*` the tighter one stands alone.
+    pub(super) fn add_quotas_to_answer<S: Stream>(&self, stream: &S) {
+        let headers = quota_headers::all(self.named_quotas());
+        let is_ours = |name: &str| name.starts_with("x-ratelimit-");
+        let ours = headers
+            .iter()
+            .find(|(name, _)| *name == quota_headers::REMAINING);
+        // Looked for only where haven writes such headers itself.
+        let its = ours.and_then(|_| {
+            let answer = stream.headers(Message::Response);
+            answer.get(quota_headers::REMAINING).map(parse_number)
+        });
+        let tighter = match (its, ours.and_then(|(_, left)| parse_number(left))) {
+            (Some(Some(its)), Some(ours)) => its < ours,
+            _ => false,
+        };
+        for (name, value) in headers {
+            if !is_ours(name) {
+                stream.add_header(Message::Response, name, &value);
+            } else if !tighter {
+                stream.set_header(Message::Response, name, &value);
+            }
+        }
     }
 
     /// The quotas that the client is to know of, with the names of their limits.

@@ -14,7 +14,6 @@ use crate::engine::upstream::{Attempts, Tried, Upstream};
 use crate::host::{Host, Message, Property, Reply, Stream};
 use crate::policy::Outcome;
 use crate::policy::circuit_breaker::CallResult;
-use crate::policy::upstream::orca;
 use crate::policy::upstream::peers::Try;
 use crate::request::Reason;
 use crate::request::reply::ReplyDetails;
@@ -239,15 +238,12 @@ impl Exchange {
                 let pick = self.grants.picked();
                 upstream.learn(context.host, now, &pick, attempts, duration, !good);
             }
-            if upstream.has_reports()
-                && class == Class::Answered
-                && let Some(report) = answer.headers.get(orca::HEADER)
-            {
-                upstream.report(context.host, now, attempts.last, report);
-                // How busy a service is, its clients need not know.
-                context
-                    .stream
-                    .remove_header(Message::Response, orca::HEADER);
+            if upstream.has_reports() && class == Class::Answered {
+                let report = upstream.report(context.host, now, attempts.last, &answer.headers);
+                if let Some(header) = report {
+                    // How busy a service is, its clients need not know.
+                    context.stream.remove_header(Message::Response, header);
+                }
             }
         }
         match class {
@@ -401,6 +397,24 @@ impl Exchange {
         };
         self.add_quotas(&mut reply);
         Some(reply)
+    }
+
+    /// Takes the report on the endpoint's load that gRPC's servers send in the trailers.
+    pub(super) fn read_report<H: Host, S: Stream>(
+        context: &Context<'_, H, S>,
+        settlement: &Settlement,
+        trailers: &HeaderMap,
+        now: Moment,
+    ) {
+        let used = context.route.upstream.as_ref();
+        let upstream = used.map(|used| &used.policy);
+        if let Some((upstream, attempts)) = upstream.zip(settlement.attempts)
+            && upstream.has_reports()
+            && let Some(header) = upstream.report(context.host, now, attempts.last, trailers)
+        {
+            let trailers = Message::ResponseTrailers;
+            context.stream.remove_header(trailers, header);
+        }
     }
 
     /// Judges an answer that was cut: by its upstream, which counts as a reset, or by its client or

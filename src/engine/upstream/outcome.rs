@@ -307,20 +307,28 @@ impl Upstream {
             .for_each(|at| note(at, true));
     }
 
-    /// Records an endpoint's report on its load.
+    /// Records an endpoint's report on its load, if there is one; the header that it is in.
     pub(in crate::engine) fn report<H: Host>(
         &self,
         host: &H,
         now: Moment,
         at: usize,
-        report: &[u8],
-    ) {
-        if let (Some(endpoint), Some(utilization)) = (self.endpoint(at), orca::parse(report)) {
+        headers: &HeaderMap,
+    ) -> Option<&'static str> {
+        let metric = self.config.load_metric.as_deref();
+        let (header, utilization) = if let Some(report) = headers.get(orca::HEADER) {
+            (orca::HEADER, orca::parse(report, metric))
+        } else {
+            let report = headers.get(orca::BINARY)?;
+            (orca::BINARY, orca::parse_binary(report, metric))
+        };
+        if let (Some(endpoint), Some(utilization)) = (self.endpoint(at), utilization) {
             host.store(
                 endpoint.load,
                 Load(host.load(endpoint.load)).with(now, utilization).0,
             );
         }
+        Some(header)
     }
 
     /// Whether endpoints report their load.

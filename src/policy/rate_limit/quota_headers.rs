@@ -11,6 +11,9 @@ use crate::base::text::{number, push_number};
 use crate::policy::rate_limit::config::QuotaHeaders;
 use std::cmp::Reverse;
 
+/// How much of the older headers' quota is left.
+pub const REMAINING: &str = "x-ratelimit-remaining";
+
 /// The headers for these limits. `RateLimit` lists the tightest first: the one with the least share
 /// of its burst left.
 #[must_use]
@@ -72,7 +75,7 @@ pub fn all<'a>(
     {
         let number = |n: u64| number(n).into_bytes();
         headers.push(("x-ratelimit-limit", number(quota.burst)));
-        headers.push(("x-ratelimit-remaining", number(quota.remaining)));
+        headers.push((REMAINING, number(quota.remaining)));
         headers.push(("x-ratelimit-reset", number(quota.reset.as_secs_ceil())));
     }
     headers

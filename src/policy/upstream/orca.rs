@@ -1,9 +1,11 @@
-//! The load that endpoints report: ORCA reports in the response header `endpoint-load-metrics`.
+//! The load that endpoints report: ORCA reports in the response header `endpoint-load-metrics`, or
+//! in `endpoint-load-metrics-bin`, which gRPC's servers send in trailers.
 //!
 //! haven reads the TEXT form (`TEXT cpu_utilization=0.3,application_utilization=0.5`) and the JSON
-//! form (`JSON {"cpu_utilization": 0.3}`), with or without the word in front, and ignores BIN. Of a
-//! report `application_utilization` counts, or else `cpu_utilization` (as in gRPC's A58,
-//! client-side weighted round robin), from 0 to 1. More counts as 1; a value that is no number is
+//! form (`JSON {"cpu_utilization": 0.3}`), with or without the word in front, and the BIN form (the
+//! message in base64). Of a report the named metric counts that the configuration chooses, or else
+//! `application_utilization`, or else `cpu_utilization` (as in gRPC's A58, client-side weighted
+//! round robin), from 0 to 1. More counts as 1; a value that is no number is
 //! ignored.
 //!
 //! An endpoint's weight is multiplied by its free capacity (1 minus the utilisation), at least a
@@ -12,11 +14,15 @@
 //! after 30 s. All workers share it, in a gauge with the utilisation and its time. Of two reports
 //! at the same moment one is lost.
 
+use crate::base::protobuf::{Value, fields};
 use crate::base::time::{Moment, Nanos};
 use crate::schema::json::{self, Json};
 
 /// The response header.
 pub const HEADER: &str = "endpoint-load-metrics";
+
+/// The one with a message of Protocol Buffers in base64.
+pub const BINARY: &str = "endpoint-load-metrics-bin";
 
 /// The part of a report that is read: of a longer one the text is cut, the JSON is none.
 const LONGEST: usize = 4_096;
@@ -94,67 +100,151 @@ pub fn weighed(weight: u32, load: Load, mean: u32, now: Moment) -> u32 {
         .clamp(weight.min(1), weight)
 }
 
-/// The utilisation in a report, in thousandths.
+/// The utilisation in a report, in thousandths. `metric`: the named metric that counts.
 #[must_use]
-pub fn parse(report: &[u8]) -> Option<u32> {
+pub fn parse(report: &[u8], metric: Option<&str>) -> Option<u32> {
     let report = report.get(..LONGEST.min(report.len()))?.trim_ascii();
     let (word, rest) = report.split_at_checked(5).unwrap_or((report, &[]));
-    let Report { application, cpu } = match (word, report.first()) {
-        (b"TEXT ", _) => Report::from_text(rest),
-        (b"JSON ", _) => Report::from_json(rest),
-        (_, Some(b'{')) => Report::from_json(report),
-        _ => Report::from_text(report),
-    };
-    // An application that does not measure itself reports 0.
-    application.filter(|it| *it > 0).or(cpu).or(application)
+    let mut found = Report::of(metric);
+    match (word, report.first()) {
+        (b"TEXT ", _) => found.read_text(rest),
+        (b"JSON ", _) => found.read_json(rest),
+        (_, Some(b'{')) => found.read_json(report),
+        _ if report.starts_with(b"BIN ") => found.read_binary(report.get(4..).unwrap_or_default()),
+        _ => found.read_text(report),
+    }
+    found.utilization()
+}
+
+/// The utilisation in the value of [`BINARY`].
+#[must_use]
+pub fn parse_binary(value: &[u8], metric: Option<&str>) -> Option<u32> {
+    let mut found = Report::of(metric);
+    found.read_binary(value);
+    found.utilization()
 }
 
 /// What counts of a report.
 #[derive(Debug, Default)]
-struct Report {
+struct Report<'m> {
+    /// The named metric that counts.
+    metric: Option<&'m str>,
+    named: Option<u32>,
     application: Option<u32>,
     cpu: Option<u32>,
 }
 
-impl Report {
+impl<'m> Report<'m> {
+    fn of(metric: Option<&'m str>) -> Self {
+        Self {
+            metric,
+            ..Self::default()
+        }
+    }
+
+    fn utilization(&self) -> Option<u32> {
+        // An application that does not measure itself reports 0.
+        let application = self.application.filter(|it| *it > 0);
+        self.named.or(application).or(self.cpu).or(self.application)
+    }
+
+    fn is_named(&self, name: &[u8]) -> bool {
+        self.metric.is_some_and(|metric| metric.as_bytes() == name)
+    }
+
     /// The field of a name, as long as it has no value: the first one counts. Both spellings are in
     /// use, that of Protocol Buffers' text form and that of its JSON.
     fn missing(&mut self, name: &[u8]) -> Option<&mut Option<u32>> {
         let field = match name {
             b"application_utilization" | b"applicationUtilization" => &mut self.application,
             b"cpu_utilization" | b"cpuUtilization" => &mut self.cpu,
-            _ => return None,
+            _ => {
+                let name = name.strip_prefix(b"named_metrics.")?;
+                self.is_named(name).then_some(&mut self.named)?
+            }
         };
         Some(field).filter(|field| field.is_none())
     }
 
     /// `name=value,name=value`; a colon will do, as in early drafts.
-    fn from_text(report: &[u8]) -> Self {
-        let mut found = Self::default();
+    fn read_text(&mut self, report: &[u8]) {
         for pair in report.split(|byte| *byte == b',') {
             if let Some(at) = pair.iter().position(|byte| matches!(byte, b'=' | b':'))
                 && let (Some(name), Some(value)) =
                     (pair.get(..at), pair.get(at.saturating_add(1)..))
-                && let Some(field) = found.missing(name.trim_ascii())
+                && let Some(field) = self.missing(name.trim_ascii())
             {
                 *field = json::parse(value).ok().as_ref().and_then(thousandths);
             }
         }
-        found
     }
 
-    /// An object's numbers, not those of objects inside; what is no JSON is no report.
-    fn from_json(report: &[u8]) -> Self {
-        let mut found = Self::default();
-        if let Ok(Json::Object(fields)) = json::parse(report) {
-            for (name, value) in &fields {
-                if let Some(field) = found.missing(name.as_bytes()) {
-                    *field = thousandths(value);
-                }
+    /// An object's numbers, and those of its named metrics; what is no JSON is no report.
+    fn read_json(&mut self, report: &[u8]) {
+        let Ok(Json::Object(fields)) = json::parse(report) else {
+            return;
+        };
+        for (name, value) in &fields {
+            if let (true, Json::Object(named)) =
+                (matches!(&**name, "named_metrics" | "namedMetrics"), value)
+            {
+                let mut named = named.iter();
+                let chosen = named.find(|(name, _)| self.is_named(name.as_bytes()));
+                self.named = chosen.and_then(|(_, value)| thousandths(value));
+            } else if let Some(field) = self.missing(name.as_bytes()) {
+                *field = thousandths(value);
             }
         }
-        found
     }
+
+    /// `xds.data.orca.v3.OrcaLoadReport` in base64. What is malformed counts up to there.
+    fn read_binary(&mut self, text: &[u8]) {
+        let Some(message) = base64(text.get(..LONGEST.min(text.len())).unwrap_or_default()) else {
+            return;
+        };
+        let _ = fields(&message, |number, value| match (number, value) {
+            (1, Value::Eight(bytes)) => self.cpu = of_float(f64::from_le_bytes(bytes)),
+            (9, Value::Eight(bytes)) => self.application = of_float(f64::from_le_bytes(bytes)),
+            (8, Value::Bytes(entry)) => {
+                let (mut chosen, mut used) = (false, None);
+                let _ = fields(entry, |number, value| match (number, value) {
+                    (1, Value::Bytes(name)) => chosen = self.is_named(name),
+                    (2, Value::Eight(bytes)) => used = of_float(f64::from_le_bytes(bytes)),
+                    _ => {}
+                });
+                if chosen {
+                    self.named = used;
+                }
+            }
+            _ => {}
+        });
+    }
+}
+
+/// The bytes that base64 (RFC 4648, 4) stands for, with or without padding; `None`: it is none.
+fn base64(text: &[u8]) -> Option<Vec<u8>> {
+    let text = text.trim_ascii();
+    let text = text.strip_suffix(b"=").unwrap_or(text);
+    let text = text.strip_suffix(b"=").unwrap_or(text);
+    let mut bytes = Vec::with_capacity(text.len());
+    let (mut bits, mut count) = (0u32, 0u32);
+    for digit in text {
+        let six = match digit {
+            b'A'..=b'Z' => digit.wrapping_sub(b'A'),
+            b'a'..=b'z' => digit.wrapping_sub(b'a').wrapping_add(26),
+            b'0'..=b'9' => digit.wrapping_sub(b'0').wrapping_add(52),
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        bits = bits.wrapping_shl(6) | u32::from(six);
+        count = count.wrapping_add(6);
+        if count >= 8 {
+            count = count.wrapping_sub(8);
+            bytes.push(bits.wrapping_shr(count).to_le_bytes()[0]);
+        }
+    }
+    Some(bytes)
 }
 
 /// A utilisation in thousandths, rounded down, at most [`FULL`]; `None` if it is no number, or
@@ -163,7 +253,12 @@ fn thousandths(value: &Json) -> Option<u32> {
     let Json::Number(number) = value else {
         return None;
     };
-    let utilization = number.as_f64().filter(|utilization| *utilization >= 0.0)?;
+    of_float(number.as_f64()?)
+}
+
+fn of_float(utilization: f64) -> Option<u32> {
+    // No number is neither.
+    let utilization = Some(utilization).filter(|utilization| *utilization >= 0.0)?;
     // A float can be a little less than the decimal that was written: 1e-6 makes up for it.
     let thousandths = utilization.min(1.0) * f64::from(FULL) + 1e-6;
     Some(thousandths as u32)
@@ -211,10 +306,10 @@ mod tests {
             ("TEXT mem_utilization=0.5", None),
             ("JSON {\"cpu_utilization\": \"0.3\"}", None),
             ("JSON {\"cpu_utilization", None),
-            ("BIN CZqZmZmZmbk/", None),
+            ("BIN CZqZmZmZmbk/", Some(100)),
             ("", None),
         ] {
-            assert_eq!(parse(report.as_bytes()), want, "{report}");
+            assert_eq!(parse(report.as_bytes(), None), want, "{report}");
         }
     }
 
@@ -243,10 +338,92 @@ mod tests {
         );
     }
 
+    /// As a server writes it: fields of doubles, and named metrics.
+    fn message(doubles: &[(u8, f64)], named: &[(&str, f64)]) -> Vec<u8> {
+        let mut bytes = vec![0x18, 7];
+        for (number, value) in doubles {
+            bytes.push(number << 3 | 1);
+            bytes.extend_from_slice(&value.to_le_bytes());
+        }
+        for (name, value) in named {
+            let mut entry = vec![10, name.len() as u8];
+            entry.extend_from_slice(name.as_bytes());
+            entry.push(2 << 3 | 1);
+            entry.extend_from_slice(&value.to_le_bytes());
+            bytes.extend_from_slice(&[8 << 3 | 2, entry.len() as u8]);
+            bytes.extend_from_slice(&entry);
+        }
+        bytes
+    }
+
+    fn in_base64(bytes: &[u8], padded: bool) -> Vec<u8> {
+        const DIGITS: &[u8; 64] =
+            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        let mut text = Vec::new();
+        for three in bytes.chunks(3) {
+            let bits = (0..3).fold(0u32, |bits, at| {
+                bits << 8 | u32::from(three.get(at).copied().unwrap_or(0))
+            });
+            let digits = (0..=three.len()).map(|at| DIGITS[(bits >> (18 - 6 * at) & 63) as usize]);
+            text.extend(digits);
+            if padded {
+                text.resize(text.len().next_multiple_of(4), b'=');
+            }
+        }
+        text
+    }
+
+    #[test]
+    fn a_message_in_base64_is_a_report_too() {
+        for (doubles, named, metric, want) in [
+            (&[(1, 0.25)][..], &[][..], None, Some(250)),
+            (&[(1, 0.25), (9, 0.5)], &[], None, Some(500)),
+            (&[(1, 0.25), (9, 0.0)], &[], None, Some(250)),
+            (
+                &[(1, 0.25)],
+                &[("queue", 0.75), ("other", 0.1)],
+                Some("queue"),
+                Some(750),
+            ),
+            (&[(1, 0.25)], &[("queue", 0.75)], Some("none"), Some(250)),
+            (&[(1, 0.25)], &[("queue", 0.75)], None, Some(250)),
+            (&[(1, -1.0)], &[], None, None),
+            (&[(1, f64::NAN)], &[], None, None),
+            (&[(1, 7.0)], &[], None, Some(1_000)),
+            (&[(2, 0.5)], &[], None, None),
+        ] {
+            for padded in [true, false] {
+                let text = in_base64(&message(doubles, named), padded);
+                assert_eq!(parse_binary(&text, metric), want, "{doubles:?} {named:?}");
+                assert_eq!(parse(&[b"BIN ", &text[..]].concat(), metric), want);
+            }
+        }
+        for nonsense in [&b""[..], b"=", b"!", b"A", b"CQ"] {
+            assert_eq!(parse_binary(nonsense, None), None, "{nonsense:?}");
+        }
+    }
+
+    #[test]
+    fn a_named_metric_counts_first_where_it_is_chosen() {
+        for report in [
+            "TEXT cpu_utilization=0.2,named_metrics.queue=0.6",
+            "JSON {\"cpu_utilization\": 0.2, \"named_metrics\": {\"x\": 1, \"queue\": 0.6}}",
+        ] {
+            assert_eq!(
+                parse(report.as_bytes(), Some("queue")),
+                Some(600),
+                "{report}"
+            );
+            assert_eq!(parse(report.as_bytes(), Some("que")), Some(200), "{report}");
+            assert_eq!(parse(report.as_bytes(), None), Some(200), "{report}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_report_is_taken_sanely(report: Vec<u8>, packed: u64, weight: u32, now: u64) {
-            if let Some(utilization) = parse(&report) {
+            let _ = parse_binary(&report, Some("x"));
+            if let Some(utilization) = parse(&report, Some("x")) {
                 prop_assert!(utilization <= FULL);
             }
             let load = Load(packed).with(Moment(now), 500);
@@ -262,7 +439,7 @@ mod tests {
                 _ => format!("0.00{thousandth:04}e3"),
             };
             let report = format!("cpu_utilization={number}");
-            prop_assert_eq!(parse(report.as_bytes()), Some(thousandth), "{}", number);
+            prop_assert_eq!(parse(report.as_bytes(), None), Some(thousandth), "{}", number);
         }
     }
 }
