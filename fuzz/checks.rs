@@ -307,17 +307,20 @@ fn check_map(headers: &HeaderMap) {
     };
     let parts = parts();
     for ((part, value), hash) in parts.iter().zip(&values).zip(&found) {
-        let expected = value.as_ref().map(|value| {
-            let mut hasher = KeyHasher::new(SEED);
-            hasher.part(value);
-            hasher.finish()
-        });
-        assert_eq!(
-            *hash,
-            expected,
-            "{part:?}: {}",
-            value.as_deref().unwrap_or(b"missing").escape_ascii()
-        );
+        let mut hasher = KeyHasher::new(SEED);
+        let expected = match value {
+            Given::Nothing => None,
+            Given::One(value) => {
+                hasher.part(value);
+                Some(hasher.finish())
+            }
+            Given::Several => {
+                hasher.absent();
+                hasher.absent();
+                Some(hasher.finish())
+            }
+        };
+        assert_eq!(*hash, expected, "{part:?}: {value:?}");
     }
     let texts: Option<Vec<String>> = parts
         .iter()
@@ -326,7 +329,19 @@ fn check_map(headers: &HeaderMap) {
             KeyPart::ClientIp => request
                 .client
                 .map(|ip| Ipv6Addr::from_bits(ip.0).to_string()),
-            _ => String::from_utf8(value.clone()?).ok(),
+            _ => {
+                let Given::One(value) = value else {
+                    return None;
+                };
+                let text = String::from_utf8(value.clone()).ok()?;
+                // Spelt so that what it means is this value.
+                Some(match part {
+                    KeyPart::Path | KeyPart::PathSegment(_) => text.replace('%', "%25"),
+                    KeyPart::Cookie(_) => format!("\"{text}\""),
+                    KeyPart::Host if !text.is_empty() => format!("{text}."),
+                    _ => text,
+                })
+            }
         })
         .collect();
     if let Some(texts) = texts {
@@ -339,8 +354,51 @@ fn check_map(headers: &HeaderMap) {
     }
 }
 
+/// What a request has of a part of a key.
+#[derive(Clone, Debug, PartialEq)]
+enum Given {
+    Nothing,
+    One(Vec<u8>),
+    Several,
+}
+
+impl From<Option<Vec<u8>>> for Given {
+    fn from(value: Option<Vec<u8>>) -> Self {
+        value.map_or(Self::Nothing, Self::One)
+    }
+}
+
+/// The one value of those, if all are alike.
+fn one_of(values: &[Vec<u8>]) -> Given {
+    match values {
+        [] => Given::Nothing,
+        [first, rest @ ..] if rest.iter().all(|it| it == first) => Given::One(first.clone()),
+        _ => Given::Several,
+    }
+}
+
+/// Percent decoding; what is no encoding stays.
+fn decoded(bytes: &[u8], plus: bool) -> Vec<u8> {
+    let hex = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
+    let (mut out, mut at) = (Vec::new(), 0);
+    while at < bytes.len() {
+        let digits = (bytes.get(at + 1), bytes.get(at + 2));
+        let byte = match (bytes[at], digits) {
+            (b'%', (Some(high), Some(low))) => hex(*high).zip(hex(*low)),
+            _ => None,
+        };
+        match byte {
+            Some((high, low)) => out.push(high << 4 | low),
+            None if plus && bytes[at] == b'+' => out.push(b' '),
+            None => out.push(bytes[at]),
+        }
+        at += if byte.is_some() { 3 } else { 1 };
+    }
+    out
+}
+
 /// The values of [`parts`], found the slow way; `None` for a map that no proxy makes.
-fn model(pairs: &[Pair], request: &Request<'_>) -> Option<Vec<Option<Vec<u8>>>> {
+fn model(pairs: &[Pair], request: &Request<'_>) -> Option<Vec<Given>> {
     let all = |name: &str| -> Vec<&Vec<u8>> {
         pairs
             .iter()
@@ -376,6 +434,9 @@ fn model(pairs: &[Pair], request: &Request<'_>) -> Option<Vec<Option<Vec<u8>>>> 
             {
                 host.truncate(colon);
             }
+            if host.len() > 1 && host.ends_with(b".") {
+                host.pop();
+            }
             host.to_ascii_lowercase()
         });
     let cookie = all("cookie")
@@ -383,12 +444,19 @@ fn model(pairs: &[Pair], request: &Request<'_>) -> Option<Vec<Option<Vec<u8>>>> 
         .flat_map(|line| line.split(|b| *b == b';'))
         .find_map(|pair| {
             let pair = pair.trim_ascii();
-            pair.strip_prefix(b"sid=").map(<[u8]>::to_vec)
+            let value = pair.strip_prefix(b"sid=")?;
+            let quoted = value.len() > 1 && value.starts_with(b"\"") && value.ends_with(b"\"");
+            Some(value[usize::from(quoted)..value.len() - usize::from(quoted)].to_vec())
         });
-    let parameter = query.split(|b| *b == b'&').find_map(|pair| match pair {
-        b"q" => Some(Vec::new()),
-        _ => pair.strip_prefix(b"q=").map(<[u8]>::to_vec),
-    });
+    let parameters: Vec<_> = query
+        .split(|b| *b == b'&')
+        .filter_map(|pair| {
+            let name = before(pair, b'=');
+            let value = pair.get(name.len() + 1..).unwrap_or_default();
+            (decoded(&name, true) == b"q").then(|| decoded(value, true))
+        })
+        .collect();
+    let keys: Vec<_> = all("x-key").into_iter().cloned().collect();
     let mut segments: Vec<Vec<u8>> = path.split(|b| *b == b'/').map(<[u8]>::to_vec).collect();
     if segments.len() > 1 && segments[0].is_empty() {
         segments.remove(0);
@@ -397,24 +465,18 @@ fn model(pairs: &[Pair], request: &Request<'_>) -> Option<Vec<Option<Vec<u8>>>> 
         segments
             .get(at)
             .filter(|segment| !segment.is_empty())
-            .cloned()
+            .map(|segment| decoded(segment, false))
     };
     let client = request.client.map(|ip| ip.0.to_be_bytes().to_vec());
     let mut values = vec![
-        client,
-        Some(first(":method").unwrap_or_default()),
-        Some(path.clone()),
-        host,
-        Some(b"r".to_vec()),
+        client.into(),
+        Given::One(first(":method").unwrap_or_default()),
+        Given::One(decoded(&path, false)),
+        host.into(),
+        Given::One(b"r".to_vec()),
     ];
-    values.extend([
-        first("x-key"),
-        cookie,
-        parameter,
-        segment(0),
-        segment(1),
-        segment(255),
-    ]);
+    values.extend([one_of(&keys), cookie.into(), one_of(&parameters)]);
+    values.extend([0, 1, 255].map(|at| segment(at).into()));
     Some(values)
 }
 
