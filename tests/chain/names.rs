@@ -2,10 +2,12 @@
 
 use super::*;
 
+type Headers<'a> = &'a [(&'a str, &'a [u8])];
+
 /// A limit of one request an hour for each key: which of these requests, in their order, pass.
-fn passes(key: &Value, requests: &[(&str, &[(&str, &[u8])])]) -> Vec<bool> {
+fn passes(key: &Value, requests: &[(&str, Headers<'_>)]) -> Vec<bool> {
     let proxy = Proxy::new(&limited(&json!({"limit": 1, "period": "1h", "key": key})));
-    let status = |(path, headers): &(&str, &[(&str, &[u8])])| proxy.status(path, headers) == 200;
+    let status = |(path, headers): &(&str, Headers<'_>)| proxy.status(path, headers) == 200;
     requests.iter().map(status).collect()
 }
 
