@@ -17,6 +17,7 @@ mod grants;
 mod probe;
 mod rate_limits;
 mod reply;
+mod report;
 mod response;
 mod retries;
 mod stale;
@@ -455,7 +456,7 @@ impl Exchange {
             };
             let status = trailers.get("grpc-status").and_then(parse_number);
             let (settlement, now) = (settlement.with_trailers(&trailers), host.monotonic());
-            Self::read_report(context, &settlement, &trailers, now);
+            Self::read_report(context, settlement.attempts(), &trailers, now);
             self.settle(context, settlement, status, now);
         }
     }

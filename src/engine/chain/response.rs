@@ -88,6 +88,11 @@ pub(super) struct Settlement {
 }
 
 impl Settlement {
+    /// The endpoints that the proxy tried.
+    pub(super) const fn attempts(&self) -> Option<Attempts> {
+        self.attempts
+    }
+
     /// The trailers may ask for a pause too: gRPC's servers do it there.
     pub(super) fn with_trailers(self, trailers: &HeaderMap) -> Self {
         Self {
@@ -397,24 +402,6 @@ impl Exchange {
         };
         self.add_quotas(&mut reply);
         Some(reply)
-    }
-
-    /// Takes the report on the endpoint's load that gRPC's servers send in the trailers.
-    pub(super) fn read_report<H: Host, S: Stream>(
-        context: &Context<'_, H, S>,
-        settlement: &Settlement,
-        trailers: &HeaderMap,
-        now: Moment,
-    ) {
-        let used = context.route.upstream.as_ref();
-        let upstream = used.map(|used| &used.policy);
-        if let Some((upstream, attempts)) = upstream.zip(settlement.attempts)
-            && upstream.has_reports()
-            && let Some(header) = upstream.report(context.host, now, attempts.last, trailers)
-        {
-            let trailers = Message::ResponseTrailers;
-            context.stream.remove_header(trailers, header);
-        }
     }
 
     /// Judges an answer that was cut: by its upstream, which counts as a reset, or by its client or
