@@ -531,7 +531,8 @@ pub fn check_client_ip(data: &[u8]) {
     let joined = values.join(&b',');
     let entries: Vec<&[u8]> = joined.split(|b| *b == b',').collect();
     let trusted = match hops {
-        0 => values.first().copied(),
+        // Repeated lines are one value, which is no address.
+        0 => values.first().copied().filter(|_| values.len() == 1),
         _ => entries.len().checked_sub(hops).map(|at| entries[at]),
     };
     if let Some(at) = entries.len().checked_sub(hops).filter(|_| hops > 0) {
@@ -548,12 +549,6 @@ pub fn check_client_ip(data: &[u8]) {
                 "the client is the same, whatever stands left of the trusted entry"
             );
         }
-    } else if hops == 0 {
-        assert_eq!(
-            ask(&[values[0], b"6.6.6.6"]),
-            429,
-            "one value is meant, and it is the first"
-        );
     }
 
     let parsed = trusted.and_then(Ip::parse);
