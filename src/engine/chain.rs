@@ -20,6 +20,7 @@ mod reply;
 mod report;
 mod response;
 mod retries;
+mod routing;
 mod stale;
 mod whole;
 
@@ -28,13 +29,11 @@ use super::single::Seen;
 use super::{Bridge, Engine, once, reserved};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::{Moment, Nanos};
-use crate::document::PathParameters;
 use crate::host::{Host, Message, Stream};
 use crate::policy::fallback::stale::{Draft, StaleRequest};
 use crate::policy::probe::grpc::ProbeRequest;
 use crate::policy::rate_limit::KeyQuota;
-use crate::policy::route;
-use crate::request::{Reason, Request, without_parameters};
+use crate::request::{Reason, Request};
 use context::{Context, Handles};
 pub(super) use deadline::POLICY as DEADLINE;
 use deadline::{Deadline, Timing};
@@ -196,49 +195,6 @@ impl Exchange {
             return action;
         }
         self.take_route(host, stream, (&headers, seen.twice), request, end)
-    }
-
-    /// Finds the route of a request and runs its chain. `headers`: all of them, and whether one that
-    /// has one reading may stand there twice.
-    fn take_route<H: Host, S: Stream>(
-        &mut self,
-        host: &H,
-        stream: &S,
-        (headers, twice): (&HeaderMap, bool),
-        request: Request<'_>,
-        end: bool,
-    ) -> Action {
-        let engine = Rc::clone(&self.engine);
-        let unified = twice.then(|| engine.single.unify(headers, stream));
-        let headers = unified.as_ref().unwrap_or(headers);
-        let mut request = if twice {
-            Request::new(headers)
-        } else {
-            request
-        };
-        let plain;
-        if engine.path_parameters == PathParameters::Strip && request.path.contains(&b';') {
-            plain = without_parameters(request.path);
-            request.path = &plain;
-        }
-        let (mut routes, path) = (engine.routes.iter(), request.plain_path());
-        let Some(route) =
-            routes.find(|route| route::matches(&route.config.matcher, &request, &path))
-        else {
-            return Action::Continue;
-        };
-        // Whatever is off: without it the proxy knows no way.
-        if let Some(cluster) = &route.cluster {
-            stream.set_header(Message::Request, CLUSTER_HEADER, cluster.as_bytes());
-        }
-        if route.off {
-            return Action::Continue;
-        }
-        self.start = host.monotonic();
-        self.whole = (end || !engine.tells_ends).then_some(self.start);
-        self.route = Some(Rc::clone(route));
-        let context = Context::new(&engine, route, host, stream);
-        self.run(&context, request, headers, end)
     }
 
     /// The chain of a request that has a route.

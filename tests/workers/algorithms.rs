@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 fn policy(algorithm: Algorithm, quota: Quota, max_keys: u32) -> RateLimit {
-    let json = br#"{"rate_limits": {"l": {"limit": 1, "key": [{"header": "x-key"}], "cost": {"header": "x-cost", "max": 100}}}}"#;
+    let json = br#"{"rate_limits": {"l": {"limit": 1, "key": [{"header": "x-key"}], "cost": {"header": "x-cost", "min": 0, "max": 100}}}}"#;
     let config: Config = haven::document::parse(json).unwrap();
     let limit = Limit {
         algorithm,

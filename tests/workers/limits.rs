@@ -21,7 +21,7 @@ struct Event {
 }
 
 fn limit(quota: Quota, max_keys: u32) -> Limit {
-    let json = br#"{"rate_limits": {"l": {"limit": 1, "key": [{"header": "x-key"}], "cost": {"header": "x-cost", "max": 100}}},
+    let json = br#"{"rate_limits": {"l": {"limit": 1, "key": [{"header": "x-key"}], "cost": {"header": "x-cost", "min": 0, "max": 100}}},
                     "routes": [{"name": "r", "rate_limits": ["l"]}]}"#;
     let config: Config = haven::document::parse(json).unwrap();
     Limit {

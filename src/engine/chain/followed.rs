@@ -1,8 +1,10 @@
-//! Whether the proxy did what haven asked it for: it is noticed, counted and logged where it did
-//! not, and blamed on nobody.
+//! What the proxy did, read and not inferred: which endpoints it tried, and whether it did what haven
+//! asked it for. Where it did not, that is counted, logged, and blamed on nobody.
 
+use super::response::Source;
 use super::{Context, Exchange};
 use crate::document::FallbackStep;
+use crate::engine::upstream::{Attempts, Tried};
 use crate::host::{Host, Property, Stream};
 
 /// What the proxy was asked for.
@@ -85,5 +87,59 @@ impl Exchange {
                 ]
                 .concat()
             });
+    }
+
+    /// The endpoints that the proxy tried; counts the tries beyond the first.
+    pub(super) fn attempts<H: Host, S: Stream>(
+        &mut self,
+        context: &Context<'_, H, S>,
+        source: &Source<'_>,
+        well: Option<bool>,
+    ) -> Option<Attempts> {
+        if source.first.is_some() {
+            self.grants.settle_retries(0, None);
+            return source.first;
+        }
+        let granted = self.grants.retries();
+        if !source.matters && granted == 0 && source.address.is_none() {
+            return None;
+        }
+        let stream = context.stream;
+        let count = || {
+            let bytes = stream.property(Property::AttemptCount)?;
+            Some(u64::from_le_bytes(bytes.try_into().ok()?))
+        };
+        let pick = self.grants.picked();
+        let address = source.address.as_deref();
+        // The place on the list shows how many tries there were, unless they may have run beyond
+        // its end, and back to its beginning.
+        let beyond = usize::try_from(granted).is_ok_and(|granted| granted >= pick.listed().max(1));
+        let tried = match source.upstream {
+            Some(upstream) => upstream.tried(&pick, address, beyond, source.said, count),
+            None => Tried {
+                attempts: None,
+                retries: if granted > 0 {
+                    count().unwrap_or(0).saturating_sub(1)
+                } else {
+                    0
+                },
+                strayed: false,
+            },
+        };
+        if let (true, Some(upstream)) = (tried.strayed, source.upstream) {
+            upstream.note_stray(context.host, &pick);
+            Self::note_not_followed(context, NotFollowed::Endpoint, || {
+                [
+                    String::from_utf8_lossy(address.unwrap_or_default()).into_owned(),
+                    upstream.first_address(&pick).to_owned(),
+                ]
+            });
+        }
+        if tried.retries > 0 {
+            let retries = i64::try_from(tried.retries).unwrap_or(0);
+            context.host.add(context.route.retries, retries);
+        }
+        self.grants.settle_retries(tried.retries, well);
+        tried.attempts
     }
 }

@@ -4,13 +4,12 @@ use super::classify::{
     Class, Cut, classify, cut_by, fails, grpc_failure, is_grpc_failure, remove_claims, retry_after,
 };
 use super::deadline::Timing;
-use super::followed::NotFollowed;
 use super::reply::{FallbackAction, Phase};
 use super::{Context, Exchange};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::{Moment, Nanos};
 use crate::document::FailureOn;
-use crate::engine::upstream::{Attempts, Tried, Upstream};
+use crate::engine::upstream::{Attempts, Upstream};
 use crate::host::{Host, Message, Property, Reply, Stream};
 use crate::policy::Outcome;
 use crate::policy::circuit_breaker::CallResult;
@@ -63,16 +62,16 @@ impl Answer {
 }
 
 /// Which endpoint answered, as far as it has to be known.
-struct Source<'a> {
-    class: Class,
-    upstream: Option<&'a Upstream>,
+pub(super) struct Source<'a> {
+    pub(super) class: Class,
+    pub(super) upstream: Option<&'a Upstream>,
     /// Whether the endpoint matters.
-    matters: bool,
+    pub(super) matters: bool,
     /// The endpoint, if there was but one try.
-    first: Option<Attempts>,
+    pub(super) first: Option<Attempts>,
     /// The number of tries, as the answer says it, if that is to be believed.
-    said: Option<u64>,
-    address: Option<Vec<u8>>,
+    pub(super) said: Option<u64>,
+    pub(super) address: Option<Vec<u8>>,
 }
 
 /// What is known of an answer when its headers are there.
@@ -309,60 +308,6 @@ impl Exchange {
         let open = class == Class::Answered && status < 500 && status != 101 && !answer.end;
         let status_follows = self.facts.grpc && class == Class::Answered && status == 200;
         answer.grpc_status.is_none() && (open || status_follows)
-    }
-
-    /// The endpoints that the proxy tried; counts the tries beyond the first.
-    fn attempts<H: Host, S: Stream>(
-        &mut self,
-        context: &Context<'_, H, S>,
-        source: &Source<'_>,
-        well: Option<bool>,
-    ) -> Option<Attempts> {
-        if source.first.is_some() {
-            self.grants.settle_retries(0, None);
-            return source.first;
-        }
-        let granted = self.grants.retries();
-        if !source.matters && granted == 0 && source.address.is_none() {
-            return None;
-        }
-        let stream = context.stream;
-        let count = || {
-            let bytes = stream.property(Property::AttemptCount)?;
-            Some(u64::from_le_bytes(bytes.try_into().ok()?))
-        };
-        let pick = self.grants.picked();
-        let address = source.address.as_deref();
-        // The place on the list shows how many tries there were, unless they may have run beyond
-        // its end, and back to its beginning.
-        let beyond = usize::try_from(granted).is_ok_and(|granted| granted >= pick.listed().max(1));
-        let tried = match source.upstream {
-            Some(upstream) => upstream.tried(&pick, address, beyond, source.said, count),
-            None => Tried {
-                attempts: None,
-                retries: if granted > 0 {
-                    count().unwrap_or(0).saturating_sub(1)
-                } else {
-                    0
-                },
-                strayed: false,
-            },
-        };
-        if let (true, Some(upstream)) = (tried.strayed, source.upstream) {
-            upstream.note_stray(context.host, &pick);
-            Self::note_not_followed(context, NotFollowed::Endpoint, || {
-                [
-                    String::from_utf8_lossy(address.unwrap_or_default()).into_owned(),
-                    upstream.first_address(&pick).to_owned(),
-                ]
-            });
-        }
-        if tried.retries > 0 {
-            let retries = i64::try_from(tried.retries).unwrap_or(0);
-            context.host.add(context.route.retries, retries);
-        }
-        self.grants.settle_retries(tried.retries, well);
-        tried.attempts
     }
 
     /// The fallback's reply in place of a failure, if it has one.
