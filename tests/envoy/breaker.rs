@@ -334,7 +334,6 @@ enum Failure {
     Reset,
     Hang,
     Refuse,
-    NobodyThere,
     GrpcStatus,
     GrpcTrailer,
 }
@@ -358,13 +357,12 @@ async fn failures_until_open(failure: Failure, is_grpc: bool) -> u64 {
                     faults.headers = [grpc()].into();
                     faults.trailers.insert("grpc-status".into(), "14".into());
                 }
-                Failure::Refuse | Failure::NobodyThere => {}
+                Failure::Refuse => {}
             }
         })
         .await;
     let addrs = match failure {
         Failure::Refuse => vec![dead],
-        Failure::NobodyThere => vec![],
         _ => vec![upstream.addr()],
     };
     let cluster = Cluster::new("users", addrs);
@@ -399,12 +397,7 @@ async fn failures_until_open(failure: Failure, is_grpc: bool) -> u64 {
 #[test]
 fn resets_timeouts_and_refused_connections_are_failures() {
     run(async {
-        for failure in [
-            Failure::Reset,
-            Failure::Hang,
-            Failure::Refuse,
-            Failure::NobodyThere,
-        ] {
+        for failure in [Failure::Reset, Failure::Hang, Failure::Refuse] {
             assert_eq!(failures_until_open(failure, false).await, 3, "{failure:?}");
         }
     });
@@ -416,13 +409,6 @@ fn resets_timeouts_and_refused_connections_of_grpc_calls_are_failures() {
         for failure in [Failure::Reset, Failure::Hang, Failure::Refuse] {
             assert_eq!(failures_until_open(failure, true).await, 3, "{failure:?}");
         }
-    });
-}
-
-#[test]
-fn a_grpc_call_that_finds_nobody_is_a_failure() {
-    run(async {
-        assert_eq!(failures_until_open(Failure::NobodyThere, true).await, 3);
     });
 }
 

@@ -102,5 +102,5 @@ fn it_offers_only_the_callbacks_that_do_something() {
 #[test]
 fn it_stays_small() {
     let size = sets().2;
-    assert!(size < 600 * 1024, "{size} bytes: what came in?");
+    assert!(size < 660 * 1024, "{size} bytes: what came in?");
 }

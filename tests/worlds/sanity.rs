@@ -136,7 +136,7 @@ fn faulty_from(from: Time, kind: Kind, faulty: usize, timeout: Time) -> Run {
     }];
     let endpoints: Vec<Value> = (0..5).map(|at| json!({"address": address(at)})).collect();
     let config = json!({
-        "upstreams": {"u": {"endpoints": endpoints}},
+        "upstreams": {"u": {"endpoints": endpoints, "outlier": "off"}},
         "routes": [{"name": "r0", "upstream": "u",
             "timeout": {"request": format!("{}ms", timeout / MS), "per_try": "100ms"},
             "retry": {"attempts": 2, "budget": 100, "min_per_second": 10000}}]});

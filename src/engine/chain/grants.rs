@@ -96,7 +96,7 @@ impl Grants {
         let granted = self.endpoint.as_ref();
         granted.is_none_or(|it| {
             it.upstream
-                .has_faster_next(&it.pick, now, per_try, expected)
+                .has_faster_next(&it.pick, self.retries(), now, per_try, expected)
         })
     }
 

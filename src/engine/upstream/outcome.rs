@@ -14,7 +14,7 @@ use crate::policy::circuit_breaker::CallResult;
 use crate::policy::upstream::Availability;
 use crate::policy::upstream::orca::{self, Load};
 use crate::policy::upstream::peak_ewma::Latency;
-use crate::policy::upstream::peers::{Peers, Try};
+use crate::policy::upstream::peers::Try;
 
 /// The endpoints that the proxy tried of a [`Pick`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,18 +168,21 @@ impl Upstream {
         });
     }
 
-    /// Whether the second endpoint of the list answers well within the time that a try may take.
-    /// `expected`: what is known of that without the endpoint.
+    /// Whether an endpoint of the list that one of so many retries goes to answers well within the
+    /// time that a try may take. `expected`: what is known of that without the endpoint.
     pub(in crate::engine) fn has_faster_next(
         &self,
         pick: &Pick,
+        retries: u32,
         now: Moment,
         per_try: Nanos,
         expected: Nanos,
     ) -> bool {
-        let next = pick.list.iter().nth(1);
-        let slow = |peers: &mut Peers, at| peers.is_slow(at, now, per_try, expected);
-        next.is_some_and(|next| !self.peers.with(|peers| slow(peers, next)))
+        let retries = usize::try_from(retries).unwrap_or(usize::MAX);
+        self.peers.with(|peers| {
+            let mut next = pick.list.iter().skip(1).take(retries);
+            next.any(|at| !peers.is_slow(at, now, per_try, expected))
+        })
     }
 
     /// What counts of an outcome at an endpoint: a failure that its peers share does not, and an
