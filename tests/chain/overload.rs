@@ -12,6 +12,7 @@ use std::rc::Rc;
 
 const ROUTER: &str = "x-envoy-upstream-rq-timeout-ms";
 const PER_TRY: &str = "x-envoy-upstream-rq-per-try-timeout-ms";
+const SERVICE_TIME: &str = "x-envoy-upstream-service-time";
 const MAX_RETRIES: &str = "x-envoy-max-retries";
 
 /// A route over three endpoints, and a limit of 20 that it may use: of its requests, which are
@@ -750,6 +751,26 @@ fn without_a_word_an_endpoint_that_fails_is_left_alone_and_tried_again() {
         let hashed = policy == "consistent_hash";
         assert!(well.at_odd >= 40 || hashed, "{policy}: {}", well.at_odd);
     }
+}
+
+#[test]
+fn a_trial_is_asked_for_its_endpoint_where_other_answers_are_not() {
+    let proxy = Proxy::new(&config(&json!({})));
+    round(&proxy, 2, (200, 30));
+    round(&proxy, 1, (503, 1));
+    let state = "haven_circuit_breaker_state;circuit_breaker=u/outlier;key=10.0.0.1:80";
+    assert_eq!(metric(&proxy, state), 1, "it is out");
+    for _ in 0..60 {
+        pass(&proxy, 50);
+        proxy.engine.tick(&proxy.worker);
+        // Envoy says that an upstream answered, and not which.
+        let mut flight = Flight::begin(&proxy, &[]);
+        let (listed, told) = (flight.listed(0), [(SERVICE_TIME, b"1".as_slice())]);
+        flight.stream.answer(200, Some(&listed), &told);
+        flight.exchange.on_response(&proxy.worker, &flight.stream);
+        flight.exchange.on_end(&proxy.worker);
+    }
+    assert_eq!(metric(&proxy, state), 0, "and back");
 }
 
 #[test]

@@ -603,10 +603,13 @@ fn how_long_a_bad_endpoint_harms() {
                     assert_eq!(errors, 0, "{fault}, retries {retries}: {tally:?}");
                 }
                 bad.heal().await;
+                // What traffic has ejected comes back by a trial.
+                let trials = Steady::start([envoy.h1()], "/", Duration::from_millis(10));
                 wait_for("it is back", async || {
                     healthy(&envoy, bad.addr()).await == Some(1.0)
                 })
                 .await;
+                trials.stop().await;
                 wait_for("it gets requests", async || {
                     reached(&envoy, &upstreams).await == [true; 3]
                 })

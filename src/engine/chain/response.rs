@@ -192,10 +192,14 @@ impl Exchange {
             .filter(|_| self.sent_on.is_none())
             .map(|used| &*used.policy);
         let retries = self.grants.retries();
-        let matters =
-            upstream.is_some_and(|upstream| retries > 0 || upstream.needs_endpoint() || suspect);
-        let first = upstream.filter(|_| !suspect).and_then(|upstream| {
-            upstream.first_try(&self.grants.picked(), &answer.headers, retries)
+        let pick = self.grants.picked();
+        let first = upstream
+            .filter(|_| !suspect)
+            .and_then(|upstream| upstream.first_try(&pick, &answer.headers, retries));
+        // A trial, and some other answers, are asked for what others need not tell.
+        let is_asked = first.is_none() && pick.listed() > 0;
+        let matters = upstream.is_some_and(|upstream| {
+            retries > 0 || upstream.needs_endpoint() || suspect || is_asked
         });
         let service_time = answer.headers.get(SERVICE_TIME);
         let reached = (first.is_some() || !matters) && service_time.is_some();
