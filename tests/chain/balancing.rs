@@ -516,3 +516,35 @@ fn a_request_makes_no_more_host_calls_where_there_are_many_endpoints() {
         );
     }
 }
+
+/// Requests one in 1 ms for some time, of which the first `dead` endpoints fail at once. Returns how
+/// many fail.
+fn failures(proxy: &Proxy, millis: u64, dead: usize) -> u64 {
+    let mut failed = 0;
+    for _ in 0..millis {
+        let stream = SimStream::request("GET", "/", &[]);
+        let mut exchange = proxy.begin(&stream);
+        let first = list(&stream)[0].clone();
+        let is_dead = (0..dead).any(|number| first == address(number));
+        failed += u64::from(is_dead);
+        stream.answer(if is_dead { 503 } else { 200 }, Some(&first), &[]);
+        exchange.on_response(&proxy.worker, &stream);
+        exchange.on_end(&proxy.worker);
+        proxy.machine.advance(Nanos::from_millis(1));
+    }
+    failed
+}
+
+#[test]
+fn a_level_that_fails_one_after_the_other_is_left_for_one_of_which_nothing_is_known() {
+    let mut config = config(3, &json!({"circuit_breaker": "ep"}));
+    config["upstreams"]["u"]["endpoints"][2]["priority"] = json!(1);
+    config["circuit_breakers"]["ep"] =
+        json!({"consecutive_failures": 2, "open_duration": "100ms", "half_open_calls": 1});
+    let proxy = Proxy::new(&config);
+    assert_eq!(failures(&proxy, 500, 0), 0);
+    let one = failures(&proxy, 350, 1);
+    assert!((2..=8).contains(&one), "{one}: two, and some trials");
+    let both = failures(&proxy, 500, 2);
+    assert!(both <= 20, "{both} of 500");
+}

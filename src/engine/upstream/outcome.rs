@@ -185,12 +185,26 @@ impl Upstream {
         })
     }
 
+    /// Whether a level behind the endpoint's own has an endpoint of which nothing is known: then
+    /// that all of its own level fail is no sign that there is no better place to go.
+    fn has_untried_level(&self, at: usize, now: Moment) -> bool {
+        let Some(level) = self.endpoint(at).map(|endpoint| endpoint.level) else {
+            return false;
+        };
+        self.peers.with(|peers| {
+            let mut all = self.endpoints.iter().enumerate();
+            all.any(|(at, other)| other.level > level && peers.is_unknown(at, now))
+        })
+    }
+
     /// What counts of an outcome at an endpoint: a failure that its peers share does not, and an
     /// answer that takes many times as long as theirs is one. A failure of a trial always counts.
     fn own_outcome(&self, at: usize, now: Moment, call: CallResult, trial: bool) -> CallResult {
         match (call.outcome, call.duration) {
             (Outcome::Failure, _) => {
-                let shared = !trial && self.peers.with(|peers| !peers.is_own_fault(at, now));
+                let shared = !trial
+                    && !self.has_untried_level(at, now)
+                    && self.peers.with(|peers| !peers.is_own_fault(at, now));
                 if shared { CallResult::IGNORED } else { call }
             }
             (Outcome::Success, took)

@@ -187,6 +187,13 @@ impl Peers {
         are_enough(known.map(|peer| peer.is_clearly_better(own))) != Some(false)
     }
 
+    /// Whether too little is known of this endpoint to say that it is no better than others.
+    #[must_use]
+    pub fn is_unknown(&self, at: usize, now: Moment) -> bool {
+        let counts = self.counts.get(at);
+        counts.is_some_and(|counts| counts.faded(now).calls < EVIDENCE)
+    }
+
     /// Whether an answer of this endpoint that took so long is slow for a fault of its own. `trial`:
     /// it is a single one, with nothing known of the endpoint; otherwise what was counted has to be
     /// slow as well.
