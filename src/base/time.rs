@@ -109,6 +109,12 @@ impl Moment {
     pub const fn since(self, earlier: Self) -> Nanos {
         Nanos(self.0.saturating_sub(earlier.0))
     }
+
+    /// Whether it was less than `time` ago. What is to come was not: the clock went back.
+    #[must_use]
+    pub const fn is_within(self, time: Nanos, now: Self) -> bool {
+        self.0 <= now.0 && now.since(self).0 < time.0
+    }
 }
 
 /// A point on the wall clock: nanoseconds since 1970-01-01 UTC.

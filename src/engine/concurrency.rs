@@ -312,7 +312,7 @@ impl Concurrency {
     /// Whether it has refused a request of this worker lately.
     pub(super) fn is_shedding(&self, now: Moment) -> bool {
         let at = self.refused_at.get();
-        at.is_some_and(|at| at <= now && now.since(at) < SHEDDING)
+        at.is_some_and(|at| at.is_within(SHEDDING, now))
     }
 
     /// The upstream has begun to answer well, after this time; `None`: how long it took is not

@@ -280,7 +280,7 @@ impl Upstream {
         } else {
             REFRESH_PAUSE.times(self.len() as u64)
         };
-        let may = |last: Moment| now < last || now.since(last) >= pause;
+        let may = |last: Moment| !last.is_within(pause, now);
         let changing = self.has_breakers || self.is_checked;
         if changing
             && host.load(self.changes) != self.seen_changes.get()

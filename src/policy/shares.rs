@@ -107,8 +107,7 @@ impl Shares {
         self.vms.retain(|share| share.vm != vm);
         let before = self.vms.len();
         // A report from the future: the clock has stepped back, and who is lost is not known.
-        self.vms
-            .retain(|share| share.reported <= now && now.since(share.reported) < LOST);
+        self.vms.retain(|share| share.reported.is_within(LOST, now));
         if self.vms.len() < before || self.disturbed > now {
             self.disturbed = now;
         }
@@ -138,7 +137,7 @@ impl Shares {
         };
         let others = before
             .iter()
-            .filter(|drift| drift.since <= now && now.since(drift.since) < FORGOTTEN);
+            .filter(|drift| drift.since.is_within(FORGOTTEN, now));
         self.drifts
             .extend(others.filter(|drift| is_new(drift.gauge)));
         for (place, (id, _, gauge)) in gauges.iter().copied().enumerate() {

@@ -203,8 +203,8 @@ impl Upstream {
         match (call.outcome, call.duration) {
             (Outcome::Failure, _) => {
                 let shared = !trial
-                    && !self.has_untried_level(at, now)
-                    && self.peers.with(|peers| !peers.is_own_fault(at, now));
+                    && self.peers.with(|peers| !peers.is_own_fault(at, now))
+                    && !self.has_untried_level(at, now);
                 if shared { CallResult::IGNORED } else { call }
             }
             (Outcome::Success, took)

@@ -259,7 +259,7 @@ impl KeyCounts {
     /// Whether another key has asked lately.
     fn others_ask(&self, key: u32, now: Moment) -> bool {
         let mut asked = self.asked.iter().flatten();
-        asked.any(|(other, at)| *other != key && *at <= now && now.since(*at) < ACTIVE)
+        asked.any(|(other, at)| *other != key && at.is_within(ACTIVE, now))
     }
 
     /// A request of this key is in flight.
@@ -299,10 +299,9 @@ impl KeyCounts {
 
     /// What is asked for in the window of this moment.
     fn demand(&mut self, now: Moment) -> &mut Demand {
-        let passed = now.since(self.window);
-        if now < self.window || passed >= WINDOW {
+        if !self.window.is_within(WINDOW, now) {
             let [latest, _] = self.demand;
-            let follows = now >= self.window && passed < WINDOW.plus(WINDOW);
+            let follows = self.window.is_within(WINDOW.plus(WINDOW), now);
             let before = if follows { latest } else { Demand::default() };
             self.demand = [Demand::default(), before];
             self.window = now;
@@ -311,20 +310,24 @@ impl KeyCounts {
         latest
     }
 
+    /// What is asked for in that window and the one before it.
+    fn recent_demand(&mut self, now: Moment) -> Demand {
+        self.demand(now);
+        let [latest, before] = self.demand;
+        latest.with(before)
+    }
+
     /// Whether anything was refused lately, by any worker.
     #[must_use]
     pub fn is_active(&self, now: Moment) -> bool {
-        self.refused_at
-            .is_some_and(|at| at <= now && now.since(at) < ACTIVE)
+        self.refused_at.is_some_and(|at| at.is_within(ACTIVE, now))
     }
 
     /// Whether it is time to exchange counts: while the limit is nearly full or the rule in force.
     #[must_use]
     pub fn is_due(&self, now: Moment, nearly_full: bool) -> bool {
         (nearly_full || self.is_active(now))
-            && self
-                .synced
-                .is_none_or(|at| now < at || now.since(at) >= SYNC)
+            && self.synced.is_none_or(|at| !at.is_within(SYNC, now))
     }
 
     /// What this key has in flight, compared with others.
@@ -344,8 +347,7 @@ impl KeyCounts {
         }
         let demand = self.demand(now);
         demand.peak = demand.peak.max(of_others);
-        let [latest, before] = self.demand;
-        let Demand { peak, missed } = latest.with(before);
+        let Demand { peak, missed } = self.recent_demand(now);
         let missed = missed.saturating_add(self.others_missed);
         Standing::FarOver {
             among: own.saturating_add(peak).saturating_add(missed.into()),
@@ -358,13 +360,13 @@ impl KeyCounts {
         self.synced = Some(now);
         record
             .parts
-            .retain(|part| part.vm != vm && part.at <= now && now.since(part.at) < LOST);
+            .retain(|part| part.vm != vm && part.at.is_within(LOST, now));
         (self.others_total, self.others_rest) = (0, 0);
         self.others.0.clear();
         self.others_missed = 0;
         let mut heard = Vec::new();
         for part in &record.parts {
-            if now.since(part.at) < ACTIVE {
+            if part.at.is_within(ACTIVE, now) {
                 self.others_missed = self.others_missed.saturating_add(part.missed);
             }
             for (key, count) in &part.listed {
@@ -391,8 +393,6 @@ impl KeyCounts {
     }
 
     fn part(&mut self, now: Moment, vm: u64) -> WorkerPart {
-        let latest = *self.demand(now);
-        let [_, before] = self.demand;
         let mut listed = self.own.0.clone();
         if listed.len() > LISTED {
             sort::by_key(&mut listed, |(_, count)| Reverse(*count));
@@ -403,7 +403,8 @@ impl KeyCounts {
             .fold(0u32, |sum, (_, count)| sum.saturating_add(*count));
         listed.truncate(LISTED);
         let asked = self.asked.iter().flatten();
-        let waiting = asked.filter(|(key, at)| self.own.get(*key) == 0 && now.since(*at) < ACTIVE);
+        let waiting =
+            asked.filter(|(key, at)| self.own.get(*key) == 0 && now.since(*at) < ACTIVE);
         for (key, _) in waiting.take(LISTED.saturating_sub(listed.len())) {
             listed.push((*key, 0));
         }
@@ -414,7 +415,7 @@ impl KeyCounts {
             refused_at,
             listed,
             rest,
-            missed: latest.with(before).missed,
+            missed: self.recent_demand(now).missed,
         }
     }
 }

@@ -62,7 +62,7 @@ impl Streams {
 
     /// Those that count no more from now on.
     pub fn turn(&mut self, now: Moment, bound: Nanos) -> Batch {
-        if now >= self.since && now.since(self.since) < bound {
+        if self.since.is_within(bound, now) {
             return Batch::default();
         }
         self.since = now;

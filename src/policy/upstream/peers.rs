@@ -123,6 +123,11 @@ impl TryCounts {
         known.then(|| Nanos(micros.saturating_mul(1_000)))
     }
 
+    /// Whether enough is known to compare it with others.
+    const fn is_evidence(self) -> bool {
+        self.calls >= EVIDENCE
+    }
+
     /// Whether it fails less than half as often as the other.
     fn is_clearly_better(self, other: Self) -> bool {
         let [its, others] = [(self, other), (other, self)]
@@ -183,7 +188,7 @@ impl Peers {
         let Some(own) = self.counts.get(at).map(|counts| counts.faded(now)) else {
             return true;
         };
-        let known = self.others(at, now).filter(|peer| peer.calls >= EVIDENCE);
+        let known = self.others(at, now).filter(|peer| peer.is_evidence());
         are_enough(known.map(|peer| peer.is_clearly_better(own))) != Some(false)
     }
 
@@ -191,7 +196,7 @@ impl Peers {
     #[must_use]
     pub fn is_unknown(&self, at: usize, now: Moment) -> bool {
         let counts = self.counts.get(at);
-        counts.is_some_and(|counts| counts.faded(now).calls < EVIDENCE)
+        counts.is_some_and(|counts| !counts.faded(now).is_evidence())
     }
 
     /// Whether an answer of this endpoint that took so long is slow for a fault of its own. `trial`:

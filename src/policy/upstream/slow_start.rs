@@ -47,7 +47,7 @@ pub fn ramped(weight: u32, well_since: Moment, window: Nanos, now: Moment) -> u3
 /// stepped back.
 #[must_use]
 pub fn ramps(well_since: Moment, window: Nanos, now: Moment) -> bool {
-    well_since > Moment::ZERO && well_since <= now && now.since(well_since) < window
+    well_since > Moment::ZERO && well_since.is_within(window, now)
 }
 
 /// When the endpoints of an upstream were first seen.
