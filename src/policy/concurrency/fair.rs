@@ -404,7 +404,7 @@ impl KeyCounts {
         listed.truncate(LISTED);
         let asked = self.asked.iter().flatten();
         let waiting =
-            asked.filter(|(key, at)| self.own.get(*key) == 0 && now.since(*at) < ACTIVE);
+            asked.filter(|(key, at)| self.own.get(*key) == 0 && at.is_within(ACTIVE, now));
         for (key, _) in waiting.take(LISTED.saturating_sub(listed.len())) {
             listed.push((*key, 0));
         }

@@ -170,6 +170,14 @@ fn who_has_twice_what_others_have_is_far_above() {
 }
 
 #[test]
+fn after_the_clock_has_stepped_back_nobody_is_said_to_ask_for_ever() {
+    let (mut shares, mut record) = (KeyCounts::default(), FairRecord::default());
+    shares.asks(1, ms(50_000));
+    shares.sync(&mut record, ms(10_000), 1);
+    assert!(record.parts[0].listed.is_empty());
+}
+
+#[test]
 fn what_others_asked_for_stays_free_for_them_for_half_a_second_at_least() {
     let mut shares = KeyCounts::default();
     (0..9).for_each(|_| shares.enter(1));
