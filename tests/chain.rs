@@ -51,6 +51,12 @@ struct Proxy {
 }
 
 impl Proxy {
+    /// What it has written into the log.
+    fn log_lines(&self) -> Vec<String> {
+        let lines = self.machine.logs().into_iter();
+        lines.map(|(_, line)| line).collect()
+    }
+
     fn new(config: &Value) -> Self {
         let machine = Machine::new(CasRules::Envoy, 7);
         let worker = Worker(Rc::clone(&machine));
@@ -119,6 +125,16 @@ fn upstream(extra: &Value) -> Value {
         "routes": [{"name": "r", "match": {"prefix": "/api"}, "upstream": "u", "circuit_breaker": "r"}]});
     merge(&mut config, extra);
     config
+}
+
+/// Gives the breaker `b` to the first route, or to the endpoints of the upstream `u`.
+fn breaker_on(on: &str, config: &mut Value) {
+    let at = if on == "route" {
+        &mut config["routes"][0]
+    } else {
+        &mut config["upstreams"]["u"]
+    };
+    at["circuit_breaker"] = json!("b");
 }
 
 fn merge(into: &mut Value, from: &Value) {
@@ -1634,12 +1650,7 @@ fn each_change_of_a_breaker_has_its_cause_its_time_and_one_log_line() {
         .map(of),
         [1, 1, 1, 0]
     );
-    let lines: Vec<_> = proxy
-        .machine
-        .logs()
-        .into_iter()
-        .map(|(_, line)| line)
-        .collect();
+    let lines = proxy.log_lines();
     let written: Vec<_> = lines
         .iter()
         .filter_map(|line| line.strip_prefix("circuit breaker r of r: "))

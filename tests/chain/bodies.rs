@@ -1,7 +1,7 @@
 //! Bodies: an upstream's time begins when it has the whole request, and ends when its answer has
 //! begun. Who sends or reads slowly makes nobody else look slow.
 
-use super::{Proxy, merge};
+use super::{Proxy, breaker_on, merge};
 use haven::base::time::Nanos;
 use haven::engine::chain::{Action, Exchange};
 use haven::host::Property;
@@ -282,12 +282,7 @@ fn trying(on: &str) -> Proxy {
         "circuit_breakers": {"b": breaker},
         "upstreams": {"u": {"endpoints": [{"address": "10.0.0.1:80"}], "load_balancer": {"panic_threshold": 0}}},
         "routes": [{"name": "r", "upstream": "u"}]});
-    let at = if on == "route" {
-        &mut config["routes"][0]
-    } else {
-        &mut config["upstreams"]["u"]
-    };
-    at["circuit_breaker"] = json!("b");
+    breaker_on(on, &mut config);
     let proxy = Proxy::new(&config);
     (0..2).for_each(|_| assert_eq!(proxy.request("/api", &[], 500).replied(), None));
     assert_eq!(proxy.status("/api", &[]), 503);

@@ -455,12 +455,7 @@ fn who_cuts_an_answer_off_is_told_apart() {
             let mut config = json!({"circuit_breakers": {"b": breaker},
                 "upstreams": {"u": {"endpoints": [{"address": "10.0.0.9:80"}], "load_balancer": {"panic_threshold": 0}}},
                 "routes": [{"name": "r", "upstream": "u"}]});
-            let at = if on == "route" {
-                &mut config["routes"][0]
-            } else {
-                &mut config["upstreams"]["u"]
-            };
-            at["circuit_breaker"] = json!("b");
+            breaker_on(on, &mut config);
             config
         };
         let headers: &[(&str, &[u8])] = if grpc {

@@ -57,12 +57,7 @@ fn a_cluster_that_picks_by_itself_fails_nobody() {
         (proxy.open(), proxy.retries(), proxy.not_followed()),
         (0, 0, 200)
     );
-    let lines: Vec<_> = proxy
-        .machine
-        .logs()
-        .into_iter()
-        .map(|(_, line)| line)
-        .collect();
+    let lines = proxy.log_lines();
     assert_eq!(lines.len(), 1, "told once: {lines:?}");
     assert!(lines[0].starts_with("route r: 10.0.0."), "{lines:?}");
     assert!(lines[0].contains("override_host"), "{lines:?}");

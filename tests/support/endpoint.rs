@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use haven_upstream::accept;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::HeaderValue;
@@ -338,18 +339,6 @@ async fn run(
             stream = accept(listener.as_ref().filter(|_| reach == Reach::Up)) => {
                 connections.spawn(serve(shared.clone(), stream));
             }
-        }
-    }
-}
-
-async fn accept(listener: Option<&TcpListener>) -> TcpStream {
-    let Some(listener) = listener else {
-        return std::future::pending().await;
-    };
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => return stream,
-            Err(_) => sleep(Duration::from_millis(5)).await,
         }
     }
 }

@@ -344,7 +344,7 @@ async fn serve_requests(state: Arc<State>, _reserved: socket2::Socket, listener:
 }
 
 /// The next connection; never returns without a listener.
-async fn accept(listener: Option<&TcpListener>) -> TcpStream {
+pub async fn accept(listener: Option<&TcpListener>) -> TcpStream {
     let Some(listener) = listener else {
         return std::future::pending().await;
     };
