@@ -1383,13 +1383,14 @@ pub fn check_exchange(data: &[u8]) {
             _ => {}
         }
     }
+    let mut former = Vec::new();
     for (op, argument, headers) in steps.iter().take(128) {
         match op {
             '~' => {
                 script.reloads += 1;
                 let engine = Engine::new(configs[script.reloads % 2].clone(), &script.proxy.worker);
-                script.proxy.engine =
-                    Rc::new(engine.expect("a valid configuration becomes an engine"));
+                let engine = Rc::new(engine.expect("a valid configuration becomes an engine"));
+                former.push(std::mem::replace(&mut script.proxy.engine, engine));
             }
             _ => script.step(*op, argument, headers),
         }
@@ -1398,6 +1399,7 @@ pub fn check_exchange(data: &[u8]) {
         exchange.on_end(&script.proxy.worker);
         assert_sound_json(&stream);
     }
+    former.iter().for_each(|it| it.close(&script.proxy.worker));
     script.assert_nothing_granted();
 }
 

@@ -200,7 +200,9 @@ impl Engine {
         for limit in &self.concurrency {
             limit.maintain(host, now, self.vm);
         }
+        self.breakers.iter().for_each(|it| it.flush(host, now));
         for upstream in &self.upstreams {
+            upstream.flush(host, now);
             upstream.report_in_flight(host, now, self.vm, false);
         }
         for route in &self.routes {
@@ -216,6 +218,10 @@ impl Engine {
     /// Gives back what is held without a request. The configuration is in use no more.
     pub fn close<H: Host>(&self, host: &H) {
         self.lingering.release_all(host);
+        let now = host.monotonic();
+        self.breakers.iter().for_each(|it| it.flush(host, now));
+        self.concurrency.iter().for_each(|it| it.close(host));
+        self.upstreams.iter().for_each(|it| it.close(host, now));
     }
 
     /// Reads some of the upstreams and breakers anew, in turn.

@@ -65,6 +65,9 @@ impl Root {
             });
         match engine {
             Ok((engine, host)) => {
+                if let Some(former) = self.engine() {
+                    former.close(&*self.host());
+                }
                 self.host.replace(host);
                 let now = Proxy.monotonic();
                 if engine.has_checks() {

@@ -5,6 +5,7 @@ use haven::engine::Engine;
 use haven::engine::chain::{Action, Exchange};
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};
 use haven::host::{Message, Property, Stream};
+use haven::policy::circuit_breaker::VERSION_HOLDS;
 use serde_json::{Value, json};
 use std::rc::Rc;
 
@@ -1572,6 +1573,7 @@ fn what_one_worker_finds_out_about_an_upstream_all_know() {
             [(0, 500), (1, 500), (2, 200)].map(|(worker, status)| ask(worker, status)),
             [None; 3]
         );
+        proxy.machine.advance(VERSION_HOLDS);
         assert_eq!(
             [0, 1, 2].map(|worker| ask(worker, 200)),
             [Some(503); 3],
@@ -1584,6 +1586,7 @@ fn what_one_worker_finds_out_about_an_upstream_all_know() {
             [None; 3],
             "closed for all, with an empty window"
         );
+        proxy.machine.advance(VERSION_HOLDS);
         assert_eq!([0, 1, 2].map(|worker| ask(worker, 200)), [Some(503); 3]);
         // Calls leave the window with time, whoever counted them.
         proxy.machine.advance(Nanos::from_secs(5));

@@ -192,7 +192,12 @@ impl Breaker {
             .is_some()
     }
 
-    /// Reports how an admitted call ended.
+    /// Writes the outcomes that are not written yet.
+    pub(super) fn flush<H: Host>(&self, host: &H, now: Moment) {
+        self.cell.flush(host, &self.settings, now);
+    }
+
+    /// Reports how an admitted call ended; whether that has changed the phase.
     pub(super) fn end<H: Host>(
         &self,
         host: &H,
@@ -200,13 +205,11 @@ impl Breaker {
         epoch: u32,
         call: CallResult,
         rng: &Rng,
-    ) {
-        if let Some(change) = self.decided(
-            host,
-            self.cell.end(host, &self.settings, now, epoch, call, rng),
-        ) {
-            self.announce(host, change);
-        }
+    ) -> bool {
+        let end = self.cell.end(host, &self.settings, now, epoch, call, rng);
+        let change = self.decided(host, end).flatten();
+        self.announce(host, change);
+        change.is_some()
     }
 
     fn decided<H: Host, T>(&self, host: &H, result: Result<T, Contended>) -> Option<T> {

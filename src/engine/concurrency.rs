@@ -202,9 +202,7 @@ impl Concurrency {
         } = *asks;
         let among = if whole {
             self.in_flight.announce(host, now, asks.vm);
-            self.gauge.enter(host);
-            // At least itself, whatever the gauge holds.
-            self.gauge.value(host).max(1)
+            self.gauge.enter(host, now, self.far())
         } else {
             self.gauge.value(host).saturating_add(1)
         };
@@ -265,7 +263,7 @@ impl Concurrency {
     pub(super) fn enter_late<H: Host>(&self, host: &H, now: Moment, vm: u64, permit: &mut Permit) {
         if !permit.entered {
             self.in_flight.announce(host, now, vm);
-            self.gauge.enter(host);
+            self.gauge.enter(host, now, self.far());
             self.confirm(permit);
         }
     }
@@ -336,7 +334,7 @@ impl Concurrency {
 
     /// Counts a request of this key's share out again.
     pub(super) fn leave<H: Host>(&self, host: &H, key: Option<u32>) {
-        self.gauge.leave(host);
+        self.gauge.leave(host, self.far());
         if let (Some(fair), Some(key)) = (&self.fair, key) {
             fair.shares.with(|shares| shares.leave(key));
         }
@@ -399,10 +397,24 @@ impl Concurrency {
             return;
         };
         let over = self.streams.with(|streams| streams.turn(now, bound));
-        (0..over.count).for_each(|_| self.gauge.leave(host));
+        (0..over.count).for_each(|_| self.gauge.leave(host, None));
         if let Some(fair) = &self.fair {
             fair.shares.with(|shares| shares.leave_all(&over.keys));
         }
+    }
+
+    /// Where places may be taken ahead: what learns from the number in flight, and fair shares, have
+    /// to know it exactly.
+    fn far(&self) -> Option<u64> {
+        match self.bound.get() {
+            Bound::Fixed(limit) if self.fair.is_none() => Some(limit),
+            Bound::Fixed(_) | Bound::Adaptive(_) => None,
+        }
+    }
+
+    /// Gives back the places that are kept ready.
+    pub(super) fn close<H: Host>(&self, host: &H) {
+        self.in_flight.settle(host);
     }
 
     fn limit<H: Host>(&self, host: &H) -> u64 {

@@ -1,7 +1,7 @@
 //! Counts of requests in flight over all workers, and what a lost VM may have left in them.
 
 use crate::base::sort;
-use crate::base::time::Moment;
+use crate::base::time::{Moment, Nanos};
 use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::shares::{SharesRecord, in_flight};
 use std::cell::Cell;
@@ -23,13 +23,45 @@ pub(super) struct InFlight {
 const STAYS: u8 = 10;
 
 /// The requests in flight at one place.
+///
+/// A VM does not write each request into the gauge that all share. What it has counted there may
+/// be more than its own requests at a limit ([`Gauge::enter`]), and one more or less at an endpoint
+/// ([`Gauge::shift`]). Its own it knows exactly. With each tick it counts exactly what it has, and so it reports what of the gauge is
+/// its own. What it has counted is never below zero, nor is, then, the sum of all VMs.
 #[derive(Debug)]
 pub(super) struct Gauge {
     id: u64,
     counter: SharedCounter,
     /// Those of this VM and configuration.
     own: Cell<u32>,
+    /// What of the gauge's value is of this VM and configuration.
+    counted: Cell<u32>,
+    /// What the gauge said when it was read last, and for how many more looks that holds.
+    seen: Cell<Seen>,
 }
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    at: Moment,
+    value: u64,
+    looks: u8,
+}
+
+/// The most places that a VM takes at a limit with one call.
+const STEP: u32 = 8;
+
+/// The most places that a VM keeps at a limit without a request, as a part of the limit.
+const SPARE: u64 = 128;
+
+/// How long a reading of a gauge is believed, far from any limit.
+const READING: Nanos = Nanos::from_millis(20);
+
+/// How long a reading of an endpoint's gauge is believed, and for how many requests.
+const LOOK: (Nanos, u8) = (Nanos::from_millis(10), 4);
+
+/// The part by which what others see of a VM's requests at an endpoint may be wrong; at least one
+/// request.
+const ERROR: u32 = 8;
 
 impl Gauge {
     /// A gauge with a number that is its own in every configuration.
@@ -38,17 +70,64 @@ impl Gauge {
             id,
             counter,
             own: Cell::new(0),
+            counted: Cell::new(0),
+            seen: Cell::default(),
         })
     }
 
-    /// Requests in flight over all workers.
+    /// Requests in flight over all workers, and places that they keep ready.
     pub(super) fn value<H: Host>(&self, host: &H) -> u64 {
         in_flight(host.load(self.counter))
     }
 
-    /// Counts one in, and not yet as its own: [`Gauge::confirm`] or [`Gauge::cancel`] follows.
-    pub(super) fn enter<H: Host>(&self, host: &H) {
-        host.increment(self.counter, 1);
+    /// Sets what is counted of this VM.
+    fn count<H: Host>(&self, host: &H, count: u32) {
+        let by = i64::from(count).saturating_sub(self.counted.replace(count).into());
+        if by != 0 {
+            host.increment(self.counter, by);
+        }
+    }
+
+    /// Counts exactly what there is.
+    fn settle<H: Host>(&self, host: &H) {
+        self.count(host, self.own.get());
+    }
+
+    /// Takes a place at a limit, and says how many are in flight with it, at the most; not yet as
+    /// its own: [`Gauge::confirm`] or [`Gauge::cancel`] follows. `limit`: where places may be taken
+    /// ahead.
+    ///
+    /// **Never one over the limit.** Whoever takes places adds them to the gauge, and then reads it.
+    /// So of all that are in flight at a moment the reading for the place that was added last has
+    /// seen all of them, also if that place was kept ready for a while.
+    ///
+    /// **Near a limit one by one.** Above half of the limit no place is taken ahead, and none is
+    /// kept. What is not used is at most [`STEP`] places in each VM, and 1 in [`SPARE`] of the
+    /// limit; a VM without requests keeps them until its next tick.
+    pub(super) fn enter<H: Host>(&self, host: &H, now: Moment, limit: Option<u64>) -> u64 {
+        let (seen, needed) = (self.seen.get(), self.own.get().saturating_add(1));
+        let ready = self.counted.get() >= needed;
+        if ready && seen.at.is_within(READING, now) && is_far(seen.value, limit) {
+            return seen.value;
+        }
+        if !ready {
+            let step = step(limit).max(1);
+            let ahead = if is_far(seen.value, limit) { step } else { 1 };
+            self.count(host, needed.saturating_add(ahead.saturating_sub(1)));
+        }
+        let mut value = self.value(host);
+        if !is_far(value, limit) {
+            let ahead = self.counted.get().saturating_sub(needed);
+            value = value.saturating_sub(ahead.into());
+            self.count(host, needed);
+        }
+        self.seen.set(Seen {
+            at: now,
+            value,
+            looks: 0,
+        });
+        // At least itself, whatever the gauge holds.
+        value.max(1)
     }
 
     /// The one that was counted in stays.
@@ -58,14 +137,69 @@ impl Gauge {
 
     /// The one that was counted in does not stay.
     pub(super) fn cancel<H: Host>(&self, host: &H) {
-        host.increment(self.counter, -1);
+        self.settle(host);
     }
 
-    /// Counts one out again that stayed.
-    pub(super) fn leave<H: Host>(&self, host: &H) {
-        host.increment(self.counter, -1);
-        self.own.set(self.own.get().saturating_sub(1));
+    /// Counts one out again that stayed. `limit`: as it was for [`Gauge::enter`].
+    pub(super) fn leave<H: Host>(&self, host: &H, limit: Option<u64>) {
+        let own = self.own.get().saturating_sub(1);
+        self.own.set(own);
+        let spare = if is_far(self.seen.get().value, limit) {
+            step(limit)
+        } else {
+            0
+        };
+        if self.counted.get().saturating_sub(own) > spare {
+            self.count(host, own.saturating_add(spare / 2));
+        }
     }
+
+    /// Counts one more, or one less, at an endpoint. Others see it when the difference is more than
+    /// one request and an eighth of what there is, when this VM looks at the gauge, or with its
+    /// tick. `exact`: at once.
+    pub(super) fn shift<H: Host>(&self, host: &H, more: bool, exact: bool) {
+        let own = self.own.get();
+        let own = if more {
+            own.saturating_add(1)
+        } else {
+            own.saturating_sub(1)
+        };
+        self.own.set(own);
+        let error = if exact { 0 } else { (own / ERROR).max(1) };
+        if own.abs_diff(self.counted.get()) > error {
+            self.settle(host);
+        }
+    }
+
+    /// Requests in flight at an endpoint: this VM's own, and what others said when it was read last,
+    /// at most [`LOOK`] ago.
+    pub(super) fn load<H: Host>(&self, host: &H, now: Moment) -> u64 {
+        let (time, looks) = LOOK;
+        let mut seen = self.seen.get();
+        if seen.looks == 0 || !seen.at.is_within(time, now) {
+            self.settle(host);
+            let others = self.value(host).saturating_sub(self.counted.get().into());
+            seen = Seen {
+                at: now,
+                value: others,
+                looks,
+            };
+        }
+        seen.looks = seen.looks.saturating_sub(1);
+        self.seen.set(seen);
+        seen.value.saturating_add(self.own.get().into())
+    }
+}
+
+/// How many places are taken ahead where this limit is far.
+fn step(limit: Option<u64>) -> u32 {
+    let part = limit.unwrap_or(0).checked_div(SPARE).unwrap_or(0);
+    u32::try_from(part).unwrap_or(STEP).min(STEP)
+}
+
+/// Whether a limit is so far that places are taken ahead.
+fn is_far(value: u64, limit: Option<u64>) -> bool {
+    step(limit) > 0 && limit.is_some_and(|limit| value.saturating_mul(2) <= limit)
 }
 
 impl InFlight {
@@ -89,9 +223,16 @@ impl InFlight {
         self.shares
     }
 
+    /// Counts exactly what there is of this VM.
+    pub(super) fn settle<H: Host>(&self, host: &H) {
+        self.gauges.iter().for_each(|gauge| gauge.settle(host));
+    }
+
     /// Whether any request of this VM is in flight.
     fn has_any(&self) -> bool {
-        self.gauges.iter().any(|gauge| gauge.own.get() > 0)
+        self.gauges
+            .iter()
+            .any(|gauge| gauge.own.get().max(gauge.counted.get()) > 0)
     }
 
     /// Whether it has a report to make in every tick: a VM without a report is taken for lost.
@@ -110,6 +251,7 @@ impl InFlight {
     /// Reports what is its own, and takes out of the gauges what is proven to be of no VM. One that
     /// is idle looks too: what it sees may show that nothing is wrong.
     pub(super) fn reconcile<H: Host>(&self, host: &H, now: Moment, vm: u64) {
+        self.settle(host);
         let stays = if self.has_any() {
             STAYS
         } else {
@@ -119,7 +261,13 @@ impl InFlight {
         let shares = || {
             self.gauges
                 .iter()
-                .map(|gauge| (gauge.id, gauge.own.get().into(), host.load(gauge.counter)))
+                .map(|gauge| {
+                    (
+                        gauge.id,
+                        gauge.counted.get().into(),
+                        host.load(gauge.counter),
+                    )
+                })
                 .collect()
         };
         match self.shares.report(host, now, vm, stays > 0, shares) {

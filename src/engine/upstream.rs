@@ -18,6 +18,7 @@ use super::shared::Shared;
 use crate::base::time::{Moment, Nanos};
 use crate::document::{self, FailureOn, LoadReport, Mode};
 use crate::host::{Host, MetricId, SharedCounter};
+use crate::policy::circuit_breaker::VERSION_HOLDS;
 use crate::policy::shares::SharesRecord;
 use crate::policy::upstream::Availability;
 use crate::policy::upstream::orca::{self, Load};
@@ -32,7 +33,7 @@ pub(super) use pick::Pick;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-/// Up to this number of endpoints a change is seen by the very next request; beyond, reading all of
+/// Up to this number of endpoints a change is seen within [`VERSION_HOLDS`]; beyond, reading all of
 /// them again and again while many change at once would take the worker.
 const SMALL: usize = 32;
 
@@ -73,6 +74,8 @@ pub(super) struct Upstream {
     seen_changes: Cell<u64>,
     /// When they were.
     refreshed: Cell<Moment>,
+    /// When it was last looked whether there are changes.
+    looked: Cell<Moment>,
     /// The endpoint that the next tick begins with.
     refresh_at: Cell<usize>,
     roster: RefCell<Rc<Roster>>,
@@ -159,6 +162,7 @@ impl Upstream {
             changes,
             seen_changes: Cell::new(0),
             refreshed: Cell::new(Moment::ZERO),
+            looked: Cell::new(Moment::ZERO),
             refresh_at: Cell::new(0),
             roster: RefCell::default(),
             built: Cell::new(Moment::ZERO),
@@ -235,6 +239,21 @@ impl Upstream {
         self.in_flight.announce(host, now, vm);
     }
 
+    /// Writes what this VM has not written yet of its endpoints' outcomes.
+    pub(super) fn flush<H: Host>(&self, host: &H, now: Moment) {
+        // The breakers that there are by default are told of failures only.
+        if self.has_breakers && !self.is_passive {
+            let breakers = self.endpoints.iter().filter_map(|it| it.breaker.as_ref());
+            breakers.for_each(|breaker| breaker.flush(host, now));
+        }
+    }
+
+    /// The configuration is in use no more: nothing of it stays behind.
+    pub(super) fn close<H: Host>(&self, host: &H, now: Moment) {
+        self.flush(host, now);
+        self.in_flight.settle(host);
+    }
+
     /// Reports what is in flight, and takes out what a lost VM has left: with every tick where
     /// there is anything, otherwise when it is `due`.
     pub(super) fn report_in_flight<H: Host>(&self, host: &H, now: Moment, vm: u64, due: bool) {
@@ -282,9 +301,11 @@ impl Upstream {
         };
         let may = |last: Moment| !last.is_within(pause, now);
         let changing = self.has_breakers || self.is_checked;
-        if changing
-            && host.load(self.changes) != self.seen_changes.get()
-            && may(self.refreshed.get())
+        let looks = changing && !self.looked.get().is_within(VERSION_HOLDS, now);
+        if looks {
+            self.looked.set(now);
+        }
+        if looks && host.load(self.changes) != self.seen_changes.get() && may(self.refreshed.get())
         {
             self.refresh(host, now);
         } else if (now >= self.due.get() || now < self.built.get()) && may(self.built.get()) {

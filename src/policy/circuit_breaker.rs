@@ -16,8 +16,9 @@
 //! **How late may it open?** A worker counts an outcome by one atomic addition, then reads the
 //! tally and judges all outcomes in it. So the outcome that reaches a threshold opens the breaker
 //! in its own callback; outcomes that other workers count in the microseconds between addition and
-//! reading are judged with it. The other workers see the change as soon as the version has moved,
-//! and until then admit what comes in these microseconds.
+//! reading are judged with it. The other workers see the change when they read the version again,
+//! at most [`VERSION_HOLDS`] later, and until then admit what comes. Good outcomes may wait for
+//! others: [`batch`].
 //!
 //! **What if?** A compare-and-swap that loses too often: the outcome is dropped (and counted in
 //! `haven_store_contention_total`), since a breaker judges by rates and one sample more or less
@@ -29,6 +30,7 @@
 //! older phase is not counted, unless its worker was stopped in the middle of counting it for
 //! longer than the open time.
 
+mod batch;
 pub mod config;
 mod settings;
 mod state;
@@ -37,10 +39,11 @@ pub mod window;
 
 use crate::base::hash::of_names;
 use crate::base::rng::Rng;
-use crate::base::time::Moment;
+use crate::base::time::{Moment, Nanos};
 use crate::host::{SharedCounter, SharedCounters, SharedData};
 use crate::policy::Outcome;
 use crate::store::{self, Contended, RecordKey, RecordKind, Step};
+use batch::Batch;
 pub use settings::BreakerSettings;
 pub use state::BreakerState;
 use std::cell::Cell;
@@ -53,7 +56,15 @@ pub struct CircuitBreaker {
     key: RecordKey,
     meters: Meters,
     view: Cell<Option<BreakerView>>,
+    /// The version, and when it was read.
+    looked: Cell<(Moment, u64)>,
+    /// Good outcomes that wait.
+    good: Cell<Batch>,
 }
+
+/// How long a worker believes the version that it has read: so much later it may see that another
+/// one has opened or closed the breaker.
+pub const VERSION_HOLDS: Nanos = Nanos::from_millis(1);
 
 /// The shared counters that make a breaker's decisions cheap. All workers must use the same ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,6 +155,8 @@ impl CircuitBreaker {
             key: RecordKey::new(RecordKind::CircuitBreaker, of_names(&names), 0),
             meters: Meters::NONE,
             view: Cell::new(None),
+            looked: Cell::default(),
+            good: Cell::default(),
         }
     }
 
@@ -177,7 +190,7 @@ impl CircuitBreaker {
         settings: &BreakerSettings,
         now: Moment,
     ) -> Result<(Admission, Option<Transition>), Contended> {
-        let version = self.version(host);
+        let version = self.version(host, now);
         if self.is_metered()
             && let Some(answer) = self.view(host, settings, version).answer(now)
         {
@@ -196,7 +209,7 @@ impl CircuitBreaker {
         settings: &BreakerSettings,
         now: Moment,
     ) -> Option<Admission> {
-        let version = self.version(host);
+        let version = self.version(host, now);
         let view = if self.is_metered() {
             self.view(host, settings, version)
         } else {
@@ -216,7 +229,7 @@ impl CircuitBreaker {
         now: Moment,
         epoch: u32,
     ) -> Result<(), Contended> {
-        let version = self.version(host);
+        let version = self.version(host, now);
         let begin = |state: &mut BreakerState| (state.begin(settings, now, epoch), None);
         self.step(host, settings, version, begin).map(|_| ())
     }
@@ -234,8 +247,11 @@ impl CircuitBreaker {
         call: CallResult,
         rng: &Rng,
     ) -> Result<Option<Transition>, Contended> {
+        if self.keep(settings, now, epoch, call) {
+            return Ok(None);
+        }
         let random = rng.bits();
-        let version = self.version(host);
+        let version = self.version(host, now);
         if self.is_metered() {
             let mut view = self.view(host, settings, version);
             if is_newer(epoch, view.epoch) {
@@ -264,6 +280,21 @@ impl CircuitBreaker {
         Ok(change)
     }
 
+    /// Tallies the good outcomes that this worker has kept.
+    pub fn flush<H: SharedData + SharedCounters>(
+        &self,
+        host: &H,
+        settings: &BreakerSettings,
+        now: Moment,
+    ) {
+        if self.good.get().is_waiting() {
+            let view = self.view(host, settings, self.version(host, now));
+            if view.phase == Phase::Closed {
+                host.increment(self.meters.tally, self.kept(view.epoch));
+            }
+        }
+    }
+
     /// Reads the record; changes nothing.
     pub fn peek<H: SharedData>(&self, host: &H) -> BreakerState {
         store::read(host, &self.key)
@@ -278,13 +309,25 @@ impl CircuitBreaker {
         settings: &BreakerSettings,
         version: Option<u64>,
     ) -> BreakerState {
-        let version = version.unwrap_or_else(|| self.version(host));
+        let version = version.unwrap_or_else(|| self.read_version(host));
         let state = self.peek(host).bounded(settings);
+        self.looked.set((self.looked.get().0, version));
         self.view.set(Some(BreakerView::of(&state, version)));
         state
     }
 
-    fn version<H: SharedCounters>(&self, host: &H) -> u64 {
+    /// The version, as it was read at most [`VERSION_HOLDS`] ago.
+    fn version<H: SharedCounters>(&self, host: &H, now: Moment) -> u64 {
+        let (at, version) = self.looked.get();
+        if at.is_within(VERSION_HOLDS, now) {
+            return version;
+        }
+        let version = self.read_version(host);
+        self.looked.set((now, version));
+        version
+    }
+
+    fn read_version<H: SharedCounters>(&self, host: &H) -> u64 {
         if self.is_metered() {
             host.load(self.meters.version)
         } else {
@@ -330,15 +373,20 @@ impl CircuitBreaker {
     ) -> Result<Option<Transition>, Contended> {
         let epoch = view.epoch;
         let failed = call.outcome == Outcome::Failure;
+        let mut kept = self.kept(epoch);
         // Before the outcome is counted, since it belongs to the new bucket.
         if view.base.is_none() || Ring::is_behind(view.head, settings.bucket_of(now)) {
+            if kept != 0 {
+                host.increment(self.meters.tally, std::mem::take(&mut kept));
+            }
             view = self.roll(host, settings, now, view)?;
             if (view.phase, view.epoch) != (Phase::Closed, epoch) {
                 return Ok(None);
             }
         }
         let slow = settings.is_slow(call);
-        host.increment(self.meters.tally, weight(failed, slow));
+        let all = kept.saturating_add(weight(failed, slow));
+        host.increment(self.meters.tally, all);
         let streak = self.streak(host, settings, failed);
         let tally = host.load(self.meters.tally);
         let recent = match view.base.and_then(|base| between(base, tally)) {

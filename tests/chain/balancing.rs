@@ -401,6 +401,7 @@ fn requests_at_endpoints_that_a_reload_drains_or_removes_end_well() {
         (address(0), [2, 0])
     );
 
+    let old = Rc::clone(&proxy.engine);
     let mut drained = config(2, &balancer);
     drained["upstreams"]["u"]["endpoints"][0]["weight"] = json!(0);
     proxy.reload(&drained);
@@ -413,6 +414,7 @@ fn requests_at_endpoints_that_a_reload_drains_or_removes_end_well() {
         assert!(stream.replied().is_none());
     };
     end(first, &proxy);
+    old.tick(&proxy.worker);
     assert_eq!(in_flight(&proxy), [1, 0]);
 
     let mut removed = config(2, &balancer);
@@ -426,6 +428,7 @@ fn requests_at_endpoints_that_a_reload_drains_or_removes_end_well() {
         proxy.engine.tick(&proxy.worker);
     }
     end(second, &proxy);
+    old.close(&proxy.worker);
     assert_eq!(in_flight(&proxy), [0, 0]);
     // Those that stay keep what is known of them: one that is out stays out.
     fail_at(&proxy, &address(1));
@@ -474,6 +477,7 @@ fn what_a_lost_worker_had_in_flight_is_written_off() {
     };
     lost.engine.tick(&lost.worker);
     drop((held, lost));
+    proxy.engine.tick(&proxy.worker);
     assert_eq!(gauge(), 6);
     for _ in 0..25 {
         proxy.machine.advance(Nanos::from_secs(1));
@@ -481,6 +485,7 @@ fn what_a_lost_worker_had_in_flight_is_written_off() {
     }
     assert_eq!(gauge(), 1, "one is still there");
     own.on_end(&proxy.worker);
+    proxy.engine.tick(&proxy.worker);
     assert_eq!(gauge(), 0);
 }
 
@@ -508,10 +513,11 @@ fn a_request_makes_no_more_host_calls_where_there_are_many_endpoints() {
             fewest
         };
         // Eight are compared at the most. With many, each is often asked for the first time in a
-        // breaker's bucket: a record more.
+        // breaker's bucket, a record more, and the gauge of each that is compared was last read
+        // long ago.
         let (few, many) = (calls(8), calls(1_000));
         assert!(
-            many <= few + 8,
+            many <= few + 16,
             "{policy}: {few} calls with 8 endpoints, {many} with 1,000"
         );
     }

@@ -29,6 +29,12 @@ fn at_endpoints(proxy: &Proxy) -> u64 {
     gauges.iter().map(|(_, count)| count).sum()
 }
 
+/// What counts at the limit, and at all endpoints, as a tick sets it right.
+fn counts(proxy: &Proxy) -> (u64, u64) {
+    proxy.engine.tick(&proxy.worker);
+    (in_flight(proxy), at_endpoints(proxy))
+}
+
 fn give_up_all(proxy: &Proxy, flights: Vec<Flight>) {
     flights.into_iter().for_each(|it| it.cancel(proxy));
 }
@@ -47,21 +53,21 @@ fn what_its_client_has_left_counts_for_as_long_as_such_work_lasts() {
     let flights = hold(&proxy, 20, &[]);
     pass(&proxy, 100);
     give_up_all(&proxy, flights);
-    assert_eq!((in_flight(&proxy), at_endpoints(&proxy)), (19, 19));
+    assert_eq!(counts(&proxy), (19, 19));
     assert_eq!(admitted(&proxy), 0);
     // A time is known to an eighth of itself.
     pass(&proxy, 335);
     assert_eq!(admitted(&proxy), 0);
     pass(&proxy, 65);
     assert_eq!(admitted(&proxy), 19);
-    assert_eq!((in_flight(&proxy), at_endpoints(&proxy)), (0, 0));
+    assert_eq!(counts(&proxy), (0, 0));
 }
 
 #[test]
 fn where_nothing_is_known_and_beyond_what_is_nothing_lingers() {
     let new = proxy(0);
     give_up_all(&new, hold(&new, 20, &[]));
-    assert_eq!((in_flight(&new), at_endpoints(&new)), (0, 0));
+    assert_eq!(counts(&new), (0, 0));
     // Nothing has ever taken so long: it hangs.
     let proxy = proxy(30);
     let flights = hold(&proxy, 20, &[]);
@@ -81,11 +87,10 @@ fn what_has_timed_out_lingers_too_and_what_has_failed_at_its_endpoint_only() {
         } else {
             flight.answer(&proxy, 0, 503);
         }
-        assert_eq!((in_flight(&proxy), at_endpoints(&proxy)), left);
+        assert_eq!(counts(&proxy), left);
         // An idle worker's go with its tick.
         pass(&proxy, 500);
-        proxy.engine.tick(&proxy.worker);
-        assert_eq!((in_flight(&proxy), at_endpoints(&proxy)), (0, 0));
+        assert_eq!(counts(&proxy), (0, 0));
     }
 }
 
@@ -115,7 +120,7 @@ fn a_try_that_was_cut_off_lingers_at_its_endpoint_and_the_limit() {
     pass(&proxy, 120);
     flight.answer(&proxy, 1, 200);
     let at_first = format!("haven_endpoint_in_flight;upstream=u;endpoint={first}");
-    assert_eq!((in_flight(&proxy), metric(&proxy, &at_first)), (1, 1));
+    assert_eq!((counts(&proxy), metric(&proxy, &at_first)), ((1, 1), 1));
     // A failed try does not.
     let flight = Flight::begin(&proxy, &[]);
     pass(&proxy, 20);
@@ -123,7 +128,7 @@ fn a_try_that_was_cut_off_lingers_at_its_endpoint_and_the_limit() {
     assert_eq!(in_flight(&proxy), 1);
     pass(&proxy, 500);
     assert_eq!(admitted(&proxy), 19);
-    assert_eq!(metric(&proxy, &at_first), 0);
+    assert_eq!((counts(&proxy), metric(&proxy, &at_first)), ((0, 0), 0));
 }
 
 #[test]
@@ -143,8 +148,7 @@ fn its_number_is_bounded() {
     slow_answers(&proxy, 30);
     give_up_all(&proxy, hold(&proxy, 3_000, &[]));
     // 1,024 places, one at the limit and one at an endpoint for each.
-    assert_eq!((in_flight(&proxy), at_endpoints(&proxy)), (512, 512));
+    assert_eq!(counts(&proxy), (512, 512));
     pass(&proxy, 600);
-    proxy.engine.tick(&proxy.worker);
-    assert_eq!((in_flight(&proxy), at_endpoints(&proxy)), (0, 0));
+    assert_eq!(counts(&proxy), (0, 0));
 }

@@ -273,6 +273,7 @@ fn work(worker: &Worker, rng: &Rng) -> Vec<Rc<Engine>> {
     for mut begun in open {
         begun.exchange.on_end(worker);
     }
+    engines.iter().for_each(|engine| engine.close(worker));
     engines
 }
 

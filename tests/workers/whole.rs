@@ -205,6 +205,7 @@ fn answer(sent: Sent, worker: &Worker, rng: &Rng) {
 
 fn work(worker: &Worker, rng: &Rng) {
     let mut engine = engine(worker, &config(rng));
+    let mut engines = vec![Rc::clone(&engine)];
     let mut open = Vec::new();
     for _ in 0..4 + rng.below(20) {
         match rng.below(8) {
@@ -215,11 +216,15 @@ fn work(worker: &Worker, rng: &Rng) {
             }
             6 => engine.tick(worker),
             // What is under way ends under the old one.
-            7 if rng.below(3) == 0 => engine = self::engine(worker, &config(rng)),
+            7 if rng.below(3) == 0 => {
+                engine = self::engine(worker, &config(rng));
+                engines.push(Rc::clone(&engine));
+            }
             _ => {}
         }
     }
     open.into_iter().for_each(|sent| answer(sent, worker, rng));
+    engines.iter().for_each(|engine| engine.close(worker));
 }
 
 #[test]

@@ -368,7 +368,13 @@ impl Upstream {
             && let (Some(epoch), Some(breaker)) = (pick.epochs.first(), self.breaker(first))
         {
             pick.begun = breaker.begin(host, now, *epoch);
+            self.look_again();
         }
+    }
+
+    /// This VM has changed something itself: its next request sees it.
+    pub(super) fn look_again(&self) {
+        self.looked.set(Moment::ZERO);
     }
 
     fn breaker(&self, at: Option<usize>) -> Option<&Breaker> {
@@ -434,8 +440,10 @@ impl Upstream {
         } else {
             Some(epoch)
         };
-        if let Some(epoch) = epoch {
-            breaker.end(host, now, epoch, call, rng);
+        if let Some(epoch) = epoch
+            && breaker.end(host, now, epoch, call, rng)
+        {
+            self.look_again();
         }
     }
 }

@@ -6,7 +6,6 @@ use crate::base::hash::place as place_of;
 use crate::base::rng::Rng;
 use crate::base::time::Moment;
 use crate::document::{BalancePolicy, Percent};
-use crate::engine::in_flight::Gauge;
 use crate::host::Host;
 use crate::policy::upstream::choice::Cost;
 use crate::policy::upstream::maglev::{self, MaglevTable};
@@ -15,7 +14,6 @@ use crate::policy::upstream::roster::{Pool, Roster, RosterEntry, UNIT};
 use crate::policy::upstream::rotation::Rotation;
 use crate::policy::upstream::{self, Availability, EndpointList, LIST, choice, peers};
 use std::cell::RefCell;
-use std::rc::Rc;
 
 /// How endpoints are picked, ready for use.
 #[derive(Debug)]
@@ -134,8 +132,8 @@ impl Upstream {
                     None => {}
                 }
             }
-            // Counted now, over all workers: the next choice, here or elsewhere, must see it.
-            self.enter(host, first);
+            // Counted now: the next choice must see it.
+            self.shift(host, first, true);
             return Some(pick);
         }
         None
@@ -173,7 +171,7 @@ impl Upstream {
         let pool = roster.pool(u16::try_from(draw).unwrap_or(0))?;
         let entries = roster.entries(pool);
         let endpoint = |at: usize| self.endpoint(at);
-        let in_flight = |at| endpoint(at).map_or(0, |e| e.in_flight.value(host));
+        let in_flight = |at| endpoint(at).map_or(0, |e| e.in_flight.load(host, now));
         // With breakers these take out what fails, and what fails soon counts as in flight for as
         // long as others take; see `give_up` of the chain.
         let failed = |at| match self.has_breakers {
@@ -267,16 +265,11 @@ impl Upstream {
         )
     }
 
-    /// The gauges in which a request at this endpoint counts.
-    fn gauges<'u>(&'u self, endpoint: &'u Endpoint) -> impl Iterator<Item = &'u Rc<Gauge>> {
-        std::iter::once(&endpoint.in_flight).chain(&self.all_in_flight)
-    }
-
-    fn enter<H: Host>(&self, host: &H, endpoint: &Endpoint) {
-        for gauge in self.gauges(endpoint) {
-            gauge.enter(host);
-            gauge.confirm();
-        }
+    /// Counts a request in at this endpoint, or out. A bounded load has to know it at once.
+    fn shift<H: Host>(&self, host: &H, endpoint: &Endpoint, more: bool) {
+        let exact = self.all_in_flight.is_some();
+        let gauges = std::iter::once(&endpoint.in_flight).chain(&self.all_in_flight);
+        gauges.for_each(|gauge| gauge.shift(host, more, exact));
     }
 
     /// The override header's value.
@@ -299,6 +292,7 @@ impl Upstream {
         now: Moment,
     ) -> Option<u32> {
         let breaker = endpoint.breaker.as_ref()?;
+        self.look_again();
         if let Some(epoch) = admitted(breaker.acquire(host, now)) {
             return Some(epoch);
         }
@@ -317,7 +311,7 @@ impl Upstream {
     /// Takes a request out of flight at this endpoint.
     pub(in crate::engine) fn leave<H: Host>(&self, host: &H, at: usize) {
         if let Some(endpoint) = self.endpoint(at) {
-            self.gauges(endpoint).for_each(|gauge| gauge.leave(host));
+            self.shift(host, endpoint, false);
         }
     }
 }

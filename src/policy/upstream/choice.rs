@@ -63,7 +63,15 @@ pub fn cheapest(
         let entry = usize::try_from(at).ok().and_then(|at| entries.get(at));
         *place = entry
             .filter(|entry| !entry.trial || open(entry.at))
-            .map(|entry| (entry, cost(entry.at)));
+            // The only one costs what it costs.
+            .map(|entry| {
+                let cost = if count == 1 {
+                    Cost::of(0)
+                } else {
+                    cost(entry.at)
+                };
+                (entry, cost)
+            });
         at = at.saturating_add(stride).checked_rem(count).unwrap_or(0);
     }
     let each = sample.iter().flatten().map(|(_, cost)| cost.each);
