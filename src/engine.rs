@@ -62,12 +62,13 @@ mod upstream;
 pub mod waiting;
 
 use crate::base::hash::once_more;
-use crate::base::headers::NameSet;
+use crate::base::headers::{NameFilter, NameSet};
 use crate::base::rng::Rng;
 use crate::base::text::number;
 use crate::base::time::{Moment, Nanos};
 use crate::document::{ClientIp, Config, PathParameters, Probes};
 use crate::host::{CallAnswer, CallId, Calls, Host};
+use crate::policy::route::index::RouteIndex;
 use crate::store::Contended;
 use breaker::Breaker;
 use compile::Compiler;
@@ -99,12 +100,15 @@ pub struct Engine {
     trust_client_retry_headers: bool,
     /// In the order of the configuration: the first that matches is taken.
     routes: Vec<Rc<Route>>,
+    route_index: RouteIndex,
     upstreams: Vec<Rc<Upstream>>,
     breakers: Vec<Rc<Breaker>>,
     concurrency: Vec<Rc<Concurrency>>,
     /// Request headers that only we may set, lower case.
     reserved_headers: NameSet,
     single: SingleValues,
+    /// What is looked for in each request's headers.
+    watched: NameFilter,
     path_parameters: PathParameters,
     bridge: Cell<Bridge>,
     /// By which the answer of a haven behind a bridge is known.
@@ -165,9 +169,12 @@ impl Engine {
         breakers
             .iter()
             .for_each(|breaker| _ = breaker.refresh(host, now, None));
+        let reserved_headers = reserved::reserved_headers(&config);
+        let single = SingleValues::new(&config);
         Ok(Self {
-            reserved_headers: reserved::reserved_headers(&config),
-            single: SingleValues::new(&config),
+            watched: reserved::watched(&config, &reserved_headers, &single),
+            reserved_headers,
+            single,
             path_parameters: config.path_parameters,
             bridge: Cell::default(),
             bridge_mark: number(once_more(0, seed)).into_bytes(),
@@ -176,6 +183,7 @@ impl Engine {
             probes: config.health,
             client_ip: config.client_ip,
             trust_client_retry_headers: config.trust_client_retry_headers,
+            route_index: RouteIndex::new(routes.iter().map(|route| &route.config.matcher)),
             routes,
             upstreams,
             breakers,

@@ -10,7 +10,7 @@ pub(crate) mod reserved;
 
 pub use reason::Reason;
 
-use crate::base::headers::HeaderMap;
+use crate::base::headers::Headers;
 use crate::base::ip::Ip;
 use names::{decoded, plain, unquoted, without_dot};
 use std::borrow::Cow;
@@ -19,7 +19,7 @@ use std::borrow::Cow;
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     /// All its headers.
-    pub headers: &'a HeaderMap,
+    pub headers: Headers<'a>,
     /// The method; empty if the host gave none.
     pub method: &'a [u8],
     /// The path without its query.
@@ -28,6 +28,8 @@ pub struct Request<'a> {
     pub query: &'a [u8],
     /// The `content-type` of its body.
     pub content_type: Option<&'a [u8]>,
+    /// Its `:authority`, or its `host`.
+    pub authority: Option<&'a [u8]>,
     /// The client's address; `None` if it is unknown or not needed.
     pub address: Option<Ip>,
     /// The same, cut to the prefix that identifies a client.
@@ -36,29 +38,30 @@ pub struct Request<'a> {
     pub route: &'a str,
 }
 
+/// The names of what [`Request::new`] reads.
+pub const EVERY_REQUEST: [&str; 5] = [":path", ":method", ":authority", "host", "content-type"];
+
 impl<'a> Request<'a> {
     /// Reads the parts that every request has.
     #[must_use]
-    pub fn new(headers: &'a HeaderMap) -> Self {
-        Self::read(headers, |_, _| {})
-    }
-
-    /// The same, and calls `each` with the name and the value of every header. One pass serves both: walking the
-    /// headers is the main cost of most requests here.
-    #[must_use]
-    pub fn read(headers: &'a HeaderMap, mut each: impl FnMut(&'a [u8], &'a [u8])) -> Self {
+    pub fn new(headers: impl Into<Headers<'a>>) -> Self {
+        let headers = headers.into();
         let (mut method, mut target, mut content_type) = (&[][..], &[][..], None);
-        for (name, value) in headers.iter() {
+        let (mut authority, mut host) = (None, None);
+        for (name, value) in headers.watched() {
             // Length first: one comparison rules out most names.
             match name.len() {
                 5 if name == b":path" && target.is_empty() => target = value,
                 7 if name == b":method" && method.is_empty() => method = value,
+                10 if authority.is_none() && name.eq_ignore_ascii_case(b":authority") => {
+                    authority = Some(value);
+                }
+                4 if host.is_none() && name.eq_ignore_ascii_case(b"host") => host = Some(value),
                 12 if content_type.is_none() && name.eq_ignore_ascii_case(b"content-type") => {
-                    content_type = Some(value)
+                    content_type = Some(value);
                 }
                 _ => {}
             }
-            each(name, value);
         }
         // A fragment never belongs in a request target. A client that sends one must not dodge a
         // path match with it.
@@ -76,6 +79,7 @@ impl<'a> Request<'a> {
             path,
             query,
             content_type,
+            authority: authority.or(host),
             address: None,
             client: None,
             route: "",
@@ -96,10 +100,7 @@ impl<'a> Request<'a> {
 
     /// The authority: the host, and its port if there is one.
     fn authority(&self) -> Option<(&'a [u8], Option<&'a [u8]>)> {
-        let authority = self
-            .headers
-            .get(":authority")
-            .or_else(|| self.headers.get("host"))?;
+        let authority = self.authority?;
         // `[v6]:port`, `host:port`, `host`: a port follows the last colon outside of brackets.
         let port_at = authority.iter().rposition(|b| matches!(b, b':' | b']'));
         match port_at {
@@ -127,16 +128,12 @@ impl<'a> Request<'a> {
     /// the first if there are several, as servers take it.
     #[must_use]
     pub fn cookie(&self, name: &str) -> Option<&'a [u8]> {
-        let headers = self.headers;
-        headers
-            .iter()
-            .filter(|(n, _)| n.eq_ignore_ascii_case(b"cookie"))
-            .find_map(|(_, cookies)| {
-                cookies.split(|b| *b == b';').find_map(|pair| {
-                    let (key, value) = split_once(pair.trim_ascii(), b'=')?;
-                    (key == name.as_bytes()).then_some(unquoted(value))
-                })
+        self.headers.all("cookie").find_map(|cookies| {
+            cookies.split(|b| *b == b';').find_map(|pair| {
+                let (key, value) = split_once(pair.trim_ascii(), b'=')?;
+                (key == name.as_bytes()).then_some(unquoted(value))
             })
+        })
     }
 
     /// The values of a query parameter, decoded, names too: `%61` and `+` are what they stand for.
@@ -202,6 +199,7 @@ fn split_once(bytes: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::headers::HeaderMap;
 
     fn map(pairs: &[(&str, &str)]) -> HeaderMap {
         HeaderMap::from_pairs(pairs)

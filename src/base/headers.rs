@@ -5,6 +5,10 @@
 //! it. One call returns all headers for the price of one, and nothing is copied again. Values are
 //! bytes, since clients and upstreams may send anything.
 
+mod watched;
+
+pub use watched::{Headers, Kept, NameFilter};
+
 /// All headers of a message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeaderMap(Vec<u8>);
@@ -141,6 +145,11 @@ impl NameSet {
             self.lengths |= Self::length(name.len());
             self.names.push(name.to_owned());
         }
+    }
+
+    /// All names.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(String::as_str)
     }
 
     /// The name that this one is, in any case.

@@ -27,7 +27,7 @@ mod whole;
 use super::route::{Limit, Route};
 use super::single::Seen;
 use super::{Bridge, Engine, once, reserved};
-use crate::base::headers::{HeaderMap, parse_number};
+use crate::base::headers::{HeaderMap, Kept, parse_number};
 use crate::base::time::{Moment, Nanos};
 use crate::host::{Host, Message, Stream};
 use crate::policy::fallback::stale::{Draft, StaleRequest};
@@ -183,18 +183,20 @@ impl Exchange {
         // One call for all headers: most policies want some, and one header costs nearly as much as
         // all.
         let headers = stream.headers(Message::Request);
+        let kept = Kept::new(&headers, engine.watched);
         // Found in the copy: only a request that has one pays for the call that removes it.
         let mut seen = Seen::default();
-        let request = Request::read(&headers, |name, value| {
+        for (name, value) in kept.headers().watched() {
             if let Some(reserved) = engine.reserved_headers.find(name) {
                 stream.remove_header(Message::Request, reserved);
             }
             engine.single.note(name, value, &mut seen);
-        });
+        }
+        let request = Request::new(kept.headers());
         if let Some(action) = self.on_probe(&request, end, host, stream) {
             return action;
         }
-        self.take_route(host, stream, (&headers, seen.twice), request, end)
+        self.take_route(host, stream, request, seen.twice, end)
     }
 
     /// The chain of a request that has a route.
@@ -202,14 +204,13 @@ impl Exchange {
         &mut self,
         context: &Context<'a, H, S>,
         mut request: Request<'a>,
-        headers: &'a HeaderMap,
         end: bool,
     ) -> Action {
-        self.read_facts(context, &mut request, headers, end);
+        self.read_facts(context, &mut request, end);
         let context = &context.on(self.choose_variant(context, &request));
         self.hash_key(context, &request);
         self.read_fair_keys(context, &request);
-        if let Some(refusal) = self.check_limits(context, &request, headers) {
+        if let Some(refusal) = self.check_limits(context, &request) {
             return self.refuse(context, &refusal);
         }
         let until = self.pause.as_ref().map(Pause::until);
@@ -230,13 +231,13 @@ impl Exchange {
         &mut self,
         context: &Context<'a, H, S>,
         request: &mut Request<'a>,
-        headers: &HeaderMap,
         end: bool,
     ) {
         let route = context.route;
         self.facts.grpc = request.is_grpc();
         if route.needs_request_id {
-            self.facts.request_id = headers.get("x-request-id").unwrap_or_default().to_vec();
+            let id = request.headers.get("x-request-id");
+            self.facts.request_id = id.unwrap_or_default().to_vec();
         }
         request.route = &route.config.name;
         self.facts.asked = route
@@ -245,7 +246,7 @@ impl Exchange {
             .map(Box::new);
         if route.needs_client {
             let config = &context.engine.client_ip;
-            let origin = client::origin(config, headers, context.stream);
+            let origin = client::origin(config, request.headers, context.stream);
             if origin.forgeable && !context.engine.said_forgeable.replace(true) {
                 once::warn(context.host, client::forgeable(config.source));
             }
@@ -261,13 +262,12 @@ impl Exchange {
         &mut self,
         context: &Context<'a, H, S>,
         request: &Request<'_>,
-        headers: &HeaderMap,
     ) -> Option<Refusal<'a>> {
         if let Some(refusal) = self.check_switch(context) {
             return Some(refusal);
         }
         self.facts.retriable = self.is_retriable(context.route, request.method);
-        self.read_deadline(context, headers);
+        self.read_deadline(context, request.headers);
         self.check_rate_limits(context, request)
     }
 

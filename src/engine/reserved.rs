@@ -1,7 +1,10 @@
 //! Request headers that only the proxy and haven may set: a client's own are removed.
 
-use crate::base::headers::NameSet;
-use crate::document::Config;
+use super::single::SingleValues;
+use crate::base::headers::{NameFilter, NameSet};
+use crate::document::{Config, IpSource};
+use crate::policy::deadline;
+use crate::request::EVERY_REQUEST;
 
 /// The request header that names the cluster, for routes of the proxy that take it from there.
 pub(super) const CLUSTER_HEADER: &str = "x-haven-cluster";
@@ -20,6 +23,28 @@ const ROUTER_HEADERS: &[&str] = &[
     "x-envoy-upstream-rq-timeout-ms",
     "x-envoy-upstream-stream-duration-ms",
 ];
+
+/// What is looked for in each request under this configuration: all that [`Exchange`] reads in its
+/// notes of the headers must be here. A header that is missed here and looked for by name is found all
+/// the same, for the price of another walk.
+///
+/// [`Exchange`]: super::chain::Exchange
+pub(super) fn watched(config: &Config, reserved: &NameSet, single: &SingleValues) -> NameFilter {
+    let mut names = NameFilter::default();
+    let deadlines = config.routes.iter();
+    let deadlines = deadlines.filter_map(|route| route.timeout.deadline_header.as_deref());
+    let client = match config.client_ip.source {
+        IpSource::Connection => None,
+        IpSource::XForwardedFor => Some("x-forwarded-for"),
+        IpSource::XRealIp => Some("x-real-ip"),
+    };
+    let all = EVERY_REQUEST.into_iter().chain(deadline::READ);
+    let all = all.chain(deadlines).chain(client);
+    for name in all.chain(reserved.iter()).chain(single.names()) {
+        names.add(name);
+    }
+    names
+}
 
 /// The reserved headers under this configuration, lower case.
 pub(super) fn reserved_headers(config: &Config) -> NameSet {

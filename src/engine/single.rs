@@ -89,6 +89,11 @@ impl SingleValues {
         }
     }
 
+    /// The names of the headers.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.headers.iter()
+    }
+
     /// Notes a line of the request.
     pub(super) fn note(&self, name: &[u8], value: &[u8], seen: &mut Seen) {
         let Some(at) = self.headers.position(name) else {

@@ -12,7 +12,7 @@
 pub mod config;
 pub mod grpc_timeout;
 
-use crate::base::headers::{HeaderMap, parse_number};
+use crate::base::headers::{Headers, parse_number};
 use crate::base::sketch::Sketch;
 use crate::base::text::number;
 use crate::base::time::{Moment, Nanos};
@@ -34,6 +34,9 @@ pub const ROUTER_PER_TRY: &str = "x-envoy-upstream-rq-per-try-timeout-ms";
 /// when all deadlines are too short for an upstream that was slow, no request would reach it, and
 /// haven would never see that it has recovered.)
 const FRESH: Nanos = Nanos::from_secs(5);
+
+/// The names of what [`Incoming::read`] reads, beside the route's own.
+pub const READ: [&str; 4] = [GRPC_TIMEOUT, EXPECTED, ROUTER, ORIGINAL];
 
 /// A request's deadline, as its headers give it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,13 +71,14 @@ impl Incoming {
     /// Reads the headers of a request. `own` is the route's own header, lower case. If `trusted`, a
     /// client's own header for Envoy's router counts too.
     #[must_use]
-    pub fn read(headers: &HeaderMap, own: Option<&str>, trusted: bool) -> Self {
+    pub fn read<'a>(headers: impl Into<Headers<'a>>, own: Option<&str>, trusted: bool) -> Self {
         let mut found = Self::default();
         // By length first: few names have the length of one that counts.
         let own_name = own.unwrap_or(GRPC_TIMEOUT);
         let lengths = [GRPC_TIMEOUT, EXPECTED, ROUTER, ORIGINAL, own_name].map(str::len);
         for (name, value) in headers
-            .iter()
+            .into()
+            .watched()
             .filter(|(name, _)| lengths.contains(&name.len()))
         {
             let is = |known: &str| {

@@ -1,23 +1,33 @@
 //! Which route a request takes: the first that matches.
 
 pub mod config;
+pub mod index;
 
 use crate::request::Request;
 use config::{HostMatch, Match, PathMatch};
 
-/// Whether all conditions of `matcher` hold. `path`: the request's, in its plain spelling
-/// ([`Request::plain_path`]).
-#[must_use]
-pub fn matches(matcher: &Match, request: &Request<'_>, path: &[u8]) -> bool {
-    path_matches(&matcher.path, path)
+/// What of a request decides which route it takes.
+#[derive(Clone, Copy, Debug)]
+struct Subject<'a> {
+    request: &'a Request<'a>,
+    /// Its path in its plain spelling.
+    path: &'a [u8],
+    /// Its host; `None` if it has none.
+    host: Option<&'a [u8]>,
+}
+
+/// Whether all conditions of `matcher` hold.
+fn matches(matcher: &Match, subject: &Subject<'_>) -> bool {
+    let request = subject.request;
+    path_matches(&matcher.path, subject.path)
         && (matcher.methods.is_empty()
             || matcher
                 .methods
                 .iter()
                 .any(|m| m.as_bytes() == request.method))
         && (matcher.hosts.is_empty()
-            || request
-                .host()
+            || subject
+                .host
                 .is_some_and(|host| matcher.hosts.iter().any(|m| host_matches(m, host))))
         && matcher.headers.iter().all(|(name, wanted)| match wanted {
             None => request.headers.get(name).is_some(),
@@ -78,7 +88,13 @@ mod tests {
         pairs.extend_from_slice(more);
         let headers = HeaderMap::from_pairs(&pairs);
         let request = Request::new(&headers);
-        matches(matcher, &request, &request.plain_path())
+        let (path, host) = (&*request.plain_path(), request.host());
+        let subject = Subject {
+            request: &request,
+            path,
+            host,
+        };
+        matches(matcher, &subject)
     }
 
     fn path(path: PathMatch) -> Match {
@@ -150,11 +166,16 @@ mod tests {
         ] {
             let headers = HeaderMap::from_pairs(&[(":path", "/"), (":authority", authority)]);
             let request = Request::new(&headers);
+            let subject = Subject {
+                request: &request,
+                path: b"/",
+                host: request.host(),
+            };
             for host in [
                 HostMatch::Exact("api.example.com".into()),
                 HostMatch::Suffix(".example.com".into()),
             ] {
-                assert!(matches(&hosts(host), &request, b"/"), "{authority}");
+                assert!(matches(&hosts(host), &subject), "{authority}");
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Where a request comes from.
 
-use crate::base::headers::HeaderMap;
+use crate::base::headers::Headers;
 use crate::base::ip::Ip;
 use crate::document::{ClientIp, IpSource};
 use crate::host::{Property, Stream};
@@ -15,7 +15,7 @@ pub(super) struct Origin {
 
 /// The client's address as configured. A header that is missing, short or malformed gives the
 /// connection's.
-pub(super) fn origin<S: Stream>(config: &ClientIp, headers: &HeaderMap, stream: &S) -> Origin {
+pub(super) fn origin<S: Stream>(config: &ClientIp, headers: Headers<'_>, stream: &S) -> Origin {
     let (from_header, missing) = match config.source {
         IpSource::Connection => (None, false),
         IpSource::XRealIp => {

@@ -3,7 +3,7 @@
 
 use super::classify::Class;
 use super::{Context, Exchange, Refusal};
-use crate::base::headers::HeaderMap;
+use crate::base::headers::Headers;
 use crate::base::sketch::Sketch;
 use crate::base::text::number;
 use crate::base::time::{Moment, Nanos};
@@ -75,7 +75,7 @@ impl Exchange {
     pub(super) fn read_deadline<H: Host, S>(
         &mut self,
         context: &Context<'_, H, S>,
-        headers: &HeaderMap,
+        headers: Headers<'_>,
     ) {
         let route = context.route;
         if route.deadline.is_none() {

@@ -113,7 +113,7 @@ impl Exchange {
         once::warn(host, NO_MESSAGE);
         let headers = stream.headers(Message::Request);
         let request = Request::new(&headers);
-        self.take_route(host, stream, (&headers, true), request, false)
+        self.take_route(host, stream, request, true, false)
     }
 
     /// Where no bridge stands a check goes to the service, and it must not pass its limits. So the
@@ -134,7 +134,7 @@ impl Exchange {
             Bridge::Asked | Bridge::Missing => {
                 let headers = stream.headers(Message::Request);
                 let request = Request::new(&headers);
-                let action = self.take_route(host, stream, (&headers, true), request, true);
+                let action = self.take_route(host, stream, request, true, true);
                 self.bridged = engine.bridge.get() == Bridge::Missing;
                 return action;
             }

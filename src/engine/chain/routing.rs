@@ -1,41 +1,40 @@
 //! Which route a request takes, by one spelling of what means the same.
 
 use super::{Action, CLUSTER_HEADER, Context, Exchange};
-use crate::base::headers::HeaderMap;
+use crate::base::headers::Kept;
 use crate::document::PathParameters;
 use crate::host::{Host, Message, Stream};
-use crate::policy::route;
 use crate::request::{Request, without_parameters};
 use std::rc::Rc;
 
 impl Exchange {
-    /// Finds the route of a request and runs its chain. `headers`: all of them, and whether one that
-    /// has one reading may stand there twice.
+    /// Finds the route of a request and runs its chain. `twice`: a header that has one reading may
+    /// stand there twice.
     pub(super) fn take_route<H: Host, S: Stream>(
         &mut self,
         host: &H,
         stream: &S,
-        (headers, twice): (&HeaderMap, bool),
         request: Request<'_>,
+        twice: bool,
         end: bool,
     ) -> Action {
         let engine = Rc::clone(&self.engine);
-        let unified = twice.then(|| engine.single.unify(headers, stream));
-        let headers = unified.as_ref().unwrap_or(headers);
-        let mut request = if twice {
-            Request::new(headers)
-        } else {
-            request
-        };
+        let unified = twice.then(|| engine.single.unify(request.headers.map(), stream));
+        let kept = unified.as_ref().map(|map| Kept::new(map, engine.watched));
+        let mut request = kept
+            .as_ref()
+            .map_or(request, |kept| Request::new(kept.headers()));
         let plain;
         if engine.path_parameters == PathParameters::Strip && request.path.contains(&b';') {
             plain = without_parameters(request.path);
             request.path = &plain;
         }
-        let (mut routes, path) = (engine.routes.iter(), request.plain_path());
-        let Some(route) =
-            routes.find(|route| route::matches(&route.config.matcher, &request, &path))
-        else {
+        let route = |at: usize| engine.routes.get(at);
+        let matcher = |at: usize| Some(&route(at)?.config.matcher);
+        let found = engine
+            .route_index
+            .find(&request, &request.plain_path(), matcher);
+        let Some(route) = found.and_then(route) else {
             return Action::Continue;
         };
         // Whatever is off: without it the proxy knows no way.
@@ -49,6 +48,6 @@ impl Exchange {
         self.whole = (end || !engine.tells_ends).then_some(self.start);
         self.route = Some(Rc::clone(route));
         let context = Context::new(&engine, route, host, stream);
-        self.run(&context, request, headers, end)
+        self.run(&context, request, end)
     }
 }

@@ -25,7 +25,7 @@ impl Exchange {
             // Whose share of the store it takes. The address may cost a host call: only for what is
             // kept, about once a second for each response.
             let of_client = |draft: Draft| {
-                let client = client::origin(config, asked.headers(), context.stream).address;
+                let client = client::origin(config, asked.headers().into(), context.stream).address;
                 let masked = |ip: Ip| ip.masked(config.ipv4_prefix, config.ipv6_prefix);
                 draft.of_client(client.map(masked))
             };

@@ -1,4 +1,5 @@
 use super::*;
+use crate::base::headers::HeaderMap;
 use crate::base::percent::Percent;
 use proptest::prelude::*;
 use serde_json::Value;

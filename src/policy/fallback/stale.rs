@@ -151,11 +151,11 @@ impl Stale {
         if !(get || request.method == b"HEAD")
             || !end
             || request.is_grpc()
-            || !rules::lets_keep(request.headers)
+            || !rules::lets_keep(request.headers.map())
         {
             return None;
         }
-        let headers = request.headers;
+        let headers = request.headers.map();
         let scheme = headers.get(":scheme").unwrap_or_default();
         let mut authority = request.host()?.to_ascii_lowercase();
         if let Some(port) = request.port().filter(|port| *port != usual_port(scheme)) {
