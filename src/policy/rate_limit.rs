@@ -199,15 +199,13 @@ impl RateLimit {
             match self.leases.known(hash, algorithm.bucket(), now, cost) {
                 Some((verdict, undo)) => (verdict, Tokens::Leased(undo), Placement::Known),
                 None => {
-                    let wanted = algorithm
-                        .bucket()
-                        .map_or(0, |bucket| self.leases.wanted(hash, bucket, now));
+                    let wish = self.leases.wish(hash, now, cost);
                     let Ok(TakeResult {
                         verdict,
                         take,
                         extra,
                         placement,
-                    }) = self.table.take(host, hash, algorithm, now, cost, wanted)
+                    }) = self.table.take(host, hash, algorithm, now, cost, wish)
                     else {
                         return LimitDecision::Contended;
                     };

@@ -11,7 +11,7 @@
 
 use super::config::{self, Quota};
 use super::fixed_window::FixedWindow;
-use super::gcra::{self, Gcra};
+use super::gcra::{self, Gcra, Wish};
 use super::leaky_bucket::LeakyBucket;
 use super::sliding_window::SlidingWindow;
 use super::take::{BucketState, Take, Verdict};
@@ -89,8 +89,8 @@ impl Algorithm {
         }
     }
 
-    /// Takes `cost` tokens at `now`, and `extra` ones beyond from a plain token bucket that has
-    /// enough. Returns the verdict, what was taken, and how many extra tokens it holds. A refusal
+    /// Takes `cost` tokens at `now`, and from a plain token bucket some beyond for a lease, if it has
+    /// them. Returns the verdict, what was taken, and how many extra tokens it holds. A refusal
     /// spends nothing, nor does a `cost` of 0.
     #[must_use]
     pub fn take_with(
@@ -98,11 +98,11 @@ impl Algorithm {
         state: BucketState,
         now: Moment,
         cost: u64,
-        extra: u64,
+        wish: Wish,
     ) -> (Verdict, Take, u64) {
         let (verdict, take) = match self {
             Self::TokenBucket(it) => {
-                let (verdict, take, extra) = it.take_with(state.until, now, cost, extra);
+                let (verdict, take, extra) = it.take_with(state.until, now, cost, wish);
                 let narrow = |until| BucketState { until, rest: 0 };
                 return (
                     verdict,

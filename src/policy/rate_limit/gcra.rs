@@ -30,6 +30,15 @@ const LARGEST_LEASED_TOKEN: Nanos = Nanos(500_000);
 /// used.
 pub type Arrival = u64;
 
+/// What a lease is to be good for; the default is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// For how long.
+    pub time: Nanos,
+    /// For how many tokens at the least.
+    pub tokens: u64,
+}
+
 /// A bucket's parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gcra {
@@ -138,22 +147,25 @@ impl Gcra {
 }
 
 impl Gcra {
-    /// Takes `cost` tokens and `extra` ones beyond, or `cost` alone if that would leave less than
-    /// 15/16 of the burst: the verdict on `cost`, what was taken, and how many extra ones it holds.
-    /// The extra tokens are the interval of arrival times that ends at [`GcraTake::after`]; see
-    /// [`super::lease`].
+    /// Takes `cost` tokens and, for a lease, as many of the wanted ones beyond as leave 15/16 of the
+    /// burst: the verdict on `cost`, what was taken, and how many extra tokens it holds. They are
+    /// the interval of arrival times that ends at [`GcraTake::after`]; see [`super::lease`].
     #[must_use]
     pub fn take_with(
         &self,
         arrival: Arrival,
         now: Moment,
         cost: u64,
-        extra: u64,
+        wish: Wish,
     ) -> (Verdict, GcraTake, u64) {
+        let (verdict, take) = self.take(arrival, now, cost);
+        let extra = match verdict {
+            Verdict::Admitted { .. } if cost > 0 => self.leasable(take.after, now, wish),
+            _ => 0,
+        };
         if extra > 0
             && let (Verdict::Admitted { remaining, reset }, take) =
                 self.take(arrival, now, cost.saturating_add(extra))
-            && remaining >= self.quota.burst.saturating_sub(self.quota.burst / 16)
         {
             return (
                 Verdict::Admitted {
@@ -164,8 +176,22 @@ impl Gcra {
                 extra,
             );
         }
-        let (verdict, take) = self.take(arrival, now, cost);
         (verdict, take, 0)
+    }
+
+    /// Tokens for a lease from a bucket that stands at `arrival`; none of a limit below 2,000 per
+    /// second. The interval is at the bucket's far end: the more others hold, the longer it lasts,
+    /// and the shorter it may be.
+    fn leasable(&self, arrival: Arrival, now: Moment, wish: Wish) -> u64 {
+        if wish == Wish::default() || self.token > LARGEST_LEASED_TOKEN.0.saturating_mul(SCALE) {
+            return 0;
+        }
+        let ahead = arrival.saturating_sub(now.0.saturating_mul(SCALE));
+        let top = self.token.saturating_mul(self.quota.burst / 16);
+        let time = wish.time.0.saturating_mul(SCALE).saturating_sub(ahead);
+        let work = self.token.saturating_mul(wish.tokens);
+        let length = time.max(work).min(top.saturating_sub(ahead));
+        length.checked_div(self.token).unwrap_or(0)
     }
 
     /// Takes `cost` tokens from the leased interval, if that many still lie ahead of now: the
@@ -205,20 +231,6 @@ impl Gcra {
     #[must_use]
     pub fn begin_of(&self, to: Arrival, tokens: u64) -> Arrival {
         to.saturating_sub(self.token.saturating_mul(tokens))
-    }
-
-    /// Tokens that a lease of this length holds; none of a limit below 2,000 per second.
-    #[must_use]
-    pub fn leasable(&self, length: Nanos) -> u64 {
-        if self.token > LARGEST_LEASED_TOKEN.0.saturating_mul(SCALE) {
-            return 0;
-        }
-        let tokens = length
-            .0
-            .saturating_mul(SCALE)
-            .checked_div(self.token)
-            .unwrap_or(0);
-        tokens.min(self.quota.burst / 16)
     }
 }
 

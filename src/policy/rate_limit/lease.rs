@@ -15,7 +15,9 @@
 //! together hold at most 1/16 of the burst, and below that, where the limit decides, every request
 //! is a compare-and-swap of its own, exact over all workers. Limits below 2,000 per second are
 //! never leased at all. A lease is meant for the next 64 requests at the pace of the last two, and
-//! at most 20 ms long: after that, unused tokens lapse, like those of a bucket that is full.
+//! for at most 55 ms: after that, unused tokens lapse, like those of a bucket that is full. A bucket
+//! of one second's burst gives so much to one worker at a time. To others it gives what is left of
+//! the sixteenth, which lies further ahead and so lasts as long.
 //!
 //! **Refusals are remembered too**: until the promised time the worker refuses the key without
 //! reading the bucket, since no tokens can come into it sooner. (Only a refund could, on a route
@@ -25,7 +27,7 @@
 //! The memory is a table of [`SLOTS`] keys per limit and worker, by hash; a key takes over a slot
 //! that another one has.
 
-use super::gcra::Gcra;
+use super::gcra::{Gcra, Wish};
 use super::take::Verdict;
 use crate::base::time::{Moment, Nanos};
 use std::cell::Cell;
@@ -35,7 +37,7 @@ pub const SLOTS: usize = 256;
 
 /// The longest lease, in time of the bucket's rate. A worker that comes back later starts over with
 /// a single take.
-const LONGEST: Nanos = Nanos::from_millis(20);
+const LONGEST: Nanos = Nanos::from_millis(55);
 
 /// The shortest that is worth taking: workers under load come back within microseconds.
 const SHORTEST: Nanos = Nanos(100_000);
@@ -130,16 +132,19 @@ impl Leases {
         slot.is_some_and(|slot| bucket.take_leased(slot.from, slot.to, now, cost).is_some())
     }
 
-    /// How many tokens to take beyond the cost.
-    pub fn wanted(&self, hash: u64, bucket: &Gcra, now: Moment) -> u64 {
+    /// What a lease for this key would have to be good for.
+    pub fn wish(&self, hash: u64, now: Moment, cost: u64) -> Wish {
         let Some(slot) = self.cell(hash).map(Cell::get) else {
-            return 0;
+            return Wish::default();
         };
         let pause = now.since(slot.at);
         if slot.hash != hash || pause > LONGEST {
-            return 0;
+            return Wish::default();
         }
-        bucket.leasable(pause.times(SERVES).clamp(SHORTEST, LONGEST))
+        Wish {
+            time: pause.times(SERVES).clamp(SHORTEST, LONGEST),
+            tokens: cost.saturating_mul(SERVES),
+        }
     }
 
     /// Remembers a take of `cost` tokens and `extra` ones beyond that ended at `to`. A take with
@@ -211,7 +216,9 @@ impl Leases {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::rng::Rng;
     use crate::policy::rate_limit::config::Quota;
+    use crate::policy::rate_limit::gcra::SCALE;
 
     const START: Moment = Moment::from_secs(1_000);
 
@@ -247,9 +254,8 @@ mod tests {
                 Some((verdict, _)) => verdict,
                 None => {
                     self.reads += 1;
-                    let wanted = self.leases.wanted(7, &self.bucket, now);
-                    let (verdict, take, extra) =
-                        self.bucket.take_with(self.arrival, now, 1, wanted);
+                    let wish = self.leases.wish(7, now, 1);
+                    let (verdict, take, extra) = self.bucket.take_with(self.arrival, now, 1, wish);
                     self.arrival = take.after;
                     match verdict {
                         Verdict::Admitted { .. } => {
@@ -266,18 +272,78 @@ mod tests {
         }
     }
 
+    fn tokens(tokens: u64) -> Wish {
+        Wish {
+            time: Nanos::ZERO,
+            tokens,
+        }
+    }
+
+    /// Tokens that a full bucket leases.
+    fn leased(bucket: &Gcra, time: Nanos, tokens: u64) -> u64 {
+        bucket.take_with(0, START, 1, Wish { time, tokens }).2
+    }
+
     #[test]
     fn low_rates_are_never_leased() {
         let millisecond = Nanos::from_millis(1);
-        assert_eq!(bucket(100, 1_000_000).leasable(millisecond), 0);
-        assert_eq!(bucket(1_999, 1_000_000).leasable(LONGEST), 0);
-        assert_eq!(bucket(2_000, 1_000_000).leasable(millisecond), 2);
-        assert_eq!(bucket(20_000, 20_000).leasable(millisecond), 20);
+        assert_eq!(leased(&bucket(100, 1_000_000), millisecond, 64), 0);
+        assert_eq!(leased(&bucket(1_999, 1_000_000), LONGEST, 64), 0);
+        assert_eq!(leased(&bucket(2_000, 1_000_000), millisecond, 1), 1);
+        assert_eq!(leased(&bucket(20_000, 20_000), millisecond, 1), 19);
+        assert_eq!(leased(&bucket(20_000, 20_000), millisecond, 64), 64);
         assert_eq!(
-            bucket(1_000_000, 64).leasable(millisecond),
-            4,
+            leased(&bucket(1_000_000, 64), millisecond, 64),
+            3,
             "a small burst bounds it too"
         );
+    }
+
+    #[test]
+    fn all_leases_together_hold_no_more_than_a_sixteenth() {
+        let rng = Rng::new(7);
+        let rng = || rng.bits();
+        for _ in 0..2_000 {
+            let (limit, burst) = (2_000 + rng() % 1_000_000, 1 + rng() % 100_000);
+            let bucket = bucket(limit, burst);
+            let (mut arrival, mut now) = (0, START);
+            let mut ends: Vec<(u64, u64)> = Vec::new();
+            for _ in 0..20 {
+                now = now.plus(Nanos(rng() % 20_000_000));
+                let wish = Wish {
+                    time: Nanos(rng() % LONGEST.0),
+                    tokens: rng() % 100,
+                };
+                let cost = 1 + rng() % 3;
+                let (_, take, extra) = bucket.take_with(arrival, now, cost, wish);
+                arrival = take.after;
+                ends.push((bucket.begin_of(arrival, extra), arrival));
+                // What time has passed over is gone.
+                let begun = now.0 * SCALE;
+                let held = ends
+                    .iter()
+                    .map(|(from, to)| to.saturating_sub(*from.max(&begun)));
+                assert!(held.sum::<u64>() <= bucket.token() * (burst / 16));
+            }
+        }
+    }
+
+    #[test]
+    fn workers_share_the_sixteenth() {
+        // One request a millisecond in each of four workers, of a limit that does not decide.
+        let bucket = bucket(100_000, 100_000);
+        let (mut arrival, mut reads) = (0, 0);
+        let workers: Vec<_> = (0..4).map(|_| Leases::new(1, true)).collect();
+        for i in 0..40_000u64 {
+            let (leases, now) = (&workers[i as usize % 4], START.plus(Nanos(i * 250_000)));
+            if leases.known(7, Some(&bucket), now, 1).is_none() {
+                let wish = leases.wish(7, now, 1);
+                let (_, take, extra) = bucket.take_with(arrival, now, 1, wish);
+                let _ = leases.grant(7, &bucket, now, 1, extra, take.after);
+                (arrival, reads) = (take.after, reads + 1);
+            }
+        }
+        assert!(reads < 40_000 / 20, "{reads} reads");
     }
 
     #[test]
@@ -316,7 +382,7 @@ mod tests {
     fn a_worker_with_little_traffic_takes_single_tokens() {
         let mut worker = Worker::new(bucket(20_000, 20_000));
         for n in 0..50 {
-            assert!(worker.admits(START.plus(Nanos::from_millis(n * 21))));
+            assert!(worker.admits(START.plus(Nanos::from_millis(n * 56))));
         }
         assert_eq!(worker.reads, 50);
     }
@@ -334,7 +400,7 @@ mod tests {
     #[test]
     fn keys_that_share_a_slot_do_not_share_tokens() {
         let (bucket, leases) = (bucket(20_000, 20_000), Leases::new(1, true));
-        let (_, take, extra) = bucket.take_with(0, START, 1, 10);
+        let (_, take, extra) = bucket.take_with(0, START, 1, tokens(10));
         assert!(
             leases
                 .grant(1, &bucket, START, 1, extra, take.after)
@@ -347,7 +413,7 @@ mod tests {
     #[test]
     fn an_undone_take_can_be_taken_again() {
         let (bucket, leases) = (bucket(20_000, 20_000), Leases::new(1, true));
-        let (_, take, extra) = bucket.take_with(0, START, 1, 4);
+        let (_, take, extra) = bucket.take_with(0, START, 1, tokens(4));
         let whole = leases
             .grant(1, &bucket, START, 1, extra, take.after)
             .unwrap();

@@ -18,6 +18,7 @@
 //! starts afresh, and one whose parameters change goes on.
 
 use super::algorithm::Algorithm;
+use super::gcra::Wish;
 use super::take::{BucketState, Take, Verdict};
 use crate::base::hash::{of_names, place};
 use crate::base::time::Moment;
@@ -89,7 +90,7 @@ impl BucketTable {
         }
     }
 
-    /// Takes `cost` tokens, and `extra` ones beyond if there are enough, from the key with this
+    /// Takes `cost` tokens, and some beyond for a lease if there are enough, from the key with this
     /// hash.
     ///
     /// # Errors
@@ -101,12 +102,12 @@ impl BucketTable {
         algorithm: &Algorithm,
         now: Moment,
         cost: u64,
-        extra: u64,
+        wish: Wish,
     ) -> Result<TakeResult, Contended> {
         store::update(host, &self.record(hash), |bytes| {
             let mut set = SlotSet::of(bytes, self.wide);
             let before = set.state(hash).unwrap_or_default();
-            let (verdict, take, extra) = algorithm.take_with(before, now, cost, extra);
+            let (verdict, take, extra) = algorithm.take_with(before, now, cost, wish);
             if take.after == before {
                 return Step::Keep(TakeResult {
                     verdict,
@@ -140,7 +141,7 @@ impl BucketTable {
         let state = SlotSet::of(&mut bytes, self.wide)
             .state(hash)
             .unwrap_or_default();
-        algorithm.take_with(state, now, cost, 0).0
+        algorithm.take_with(state, now, cost, Wish::default()).0
     }
 
     /// Undoes a take made at `then`. The bound of the algorithm holds throughout: takes in between

@@ -3,6 +3,7 @@
 use super::KeyQuota;
 use super::algorithm::Algorithm;
 use super::config::{self, Quota, QuotaHeaders};
+use super::gcra::Wish;
 use super::quota_headers;
 use super::take::{BucketState, Verdict};
 use crate::base::time::{Moment, Nanos};
@@ -41,13 +42,17 @@ impl Key {
     }
 
     fn take(&mut self, ms: u64, cost: u64) -> Verdict {
-        let (verdict, take, _) = self.algorithm.take_with(self.state, at(ms), cost, 0);
+        let (verdict, take, _) =
+            self.algorithm
+                .take_with(self.state, at(ms), cost, Wish::default());
         self.state = take.after;
         verdict
     }
 
     fn peek(&self, ms: u64, cost: u64) -> Verdict {
-        self.algorithm.take_with(self.state, at(ms), cost, 0).0
+        self.algorithm
+            .take_with(self.state, at(ms), cost, Wish::default())
+            .0
     }
 }
 
@@ -356,8 +361,14 @@ fn keeps_its_promises(kind: usize, steps: Vec<Stumble>) -> Result<(), TestCaseEr
                 burst: limit,
             },
         );
-        let (verdict, take, _) = algorithm.take_with(state, Moment(now), cost, 0);
-        let passes_at = |t: u64| passes(algorithm.take_with(take.after, Moment(t), cost, 0).0);
+        let (verdict, take, _) = algorithm.take_with(state, Moment(now), cost, Wish::default());
+        let passes_at = |t: u64| {
+            passes(
+                algorithm
+                    .take_with(take.after, Moment(t), cost, Wish::default())
+                    .0,
+            )
+        };
         match verdict {
             Verdict::Refused { wait: None, .. } => prop_assert!(cost > limit),
             Verdict::Refused {
@@ -381,7 +392,9 @@ fn keeps_its_promises(kind: usize, steps: Vec<Stumble>) -> Result<(), TestCaseEr
                 prop_assert!(remaining <= limit && (cost == 0 || cost <= limit));
                 // Taken and given back at once: as if it had never been.
                 let refunded = algorithm.refunded(take, take.after, Nanos::ZERO);
-                let again = algorithm.take_with(refunded, Moment(now), cost, 0).0;
+                let again = algorithm
+                    .take_with(refunded, Moment(now), cost, Wish::default())
+                    .0;
                 prop_assert_eq!(again, verdict);
             }
         }
