@@ -71,6 +71,7 @@ use crate::host::{CallAnswer, CallId, Calls, Host};
 use crate::policy::route::index::RouteIndex;
 use crate::store::Contended;
 use breaker::Breaker;
+use chain::replace::Bodies;
 use compile::Compiler;
 use concurrency::Concurrency;
 use health_check::Checks;
@@ -111,6 +112,8 @@ pub struct Engine {
     watched: NameFilter,
     path_parameters: PathParameters,
     bridge: Cell<Bridge>,
+    /// Whether bodies of answers come while their headers are kept.
+    bodies: Cell<Bodies>,
     /// By which the answer of a haven behind a bridge is known.
     bridge_mark: Vec<u8>,
     /// Whether it was said that clients can write what tells them apart.
@@ -177,6 +180,7 @@ impl Engine {
             single,
             path_parameters: config.path_parameters,
             bridge: Cell::default(),
+            bodies: Cell::new(Bodies::Unknown(0)),
             bridge_mark: number(once_more(0, seed)).into_bytes(),
             said_forgeable: Cell::new(false),
             service: config.service,

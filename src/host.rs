@@ -216,6 +216,9 @@ pub trait Stream {
     /// All headers of a message in one call: a call for a single header costs nearly as much.
     fn headers(&self, of: Message) -> HeaderMap;
 
+    /// Puts these headers in the place of all that a message has, `:status` included.
+    fn set_headers(&self, of: Message, headers: &HeaderMap);
+
     /// Sets a header to exactly one value.
     fn set_header(&self, of: Message, name: &str, value: &[u8]);
 
@@ -227,6 +230,11 @@ pub trait Stream {
 
     /// The piece of the response's body that the running callback brought, at most `size` bytes.
     fn body(&self, size: usize) -> Option<Vec<u8>>;
+
+    /// Puts `by` in the place of the first `size` bytes of the response's body that are at hand: the
+    /// piece that the running callback brought, and those that haven has kept. `false`: there is no
+    /// body, or the host refuses.
+    fn replace_body(&self, size: usize, by: &[u8]) -> bool;
 
     /// The request's body that the host buffered while the request was paused, at most `size`
     /// bytes. Only in callbacks of the body and the trailers.
@@ -300,4 +308,15 @@ pub struct Reply {
     pub configured_headers: Vec<(String, String)>,
     /// The body; on gRPC the proxy makes it the message of the status.
     pub body: Vec<u8>,
+}
+
+impl Reply {
+    /// All its headers, in the order in which they are sent.
+    pub fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let own = self.headers.iter();
+        let own = own.map(|(name, value)| (name.as_bytes(), value.as_slice()));
+        let configured = self.configured_headers.iter();
+        let configured = configured.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        own.chain(self.kept_headers.iter()).chain(configured)
+    }
 }

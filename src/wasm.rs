@@ -251,22 +251,30 @@ impl Http {
         self.on_request_body(true)
     }
 
-    fn on_response_headers(&self, end: bool) -> Action {
-        self.with(|exchange| exchange.on_response_headers(&*self.host, &Proxy, end))
+    fn on_response_headers(self: &Rc<Self>, end: bool) -> Action {
+        match self.with(|exchange| exchange.on_response_headers(&*self.host, &Proxy, end)) {
+            Action::Wait { until } if waiting::hold_message(until, self) => Action::Stop,
+            Action::Wait { .. } => self.with(|exchange| exchange.on_no_room(&*self.host, &Proxy)),
+            action => action,
+        }
     }
 
     fn on_response_body(&self, size: usize, end: bool) -> Action {
-        self.with(|exchange| {
-            exchange.on_response_body(&*self.host, &Proxy, size, end);
-            Action::Continue
-        })
+        let action =
+            self.with(|exchange| exchange.on_response_body(&*self.host, &Proxy, size, end));
+        self.let_go(action)
     }
 
     fn on_response_trailers(&self) -> Action {
-        self.with(|exchange| {
-            exchange.on_response_trailers(&*self.host, &Proxy);
-            Action::Continue
-        })
+        self.let_go(self.with(|exchange| exchange.on_response_trailers(&*self.host, &Proxy)))
+    }
+
+    /// An answer that was held goes on: it needs no tick any more.
+    fn let_go(&self, action: Action) -> Action {
+        if action != Action::Read && self.held.take() {
+            waiting::forget(self.id);
+        }
+        action
     }
 
     /// Runs `with` on the exchange, unless it is running already: a host that calls back in from a

@@ -16,6 +16,7 @@ mod followed;
 mod grants;
 mod probe;
 mod rate_limits;
+pub mod replace;
 mod reply;
 mod report;
 mod response;
@@ -39,6 +40,7 @@ pub(super) use deadline::POLICY as DEADLINE;
 use deadline::{Deadline, Timing};
 use grants::Grants;
 use rate_limits::Pause;
+use replace::Replacement;
 use reply::Refusal;
 use reserved::CLUSTER_HEADER;
 use response::Settlement;
@@ -52,11 +54,11 @@ pub enum Action {
     Continue,
     /// Nothing more: we have answered.
     Stop,
-    /// Keep the request, and each piece of its body, until [`Exchange::on_request_body`] or
-    /// [`Exchange::on_request_trailers`] says otherwise.
+    /// Keep the message, and each piece of its body, until a later callback of it says otherwise.
     Read,
-    /// Keep the request until this moment of the monotonic clock and call [`Exchange::on_resume`]
-    /// then, or, if there is no room for it, [`Exchange::on_no_room`] now.
+    /// Keep the message until this moment of the monotonic clock and call [`Exchange::on_resume`]
+    /// then, or, if there is no room for it, [`Exchange::on_no_room`] now. Of an answer the pieces
+    /// of the body are wanted meanwhile, and the first that says otherwise ends the wait.
     Wait {
         /// The moment.
         until: Moment,
@@ -94,6 +96,8 @@ pub struct Exchange {
     held: Nanos,
     /// We have answered: what follows in the response phase is our own.
     replied: bool,
+    /// A failed answer that becomes ours when its body is whole.
+    replacement: Option<Box<Replacement>>,
     /// Quotas that the client is to know of.
     quotas: Vec<(Rc<Limit>, KeyQuota)>,
     grants: Grants,
@@ -116,6 +120,8 @@ pub struct Exchange {
 #[derive(Debug, Default)]
 struct Facts {
     grpc: bool,
+    /// Its answer has no body.
+    head: bool,
     /// Whether the request may be tried again.
     retriable: bool,
     request_id: Vec<u8>,
@@ -151,6 +157,7 @@ impl Exchange {
             passed_on: false,
             held: Nanos::ZERO,
             replied: false,
+            replacement: None,
             quotas: Vec::new(),
             grants: Grants::default(),
             unsettled: None,
@@ -235,6 +242,7 @@ impl Exchange {
     ) {
         let route = context.route;
         self.facts.grpc = request.is_grpc();
+        self.facts.head = request.method == b"HEAD";
         if route.needs_request_id {
             let id = request.headers.get("x-request-id");
             self.facts.request_id = id.unwrap_or_default().to_vec();
@@ -275,6 +283,12 @@ impl Exchange {
     #[must_use]
     pub const fn is_waiting(&self) -> bool {
         self.pause.is_some()
+    }
+
+    /// Whether a failed answer's body is waited for, to put the fallback's in its place.
+    #[must_use]
+    pub const fn is_replacing(&self) -> bool {
+        self.replacement.is_some()
     }
 
     /// How long the request has waited at its limits; a deadline counts it.
@@ -360,8 +374,8 @@ impl Exchange {
         let wanted = context.route.judges_answers()
             || self.grants.retries() > 0
             || (self.facts.grpc && self.deadline.is_set());
-        if wanted && let Some(reply) = self.judge(context, end) {
-            return self.reply(stream, &reply);
+        if wanted && let Some(action) = self.judge(context, end) {
+            return action;
         }
         if end {
             self.keep_response(context);
@@ -380,12 +394,15 @@ impl Exchange {
         stream: &S,
         size: usize,
         end: bool,
-    ) {
+    ) -> Action {
+        if self.replacement.is_some() {
+            return self.replace_piece(stream, size, end);
+        }
         if self.replied || (self.draft.is_none() && !(end && self.unsettled.is_some())) {
-            return;
+            return Action::Continue;
         }
         let Some(handles) = self.handles() else {
-            return;
+            return Action::Continue;
         };
         let context = &handles.context(host, stream);
         self.copy_piece(context, size);
@@ -395,12 +412,16 @@ impl Exchange {
                 self.settle(context, settlement, None, host.monotonic());
             }
         }
+        Action::Continue
     }
 
     /// The response's trailers are there: those of a gRPC call have its status.
-    pub fn on_response_trailers<H: Host, S: Stream>(&mut self, host: &H, stream: &S) {
+    pub fn on_response_trailers<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
+        if self.replacement.is_some() {
+            return self.replace_trailers(stream);
+        }
         let Some(handles) = self.handles() else {
-            return;
+            return Action::Continue;
         };
         let context = &handles.context(host, stream);
         self.keep_response(context);
@@ -415,6 +436,7 @@ impl Exchange {
             Self::read_report(context, settlement.attempts(), &trailers, now);
             self.settle(context, settlement, status, now);
         }
+        Action::Continue
     }
 
     /// Whether the end of the stream has to be looked at, by [`Exchange::on_cut`], before

@@ -23,11 +23,11 @@ use crate::base::time::{Moment, Nanos};
 /// and worker; what comes beyond is refused.
 pub const CAPACITY: usize = 1024;
 
-/// How long the message of a health check may take to come, and the most such calls that are looked
-/// after: they take no place from requests that wait at a limit.
+/// How long the message of a health check may take to come.
 pub const MESSAGE_WAIT: Nanos = Nanos::from_secs(2);
 
-/// See [`MESSAGE_WAIT`].
+/// The most messages that are waited for: those of health checks, and the bodies of failed answers.
+/// They take no place from requests that wait at a limit.
 pub const MOST_MESSAGES: usize = CAPACITY / 4;
 
 /// The shortest tick: hosts count in whole milliseconds, and take 0 for "never".

@@ -13,8 +13,9 @@ use super::imports::{
     proxy_get_buffer_bytes, proxy_get_current_time_nanoseconds, proxy_get_header_map_pairs,
     proxy_get_metric, proxy_get_property, proxy_get_shared_data, proxy_grpc_call, proxy_http_call,
     proxy_increment_metric, proxy_log, proxy_record_metric, proxy_remove_header_map_value,
-    proxy_replace_header_map_value, proxy_send_local_response, proxy_set_effective_context,
-    proxy_set_property, proxy_set_shared_data, proxy_set_tick_period_milliseconds, random_get,
+    proxy_replace_header_map_value, proxy_send_local_response, proxy_set_buffer_bytes,
+    proxy_set_effective_context, proxy_set_header_map_pairs, proxy_set_property,
+    proxy_set_shared_data, proxy_set_tick_period_milliseconds, random_get,
 };
 use crate::base::grpc_health::first_field;
 use crate::base::headers::HeaderMap;
@@ -319,6 +320,15 @@ impl Stream for Proxy {
         )
     }
 
+    fn set_headers(&self, of: Message, headers: &HeaderMap) {
+        let headers = headers.as_bytes();
+        // No bytes at all would be no map.
+        let none = 0u32.to_le_bytes();
+        let headers = if headers.is_empty() { &none } else { headers };
+        // SAFETY: the headers live through the call.
+        unsafe { proxy_set_header_map_pairs(map(of), headers.as_ptr(), headers.len()) };
+    }
+
     fn set_header(&self, of: Message, name: &str, value: &[u8]) {
         // SAFETY: name and value live through the call.
         unsafe {
@@ -357,6 +367,13 @@ impl Stream for Proxy {
         })
     }
 
+    fn replace_body(&self, size: usize, by: &[u8]) -> bool {
+        // SAFETY: the bytes live through the call.
+        let status =
+            unsafe { proxy_set_buffer_bytes(RESPONSE_BODY, 0, size, by.as_ptr(), by.len()) };
+        status == OK
+    }
+
     fn request_body(&self, size: usize) -> Option<Vec<u8>> {
         // SAFETY: the out pointers live through the call.
         owned(|data, length| unsafe { proxy_get_buffer_bytes(REQUEST_BODY, 0, size, data, length) })
@@ -372,19 +389,7 @@ impl Stream for Proxy {
     }
 
     fn reply(&self, reply: &Reply) {
-        let mut pairs: Vec<(&[u8], &[u8])> = reply
-            .headers
-            .iter()
-            .map(|(name, value)| (name.as_bytes(), value.as_slice()))
-            .collect();
-        pairs.extend(reply.kept_headers.iter());
-        pairs.extend(
-            reply
-                .configured_headers
-                .iter()
-                .map(|(name, value)| (name.as_bytes(), value.as_bytes())),
-        );
-        let headers = HeaderMap::from_pairs(&pairs);
+        let headers = HeaderMap::from_pairs(&reply.pairs().collect::<Vec<_>>());
         let headers = headers.as_bytes();
         // SAFETY: body and headers live through the call.
         unsafe {

@@ -50,8 +50,7 @@ impl Proxy {
 
     /// The answer to a GET of an upstream that fails with 500, if it is asked.
     fn failing(&self) -> (u16, Vec<u8>) {
-        let reply = self.request("/api", &[], 500).replied().unwrap();
-        (reply.status, reply.body)
+        self.request("/api", &[], 500).sent()
     }
 }
 
@@ -336,7 +335,7 @@ fn a_refused_request_goes_to_the_other_cluster_and_tells_nothing_of_the_first() 
     }
     let failed = send_on(500);
     assert_eq!(
-        failed.replied().unwrap().body,
+        failed.sent().1,
         b"upstream_error",
         "then the steps that follow, with nothing kept of it"
     );
@@ -425,7 +424,9 @@ fn ended(proxy: &Proxy, headers: &[(&str, &[u8])], end: End) -> SimStream {
     exchange.on_response_headers(&proxy.worker, &stream, false);
     exchange.on_response_body(&proxy.worker, &stream, 5, false);
     match end {
-        End::Whole => exchange.on_response_body(&proxy.worker, &stream, 5, true),
+        End::Whole => {
+            exchange.on_response_body(&proxy.worker, &stream, 5, true);
+        }
         End::Cut(details, flags) => {
             stream.set_property(Property::ResponseCodeDetails, details.as_bytes());
             stream.set_property(Property::ResponseFlags, &u64::to_le_bytes(flags));

@@ -35,5 +35,6 @@ mod reasons;
 mod recipes;
 mod reference;
 mod reload;
+mod replaced;
 mod retry;
 mod settings;

@@ -31,7 +31,9 @@ const IMPORTS: &[&str] = &[
     "env.proxy_remove_header_map_value",
     "env.proxy_replace_header_map_value",
     "env.proxy_send_local_response",
+    "env.proxy_set_buffer_bytes",
     "env.proxy_set_effective_context",
+    "env.proxy_set_header_map_pairs",
     "env.proxy_set_property",
 ];
 

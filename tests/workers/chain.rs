@@ -209,7 +209,7 @@ fn answer(begun: &mut Begun, worker: &Worker, rng: &Rng) {
     }
     stream.set_property(Property::AttemptCount, &tries.to_le_bytes());
     let action = exchange.on_response_headers(worker, stream, !streams);
-    assert!(action == Action::Continue || stream.replied().is_some());
+    assert!(action == Action::Continue || stream.replied().is_some() || exchange.is_replacing());
     if !streams {
         return;
     }
@@ -236,7 +236,13 @@ fn answer(begun: &mut Begun, worker: &Worker, rng: &Rng) {
             stream.trail(&[("grpc-status", if rng.below(2) == 0 { b"0" } else { b"14" })]);
             exchange.on_response_trailers(worker, stream);
         }
-        _ => exchange.on_response_body(worker, stream, 0, true),
+        _ => {
+            exchange.on_response_body(worker, stream, 0, true);
+        }
+    }
+    if exchange.is_replacing() {
+        exchange.on_resume(worker, stream);
+        assert!(stream.replied().is_some());
     }
     if exchange.is_unsettled() && rng.below(8) > 0 {
         exchange.on_cut(worker, stream);

@@ -196,7 +196,9 @@ fn answer(sent: Sent, worker: &Worker, rng: &Rng) {
                     stream.trail(&[("grpc-status", status)]);
                     exchange.on_response_trailers(worker, &stream);
                 }
-                _ => exchange.on_response_body(worker, &stream, 3, true),
+                _ => {
+                    exchange.on_response_body(worker, &stream, 3, true);
+                }
             }
         }
     }

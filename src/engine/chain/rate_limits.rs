@@ -48,6 +48,9 @@ impl Exchange {
         if self.probe.take().is_some() {
             return self.give_up_reading(host, stream);
         }
+        if self.replacement.is_some() {
+            return self.give_up_replacing(host, stream, true);
+        }
         // Nothing waits: the proxy has answered meanwhile.
         let Some((_, handles)) = self.pause.take().zip(self.handles()) else {
             return Action::Stop;
@@ -66,8 +69,12 @@ impl Exchange {
         self.proceed(context)
     }
 
-    /// There was no room for the request to wait: it is refused, and costs nothing.
+    /// There was no room for the request to wait: it is refused, and costs nothing. Of an answer: it
+    /// is replaced at once.
     pub fn on_no_room<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
+        if self.replacement.is_some() {
+            return self.give_up_replacing(host, stream, false);
+        }
         let Some((pause, handles)) = self.pause.take().zip(self.handles()) else {
             return Action::Stop;
         };

@@ -5,7 +5,7 @@ use super::classify::{
 };
 use super::deadline::Timing;
 use super::reply::{FallbackAction, Phase};
-use super::{Context, Exchange};
+use super::{Action, Context, Exchange};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::{Moment, Nanos};
 use crate::document::FailureOn;
@@ -143,13 +143,13 @@ impl Settlement {
 }
 
 impl Exchange {
-    /// Judges the upstream by the response's headers; the reply that takes the place of a failure,
-    /// if the route has one.
+    /// Judges the upstream by the response's headers; what is to be done with a failure that the
+    /// fallback's reply takes the place of, if the route has one.
     pub(super) fn judge<H: Host, S: Stream>(
         &mut self,
         context: &Context<'_, H, S>,
         end: bool,
-    ) -> Option<Reply> {
+    ) -> Option<Action> {
         let answer = Answer::read(context.stream, self.facts.grpc, end);
         let source = self.source(context, &answer);
         let class = source.class;
@@ -159,7 +159,8 @@ impl Exchange {
         }
         if let Class::Unsent(reason) = class {
             self.timing = Timing::No;
-            return self.answer_unsent(context, reason);
+            let reply = self.answer_unsent(context, reason)?;
+            return Some(self.replace(context, reply, &answer.headers, end, true));
         }
         let now = context.host.monotonic();
         if self.grants.are_pending() {
@@ -175,7 +176,9 @@ impl Exchange {
             remove_claims(context.stream, &answer.headers);
             self.draft_response(context, &answer.headers, now);
         }
-        self.replace_failure(context, class, answer.status)
+        let reply = self.replace_failure(context, class, answer.status)?;
+        let own = class != Class::Answered;
+        Some(self.replace(context, reply, &answer.headers, end, own))
     }
 
     /// Finds out whether an upstream answered, and which of its endpoints.

@@ -10,7 +10,7 @@ use crate::policy::fallback::stale::Draft;
 impl Exchange {
     /// A good response begins: it is copied if it may be kept. What another cluster answered is not
     /// this route's, and a canary's version is not for those who are not on it.
-    pub(super) fn draft_response<H, S: Stream>(
+    pub(super) fn draft_response<H: Host, S: Stream>(
         &mut self,
         context: &Context<'_, H, S>,
         headers: &HeaderMap,
@@ -21,7 +21,9 @@ impl Exchange {
         }
         if let (Some(store), Some(asked)) = (context.route.stale_store(), &self.facts.asked) {
             let config = &context.engine.client_ip;
-            let draft = store.policy.begin(asked, headers, now);
+            let draft = store
+                .policy
+                .begin(asked, headers, now, || context.host.wall());
             // Whose share of the store it takes. The address may cost a host call: only for what is
             // kept, about once a second for each response.
             let of_client = |draft: Draft| {

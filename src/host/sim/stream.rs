@@ -126,6 +126,24 @@ impl SimStream {
         }
     }
 
+    /// Status and body as the client gets them: of the filter's own reply, or of the answer, whose
+    /// body is as the last callback of it has left it.
+    #[must_use]
+    pub fn sent(&self) -> (u16, Vec<u8>) {
+        if let Some(reply) = self.replied() {
+            return (reply.status, reply.body);
+        }
+        let status = header(&self.response.borrow(), ":status");
+        let status = status.and_then(|status| status.parse().ok());
+        (status.unwrap_or(0), self.body.borrow().clone())
+    }
+
+    /// A trailer as the client gets it.
+    #[must_use]
+    pub fn trailer(&self, name: &str) -> Option<String> {
+        header(&self.trailers.borrow(), name)
+    }
+
     /// A value of the filter state.
     #[must_use]
     pub fn state(&self, name: &str) -> Option<String> {
@@ -159,6 +177,13 @@ impl Stream for SimStream {
         HeaderMap::from_pairs(&self.pairs(of).borrow())
     }
 
+    fn set_headers(&self, of: Message, headers: &HeaderMap) {
+        let pairs = headers.iter();
+        *self.pairs(of).borrow_mut() = pairs
+            .map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), value.to_vec()))
+            .collect();
+    }
+
     fn set_header(&self, of: Message, name: &str, value: &[u8]) {
         self.remove_header(of, name);
         self.add_header(of, name, value);
@@ -178,6 +203,13 @@ impl Stream for SimStream {
 
     fn body(&self, size: usize) -> Option<Vec<u8>> {
         Some(self.body.borrow().iter().take(size).copied().collect())
+    }
+
+    fn replace_body(&self, size: usize, by: &[u8]) -> bool {
+        let mut body = self.body.borrow_mut();
+        let rest = body.get(size..).unwrap_or_default();
+        *body = [by, rest].concat();
+        true
     }
 
     fn request_body(&self, size: usize) -> Option<Vec<u8>> {

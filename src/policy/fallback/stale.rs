@@ -18,7 +18,7 @@ pub mod table;
 use crate::base::hash::{KeyHasher, Seed};
 use crate::base::headers::{HeaderMap, NameSet, parse_number};
 use crate::base::ip::Ip;
-use crate::base::time::{Moment, Nanos};
+use crate::base::time::{Moment, Nanos, UnixTime};
 use crate::host::SharedData;
 use crate::request::Request;
 use crate::store::Contended;
@@ -187,9 +187,16 @@ impl Stale {
         })
     }
 
-    /// Begins a copy of this response, if it may be kept and is due.
+    /// Begins a copy of this response, if it may be kept and is due. `wall`: what time it is; read
+    /// only then.
     #[must_use]
-    pub fn begin(&self, asked: &StaleRequest, response: &HeaderMap, now: Moment) -> Option<Draft> {
+    pub fn begin(
+        &self,
+        asked: &StaleRequest,
+        response: &HeaderMap,
+        now: Moment,
+        wall: impl FnOnce() -> UnixTime,
+    ) -> Option<Draft> {
         if !asked.get {
             return None;
         }
@@ -208,6 +215,10 @@ impl Stale {
         push_values(&mut varied, &names, &asked.headers);
         // Before the headers are copied: most responses to a busy request end here.
         if !self.is_due(asked.tag ^ self.hash(&varied).rotate_left(1), now) {
+            return None;
+        }
+        let terms = terms.aged(rules::apparent_age(response, wall()))?;
+        if Nanos::from_secs(terms.age.into()) > self.config.max_age {
             return None;
         }
         let head = rules::kept(response)?;

@@ -2,7 +2,9 @@
 //! RFC 5861 (`stale-if-error`), and the rules of `docs/config.md`.
 
 use crate::base::headers::{HeaderMap, NameSet, parse_number};
+use crate::base::http_date;
 use crate::base::sort;
+use crate::base::time::UnixTime;
 use crate::request::reserved::IDENTITIES;
 
 /// The most headers of a kept response.
@@ -80,6 +82,9 @@ const TARGETED: &[&str] = &["cdn-cache-control", "surrogate-control"];
 /// Families of such headers.
 const DROPPED_FAMILIES: &[&str] = &[":", "x-envoy-", "x-haven-", "x-ratelimit-"];
 
+/// The longest time in seconds; what is longer is as good as unbounded (RFC 9111, 1.2.2).
+const MOST: u32 = i32::MAX.unsigned_abs();
+
 /// How a response may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
@@ -87,6 +92,15 @@ pub struct Terms {
     pub age: u32,
     /// The age in seconds up to which it may be used; `u32::MAX` = no bound of its own.
     pub limit: u32,
+}
+
+impl Terms {
+    /// The same of an answer that is at least this old; `None`: it may not be used any more.
+    #[must_use]
+    pub fn aged(self, apparent: u32) -> Option<Self> {
+        let age = self.age.max(apparent);
+        (age < self.limit).then_some(Self { age, ..self })
+    }
 }
 
 /// The request headers that tell kept responses apart without being named in a `Vary`. `public`: not
@@ -130,9 +144,14 @@ pub fn terms(
     if !plain || forbidden(&directives) || targeted {
         return None;
     }
-    let dated = directives.max_age.or(directives.s_maxage).is_some();
     let undirected = response.get("cache-control").is_none();
-    if (undirected && says_no_cache(response)) || (!dated && is_expired(response)) {
+    if undirected && says_no_cache(response) {
+        return None;
+    }
+    // RFC 9111, 4.2.1: `Expires` counts where `Cache-Control` has no age.
+    let told = directives.s_maxage.or(directives.max_age);
+    let by_date = told.map_or_else(|| expires_in(response), |_| None);
+    if by_date == Some(0) {
         return None;
     }
     // Most sites recognise users by a cookie, and many omit `Vary: cookie`.
@@ -145,7 +164,7 @@ pub fn terms(
         .get("age")
         .map(<[u8]>::trim_ascii)
         .map_or(0, seconds);
-    let fresh = directives.s_maxage.or(directives.max_age).unwrap_or(0);
+    let fresh = told.or(by_date).unwrap_or(0);
     let limit = match directives.stale_if_error {
         _ if directives.must_revalidate => fresh,
         Some(more) => fresh.saturating_add(more),
@@ -164,35 +183,27 @@ fn says_no_cache(response: &HeaderMap) -> bool {
     })
 }
 
-/// Whether its `Expires` does not lie after its `Date`, or is no date, such as `0` (RFC 9111, 5.3).
-fn is_expired(response: &HeaderMap) -> bool {
-    let Some(expires) = response.get("expires") else {
-        return false;
-    };
-    let of = |value: &[u8]| imf_fixdate(value.trim_ascii());
-    let sent = response.get("date").and_then(of);
-    of(expires)
-        .zip(sent)
-        .is_none_or(|(expires, sent)| expires <= sent)
+/// For how long the answer is fresh by its `Expires`, in seconds, counted from its own `Date`: both
+/// are of one clock. `None`: it has no `Expires`. 0: that is no date, such as `0`, or there is no
+/// `Date` to count from, or it does not lie after that (RFC 9111, 4.2.1 and 5.3).
+fn expires_in(response: &HeaderMap) -> Option<u32> {
+    let expires = http_date::parse(response.get("expires")?);
+    let sent = response.get("date").and_then(http_date::parse);
+    let fresh = expires.zip(sent).map_or(0, |(expires, sent)| {
+        expires.as_secs().saturating_sub(sent.as_secs())
+    });
+    Some(u32::try_from(fresh).unwrap_or(MOST).min(MOST))
 }
 
-/// `Sun, 06 Nov 1994 08:49:37 GMT` as a number that later dates are above: the digits of year,
-/// month, day and time (RFC 9110, 5.6.7).
-fn imf_fixdate(value: &[u8]) -> Option<u64> {
-    const MONTHS: &[u8] = b"JanFebMarAprMayJunJulAugSepOctNovDec";
-    let (_, date) = value.split_at_checked(5)?;
-    let number = |from: usize, to: usize| parse_number(date.get(from..to)?);
-    let month = date.get(3..6)?;
-    let month = MONTHS.chunks(3).position(|known| known == month)?;
-    let numbers = [
-        u64::try_from(month).ok()?,
-        number(0, 2)?,
-        number(12, 14)?,
-        number(15, 17)?,
-        number(18, 20)?,
-    ];
-    let join = |all: u64, part: u64| all.saturating_mul(100).saturating_add(part);
-    (date.get(20..) == Some(b" GMT")).then_some(numbers.into_iter().fold(number(7, 11)?, join))
+/// How old the answer was when it came, by its own `Date`, in seconds: a cache on its way may have
+/// said nothing of itself (RFC 9111, 4.2.3). A `Date` that is none, or that lies ahead, tells nothing;
+/// an upstream whose clock is behind the proxy's has its answers taken for older than they are, and
+/// none for younger.
+#[must_use]
+pub fn apparent_age(response: &HeaderMap, received: UnixTime) -> u32 {
+    let sent = response.get("date").and_then(http_date::parse);
+    let age = sent.map_or(0, |sent| received.as_secs().saturating_sub(sent.as_secs()));
+    u32::try_from(age).unwrap_or(MOST).min(MOST)
 }
 
 /// Whether the message itself says where its body ends, though not how long it is.
@@ -390,11 +401,10 @@ fn next(list: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// Seconds; 0 if it is no number. From 68 years on it counts as unbounded (RFC 9111, 1.2.2).
 fn seconds(text: &[u8]) -> u32 {
-    let most = i32::MAX.unsigned_abs();
     let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     match parse_number(text) {
-        Some(number) => u32::try_from(number).unwrap_or(most).min(most),
-        None if digits => most,
+        Some(number) => u32::try_from(number).unwrap_or(MOST).min(MOST),
+        None if digits => MOST,
         None => 0,
     }
 }

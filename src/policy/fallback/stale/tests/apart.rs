@@ -76,7 +76,10 @@ fn a_body_that_ends_with_its_connection_may_have_been_cut() {
     let asked = proxy.get("/", &[]);
     let begin = || {
         let headers = map(&[(":status", "200")], &[]);
-        proxy.stale.begin(&asked, &headers, Moment::ZERO).unwrap()
+        proxy
+            .stale
+            .begin(&asked, &headers, Moment::ZERO, || NOW)
+            .unwrap()
     };
     assert!(proxy.stale.add(begin(), b"half").is_none());
     let worker = Worker(Rc::clone(&proxy.machine));

@@ -128,7 +128,7 @@ proptest! {
             );
             if let Some(draft) = proxy
                 .stale
-                .begin(&asked, &headers, proxy.machine.now())
+                .begin(&asked, &headers, proxy.machine.now(), || NOW)
                 .and_then(|draft| proxy.stale.add(draft, &body))
             {
                 let worker = Worker(Rc::clone(&proxy.machine));

@@ -1,0 +1,186 @@
+//! Failed answers that become the fallback's in their own headers and bodies.
+
+use super::*;
+use haven::base::rng::Rng;
+use haven::engine::chain::replace::PATIENCE;
+
+const GRPC: &[(&str, &[u8])] = &[("content-type", b"application/grpc")];
+
+fn config(respond: &Value) -> Value {
+    json!({
+        "fallbacks": {"f": {"steps": [{"respond": respond}]}},
+        "routes": [{"name": "r", "match": {"prefix": "/api"}, "fallback": "f"}]})
+}
+
+fn plain() -> Value {
+    config(&json!({"status": 203, "content_type": "text/plain", "body": "instead"}))
+}
+
+/// A failed answer of an upstream's.
+fn fail(stream: &SimStream) {
+    let headers: &[(&str, &[u8])] = &[
+        ("content-type", b"text/failed"),
+        ("content-length", b"6"),
+        ("content-encoding", b"gzip"),
+        ("transfer-encoding", b"chunked"),
+        ("set-cookie", b"a=b"),
+        ("x-secret", b"1"),
+        ("vary", b"origin"),
+        ("access-control-allow-origin", b"https://a.example"),
+    ];
+    stream.answer(500, Some("10.0.0.1:80"), headers);
+}
+
+/// What Envoy says of an upstream that has not answered.
+fn fail_at_envoy(stream: &SimStream) {
+    let headers: &[(&str, &[u8])] = &[
+        ("content-type", b"text/plain"),
+        ("content-length", b"6"),
+        ("x-envoy-overloaded", b"true"),
+        ("x-of-the-route", b"1"),
+    ];
+    stream.answer(503, None, headers);
+    let details = b"upstream_reset_before_response_started{connection_failure}";
+    stream.set_property(Property::ResponseCodeDetails, details);
+}
+
+#[test]
+fn whatever_the_failed_answer_looks_like_the_client_gets_one_whole_answer() {
+    for seed in 0..4_000 {
+        let rng = Rng::new(seed);
+        let odds = |of: u64| rng.below(of) == 0;
+        let status = [200, 203, 404, 503][rng.below(4) as usize];
+        let body = if odds(4) { "" } else { "instead" };
+        let respond = json!({"status": status, "content_type": "text/plain", "body": body});
+        let proxy = Proxy::new(&config(&respond));
+        let (method, headers) = match rng.below(4) {
+            0 => ("HEAD", &[][..]),
+            1 => ("POST", GRPC),
+            _ => ("GET", &[][..]),
+        };
+        let grpc = method == "POST";
+        let stream = SimStream::request(method, "/api", headers);
+        let mut exchange = proxy.begin(&stream);
+        let own = odds(2);
+        if own {
+            fail_at_envoy(&stream);
+        } else {
+            fail(&stream);
+        }
+        let mut end = method == "HEAD" || odds(4);
+        let mut action = exchange.on_response_headers(&proxy.worker, &stream, end);
+        let waits = matches!(action, Action::Wait { .. });
+        assert_eq!(waits, !end, "{seed}");
+        let hangs = odds(5);
+        for _ in 0..rng.below(4) {
+            if end || action == Action::Stop || action == Action::Continue {
+                break;
+            }
+            end = !hangs && odds(3);
+            stream.piece(b"failed");
+            action = exchange.on_response_body(&proxy.worker, &stream, 6, end);
+            let is_held = action == Action::Read && stream.sent().1.is_empty();
+            assert!(end || is_held, "{seed}: a failure's body does not pass");
+        }
+        if !end && !hangs {
+            stream.trail(&[("grpc-status", b"0"), ("x-secret", b"1")]);
+            action = exchange.on_response_trailers(&proxy.worker, &stream);
+            assert_eq!(stream.trailer("x-secret"), None, "{seed}");
+        } else if hangs && exchange.is_replacing() {
+            proxy.machine.advance(PATIENCE);
+            action = if odds(4) {
+                exchange.on_no_room(&proxy.worker, &stream)
+            } else {
+                exchange.on_resume(&proxy.worker, &stream)
+            };
+        }
+        let replied = stream.replied().is_some();
+        assert_eq!(action == Action::Stop, replied, "{seed}");
+        assert!(replied || action == Action::Continue, "{seed}: it goes on");
+        assert!(!exchange.is_replacing(), "{seed}");
+        let of = |name: &str| stream.response_header(name);
+        let (sent, text) = stream.sent();
+        assert_eq!(sent, if grpc { 200 } else { status }, "{seed}");
+        let bare = grpc || method == "HEAD";
+        if !replied {
+            assert_eq!(text, if bare { b"" } else { body.as_bytes() }, "{seed}");
+            let length = (!grpc).then(|| body.len().to_string());
+            assert_eq!(of("content-length"), length, "{seed}");
+            let shown = of("grpc-status").or_else(|| stream.trailer("grpc-status"));
+            assert_eq!(shown.as_deref(), grpc.then_some("14"), "{seed}");
+            assert_eq!(of("x-of-the-route").is_some(), own, "{seed}");
+            let keeps_site = of("access-control-allow-origin").is_some() && of("vary").is_some();
+            assert_eq!(keeps_site, !own, "{seed}");
+        }
+        assert!(of("proxy-status").is_some(), "{seed}");
+        for name in [
+            "set-cookie",
+            "x-secret",
+            "content-encoding",
+            "transfer-encoding",
+            "x-envoy-overloaded",
+        ] {
+            assert_eq!(of(name), None, "{seed}: {name}");
+        }
+        // What follows is nobody's any more.
+        exchange.on_response_body(&proxy.worker, &stream, 3, true);
+        exchange.on_resume(&proxy.worker, &stream);
+        exchange.on_end(&proxy.worker);
+        assert_eq!(stream.sent(), (sent, text), "{seed}");
+    }
+}
+
+#[test]
+fn a_host_that_holds_bodies_back_is_known_after_a_few_and_told_once() {
+    for by_envoy in [false, true] {
+        let proxy = Proxy::new(&plain());
+        let mut waited = 0;
+        for _ in 0..20 {
+            let stream = SimStream::request("GET", "/api", &[]);
+            let mut exchange = proxy.begin(&stream);
+            if by_envoy {
+                fail_at_envoy(&stream);
+            } else {
+                fail(&stream);
+            }
+            if exchange.on_response_headers(&proxy.worker, &stream, false) != Action::Stop {
+                waited += 1;
+                proxy.machine.advance(PATIENCE);
+                exchange.on_resume(&proxy.worker, &stream);
+            }
+            assert_eq!(stream.sent(), (203, b"instead".to_vec()));
+            exchange.on_end(&proxy.worker);
+        }
+        assert_eq!(waited, if by_envoy { 1 } else { 3 });
+        let told = proxy.log_lines();
+        let told = told
+            .iter()
+            .filter(|line| line.contains("allow_on_headers_stop_iteration"));
+        assert_eq!(told.count(), 1);
+    }
+}
+
+#[test]
+fn upstreams_that_hang_in_their_bodies_do_not_change_what_is_known() {
+    let proxy = Proxy::new(&plain());
+    let ask = |comes: bool| {
+        let stream = SimStream::request("GET", "/api", &[]);
+        let mut exchange = proxy.begin(&stream);
+        fail(&stream);
+        exchange.on_response_headers(&proxy.worker, &stream, false);
+        if comes {
+            stream.piece(b"failed");
+            exchange.on_response_body(&proxy.worker, &stream, 6, true);
+        } else {
+            proxy.machine.advance(PATIENCE);
+            exchange.on_resume(&proxy.worker, &stream);
+        }
+        assert_eq!(stream.sent(), (203, b"instead".to_vec()));
+        stream.replied().is_none()
+    };
+    assert!(ask(true), "in place");
+    for _ in 0..10 {
+        assert!(!ask(false), "a reply of its own");
+    }
+    assert!(ask(true), "in place");
+}
