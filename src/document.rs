@@ -7,6 +7,7 @@
 
 mod admin;
 mod names;
+mod outcomes;
 mod route;
 mod switch;
 mod upstream;
@@ -25,6 +26,7 @@ use crate::schema::declare::empty;
 use crate::schema::{self, DeclaredNames, Errors, Label, List, Named, Path, section};
 use admin::Admin;
 use names::Entries;
+pub use outcomes::Outcomes;
 use route::{Resolver, RouteSection};
 use switch::SwitchState;
 use upstream::UpstreamSection;
@@ -105,6 +107,8 @@ pub struct Config {
     pub client_ip: ClientIp,
     /// What becomes of path parameters.
     pub path_parameters: PathParameters,
+    /// How outcomes are learned.
+    pub outcomes: Outcomes,
     /// Upstreams, in the document's order.
     pub upstreams: Vec<Rc<Upstream>>,
     /// Rate limits, in the document's order.
@@ -144,6 +148,13 @@ section! {
         /// `/api/pay`, as services do that know them; `keep` for another path. Envoy's routes and the
         /// upstream get the path as it came.
         path_parameters: PathParameters = Default("\"strip\"");
+        /// How haven learns how requests ended. `every`: it reads every answer. `by_exception`:
+        /// Envoy shows it the exceptions, and what has none was good; that costs less, and needs
+        /// what docs/cost.md says in Envoy's configuration. Where that is missing haven says so once
+        /// and reads every answer. Not with what needs them all: a rate limit's `headers`, `stale`,
+        /// `load_report`, `peak_ewma`, an `adaptive` limit, slow calls, timeouts that are found, a
+        /// canary.
+        outcomes: Outcomes = Default("\"every\"");
         /// Sets of interchangeable endpoints.
         upstreams: Named<Upstreams, UpstreamSection, MAX_NAMED> = Default("{}");
         /// Quotas.
@@ -209,12 +220,13 @@ impl Document {
             switches: Entries::new(names, &switches),
         };
         let routes = route::compile(self.routes, &at("routes"), &resolver, errors);
-        Config {
+        let config = Config {
             service: self.service,
             state: self.state,
             mode: self.mode,
             client_ip,
             path_parameters: self.path_parameters,
+            outcomes: self.outcomes,
             routes,
             health: self.health.checked(&at("health"), errors),
             trust_client_retry_headers: self.trust_client_retry_headers,
@@ -224,7 +236,9 @@ impl Document {
             concurrency_limits,
             fallbacks,
             switches,
-        }
+        };
+        outcomes::check(&config, errors);
+        config
     }
 }
 

@@ -45,6 +45,7 @@ mod breaker;
 pub mod chain;
 mod compile;
 mod concurrency;
+mod exceptions;
 mod health_check;
 mod in_flight;
 mod lingering;
@@ -74,6 +75,7 @@ use breaker::Breaker;
 use chain::replace::Bodies;
 use compile::Compiler;
 use concurrency::Concurrency;
+use exceptions::Exceptions;
 use health_check::Checks;
 use lingering::Lingering;
 use logs::LogLimiter;
@@ -114,6 +116,8 @@ pub struct Engine {
     bridge: Cell<Bridge>,
     /// Whether bodies of answers come while their headers are kept.
     bodies: Cell<Bodies>,
+    /// Where only exceptions are read: what is known of the proxy's wiring.
+    exceptions: Option<Exceptions>,
     /// By which the answer of a haven behind a bridge is known.
     bridge_mark: Vec<u8>,
     /// Whether it was said that clients can write what tells them apart.
@@ -181,6 +185,7 @@ impl Engine {
             path_parameters: config.path_parameters,
             bridge: Cell::default(),
             bodies: Cell::new(Bodies::Unknown(0)),
+            exceptions: Exceptions::new(config.outcomes),
             bridge_mark: number(once_more(0, seed)).into_bytes(),
             said_forgeable: Cell::new(false),
             service: config.service,

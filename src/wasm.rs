@@ -169,11 +169,12 @@ struct Http {
 }
 
 /// The end of a stream, however it came about: the host deletes its context, which drops it.
-/// `on_log` and `on_done` come a little earlier, each for the price of another trip into the VM.
+/// `on_done` comes a little earlier, for the price of another trip into the VM.
 impl Drop for Http {
     fn drop(&mut self) {
         let exchange = self.exchange.get_mut();
         // Properties can still be read here: this is the last moment.
+        exchange.on_delete(&*self.host, &Proxy);
         if exchange.is_unsettled() {
             exchange.on_cut(&*self.host, &Proxy);
         }
@@ -275,6 +276,20 @@ impl Http {
             waiting::forget(self.id);
         }
         action
+    }
+
+    fn on_log(&self) {
+        self.with(|exchange| {
+            exchange.on_log(&*self.host, &Proxy);
+            Action::Continue
+        });
+    }
+
+    fn on_report(&self) {
+        self.with(|exchange| {
+            exchange.on_report(&*self.host, &Proxy);
+            Action::Continue
+        });
     }
 
     /// Runs `with` on the exchange, unless it is running already: a host that calls back in from a

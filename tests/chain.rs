@@ -25,6 +25,8 @@ mod clients;
 mod concurrency;
 #[path = "chain/deadlines.rs"]
 mod deadlines;
+#[path = "chain/exceptions.rs"]
+mod exceptions;
 #[path = "chain/fallbacks.rs"]
 mod fallbacks;
 #[path = "chain/followed.rs"]

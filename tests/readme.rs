@@ -310,6 +310,7 @@ fn log_lines_are_explained() {
         "client_ip: a request came without X-Real-IP",
         "gRPC health checks are not answered by haven: ",
         "gRPC health checks: the message of a call did not come",
+        "outcomes by_exception: the access log of Envoy does not report what fails",
     ] {
         assert!(TROUBLESHOOTING.contains(line), "{line:?}");
         let is_written = sources().iter().any(|source| source.contains(line));

@@ -12,6 +12,7 @@ mod concurrency;
 mod context;
 mod deadline;
 mod endpoint;
+mod exception;
 mod followed;
 mod grants;
 mod probe;
@@ -38,6 +39,7 @@ use crate::request::{Reason, Request};
 use context::{Context, Handles};
 pub(super) use deadline::POLICY as DEADLINE;
 use deadline::{Deadline, Timing};
+use exception::Ending;
 use grants::Grants;
 use rate_limits::Pause;
 use replace::Replacement;
@@ -110,6 +112,8 @@ pub struct Exchange {
     sent_on: Option<usize>,
     /// The client's own deadline has ended it: nothing that a plain request would not get answers.
     hasty: bool,
+    /// What is known of its end, where only exceptions are read.
+    ending: Ending,
     /// It has ended.
     over: bool,
     /// What goes into the access log.
@@ -164,6 +168,7 @@ impl Exchange {
             draft: None,
             sent_on: None,
             hasty: false,
+            ending: Ending::default(),
             over: false,
             decisions: String::new(),
         }
@@ -365,6 +370,7 @@ impl Exchange {
         if self.replied || (self.bridged && self.is_from_bridge(host, stream)) {
             return Action::Continue;
         }
+        self.ending.shown = true;
         // The proxy has answered a request that still waits: it goes nowhere any more.
         self.end_wait(host);
         let Some(handles) = self.handles() else {

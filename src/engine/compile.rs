@@ -19,7 +19,9 @@ use super::shared::Shared;
 use super::stale::StaleStore;
 use super::upstream::{Around, ComponentState, Upstream};
 use crate::base::hash::Seed;
-use crate::document::{self, BalancePolicy, Config, KeyPart, Mode, RejectBelow, RequestTimeout};
+use crate::document::{
+    self, BalancePolicy, Config, KeyPart, Mode, Outcomes, RejectBelow, RequestTimeout,
+};
 use crate::host::{Host, MetricId};
 use crate::policy::retry::Budget;
 use crate::policy::{canary, fallback};
@@ -136,6 +138,8 @@ impl<'c, H: Host> Compiler<'c, H> {
         let fallback = self.fallback(route, mode);
         let deadline = self.deadline(route, mode);
         let retry = self.retries(route, mode);
+        // Where only exceptions are read, what is slow would be known and what is fast would not.
+        let all = self.config.outcomes == Outcomes::Every;
         let observes = breaker.is_some()
             || concurrency.iter().any(Option::is_some)
             || upstream.as_ref().is_some_and(|used| used.policy.len() > 1)
@@ -178,7 +182,7 @@ impl<'c, H: Host> Compiler<'c, H> {
             retries: metrics.retries(&route.name),
             not_followed: metrics.not_followed(&route.name),
             told: Cell::default(),
-            seen: (observes && deadline.is_some()).then(|| Times::new(&route.timeout)),
+            seen: (all && observes && deadline.is_some()).then(|| Times::new(&route.timeout)),
             deadline,
             retry,
         }

@@ -5,11 +5,13 @@
 
 use super::{Http, Root};
 use crate::base::id_map::IdMap;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 thread_local! {
     static ROOTS: RefCell<IdMap<Rc<Root>>> = const { RefCell::new(IdMap::new()) };
+    /// The stream that was logged last, until something else happens.
+    static LOGGED: Cell<Option<u32>> = const { Cell::new(None) };
     static STREAMS: RefCell<IdMap<Rc<Http>>> = const { RefCell::new(IdMap::new()) };
 }
 
@@ -22,8 +24,23 @@ pub fn create(id: u32, parent: u32) {
     }
 }
 
+/// The context `id` is logged: a stream that has ended, or a root, whose proxy reports the stream
+/// that was logged last. Between the two nothing comes, and a report that follows no stream of ours
+/// is of a stream that haven has not seen.
+pub fn log(id: u32) {
+    if let Some(stream) = stream(id) {
+        LOGGED.set(Some(id));
+        stream.on_log();
+    } else if let Some(stream) = LOGGED.take().and_then(self::stream)
+        && root(id).is_some_and(|root| Rc::ptr_eq(&root, &stream.root))
+    {
+        stream.on_report();
+    }
+}
+
 /// Forgets the context `id`. What it holds goes now, or when its callback returns.
 pub fn delete(id: u32) {
+    LOGGED.set(None);
     if let Some(stream) = STREAMS.with(|streams| remove(streams, id)) {
         if stream.held.get() {
             super::waiting::forget(id);

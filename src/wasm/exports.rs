@@ -3,7 +3,7 @@
 //!
 //! A host calls each callback that a module exports, for each request, at 2,000 to 3,000
 //! instructions a call. One that is not exported costs nothing, and the host goes on as if it had
-//! returned at once. That is why `proxy_on_log` and `proxy_on_done` are missing.
+//! returned at once. That is why `proxy_on_done` is missing.
 //!
 //! To add one: a function here with the ABI's parameters, which hands over to a method of
 //! [`super::Root`] or [`super::Http`]; and its name in `tests/envoy/module.rs`.
@@ -82,6 +82,13 @@ extern "C" fn proxy_on_request_trailers(stream: u32, _count: usize) -> u32 {
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_response_headers(stream: u32, _count: usize, end: u32) -> u32 {
     on_stream(stream, |stream| stream.on_response_headers(end != 0))
+}
+
+/// The end of a stream, for the stream; and for a root, if an access log of the proxy is a plugin
+/// with the root's configuration and reports the stream. Envoy runs both through this one export.
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_log(context: u32) {
+    contexts::log(context);
 }
 
 /// For each piece of a body. Here the filter sees whether an answer is whole or was cut, and copies

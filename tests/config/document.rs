@@ -61,7 +61,7 @@ fn all_errors_come_at_once() {
             ]
         }"#,
         &[
-            "colour: unknown field, value \"red\" is not allowed, want one of service, state, mode, client_ip, path_parameters, upstreams, rate_limits, \
+            "colour: unknown field, value \"red\" is not allowed, want one of service, state, mode, client_ip, path_parameters, outcomes, upstreams, rate_limits, \
              circuit_breakers, concurrency_limits, fallbacks, switches, routes, health, admin, trust_client_retry_headers",
             "service: 1 is not allowed, want a text of 1 to 255 bytes without control characters",
             "upstreams.users.endpoints[0].weight: 1001 is not allowed, want an integer from 0 to \
@@ -152,4 +152,42 @@ fn what_is_not_built_is_validated_all_the_same() {
              are none",
         ],
     );
+}
+
+#[test]
+fn what_needs_every_answer_is_refused_where_only_exceptions_are_read() {
+    let document = r#"{
+        "outcomes": "by_exception",
+        "upstreams": {"u": {"load_balancer": {"policy": "peak_ewma"}, "load_report": "orca"}, "v": {}},
+        "rate_limits": {"a": {"limit": 1}, "b": {"limit": 1, "headers": "none"}},
+        "concurrency_limits": {"found": {}, "set": {"algorithm": "fixed", "limit": 1}},
+        "circuit_breakers": {"plain": {}, "slow": {"slow_call_duration": "1s", "slow_call_rate_threshold": 50}},
+        "fallbacks": {"kept": {"steps": [{"stale": {}}]}},
+        "routes": [
+            {"name": "good", "upstream": "u", "rate_limits": ["b"], "circuit_breaker": "plain", "timeout": {"request": "1s"}},
+            {"name": "bad", "upstream": "u", "fallback": "kept", "canary": {"upstream": "v", "percent": 1},
+             "timeout": {"request": {"dynamic": {}}, "reject_below": "p50"}}]
+    }"#;
+    let found = errors(document);
+    let paths = [
+        "upstreams.u.load_report",
+        "upstreams.u.load_balancer.policy",
+        "rate_limits.a.headers",
+        "concurrency_limits.found.algorithm",
+        "circuit_breakers.slow.slow_call_rate_threshold",
+        "circuit_breakers.slow.slow_call_duration",
+        "routes[1].canary.upstream",
+        "routes[1].fallback",
+        "routes[1].timeout.request",
+        "routes[1].timeout.reject_below",
+    ];
+    for path in paths {
+        let said = found
+            .iter()
+            .find(|line| line.starts_with(&format!("{path}: ")));
+        let said = said.unwrap_or_else(|| panic!("{path}: {found:#?}"));
+        assert!(said.contains("does not read every answer"), "{said}");
+    }
+    good(&document.replace("by_exception", "every"));
+    assert_eq!(found.len(), paths.len(), "{found:#?}");
 }

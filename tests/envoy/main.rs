@@ -16,6 +16,7 @@ mod checks;
 mod concurrency;
 mod deadline;
 mod endpoints;
+mod exceptions;
 mod fallback;
 mod followed;
 mod grpc_health;

@@ -32,6 +32,15 @@ pub const OVERRIDE_HEADER: &str = "x-haven-upstream";
 /// Endpoints of the three demo upstreams in `envoy.yaml`.
 const REFERENCE_ENDPOINTS: [&str; 3] = ["10.77.0.11", "10.77.0.12", "10.77.0.13"];
 
+/// How Envoy shows haven exceptions only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exceptions {
+    /// By a matcher around the filter and an access log, as in docs/cost.md.
+    Wired,
+    /// Without the access log.
+    Half,
+}
+
 /// An Envoy to start.
 #[derive(Clone, Debug)]
 pub struct EnvoyConfig {
@@ -49,6 +58,7 @@ pub struct EnvoyConfig {
     wasm: Option<String>,
     stop_all: bool,
     attempt_counts: bool,
+    exceptions: Option<Exceptions>,
     balanced: bool,
     text: Option<String>,
     pub(super) concurrency: u32,
@@ -73,6 +83,7 @@ impl Default for EnvoyConfig {
             wasm: None,
             stop_all: false,
             attempt_counts: false,
+            exceptions: None,
             balanced: false,
             text: None,
             concurrency: 4,
@@ -166,6 +177,12 @@ impl EnvoyConfig {
     /// With `x-envoy-attempt-count` in what endpoints get and in what they answer.
     pub fn attempt_counts(mut self) -> Self {
         self.attempt_counts = true;
+        self
+    }
+
+    /// With exceptions alone for haven, in place of every answer.
+    pub fn exceptions(mut self, exceptions: Exceptions) -> Self {
+        self.exceptions = Some(exceptions);
         self
     }
 
@@ -291,12 +308,20 @@ impl EnvoyConfig {
 
     fn listener(&self) -> Result<Value, String> {
         let mut filters = self.filters_before.clone();
+        let mut logs = vec![access_log()];
         if let Some(filter) = &self.filter {
             let wasm = match &self.wasm {
                 Some(wasm) => wasm.clone(),
                 None => haven_wasm()?.display().to_string(),
             };
-            filters.push(haven_filter(&wasm, filter, self.stop_all));
+            let filter = haven_filter(&wasm, filter, self.stop_all);
+            if self.exceptions == Some(Exceptions::Wired) {
+                logs.push(exceptions_log(&filter));
+            }
+            filters.push(match self.exceptions {
+                Some(_) => only_exceptions(filter),
+                None => filter,
+            });
         }
         filters.extend(self.filters_after.iter().cloned());
         filters.push(json!({
@@ -311,7 +336,7 @@ impl EnvoyConfig {
             "use_remote_address": self.use_remote_address,
             "xff_num_trusted_hops": self.xff_num_trusted_hops,
             "http2_protocol_options": {"max_concurrent_streams": 1000},
-            "access_log": [access_log()],
+            "access_log": logs,
             "http_filters": filters,
             "route_config": {"name": "routes", "virtual_hosts": [{
                 "name": "all",
@@ -597,6 +622,51 @@ pub fn haven_filter(wasm: &str, filter: &str, stop_all: bool) -> Value {
                 },
                 "configuration": {"@type": "type.googleapis.com/google.protobuf.StringValue", "value": filter},
             },
+        },
+    })
+}
+
+/// The filter, left out of answers of status 2xx to 4xx but for gRPC.
+fn only_exceptions(filter: Value) -> Value {
+    let input = |name: &str, header: &str| {
+        let input = format!("type.googleapis.com/envoy.type.matcher.v3.{name}");
+        json!({"name": header, "typed_config": {"@type": input, "header_name": header}})
+    };
+    let skip = json!({"action": {"name": "skip", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.common.matcher.action.v3.SkipFilter"}}});
+    let by_status = json!({"matcher_tree": {
+        "input": input("HttpResponseHeaderMatchInput", ":status"),
+        "prefix_match_map": {"map": {"2": skip, "3": skip, "4": skip}}}});
+    let is_grpc = json!({"single_predicate": {
+        "input": input("HttpRequestHeaderMatchInput", "content-type"),
+        "value_match": {"prefix": "application/grpc"}}});
+    json!({
+        "name": "haven",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.common.matching.v3.ExtensionWithMatcher",
+            "extension_config": filter,
+            "xds_matcher": {"matcher_list": {"matchers": [
+                {"predicate": {"not_matcher": is_grpc}, "on_match": {"matcher": by_status}}]}},
+        },
+    })
+}
+
+/// The access log that reports exceptions to the filter.
+fn exceptions_log(filter: &Value) -> Value {
+    let other =
+        "upstream.request_attempt_count != 1 || response.code_details == 'max_duration_timeout'";
+    json!({
+        "name": "haven",
+        "filter": {"or_filter": {"filters": [
+            {"status_code_filter": {"comparison": {"op": "GE", "value": {"default_value": 500, "runtime_key": "haven.failures"}}}},
+            {"response_flag_filter": {}},
+            {"extension_filter": {"name": "other", "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+                "expression": other}}},
+        ]}},
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.wasm.v3.WasmAccessLog",
+            "config": filter["typed_config"]["config"],
         },
     })
 }

@@ -39,7 +39,7 @@ pub mod slots;
 pub mod upstream;
 
 pub use client::{Client, Reply, Tally, load};
-pub use config::{Cluster, EnvoyConfig, Retry, Route};
+pub use config::{Cluster, EnvoyConfig, Exceptions, Retry, Route};
 pub use envoy::{Envoy, Update};
 pub use haven_upstream::faults::{Component, Faults, HealthReport};
 pub use prometheus::Metrics;

@@ -189,6 +189,11 @@ impl Grants {
         granted.is_some_and(|granted| granted.trial && !granted.breaker.is_shadow())
     }
 
+    /// Whether the request tries its route's breaker, or the endpoint picked.
+    pub(super) fn is_any_trial(&self) -> bool {
+        self.breaker.as_ref().is_some_and(|granted| granted.trial) || self.picked().is_trial()
+    }
+
     /// The answer has begun well, by what each breaker counts as a failure, and goes on: trials
     /// need not wait for its end. `last`: the endpoint that answers.
     pub(super) fn begin_trials<H: Host>(

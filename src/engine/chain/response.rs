@@ -18,19 +18,19 @@ use crate::request::Reason;
 use crate::request::reply::ReplyDetails;
 
 /// How long the upstream took, by Envoy's router; it is not there on the proxy's own answers.
-const SERVICE_TIME: &str = "x-envoy-upstream-service-time";
+pub(super) const SERVICE_TIME: &str = "x-envoy-upstream-service-time";
 
 /// An answer's headers.
-struct Answer {
-    headers: HeaderMap,
-    status: u16,
-    grpc_status: Option<u64>,
+pub(super) struct Answer {
+    pub(super) headers: HeaderMap,
+    pub(super) status: u16,
+    pub(super) grpc_status: Option<u64>,
     /// No body follows.
     end: bool,
 }
 
 impl Answer {
-    fn read<S: Stream>(stream: &S, grpc: bool, end: bool) -> Self {
+    pub(super) fn read<S: Stream>(stream: &S, grpc: bool, end: bool) -> Self {
         let headers = stream.headers(Message::Response);
         let status = headers
             .get(":status")
@@ -56,7 +56,7 @@ impl Answer {
     }
 
     /// Whether it shows how long the upstream takes: a refusal is soon made.
-    fn is_good(&self) -> bool {
+    pub(super) fn is_good(&self) -> bool {
         !self.is_suspect() && self.status != 429
     }
 }
@@ -77,16 +77,27 @@ pub(super) struct Source<'a> {
 /// What is known of an answer when its headers are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Settlement {
-    class: Class,
-    status: u16,
+    pub(super) class: Class,
+    pub(super) status: u16,
     /// The endpoints that the proxy tried; `None`: none of ours.
-    attempts: Option<Attempts>,
+    pub(super) attempts: Option<Attempts>,
     /// How long the upstream took; `None`: it had not got the whole request.
-    duration: Option<Nanos>,
-    retry_after: Option<Nanos>,
+    pub(super) duration: Option<Nanos>,
+    pub(super) retry_after: Option<Nanos>,
 }
 
 impl Settlement {
+    /// Of an answer that was good, as far as is known, of the endpoint that was asked for it.
+    pub(super) const fn good(attempts: Option<Attempts>) -> Self {
+        Self {
+            class: Class::Answered,
+            status: 200,
+            attempts,
+            duration: None,
+            retry_after: None,
+        }
+    }
+
     /// The endpoints that the proxy tried.
     pub(super) const fn attempts(&self) -> Option<Attempts> {
         self.attempts
@@ -153,6 +164,13 @@ impl Exchange {
         let answer = Answer::read(context.stream, self.facts.grpc, end);
         let source = self.source(context, &answer);
         let class = source.class;
+        if let Some(exceptions) = &context.engine.exceptions
+            && class == Class::Answered
+            && answer.is_good()
+            && !(self.facts.grpc || answer.status == 101)
+        {
+            exceptions.note_good(context.host);
+        }
         if class == Class::Local {
             self.timing = Timing::No;
             return None;
@@ -182,7 +200,7 @@ impl Exchange {
     }
 
     /// Finds out whether an upstream answered, and which of its endpoints.
-    fn source<'a, H: Host, S: Stream>(
+    pub(super) fn source<'a, H: Host, S: Stream>(
         &self,
         context: &Context<'a, H, S>,
         answer: &Answer,

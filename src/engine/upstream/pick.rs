@@ -1,7 +1,7 @@
 //! Picking the endpoints of a request.
 
-use super::Upstream;
 use super::endpoint::{Endpoint, PERMIT_RECHECK, View, admitted};
+use super::{Attempts, Upstream};
 use crate::base::hash::place as place_of;
 use crate::base::rng::Rng;
 use crate::base::time::Moment;
@@ -83,6 +83,17 @@ impl Pick {
     /// Whether the first asks for a half-open permit when the request is whole.
     pub(in crate::engine) const fn is_pending(&self) -> bool {
         self.pending
+    }
+
+    /// Whether the first is on trial.
+    pub(in crate::engine) const fn is_trial(&self) -> bool {
+        self.trial || self.pending
+    }
+
+    /// One try, at the endpoint that is asked first.
+    pub(in crate::engine) fn first(&self) -> Option<Attempts> {
+        let last = self.list.first()?;
+        Some(Attempts { last, before: 0 })
     }
 
     /// How many endpoints are listed.
