@@ -1115,7 +1115,7 @@ impl Queued {
         let mut exchange = Exchange::new(Rc::clone(&proxy.engine));
         let until = match exchange.on_request(&proxy.worker, &stream) {
             Action::Continue => Some(proxy.machine.now()),
-            Action::Wait { until } => Some(until),
+            Action::Wait { until, .. } => Some(until),
             Action::Stop | Action::Read => None,
         };
         assert_eq!(

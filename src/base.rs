@@ -6,6 +6,7 @@ pub mod headers;
 pub mod http_date;
 pub mod id_map;
 pub mod ip;
+pub mod key_map;
 pub mod percent;
 pub mod protobuf;
 pub mod rfc3339;

@@ -16,7 +16,7 @@
 //! | `single` | one reading of what a client may send twice |
 //! | `in_flight` | counts of requests in flight over all workers |
 //! | `lingering` | what was given up, and still counts |
-//! | `readiness` | what haven reports of the service |
+//! | `readiness`, `bridge` | what haven reports of the service, and by which way |
 //! | `metrics`, `logs`, `once` | names of metrics; bounded logging; warnings |
 //!
 //! | state | kept in | written by | after a reload | after a lost VM |
@@ -42,6 +42,7 @@
 //! between changing a record and counting it.
 
 mod breaker;
+mod bridge;
 pub mod chain;
 mod compile;
 mod concurrency;
@@ -62,16 +63,16 @@ mod stale;
 mod upstream;
 pub mod waiting;
 
-use crate::base::hash::once_more;
+use crate::base::hash::Seed;
 use crate::base::headers::{NameFilter, NameSet};
 use crate::base::rng::Rng;
-use crate::base::text::number;
 use crate::base::time::{Moment, Nanos};
 use crate::document::{ClientIp, Config, PathParameters, Probes};
 use crate::host::{CallAnswer, CallId, Calls, Host};
 use crate::policy::route::index::RouteIndex;
 use crate::store::Contended;
 use breaker::Breaker;
+use bridge::Bridge;
 use chain::replace::Bodies;
 use compile::Compiler;
 use concurrency::Concurrency;
@@ -100,6 +101,8 @@ pub struct Engine {
     service: String,
     probes: Probes,
     client_ip: ClientIp,
+    /// The secret of key hashes.
+    seed: Seed,
     trust_client_retry_headers: bool,
     /// In the order of the configuration: the first that matches is taken.
     routes: Vec<Rc<Route>>,
@@ -113,13 +116,11 @@ pub struct Engine {
     /// What is looked for in each request's headers.
     watched: NameFilter,
     path_parameters: PathParameters,
-    bridge: Cell<Bridge>,
+    bridge: Bridge,
     /// Whether bodies of answers come while their headers are kept.
     bodies: Cell<Bodies>,
     /// Where only exceptions are read: what is known of the proxy's wiring.
     exceptions: Option<Exceptions>,
-    /// By which the answer of a haven behind a bridge is known.
-    bridge_mark: Vec<u8>,
     /// Whether it was said that clients can write what tells them apart.
     said_forgeable: Cell<bool>,
     rng: Rng,
@@ -183,14 +184,14 @@ impl Engine {
             reserved_headers,
             single,
             path_parameters: config.path_parameters,
-            bridge: Cell::default(),
+            bridge: Bridge::new(seed),
             bodies: Cell::new(Bodies::Unknown(0)),
             exceptions: Exceptions::new(config.outcomes),
-            bridge_mark: number(once_more(0, seed)).into_bytes(),
             said_forgeable: Cell::new(false),
             service: config.service,
             probes: config.health,
             client_ip: config.client_ip,
+            seed,
             trust_client_retry_headers: config.trust_client_retry_headers,
             route_index: RouteIndex::new(routes.iter().map(|route| &route.config.matcher)),
             routes,
@@ -286,18 +287,6 @@ impl Engine {
             checks.answered(host, id, answer, now);
         }
     }
-}
-
-/// What is known of the bridge that gRPC health checks are to go through.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Bridge {
-    #[default]
-    Unknown,
-    /// A check is on its way that will tell.
-    Asked,
-    There,
-    /// Someone else answers.
-    Missing,
 }
 
 /// What a tick reads anew.

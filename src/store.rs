@@ -100,6 +100,8 @@ pub enum RecordKind {
     StaleSize = b'n',
     /// A warning that was written.
     Said = b'w',
+    /// Whether a bridge answers gRPC health checks.
+    Bridge = b'b',
 }
 
 /// Runs `step` on the record's bytes (empty if there is none) until its write sticks.

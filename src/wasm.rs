@@ -203,7 +203,7 @@ impl Http {
     /// Lets the request wait, if it is to.
     fn hold(self: &Rc<Self>, action: Action) -> Action {
         match action {
-            Action::Wait { until } if waiting::hold(until, self) => Action::Stop,
+            Action::Wait { until, client } if waiting::hold(until, client, self) => Action::Stop,
             Action::Wait { .. } => self.with(|exchange| exchange.on_no_room(&*self.host, &Proxy)),
             Action::Read => {
                 waiting::hold_reading(self);
@@ -221,6 +221,15 @@ impl Http {
             exchange.on_resume(&*self.host, &Proxy)
         });
         self.hold(action)
+    }
+
+    /// It waited, and another client has its place now.
+    fn on_displaced(self: &Rc<Self>) -> Action {
+        let waits = self.exchange.try_borrow().is_ok_and(|it| it.is_waiting());
+        if !waits {
+            return self.on_resume();
+        }
+        self.with(|exchange| exchange.on_no_room(&*self.host, &Proxy))
     }
 
     /// Where the plugin's `allow_on_headers_stop_iteration` is set, pausing at the headers does not

@@ -15,6 +15,13 @@ pub use xxhash_rust::xxh64::xxh64;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seed(pub u64, pub u64);
 
+/// The upper half of a hash: a key where 32 bits are enough to tell a few hundred apart.
+#[allow(clippy::cast_possible_truncation, reason = "half of the number")]
+#[must_use]
+pub const fn high_half(hash: u64) -> u32 {
+    (hash >> 32) as u32
+}
+
 /// Hashes a sequence of parts. Each is preceded by its length, so that ("ab", "c") and ("a", "bc")
 /// differ.
 #[derive(Debug)]

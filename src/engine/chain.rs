@@ -28,7 +28,7 @@ mod whole;
 
 use super::route::{Limit, Route};
 use super::single::Seen;
-use super::{Bridge, Engine, once, reserved};
+use super::{Engine, once, reserved};
 use crate::base::headers::{HeaderMap, Kept, parse_number};
 use crate::base::time::{Moment, Nanos};
 use crate::host::{Host, Message, Stream};
@@ -36,6 +36,7 @@ use crate::policy::fallback::stale::{Draft, StaleRequest};
 use crate::policy::probe::grpc::ProbeRequest;
 use crate::policy::rate_limit::KeyQuota;
 use crate::request::{Reason, Request};
+pub use client::UNKNOWN as UNKNOWN_CLIENT;
 use context::{Context, Handles};
 pub(super) use deadline::POLICY as DEADLINE;
 use deadline::{Deadline, Timing};
@@ -64,6 +65,8 @@ pub enum Action {
     Wait {
         /// The moment.
         until: Moment,
+        /// Whose place it takes: [`super::waiting`] has shares.
+        client: u32,
     },
 }
 
@@ -136,6 +139,8 @@ struct Facts {
     /// Whose share of the route's limits it is of, and the same if a canary does not take it.
     fair: [Option<u32>; 2],
     stable_fair: [Option<u32>; 2],
+    /// Whose it is, where clients have shares of something.
+    client: u32,
     /// What the fallback's stale step has to know.
     asked: Option<Box<StaleRequest>>,
 }
@@ -222,6 +227,7 @@ impl Exchange {
         let context = &context.on(self.choose_variant(context, &request));
         self.hash_key(context, &request);
         self.read_fair_keys(context, &request);
+        self.identify(context, &request);
         if let Some(refusal) = self.check_limits(context, &request) {
             return self.refuse(context, &refusal);
         }
@@ -233,7 +239,10 @@ impl Exchange {
             return self.refuse(context, &refusal);
         }
         match until {
-            Some(until) => Action::Wait { until },
+            Some(until) => Action::Wait {
+                until,
+                client: self.facts.client,
+            },
             None => self.proceed(context),
         }
     }
@@ -473,9 +482,6 @@ impl Exchange {
     /// Gives back all that is still held, without a verdict.
     fn release<H: Host>(&mut self, host: &H) {
         self.end_wait(host);
-        if self.bridged && self.engine.bridge.get() == Bridge::Asked {
-            self.engine.bridge.set(Bridge::Unknown);
-        }
         // The usual end needs no time: all has been recorded. Reading the clock costs as much as
         // any host call.
         let now = LazyCell::new(|| host.monotonic());

@@ -138,6 +138,21 @@ impl<'c, H: Host> Compiler<'c, H> {
         let fallback = self.fallback(route, mode);
         let deadline = self.deadline(route, mode);
         let retry = self.retries(route, mode);
+        let has_shares = retry.is_some() || limits.iter().any(|limit| limit.policy.policy.delays());
+        let mut fair_parts = concurrency
+            .iter()
+            .flatten()
+            .flat_map(|used| used.limit.policy.fair_parts());
+        let needs_client = limits
+            .iter()
+            .any(|limit| limit.policy.policy.needs_client())
+            || upstream
+                .as_ref()
+                .is_some_and(|used| hashes_client(&used.policy))
+            || fair_parts.clone().any(|part| *part == KeyPart::ClientIp)
+            // Without the address one client could use up what all have; where it has to be asked
+            // of the host (`connection`), that is a call for each request of such a route.
+            || (has_shares && fair_parts.next().is_none());
         // Where only exceptions are read, what is slow would be known and what is fast would not.
         let all = self.config.outcomes == Outcomes::Every;
         let observes = breaker.is_some()
@@ -157,16 +172,8 @@ impl<'c, H: Host> Compiler<'c, H> {
                 && breaker.is_none()
                 && upstream.is_none()
                 && fallback.is_none(),
-            needs_client: limits
-                .iter()
-                .any(|limit| limit.policy.policy.needs_client())
-                || upstream
-                    .as_ref()
-                    .is_some_and(|used| hashes_client(&used.policy))
-                || concurrency
-                    .iter()
-                    .flatten()
-                    .any(|used| used.limit.policy.fair_parts().contains(&KeyPart::ClientIp)),
+            needs_client,
+            has_shares,
             needs_request_id: fallback
                 .as_ref()
                 .is_some_and(|used| fallback::needs_request_id(&used.policy.config)),

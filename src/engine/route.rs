@@ -24,6 +24,8 @@ pub(super) struct Route {
     /// Whether it acts by its own mode.
     pub(super) acts: bool,
     pub(super) needs_client: bool,
+    /// Whether clients have shares of something: of a retry budget, or of places in which to wait.
+    pub(super) has_shares: bool,
     pub(super) needs_request_id: bool,
     /// Its switch, while that is off.
     pub(super) switched_off: Option<Binding<document::Switch>>,

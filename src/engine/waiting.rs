@@ -14,8 +14,16 @@
 //! | a new configuration | it goes at its moment, under the old one |
 //! | its VM is lost | the host ends it; its moment stays unused, and the others keep theirs |
 //! | a later stage refuses it | it is answered from the tick |
+//! | its place goes to another client | it is refused from the next tick |
+//!
+//! **Whose places they are.** While there is room, anybody's. When all places are taken, a client
+//! with fewer of them than another gets one of that one's: of the client with most, the request that
+//! would wait longest loses its place. So a client keeps others from waiting only as far as it has
+//! no more places than they ask for, and what others leave it may fill. Who a client is:
+//! see `chain::client`.
 
 use super::TICK;
+use crate::base::key_map::KeyMap;
 use crate::base::time::{Moment, Nanos};
 
 /// The most requests that wait in one VM. Each keeps a stream, its headers and its client's
@@ -38,13 +46,28 @@ const SHORTEST: Nanos = Nanos::from_millis(1);
 pub struct Waiting<T> {
     /// Latest first, so that the next one is taken from the end.
     queue: Vec<Waiter<T>>,
+    /// How many of them are each client's.
+    places: KeyMap,
+    /// Who has lost a place to another client, and is not refused yet. A tick comes at once, so
+    /// that they are few, and never more than there are places.
+    displaced: Vec<Waiter<T>>,
 }
 
 #[derive(Debug)]
 struct Waiter<T> {
     until: Moment,
     stream: u32,
+    client: u32,
     request: T,
+}
+
+/// What becomes of a request that waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Its moment has come.
+    Goes,
+    /// Another client has its place.
+    Displaced,
 }
 
 impl<T> Default for Waiting<T> {
@@ -57,54 +80,95 @@ impl<T> Waiting<T> {
     /// An empty queue.
     #[must_use]
     pub const fn new() -> Self {
-        Self { queue: Vec::new() }
+        Self {
+            queue: Vec::new(),
+            places: KeyMap::new(),
+            displaced: Vec::new(),
+        }
     }
 
-    /// Lets `request`, which the host knows by the number `stream`, wait `until` a moment. Of two
-    /// with one moment the first to come goes first.
+    /// Lets `request` of this `client`, which the host knows by the number `stream`, wait `until` a
+    /// moment. Of two with one moment the first to come goes first.
     ///
     /// # Errors
-    /// There is no room; the request is given back.
-    pub fn add(&mut self, until: Moment, stream: u32, request: T) -> Result<(), T> {
-        if self.queue.len() >= CAPACITY {
+    /// There is no room, and no client has more places than this one would have; the request is
+    /// given back.
+    pub fn add(&mut self, until: Moment, stream: u32, client: u32, request: T) -> Result<(), T> {
+        if self.queue.len() >= CAPACITY && !self.displace(client) {
             return Err(request);
         }
         let at = self.queue.partition_point(|waiter| waiter.until > until);
+        self.places.add(client, 1);
         self.queue.insert(
             at,
             Waiter {
                 until,
                 stream,
+                client,
                 request,
             },
         );
         Ok(())
     }
 
-    /// Takes out the request that the host knows by this number, if it waits.
-    pub fn remove(&mut self, stream: u32) -> Option<T> {
-        let at = self
-            .queue
-            .iter()
-            .position(|waiter| waiter.stream == stream)?;
-        Some(self.queue.remove(at).request)
+    /// Makes room for a request of `client` at the cost of the one with most places, if that still
+    /// has as many then.
+    fn displace(&mut self, client: u32) -> bool {
+        let Some((greedy, most)) = self.places.largest() else {
+            return false;
+        };
+        let has = self.places.get(client);
+        if has.saturating_add(1) >= most || self.displaced.len() >= CAPACITY {
+            return false;
+        }
+        let latest = self.queue.iter().position(|it| it.client == greedy);
+        let displaced = latest.map(|at| self.queue.remove(at));
+        self.places.subtract(greedy, 1);
+        self.displaced.extend(displaced);
+        true
     }
 
-    /// Takes out the next request whose moment has come, and its number.
-    pub fn due(&mut self, now: Moment) -> Option<(u32, T)> {
+    /// Takes out the request that the host knows by this number, if it waits.
+    pub fn remove(&mut self, stream: u32) -> Option<T> {
+        let is_it = |waiter: &Waiter<T>| waiter.stream == stream;
+        if let Some(at) = self.displaced.iter().position(is_it) {
+            return Some(self.displaced.swap_remove(at).request);
+        }
+        let at = self.queue.iter().position(is_it)?;
+        let waiter = self.queue.remove(at);
+        self.places.subtract(waiter.client, 1);
+        Some(waiter.request)
+    }
+
+    /// Takes out the next request whose moment has come, or that has lost its place: its number,
+    /// itself, and what becomes of it.
+    pub fn due(&mut self, now: Moment) -> Option<(u32, T, Turn)> {
+        if let Some(waiter) = self.displaced.pop() {
+            return Some((waiter.stream, waiter.request, Turn::Displaced));
+        }
         let waiter = self.queue.pop_if(|waiter| waiter.until <= now)?;
-        Some((waiter.stream, waiter.request))
+        self.places.subtract(waiter.client, 1);
+        Some((waiter.stream, waiter.request, Turn::Goes))
     }
 
     /// How soon the next tick is wanted, at the latest at this moment: whole milliseconds, from 1
     /// to [`TICK`].
     #[must_use]
     pub fn tick_period(&self, now: Moment, latest: Moment) -> Nanos {
+        if self.has_displaced() {
+            return SHORTEST;
+        }
         let next = self
             .queue
             .last()
             .map_or(latest, |next| next.until.min(latest));
         Nanos::from_millis(next.since(now).0.div_ceil(1_000_000)).clamp(SHORTEST, TICK)
+    }
+
+    /// Whether any has lost its place and is not refused yet.
+    #[must_use]
+    pub const fn has_displaced(&self) -> bool {
+        !self.displaced.is_empty()
     }
 
     /// How many wait.
@@ -123,13 +187,14 @@ impl<T> Waiting<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::rng::Rng;
 
     #[test]
     fn they_go_in_the_order_of_their_moments_and_not_before() {
         let mut waiting = Waiting::new();
         for (until, stream) in [(30, 1), (10, 2), (20, 3), (10, 4)] {
             waiting
-                .add(Moment::from_millis(until), stream, stream)
+                .add(Moment::from_millis(until), stream, 0, stream)
                 .unwrap();
         }
         assert_eq!(waiting.due(Moment(9_999_999)), None);
@@ -138,7 +203,7 @@ mod tests {
         let mut at = |ms| {
             waiting
                 .due(Moment::from_millis(ms))
-                .map(|(stream, _)| stream)
+                .map(|(stream, ..)| stream)
         };
         assert_eq!(
             [at(10), at(10), at(10), at(30), at(90)],
@@ -150,25 +215,87 @@ mod tests {
     fn their_number_is_bounded() {
         let mut waiting = Waiting::new();
         for stream in 0..CAPACITY as u32 {
-            waiting.add(Moment(1), stream, stream).unwrap();
+            waiting.add(Moment(1), stream, 0, stream).unwrap();
         }
-        assert_eq!(waiting.add(Moment(0), 9_999, 9_999), Err(9_999));
+        assert_eq!(waiting.add(Moment(0), 9_999, 0, 9_999), Err(9_999));
         waiting.remove(5);
-        assert_eq!(waiting.add(Moment(0), 9_999, 9_999), Ok(()));
+        assert_eq!(waiting.add(Moment(0), 9_999, 0, 9_999), Ok(()));
         assert_eq!(waiting.len(), CAPACITY);
+    }
+
+    #[test]
+    fn who_has_most_places_gives_way_and_is_told_so() {
+        let mut waiting = Waiting::new();
+        for stream in 0..CAPACITY as u32 {
+            let until = Moment::from_millis(stream.into());
+            waiting.add(until, stream, 1, stream).unwrap();
+        }
+        assert_eq!(waiting.tick_period(Moment::ZERO, Moment::MAX), SHORTEST);
+        assert_eq!(waiting.add(Moment(5), 5_000, 1, 0), Err(0), "the same");
+        assert_eq!(waiting.add(Moment(5), 5_000, 2, 0), Ok(()));
+        assert_eq!(waiting.len(), CAPACITY);
+        assert_eq!(waiting.tick_period(Moment::ZERO, Moment::MAX), SHORTEST);
+        let latest = CAPACITY as u32 - 1;
+        let turned = waiting.due(Moment::ZERO);
+        assert_eq!(turned, Some((latest, latest, Turn::Displaced)));
+        assert_eq!(waiting.remove(latest), None);
+        // The one that has just lost its place may go away before it is told.
+        waiting.add(Moment(6), 5_001, 3, 0).unwrap();
+        assert_eq!(waiting.remove(latest - 1), Some(latest - 1));
+        assert_eq!(waiting.due(Moment::ZERO), Some((0, 0, Turn::Goes)));
+    }
+
+    /// Clients that ask at random, one or two of them for all there is: each has, whatever the
+    /// others do, what it asks for up to an equal share of the places.
+    #[test]
+    fn nobody_is_kept_from_an_equal_share() {
+        for seed in 0..40 {
+            let rng = Rng::new(seed);
+            let clients = 2 + rng.below(6);
+            let share = CAPACITY as u64 / clients;
+            let (mut waiting, mut refused) = (Waiting::new(), 0u64);
+            let mut has = vec![0u64; 8];
+            for stream in 0..8_000u32 {
+                let greedy = rng.below(4) > 0;
+                let client = if greedy { 0 } else { rng.below(clients) };
+                let at = usize::try_from(client).unwrap();
+                let until = Moment(1 + rng.below(1_000_000));
+                let asks = u32::try_from(client).unwrap();
+                match waiting.add(until, stream, asks, client) {
+                    Ok(()) => has[at] += 1,
+                    Err(_) if has[at] + 1 >= share => refused += 1,
+                    Err(_) => panic!("seed {seed}: client {client} has {} of {share}", has[at]),
+                }
+                while waiting.has_displaced() {
+                    let (_, client, _) = waiting.due(Moment::ZERO).unwrap();
+                    has[usize::try_from(client).unwrap()] -= 1;
+                    refused += 1;
+                }
+                if rng.below(8) == 0 {
+                    let now = Moment(rng.below(300_000));
+                    while let Some((_, client, turn)) = waiting.due(now) {
+                        assert_eq!(turn, Turn::Goes);
+                        has[usize::try_from(client).unwrap()] -= 1;
+                    }
+                }
+                assert!(waiting.len() <= CAPACITY);
+                assert_eq!(has.iter().sum::<u64>(), waiting.len() as u64);
+            }
+            assert!(refused > 0, "seed {seed}: the places were all taken");
+        }
     }
 
     #[test]
     fn ticks_come_as_soon_as_somebody_is_due() {
         let mut waiting = Waiting::new();
         assert_eq!(waiting.tick_period(Moment::ZERO, Moment::MAX), TICK);
-        waiting.add(Moment::from_secs(60), 1, ()).unwrap();
+        waiting.add(Moment::from_secs(60), 1, 0, ()).unwrap();
         assert_eq!(
             waiting.tick_period(Moment::ZERO, Moment::MAX),
             TICK,
             "what else a tick does is done as often as ever"
         );
-        waiting.add(Moment(5_000_001), 2, ()).unwrap();
+        waiting.add(Moment(5_000_001), 2, 0, ()).unwrap();
         assert_eq!(
             waiting.tick_period(Moment::ZERO, Moment::MAX),
             Nanos::from_millis(6),

@@ -17,6 +17,8 @@
 //!
 //! The idea of a budget by share with a floor is Finagle's RetryBudget.
 //!
+//! **Whose budget it is.** All clients of a route have one budget, and each a part of it: [`shares`].
+//!
 //! **Spare capacity.** A share is a guess: with room at the upstream it gives up on requests that
 //! another try would have answered, and without room every retry is one too many. Where a
 //! concurrency limit shows which it is, the budget `auto` follows it: while half of the limit is
@@ -25,10 +27,12 @@
 //! the engine asks for none then.
 
 pub mod config;
+pub mod shares;
 
 use crate::base::percent::Percent;
 use crate::base::time::{Moment, Nanos};
 use config::{Retry, RetryBudget};
+use shares::Shares;
 
 /// The share of recent requests that `auto` may retry where it is not known that there is room.
 pub const SHARE: Percent = Percent(2_000);
@@ -81,6 +85,8 @@ pub struct GrantRequest {
     pub wanted: u32,
     /// Whether the upstream is known to have room for all of them.
     pub spare: bool,
+    /// Whose request it is.
+    pub client: u32,
 }
 
 /// A worker's view of a route's budget.
@@ -98,15 +104,20 @@ pub struct Budget {
     open: u64,
     /// Newest first.
     readings: [Option<Reading>; READINGS],
+    /// What each client has of it.
+    shares: Shares,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Own {
     requests: u64,
-    /// Retries granted whose requests are over, and those of them that happened.
-    settled: u64,
+    /// Retries that happened.
     spent: u64,
-    /// Requests that were tried again, and those of them that were then answered well.
+    /// Of clients that do not stand out: retries granted whose requests are over, and those of them
+    /// that happened.
+    settled: u64,
+    used: u64,
+    /// Of the same: requests that were tried again, and those of them that were then answered well.
     retried: u64,
     helped: u64,
 }
@@ -135,6 +146,7 @@ impl Budget {
             own: Own::default(),
             open: 0,
             readings: [None; READINGS],
+            shares: Shares::default(),
         }
     }
 
@@ -158,16 +170,26 @@ impl Budget {
 
     /// Counts a request, and grants it retries. The caller settles each grant exactly once.
     pub fn grant(&mut self, now: Moment, totals: Totals, request: GrantRequest) -> u32 {
-        let wanted = request.wanted;
+        let GrantRequest { wanted, client, .. } = request;
         self.sample(now, totals);
         self.own.requests = self.own.requests.saturating_add(1);
-        if wanted == 0 {
-            return 0;
+        self.shares.ask(now, client);
+        let granted = if wanted == 0 {
+            0
+        } else if self.auto && request.spare && self.helps(now) {
+            wanted
+        } else {
+            self.grant_of_budget(now, totals, wanted, client)
+        };
+        if granted > 0 {
+            self.open = self.open.saturating_add(granted.into());
+            self.shares.grant(client, granted);
         }
-        if self.auto && request.spare && self.helps(now) {
-            self.open = self.open.saturating_add(wanted.into());
-            return wanted;
-        }
+        granted
+    }
+
+    /// What the budget has left for so many retries of this client.
+    fn grant_of_budget(&self, now: Moment, totals: Totals, wanted: u32, client: u32) -> u32 {
         let Some(base) = self.base(now) else { return 0 };
         // On a host without metrics there are no totals: then this worker's own count.
         let own_requests = self.own.requests.saturating_sub(base.own.requests);
@@ -186,24 +208,37 @@ impl Budget {
         let in_window = |n: u64, per: u64| portion(n.saturating_mul(per), WINDOW.0, age.0);
         let budget = in_window(requests, self.share).max(self.floor);
         let spent = in_window(retries, WHOLE);
+        let own_part = |whole| portion(whole, own_requests, requests);
         let left = budget.saturating_sub(spent);
-        // Of what is left this worker may grant its share, by what grants are likely to cost.
-        let room = portion(left, own_requests, requests)
-            .checked_div(self.weight(base))
-            .unwrap_or(0);
-        // Only half of it may go to further tries of one request, so that as many requests as
-        // possible get one.
-        let wanted = if self.open > room / 2 {
-            1
+        // This worker's part of what is left; of its part of the whole, if that is more, what
+        // clients have not spent within their parts.
+        let (own_budget, own_left) = (own_part(budget), own_part(left));
+        let (left, own_left) = if left > budget / 2 {
+            (left, own_left)
+        } else if self.shares.has_spent_its_part(client, own_budget, WHOLE) {
+            return 0;
         } else {
-            u64::from(wanted)
+            let kept = own_budget.saturating_sub(self.shares.spent_within(own_budget, WHOLE));
+            (left.max(kept), own_left.max(kept))
         };
-        let grant = wanted.min(left / WHOLE).min(
-            room.saturating_sub(self.open)
-                .max(u64::from(self.open == 0)),
-        );
-        self.open = self.open.saturating_add(grant);
-        u32::try_from(grant).unwrap_or(u32::MAX)
+        // Of what is left this worker may grant its share, by what grants are likely to cost.
+        let weight = if self.shares.stands_out(client) {
+            WHOLE
+        } else {
+            self.weight(base)
+        };
+        let room = own_left.checked_div(weight).unwrap_or(0);
+        let (wanted, open) = if self.open <= room / 2 {
+            (wanted.into(), self.open)
+        } else if self.shares.has_filled_its_part(client, room) {
+            return 0;
+        } else {
+            // Only half of it may go to further tries of one request, so that as many requests as
+            // possible get one.
+            (1, self.open.saturating_sub(self.shares.open_beyond(room)))
+        };
+        let free = room.saturating_sub(open).max(u64::from(open == 0));
+        u32::try_from(wanted.min(left / WHOLE).min(free)).unwrap_or(u32::MAX)
     }
 
     /// Whether retries have lately helped: a fifth of the requests that were tried again were then
@@ -218,11 +253,18 @@ impl Budget {
         retried < PROOF || helped.saturating_mul(5) >= retried
     }
 
-    /// Ends a grant: `spent` retries came of it. `well`: the request was answered well.
-    pub fn settle(&mut self, granted: u32, spent: u64, well: Option<bool>) {
+    /// Ends a grant of this client: `spent` retries came of it. `well`: the request was answered
+    /// well.
+    pub fn settle(&mut self, client: u32, granted: u32, spent: u64, well: Option<bool>) {
         self.open = self.open.saturating_sub(granted.into());
-        self.own.settled = self.own.settled.saturating_add(granted.into());
         self.own.spent = self.own.spent.saturating_add(spent);
+        let retries = u32::try_from(spent).unwrap_or(u32::MAX);
+        self.shares.settle(client, granted, retries);
+        if self.shares.stands_out(client) {
+            return;
+        }
+        self.own.settled = self.own.settled.saturating_add(granted.into());
+        self.own.used = self.own.used.saturating_add(spent);
         if let Some(well) = well.filter(|_| spent > 0) {
             self.own.retried = self.own.retried.saturating_add(1);
             self.own.helped = self.own.helped.saturating_add(well.into());
@@ -232,11 +274,8 @@ impl Budget {
     /// What a retry that is granted is likely to cost, in ten thousandths.
     fn weight(&self, base: Reading) -> u64 {
         let settled = self.own.settled.saturating_sub(base.own.settled);
-        let spent = self.own.spent.saturating_sub(base.own.spent);
-        let seen = spent
-            .saturating_mul(WHOLE)
-            .checked_div(settled)
-            .unwrap_or(0);
+        let used = self.own.used.saturating_sub(base.own.used);
+        let seen = used.saturating_mul(WHOLE).checked_div(settled).unwrap_or(0);
         seen.max(self.share).max(LEAST_WEIGHT)
     }
 

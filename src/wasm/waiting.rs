@@ -3,8 +3,8 @@
 use super::Http;
 use super::bindings::{self, Proxy};
 use crate::base::time::{Moment, Nanos};
-use crate::engine::chain::Action;
-use crate::engine::waiting::{MESSAGE_WAIT, MOST_MESSAGES, Waiting};
+use crate::engine::chain::{Action, UNKNOWN_CLIENT};
+use crate::engine::waiting::{MESSAGE_WAIT, MOST_MESSAGES, Turn, Waiting};
 use crate::host::Clock;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -51,17 +51,20 @@ impl Ticks {
     }
 }
 
-/// Lets the request of the current stream wait. `false`: there is no room.
-pub fn hold(until: Moment, stream: &Rc<Http>) -> bool {
-    let added =
-        queue(|waiting| waiting.add(until, stream.id, Rc::clone(stream)).is_ok()).unwrap_or(false);
-    if added {
+/// Lets the request of the current stream, which is of this client, wait. `false`: there is no room.
+pub fn hold(until: Moment, client: u32, stream: &Rc<Http>) -> bool {
+    let added = queue(|waiting| {
+        let added = waiting.add(until, stream.id, client, Rc::clone(stream));
+        added.ok().map(|()| waiting.has_displaced())
+    });
+    let added = added.flatten();
+    if let Some(displaces) = added {
         stream.held.set(true);
-        if until < stream.root.ticks.next.get() {
+        if displaces || until < stream.root.ticks.next.get() {
             stream.root.ticks.set(Proxy.monotonic());
         }
     }
-    added
+    added.is_some()
 }
 
 /// Has the current stream looked at again, should its message not come. Without room it is not.
@@ -71,7 +74,8 @@ pub fn hold_reading(stream: &Rc<Http>) {
 
 /// Lets the current stream wait for a message, unless too many do. `false`: there is no room.
 pub fn hold_message(until: Moment, stream: &Rc<Http>) -> bool {
-    queue(|waiting| waiting.len() < MOST_MESSAGES).unwrap_or(false) && hold(until, stream)
+    queue(|waiting| waiting.len() < MOST_MESSAGES).unwrap_or(false)
+        && hold(until, UNKNOWN_CLIENT, stream)
 }
 
 /// Removes the stream from the queue: it has ended.
@@ -79,16 +83,20 @@ pub fn forget(stream: u32) {
     queue(|waiting| waiting.remove(stream));
 }
 
-/// Continues all requests whose moment has come. Call it in a tick of the context `root`.
+/// Continues all requests whose moment has come, and refuses those that have lost their place. Call it in a tick of the context `root`.
 pub fn resume(root: u32, now: Moment) {
     let mut away = false;
-    while let Some((id, stream)) = queue(|waiting| waiting.due(now)).flatten() {
+    while let Some((id, stream, turn)) = queue(|waiting| waiting.due(now)).flatten() {
         // It has ended: its own callbacks have released what it held.
         if !bindings::set_effective_context(id) {
             continue;
         }
         away = true;
-        if stream.on_resume() == Action::Continue {
+        let action = match turn {
+            Turn::Goes => stream.on_resume(),
+            Turn::Displaced => stream.on_displaced(),
+        };
+        if action == Action::Continue {
             bindings::continue_request();
         }
     }

@@ -273,3 +273,83 @@ fn an_upstream_does_not_speak_in_havens_name() {
     assert_eq!(stream.response_header("x-haven-cluster"), None);
     assert_eq!(stream.response_header("x-other").as_deref(), Some("1"));
 }
+
+/// Of 100 honest requests a second, from 9 addresses or API keys, of which one in 20 fails at first,
+/// how many were granted no retry, and how many there were. One client sends 300 that all fail, if
+/// it is `there`.
+fn unaided(
+    config: &Value,
+    there: bool,
+    of: impl Fn(u64) -> Vec<(&'static str, Vec<u8>)>,
+) -> [u64; 2] {
+    let proxy = Proxy::new(config);
+    let mut counts = [0, 0];
+    for n in 0..4_000u64 {
+        proxy.machine.advance(Nanos(2_500_000));
+        let hostile = n % 4 != 0;
+        if hostile && !there {
+            continue;
+        }
+        let headers = of(if hostile { 9 } else { n / 4 % 9 });
+        let headers: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| (*name, &value[..]))
+            .collect();
+        let stream = SimStream::request("GET", "/api", &headers);
+        let mut exchange = proxy.begin(&stream);
+        let retries = stream.request_header("x-envoy-max-retries");
+        let granted = retries.as_deref() == Some("1");
+        let failed = hostile || n / 4 % 20 == 7;
+        if n > 800 && !hostile && failed {
+            counts[0] += u64::from(!granted);
+            counts[1] += 1;
+        }
+        let tries = if failed && granted { 2 } else { 1 };
+        let status = if hostile || (failed && !granted) {
+            503
+        } else {
+            200
+        };
+        stream.fail(status, "via_upstream", Some("10.0.0.9:80"), tries);
+        exchange.on_response(&proxy.worker, &stream);
+        exchange.on_end(&proxy.worker);
+    }
+    counts
+}
+
+#[test]
+fn one_client_leaves_to_others_their_part_of_a_retry_budget() {
+    let route = |budget: Value| {
+        json!({"client_ip": {"source": "x-forwarded-for"},
+            "routes": [{"name": "r", "retry": {"attempts": 1, "on": ["5xx"], "budget": budget, "min_per_second": 0}}]})
+    };
+    let by_address =
+        |client: u64| vec![("x-forwarded-for", format!("192.0.2.{client}").into_bytes())];
+    let nobody = |_| Vec::new();
+    let mut by_key = route(json!(20));
+    by_key["concurrency_limits"] =
+        json!({"c": {"algorithm": "fixed", "limit": 1_000_000, "fair": [{"header": "x-api-key"}]}});
+    by_key["routes"][0]["concurrency_limit"] = json!("c");
+    // All come from one address, as behind a load balancer.
+    let keyed = |client: u64| vec![("x-api-key", client.to_string().into_bytes())];
+    for (case, budget) in [("a cap", json!(20)), ("auto", json!("auto"))] {
+        let config = route(budget);
+        for there in [false, true] {
+            let [unaided, failed] = unaided(&config, there, by_address);
+            assert!(
+                unaided * 20 <= failed,
+                "{case}, hostile: {there}: {unaided} of {failed}"
+            );
+        }
+        let [unaided, failed] = unaided(&config, true, nobody);
+        assert!(
+            unaided * 2 > failed,
+            "{case}, not told apart: {unaided} of {failed}"
+        );
+    }
+    let [unaided, failed] = unaided(&by_key, true, keyed);
+    assert!(
+        unaided * 20 <= failed,
+        "by fair's key: {unaided} of {failed}"
+    );
+}

@@ -279,7 +279,7 @@ fn a_shadow_counts_a_request_that_waits_and_is_late_once() {
     for (headers, total) in [(&[][..], 1), (&[("grpc-timeout", &b"0m"[..])], 2)] {
         let stream = SimStream::request("GET", "/api", headers);
         let mut exchange = Exchange::new(Rc::clone(&proxy.engine));
-        let Action::Wait { until } = exchange.on_request(&proxy.worker, &stream) else {
+        let Action::Wait { until, .. } = exchange.on_request(&proxy.worker, &stream) else {
             panic!("it is to wait")
         };
         proxy.machine.advance(until.since(proxy.machine.now()));

@@ -348,7 +348,7 @@ fn requests_are_paced_over_all_workers_whatever_happens() {
                                 Action::Continue | Action::Stop | Action::Read => {
                                     exchange.on_end(&worker)
                                 }
-                                Action::Wait { until } => {
+                                Action::Wait { until, .. } => {
                                     let mut seen = seen.borrow_mut();
                                     seen.moments.push(until.0);
                                     let waiting =

@@ -106,7 +106,7 @@ fn begin(engine: &Rc<Engine>, worker: &Worker, rng: &Rng) -> Option<Begun> {
             exchange,
             until: None,
         }),
-        Action::Wait { until } => Some(Begun {
+        Action::Wait { until, .. } => Some(Begun {
             stream,
             exchange,
             until: Some(until),

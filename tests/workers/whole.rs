@@ -84,7 +84,7 @@ fn begin(engine: &Rc<Engine>, worker: &Worker, rng: &Rng) -> Option<Sent> {
     let stream = SimStream::request(method, path, &headers);
     let mut exchange = Exchange::new(Rc::clone(engine));
     let mut action = exchange.on_request(worker, &stream);
-    if let Action::Wait { until } = action {
+    if let Action::Wait { until, .. } = action {
         assert!(exchange.is_waiting());
         action = match rng.below(5) {
             0 => exchange.on_no_room(worker, &stream),

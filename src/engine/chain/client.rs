@@ -1,9 +1,42 @@
-//! Where a request comes from.
+//! Where a request comes from, and whose it is.
 
+use super::{Context, Exchange};
+use crate::base::hash::{KeyHasher, high_half};
 use crate::base::headers::Headers;
 use crate::base::ip::Ip;
 use crate::document::{ClientIp, IpSource};
 use crate::host::{Property, Stream};
+use crate::request::Request;
+
+/// Whose requests are of whom nothing is known: all of them are one client's.
+pub const UNKNOWN: u32 = 0;
+
+impl Exchange {
+    /// Finds out whose request it is, where clients have shares: of the places in which requests
+    /// wait, and of a retry budget.
+    ///
+    /// It is what the `fair` key of a concurrency limit of the route says, which the configuration
+    /// names for this very purpose; else the client's address, by its prefix. Never the key of a
+    /// rate limit: it may be a header, of which each request can have another.
+    pub(super) fn identify<H, S>(&mut self, context: &Context<'_, H, S>, request: &Request<'_>) {
+        if !context.route.has_shares {
+            return;
+        }
+        // Not what a canary's upstream has: it shares the route's budget.
+        let fair = if self.stable.is_some() {
+            self.facts.stable_fair
+        } else {
+            self.facts.fair
+        };
+        let by_address = || {
+            let mut hasher = KeyHasher::new(context.engine.seed);
+            hasher.part(&request.client?.0.to_le_bytes());
+            Some(high_half(hasher.finish()))
+        };
+        let key = fair.into_iter().flatten().next();
+        self.facts.client = key.or_else(by_address).unwrap_or(UNKNOWN);
+    }
+}
 
 /// Where a request comes from.
 #[derive(Clone, Copy, Debug)]

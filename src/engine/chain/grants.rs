@@ -51,6 +51,7 @@ struct EndpointGrant {
 #[derive(Debug)]
 struct RetryGrant {
     budget: Rc<Shared<Budget>>,
+    client: u32,
     count: u32,
 }
 
@@ -170,10 +171,11 @@ impl Grants {
         });
     }
 
-    /// The proxy may make `count` retries of this budget.
-    pub(super) fn retry(&mut self, budget: &Rc<Shared<Budget>>, count: u32) {
+    /// The proxy may make `count` retries of this budget for the client.
+    pub(super) fn retry(&mut self, budget: &Rc<Shared<Budget>>, client: u32, count: u32) {
         self.retries = (count > 0).then(|| RetryGrant {
             budget: Rc::clone(budget),
+            client,
             count,
         });
     }
@@ -242,7 +244,7 @@ impl Grants {
         if let Some(granted) = self.retries.take() {
             granted
                 .budget
-                .with(|budget| budget.settle(granted.count, spent, well));
+                .with(|budget| budget.settle(granted.client, granted.count, spent, well));
         }
     }
 

@@ -2,7 +2,7 @@
 //! whose bodies are read.
 
 use super::{Action, Exchange, once};
-use crate::engine::{Bridge, Engine};
+use crate::engine::Engine;
 use crate::host::{Host, Message, Stream};
 use crate::policy::probe::grpc::{self, ProbeCall, ProbeRequest};
 use crate::policy::probe::{self, Probe};
@@ -98,7 +98,7 @@ impl Exchange {
                 let mut reply =
                     serving.map_or_else(|| probe.not_found(), |serving| probe.answer(serving));
                 if !probe.is_outer() {
-                    reply.headers.push((BRIDGED, engine.bridge_mark.clone()));
+                    reply.headers.push((BRIDGED, engine.bridge.mark().to_vec()));
                 }
                 reply
             }
@@ -116,46 +116,40 @@ impl Exchange {
         self.take_route(host, stream, request, true, false)
     }
 
-    /// Where no bridge stands a check goes to the service, and it must not pass its limits. So the
-    /// first finds out who answers, and until that is known, or if it is not a bridge, the others
-    /// are requests like any other.
+    /// Where no bridge stands a check goes to the service, and it must not pass its limits. So
+    /// checks are requests like any other until one was answered by a bridge: from then on they go
+    /// by all limits.
     fn pass_to_bridge<H: Host, S: Stream>(
         &mut self,
         engine: &Engine,
         host: &H,
         stream: &S,
     ) -> Action {
-        match engine.bridge.get() {
-            Bridge::There => self.bridged = true,
-            Bridge::Unknown => {
-                self.bridged = true;
-                engine.bridge.set(Bridge::Asked);
-            }
-            Bridge::Asked | Bridge::Missing => {
-                let headers = stream.headers(Message::Request);
-                let request = Request::new(&headers);
-                let action = self.take_route(host, stream, request, true, true);
-                self.bridged = engine.bridge.get() == Bridge::Missing;
-                return action;
-            }
-        }
-        Action::Continue
+        let action = if engine.bridge.is_there(host) {
+            Action::Continue
+        } else {
+            let headers = stream.headers(Message::Request);
+            let request = Request::new(&headers);
+            self.take_route(host, stream, request, true, true)
+        };
+        self.bridged = true;
+        action
     }
 
     /// Whether the answer to a health check that went on comes from the haven behind the bridge. If
     /// it does not, that is said once.
     pub(super) fn is_from_bridge<H: Host, S: Stream>(&self, host: &H, stream: &S) -> bool {
         let headers = stream.headers(Message::Response);
+        let bridge = &self.engine.bridge;
         let mark = headers.get(BRIDGED);
         if mark.is_some() {
             stream.remove_header(Message::Response, BRIDGED);
         }
-        if mark != Some(&self.engine.bridge_mark) {
-            self.engine.bridge.set(Bridge::Missing);
+        let there = mark == Some(bridge.mark());
+        bridge.found(host, there);
+        if !there {
             once::warn(host, NO_BRIDGE);
-            return false;
         }
-        self.engine.bridge.set(Bridge::There);
-        true
+        there
     }
 }

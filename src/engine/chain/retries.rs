@@ -48,10 +48,11 @@ impl Exchange {
             spare: room == Some(Room::Spare)
                 && half.is_some()
                 && left.is_none_or(|left| in_time(left, FAST)),
+            client: self.facts.client,
         };
         let totals = used.totals(route, host);
         let granted = used.budget.with(|budget| budget.grant(now, totals, ask));
-        self.grants.retry(&used.budget, granted);
+        self.grants.retry(&used.budget, ask.client, granted);
         host.add(used.requests, 1);
         let set = |name: &str, value: &str| {
             context

@@ -32,7 +32,8 @@
 //! The idea is that of max-min fairness (Bertsekas and Gallager, "Data Networks", 1992), with
 //! equal shares of what is there instead of an allocation.
 
-use crate::base::hash::{KeyHasher, Seed, of_names};
+use crate::base::hash::{KeyHasher, Seed, high_half, of_names};
+use crate::base::key_map::KeyMap;
 use crate::base::sort;
 use crate::base::time::{Moment, Nanos};
 use crate::host::SharedData;
@@ -116,7 +117,7 @@ impl FairShares {
     pub fn key(&self, request: &Request<'_>) -> Option<u32> {
         let mut hasher = KeyHasher::new(self.seed);
         let whole = key::hash(&self.parts, MissingKey::Skip, request, &mut hasher);
-        whole.then(|| halves(hasher.finish()).0)
+        whole.then(|| high_half(hasher.finish()))
     }
 
     /// Reads and changes the shares. They are never held over a host call, so that they are always
@@ -180,49 +181,6 @@ pub struct FairRecord {
     parts: Vec<WorkerPart>,
 }
 
-/// Counts by key, in the order of the keys: a few hundred at the most.
-#[derive(Debug, Default)]
-pub struct KeyMap(Vec<(u32, u32)>);
-
-impl KeyMap {
-    fn place(&self, key: u32) -> Result<usize, usize> {
-        self.0.binary_search_by_key(&key, |(known, _)| *known)
-    }
-
-    fn get(&self, key: u32) -> u32 {
-        let at = self.place(key).ok();
-        at.and_then(|at| self.0.get(at))
-            .map_or(0, |(_, count)| *count)
-    }
-
-    /// Adds to a key's count; what it was before.
-    pub fn add(&mut self, key: u32, count: u32) -> u32 {
-        match self.place(key) {
-            Ok(at) => self.0.get_mut(at).map_or(0, |(_, known)| {
-                let before = *known;
-                *known = known.saturating_add(count);
-                before
-            }),
-            Err(at) => {
-                self.0.insert(at, (key, count));
-                0
-            }
-        }
-    }
-
-    /// Takes one from a key's count; what is left of it, or `None` if there was none.
-    pub fn take(&mut self, key: u32) -> Option<u32> {
-        let at = self.place(key).ok()?;
-        let (_, count) = self.0.get_mut(at)?;
-        *count = count.saturating_sub(1);
-        let left = *count;
-        if left == 0 {
-            self.0.remove(at);
-        }
-        Some(left)
-    }
-}
-
 /// What a worker knows of the keys in flight.
 #[derive(Debug, Default)]
 pub struct KeyCounts {
@@ -272,8 +230,8 @@ impl KeyCounts {
 
     /// Requests of these keys are no more.
     pub fn leave_all(&mut self, keys: &KeyMap) {
-        for (key, count) in &keys.0 {
-            (0..*count).for_each(|_| self.leave(*key));
+        for (key, count) in keys.iter() {
+            (0..count).for_each(|_| self.leave(key));
         }
     }
 
@@ -362,7 +320,7 @@ impl KeyCounts {
             .parts
             .retain(|part| part.vm != vm && part.at.is_within(LOST, now));
         (self.others_total, self.others_rest) = (0, 0);
-        self.others.0.clear();
+        self.others.clear();
         self.others_missed = 0;
         let mut heard = Vec::new();
         for part in &record.parts {
@@ -384,16 +342,16 @@ impl KeyCounts {
         }
         heard.into_iter().for_each(|(key, at)| self.asks(key, at));
         self.others_total = self.others_total.saturating_add(self.others_rest);
-        let own = self.own.0.iter();
+        let own = self.own.iter();
         let only_own = own.filter(|(key, _)| self.others.get(*key) == 0).count();
-        self.keys = (only_own as u64).saturating_add(self.others.0.len() as u64);
+        self.keys = (only_own as u64).saturating_add(self.others.len() as u64);
         if record.parts.len() < MOST_WORKERS {
             record.parts.push(self.part(now, vm));
         }
     }
 
     fn part(&mut self, now: Moment, vm: u64) -> WorkerPart {
-        let mut listed = self.own.0.clone();
+        let mut listed: Vec<_> = self.own.iter().collect();
         if listed.len() > LISTED {
             sort::by_key(&mut listed, |(_, count)| Reverse(*count));
         }
@@ -482,9 +440,12 @@ fn joined(high: u32, low: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-#[allow(clippy::cast_possible_truncation, reason = "the halves of the number")]
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "the lower half of the number"
+)]
 const fn halves(number: u64) -> (u32, u32) {
-    ((number >> 32) as u32, number as u32)
+    (high_half(number), number as u32)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@
 //! the bound, what is left of the old one counts no more. So each counts for once to twice the
 //! bound, without a timer or an entry of its own.
 
-use super::fair::KeyMap;
+use crate::base::key_map::KeyMap;
 use crate::base::time::{Moment, Nanos};
 
 /// The bound; less where the deadline is shorter.

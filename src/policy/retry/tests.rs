@@ -8,6 +8,7 @@ fn ask(wanted: u32) -> GrantRequest {
     GrantRequest {
         wanted,
         spare: false,
+        client: 0,
     }
 }
 
@@ -78,7 +79,7 @@ impl Proxy {
             }
             self.totals.retries += u64::from(spent);
             if granted > 0 {
-                self.budgets[worker].settle(granted, spent.into(), Some(true));
+                self.budgets[worker].settle(0, granted, spent.into(), Some(true));
             }
         }
     }
@@ -145,7 +146,7 @@ fn the_floor_holds_where_requests_are_few_and_zero_is_none() {
         if granted > 0 {
             totals.retries += 1;
             retries += 1;
-            budget.settle(granted, 1, Some(true));
+            budget.settle(0, granted, 1, Some(true));
         }
     }
     assert!((24..=33).contains(&retries), "{retries} in 10 s");
@@ -183,7 +184,7 @@ fn a_host_without_metrics_still_has_a_bound() {
         now = now.plus(Nanos::from_millis(5));
         if budget.grant(now, Totals::default(), ask(1)) > 0 {
             granted += 1;
-            budget.settle(1, 1, Some(true));
+            budget.settle(0, 1, 1, Some(true));
         }
     }
     assert!((150..=250).contains(&granted), "{granted}");
@@ -205,7 +206,7 @@ fn a_worker_that_was_idle_takes_no_average_of_its_sleep() {
         if budget.grant(now, totals, ask(1)) > 0 {
             totals.retries += 1;
             granted += 1;
-            budget.settle(1, 1, Some(true));
+            budget.settle(0, 1, 1, Some(true));
         }
         totals.requests += 1;
     }
@@ -275,7 +276,7 @@ proptest! {
             prop_assert!(granted <= wanted);
             settled
                 .iter()
-                .for_each(|spent| budget.settle(wanted, *spent, Some(true)));
+                .for_each(|spent| budget.settle(0, wanted, *spent, Some(true)));
         }
     }
 }
@@ -289,6 +290,7 @@ fn auto_spends_what_is_spare_and_else_a_fifth() {
     let spare = GrantRequest {
         wanted: 2,
         spare: true,
+        client: 0,
     };
     // 1,000 requests in 2 s, of which each needs both of its retries.
     let storm = |config: &Retry, request: GrantRequest| {
@@ -296,7 +298,7 @@ fn auto_spends_what_is_spare_and_else_a_fifth() {
         for n in 0..1_000 {
             let now = Moment::from_millis(10_000 + n * 2);
             let granted = budget.grant(now, totals, request);
-            budget.settle(granted, granted.into(), Some(true));
+            budget.settle(0, granted, granted.into(), Some(true));
             totals.requests += 1;
             totals.retries += u64::from(granted);
         }
@@ -305,6 +307,7 @@ fn auto_spends_what_is_spare_and_else_a_fifth() {
     assert_eq!(storm(&auto, spare), 2_000, "there is room for all");
     let scarce = GrantRequest {
         spare: false,
+        client: 0,
         ..spare
     };
     assert!((100..=200).contains(&storm(&auto, scarce)), "a fifth");
@@ -322,9 +325,13 @@ fn what_was_spare_is_no_debt_when_room_is_scarce_but_counts_as_spent() {
         let granted = budget.grant(
             Moment::from_millis(ms),
             totals,
-            GrantRequest { wanted: 1, spare },
+            GrantRequest {
+                wanted: 1,
+                spare,
+                client: 0,
+            },
         );
-        budget.settle(granted, granted.into(), Some(true));
+        budget.settle(0, granted, granted.into(), Some(true));
         totals.requests += 1;
         totals.retries += u64::from(granted);
         granted
