@@ -49,8 +49,8 @@ worlds: ## simulated worlds: SEEDS=0..1000 for tables, SEED=n shows one, REAL=10
 fuzz: ## fuzz one target of fuzz/ with nightly Rust: TARGET=cost SECONDS=300
 	@scripts/fuzz.sh "$(TARGET)" "$(or $(SECONDS),60)"
 
-check-config: ## validate a filter config offline: FILE=config.json
-	@scripts/check_config.sh "$(FILE)"
+check-config: ## validate a filter config offline: FILE=config.json BOOTSTRAP=envoy.yaml
+	@scripts/check_config.sh "$(FILE)" $(BOOTSTRAP)
 
 lint: ## formatting, clippy on both targets, cargo deny
 	@scripts/lint.sh

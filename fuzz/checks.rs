@@ -1791,6 +1791,8 @@ type Got = (u16, Vec<u8>, Option<String>);
 /// get is the same as without them: all that a hostile client controls here (its deadline, its
 /// cancel, its body's end, what it sends twice, its spelling, its claims) decides nothing for others.
 ///
+/// Nor does it open a way past the hostile ones' own limits.
+///
 /// Each byte is an act of a hostile client; three fit between two requests.
 pub fn check_hostile(data: &[u8]) {
     let config = once_per_thread!(Config, || {
@@ -1816,11 +1818,15 @@ fn honest_world(config: &Config, hostile: &[u8]) -> Vec<Got> {
     const STEPS: u64 = 60;
     let proxy = Proxy::new(config, CasRules::Envoy);
     let begin = proxy.machine.now();
-    let (mut acts, mut open) = (hostile.iter(), Vec::new());
+    let (mut acts, mut open, mut passed) = (hostile.iter(), Vec::new(), [0; 16]);
     let mut got = Vec::new();
     for step in 0..STEPS {
         for act in acts.by_ref().take(3) {
-            open.extend(hostile_act(&proxy, *act, step));
+            let stream = hostile_act(&proxy, *act, step, &mut open);
+            let limited = stream.replied().is_some_and(|reply| reply.status == 429);
+            let passed = &mut passed[usize::from(act >> 4)];
+            *passed += u32::from(!limited);
+            assert!(*passed <= 40, "{act}: past the limit of its address");
         }
         let due = begin.plus(Nanos::from_millis(200 * (step + 1)));
         proxy.machine.advance(due.since(proxy.machine.now()));
@@ -1862,7 +1868,7 @@ fn answer(proxy: &Proxy, exchange: &mut Exchange, stream: &SimStream, status: u1
 }
 
 /// One act of a hostile client. What it leaves open stays so.
-fn hostile_act(proxy: &Proxy, act: u8, step: u64) -> Option<Exchange> {
+fn hostile_act(proxy: &Proxy, act: u8, step: u64, open: &mut Vec<Exchange>) -> SimStream {
     let client = format!("192.0.2.1, 198.51.100.{}", act >> 4);
     let mut headers: Vec<(&str, &[u8])> = vec![("x-forwarded-for", client.as_bytes())];
     let mut path = format!("/api/{}", step % 4);
@@ -1924,12 +1930,15 @@ fn hostile_act(proxy: &Proxy, act: u8, step: u64) -> Option<Exchange> {
                 );
                 exchange.on_cut(&proxy.worker, &stream);
             }
-            6 => return Some(exchange),
+            6 => {
+                open.push(exchange);
+                return stream;
+            }
             _ => answer(proxy, &mut exchange, &stream, 200, b"evil"),
         }
     }
     exchange.on_end(&proxy.worker);
-    None
+    stream
 }
 
 /// Two requests, one kept and one that fails: the second gets the answer of the first only if a

@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# check_config.sh FILE: validates a filter config with the filter's own code.
+# check_config.sh FILE [BOOTSTRAP]: validates a filter config with the filter's own code, and warns of
+# routes in an Envoy's bootstrap that go round the filter.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-[[ -n ${1:-} ]] || die "no file given" "make check-config FILE=path/to/config.json"
-[[ -r $1 ]] || die "$1 cannot be read"
+usage="make check-config FILE=path/to/config.json [BOOTSTRAP=path/to/envoy.yaml]"
+[[ -n ${1:-} ]] || die "no file given" "$usage"
+for file in "$@"; do
+  [[ -r $file ]] || die "$file cannot be read"
+done
 need_rust
 say "building the checker"
 cargo build --quiet --example check_config ||
   die "the checker does not compile" "what went wrong stands above"
-cargo run --quiet --example check_config -- "$1"
+cargo run --quiet --example check_config -- "$1" ${2:+--envoy "$2"}

@@ -253,19 +253,20 @@ impl Budget {
         retried < PROOF || helped.saturating_mul(5) >= retried
     }
 
-    /// Ends a grant of this client: `spent` retries came of it. `well`: the request was answered
-    /// well.
+    /// Ends a grant of this client: `spent` retries came of it. `well`: whether the request was
+    /// answered well; `None`: it was not answered, or ran into its client's own deadline, which
+    /// shows neither how likely a grant is used nor what retries are good for.
     pub fn settle(&mut self, client: u32, granted: u32, spent: u64, well: Option<bool>) {
         self.open = self.open.saturating_sub(granted.into());
         self.own.spent = self.own.spent.saturating_add(spent);
         let retries = u32::try_from(spent).unwrap_or(u32::MAX);
         self.shares.settle(client, granted, retries);
-        if self.shares.stands_out(client) {
+        let Some(well) = well.filter(|_| !self.shares.stands_out(client)) else {
             return;
-        }
+        };
         self.own.settled = self.own.settled.saturating_add(granted.into());
         self.own.used = self.own.used.saturating_add(spent);
-        if let Some(well) = well.filter(|_| spent > 0) {
+        if spent > 0 {
             self.own.retried = self.own.retried.saturating_add(1);
             self.own.helped = self.own.helped.saturating_add(well.into());
         }

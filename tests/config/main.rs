@@ -7,6 +7,7 @@ mod circuit_breaker;
 mod concurrency;
 mod deadline;
 mod document;
+mod envoy_routes;
 mod fallback;
 mod health_check;
 mod json;

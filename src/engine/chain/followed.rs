@@ -97,7 +97,7 @@ impl Exchange {
         well: Option<bool>,
     ) -> Option<Attempts> {
         if source.first.is_some() {
-            self.grants.settle_retries(0, None);
+            self.grants.settle_retries(0, Some(true));
             return source.first;
         }
         let granted = self.grants.retries();

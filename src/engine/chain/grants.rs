@@ -239,7 +239,7 @@ impl Grants {
     }
 
     /// The retries are over: `spent` of them were made. `well`: whether the request was answered
-    /// well, where that shows what they are good for.
+    /// well; `None`: that is not known, or its client has seen to it.
     pub(super) fn settle_retries(&mut self, spent: u64, well: Option<bool>) {
         if let Some(granted) = self.retries.take() {
             granted

@@ -169,7 +169,8 @@ section! {
         warm_up: Option<Span<MS, HOUR>> = Absent("off");
         /// With `leaky_bucket`: the longest that a request waits; one that would wait longer is
         /// refused. Waiting is as exact as the proxy's timers, about 1 ms. At most 1024 requests
-        /// wait in each worker.
+        /// wait in each worker; beyond that the client with most of them gives a place to one with
+        /// fewer.
         max_wait: Option<Span<0, HOUR>> = Absent("1s");
         /// One quota over many proxies through Envoy's RateLimitService.
         @soon global: Option<Global> = Absent("none");

@@ -203,3 +203,54 @@ fn what_is_over_is_forgotten_whichever_way_the_clock_goes() {
     shares.ask(Moment::from_secs(2), 1);
     assert!(!shares.has_spent_its_part(1, 50, 1), "stepped back");
 }
+
+/// Clients that hang up, and those that run into their own deadline, show nothing: in the storm that
+/// follows no more is granted at once than without them.
+#[test]
+fn cancels_make_no_grant_look_unlikely_to_be_used() {
+    let open = |cancels: bool| {
+        let config = Retry {
+            attempts: 1,
+            on: "5xx".into(),
+            grpc_on: String::new(),
+            methods: vec!["GET".into()],
+            budget: RetryBudget::Share(Percent(2_000)),
+            min_per_second: 0,
+        };
+        let (mut budget, mut totals) = (Budget::new(&config), Totals::default());
+        let mut granted_at_once = 0;
+        for n in 0..6_000u64 {
+            let now = Moment::from_millis(10_000 + n);
+            let mut ask = |client| {
+                let granted = budget.grant(
+                    now,
+                    totals,
+                    GrantRequest {
+                        wanted: 1,
+                        spare: false,
+                        client,
+                    },
+                );
+                totals.requests += 1;
+                (client, granted)
+            };
+            let (client, granted) = ask(u32::try_from(n % 16).unwrap());
+            let (other, cancelled) = if cancels { ask(HOSTILE) } else { (HOSTILE, 0) };
+            if n < 5_000 {
+                // All of them fail; the other one hangs up.
+                budget.settle(client, granted, granted.into(), Some(false));
+                totals.retries += u64::from(granted);
+                budget.settle(other, cancelled, 0, None);
+            } else {
+                granted_at_once += granted;
+            }
+        }
+        granted_at_once
+    };
+    let [with, without] = [open(true), open(false)];
+    // With its requests the budget is twice as large.
+    assert!(
+        with <= without * 2 + 20,
+        "{with} open grants, {without} without"
+    );
+}
