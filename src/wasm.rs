@@ -263,7 +263,9 @@ impl Http {
 
     fn on_response_headers(self: &Rc<Self>, end: bool) -> Action {
         match self.with(|exchange| exchange.on_response_headers(&*self.host, &Proxy, end)) {
-            Action::Wait { until } if waiting::hold_message(until, self) => Action::Stop,
+            Action::Wait { until, client } if waiting::hold_message(until, client, self) => {
+                Action::Stop
+            }
             Action::Wait { .. } => self.with(|exchange| exchange.on_no_room(&*self.host, &Proxy)),
             action => action,
         }

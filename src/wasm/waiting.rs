@@ -69,13 +69,12 @@ pub fn hold(until: Moment, client: u32, stream: &Rc<Http>) -> bool {
 
 /// Has the current stream looked at again, should its message not come. Without room it is not.
 pub fn hold_reading(stream: &Rc<Http>) {
-    hold_message(Proxy.monotonic().plus(MESSAGE_WAIT), stream);
+    hold_message(Proxy.monotonic().plus(MESSAGE_WAIT), UNKNOWN_CLIENT, stream);
 }
 
 /// Lets the current stream wait for a message, unless too many do. `false`: there is no room.
-pub fn hold_message(until: Moment, stream: &Rc<Http>) -> bool {
-    queue(|waiting| waiting.len() < MOST_MESSAGES).unwrap_or(false)
-        && hold(until, UNKNOWN_CLIENT, stream)
+pub fn hold_message(until: Moment, client: u32, stream: &Rc<Http>) -> bool {
+    queue(|waiting| waiting.len() < MOST_MESSAGES).unwrap_or(false) && hold(until, client, stream)
 }
 
 /// Removes the stream from the queue: it has ended.

@@ -362,7 +362,7 @@ fn requests_are_paced_over_all_workers_whatever_happens() {
                                     let waiting =
                                         Rc::new((RefCell::new(exchange), stream, until.0));
                                     assert!(
-                                        vm.queue.add(until, vm.next, waiting).is_ok()
+                                        vm.queue.add(until, vm.next, 0, waiting).is_ok()
                                             && vm.queue.len() <= CAPACITY
                                     );
                                 }
@@ -381,7 +381,7 @@ fn requests_are_paced_over_all_workers_whatever_happens() {
                             _ => {}
                         }
                         let now = worker.monotonic();
-                        while let Some((_, waiting)) = vm.queue.due(now) {
+                        while let Some((_, waiting, _)) = vm.queue.due(now) {
                             let action = waiting.0.borrow_mut().on_resume(&worker, &waiting.1);
                             assert_eq!(action, Action::Continue);
                             assert!(now.0 >= waiting.2, "none goes before its moment");

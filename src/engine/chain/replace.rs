@@ -121,6 +121,7 @@ impl Exchange {
         }
         Action::Wait {
             until: context.host.monotonic().plus(PATIENCE),
+            client: self.facts.client,
         }
     }
 
