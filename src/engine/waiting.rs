@@ -254,7 +254,7 @@ mod tests {
             let clients = 2 + rng.below(6);
             let share = CAPACITY as u64 / clients;
             let (mut waiting, mut refused) = (Waiting::new(), 0u64);
-            let mut has = vec![0u64; 8];
+            let mut has = [0u64; 8];
             for stream in 0..8_000u32 {
                 let greedy = rng.below(4) > 0;
                 let client = if greedy { 0 } else { rng.below(clients) };
