@@ -133,7 +133,7 @@ impl Exchange {
         }
         // An endpoint on trial is asked who answered, in the log callback.
         let first = self.grants.picked().first();
-        self.grants.settle_retries(0, None);
+        self.grants.settle_retries(0, Some(true));
         self.settle(context, Settlement::good(first), None, now);
     }
 
