@@ -4,7 +4,7 @@
 .PHONY: help wasm envoy demo test test-native test-sim test-wasm test-envoy compose-test \
   avail bench worlds fuzz check-config lint clean
 
-export ENVOY KEEP REAL SCENARIOS SCHEDULES STAND_INS SEED SEEDS SIZE WITHOUT
+export ENVOY IN_FLIGHT KEEP ONLY REAL SCENARIOS SCHEDULES STAND_INS SEED SEEDS SIZE WITHOUT
 
 help: ## show this list
 	@echo "make COMMAND [ENVOY=/path/to/envoy]"
@@ -31,7 +31,7 @@ test-sim: ## workers on the simulated host; SCHEDULES=n tries n times as many or
 test-wasm: ## the library's tests compiled to wasm32, under node
 	@scripts/test.sh wasm
 
-test-envoy: ## the filter in a real Envoy
+test-envoy: ## the filter in a real Envoy; ONLY=name; IN_FLIGHT=300 ONLY=in_flight for a long watch
 	@scripts/test.sh envoy
 
 compose-test: ## docker-compose.yml on a real engine; STAND_INS=1 where no image can be pulled

@@ -53,7 +53,8 @@ envoy() {
   HAVEN_ENVOY=$(scripts/envoy.sh) || return
   HAVEN_GRPCIO=$(scripts/grpcio.sh) || return
   export HAVEN_GRPCIO HAVEN_ENVOY HAVEN_WASM=$PWD/dist/haven.wasm
-  cargo test --no-fail-fast "${flags[@]}"
+  [[ -z ${IN_FLIGHT:-} ]] || export HAVEN_IN_FLIGHT_SECONDS=$IN_FLIGHT
+  cargo test --no-fail-fast "${flags[@]}" ${ONLY:+"$ONLY"} ${IN_FLIGHT:+-- --show-output}
 }
 
 declare -A words=([native]="native" [sim]="on simulated workers" [wasm]="in wasm"

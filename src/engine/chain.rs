@@ -129,6 +129,7 @@ struct Facts {
     grpc: bool,
     /// Its answer has no body.
     head: bool,
+    get: bool,
     /// Whether the request may be tried again.
     retriable: bool,
     request_id: Vec<u8>,
@@ -257,6 +258,7 @@ impl Exchange {
         let route = context.route;
         self.facts.grpc = request.is_grpc();
         self.facts.head = request.method == b"HEAD";
+        self.facts.get = request.method == b"GET";
         if route.needs_request_id {
             let id = request.headers.get("x-request-id");
             self.facts.request_id = id.unwrap_or_default().to_vec();
@@ -473,6 +475,7 @@ impl Exchange {
 
     /// The exchange is over, however it ended. May be called again.
     pub fn on_end<H: Host>(&mut self, host: &H) {
+        self.drop_response(host);
         if !std::mem::replace(&mut self.over, true) {
             self.engine.ended.set(self.deadline.until);
         }

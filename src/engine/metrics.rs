@@ -10,6 +10,7 @@ use crate::document::{self, Mode};
 use crate::host::{MetricId, MetricKind, Metrics, SharedCounter, SharedCounters};
 use crate::policy::circuit_breaker::Meters;
 use crate::policy::circuit_breaker::{Phase, TripReason};
+use crate::policy::fallback::stale::rules::Unkept;
 use crate::request::Reason;
 
 /// Defines metrics, and the counters that workers share.
@@ -317,6 +318,11 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
             "haven_stale_evictions_total",
             &[("policy", policy)],
         )
+    }
+
+    pub(super) fn stale_unkept(&self, policy: &str, why: Unkept) -> MetricId {
+        let labels = [("policy", policy), ("reason", why.word())];
+        self.define(MetricKind::Counter, "haven_stale_unkept_total", &labels)
     }
 
     pub(super) fn upstream_duration(&self, route: &str) -> MetricId {

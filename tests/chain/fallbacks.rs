@@ -566,3 +566,66 @@ fn a_get_with_a_body_gets_no_kept_answer() {
     assert_eq!(ask(false), b"static");
     assert_eq!(ask(true), b"good");
 }
+
+#[test]
+fn why_an_answer_was_not_kept_is_counted() {
+    type Pairs<'a> = &'a [(&'a str, &'a [u8])];
+    let cases: &[(&str, Pairs<'_>, Pairs<'_>, &[u8])] = &[
+        ("request", &[("authorization", b"x")], &[], b"a"),
+        ("request", &[("cache-control", b"no-store")], &[], b"a"),
+        ("forbidden", &[], &[("cache-control", b"private")], b"a"),
+        ("forbidden", &[], &[("pragma", b"no-cache")], b"a"),
+        ("personal", &[], &[("set-cookie", b"a=b")], b"a"),
+        ("cookie", &[("cookie", b"a=b")], &[], b"a"),
+        ("vary", &[], &[("vary", b"*")], b"a"),
+        ("expired", &[], &[("expires", b"0")], b"a"),
+        ("expired", &[], &[("age", b"301")], b"a"),
+        ("headers", &[], &[("content-length", b"x")], b"a"),
+        ("too_large", &[], &[("content-length", b"9")], b"123456789"),
+        ("too_large", &[], &[], b"123456789"),
+        ("cut", &[], &[("content-length", b"2")], b"a"),
+    ];
+    for (reason, request, response, body) in cases {
+        let proxy = Proxy::new(&stale(&json!({})));
+        let stream = SimStream::request("GET", "/api", request);
+        let mut exchange = proxy.begin(&stream);
+        let framing: (&str, &[u8]) = ("transfer-encoding", b"chunked");
+        let all = [&[framing], *response].concat();
+        stream.answer(200, Some("10.0.0.9:80"), &all);
+        exchange.on_response_headers(&proxy.worker, &stream, false);
+        stream.piece(body);
+        exchange.on_response_body(&proxy.worker, &stream, body.len(), true);
+        exchange.on_end(&proxy.worker);
+        exchange.on_end(&proxy.worker);
+        let told = proxy.machine.metrics_of("haven_stale_unkept_total");
+        let told: Vec<_> = told.into_iter().filter(|(_, count)| *count > 0).collect();
+        let wanted = format!("haven_stale_unkept_total;policy=f;reason={reason}");
+        assert_eq!(told, [(wanted, 1)], "{request:?} {response:?}");
+        assert_eq!(proxy.failing().0, 203);
+    }
+    // Neither length nor chunks; and a stream that ends in the middle.
+    for (reason, end) in [("no_end", true), ("cut", false)] {
+        let proxy = Proxy::new(&stale(&json!({})));
+        let stream = SimStream::request("GET", "/api", &[]);
+        let mut exchange = proxy.begin(&stream);
+        let framed: Pairs<'_> = if end {
+            &[]
+        } else {
+            &[("transfer-encoding", b"chunked")]
+        };
+        stream.answer(200, Some("10.0.0.9:80"), framed);
+        exchange.on_response_headers(&proxy.worker, &stream, false);
+        stream.piece(b"a");
+        exchange.on_response_body(&proxy.worker, &stream, 1, end);
+        exchange.on_end(&proxy.worker);
+        let name = format!("haven_stale_unkept_total;policy=f;reason={reason}");
+        assert_eq!(proxy.machine.metric(&name), 1, "{reason}");
+    }
+    // What nobody would want kept is no matter of reasons.
+    let proxy = Proxy::new(&stale(&json!({})));
+    proxy.serve("HEAD", &[], &[b""]);
+    proxy.serve("POST", &[], &[b"a"]);
+    proxy.serve("GET", &[], &[b"a"]);
+    let told = proxy.machine.metrics_of("haven_stale_unkept_total");
+    assert!(told.iter().all(|(_, count)| *count == 0), "{told:?}");
+}

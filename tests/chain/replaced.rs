@@ -20,7 +20,6 @@ fn plain() -> Value {
 fn fail(stream: &SimStream) {
     let headers: &[(&str, &[u8])] = &[
         ("content-type", b"text/failed"),
-        ("content-length", b"6"),
         ("content-encoding", b"gzip"),
         ("transfer-encoding", b"chunked"),
         ("set-cookie", b"a=b"),
@@ -183,4 +182,26 @@ fn upstreams_that_hang_in_their_bodies_do_not_change_what_is_known() {
         assert!(!ask(false), "a reply of its own");
     }
     assert!(ask(true), "in place");
+}
+
+#[test]
+fn a_failure_that_announces_more_than_has_come_is_answered_at_once() {
+    for (announced, in_place) in [(6, true), (7, false), (100_000, false)] {
+        let proxy = Proxy::new(&plain());
+        let stream = SimStream::request("GET", "/api", &[]);
+        let mut exchange = proxy.begin(&stream);
+        let announced = announced.to_string();
+        let length = [("content-length", announced.as_bytes())];
+        stream.answer(500, Some("10.0.0.1:80"), &length);
+        exchange.on_response_headers(&proxy.worker, &stream, false);
+        stream.piece(b"failed");
+        let action = exchange.on_response_body(&proxy.worker, &stream, 6, false);
+        let wanted = if in_place { Action::Read } else { Action::Stop };
+        assert_eq!(action, wanted);
+        if in_place {
+            exchange.on_response_body(&proxy.worker, &stream, 0, true);
+        }
+        assert_eq!(stream.sent(), (203, b"instead".to_vec()));
+        assert_eq!(stream.replied().is_none(), in_place);
+    }
 }

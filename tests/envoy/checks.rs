@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use crate::filter::{Steady, assert_sound, counted, endpoints};
+use crate::filter::{Steady, assert_sound, counted, endpoints, hanging};
 use crate::support::{
     Client, Cluster, Component, Envoy, EnvoyConfig, Retry, Route, Update, Upstream, load, run,
     run_alone, wait_for,
@@ -617,5 +617,47 @@ fn how_long_a_bad_endpoint_harms() {
             }
             assert_sound(&mut envoy).await;
         }
+    });
+}
+
+#[test]
+fn a_check_that_envoy_refuses_by_its_own_limits_says_nothing_of_the_endpoint() {
+    run(async {
+        let bounds = json!({"max_requests": 1});
+        let upstream = Upstream::start("a").await;
+        let addr = upstream.addr();
+        let cluster = Cluster::new("users", [addr])
+            .with(&json!({"circuit_breakers": {"thresholds": [bounds]}}));
+        let config = EnvoyConfig::empty()
+            .cluster(cluster)
+            .route(Route::to("/", "users"));
+        let filter = filter(&[addr], &json!({}));
+        let mut envoy = Envoy::start(config.haven(&filter)).await;
+        all_are_known(&envoy, 1).await;
+        upstream.set(|faults| faults.hang = true).await;
+        // A check may have the only place just then.
+        let mut held = Vec::new();
+        wait_for("a request holds the place", async || {
+            let client = envoy.h1();
+            held.push(hanging(async move { client.get("/").await }));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            upstream.counters().in_flight > 0
+        })
+        .await;
+        // For longer than the three failures that would take it out.
+        wait_for("nothing is known of it", async || {
+            envoy.logs().contains("UP -> UNKNOWN: not asked")
+        })
+        .await;
+        assert!(!envoy.logs().contains("-> DOWN"));
+        assert_eq!(ready(&envoy).await.0, 200);
+        drop(held);
+        upstream.heal().await;
+        wait_for("it serves", async || {
+            envoy.h1().get("/").await.unwrap().status == 200
+        })
+        .await;
+        assert!(!envoy.logs().contains("-> DOWN"));
+        assert_sound(&mut envoy).await;
     });
 }

@@ -1,8 +1,9 @@
 //! Counts of requests in flight in a real Envoy without any fault: no scrape shows one below zero,
 //! and a limit of three never lets four in.
 //!
-//! By hand for longer: `HAVEN_IN_FLIGHT_SECONDS=60` runs 30/s and 3,000/s with 1, 2, 4 and 8
-//! workers, with a reload every 7 s.
+//! For longer: `make test-envoy ONLY=in_flight IN_FLIGHT=300` runs 30/s and 3,000/s (or what the
+//! machine carries: the line for each says it) with 1, 2, 4 and 8 workers for 300 s each, with a
+//! reload every 7 s.
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
 //! What Envoy answers by itself, one test for each row of the table in docs/troubleshooting.md: who
 //! is blamed, what the client gets, and what the access log says.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::filter::{
@@ -14,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Two routes over the same upstream: the first has a fallback for everything, which answers 203
 /// with the reason. One failure opens any breaker.
-fn filter(addrs: &[std::net::SocketAddr]) -> Value {
+fn filter(addrs: &[SocketAddr]) -> Value {
     let once = json!({"consecutive_failures": 1, "open_duration": "10m"});
     json!({
         "circuit_breakers": {"endpoint": once, "route": once},
@@ -195,6 +196,107 @@ fn a_failure_in_another_dress_is_a_failure() {
             assert_eq!((reply.status, reply.text().as_str()), (203, reason));
             assert!(opened(&envoy).await > 0);
             assert_sound(&mut envoy).await;
+        }
+    });
+}
+
+/// A server of HTTP/2 in bare frames: it answers a connection's first request with 200, and each
+/// further one with these bytes.
+async fn bare_http2(further: fn(u32) -> Vec<u8>) -> (SocketAddr, tokio::task::JoinHandle<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let task = tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve_http2(stream, further));
+        }
+    });
+    (addr, task)
+}
+
+/// A frame of HTTP/2 (RFC 9113, 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
+    [&head, payload].concat()
+}
+
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+
+async fn serve_http2(
+    mut stream: tokio::net::TcpStream,
+    further: fn(u32) -> Vec<u8>,
+) -> std::io::Result<()> {
+    stream.read_exact(&mut [0; 24]).await?;
+    stream.write_all(&frame(SETTINGS, 0, 0, &[])).await?;
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await?;
+        let [a, b, c, kind, flags, number @ ..] = head;
+        let number = u32::from_be_bytes(number);
+        let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+        stream.read_exact(&mut payload).await?;
+        let answer = match kind {
+            SETTINGS | PING if flags & 1 == 0 => {
+                let echo: &[u8] = if kind == PING { &payload } else { &[] };
+                frame(kind, 1, 0, echo)
+            }
+            // `:status: 200` is a single byte of HPACK; the flags end headers and stream.
+            HEADERS if number == 1 => frame(HEADERS, 5, number, &[0x88]),
+            HEADERS => further(number),
+            _ => continue,
+        };
+        stream.write_all(&answer).await?;
+    }
+}
+
+/// The server takes no more streams, and has not begun this one: its last is the one before.
+fn goaway(number: u32) -> Vec<u8> {
+    let last = (number - 2).to_be_bytes();
+    frame(GOAWAY, 0, 0, &[last, [0; 4]].concat())
+}
+
+fn refuse(number: u32) -> Vec<u8> {
+    frame(RST_STREAM, 0, number, &7u32.to_be_bytes())
+}
+
+#[test]
+fn a_stream_that_an_endpoint_has_not_begun_is_nobodys_failure() {
+    run(async {
+        for further in [goaway as fn(u32) -> Vec<u8>, refuse] {
+            let (addr, server) = bare_http2(further).await;
+            let config = EnvoyConfig::empty()
+                .cluster(Cluster::new("users", [addr]).http2())
+                .route(Route::to("/", "users"))
+                .concurrency(1);
+            let mut envoy = Envoy::start(config.haven(&filter(&[addr]))).await;
+            let (mut unbegun, mut lines) = (0, 0);
+            for _ in 0..6 {
+                for (path, instead) in [("/echo/calm", 203), ("/echo/bare", 503)] {
+                    let reply = envoy.h1().get(path).await.unwrap();
+                    lines += 1;
+                    if reply.status == 200 {
+                        continue;
+                    }
+                    unbegun += 1;
+                    assert_eq!(reply.status, instead, "{reply:?}");
+                    let known = details(&envoy, lines).await;
+                    assert!(known.contains("remote_refused_stream_reset"), "{known}");
+                    let text = if instead == 203 {
+                        "upstream_error"
+                    } else {
+                        "reset before"
+                    };
+                    assert!(reply.text().contains(text), "{reply:?}");
+                }
+            }
+            assert!(unbegun >= 5, "{unbegun}");
+            assert_eq!(opened(&envoy).await, 0, "one failure would open each");
+            assert_sound(&mut envoy).await;
+            server.abort();
         }
     });
 }

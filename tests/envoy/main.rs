@@ -39,3 +39,5 @@ mod reload;
 mod replaced;
 mod retry;
 mod settings;
+mod state;
+mod symptoms;

@@ -53,6 +53,7 @@ pub struct EnvoyConfig {
     internal_clients: bool,
     filters_before: Vec<Value>,
     filters_after: Vec<Value>,
+    beside: Vec<Self>,
     manager: Value,
     runtime: Value,
     wasm: Option<String>,
@@ -78,6 +79,7 @@ impl Default for EnvoyConfig {
             internal_clients: false,
             filters_before: Vec::new(),
             filters_after: Vec::new(),
+            beside: Vec::new(),
             manager: json!({}),
             runtime: json!({}),
             wasm: None,
@@ -243,6 +245,13 @@ impl EnvoyConfig {
         self
     }
 
+    /// With a second listener in the same process: that of another configuration, whose clusters
+    /// are to be among these.
+    pub fn listener(mut self, other: &Self) -> Self {
+        self.beside.push(other.clone());
+        self
+    }
+
     /// With more arguments on Envoy's command line.
     pub fn args<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {
         self.args.extend(args.into_iter().map(str::to_owned));
@@ -269,7 +278,13 @@ impl EnvoyConfig {
         let listeners = if self.lds {
             vec![]
         } else {
-            vec![self.listener()?]
+            let mut listeners = vec![self.own_listener()?];
+            for (number, other) in self.beside.iter().enumerate() {
+                let mut listener = other.own_listener()?;
+                listener["name"] = json!(format!("beside-{number}"));
+                listeners.push(listener);
+            }
+            listeners
         };
         let clusters: Vec<Value> = self.clusters.iter().map(Cluster::to_json).collect();
         let tags: Vec<Value> = LABELS
@@ -295,7 +310,7 @@ impl EnvoyConfig {
         if !self.lds || self.text.is_some() {
             return Ok(None);
         }
-        let mut listener = self.listener()?;
+        let mut listener = self.own_listener()?;
         listener["@type"] = json!("type.googleapis.com/envoy.config.listener.v3.Listener");
         Ok(Some(
             json!({"version_info": version.to_string(), "resources": [listener]}).to_string(),
@@ -306,7 +321,7 @@ impl EnvoyConfig {
         self.lds
     }
 
-    fn listener(&self) -> Result<Value, String> {
+    fn own_listener(&self) -> Result<Value, String> {
         let mut filters = self.filters_before.clone();
         let mut logs = vec![access_log()];
         if let Some(filter) = &self.filter {

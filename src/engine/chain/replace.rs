@@ -8,10 +8,11 @@
 //! | ends with its headers | rewritten, if the fallback's has no body either (HEAD, gRPC) |
 //! | the same, and the fallback has a body | a local reply: the ABI has no call that begins one |
 //! | its body takes longer than [`PATIENCE`] | a local reply: no client waits for a failure's text |
+//! | more of it follows than has come at once | a local reply: whoever breaks it off meanwhile has the proxy answer, unseen by filters |
 //! | the host holds its body back too | a local reply, as soon as that is known: [`Bodies`] |
 
 use super::{Action, Context, Exchange, once};
-use crate::base::headers::HeaderMap;
+use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::text::number;
 use crate::base::time::Nanos;
 use crate::host::{Host, Message, Reply, SharedData, Stream};
@@ -81,6 +82,8 @@ pub(super) struct Replacement {
     reply: Reply,
     /// The proxy made it: its body follows at once.
     own: bool,
+    /// How much of its body is still to come, where it says so.
+    left: Option<u64>,
 }
 
 impl Exchange {
@@ -115,7 +118,8 @@ impl Exchange {
         if end {
             return Action::Continue;
         }
-        self.replacement = Some(Box::new(Replacement { reply, own }));
+        let left = failed.get("content-length").and_then(parse_number);
+        self.replacement = Some(Box::new(Replacement { reply, own, left }));
         if own && engine.bodies.get() == Bodies::Come {
             return Action::Read;
         }
@@ -188,11 +192,12 @@ impl Exchange {
         end: bool,
     ) -> Action {
         self.engine.bodies.set(Bodies::Come);
-        let Some(it) = self.replacement.take() else {
+        let Some(mut it) = self.replacement.take() else {
             return Action::Continue;
         };
         if !end {
-            if stream.replace_body(size, &[]) {
+            it.left = it.left.map(|left| left.saturating_sub(size as u64));
+            if it.left.is_none_or(|left| left == 0) && stream.replace_body(size, &[]) {
                 self.replacement = Some(it);
                 return Action::Read;
             }

@@ -6,6 +6,7 @@ use crate::base::ip::Ip;
 use crate::base::time::Moment;
 use crate::host::{Host, Stream};
 use crate::policy::fallback::stale::Draft;
+use crate::policy::fallback::stale::rules::Unkept;
 
 impl Exchange {
     /// A good response begins: it is copied if it may be kept. What another cluster answered is not
@@ -21,9 +22,10 @@ impl Exchange {
         }
         if let (Some(store), Some(asked)) = (context.route.stale_store(), &self.facts.asked) {
             let config = &context.engine.client_ip;
-            let draft = store
+            let begun = store
                 .policy
                 .begin(asked, headers, now, || context.host.wall());
+            let draft = store.drafted(context.host, begun);
             // Whose share of the store it takes. The address may cost a host call: only for what is
             // kept, about once a second for each response.
             let of_client = |draft: Draft| {
@@ -32,22 +34,33 @@ impl Exchange {
                 draft.of_client(client.map(masked))
             };
             self.draft = draft.map(of_client).map(Box::new);
+        } else if let Some(store) = context.route.stale_store()
+            && self.facts.get
+            && headers.get(":status") == Some(b"200")
+        {
+            store.skip(context.host, Unkept::Request);
         }
     }
 
     /// Copies a piece of it; given up when it has become too long.
-    pub(super) fn copy_piece<H, S: Stream>(&mut self, context: &Context<'_, H, S>, size: usize) {
+    pub(super) fn copy_piece<H: Host, S: Stream>(
+        &mut self,
+        context: &Context<'_, H, S>,
+        size: usize,
+    ) {
         let (Some(draft), Some(store)) = (self.draft.take(), context.route.stale_store()) else {
             return;
         };
         if size == 0 {
             self.draft = Some(draft);
-        } else if store.policy.has_room(&draft, size) {
-            let piece = context.stream.body(size);
-            let piece = piece.filter(|piece| piece.len() == size);
-            self.draft = piece
-                .and_then(|piece| store.policy.add(*draft, &piece))
-                .map(Box::new);
+        } else {
+            let added = store.policy.check_room(&draft, size).and_then(|()| {
+                let piece = context.stream.body(size);
+                let piece = piece.filter(|piece| piece.len() == size);
+                store.policy.add(*draft, &piece.ok_or(Unkept::Cut)?)
+            });
+            let copy = store.drafted(context.host, added.map(Some));
+            self.draft = copy.map(Box::new);
         }
     }
 
@@ -61,6 +74,18 @@ impl Exchange {
             return;
         };
         let (host, random) = (context.host, context.engine.rng.bits());
+        if !draft.is_whole() {
+            return store.skip(host, Unkept::Cut);
+        }
         store.count(host, store.policy.keep(host, &asked, &draft, random));
+    }
+
+    /// The stream has ended: what was being copied then was cut.
+    pub(super) fn drop_response<H: Host>(&mut self, host: &H) {
+        if self.draft.take().is_some()
+            && let Some(store) = self.route.as_ref().and_then(|route| route.stale_store())
+        {
+            store.skip(host, Unkept::Cut);
+        }
     }
 }

@@ -22,7 +22,7 @@ use crate::base::time::{Moment, Nanos, UnixTime};
 use crate::host::SharedData;
 use crate::request::Request;
 use crate::store::Contended;
-use rules::Terms;
+use rules::{Terms, Unkept};
 use std::cell::Cell;
 use std::rc::Rc;
 use table::{Place, SizeChange, StaleTable};
@@ -91,6 +91,12 @@ impl Draft {
     #[must_use]
     pub fn of_client(self, client: Option<Ip>) -> Self {
         Self { client, ..self }
+    }
+
+    /// Whether all of the body is there that its response has announced.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.length.is_none_or(|length| length == self.body.len())
     }
 }
 
@@ -187,41 +193,46 @@ impl Stale {
         })
     }
 
-    /// Begins a copy of this response, if it may be kept and is due. `wall`: what time it is; read
-    /// only then.
-    #[must_use]
+    /// Begins a copy of this response, if it is due. `wall`: what time it is; read only then. `None`:
+    /// it is not due, or none that anybody would want kept.
+    ///
+    /// # Errors
+    /// Why it may not be kept.
     pub fn begin(
         &self,
         asked: &StaleRequest,
         response: &HeaderMap,
         now: Moment,
         wall: impl FnOnce() -> UnixTime,
-    ) -> Option<Draft> {
-        if !asked.get {
-            return None;
+    ) -> Result<Option<Draft>, Unkept> {
+        if !asked.get || response.get(":status") != Some(b"200") {
+            return Ok(None);
         }
         let length = match response.get("content-length") {
-            Some(length) => Some(
-                usize::try_from(parse_number(length)?)
-                    .ok()
-                    .filter(|n| *n <= self.config.max_body)?,
-            ),
+            Some(length) => {
+                let length = parse_number(length).ok_or(Unkept::Headers)?;
+                let length = usize::try_from(length).unwrap_or(usize::MAX);
+                if length > self.config.max_body {
+                    return Err(Unkept::TooLarge);
+                }
+                Some(length)
+            }
             None => None,
         };
         let by_cookie = self.config.vary.iter().any(|name| name == "cookie");
-        let names = rules::varied(response)?;
+        let names = rules::varied(response).ok_or(Unkept::Vary)?;
         let terms = rules::terms(&asked.headers, response, &names, by_cookie)?;
         let mut varied = Vec::new();
         push_values(&mut varied, &names, &asked.headers);
         // Before the headers are copied: most responses to a busy request end here.
         if !self.is_due(asked.tag ^ self.hash(&varied).rotate_left(1), now) {
-            return None;
+            return Ok(None);
         }
-        let terms = terms.aged(rules::apparent_age(response, wall()))?;
-        if Nanos::from_secs(terms.age.into()) > self.config.max_age {
-            return None;
-        }
-        let head = rules::kept(response)?;
+        let terms = terms.aged(rules::apparent_age(response, wall()));
+        let terms = terms
+            .filter(|terms| Nanos::from_secs(terms.age.into()) <= self.config.max_age)
+            .ok_or(Unkept::Expired)?;
+        let head = rules::kept(response).ok_or(Unkept::Headers)?;
         let size = [
             asked.key.len(),
             varied.len(),
@@ -230,10 +241,10 @@ impl Stale {
             table::SLOT_HEAD,
         ];
         if size.into_iter().fold(0, usize::saturating_add) > config::Stale::HEAD {
-            return None;
+            return Err(Unkept::Headers);
         }
         let passing = Passing(Rc::clone(&self.passing), 0);
-        Some(Draft {
+        Ok(Some(Draft {
             terms,
             received: now,
             varied,
@@ -243,32 +254,41 @@ impl Stale {
             length,
             client: None,
             passing,
-        })
+        }))
     }
 
-    /// Adds a piece of the body. `None`: the copy has become too long, or ends with its upstream's
-    /// connection, and is dropped: a server that dies would have cut it unseen.
-    #[must_use]
-    pub fn add(&self, mut draft: Draft, piece: &[u8]) -> Option<Draft> {
-        if !draft.framed || !self.has_room(&draft, piece.len()) {
-            return None;
-        }
+    /// Adds a piece of the body.
+    ///
+    /// # Errors
+    /// The copy has become too long, or ends with its upstream's connection, and is dropped: a server
+    /// that dies would have cut it unseen.
+    pub fn add(&self, mut draft: Draft, piece: &[u8]) -> Result<Draft, Unkept> {
+        self.check_room(&draft, piece.len())?;
         draft.body.extend_from_slice(piece);
         draft.passing.1 = draft.passing.1.saturating_add(piece.len());
         self.passing
             .set(self.passing.get().saturating_add(piece.len()));
-        Some(draft)
+        Ok(draft)
     }
 
     /// Whether a piece of this length may still be added.
-    #[must_use]
-    pub fn has_room(&self, draft: &Draft, piece: usize) -> bool {
-        draft.body.len().saturating_add(piece) <= self.config.max_body
-            && self.passing.get().saturating_add(piece) <= self.config.max_bytes
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub fn check_room(&self, draft: &Draft, piece: usize) -> Result<(), Unkept> {
+        if !draft.framed {
+            Err(Unkept::NoEnd)
+        } else if draft.body.len().saturating_add(piece) > self.config.max_body {
+            Err(Unkept::TooLarge)
+        } else if self.passing.get().saturating_add(piece) > self.config.max_bytes {
+            Err(Unkept::NoRoom)
+        } else {
+            Ok(())
+        }
     }
 
-    /// Keeps a copy that is complete. `ticket` is random. Returns what changed; `None`: the
-    /// response was cut off, or another worker was faster.
+    /// Keeps a copy that is complete. `ticket` is random. Returns what changed; `None`: another
+    /// worker was faster, or the copy is not complete (see [`Draft::is_whole`]).
     ///
     /// # Errors
     /// [`Contended`]: it was not kept.
@@ -279,10 +299,7 @@ impl Stale {
         draft: &Draft,
         ticket: u64,
     ) -> Result<Option<SizeChange>, Contended> {
-        if draft
-            .length
-            .is_some_and(|length| length != draft.body.len())
-        {
+        if !draft.is_whole() {
             return Ok(None);
         }
         let Some(record) = record(asked, draft) else {

@@ -82,6 +82,68 @@ const TARGETED: &[&str] = &["cdn-cache-control", "surrogate-control"];
 /// Families of such headers.
 const DROPPED_FAMILIES: &[&str] = &[":", "x-envoy-", "x-haven-", "x-ratelimit-"];
 
+/// Why an answer to a GET with status 200 is not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unkept {
+    /// The request's own headers or its body are not for others.
+    Request,
+    /// The answer's directives say so.
+    Forbidden,
+    /// It hands its client something of its own.
+    Personal,
+    /// It may be for one user alone.
+    Cookie,
+    /// It varies by anything, or by too much.
+    Vary,
+    /// It is too old already.
+    Expired,
+    /// Its headers are too many or too long, or no headers.
+    Headers,
+    /// Its body is too long.
+    TooLarge,
+    /// Too many are being copied.
+    NoRoom,
+    /// Where its body ends can't be told from where its upstream did.
+    NoEnd,
+    /// It was cut.
+    Cut,
+}
+
+impl Unkept {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Request,
+        Self::Forbidden,
+        Self::Personal,
+        Self::Cookie,
+        Self::Vary,
+        Self::Expired,
+        Self::Headers,
+        Self::TooLarge,
+        Self::NoRoom,
+        Self::NoEnd,
+        Self::Cut,
+    ];
+
+    /// Its name in metrics.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::Forbidden => "forbidden",
+            Self::Personal => "personal",
+            Self::Cookie => "cookie",
+            Self::Vary => "vary",
+            Self::Expired => "expired",
+            Self::Headers => "headers",
+            Self::TooLarge => "too_large",
+            Self::NoRoom => "no_room",
+            Self::NoEnd => "no_end",
+            Self::Cut => "cut",
+        }
+    }
+}
+
 /// The longest time in seconds; what is longer is as good as unbounded (RFC 9111, 1.2.2).
 const MOST: u32 = i32::MAX.unsigned_abs();
 
@@ -124,41 +186,45 @@ pub fn lets_keep(request: &HeaderMap) -> bool {
         && Directives::of(request).is_some_and(|directives| !directives.no_store)
 }
 
-/// On what terms this response to a GET may be kept; `None`: not at all. `vary`: what it varies by.
-/// `by_cookie`: the configuration varies responses by cookie.
-#[must_use]
+/// On what terms this response to a GET may be kept. `vary`: what it varies by. `by_cookie`: the
+/// configuration varies responses by cookie.
+///
+/// # Errors
+/// Why it may not be kept at all.
 pub fn terms(
     request: &HeaderMap,
     response: &HeaderMap,
     vary: &[String],
     by_cookie: bool,
-) -> Option<Terms> {
-    let plain = response.get(":status") == Some(b"200")
-        && OWN.iter().all(|name| response.get(name).is_none());
-    let directives = Directives::of(response)?;
+) -> Result<Terms, Unkept> {
+    let personal = OWN.iter().any(|name| response.get(name).is_some());
+    let directives = Directives::of(response).ok_or(Unkept::Forbidden)?;
     let forbidden = |it: &Directives| it.no_store || it.private || it.no_cache;
     // What speaks to other caches only forbids.
     let targeted = TARGETED
         .iter()
         .any(|name| Directives::of_field(response, name).is_none_or(|it| forbidden(&it)));
-    if !plain || forbidden(&directives) || targeted {
-        return None;
+    if personal {
+        return Err(Unkept::Personal);
+    }
+    if forbidden(&directives) || targeted {
+        return Err(Unkept::Forbidden);
     }
     let undirected = response.get("cache-control").is_none();
     if undirected && says_no_cache(response) {
-        return None;
+        return Err(Unkept::Forbidden);
     }
     // RFC 9111, 4.2.1: `Expires` counts where `Cache-Control` has no age.
     let told = directives.s_maxage.or(directives.max_age);
     let by_date = told.map_or_else(|| expires_in(response), |_| None);
     if by_date == Some(0) {
-        return None;
+        return Err(Unkept::Expired);
     }
     // Most sites recognise users by a cookie, and many omit `Vary: cookie`.
     let for_one =
         request.get("cookie").is_some() && !directives.public && directives.s_maxage.is_none();
     if for_one && !by_cookie && !vary.iter().any(|name| name == "cookie") {
-        return None;
+        return Err(Unkept::Cookie);
     }
     let age = response
         .get("age")
@@ -172,7 +238,11 @@ pub fn terms(
         None if directives.s_maxage.is_some() => fresh,
         None => u32::MAX,
     };
-    (age < limit).then_some(Terms { age, limit })
+    if age < limit {
+        Ok(Terms { age, limit })
+    } else {
+        Err(Unkept::Expired)
+    }
 }
 
 /// `Pragma: no-cache`, which many servers send where they mean `Cache-Control` (RFC 9111, 5.4).

@@ -78,11 +78,12 @@ impl Proxy {
             response,
         );
         let wall = || Worker(Rc::clone(&self.machine)).wall();
-        let Some(draft) = self.stale.begin(asked, &headers, self.machine.now(), wall) else {
+        let begun = self.stale.begin(asked, &headers, self.machine.now(), wall);
+        let Ok(Some(draft)) = begun else {
             return false;
         };
         let draft = draft.of_client(client);
-        let Some(draft) = self.stale.add(draft, body) else {
+        let Ok(draft) = self.stale.add(draft, body) else {
             return false;
         };
         let ticket = self.tickets.replace(self.tickets.get() + 1);
@@ -269,6 +270,7 @@ fn what_may_be_kept() {
             proxy
                 .stale
                 .begin(&proxy.get("/", &[]), &headers, Moment::ZERO, || NOW)
+                .unwrap()
                 .is_none(),
             "{status}"
         );

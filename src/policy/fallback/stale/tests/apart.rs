@@ -80,8 +80,10 @@ fn a_body_that_ends_with_its_connection_may_have_been_cut() {
             .stale
             .begin(&asked, &headers, Moment::ZERO, || NOW)
             .unwrap()
+            .unwrap()
     };
-    assert!(proxy.stale.add(begin(), b"half").is_none());
+    let added = proxy.stale.add(begin(), b"half");
+    assert_eq!(added.err(), Some(rules::Unkept::NoEnd));
     let worker = Worker(Rc::clone(&proxy.machine));
     let whole = proxy.stale.keep(&worker, &asked, &begin(), 1).unwrap();
     assert!(whole.is_some(), "it has none");

@@ -126,10 +126,9 @@ proptest! {
                 ],
                 &[],
             );
-            if let Some(draft) = proxy
-                .stale
-                .begin(&asked, &headers, proxy.machine.now(), || NOW)
-                .and_then(|draft| proxy.stale.add(draft, &body))
+            let begun = proxy.stale.begin(&asked, &headers, proxy.machine.now(), || NOW);
+            if let Ok(Some(Ok(draft))) =
+                begun.map(|it| it.map(|draft| proxy.stale.add(draft, &body)))
             {
                 let worker = Worker(Rc::clone(&proxy.machine));
                 let change = proxy
