@@ -2,7 +2,7 @@
 
 use super::single::SingleValues;
 use crate::base::headers::{NameFilter, NameSet};
-use crate::document::{Config, IpSource};
+use crate::document::{Config, IpSource, Outcomes};
 use crate::policy::deadline;
 use crate::request::EVERY_REQUEST;
 
@@ -58,6 +58,10 @@ pub(super) fn reserved_headers(config: &Config) -> NameSet {
         .iter()
         .chain(router_headers)
         .for_each(|name| names.add(name));
+    if config.outcomes == Outcomes::ByException {
+        // By which the proxy's access log tells what was retried, and what nobody was asked for.
+        names.add("x-envoy-attempt-count");
+    }
     for upstream in &config.upstreams {
         names.add(&upstream.override_header);
     }

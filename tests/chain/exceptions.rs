@@ -232,3 +232,14 @@ fn a_missing_matcher_is_told_once() {
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains("matcher"), "{lines:?}");
 }
+
+#[test]
+fn clients_do_not_hide_tries() {
+    for (outcomes, kept) in [("every", true), ("by_exception", false)] {
+        let proxy = Proxy::new(&config(outcomes));
+        let stream = SimStream::request("GET", "/", &[("x-envoy-attempt-count", b"1")]);
+        proxy.begin(&stream);
+        let seen = stream.request_header("x-envoy-attempt-count");
+        assert_eq!(seen.is_some(), kept, "{outcomes}");
+    }
+}

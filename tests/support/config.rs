@@ -357,7 +357,7 @@ impl EnvoyConfig {
                 "name": "all",
                 "domains": ["*"],
                 "routes": routes,
-                "include_request_attempt_count": self.attempt_counts,
+                "include_request_attempt_count": self.attempt_counts || self.exceptions.is_some(),
                 "include_attempt_count_in_response": self.attempt_counts,
             }]},
         });
@@ -668,16 +668,13 @@ fn only_exceptions(filter: Value) -> Value {
 
 /// The access log that reports exceptions to the filter.
 fn exceptions_log(filter: &Value) -> Value {
-    let other =
-        "upstream.request_attempt_count != 1 || response.code_details == 'max_duration_timeout'";
     json!({
         "name": "haven",
         "filter": {"or_filter": {"filters": [
             {"status_code_filter": {"comparison": {"op": "GE", "value": {"default_value": 500, "runtime_key": "haven.failures"}}}},
             {"response_flag_filter": {}},
-            {"extension_filter": {"name": "other", "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
-                "expression": other}}},
+            {"header_filter": {"header": {"name": "x-envoy-attempt-count", "string_match": {"exact": "1"},
+                "invert_match": true, "treat_missing_header_as_empty": true}}},
         ]}},
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.access_loggers.wasm.v3.WasmAccessLog",
