@@ -11,7 +11,7 @@
 use haven::base::rng::Rng;
 use haven::base::time::{Moment, Nanos};
 use haven::document::Criticality;
-use haven::policy::concurrency::adaptive::{AdaptiveSettings, Observations};
+use haven::policy::concurrency::adaptive::{AdaptiveSettings, Answer, Observations};
 use haven::policy::concurrency::has_room;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -237,7 +237,7 @@ fn run(world: &World) -> Run {
                 in_flight += 1;
                 let limit = SETTINGS.limit(gauge);
                 let admitted = !world.limited || has_room(in_flight - 1, limit, criticality);
-                seen[worker].arrived(&SETTINGS, Moment(now + 1), in_flight, limit, admitted);
+                seen[worker].arrived(&SETTINGS, Moment(now + 1), in_flight, limit, if admitted { Answer::Room } else { Answer::Full });
                 if let Some(new) = seen[worker].next_limit(&SETTINGS, Moment(now + 1), limit) {
                     gauge = new;
                 }

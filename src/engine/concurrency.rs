@@ -12,7 +12,7 @@ use crate::base::hash::Seed;
 use crate::base::time::{Moment, Nanos};
 use crate::document::{self, ConcurrencyAlgorithm, Criticality, KeyPart};
 use crate::host::{Host, MetricId, SharedCounter};
-use crate::policy::concurrency::adaptive::{AdaptiveSettings, Observations};
+use crate::policy::concurrency::adaptive::{AdaptiveSettings, Answer, Observations};
 use crate::policy::concurrency::fair::{self, FairShares, Standing};
 use crate::policy::concurrency::streams::{self, Streams};
 use crate::policy::concurrency::{Room, SHEDDING, has_room, has_room_of, share};
@@ -60,17 +60,6 @@ pub(super) struct PlaceRequest {
     /// none of it.
     pub(super) whole: bool,
     pub(super) vm: u64,
-}
-
-/// A limit's answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum PlaceAnswer {
-    /// There is room.
-    Room,
-    /// There is none.
-    Full,
-    /// There is room, but not for one who has more than a fair share of it.
-    OverShare,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -142,7 +131,15 @@ impl Concurrency {
             refused_at: Cell::default(),
             streams: Shared::default(),
             fair: (!config.fair.is_empty()).then(|| Fair {
-                shares: FairShares::new(&config.fair, &[&config.name, kind, key], seed),
+                shares: FairShares::new(
+                    &config.fair,
+                    &[&config.name, kind, key],
+                    seed,
+                    match bound {
+                        Bound::Fixed(_) => 0,
+                        Bound::Adaptive(_) => fair::HEADROOM,
+                    },
+                ),
                 name: fair_name(&config.name),
                 unkeyed: names.fair_unkeyed(&config.name),
                 contention: names.contention(&config.name),
@@ -192,7 +189,7 @@ impl Concurrency {
         &self,
         host: &H,
         asks: &PlaceRequest,
-    ) -> (Option<Permit>, PlaceAnswer) {
+    ) -> (Option<Permit>, Answer) {
         let PlaceRequest {
             now,
             criticality,
@@ -211,17 +208,17 @@ impl Concurrency {
         // Asked even where there is no room: it is then that workers have to know of each other.
         let standing = self.standing(host, asks, others, limit);
         let answer = if !has_room(others, limit, criticality) {
-            PlaceAnswer::Full
+            Answer::Full
         } else if !has_room_of(standing, others, limit, criticality) {
-            PlaceAnswer::OverShare
+            Answer::OverShare
         } else {
-            PlaceAnswer::Room
+            Answer::Room
         };
         // A limit that only looks on decides once, when the request is whole.
-        let room = answer == PlaceAnswer::Room || !(whole || asks.enforce);
+        let room = answer == Answer::Room || !(whole || asks.enforce);
         if whole || !room {
             self.learn(host, now, limit, |seen, settings| {
-                seen.arrived(settings, now, among, limit, room)
+                seen.arrived(settings, now, among, limit, if room { Answer::Room } else { answer })
             });
         }
         if !room {
@@ -247,7 +244,7 @@ impl Concurrency {
         if whole {
             self.confirm(&mut permit);
         }
-        (Some(permit), if room { PlaceAnswer::Room } else { answer })
+        (Some(permit), if room { Answer::Room } else { answer })
     }
 
     /// The request that was counted in stays.

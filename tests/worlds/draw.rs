@@ -67,6 +67,8 @@ pub enum Shape {
     Fixed,
     /// Exponential.
     Exponential,
+    /// Half of the mean in any case, and the rest exponential.
+    HalfFixed,
     /// Lognormal, with this standard deviation of the logarithm.
     Lognormal(f64),
 }
@@ -87,6 +89,7 @@ impl Service {
         match self.shape {
             Shape::Fixed => mean,
             Shape::Exponential => -draw.unit().ln() * mean,
+            Shape::HalfFixed => (1.0 - draw.unit().ln()) * mean / 2.0,
             Shape::Lognormal(sigma) => {
                 // Box and Muller's normal draw; the shift keeps the mean.
                 let angle = std::f64::consts::TAU * draw.unit();

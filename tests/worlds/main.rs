@@ -10,6 +10,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod abuser;
 mod bound;
 mod config;
 mod dominance;

@@ -39,7 +39,7 @@ pub fn show(seed: u64) {
 
 /// The lines: of the requests that came in each span, and how things stood at its end; `!`: a
 /// fault.
-fn text(world: &World, run: &Run) -> String {
+pub fn text(world: &World, run: &Run) -> String {
     let mut text = format!(
         "{:>6} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} | \
          {:>5} {:>5} {:>5} {:>4} {:>4} {:>4} | {}\n",

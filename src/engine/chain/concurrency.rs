@@ -1,10 +1,11 @@
 //! The part of the chain that bounds the requests in flight.
 
 use super::{Context, Exchange, Refusal};
-use crate::engine::concurrency::{PlaceAnswer, PlaceRequest};
+use crate::engine::concurrency::PlaceRequest;
 use crate::engine::route::Route;
 use crate::host::Host;
 use crate::policy::concurrency;
+use crate::policy::concurrency::adaptive::Answer;
 use crate::request::{Reason, Request};
 
 impl Exchange {
@@ -46,9 +47,9 @@ impl Exchange {
                 self.grants.enter(place, limit, permit);
             }
             let (effect, name) = match answer {
-                PlaceAnswer::Room => continue,
-                PlaceAnswer::Full => (used.limit.effect, limit.name()),
-                PlaceAnswer::OverShare => (used.over_share, limit.fair_name()),
+                Answer::Room => continue,
+                Answer::Full => (used.limit.effect, limit.name()),
+                Answer::OverShare => (used.over_share, limit.fair_name()),
             };
             self.decide(context.host, effect, Reason::Overload, name);
             if enforce {

@@ -151,6 +151,18 @@ impl AdaptiveSettings {
     }
 }
 
+/// What a limit answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// There is room.
+    Room,
+    /// There is none.
+    Full,
+    /// There is room, but not for one who has more than a fair share of it: a higher limit would be
+    /// of no use to those who ask for little.
+    OverShare,
+}
+
 /// A worker's recent observations of a limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Observations {
@@ -160,8 +172,10 @@ pub struct Observations {
     calm_at: Moment,
     /// When the limit last fell while calm, or had no need to.
     fell_at: Moment,
-    /// When a request was refused last.
+    /// When a request was refused last, for whatever reason.
     refused_at: Option<Moment>,
+    /// When one was refused last because the limit was full.
+    full_at: Option<Moment>,
     /// Since when requests have been refused without a pause.
     refusing_since: Moment,
     /// Calls since then.
@@ -197,16 +211,19 @@ impl Observations {
         now: Moment,
         in_flight: u64,
         limit: u64,
-        admitted: bool,
+        answer: Answer,
     ) {
         self.keep_up(settings, now);
         self.note(now, in_flight, limit);
-        if !admitted {
-            let pause = self.refused_at.map(|at| now.since(at));
+        if answer != Answer::Room {
+            self.refused_at = Some(now);
+        }
+        if answer == Answer::Full {
+            let pause = self.full_at.map(|at| now.since(at));
             if pause.is_none_or(|pause| pause > settings.deadline) {
                 self.refusing_since = now;
             }
-            self.refused_at = Some(now);
+            self.full_at = Some(now);
         }
     }
 
@@ -311,9 +328,7 @@ impl Observations {
 
     fn is_pressed(&self, settings: &AdaptiveSettings, now: Moment) -> bool {
         self.all.mean() > settings.late()
-            || self
-                .refused_at
-                .is_some_and(|at| now.since(at) < settings.deadline.times(2))
+            || is_recent(self.refused_at, settings.deadline.times(2), now)
             || now.since(self.calm_at) >= settings.pressed_after()
     }
 
@@ -408,7 +423,7 @@ impl Observations {
         let rise = mean.saturating_sub(self.quickest) / SETTLE;
         self.quickest = match self.quickest {
             0 => mean,
-            known if self.is_refusing(settings, now) => known.min(mean),
+            known if is_recent(self.refused_at, settings.deadline, now) => known.min(mean),
             known => known.saturating_add(rise).min(mean),
         };
     }
@@ -424,8 +439,7 @@ impl Observations {
     }
 
     fn is_refusing(&self, settings: &AdaptiveSettings, now: Moment) -> bool {
-        let at = self.refused_at;
-        at.is_some_and(|at| now.since(at) < settings.deadline)
+        is_recent(self.full_at, settings.deadline, now)
     }
 
     /// The most that the limit may rise to: the first answers to many requests are the fast ones,
@@ -471,6 +485,10 @@ impl Observations {
             };
         }
     }
+}
+
+fn is_recent(at: Option<Moment>, time: Nanos, now: Moment) -> bool {
+    at.is_some_and(|at| now.since(at) < time)
 }
 
 /// How far a calm limit falls in this time, of the way to what is usual.

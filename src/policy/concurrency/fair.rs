@@ -13,7 +13,9 @@
 //! lose. So a key with more than twice what the others have on average comes after all of them,
 //! whatever the criticality: below the least critical threshold stays free what the others have had
 //! in flight at the most, and what was refused of keys within their share, over the last second. So
-//! what it may have is what they do not ask for. The only key that asks is never above a share: it
+//! what it may have is what they do not ask for. An adaptive limit keeps twice the square root of
+//! it free as well ([`HEADROOM`]): by so much does vary what comes at random, and places of a queue
+//! cost nothing while they are free, which those of a fixed limit do. The only key that asks is never above a share: it
 //! may be all clients, behind a load balancer. Whether others ask is told by what they have in
 //! flight, and by their requests of the last [`ACTIVE`], refused or not, or who has all would keep
 //! all.
@@ -61,6 +63,10 @@ pub const MOST_WORKERS: usize = 64;
 /// The share of the usual threshold that an overdrawn key finds, in percent.
 pub const OVERDRAWN: u64 = 90;
 
+/// What an adaptive limit keeps free for others beyond what they have asked for: so many times the
+/// square root of it.
+pub const HEADROOM: u64 = 2;
+
 /// Who has fewer in flight is never far above a share.
 pub const MANY: u64 = 2;
 
@@ -95,14 +101,17 @@ pub struct FairShares {
 
 impl FairShares {
     /// Fair shares by the key of these `parts`. `names` say whose they are; `seed` is the secret of
-    /// the keys' hashes, one for all workers.
+    /// the keys' hashes, one for all workers. `headroom`: [`HEADROOM`], or 0.
     #[must_use]
-    pub fn new(parts: &[KeyPart], names: &[&str], seed: Seed) -> Self {
+    pub fn new(parts: &[KeyPart], names: &[&str], seed: Seed, headroom: u64) -> Self {
         Self {
             parts: parts.to_vec(),
             seed,
             record: RecordKey::new(RecordKind::FairShares, of_names(names), 0),
-            shares: RefCell::default(),
+            shares: RefCell::new(KeyCounts {
+                headroom,
+                ..KeyCounts::default()
+            }),
         }
     }
 
@@ -184,6 +193,7 @@ pub struct FairRecord {
 /// What a worker knows of the keys in flight.
 #[derive(Debug, Default)]
 pub struct KeyCounts {
+    headroom: u64,
     own: KeyMap,
     /// Of the other workers, as they last wrote.
     others: KeyMap,
@@ -307,8 +317,10 @@ impl KeyCounts {
         demand.peak = demand.peak.max(of_others);
         let Demand { peak, missed } = self.recent_demand(now);
         let missed = missed.saturating_add(self.others_missed);
+        let spare = peak.isqrt().saturating_mul(self.headroom);
+        let others = peak.saturating_add(spare).saturating_add(missed.into());
         Standing::FarOver {
-            among: own.saturating_add(peak).saturating_add(missed.into()),
+            among: own.saturating_add(others),
         }
     }
 

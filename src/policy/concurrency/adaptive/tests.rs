@@ -31,7 +31,7 @@ impl World {
         for _ in 0..millis {
             self.now = self.now.plus(Nanos::from_millis(1));
             self.seen
-                .arrived(&SETTINGS, self.now, among, self.limit, true);
+                .arrived(&SETTINGS, self.now, among, self.limit, Answer::Room);
             self.seen.ended(
                 &SETTINGS,
                 self.now,
@@ -120,9 +120,9 @@ fn refused(share: u64, slots: u64, base: u64, deadlines: u64) -> Vec<u64> {
             let among = flight.len() as u64 + 1;
             let takes = base * among.div_ceil(slots).max(1);
             flight.push_back((ms + takes, ms, among));
-            seen.arrived(&settings, now, among, limit, true);
+            seen.arrived(&settings, now, among, limit, Answer::Room);
         }
-        seen.arrived(&settings, now, flight.len() as u64 + 1, limit, false);
+        seen.arrived(&settings, now, flight.len() as u64 + 1, limit, Answer::Full);
         limit = seen.next_limit(&settings, now, limit).unwrap_or(limit);
         if ms % 500 == 0 {
             limits.push(limit);
@@ -189,7 +189,7 @@ proptest! {
         let (mut seen, mut limit) = (Observations::default(), 20);
         for (now, among, elapsed, in_flight, admitted) in events {
             let now = Moment(now);
-            seen.arrived(&settings, now, in_flight, limit, admitted);
+            seen.arrived(&settings, now, in_flight, limit, if admitted { Answer::Room } else { Answer::Full });
             for _ in 0..8 {
                 seen.ended(&settings, now, among, Nanos(elapsed), in_flight, limit);
             }

@@ -199,6 +199,18 @@ fn what_others_asked_for_stays_free_for_them_for_half_a_second_at_least() {
 }
 
 #[test]
+fn an_adaptive_limit_keeps_some_more_free_for_others() {
+    let mut shares = KeyCounts {
+        headroom: HEADROOM,
+        ..KeyCounts::default()
+    };
+    (0..20).for_each(|_| shares.enter(1));
+    (2..11).for_each(|key| shares.enter(key));
+    let far = Standing::FarOver { among: 20 + 9 + 6 };
+    assert_eq!(shares.standing(1, ms(10_000)), far, "of 9 twice the root");
+}
+
+#[test]
 fn who_has_all_is_above_a_share_while_others_ask_and_not_while_it_is_alone() {
     let (mut workers, mut record) = (
         [KeyCounts::default(), KeyCounts::default()],
