@@ -430,18 +430,15 @@ impl Exchange {
         if self.timing == Timing::Answered {
             self.time_end(now);
         }
-        // What comes too late while a limit refuses is the overload's, and no breaker's matter: to
-        // open one would take away capacity.
+        // What comes too late while a limit refuses is the overload's: to open a breaker for it would
+        // take away capacity. Of an endpoint it may still be a fault of its own, which makes the
+        // overload.
         let overloaded = settlement.class == Class::Timeout && self.grants.is_shedding(now);
-        let result = |failure_on: &FailureOn| {
-            if overloaded {
-                CallResult::IGNORED
-            } else {
-                settlement.result(failure_on, grpc_status)
-            }
-        };
         let of_route = |failure_on: &FailureOn| {
-            let mut result = result(failure_on);
+            if overloaded {
+                return CallResult::IGNORED;
+            }
+            let mut result = settlement.result(failure_on, grpc_status);
             if let Some(used) = context.route.upstream.as_ref()
                 && result.outcome == Outcome::Failure
             {
@@ -466,9 +463,10 @@ impl Exchange {
             used.policy.compare(now, &pick, attempts, tries);
         }
         if let Some(failure_on) = used.policy.failure_on() {
-            let result = result(failure_on);
+            let result = settlement.result(failure_on, grpc_status);
+            let attempts = settlement.attempts;
             used.policy
-                .record(host, now, &pick, settlement.attempts, result, rng);
+                .record(host, now, &pick, attempts, result, overloaded, rng);
         }
     }
 }

@@ -199,12 +199,26 @@ impl Upstream {
 
     /// What counts of an outcome at an endpoint: a failure that its peers share does not, and an
     /// answer that takes many times as long as theirs is one. A failure of a trial always counts.
-    fn own_outcome(&self, at: usize, now: Moment, call: CallResult, trial: bool) -> CallResult {
+    /// `overloaded`: a failure is the overload's unless its peers prove that it is its own.
+    fn own_outcome(
+        &self,
+        at: usize,
+        now: Moment,
+        call: CallResult,
+        trial: bool,
+        overloaded: bool,
+    ) -> CallResult {
         match (call.outcome, call.duration) {
             (Outcome::Failure, _) => {
-                let shared = !trial
-                    && self.peers.with(|peers| !peers.is_own_fault(at, now))
-                    && !self.has_untried_level(at, now);
+                let is_own = |presumed| {
+                    self.peers
+                        .with(|peers| peers.is_own_fault(at, now, presumed))
+                };
+                let shared = if overloaded {
+                    !is_own(false)
+                } else {
+                    !trial && !is_own(true) && !self.has_untried_level(at, now)
+                };
                 if shared { CallResult::IGNORED } else { call }
             }
             (Outcome::Success, took)
@@ -245,7 +259,8 @@ impl Upstream {
         most.filter(|wait| *wait > Nanos::ZERO)
     }
 
-    /// Records how the tries ended.
+    /// Records how the tries ended. `overloaded`: the last one came too late while a limit refused.
+    #[allow(clippy::too_many_arguments, reason = "TODO")]
     pub(in crate::engine) fn record<H: Host>(
         &self,
         host: &H,
@@ -253,6 +268,7 @@ impl Upstream {
         pick: &Pick,
         tries: Option<Attempts>,
         call: CallResult,
+        overloaded: bool,
         rng: &Rng,
     ) {
         let Some(Attempts { last, before }) = tries else {
@@ -271,7 +287,7 @@ impl Upstream {
                 own_epoch = Some(epoch);
             } else if place < before {
                 let trial = place == 0 && pick.trial;
-                let failed = self.own_outcome(at, now, failed, trial);
+                let failed = self.own_outcome(at, now, failed, trial, false);
                 self.end(host, now, at, epoch, failed, rng);
                 reported |= place == 0;
             }
@@ -282,7 +298,7 @@ impl Upstream {
         if let Some(epoch) = own_epoch.or_else(|| self.unlisted(host, last, now)) {
             let trial = pick.trial && pick.list.first() == Some(last);
             let begun = if trial { pick.begun } else { call.begun };
-            let call = self.own_outcome(last, now, CallResult { begun, ..call }, trial);
+            let call = self.own_outcome(last, now, CallResult { begun, ..call }, trial, overloaded);
             self.end(host, now, last, epoch, call, rng);
         }
     }

@@ -182,14 +182,14 @@ impl Peers {
     }
 
     /// Whether a failure of this endpoint, counted before, is its own and not one that its peers
-    /// share.
+    /// share. `presumed`: what holds where nothing is known of its peers.
     #[must_use]
-    pub fn is_own_fault(&self, at: usize, now: Moment) -> bool {
+    pub fn is_own_fault(&self, at: usize, now: Moment, presumed: bool) -> bool {
         let Some(own) = self.counts.get(at).map(|counts| counts.faded(now)) else {
-            return true;
+            return presumed;
         };
         let known = self.others(at, now).filter(|peer| peer.is_evidence());
-        are_enough(known.map(|peer| peer.is_clearly_better(own))) != Some(false)
+        are_enough(known.map(|peer| peer.is_clearly_better(own))).unwrap_or(presumed)
     }
 
     /// Whether too little is known of this endpoint to say that it is no better than others.
@@ -291,7 +291,7 @@ mod tests {
                 let ended = if failed { Try::Failed } else { Try::Good };
                 peers.record(at, now, ended, None);
                 if failed {
-                    seen[at].0 += u32::from(peers.is_own_fault(at, now));
+                    seen[at].0 += u32::from(peers.is_own_fault(at, now, true));
                     seen[at].1 += 1;
                 }
             }
@@ -327,7 +327,7 @@ mod tests {
             (0..3).for_each(|at| peers.record(at, ms(n), Try::Good, None));
         }
         peers.record(1, ms(10_000), Try::Failed, None);
-        assert!(peers.is_own_fault(1, ms(10_000)));
+        assert!(peers.is_own_fault(1, ms(10_000), true));
     }
 
     #[test]
@@ -431,7 +431,7 @@ mod tests {
                 let ended = [Try::Good, Try::Good, Try::Cut, Try::Failed][usize::from(what)];
                 let (now, took) = (Moment(now), Nanos(now));
                 peers.record(at, now, ended, (what > 0).then_some(took));
-                let _ = (peers.is_own_fault(at, now), peers.is_slow(at, now, took, took));
+                let _ = (peers.is_own_fault(at, now, true), peers.is_slow(at, now, took, took));
                 let _ = (peers.is_outlier(at, now, took, what > 1), peers.failed(at, now));
             }
         }
