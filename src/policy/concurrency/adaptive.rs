@@ -163,6 +163,33 @@ pub enum Answer {
     OverShare,
 }
 
+/// A time in which something happens again and again, without a pause of a deadline.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Spell {
+    since: Moment,
+    /// When it happened last; `None`: never.
+    last: Option<Moment>,
+}
+
+impl Spell {
+    fn goes_on(&mut self, pause: Nanos, now: Moment) {
+        if self.last.is_none_or(|last| now.since(last) > pause) {
+            self.since = now;
+        }
+        self.last = Some(now);
+    }
+
+    fn is_recent(&self, pause: Nanos, now: Moment) -> bool {
+        self.last.is_some_and(|last| now.since(last) < pause)
+    }
+
+    /// How long it has been going on; `None`: it does not.
+    fn lasts(&self, pause: Nanos, now: Moment) -> Option<Nanos> {
+        let goes_on = self.is_recent(pause, now);
+        goes_on.then(|| now.since(self.since))
+    }
+}
+
 /// A worker's recent observations of a limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Observations {
@@ -172,12 +199,10 @@ pub struct Observations {
     calm_at: Moment,
     /// When the limit last fell while calm, or had no need to.
     fell_at: Moment,
-    /// When a request was refused last, for whatever reason.
-    refused_at: Option<Moment>,
-    /// When one was refused last because the limit was full.
-    full_at: Option<Moment>,
-    /// Since when requests have been refused without a pause.
-    refusing_since: Moment,
+    /// Requests are refused, for whatever reason.
+    refusing: Spell,
+    /// They are refused because the limit is full.
+    full: Spell,
     /// Calls since then.
     new: CallTotals,
     /// The least that was in flight since then.
@@ -216,14 +241,10 @@ impl Observations {
         self.keep_up(settings, now);
         self.note(now, in_flight, limit);
         if answer != Answer::Room {
-            self.refused_at = Some(now);
+            self.refusing.goes_on(settings.deadline, now);
         }
         if answer == Answer::Full {
-            let pause = self.full_at.map(|at| now.since(at));
-            if pause.is_none_or(|pause| pause > settings.deadline) {
-                self.refusing_since = now;
-            }
-            self.full_at = Some(now);
+            self.full.goes_on(settings.deadline, now);
         }
     }
 
@@ -258,7 +279,7 @@ impl Observations {
         if now.since(self.since) < settings.period() {
             return None;
         }
-        if self.new.count < SAMPLES {
+        if self.new.count() < SAMPLES {
             return self.early(settings, now, limit);
         }
         if self.new.mean() < self.all.mean() / 4 {
@@ -268,7 +289,7 @@ impl Observations {
         self.note_quickest(settings, now);
         let hopeless = self.least > self.all.within(settings.deadline.0).max(settings.initial);
         let found = if hopeless || self.is_pressed(settings, now) {
-            let calls = if self.pressed.count >= SAMPLES {
+            let calls = if self.pressed.count() >= SAMPLES {
                 self.pressed
             } else {
                 self.all
@@ -321,14 +342,12 @@ impl Observations {
     /// nothing is known.
     #[must_use]
     pub fn expected(&self, in_flight: u64) -> Nanos {
-        let time = u128::from(self.all.time).saturating_mul(in_flight.into());
-        let time = time.checked_div(self.all.in_flight.into()).unwrap_or(0);
-        Nanos(u64::try_from(time).unwrap_or(u64::MAX))
+        Nanos(self.all.each().saturating_mul(in_flight))
     }
 
     fn is_pressed(&self, settings: &AdaptiveSettings, now: Moment) -> bool {
         self.all.mean() > settings.late()
-            || is_recent(self.refused_at, settings.deadline.times(2), now)
+            || self.refusing.is_recent(settings.deadline.times(2), now)
             || now.since(self.calm_at) >= settings.pressed_after()
     }
 
@@ -347,12 +366,14 @@ impl Observations {
     /// whose answers are still to come, and a sixteenth, which doubles, up to a half, while answers
     /// do not take longer for it.
     fn probe(&mut self, settings: &AdaptiveSettings, now: Moment, limit: u64, mean: u64) -> u64 {
-        if !self.is_refusing(settings, now) || now.since(self.probed_at) < Nanos(mean) {
+        let refusing_for = self.refusing.lasts(settings.deadline, now);
+        let full_for = self.full.lasts(settings.deadline, now);
+        if refusing_for.is_none() || now.since(self.probed_at) < Nanos(mean) {
             return limit;
         }
-        let refusing_for = now.since(self.refusing_since);
         let least = limit.saturating_add((limit / 4).max(1));
-        self.probed = if self.is_quick(settings, limit, mean) && refusing_for >= Nanos(mean) {
+        self.probed = if self.is_quick(settings, limit, mean) && refusing_for >= Some(Nanos(mean))
+        {
             let in_time = u128::from(limit)
                 .saturating_mul(settings.target().into())
                 .checked_div(mean.max(1).into());
@@ -365,7 +386,7 @@ impl Observations {
             // Closer to the target the law has its answer: what queues takes as long.
             self.gain = 0;
             return limit;
-        } else if refusing_for < settings.deadline || now.since(self.risen_at) < Nanos(mean) {
+        } else if full_for < Some(settings.deadline) || now.since(self.risen_at) < Nanos(mean) {
             return limit;
         } else {
             let longer = mean > self.probed_mean.saturating_add(self.probed_mean / 32);
@@ -391,15 +412,15 @@ impl Observations {
     /// and stayed at 20 for seconds.)
     fn early(&mut self, settings: &AdaptiveSettings, now: Moment, limit: u64) -> Option<u64> {
         let few = self.few;
-        let among = few.in_flight.checked_div(few.count)?;
+        let among = few.among()?;
         // The first answers to a burst are the quick ones.
         let wait = Nanos(few.mean()).max(settings.pressed_after());
         // Who has seen more has the law.
-        let shown = self.all.count < SAMPLES
-            && few.count >= FEW
+        let shown = self.all.count() < SAMPLES
+            && few.count() >= FEW
             && settings.filled_by(among).saturating_mul(2) >= limit
             && few.mean() <= settings.target() / 2
-            && self.is_refusing(settings, now)
+            && self.full.is_recent(settings.deadline, now)
             && now.since(self.probed_at) >= wait;
         let found = limit.saturating_mul(2).min(settings.max);
         if !shown || found <= limit {
@@ -423,7 +444,7 @@ impl Observations {
         let rise = mean.saturating_sub(self.quickest) / SETTLE;
         self.quickest = match self.quickest {
             0 => mean,
-            known if is_recent(self.refused_at, settings.deadline, now) => known.min(mean),
+            known if self.refusing.is_recent(settings.deadline, now) => known.min(mean),
             known => known.saturating_add(rise).min(mean),
         };
     }
@@ -432,14 +453,10 @@ impl Observations {
     /// full: the newest ones, so that a queue that grows is not overlooked.
     fn is_quick(&self, settings: &AdaptiveSettings, limit: u64, mean: u64) -> bool {
         let mean = mean.max(self.new.mean());
-        let among = self.new.in_flight.checked_div(self.new.count).unwrap_or(0);
+        let among = self.new.among().unwrap_or(0);
         mean < settings.near_target()
             && mean <= self.quickest.saturating_add(self.quickest / 2)
             && settings.filled_by(among).saturating_mul(2) >= limit
-    }
-
-    fn is_refusing(&self, settings: &AdaptiveSettings, now: Moment) -> bool {
-        is_recent(self.full_at, settings.deadline, now)
     }
 
     /// The most that the limit may rise to: the first answers to many requests are the fast ones,
@@ -485,10 +502,6 @@ impl Observations {
             };
         }
     }
-}
-
-fn is_recent(at: Option<Moment>, time: Nanos, now: Moment) -> bool {
-    at.is_some_and(|at| now.since(at) < time)
 }
 
 /// How far a calm limit falls in this time, of the way to what is usual.

@@ -3,12 +3,19 @@
 use crate::base::time::Nanos;
 
 /// Calls: how many, how many were in flight when they came, and how long they took, in ns.
+///
+/// The first two are in parts of a call, so that they age as evenly as the time does. (Bug avoided:
+/// of whole numbers that age by a quarter, 23 stay 23 with eight new calls, where there should be
+/// 32, and the mean is two fifths too long.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct CallTotals {
-    pub(super) count: u64,
-    pub(super) in_flight: u64,
-    pub(super) time: u64,
+    count: u64,
+    in_flight: u64,
+    time: u64,
 }
+
+/// Parts of a call.
+const CALL: u64 = 1 << 12;
 
 impl CallTotals {
     pub(super) const ZERO: Self = Self {
@@ -18,20 +25,39 @@ impl CallTotals {
     };
 
     pub(super) const fn add(&mut self, in_flight: u64, elapsed: Nanos) {
-        self.count = self.count.saturating_add(1);
-        self.in_flight = self.in_flight.saturating_add(in_flight);
+        self.count = self.count.saturating_add(CALL);
+        self.in_flight = self
+            .in_flight
+            .saturating_add(in_flight.saturating_mul(CALL));
         self.time = self.time.saturating_add(elapsed.0);
+    }
+
+    /// How many calls there are.
+    pub(super) const fn count(&self) -> u64 {
+        self.count / CALL
+    }
+
+    /// How many were in flight on average, with each of them; `None`: there are none.
+    pub(super) fn among(&self) -> Option<u64> {
+        self.in_flight.checked_div(self.count)
+    }
+
+    /// How long each takes of those that are in flight together.
+    pub(super) fn each(&self) -> u64 {
+        let time = u128::from(self.time).saturating_mul(CALL.into());
+        saturated(time.checked_div(self.in_flight.into()).unwrap_or(0))
     }
 
     /// How many are answered within this time.
     pub(super) fn within(&self, time: u64) -> u64 {
         let product = u128::from(self.in_flight).saturating_mul(time.into());
         // Faster than the clock shows: as if it had taken a nanosecond.
-        u64::try_from(product.checked_div(self.time.max(1).into()).unwrap_or(0)).unwrap_or(u64::MAX)
+        saturated(product.checked_div(self.time.max(1).into()).unwrap_or(0) / u128::from(CALL))
     }
 
     pub(super) fn mean(&self) -> u64 {
-        self.time.checked_div(self.count).unwrap_or(0)
+        let time = u128::from(self.time).saturating_mul(CALL.into());
+        saturated(time.checked_div(self.count.into()).unwrap_or(0))
     }
 
     /// Older calls count less.
@@ -43,4 +69,8 @@ impl CallTotals {
             time: less(self.time),
         }
     }
+}
+
+fn saturated(number: u128) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
 }
