@@ -119,6 +119,14 @@ fn check_worlds(all: &[Verdict], found: &mut Vec<String>) {
             replay(it.seed)
         );
     }
+    let every: Vec<&Verdict> = all.iter().collect();
+    println!(
+        "useful on average: {:.2} of {:.2}, plain {:.2}; lost {:.2}",
+        mean(&every, |it| it.all().tally.useful),
+        mean(&every, |it| it.bound[0]),
+        mean(&every, |it| it.outcome("plain").tally.useful),
+        mean(&every, Verdict::lost)
+    );
     if dominated.len() > most(DOMINATED) {
         found.push(format!("{} worlds are dominated", dominated.len()));
     }

@@ -289,7 +289,9 @@ impl Observations {
         self.note_quickest(settings, now);
         let hopeless = self.least > self.all.within(settings.deadline.0).max(settings.initial);
         let found = if hopeless || self.is_pressed(settings, now) {
-            let calls = if self.pressed.count() >= SAMPLES {
+            let calls = if self.new.mean() > settings.late() {
+                self.new
+            } else if self.pressed.count() >= SAMPLES {
                 self.pressed
             } else {
                 self.all
@@ -347,6 +349,7 @@ impl Observations {
 
     fn is_pressed(&self, settings: &AdaptiveSettings, now: Moment) -> bool {
         self.all.mean() > settings.late()
+            || self.new.mean() > settings.late()
             || self.refusing.is_recent(settings.deadline.times(2), now)
             || now.since(self.calm_at) >= settings.pressed_after()
     }
