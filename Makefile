@@ -4,7 +4,8 @@
 .PHONY: help wasm envoy demo test test-native test-sim test-wasm test-envoy compose-test \
   avail bench worlds fuzz check-config lint clean
 
-export ENVOY IN_FLIGHT KEEP ONLY REAL SCENARIOS SCHEDULES STAND_INS SEED SEEDS SIZE WITHOUT
+export BEST ENVOY IN_FLIGHT KEEP LONGER ONLY REAL SCENARIOS SCHEDULES STAND_INS SEED SEEDS SIZE \
+  WITHOUT
 
 help: ## show this list
 	@echo "make COMMAND [ENVOY=/path/to/envoy]"
@@ -43,7 +44,7 @@ avail: wasm ## availability under faults, plain, native and haven: SEED=7 SCENAR
 bench: wasm ## Envoy instructions per request: no filter, the native stack, haven
 	@HAVEN_ENVOY="$$(scripts/envoy.sh)" python3 scripts/bench.py $(ARGS)
 
-worlds: ## simulated worlds: SEEDS=0..1000 for tables, SEED=n shows one, REAL=10 beside a real Envoy
+worlds: ## simulated worlds: SEEDS=0..1000 for tables, SEED=n shows one, REAL=10 beside a real Envoy; LONGER=n, BEST=1
 	@scripts/worlds.sh
 
 fuzz: ## fuzz one target of fuzz/ with nightly Rust: TARGET=cost SECONDS=300

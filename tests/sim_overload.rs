@@ -237,7 +237,13 @@ fn run(world: &World) -> Run {
                 in_flight += 1;
                 let limit = SETTINGS.limit(gauge);
                 let admitted = !world.limited || has_room(in_flight - 1, limit, criticality);
-                seen[worker].arrived(&SETTINGS, Moment(now + 1), in_flight, limit, if admitted { Answer::Room } else { Answer::Full });
+                seen[worker].arrived(
+                    &SETTINGS,
+                    Moment(now + 1),
+                    in_flight,
+                    limit,
+                    if admitted { Answer::Room } else { Answer::Full },
+                );
                 if let Some(new) = seen[worker].next_limit(&SETTINGS, Moment(now + 1), limit) {
                     gauge = new;
                 }

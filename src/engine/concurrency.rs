@@ -185,11 +185,7 @@ impl Concurrency {
 
     /// Counts a request in. No permit: it was refused, and the limit acts; otherwise it is in
     /// flight, or will be when it is whole.
-    pub(super) fn enter<H: Host>(
-        &self,
-        host: &H,
-        asks: &PlaceRequest,
-    ) -> (Option<Permit>, Answer) {
+    pub(super) fn enter<H: Host>(&self, host: &H, asks: &PlaceRequest) -> (Option<Permit>, Answer) {
         let PlaceRequest {
             now,
             criticality,
@@ -218,7 +214,13 @@ impl Concurrency {
         let room = answer == Answer::Room || !(whole || asks.enforce);
         if whole || !room {
             self.learn(host, now, limit, |seen, settings| {
-                seen.arrived(settings, now, among, limit, if room { Answer::Room } else { answer })
+                seen.arrived(
+                    settings,
+                    now,
+                    among,
+                    limit,
+                    if room { Answer::Room } else { answer },
+                )
             });
         }
         if !room {

@@ -27,7 +27,7 @@ use crate::policy::upstream::roster::{EndpointCounts, Member, Roster, Rules, UNI
 use crate::policy::upstream::slow_start;
 use endpoint::{CheckResult, Endpoint, Place, id};
 use layout::layout;
-pub(super) use outcome::{Attempts, Tried};
+pub(super) use outcome::{Attempts, Ended, Tried};
 use pick::Balancer;
 pub(super) use pick::Pick;
 use std::cell::{Cell, RefCell};

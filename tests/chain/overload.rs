@@ -402,6 +402,29 @@ fn what_times_out_while_the_limit_refuses_opens_no_breaker() {
 }
 
 #[test]
+fn an_endpoint_that_is_late_where_its_peers_are_not_is_ejected_though_the_limit_refuses() {
+    for others_late in [false, true] {
+        let route = json!({"circuit_breaker": "r", "concurrency_limit": "c"});
+        let proxy = breaking(3, "round_robin", &route);
+        warm_up(&proxy, 30);
+        let held = hold(&proxy, 25, &[]);
+        pass(&proxy, 900);
+        let is_first = |it: &Flight| it.listed(0) == address(1);
+        let (first, others): (Vec<_>, Vec<_>) = held.into_iter().partition(is_first);
+        for it in others {
+            if others_late {
+                it.time_out(&proxy, 0);
+            } else {
+                it.answer(&proxy, 0, 200);
+            }
+        }
+        first.into_iter().for_each(|it| it.time_out(&proxy, 0));
+        assert_eq!(is_open(&proxy, "ep", &address(1)), !others_late);
+        assert!(!is_open(&proxy, "r", "r"));
+    }
+}
+
+#[test]
 fn failures_while_the_limit_refuses_count_as_ever() {
     let proxy = bounded(1);
     let held = hold(&proxy, 25, &[]);

@@ -5,7 +5,7 @@ use crate::config::address;
 use crate::draw::{Draw, MS, SECOND, Service, Shape, Time};
 use crate::fault::{Fault, Kind};
 use crate::invariants::seeds;
-use crate::record::{End, Record, is_abuse, is_critical};
+use crate::record::{End, is_abuse};
 use crate::sim::run;
 use crate::timeline;
 use crate::world::{Client, Route, World};
@@ -75,8 +75,14 @@ fn config(world: &World) -> Value {
     let mut config: Value = serde_json::from_str(text).unwrap();
     let timeout = world.routes[0].timeout;
     config["upstreams"]["u"] = config["upstreams"]["service"].take();
-    config["upstreams"].as_object_mut().unwrap().remove("service");
-    config["upstreams"]["u"].as_object_mut().unwrap().remove("cluster");
+    config["upstreams"]
+        .as_object_mut()
+        .unwrap()
+        .remove("service");
+    config["upstreams"]["u"]
+        .as_object_mut()
+        .unwrap()
+        .remove("cluster");
     config.as_object_mut().unwrap().remove("client_ip");
     let endpoints = (0..world.endpoints).map(|at| json!({"address": address(at)}));
     config["upstreams"]["u"]["endpoints"] = endpoints.collect();
@@ -93,49 +99,28 @@ fn config(world: &World) -> Value {
     config
 }
 
+/// Of the others' requests at most this share fails, in percent: what comes at the very start, before
+/// anything is refused, and what takes far longer than most.
+const LOST: f64 = 1.5;
+
 #[test]
 fn an_abuser_takes_nothing_from_the_others() {
-    let mut all = [(0, 0); 2];
-    let mut why: std::collections::BTreeMap<String, usize> = Default::default();
-    let mut busy = 0.0;
-    let show = std::env::var("HAVEN_SHOW").is_ok();
+    let (mut useful, mut all) = (0, 0);
     for seed in seeds(WORLDS) {
         let world = draw(seed);
         let run = run(&world, Some(&world.config), 0, true);
         let span = world.span(0);
-        let honest: Vec<&Record> = run
-            .records
-            .iter()
-            .filter(|it| span.contains(&it.at) && !is_abuse(&world, it))
-            .collect();
-        let mut shares = Vec::new();
-        for (critical, sum) in [false, true].into_iter().zip(&mut all) {
-            let of = honest.iter().filter(|it| is_critical(&world, it) == critical);
-            let useful = of.clone().filter(|it| it.end == End::Useful).count();
-            let count = of.count();
-            sum.0 += useful;
-            sum.1 += count;
-            shares.push(format!("{:5.1}", 100.0 * useful as f64 / count as f64));
-        }
-        let done = run.records.iter().filter(|it| span.contains(&it.at) && it.end == End::Useful).count();
-        busy += done as f64 / (world.capacity() * ((span.end - span.start) as f64 / SECOND as f64));
-        for it in honest.iter().filter(|it| it.end != End::Useful) {
-            let late = if it.at < span.start + SECOND / 2 { "first" } else if it.at < span.start + SECOND { "second"} else { "later" };
-            *why.entry(format!("{late} {} {:?}", it.route, it.end)).or_default() += 1;
-        }
-        println!("{seed} {} {}", shares.join(" "), world.describe());
-        if show {
-            for it in &honest {
-                if it.end != End::Useful {
-                    println!("{} client {} route {} {:?} tries {} took {:?}", it.at / MS, it.client, it.route, it.end, it.tries, it.ended.map(|e| (e - it.at) / MS));
-                }
-            }
+        let others = run.records.iter();
+        let others = others.filter(|it| span.contains(&it.at) && !is_abuse(&world, it));
+        let count = others.clone().count();
+        let good = others.filter(|it| it.end == End::Useful).count();
+        println!("{seed}: {good} of {count}, {}", world.describe());
+        if std::env::var("HAVEN_SEED").is_ok() {
             print!("{}", timeline::text(&world, &run));
         }
+        (useful, all) = (useful + good, all + count);
     }
-    println!("others, not busy {:.3}", busy / WORLDS as f64);
-    for (what, count) in &why { println!("why {count} {what}"); }
-    let share = |(useful, count): (usize, usize)| 100.0 * useful as f64 / count as f64;
-    println!("others, not critical and critical: {:.1} {:.1}", share(all[0]), share(all[1]));
-    assert!(share(all[0]) > 97.0 && share(all[1]) > 99.0);
+    let share = 100.0 * useful as f64 / all as f64;
+    println!("others: {share:.2} % of {all}");
+    assert!(share > 100.0 - LOST, "{share}");
 }

@@ -11,6 +11,7 @@
 mod support;
 
 mod abuser;
+mod best;
 mod bound;
 mod config;
 mod dominance;

@@ -22,11 +22,7 @@ fn report() {
     if let Ok(seed) = std::env::var("HAVEN_WORLD") {
         return timeline::show(seed.parse().expect("HAVEN_WORLD is a number"));
     }
-    let seeds = std::env::var("HAVEN_WORLDS").unwrap_or_else(|_| "0..1000".into());
-    let (from, to) = seeds
-        .split_once("..")
-        .expect("HAVEN_WORLDS is like 0..1000");
-    let [from, to] = [from, to].map(|it| it.parse::<u64>().expect("a number"));
+    let (from, to) = asked();
     let path = results();
     let known: Vec<Verdict> = fs::read_to_string(&path)
         .unwrap_or_default()
@@ -40,8 +36,43 @@ fn report() {
         to - from,
         path.display()
     );
-    let all = run_all(from, to, known, &path);
+    let all = run_all(known, &path);
     print!("{}", tables(&all));
+}
+
+/// The seeds that are asked for.
+fn asked() -> (u64, u64) {
+    let seeds = std::env::var("HAVEN_WORLDS").unwrap_or_else(|_| "0..1000".into());
+    let (from, to) = seeds
+        .split_once("..")
+        .expect("HAVEN_WORLDS is like 0..1000");
+    let number = |text: &str| text.parse().expect("HAVEN_WORLDS has numbers");
+    (number(from), number(to))
+}
+
+/// What is made of each seed that is asked for, in no order; each core takes the next one.
+pub fn each_seed<R: Send>(make: impl Fn(u64) -> R + Sync) -> Vec<R> {
+    let (from, to) = asked();
+    let (next, all) = (AtomicU64::new(from), Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= to {
+                        return;
+                    }
+                    let made = make(seed);
+                    let mut all = all.lock().unwrap();
+                    all.push(made);
+                    if all.len().is_multiple_of(50) {
+                        println!("{} of {}", all.len(), to - from);
+                    }
+                }
+            });
+        }
+    });
+    all.into_inner().unwrap()
 }
 
 /// The file of results of this very program.
@@ -53,10 +84,11 @@ fn results() -> PathBuf {
         Size::Small => "small-",
         Size::Full => "",
     };
-    folder.join(format!("worlds-{size}{hash:016x}.jsonl"))
+    let longer = crate::world::longer();
+    folder.join(format!("worlds-{size}{longer}x-{hash:016x}.jsonl"))
 }
 
-fn run_all(from: u64, to: u64, known: Vec<Verdict>, path: &PathBuf) -> Vec<Verdict> {
+fn run_all(known: Vec<Verdict>, path: &PathBuf) -> Vec<Verdict> {
     let file: Mutex<File> = Mutex::new(
         OpenOptions::new()
             .create(true)
@@ -65,31 +97,15 @@ fn run_all(from: u64, to: u64, known: Vec<Verdict>, path: &PathBuf) -> Vec<Verdi
             .unwrap(),
     );
     let done: BTreeSet<u64> = known.iter().map(|it| it.seed).collect();
-    let (next, all) = (AtomicU64::new(from), Mutex::new(known));
-    thread::scope(|scope| {
-        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= to {
-                        return;
-                    }
-                    if done.contains(&seed) {
-                        continue;
-                    }
-                    let verdict = Verdict::of(seed, Size::asked());
-                    writeln!(file.lock().unwrap(), "{}", verdict.to_json()).unwrap();
-                    let mut all = all.lock().unwrap();
-                    all.push(verdict);
-                    if all.len().is_multiple_of(50) {
-                        let bad = all.iter().filter(|it| it.lost() > MARGIN).count();
-                        println!("{} of {} worlds, dominated in {bad}", all.len(), to - from);
-                    }
-                }
-            });
-        }
+    let fresh = each_seed(|seed| {
+        (!done.contains(&seed)).then(|| {
+            let verdict = Verdict::of(seed, Size::asked());
+            writeln!(file.lock().unwrap(), "{}", verdict.to_json()).unwrap();
+            verdict
+        })
     });
-    let mut all = all.into_inner().unwrap();
+    let mut all = known;
+    all.extend(fresh.into_iter().flatten());
     all.sort_by_key(|it| it.seed);
     all
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 pub const MARGIN: f64 = 1.5;
 
 /// Where load exceeds capacity, at least this share of the bound is useful.
-const OF_BOUND: f64 = 0.95;
+pub const OF_BOUND: f64 = 0.95;
 
 /// Where there is no room, at most so many tries a request.
 pub const MOST_TRIES: f64 = 1.25;

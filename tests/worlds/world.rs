@@ -27,6 +27,12 @@ impl Size {
     }
 }
 
+/// How many times as long faults are, by `HAVEN_LONGER`; once if it does not say.
+pub fn longer() -> u64 {
+    let times = std::env::var("HAVEN_LONGER");
+    times.map_or(1, |times| times.parse().expect("HAVEN_LONGER is a number"))
+}
+
 /// A world.
 #[derive(Clone, Debug)]
 pub struct World {
@@ -127,7 +133,18 @@ impl World {
             .find(|world| requests.contains(&world.requests()))
             .unwrap();
         world.config = config::draw(&Draw::of(&[seed]), &world);
+        world.lengthen(longer());
         world
+    }
+
+    /// The same faults, so many times as long.
+    fn lengthen(&mut self, times: u64) {
+        let last = |faults: &[Fault]| faults.iter().map(|it| it.until).max().unwrap_or(0);
+        let before = last(&self.faults);
+        for fault in &mut self.faults {
+            fault.until = fault.from + (fault.until - fault.from) * times;
+        }
+        self.end += last(&self.faults) - before;
     }
 
     fn draw_any(draw: &Draw, seed: u64, size: Size) -> Self {

@@ -9,7 +9,7 @@ use super::{Action, Context, Exchange};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::{Moment, Nanos};
 use crate::document::FailureOn;
-use crate::engine::upstream::{Attempts, Upstream};
+use crate::engine::upstream::{Attempts, Ended, Upstream};
 use crate::host::{Host, Message, Property, Reply, Stream};
 use crate::policy::Outcome;
 use crate::policy::circuit_breaker::CallResult;
@@ -463,10 +463,10 @@ impl Exchange {
             used.policy.compare(now, &pick, attempts, tries);
         }
         if let Some(failure_on) = used.policy.failure_on() {
-            let result = settlement.result(failure_on, grpc_status);
-            let attempts = settlement.attempts;
+            let call = settlement.result(failure_on, grpc_status);
+            let ended = Ended { call, overloaded };
             used.policy
-                .record(host, now, &pick, attempts, result, overloaded, rng);
+                .record(host, now, &pick, settlement.attempts, ended, rng);
         }
     }
 }

@@ -37,6 +37,15 @@ pub struct Tried {
     pub strayed: bool,
 }
 
+/// How a call ended, as breakers of endpoints see it.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    /// The last try.
+    pub call: CallResult,
+    /// It came too late while a limit refused.
+    pub overloaded: bool,
+}
+
 /// One in so many good answers is asked who gave it although the attempt count says that there was
 /// one try: otherwise nothing would show that the proxy does not follow the list.
 const LOOK: u8 = 64;
@@ -259,16 +268,14 @@ impl Upstream {
         most.filter(|wait| *wait > Nanos::ZERO)
     }
 
-    /// Records how the tries ended. `overloaded`: the last one came too late while a limit refused.
-    #[allow(clippy::too_many_arguments, reason = "TODO")]
+    /// Records how the tries ended.
     pub(in crate::engine) fn record<H: Host>(
         &self,
         host: &H,
         now: Moment,
         pick: &Pick,
         tries: Option<Attempts>,
-        call: CallResult,
-        overloaded: bool,
+        Ended { call, overloaded }: Ended,
         rng: &Rng,
     ) {
         let Some(Attempts { last, before }) = tries else {

@@ -57,9 +57,11 @@
 //! Not for upstreams that take more than 85 % of the deadline when idle: they look overloaded at
 //! any load, and get `min_limit`.
 
+mod spell;
 mod totals;
 
 use crate::base::time::{Moment, Nanos};
+use spell::Spell;
 use totals::CallTotals;
 
 /// Bounds and aim of a limit.
@@ -161,33 +163,6 @@ pub enum Answer {
     /// There is room, but not for one who has more than a fair share of it: a higher limit would be
     /// of no use to those who ask for little.
     OverShare,
-}
-
-/// A time in which something happens again and again, without a pause of a deadline.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Spell {
-    since: Moment,
-    /// When it happened last; `None`: never.
-    last: Option<Moment>,
-}
-
-impl Spell {
-    fn goes_on(&mut self, pause: Nanos, now: Moment) {
-        if self.last.is_none_or(|last| now.since(last) > pause) {
-            self.since = now;
-        }
-        self.last = Some(now);
-    }
-
-    fn is_recent(&self, pause: Nanos, now: Moment) -> bool {
-        self.last.is_some_and(|last| now.since(last) < pause)
-    }
-
-    /// How long it has been going on; `None`: it does not.
-    fn lasts(&self, pause: Nanos, now: Moment) -> Option<Nanos> {
-        let goes_on = self.is_recent(pause, now);
-        goes_on.then(|| now.since(self.since))
-    }
 }
 
 /// A worker's recent observations of a limit.
@@ -371,12 +346,14 @@ impl Observations {
     fn probe(&mut self, settings: &AdaptiveSettings, now: Moment, limit: u64, mean: u64) -> u64 {
         let refusing_for = self.refusing.lasts(settings.deadline, now);
         let full_for = self.full.lasts(settings.deadline, now);
-        if refusing_for.is_none() || now.since(self.probed_at) < Nanos(mean) {
+        let older = self.all.mean();
+        // Newer ones take longer: a queue grows, and what it comes to is still to be seen.
+        let grows = self.new.mean() > older.saturating_add(older / 4);
+        if refusing_for.is_none() || grows || now.since(self.probed_at) < Nanos(mean) {
             return limit;
         }
         let least = limit.saturating_add((limit / 4).max(1));
-        self.probed = if self.is_quick(settings, limit, mean) && refusing_for >= Some(Nanos(mean))
-        {
+        self.probed = if self.is_quick(settings, limit, mean) && refusing_for >= Some(Nanos(mean)) {
             let in_time = u128::from(limit)
                 .saturating_mul(settings.target().into())
                 .checked_div(mean.max(1).into());
@@ -385,7 +362,7 @@ impl Observations {
                 .unwrap_or(u64::MAX)
                 .min(limit.saturating_mul(2))
                 .max(least)
-        } else if mean > (settings.target() / 5).saturating_mul(4) {
+        } else if mean.max(self.new.mean()) > (settings.target() / 5).saturating_mul(4) {
             // Closer to the target the law has its answer: what queues takes as long.
             self.gain = 0;
             return limit;

@@ -52,7 +52,8 @@ impl CallTotals {
     pub(super) fn within(&self, time: u64) -> u64 {
         let product = u128::from(self.in_flight).saturating_mul(time.into());
         // Faster than the clock shows: as if it had taken a nanosecond.
-        saturated(product.checked_div(self.time.max(1).into()).unwrap_or(0) / u128::from(CALL))
+        let time = u128::from(self.time.max(1)).saturating_mul(CALL.into());
+        saturated(product.checked_div(time).unwrap_or(0))
     }
 
     pub(super) fn mean(&self) -> u64 {
