@@ -1,9 +1,13 @@
 //! Faults that people met elsewhere, as they meet them: a small configuration, a real Envoy, and what
 //! its clients see.
 
-use crate::filter::{assert_sound, endpoints, hanging, nothing_in_flight};
+use std::time::Duration;
+
+use crate::filter::{assert_sound, endpoints, hanging, nothing_in_flight, transitions};
 use crate::support::{Client, Cluster, Envoy, EnvoyConfig, Route, Upstream, load, run, wait_for};
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 #[test]
 fn a_dead_endpoint_does_not_attract() {
@@ -33,6 +37,117 @@ fn a_dead_endpoint_does_not_attract() {
             upstreams[1].counters().requests > before
         })
         .await;
+        assert_sound(&mut envoy).await;
+    });
+}
+
+/// An upstream whose answers begin and do not end: headers, an event, and then nothing.
+async fn streaming() -> (std::net::SocketAddr, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let task = tokio::spawn(async move {
+        let mut open = Vec::new();
+        let mut failures = 2;
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.read(&mut [0; 4096]).await;
+            let answer: &[u8] = if failures > 0 {
+                failures -= 1;
+                b"HTTP/1.1 500 x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            } else {
+                b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n6\r\ndata:\n\r\n"
+            };
+            let _ = stream.write_all(answer).await;
+            open.push(stream);
+        }
+    });
+    (addr, task)
+}
+
+#[test]
+fn a_breaker_is_closed_by_streams_that_live_on() {
+    run(async {
+        let (addr, server) = streaming().await;
+        let breaker = json!({"consecutive_failures": 2, "open_duration": "300ms",
+            "half_open_calls": 2, "half_open_max_wait": "1s"});
+        let filter = json!({
+            "circuit_breakers": {"b": breaker},
+            "routes": [{"name": "all", "circuit_breaker": "b"}]});
+        let route = Route::to("/", "users").timeout(Duration::ZERO);
+        let config = EnvoyConfig::empty()
+            .cluster(Cluster::new("users", [addr]))
+            .route(route);
+        let mut envoy = Envoy::start(config.haven(&filter)).await;
+        for _ in 0..2 {
+            assert_eq!(envoy.h1().get("/").await.unwrap().status, 500);
+        }
+        assert_eq!(envoy.h1().get("/").await.unwrap().status, 503);
+        // Streams that are held for longer than the wait of the half-open state.
+        let mut held: Vec<TcpStream> = Vec::new();
+        let mut begun = async || {
+            let mut stream = TcpStream::connect(envoy.addr()).await.unwrap();
+            let request = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+            stream.write_all(request).await.unwrap();
+            let mut head = [0; 16];
+            stream.read_exact(&mut head).await.unwrap();
+            let good = head.starts_with(b"HTTP/1.1 200");
+            if good {
+                held.push(stream);
+            }
+            good
+        };
+        wait_for("the trials begin", async || begun().await && begun().await).await;
+        // The next one that comes finds that they live on.
+        wait_for("the breaker is closed", async || {
+            begun().await;
+            transitions(&envoy, "b", "closed").await == 1
+        })
+        .await;
+        for _ in 0..5 {
+            assert!(begun().await, "and lets all through");
+        }
+        assert_eq!(transitions(&envoy, "b", "open").await, 1);
+        server.abort();
+        assert_sound(&mut envoy).await;
+    });
+}
+
+#[test]
+fn another_spelling_is_no_new_bucket_and_no_way_round_a_route() {
+    run(async {
+        let limit = |key: Value| json!({"limit": 1, "period": "1h", "key": key});
+        let filter = json!({
+        "rate_limits": {
+            "user": limit(json!([{"query": "user"}])),
+            "host": limit(json!(["host"])),
+        },
+        "routes": [
+            {"name": "users", "match": {"prefix": "/users"}, "rate_limits": ["user"]},
+            {"name": "hosts", "match": {"hosts": ["example.com"]}, "rate_limits": ["host"]},
+        ]});
+        let mut envoy = Envoy::start(EnvoyConfig::direct().haven(&filter)).await;
+        let client = envoy.h1();
+        let mut statuses = Vec::new();
+        for path in [
+            "/users?user=alice",
+            "/users?user=%61lice",
+            "/users?%75ser=alice",
+            "/users?user=bob",
+        ] {
+            statuses.push(client.get(path).await.unwrap().status);
+        }
+        assert_eq!(statuses, [200, 429, 429, 200]);
+        let mut statuses = Vec::new();
+        for host in [
+            "example.com",
+            "example.com.",
+            "EXAMPLE.com:80",
+            "other.example",
+        ] {
+            let request = format!("GET /x HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+            let reply = crate::support::raw::exchange(envoy.addr(), request.as_bytes()).await;
+            statuses.push(reply.unwrap().status);
+        }
+        assert_eq!(statuses, [200, 429, 429, 200]);
         assert_sound(&mut envoy).await;
     });
 }
@@ -70,6 +185,56 @@ fn a_hedged_try_is_counted_and_fails_nobody() {
             (asked - 20) as f64,
             "each try is counted, whoever answered"
         );
+        assert_sound(&mut envoy).await;
+    });
+}
+
+#[test]
+fn load_that_a_grpc_server_reports_in_its_trailers_counts() {
+    run(async {
+        let upstreams = Upstream::start_many(2).await;
+        let addrs: Vec<_> = upstreams.iter().map(|it| it.addr()).collect();
+        // cpu_utilization (field 1, a double) of 0.9 and 0.1, in base64.
+        for (upstream, report) in upstreams.iter().zip(["Cc3MzMzMzOw/", "CZqZmZmZmbk/"]) {
+            upstream
+                .set(|faults| {
+                    faults
+                        .headers
+                        .insert("content-type".into(), "application/grpc".into());
+                    faults.trailers.insert("grpc-status".into(), "0".into());
+                    faults
+                        .trailers
+                        .insert("endpoint-load-metrics-bin".into(), report.into());
+                })
+                .await;
+        }
+        let filter = json!({
+            "upstreams": {"users": {"endpoints": endpoints(&addrs),
+                "load_report": "orca"}},
+            "routes": [{"name": "all", "upstream": "users"}]});
+        let config = EnvoyConfig::empty()
+            .cluster(Cluster::new("users", addrs).http2())
+            .route(Route::to("/", "users"));
+        let mut envoy = Envoy::start(config.haven(&filter)).await;
+        let client = envoy.h2();
+        let ask = async || {
+            let call = crate::filter::grpc_request(envoy.addr(), "/a.B/C");
+            let reply = client.send(call).await.unwrap();
+            assert_eq!(reply.status, 200);
+        };
+        for _ in 0..40 {
+            ask().await;
+        }
+        let before: Vec<u64> = upstreams.iter().map(|it| it.counters().requests).collect();
+        for _ in 0..100 {
+            ask().await;
+        }
+        let got: Vec<u64> = upstreams
+            .iter()
+            .zip(before)
+            .map(|(it, before)| it.counters().requests - before)
+            .collect();
+        assert!(got[0] < got[1], "{got:?}: the busy one gets less");
         assert_sound(&mut envoy).await;
     });
 }
