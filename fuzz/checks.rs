@@ -1848,7 +1848,7 @@ fn honest_world(config: &Config, hostile: &[u8]) -> Vec<Got> {
         }
         exchange.on_end(&proxy.worker);
         let (seen, body) = stream.sent();
-        got.push((seen, body, stream.state("haven.decision")));
+        got.push((seen, body, stream.decision()));
     }
     drop(open);
     got

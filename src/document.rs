@@ -10,6 +10,7 @@ mod names;
 mod outcomes;
 mod route;
 mod switch;
+mod unread;
 mod upstream;
 mod warnings;
 
@@ -54,6 +55,7 @@ pub use crate::request::key::{KeyPart, MissingKey};
 pub use crate::schema::{Cidr, ConfigError, ConfigErrors};
 pub use route::{Route, RouteCanary};
 pub use switch::Switch;
+pub use unread::RequestHeaders;
 pub use upstream::Upstream;
 
 /// The most routes, and the most policies of a kind.
@@ -127,6 +129,8 @@ pub struct Config {
     pub health: Probes,
     /// Whether clients may set the proxy's retries and timeouts by `x-envoy-*` headers.
     pub trust_client_retry_headers: bool,
+    /// Whether anything looks at requests.
+    pub request_headers: RequestHeaders,
 }
 
 section! {
@@ -178,6 +182,13 @@ section! {
         @soon admin: Option<Admin> = Absent("none");
         /// Keep the `x-envoy-*` retry and timeout headers that clients send.
         trust_client_retry_headers: bool = Default("false");
+        /// `ignore` is for limits alone, and takes a third off their cost: haven then reads no header
+        /// of any request. Everything that would is refused: health paths (`null`) and
+        /// `health.grpc` (`false`), a second route, a route's `match`, `upstream`,
+        /// `circuit_breaker`, `fallback`, `timeout`, `retry` and `canary`, and keys but `client_ip`
+        /// (the connection's) and `route`. Envoy has to remove the headers that haven would
+        /// (docs/envoy.md); a client's own deadline is not known.
+        request_headers: RequestHeaders = Default("\"read\"");
     }
 }
 
@@ -230,6 +241,7 @@ impl Document {
             routes,
             health: self.health.checked(&at("health"), errors),
             trust_client_retry_headers: self.trust_client_retry_headers,
+            request_headers: self.request_headers,
             upstreams,
             rate_limits,
             circuit_breakers,
@@ -238,6 +250,7 @@ impl Document {
             switches,
         };
         outcomes::check(&config, errors);
+        unread::check(&config, errors);
         config
     }
 }

@@ -54,6 +54,7 @@ mod logs;
 mod metrics;
 mod once;
 mod readiness;
+mod ready;
 mod reserved;
 mod route;
 mod seed;
@@ -67,7 +68,7 @@ use crate::base::hash::Seed;
 use crate::base::headers::{NameFilter, NameSet};
 use crate::base::rng::Rng;
 use crate::base::time::{Moment, Nanos};
-use crate::document::{ClientIp, Config, PathParameters, Probes};
+use crate::document::{ClientIp, Config, PathParameters, Probes, RequestHeaders};
 use crate::host::{CallAnswer, CallId, Calls, Host};
 use crate::policy::route::index::RouteIndex;
 use crate::store::Contended;
@@ -81,6 +82,7 @@ use health_check::Checks;
 use lingering::Lingering;
 use logs::LogLimiter;
 use metrics::MetricTable;
+use ready::ReadyReplies;
 use route::Route;
 use single::SingleValues;
 use std::cell::Cell;
@@ -104,6 +106,8 @@ pub struct Engine {
     /// The secret of key hashes.
     seed: Seed,
     trust_client_retry_headers: bool,
+    /// Nothing looks at requests.
+    blind: bool,
     /// In the order of the configuration: the first that matches is taken.
     routes: Vec<Rc<Route>>,
     route_index: RouteIndex,
@@ -137,6 +141,8 @@ pub struct Engine {
     checks: Option<Checks>,
     /// Work that was given up.
     lingering: Lingering,
+    /// Replies kept ready.
+    ready: ReadyReplies,
     /// Until when the client of the request that ended last waits, for a redirect that the proxy
     /// follows itself: it has a second stream.
     ended: Cell<Option<Option<Moment>>>,
@@ -193,6 +199,8 @@ impl Engine {
             client_ip: config.client_ip,
             seed,
             trust_client_retry_headers: config.trust_client_retry_headers,
+            blind: config.request_headers == RequestHeaders::Ignore,
+            ready: ReadyReplies::default(),
             route_index: RouteIndex::new(routes.iter().map(|route| &route.config.matcher)),
             routes,
             upstreams,

@@ -10,6 +10,7 @@ pub mod sim;
 
 use crate::base::headers::HeaderMap;
 use crate::base::time::{Moment, Nanos, UnixTime};
+use std::rc::Rc;
 
 /// All that the engine needs outside of a request.
 pub trait Host: Clock + SharedData + SharedCounters + Metrics + Random {}
@@ -293,6 +294,15 @@ impl Property {
     }
 }
 
+/// The part of an answer that is made once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReadyReply {
+    /// Headers.
+    pub headers: Vec<(&'static str, Vec<u8>)>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
 /// An answer that haven gives itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reply {
@@ -300,23 +310,34 @@ pub struct Reply {
     pub status: u16,
     /// gRPC status; `None` for a request that is not gRPC.
     pub grpc_status: Option<u8>,
+    /// What says in the access log why (`%RESPONSE_CODE_DETAILS%`), without spaces; empty: nothing.
+    pub details: String,
+    /// The part that is the same for many; its headers and its body come before those here.
+    pub ready: Option<Rc<ReadyReply>>,
     /// Headers beside those that the proxy makes (length, date).
     pub headers: Vec<(&'static str, Vec<u8>)>,
     /// Headers of a stored answer of the upstream's.
     pub kept_headers: HeaderMap,
     /// Headers with names from the configuration.
     pub configured_headers: Vec<(String, String)>,
-    /// The body; on gRPC the proxy makes it the message of the status.
+    /// The body, where none is ready; on gRPC the proxy makes it the message of the status.
     pub body: Vec<u8>,
 }
 
 impl Reply {
     /// All its headers, in the order in which they are sent.
     pub fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let own = self.headers.iter();
+        let ready = self.ready.iter().flat_map(|ready| &ready.headers);
+        let own = ready.chain(&self.headers);
         let own = own.map(|(name, value)| (name.as_bytes(), value.as_slice()));
         let configured = self.configured_headers.iter();
         let configured = configured.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
         own.chain(self.kept_headers.iter()).chain(configured)
+    }
+
+    /// The body.
+    #[must_use]
+    pub fn body(&self) -> &[u8] {
+        self.ready.as_ref().map_or(&self.body, |ready| &ready.body)
     }
 }

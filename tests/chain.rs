@@ -166,7 +166,7 @@ fn a_request_that_matches_no_route_only_loses_reserved_headers() {
     assert_eq!(stream.request_header("x-haven-upstream"), None);
     assert_eq!(stream.request_header("x-haven-cluster"), None);
     assert_eq!(stream.request_header("x-mine").as_deref(), Some("1"));
-    assert_eq!(stream.state("haven.decision"), None);
+    assert_eq!(stream.decision(), None);
 }
 
 #[test]
@@ -233,7 +233,7 @@ fn a_refusal_tells_all_that_a_client_and_an_operator_need() {
         Some("application/problem+json")
     );
     assert_eq!(
-        refused.state("haven.decision").as_deref(),
+        refused.decision().as_deref(),
         Some("rate_limited l enforce")
     );
     assert_eq!(
@@ -686,12 +686,12 @@ fn of_several_limits_that_refuse_the_one_with_the_longest_wait_is_told() {
         );
         assert!(
             refused
-                .state("haven.decision")
+                .decision()
                 .unwrap()
                 .contains("rate_limited day enforce")
         );
         assert!(
-            !refused.state("haven.decision").unwrap().contains("second"),
+            !refused.decision().unwrap().contains("second"),
             "one refusal is one decision"
         );
         let wait: u64 = refused
@@ -721,7 +721,7 @@ fn shadow_counts_and_never_acts_nor_spends() {
     let streams: Vec<_> = (0..3).map(|_| proxy.request("/try", &[], 200)).collect();
     assert!(streams.iter().all(|s| s.replied().is_none()));
     assert_eq!(
-        streams[2].state("haven.decision").as_deref(),
+        streams[2].decision().as_deref(),
         Some("rate_limited l shadow")
     );
     assert_eq!(
@@ -867,7 +867,7 @@ fn a_failed_response_is_replaced_and_nothing_of_it_leaks() {
         )
     );
     assert_eq!(
-        stream.state("haven.decision").as_deref(),
+        stream.decision().as_deref(),
         Some("upstream_error f enforce")
     );
     assert_eq!(
@@ -1491,10 +1491,7 @@ fn a_panic_uses_all_and_never_panicking_refuses() {
     let proxy = Proxy::new(&config);
     outage(&proxy);
     let refused = proxy.request("/api", &[], 200);
-    assert_eq!(
-        refused.state("haven.decision").as_deref(),
-        Some("no_endpoint u enforce")
-    );
+    assert_eq!(refused.decision().as_deref(), Some("no_endpoint u enforce"));
     // The outage ends: what may be tried makes ready again, or nothing would ever come to try it.
     proxy.machine.advance(Nanos::from_millis(1_001));
     assert_eq!(

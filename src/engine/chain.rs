@@ -200,7 +200,7 @@ impl Exchange {
         let engine = Rc::clone(&self.engine);
         // One call for all headers: most policies want some, and one header costs nearly as much as
         // all.
-        let headers = stream.headers(Message::Request);
+        let headers = engine.request_headers(stream);
         let kept = Kept::new(&headers, engine.watched);
         // Found in the copy: only a request that has one pays for the call that removes it.
         let mut seen = Seen::default();

@@ -6,6 +6,7 @@ pub mod stale;
 use crate::base::text::number;
 use crate::host::Reply;
 use crate::request::Reason;
+use crate::request::reply::Protocol;
 use crate::request::reply::{ReplyDetails, RequestInfo, retry_after_seconds};
 use config::{Fallback, FallbackStep, Respond, TemplatePart};
 use stale::StaleResponse;
@@ -66,14 +67,14 @@ pub fn respond(respond: &Respond, subject: &RequestInfo<'_>, cause: ReplyDetails
         .any(|(name, _)| name == "retry-after");
     if let Some(wait) = cause
         .retry_after
-        .filter(|_| subject.grpc || (respond.status >= 400 && !own))
+        .filter(|_| subject.grpc == Protocol::Grpc || (respond.status >= 400 && !own))
     {
         reply.headers.push((
             "retry-after",
             number(retry_after_seconds(wait)).into_bytes(),
         ));
     }
-    if subject.grpc {
+    if subject.grpc == Protocol::Grpc {
         // A gRPC client reads only the status; a JSON body would break its framing.
         reply.grpc_status = Some(cause.reason.grpc_status());
         reply.status = 200;
@@ -130,7 +131,7 @@ mod tests {
         RequestInfo {
             route: "users",
             request_id,
-            grpc,
+            grpc: if grpc { Protocol::Grpc } else { Protocol::Http },
         }
     }
 

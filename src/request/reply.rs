@@ -8,7 +8,8 @@
 use super::reason::Reason;
 use crate::base::text::{number, push_all, push_number};
 use crate::base::time::Nanos;
-use crate::host::Reply;
+use crate::host::{ReadyReply, Reply};
+use std::rc::Rc;
 
 /// The request that a reply answers.
 #[derive(Clone, Copy, Debug)]
@@ -17,8 +18,19 @@ pub struct RequestInfo<'a> {
     pub route: &'a str,
     /// Its `x-request-id`, as sent.
     pub request_id: &'a [u8],
-    /// Whether it is a gRPC call.
-    pub grpc: bool,
+    /// What its client speaks.
+    pub grpc: Protocol,
+}
+
+/// What a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Plain HTTP.
+    Http,
+    /// gRPC: errors travel in `grpc-status`.
+    Grpc,
+    /// Nobody has looked. An answer has to do for both.
+    Unknown,
 }
 
 /// Why we reply.
@@ -58,34 +70,46 @@ pub fn retry_after_seconds(wait: Nanos) -> u64 {
     wait.as_secs_ceil().max(1)
 }
 
-/// The refusal itself, where no fallback answers.
+/// The refusal itself, where no fallback answers; `ready` is its [`document`], which gRPC has not.
 #[must_use]
-pub fn refusal(subject: &RequestInfo<'_>, cause: ReplyDetails<'_>) -> Reply {
+pub fn refusal(
+    subject: &RequestInfo<'_>,
+    cause: ReplyDetails<'_>,
+    ready: impl FnOnce(&ReplyDetails<'_>) -> Rc<ReadyReply>,
+) -> Reply {
     // Room for all headers that follow, those of a quota included.
-    let mut headers = Vec::with_capacity(8);
-    headers.push(("proxy-status", cause.proxy_status()));
     let mut reply = Reply {
         status: cause.reason.status(),
-        headers,
+        headers: Vec::with_capacity(8),
         ..Reply::default()
     };
     if let Some(wait) = cause.retry_after {
-        reply.headers.push((
-            "retry-after",
-            number(retry_after_seconds(wait)).into_bytes(),
-        ));
+        let seconds = number(retry_after_seconds(wait));
+        reply.headers.push(("retry-after", seconds.into_bytes()));
     }
-    let detail = detail(&cause);
-    if subject.grpc {
+    // The proxy takes it for gRPC requests alone.
+    if subject.grpc != Protocol::Http {
         reply.grpc_status = Some(cause.reason.grpc_status());
-        reply.body = [detail, " (", cause.reason.word(), " ", cause.policy, ")"]
+    }
+    if subject.grpc == Protocol::Grpc {
+        reply.headers.push(("proxy-status", cause.proxy_status()));
+        let (word, detail) = (cause.reason.word(), detail(&cause));
+        reply.body = [detail, " (", word, " ", cause.policy, ")"]
             .concat()
             .into_bytes();
-        return reply;
+    } else {
+        reply.ready = Some(ready(&cause));
     }
     reply
-        .headers
-        .push(("content-type", b"application/problem+json".to_vec()));
+}
+
+/// The problem document of a refusal, with all headers that do not change.
+#[must_use]
+pub fn document(cause: &ReplyDetails<'_>) -> ReadyReply {
+    let headers = vec![
+        ("proxy-status", cause.proxy_status()),
+        ("content-type", b"application/problem+json".to_vec()),
+    ];
     let (kind, title) = problem_type(cause.reason);
     let mut body = String::with_capacity(448);
     push_all(
@@ -103,7 +127,7 @@ pub fn refusal(subject: &RequestInfo<'_>, cause: ReplyDetails<'_>) -> Reply {
         &mut body,
         &[
             ",\"detail\":\"",
-            detail,
+            detail(cause),
             "\",\"reason\":\"",
             cause.reason.word(),
             "\",\"policy\":\"",
@@ -118,8 +142,10 @@ pub fn refusal(subject: &RequestInfo<'_>, cause: ReplyDetails<'_>) -> Reply {
         );
     }
     body.push_str("}\n");
-    reply.body = body.into_bytes();
-    reply
+    ReadyReply {
+        headers,
+        body: body.into_bytes(),
+    }
 }
 
 /// Type and title. The first two types are those of draft-ietf-httpapi-ratelimit-headers;
@@ -171,25 +197,28 @@ mod tests {
         received_status: None,
     };
 
+    fn refused(subject: &RequestInfo<'_>, cause: ReplyDetails<'_>) -> Reply {
+        refusal(subject, cause, |cause| Rc::new(document(cause)))
+    }
+
     fn header<'a>(reply: &'a Reply, name: &str) -> Option<&'a str> {
         reply
-            .headers
-            .iter()
-            .find(|(n, _)| *n == name)
+            .pairs()
+            .find(|(n, _)| *n == name.as_bytes())
             .map(|(_, v)| std::str::from_utf8(v).unwrap())
     }
 
     #[test]
     fn a_refusal_is_a_problem_document() {
-        let reply = refusal(
+        let reply = refused(
             &RequestInfo {
                 route: "users",
                 request_id: b"",
-                grpc: false,
+                grpc: Protocol::Http,
             },
             CAUSE,
         );
-        let body: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
+        let body: serde_json::Value = serde_json::from_slice(reply.body()).unwrap();
         assert_eq!(
             body["type"],
             "https://iana.org/assignments/http-problem-types#quota-exceeded"
@@ -205,15 +234,15 @@ mod tests {
             retry_after: None,
             ..CAUSE
         };
-        let reply = refusal(
+        let reply = refused(
             &RequestInfo {
                 route: "users",
                 request_id: b"",
-                grpc: false,
+                grpc: Protocol::Http,
             },
             never,
         );
-        let body: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
+        let body: serde_json::Value = serde_json::from_slice(reply.body()).unwrap();
         assert!(
             !body["detail"].as_str().unwrap().contains("try again"),
             "there is no use"
@@ -236,15 +265,15 @@ mod tests {
             Reason::UpstreamError,
             Reason::Timeout,
         ] {
-            let reply = refusal(
+            let reply = refused(
                 &RequestInfo {
                     route: "r",
                     request_id: b"",
-                    grpc: false,
+                    grpc: Protocol::Http,
                 },
                 ReplyDetails { reason, ..CAUSE },
             );
-            let body: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
+            let body: serde_json::Value = serde_json::from_slice(reply.body()).unwrap();
             for field in ["type", "title", "status", "detail", "reason", "policy"] {
                 assert!(!body[field].is_null(), "{reason:?} {field}");
             }
@@ -252,12 +281,24 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_to_nobody_knows_what_does_for_both() {
+        let subject = RequestInfo {
+            route: "users",
+            request_id: b"",
+            grpc: Protocol::Unknown,
+        };
+        let reply = refused(&subject, CAUSE);
+        assert_eq!((reply.status, reply.grpc_status), (429, Some(8)));
+        assert!(reply.body().starts_with(b"{"));
+    }
+
+    #[test]
     fn grpc_gets_a_status_and_a_message() {
-        let reply = refusal(
+        let reply = refused(
             &RequestInfo {
                 route: "users",
                 request_id: b"",
-                grpc: true,
+                grpc: Protocol::Grpc,
             },
             CAUSE,
         );

@@ -389,16 +389,18 @@ impl Stream for Proxy {
     }
 
     fn reply(&self, reply: &Reply) {
-        let headers = HeaderMap::from_pairs(&reply.pairs().collect::<Vec<_>>());
-        let headers = headers.as_bytes();
-        // SAFETY: body and headers live through the call.
+        let mut pairs = Vec::with_capacity(8);
+        pairs.extend(reply.pairs());
+        let headers = HeaderMap::from_pairs(&pairs);
+        let (headers, body) = (headers.as_bytes(), reply.body());
+        // SAFETY: details, body and headers live through the call.
         unsafe {
             proxy_send_local_response(
                 reply.status.into(),
-                null(),
-                0,
-                reply.body.as_ptr(),
-                reply.body.len(),
+                reply.details.as_ptr(),
+                reply.details.len(),
+                body.as_ptr(),
+                body.len(),
                 headers.as_ptr(),
                 headers.len(),
                 reply.grpc_status.map_or(-1, i32::from),

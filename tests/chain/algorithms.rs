@@ -192,10 +192,7 @@ fn what_finds_no_room_to_wait_is_refused_and_costs_nothing() {
         assert_eq!(exchange.on_no_room(&proxy.worker, &stream), Action::Stop);
         assert_eq!(stream.replied().unwrap().status, 429);
         assert_eq!(stream.response_header("retry-after").as_deref(), Some("1"));
-        assert_eq!(
-            stream.state("haven.decision").as_deref(),
-            Some("rate_limited l enforce")
-        );
+        assert_eq!(stream.decision().as_deref(), Some("rate_limited l enforce"));
         exchange.on_end(&proxy.worker);
     }
     assert_eq!(
@@ -238,7 +235,7 @@ fn a_refusal_after_the_wait_is_a_whole_reply() {
         "the breaker opened while they waited"
     );
     assert_eq!(
-        waiting[4].1.state("haven.decision").as_deref(),
+        waiting[4].1.decision().as_deref(),
         Some("circuit_open r enforce")
     );
     assert!(waiting[4].1.response_header("ratelimit").is_some());

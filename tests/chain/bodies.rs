@@ -448,7 +448,7 @@ fn unfinished_requests_take_no_places() {
         assert!(
             uploads[0]
                 .stream
-                .state("haven.decision")
+                .decision()
                 .unwrap()
                 .starts_with("overload c")
         );
@@ -530,7 +530,7 @@ fn a_request_that_is_whole_when_the_trials_are_taken_is_refused() {
         .map(|upload| upload.send(&proxy, true))
         .collect();
     assert_eq!(actions, [Action::Continue, Action::Continue, Action::Stop]);
-    let decision = uploads[2].stream.state("haven.decision").unwrap();
+    let decision = uploads[2].stream.decision().unwrap();
     assert!(decision.starts_with("circuit_open b"), "{decision}");
     // A failure to reach the upstream counts though the request is not whole.
     let mut late = Upload::begin(&proxy, "POST");

@@ -154,7 +154,7 @@ fn a_canary_that_fails_gives_its_clients_back() {
         // The route's own upstream is well.
         if side(&stream) == "v1" {
             assert_eq!(stream.request_header("x-color").as_deref(), Some("v1"));
-            assert_eq!(stream.state("haven.decision"), None, "nothing was refused");
+            assert_eq!(stream.decision(), None, "nothing was refused");
             break;
         }
     }
@@ -274,7 +274,7 @@ fn a_full_canary_gives_back_and_a_full_route_refuses() {
     let mut third = proxy.begin(&c);
     assert_eq!(c.replied().map(|reply| reply.status), Some(503));
     assert_eq!(
-        c.state("haven.decision").as_deref(),
+        c.decision().as_deref(),
         Some("overload one enforce"),
         "once"
     );

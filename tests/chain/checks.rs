@@ -172,7 +172,7 @@ fn a_route_is_refused_while_its_component_is_down_everywhere() {
         (503, &"no_endpoint".into(), &"search".into())
     );
     assert_eq!(
-        refused.state("haven.decision").as_deref(),
+        refused.decision().as_deref(),
         Some("no_endpoint search enforce")
     );
     let calm = proxy.request("/search/x", &[], 200).replied().unwrap();
@@ -201,7 +201,7 @@ fn a_shadow_route_only_counts_what_it_depends_on() {
     let passed = proxy.request("/bare", &[], 200);
     assert_eq!(passed.replied(), None);
     assert_eq!(
-        passed.state("haven.decision").as_deref(),
+        passed.decision().as_deref(),
         Some("no_endpoint search shadow")
     );
 }

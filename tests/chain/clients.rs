@@ -353,3 +353,40 @@ fn one_client_leaves_to_others_their_part_of_a_retry_budget() {
         "by fair's key: {unaided} of {failed}"
     );
 }
+
+#[test]
+fn a_request_that_nobody_looks_at_is_limited_all_the_same() {
+    let quiet =
+        json!({"livez": null, "readyz": null, "startupz": null, "health": null, "grpc": false});
+    let proxy = Proxy::new(&json!({
+        "request_headers": "ignore", "health": quiet,
+        "rate_limits": {
+            "all": {"limit": 3, "period": "1h"},
+            "each": {"limit": 2, "period": "1h", "key": ["client_ip"]}
+        },
+        "routes": [{"name": "r", "rate_limits": ["all", "each"]}]
+    }));
+    let ask = |peer: &str| {
+        // What would choose a bucket, a probe or an endpoint elsewhere chooses nothing.
+        let headers: Headers<'_> = &[
+            ("x-forwarded-for", b"203.0.113.9"),
+            ("grpc-timeout", b"0m"),
+            ("content-type", b"application/grpc"),
+        ];
+        let stream = SimStream::request("GET", "/livez", headers);
+        stream.set_property(haven::host::Property::SourceAddress, peer.as_bytes());
+        let mut exchange = proxy.begin(&stream);
+        exchange.on_end(&proxy.worker);
+        stream
+            .replied()
+            .map(|reply| (reply.status, reply.grpc_status, stream.decision()))
+    };
+    let refused =
+        |policy: &str| Some((429, Some(8), Some(format!("rate_limited {policy} enforce"))));
+    assert_eq!(
+        [(); 3].map(|()| ask("192.0.2.1:1")),
+        [None, None, refused("each")]
+    );
+    assert_eq!(ask("192.0.2.2:1"), None);
+    assert_eq!(ask("192.0.2.3:1"), refused("all"));
+}

@@ -159,7 +159,7 @@ fn nothing_left_or_too_little_is_refused_at_once() {
     }
     let refused = take(&proxy, "GET", &[(EXPECTED, b"0")], 1, 200);
     assert_eq!(
-        refused.state("haven.decision").as_deref(),
+        refused.decision().as_deref(),
         Some("deadline timeout enforce")
     );
     assert_eq!(
@@ -287,7 +287,7 @@ fn a_shadow_counts_a_request_that_waits_and_is_late_once() {
         exchange.on_end(&proxy.worker);
         assert_eq!(proxy.machine.metric(late), total);
         assert_eq!(
-            stream.state("haven.decision").as_deref(),
+            stream.decision().as_deref(),
             Some("deadline timeout shadow")
         );
     }
@@ -515,7 +515,7 @@ fn an_impatient_client_gives_the_permits_of_a_trial_back() {
             assert!(
                 stream.replied().is_none(),
                 "it is a trial: {cut} {:?}",
-                stream.state("haven.decision")
+                stream.decision()
             );
             let list = stream.request_header("x-haven-upstream").unwrap();
             proxy.machine.advance(Nanos::from_millis(5));

@@ -82,7 +82,7 @@ fn the_last_good_response_is_answered_with_its_age_and_nothing_of_the_failure() 
         assert_eq!(failed.response_header(name).as_deref(), value, "{name}");
     }
     assert_eq!(
-        failed.state("haven.decision").as_deref(),
+        failed.decision().as_deref(),
         Some("upstream_error f enforce")
     );
     assert_eq!(proxy.machine.metric(STALE), 1);
@@ -168,7 +168,7 @@ fn it_answers_for_an_open_breaker_and_for_what_the_proxy_says_of_its_upstream() 
     }
     let refused = proxy.request("/api", &[], 200);
     assert_eq!(
-        refused.state("haven.decision").as_deref(),
+        refused.decision().as_deref(),
         Some("circuit_open b enforce")
     );
     assert_eq!(refused.replied().unwrap().body, b"good");
@@ -320,10 +320,7 @@ fn a_refused_request_goes_to_the_other_cluster_and_tells_nothing_of_the_first() 
             None,
             "no endpoint of the first"
         );
-        assert_eq!(
-            stream.state("haven.decision").as_deref(),
-            Some("circuit_open b enforce")
-        );
+        assert_eq!(stream.decision().as_deref(), Some("circuit_open b enforce"));
         stream.answer(status, Some("10.0.1.1:80"), &[]);
         exchange.on_response_headers(&proxy.worker, &stream, false);
         exchange.on_response_body(&proxy.worker, &stream, 0, true);
@@ -340,7 +337,7 @@ fn a_refused_request_goes_to_the_other_cluster_and_tells_nothing_of_the_first() 
         "then the steps that follow, with nothing kept of it"
     );
     assert_eq!(
-        failed.state("haven.decision").as_deref(),
+        failed.decision().as_deref(),
         Some("circuit_open b enforce,upstream_error f enforce")
     );
     assert_eq!(

@@ -203,7 +203,7 @@ fn what_is_not_asked_of_us_goes_its_way() {
     ] {
         let stream = SimStream::request(method, path, &[("content-type", kind)]);
         proxy.begin(&stream);
-        let decision = stream.state("haven.decision");
+        let decision = stream.decision();
         assert_eq!(
             decision.as_deref(),
             Some("switched_off s enforce"),
@@ -213,10 +213,7 @@ fn what_is_not_asked_of_us_goes_its_way() {
     config["health"] = json!({"grpc": false});
     let proxy = Proxy::new(&config);
     let (_, stream) = call(&proxy, CHECK, &[("content-type", OUTER)], &[b"\0\0\0\0\0"]);
-    assert_eq!(
-        stream.state("haven.decision").as_deref(),
-        Some("switched_off s enforce")
-    );
+    assert_eq!(stream.decision().as_deref(), Some("switched_off s enforce"));
 }
 
 /// By which the outer one knows the answers of the inner one.

@@ -505,7 +505,7 @@ fn once_something_is_refused_who_has_most_is_refused_first() {
     assert_eq!(refused.response_header("retry-after").as_deref(), Some("1"));
     let status = refused.response_header("proxy-status").unwrap();
     assert!(status.ends_with("details=\"overload c/fair\""), "{status}");
-    let note = refused.state("haven.decision");
+    let note = refused.decision();
     assert_eq!(note.as_deref(), Some("overload c/fair enforce"));
     let counted = "haven_decisions_total;route=r;policy=c/fair;reason=overload;mode=enforce";
     assert_eq!(metric(&proxy, counted), 2);
@@ -625,7 +625,7 @@ fn a_shadow_decides_and_counts_and_admits() {
     held.drain(..4).for_each(|flight| flight.cancel(&proxy));
     held.extend(hold(&proxy, 1, &tenant("b")));
     let over = Flight::begin(&proxy, &tenant("a"));
-    let note = over.stream.state("haven.decision");
+    let note = over.stream.decision();
     assert_eq!(note.as_deref(), Some("overload c/fair shadow"));
     assert!(!over.is_refused());
     assert_eq!((counted("c"), counted("c/fair")), (1, 1));

@@ -24,7 +24,7 @@ fn off_answers_at_once_and_spends_nothing() {
         let refused = proxy.request("/api", &[], 200);
         let reply = refused.replied().unwrap();
         assert_eq!(
-            (reply.status, refused.state("haven.decision").as_deref()),
+            (reply.status, refused.decision().as_deref()),
             (503, Some("switched_off s enforce"))
         );
         let body: Value = serde_json::from_slice(&reply.body).unwrap();
@@ -78,14 +78,14 @@ fn a_shadow_route_only_tells_and_a_route_that_is_off_does_not_look() {
     assert!(passed.replied().is_none());
     assert!(
         passed
-            .state("haven.decision")
+            .decision()
             .unwrap()
             .starts_with("switched_off s shadow")
     );
     let proxy = Proxy::new(&switched("off", &json!({"mode": "off"})));
     let passed = proxy.request("/api", &[], 200);
     assert_eq!(
-        (passed.replied().is_none(), passed.state("haven.decision")),
+        (passed.replied().is_none(), passed.decision()),
         (true, None)
     );
 }

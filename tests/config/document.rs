@@ -1,6 +1,6 @@
 //! The document as a whole.
 
-use haven::document::{Config, IpSource, Mode};
+use haven::document::{Config, IpSource, Mode, RequestHeaders};
 
 use crate::support::{DESIGN, FULL, errors, good, refused, refuses};
 
@@ -62,7 +62,8 @@ fn all_errors_come_at_once() {
         }"#,
         &[
             "colour: unknown field, value \"red\" is not allowed, want one of service, state, mode, client_ip, path_parameters, outcomes, upstreams, rate_limits, \
-             circuit_breakers, concurrency_limits, fallbacks, switches, routes, health, admin, trust_client_retry_headers",
+             circuit_breakers, concurrency_limits, fallbacks, switches, routes, health, admin, trust_client_retry_headers, \
+             request_headers",
             "service: 1 is not allowed, want a text of 1 to 255 bytes without control characters",
             "upstreams.users.endpoints[0].weight: 1001 is not allowed, want an integer from 0 to \
              1000",
@@ -190,4 +191,95 @@ fn what_needs_every_answer_is_refused_where_only_exceptions_are_read() {
     }
     good(&document.replace("by_exception", "every"));
     assert_eq!(found.len(), paths.len(), "{found:#?}");
+}
+
+#[test]
+fn where_no_header_is_read_nothing_may_read_one() {
+    const QUIET: &str = r#"{"request_headers": "ignore",
+        "health": {"livez": null, "readyz": null, "startupz": null, "health": null, "grpc": false},
+        "rate_limits": {"all": {"limit": 1}, "each": {"limit": 1, "key": ["client_ip", "route"],
+                        "exempt": ["10.0.0.0/8"]}},
+        "concurrency_limits": {"c": {"algorithm": "fixed", "limit": 5, "fair": ["client_ip"]}},
+        "switches": {"s": "on"},
+        "routes": [{"name": "r", "rate_limits": ["all", "each"], "concurrency_limit": "c",
+                    "switch": "s", "criticality": "sheddable", "mode": "shadow"}]}"#;
+    let config = good(QUIET);
+    assert_eq!(config.request_headers, RequestHeaders::Ignore);
+    const WHY: &str = "is not allowed, want none with \"request_headers\": \"ignore\": it looks at \
+                       the request";
+    for (from, to, path, value) in [
+        (
+            r#""livez": null"#,
+            r#""livez": "/l""#,
+            "health.livez",
+            "\"/l\"",
+        ),
+        (
+            r#""health": null"#,
+            r#""health": "/h""#,
+            "health.health",
+            "\"/h\"",
+        ),
+        (r#""grpc": false"#, r#""grpc": true"#, "health.grpc", "true"),
+        (
+            r#""key": ["client_ip", "route"]"#,
+            r#""key": [{"header": "x-a"}]"#,
+            "rate_limits.each.key",
+            "[…]",
+        ),
+        (
+            r#""all": {"limit": 1}"#,
+            r#""all": {"limit": 1, "cost": {"header": "x-c"}}"#,
+            "rate_limits.all.cost",
+            "{…}",
+        ),
+        (
+            r#""fair": ["client_ip"]"#,
+            r#""fair": ["path"]"#,
+            "concurrency_limits.c.fair",
+            "[…]",
+        ),
+        (
+            r#""name": "r","#,
+            r#""name": "r", "match": {"prefix": "/"},"#,
+            "routes[0].match",
+            "{…}",
+        ),
+        (
+            r#""name": "r","#,
+            r#""name": "r", "timeout": {"request": "1s"},"#,
+            "routes[0].timeout",
+            "{…}",
+        ),
+        (
+            r#""name": "r","#,
+            r#""name": "r", "retry": {},"#,
+            "routes[0].retry",
+            "{…}",
+        ),
+        (
+            r#""mode": "shadow"}"#,
+            r#""mode": "shadow"}, {"name": "two"}"#,
+            "routes[1]",
+            "{…}",
+        ),
+        (
+            r#"{"request_headers""#,
+            r#"{"client_ip": {"source": "x-forwarded-for"}, "request_headers""#,
+            "client_ip.source",
+            "a header",
+        ),
+        (
+            r#"{"request_headers""#,
+            r#"{"trust_client_retry_headers": true, "request_headers""#,
+            "trust_client_retry_headers",
+            "true",
+        ),
+    ] {
+        assert_eq!(QUIET.matches(from).count(), 1, "{from}");
+        refused(
+            &QUIET.replace(from, to),
+            &[&format!("{path}: {value} {WHY}")],
+        );
+    }
 }

@@ -756,3 +756,40 @@ fn a_refused_upload_is_answered_and_its_connection_goes_on() {
         wait_for("all are logged", async || counted(&envoy, &[]).await == 12).await;
     });
 }
+
+#[test]
+fn a_limit_that_looks_at_no_request_refuses_http_and_grpc() {
+    let filter = json!({
+        "request_headers": "ignore",
+        "health": {"livez": null, "readyz": null, "startupz": null, "health": null, "grpc": false},
+        "rate_limits": {"all": {"limit": 1, "period": NO_REFILL}},
+        "routes": [{"name": "all", "rate_limits": ["all"]}]
+    });
+    run(async {
+        let mut envoy = envoy(&filter).await;
+        let client = envoy.h2();
+        assert_eq!(client.get("/livez").await.unwrap().status, 200, "no probe");
+        let reply = client.get("/").await.unwrap();
+        assert_eq!(
+            (
+                reply.status,
+                reply.header("content-type").as_deref(),
+                reply.header("grpc-status")
+            ),
+            (429, Some("application/problem+json"), None)
+        );
+        assert!(reply.body.starts_with(b"{\"type\":"));
+        let (status, reply) = grpc(&client, envoy.addr(), "/users.Users/List").await;
+        assert_eq!(
+            (status.as_deref(), reply.header("content-type").as_deref()),
+            (Some("8"), Some("application/grpc"))
+        );
+        let log = envoy.access_log_of(3).await;
+        let details = |at: usize| log[at]["details"].as_str().unwrap_or_default().to_owned();
+        for line in [1, 2] {
+            assert_eq!(details(line), "haven{rate_limited:all:enforce}");
+            assert!(log[line]["decision"].is_null(), "{}", log[line]);
+        }
+        assert_sound(&mut envoy).await;
+    });
+}

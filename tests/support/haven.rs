@@ -28,9 +28,23 @@ pub fn endpoints(addrs: &[SocketAddr]) -> Value {
 
 /// The decision in each line of the access log, in its order.
 pub fn decisions(log: &[Value]) -> Vec<String> {
-    log.iter()
-        .map(|line| line["decision"].as_str().unwrap_or("-").to_owned())
-        .collect()
+    log.iter().map(decision).collect()
+}
+
+/// What a line of the access log says that haven decided, in the form of the note: that on a request
+/// that went on, or the details of haven's own reply.
+pub fn decision(line: &Value) -> String {
+    let details = line["details"].as_str().unwrap_or_default();
+    let told = details.strip_prefix("haven{");
+    let Some(told) = told.and_then(|it| it.strip_suffix('}')) else {
+        return line["decision"].as_str().unwrap_or("-").to_owned();
+    };
+    let words = |one: &str| {
+        let (reason, rest) = one.split_once(':').expect("a reason");
+        let (policy, mode) = rest.rsplit_once(':').expect("a mode");
+        format!("{reason} {policy} {mode}")
+    };
+    told.split(',').map(words).collect::<Vec<_>>().join(",")
 }
 
 /// Refusals that were counted with these labels.

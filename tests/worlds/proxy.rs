@@ -247,7 +247,7 @@ impl Haven {
 /// The answer that haven has given, with the last reason that it has decided for.
 fn reply(stream: &SimStream) -> Option<Reply> {
     let status = stream.replied()?.status;
-    let decisions = stream.state("haven.decision").unwrap_or_default();
+    let decisions = stream.decision().unwrap_or_default();
     let last = decisions.rsplit(',').next().unwrap_or_default();
     Some(Reply {
         status,

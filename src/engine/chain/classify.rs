@@ -64,7 +64,10 @@ pub(super) fn classify<S: Stream>(
             .windows(part.len())
             .any(|window| window == part.as_bytes())
     };
-    if starts("via_upstream") {
+    if starts("haven{") {
+        // Another haven, behind this one, has refused it: its words are names of policies.
+        Class::Local
+    } else if starts("via_upstream") {
         // Without an address a redirect, which is the proxy's own.
         usual(suspect || reached)
     } else if starts("maintenance_mode") || holds("overflow") {

@@ -102,7 +102,7 @@ impl Exchange {
                 }
                 reply
             }
-            Err(reply) => reply,
+            Err(reply) => *reply,
         };
         self.reply(stream, &reply)
     }

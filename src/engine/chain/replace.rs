@@ -135,13 +135,16 @@ impl Exchange {
         if self.facts.head || self.facts.grpc {
             &[]
         } else {
-            &reply.body
+            reply.body()
         }
     }
 
     /// The reply's headers, with those of the failed answer that stay.
     fn headers(&self, reply: &Reply, failed: &HeaderMap, end: bool, own: bool) -> HeaderMap {
-        let (status, length) = (number(reply.status.into()), number(reply.body.len() as u64));
+        let (status, length) = (
+            number(reply.status.into()),
+            number(reply.body().len() as u64),
+        );
         let mut pairs: Vec<(&[u8], &[u8])> = vec![(b":status", status.as_bytes())];
         pairs.extend(reply.pairs());
         let is = |name: &[u8], known: &[&str]| {

@@ -10,7 +10,7 @@ use crate::engine::route::{Effect, FallbackBinding};
 use crate::host::{Host, Message, MetricId, Reply, Stream};
 use crate::policy::fallback;
 use crate::policy::rate_limit::{KeyQuota, quota_headers};
-use crate::request::reply::{ReplyDetails, RequestInfo};
+use crate::request::reply::{Protocol, ReplyDetails, RequestInfo};
 use crate::request::{Reason, reply};
 
 /// A refusal on its way to become a reply.
@@ -76,10 +76,13 @@ impl Exchange {
                 self.store_decisions(stream);
                 return Action::Continue;
             }
-            None => reply::refusal(&self.info(context), details),
+            None => reply::refusal(&self.info(context), details, |cause| {
+                context.engine.ready.document(cause)
+            }),
         };
         self.add_quotas(&mut reply);
-        self.store_decisions(context.stream);
+        // A note would cost a call of its own.
+        reply.details = self.details();
         self.reply(context.stream, &reply)
     }
 
@@ -195,11 +198,15 @@ impl Exchange {
         RequestInfo {
             route: &context.route.config.name,
             request_id: &self.facts.request_id,
-            grpc: self.facts.grpc,
+            grpc: match (context.engine.blind, self.facts.grpc) {
+                (true, _) => Protocol::Unknown,
+                (false, true) => Protocol::Grpc,
+                (false, false) => Protocol::Http,
+            },
         }
     }
 
-    /// Counts a decision, and notes it for the access log: `<reason> <policy> <mode>`.
+    /// Counts a decision, for the access log too: `<reason> <policy> <mode>`.
     pub(super) fn decide<H: Host>(
         &mut self,
         host: &H,
@@ -217,6 +224,8 @@ impl Exchange {
         );
     }
 
+    /// Notes for the access log what was decided about a request that goes on, or about its answer.
+    /// A refusal says it in its details.
     pub(super) fn store_decisions<S: Stream>(&self, stream: &S) {
         if !self.decisions.is_empty() {
             stream.set_state("haven.decision", self.decisions.as_bytes());
@@ -260,6 +269,19 @@ impl Exchange {
         self.quotas
             .iter()
             .map(|(limit, quota)| (limit.name(), limit.policy.config.headers, *quota))
+    }
+
+    /// What was decided, in the form of Envoy's details, which have no spaces.
+    fn details(&self) -> String {
+        let mut details = String::new();
+        if !self.decisions.is_empty() {
+            details.reserve_exact(self.decisions.len().saturating_add(7));
+            details.push_str("haven{");
+            let letters = self.decisions.chars();
+            details.extend(letters.map(|it| if it == ' ' { ':' } else { it }));
+            details.push('}');
+        }
+        details
     }
 
     pub(super) fn reply<S: Stream>(&mut self, stream: &S, reply: &Reply) -> Action {

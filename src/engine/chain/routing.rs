@@ -1,11 +1,23 @@
 //! Which route a request takes, by one spelling of what means the same.
 
 use super::{Action, CLUSTER_HEADER, Context, Exchange};
-use crate::base::headers::Kept;
+use crate::base::headers::{HeaderMap, Kept};
 use crate::document::PathParameters;
+use crate::engine::Engine;
 use crate::host::{Host, Message, Stream};
 use crate::request::{Request, without_parameters};
 use std::rc::Rc;
+
+impl Engine {
+    /// The headers of a request; none where nobody looks at them.
+    pub(super) fn request_headers<S: Stream>(&self, stream: &S) -> HeaderMap {
+        if self.blind {
+            HeaderMap::default()
+        } else {
+            stream.headers(Message::Request)
+        }
+    }
+}
 
 impl Exchange {
     /// Finds the route of a request and runs its chain. `twice`: a header that has one reading may

@@ -144,6 +144,30 @@ impl SimStream {
         header(&self.trailers.borrow(), name)
     }
 
+    /// What an access log shows of haven's decisions: the note on a request that went on, or the
+    /// details of haven's reply, in the note's form.
+    #[must_use]
+    pub fn decision(&self) -> Option<String> {
+        let reply = self.reply.borrow();
+        let details = reply.as_ref().map_or("", |reply| &reply.details);
+        let told = details
+            .strip_prefix("haven{")
+            .and_then(|it| it.strip_suffix('}'));
+        match told {
+            Some(told) => Some(
+                told.split(',')
+                    .map(|one| {
+                        let (reason, rest) = one.split_once(':').unwrap_or((one, ""));
+                        let (policy, mode) = rest.rsplit_once(':').unwrap_or((rest, ""));
+                        [reason, policy, mode].join(" ")
+                    })
+                    .collect::<Vec<_>>()
+                    .join(","),
+            ),
+            None => self.state("haven.decision"),
+        }
+    }
+
     /// A value of the filter state.
     #[must_use]
     pub fn state(&self, name: &str) -> Option<String> {
@@ -239,6 +263,12 @@ impl Stream for SimStream {
     }
 
     fn reply(&self, reply: &Reply) {
-        *self.reply.borrow_mut() = Some(reply.clone());
+        // Whole: who plays the client does not care which part was ready.
+        let mut whole = reply.clone();
+        if let Some(ready) = whole.ready.take() {
+            whole.headers.splice(0..0, ready.headers.iter().cloned());
+            whole.body.clone_from(&ready.body);
+        }
+        *self.reply.borrow_mut() = Some(whole);
     }
 }

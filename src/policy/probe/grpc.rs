@@ -137,7 +137,7 @@ impl ProbeRequest {
     ///
     /// # Errors
     /// The answer to a body that is no request.
-    pub fn service(self, body: &[u8]) -> Result<&str, Reply> {
+    pub fn service(self, body: &[u8]) -> Result<&str, Box<Reply>> {
         let message = match self.side {
             Side::Outer => grpc_health::unframe(body),
             Side::Inner => Ok(body),
@@ -150,7 +150,7 @@ impl ProbeRequest {
                 } else {
                     INTERNAL
                 };
-                reply(self.side, 400, status, wrong.words())
+                Box::new(reply(self.side, 400, status, wrong.words()))
             })
     }
 
