@@ -31,13 +31,16 @@ pub fn decisions(log: &[Value]) -> Vec<String> {
     log.iter().map(decision).collect()
 }
 
-/// What a line of the access log says that haven decided, in the form of the note: that on a request
-/// that went on, or the details of haven's own reply.
+/// What a line of the access log says that haven decided: its note, or else the details of haven's
+/// own reply, in the form of a note.
 pub fn decision(line: &Value) -> String {
+    if let Some(noted) = line["decision"].as_str().filter(|it| *it != "-") {
+        return noted.to_owned();
+    }
     let details = line["details"].as_str().unwrap_or_default();
     let told = details.strip_prefix("haven{");
     let Some(told) = told.and_then(|it| it.strip_suffix('}')) else {
-        return line["decision"].as_str().unwrap_or("-").to_owned();
+        return "-".to_owned();
     };
     let words = |one: &str| {
         let (reason, rest) = one.split_once(':').expect("a reason");

@@ -81,8 +81,11 @@ impl Exchange {
             }),
         };
         self.add_quotas(&mut reply);
-        // A note would cost a call of its own.
         reply.details = self.details();
+        // A note is a call of its own: not where nothing else is asked of a request.
+        if !context.engine.blind {
+            self.store_decisions(context.stream);
+        }
         self.reply(context.stream, &reply)
     }
 
@@ -224,8 +227,7 @@ impl Exchange {
         );
     }
 
-    /// Notes for the access log what was decided about a request that goes on, or about its answer.
-    /// A refusal says it in its details.
+    /// Notes for the access log what was decided.
     pub(super) fn store_decisions<S: Stream>(&self, stream: &S) {
         if !self.decisions.is_empty() {
             stream.set_state("haven.decision", self.decisions.as_bytes());

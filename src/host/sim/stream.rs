@@ -153,19 +153,22 @@ impl SimStream {
         let told = details
             .strip_prefix("haven{")
             .and_then(|it| it.strip_suffix('}'));
-        match told {
-            Some(told) => Some(
-                told.split(',')
-                    .map(|one| {
-                        let (reason, rest) = one.split_once(':').unwrap_or((one, ""));
-                        let (policy, mode) = rest.rsplit_once(':').unwrap_or((rest, ""));
-                        [reason, policy, mode].join(" ")
-                    })
-                    .collect::<Vec<_>>()
-                    .join(","),
-            ),
-            None => self.state("haven.decision"),
-        }
+        let noted = self.state("haven.decision");
+        let told = told.map(|told| {
+            told.split(',')
+                .map(|one| {
+                    let (reason, rest) = one.split_once(':').unwrap_or((one, ""));
+                    let (policy, mode) = rest.rsplit_once(':').unwrap_or((rest, ""));
+                    [reason, policy, mode].join(" ")
+                })
+                .collect::<Vec<_>>()
+                .join(",")
+        });
+        assert!(
+            noted.is_none() || told.is_none() || noted == told,
+            "{noted:?} {told:?}"
+        );
+        noted.or(told)
     }
 
     /// A value of the filter state.
