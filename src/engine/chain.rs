@@ -460,11 +460,12 @@ impl Exchange {
     /// [`Exchange::on_end`].
     #[must_use]
     pub const fn is_unsettled(&self) -> bool {
-        self.unsettled.is_some()
+        self.unsettled.is_some() || self.replacement.is_some()
     }
 
     /// The stream has ended before its response had: judges what has cut it.
     pub fn on_cut<H: Host, S: Stream>(&mut self, host: &H, stream: &S) {
+        self.end_replacing(host, stream);
         let Some(settlement) = self.unsettled.take() else {
             return;
         };

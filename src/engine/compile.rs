@@ -312,6 +312,7 @@ impl<'c, H: Host> Compiler<'c, H> {
             stale: answers("stale"),
             cluster: answers("cluster"),
             respond: answers("respond"),
+            torn: Cell::default(),
         })
     }
 

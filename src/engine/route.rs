@@ -6,6 +6,7 @@ use super::shared::Shared;
 use super::stale::StaleStore;
 use super::upstream::{ComponentState, Upstream};
 use crate::base::sketch::Sketch;
+use crate::base::time::Moment;
 use crate::document::{self, FallbackStep, Mode, RequestTimeout, Timeout};
 use crate::host::{Host, MetricId};
 use crate::policy::rate_limit::RateLimit;
@@ -195,6 +196,8 @@ pub(super) struct FallbackBinding {
     pub(super) stale: MetricId,
     pub(super) cluster: MetricId,
     pub(super) respond: MetricId,
+    /// When the upstream broke a failed answer off while it was kept, last.
+    pub(super) torn: Cell<Option<Moment>>,
 }
 
 impl FallbackBinding {

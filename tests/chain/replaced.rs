@@ -2,7 +2,8 @@
 
 use super::*;
 use haven::base::rng::Rng;
-use haven::engine::chain::replace::PATIENCE;
+use haven::engine::chain::replace::{PATIENCE, WARY};
+use haven::host::Clock;
 
 const GRPC: &[(&str, &[u8])] = &[("content-type", b"application/grpc")];
 
@@ -203,5 +204,77 @@ fn a_failure_that_announces_more_than_has_come_is_answered_at_once() {
         }
         assert_eq!(stream.sent(), (203, b"instead".to_vec()));
         assert_eq!(stream.replied().is_none(), in_place);
+    }
+}
+
+/// The failed answer has begun, and is kept; `false`: it was answered at its headers.
+fn begin_failing(proxy: &Proxy, path: &str) -> (Exchange, SimStream, bool) {
+    let stream = SimStream::request("GET", path, &[]);
+    let mut exchange = proxy.begin(&stream);
+    fail(&stream);
+    let action = exchange.on_response_headers(&proxy.worker, &stream, false);
+    (exchange, stream, action != Action::Stop)
+}
+
+/// The stream ends in the middle of a failed answer that is kept.
+fn break_off(proxy: &Proxy, path: &str, flag: u64, details: &str) {
+    let (mut exchange, stream, kept) = begin_failing(proxy, path);
+    assert!(kept);
+    stream.piece(b"failed");
+    exchange.on_response_body(&proxy.worker, &stream, 6, false);
+    stream.set_property(Property::ResponseCodeDetails, details.as_bytes());
+    stream.set_property(Property::ResponseFlags, &flag.to_le_bytes());
+    assert!(exchange.is_unsettled(), "its end has to be looked at");
+    exchange.on_cut(&proxy.worker, &stream);
+    exchange.on_end(&proxy.worker);
+}
+
+#[test]
+fn where_an_upstream_breaks_its_failures_off_the_next_are_not_waited_for() {
+    let mut config = plain();
+    config["routes"] = json!([
+        {"name": "r", "match": {"prefix": "/api"}, "fallback": "f"},
+        {"name": "other", "match": {"prefix": "/other"}, "fallback": "f"}]);
+    let proxy = Proxy::new(&config);
+    // A client that gives up changes nothing for the others.
+    break_off(&proxy, "/api", 0x800, "http1.codec_error");
+    assert!(begin_failing(&proxy, "/api").2);
+    let torn = "upstream_reset_after_response_started{connection_termination}";
+    break_off(&proxy, "/api", 0x40, torn);
+    let (_exchange, stream, kept) = begin_failing(&proxy, "/api");
+    assert!(!kept);
+    assert_eq!(stream.sent(), (203, b"instead".to_vec()));
+    assert!(
+        begin_failing(&proxy, "/other").2,
+        "another route's upstream"
+    );
+    // The proxy's own answers are whole.
+    let stream = SimStream::request("GET", "/api", &[]);
+    let mut exchange = proxy.begin(&stream);
+    fail_at_envoy(&stream);
+    let action = exchange.on_response_headers(&proxy.worker, &stream, false);
+    assert!(action != Action::Stop);
+    proxy.machine.advance(WARY);
+    assert!(begin_failing(&proxy, "/api").2, "it is tried again");
+}
+
+#[test]
+fn no_failure_is_kept_until_the_proxys_own_timeout_cuts_it_off() {
+    for (taken, longest) in [(0, Some(100)), (300, Some(75)), (374, Some(1)), (375, None)] {
+        let mut config = plain();
+        config["routes"][0]["timeout"] = json!({"request": "400ms"});
+        let proxy = Proxy::new(&config);
+        let stream = SimStream::request("GET", "/api", &[]);
+        let mut exchange = proxy.begin(&stream);
+        proxy.machine.advance(Nanos::from_millis(taken));
+        fail(&stream);
+        let now = proxy.worker.monotonic();
+        let action = exchange.on_response_headers(&proxy.worker, &stream, false);
+        let until = match action {
+            Action::Wait { until, .. } => Some(until.since(now)),
+            _ => None,
+        };
+        assert_eq!(until, longest.map(Nanos::from_millis), "after {taken} ms");
+        assert_eq!(until.is_none(), stream.replied().is_some());
     }
 }

@@ -417,6 +417,25 @@ fn a_failure_that_is_cut_in_its_body_has_the_fallbacks_all_the_same() {
 }
 
 #[test]
+fn a_failure_that_is_broken_off_costs_its_worker_one_fallback() {
+    run(async {
+        // Without a length, and without an end.
+        let answer = b"HTTP/1.1 500 x\r\ntransfer-encoding: chunked\r\n\r\n5\r\nbegun\r\n";
+        let upstream = Scripted::start(move |_| answer.to_vec()).await;
+        let config = before(upstream.addr(), false, &filter(None));
+        let mut envoy = Envoy::start(config.concurrency(1)).await;
+        let lost = envoy.h1().get_with("/", BROWSER).await.unwrap();
+        // The ABI shows a filter nothing of what Envoy answers then: docs/fallbacks.md.
+        assert_eq!(lost.status, 502, "{lost:?}");
+        for client in [envoy.h1(), envoy.h2()] {
+            let reply = client.get_with("/", BROWSER).await.unwrap();
+            assert_eq!((reply.status, reply.text()), (203, text()), "{reply:?}");
+        }
+        assert_sound(&mut envoy).await;
+    });
+}
+
+#[test]
 fn where_envoy_holds_bodies_back_it_is_answered_and_told() {
     run(async {
         let upstream = Upstream::start("a").await;

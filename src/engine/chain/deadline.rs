@@ -123,6 +123,14 @@ impl Exchange {
             .then(|| Refusal::new(Reason::Deadline, POLICY, None))
     }
 
+    /// How much is left until the proxy's timeout for the whole request, where haven has set it.
+    pub(super) fn left_at_proxy(&self, now: Moment) -> Option<Nanos> {
+        self.deadline.own?;
+        let left = self.deadline.left(self.waited)?;
+        // The proxy's time begins when it has the whole request.
+        Some(left.minus(self.elapsed(now)?))
+    }
+
     /// Whether an answer within what is left is not to be expected.
     fn is_hopeless(&self, route: &Route, left: Nanos) -> bool {
         let (config, now) = (&route.config.timeout, self.start);

@@ -9,16 +9,26 @@
 //! | the same, and the fallback has a body | a local reply: the ABI has no call that begins one |
 //! | its body takes longer than [`PATIENCE`] | a local reply: no client waits for a failure's text |
 //! | more of it follows than has come at once | a local reply: whoever breaks it off meanwhile has the proxy answer, unseen by filters |
+//! | the upstream has broken one off within [`WARY`] | a local reply, at its headers |
 //! | the host holds its body back too | a local reply, as soon as that is known: [`Bodies`] |
 
+use super::classify::{Cut, cut_by};
 use super::{Action, Context, Exchange, once};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::text::number;
 use crate::base::time::Nanos;
 use crate::host::{Host, Message, Reply, SharedData, Stream};
+use crate::policy::deadline::least;
 
 /// How long the body of a failed answer may take to end. Most bodies come with their headers.
 pub const PATIENCE: Nanos = Nanos::from_millis(100);
+
+/// How much sooner than the proxy's timeout haven answers: its timer may come late, and what the
+/// timeout cuts off the proxy answers itself.
+const MARGIN: Nanos = Nanos::from_millis(25);
+
+/// For how long no failed body is waited for on a route whose upstream has broken one off.
+pub const WARY: Nanos = Nanos::from_secs(10);
 
 /// How many bodies in a row that have not come in time are taken for a host that keeps them.
 const TRIALS: u8 = 3;
@@ -103,10 +113,15 @@ impl Exchange {
             Bodies::Unknown(trials) => own || trials < TRIALS,
             Bodies::Held => false,
         };
+        let now = context.host.monotonic();
+        let torn = context.route.fallback.as_ref().and_then(|it| it.torn.get());
+        let is_whole = own || torn.is_none_or(|at| !at.is_within(WARY, now));
+        let left = self.left_at_proxy(now).map(|left| left.minus(MARGIN));
+        let patience = least(Some(PATIENCE), left).unwrap_or(PATIENCE);
         let fits = if end {
             self.body(&reply).is_empty()
         } else {
-            comes
+            comes && is_whole && (own || patience > Nanos::ZERO)
         };
         // A host that does not tell where messages end (nginx) is left as it is.
         if !fits || !engine.tells_ends {
@@ -124,7 +139,7 @@ impl Exchange {
             return Action::Read;
         }
         Action::Wait {
-            until: context.host.monotonic().plus(PATIENCE),
+            until: now.plus(if own { PATIENCE } else { patience }),
             client: self.facts.client,
         }
     }
@@ -226,6 +241,20 @@ impl Exchange {
         stream.set_headers(Message::ResponseTrailers, &HeaderMap::default());
         Self::end_with_status(stream, &it.reply);
         Action::Continue
+    }
+
+    /// The stream has ended while a failed answer was kept. Where its upstream broke it off, the proxy
+    /// has answered itself, and no call in this phase answers instead; the next ones are not waited
+    /// for. (A client that gives up in between shows nothing: it is not to take the others' answers
+    /// past the filters.)
+    pub(super) fn end_replacing<H: Host, S: Stream>(&mut self, host: &H, stream: &S) {
+        if self.replacement.take().is_none() || !matches!(cut_by(stream), Cut::Upstream) {
+            return;
+        }
+        let route = self.route.as_ref();
+        if let Some(used) = route.and_then(|route| route.fallback.as_ref()) {
+            used.torn.set(Some(host.monotonic()));
+        }
     }
 
     fn end_with_status<S: Stream>(stream: &S, reply: &Reply) {
