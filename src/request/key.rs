@@ -75,7 +75,11 @@ impl Decode for KeyPart {
             Either::First(part) => return part,
             Either::Second(field) => field,
         };
-        let header = field.header.map(Self::Header);
+        // The proxy knows it as `:authority`: there is never a header of this name.
+        let header = field.header.map(|name| match name.as_str() {
+            "host" => Self::Host,
+            _ => Self::Header(name),
+        });
         let cookie = field.cookie.map(Self::Cookie);
         let query = field.query.map(Self::Query);
         let segment = Self::PathSegment(field.path_segment.unwrap_or_default());

@@ -163,3 +163,24 @@ fn an_override_means_what_requests_mean() {
         assert_eq!(passed, 3, "{path}");
     }
 }
+
+#[test]
+fn a_key_of_the_header_host_is_the_host() {
+    // A proxy shows it as `:authority`. Such a key had no value, and its limit held nobody.
+    for key in [
+        json!(["host"]),
+        json!([{"header": "host"}]),
+        json!([{"header": "Host"}]),
+    ] {
+        let proxy = Proxy::new(&limited(&json!({"limit": 1, "period": "1h", "key": key})));
+        let passes = |host: &[u8]| {
+            let stream = SimStream::request("GET", "/api", &[]);
+            stream.set_header(Message::Request, ":authority", host);
+            proxy.begin(&stream);
+            stream.replied().is_none()
+        };
+        assert!(passes(b"a.example"), "{key}");
+        assert!(!passes(b"A.example:8080"), "{key}");
+        assert!(passes(b"b.example") && !passes(b"b.example."), "{key}");
+    }
+}
