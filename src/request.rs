@@ -124,6 +124,12 @@ impl<'a> Request<'a> {
         Some(without_dot(self.authority()?.0))
     }
 
+    /// All values of a header. The proxy shows `Host` as `:authority`.
+    pub fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        let name = if name == "host" { ":authority" } else { name };
+        self.headers.all(name)
+    }
+
     /// The value of a cookie (RFC 6265, 4.2.1) without quotes, from any of the `Cookie` headers;
     /// the first if there are several, as servers take it.
     #[must_use]

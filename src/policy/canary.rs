@@ -35,11 +35,8 @@ pub fn selects(
 ) -> bool {
     let (forced, stable) = (&canary.forced, &canary.stable);
     let header = |name: &str, wanted: Option<&str>| match wanted {
-        None => request.headers.get(name).is_some(),
-        Some(wanted) => request
-            .headers
-            .all(name)
-            .any(|value| value == wanted.as_bytes()),
+        None => request.values(name).next().is_some(),
+        Some(wanted) => request.values(name).any(|value| value == wanted.as_bytes()),
     };
     let cookie = |name: &str, wanted: Option<&str>| {
         request

@@ -30,11 +30,8 @@ fn matches(matcher: &Match, subject: &Subject<'_>) -> bool {
                 .host
                 .is_some_and(|host| matcher.hosts.iter().any(|m| host_matches(m, host))))
         && matcher.headers.iter().all(|(name, wanted)| match wanted {
-            None => request.headers.get(name).is_some(),
-            Some(wanted) => request
-                .headers
-                .all(name)
-                .any(|value| value == wanted.as_bytes()),
+            None => request.values(name).next().is_some(),
+            Some(wanted) => request.values(name).any(|value| value == wanted.as_bytes()),
         })
 }
 

@@ -184,3 +184,19 @@ fn a_key_of_the_header_host_is_the_host() {
         assert!(passes(b"b.example") && !passes(b"b.example."), "{key}");
     }
 }
+
+#[test]
+fn a_condition_on_the_header_host_is_one_on_the_host() {
+    let config = json!({
+        "rate_limits": {"l": {"limit": 1, "period": "1h"}},
+        "routes": [{"name": "a", "match": {"headers": {"Host": "a.example"}}, "rate_limits": ["l"]},
+            {"name": "any", "match": {"headers": {"host": "*"}}}]});
+    let proxy = Proxy::new(&config);
+    let passes = |host: &[u8]| {
+        let stream = SimStream::request("GET", "/api", &[]);
+        stream.set_header(Message::Request, ":authority", host);
+        proxy.begin(&stream);
+        stream.replied().is_none()
+    };
+    assert!(passes(b"a.example") && !passes(b"a.example") && passes(b"b.example"));
+}
