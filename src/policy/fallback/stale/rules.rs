@@ -35,14 +35,18 @@ const STEERING: &[&str] = &[
 
 /// Response headers that hand their client something of its own: not kept, as with a cookie.
 const OWN: &[&str] = &[
+    "access-token",
     "authentication-info",
     "authorization",
     "content-range",
+    "csrf-token",
     "set-cookie",
     "set-cookie2",
     "x-access-token",
+    "x-api-key",
     "x-auth-token",
     "x-csrf-token",
+    "x-id-token",
     "x-refresh-token",
     "x-session-id",
     "x-session-token",

@@ -194,6 +194,8 @@ fn what_may_be_kept() {
         (&[], &[("authentication-info", "nextnonce=\"x\"")], false),
         (&[], &[("x-auth-token", "t")], false),
         (&[], &[("x-csrf-token", "t")], false),
+        (&[], &[("x-id-token", "t")], false),
+        (&[], &[("access-token", "t")], false),
         (&[], &[("cache-control", "no-cache=\"set-cookie\"")], false),
         (
             &[],

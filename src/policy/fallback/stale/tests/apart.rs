@@ -11,6 +11,12 @@ fn who_comes_with_another_identity_gets_nothing_of_it_unless_it_is_public() {
         "x-forwarded-client-cert",
         "x-sub",
         "x-user-id",
+        // Behind Google's, Cloudflare's, Azure's and Kong's gateways, and oauth2-proxy.
+        "x-goog-iap-jwt-assertion",
+        "cf-access-jwt-assertion",
+        "x-ms-client-principal",
+        "x-consumer-id",
+        "x-forwarded-access-token",
     ] {
         let proxy = Proxy::new(config());
         let (a, b) = (&[(name, "a")][..], &[(name, "b")][..]);
