@@ -148,9 +148,9 @@ section! {
         mode: Mode = Default("\"enforce\"");
         /// Where a client's address is taken from.
         client_ip: ClientIp = Default("{}");
-        /// What routes and keys make of the parameters in a path: `strip` takes `/api/pay;x` for
-        /// `/api/pay`, as services do that know them; `keep` for another path. Envoy's routes and the
-        /// upstream get the path as it came.
+        /// What routes and keys make of the parameters in a path: `strip` takes `/api/pay;x`,
+        /// `/;/api/pay` and `/x/..;/api/pay` for `/api/pay`, as services do that know them; `keep`
+        /// for other paths. Envoy's routes and the upstream get the path as it came.
         path_parameters: PathParameters = Default("\"strip\"");
         /// How haven learns how requests ended. `every`: it reads every answer. `by_exception`:
         /// Envoy shows it the exceptions, and what has none was good; that costs less, and needs

@@ -178,17 +178,36 @@ impl<'a> Request<'a> {
 }
 
 /// A path without the parameters of its segments: `/a;x=1/b;y` is `/a/b` (RFC 3986, 3.3). Services
-/// that know them take them off before they look who is meant.
+/// that know them take them off before they look who is meant, and before they resolve `.` and `..`
+/// and merge slashes. So that is done here too: the proxy, which did it before, took `..;` for a
+/// name. (Bug avoided: `/;/pay` and `/x/%2e%2e;/pay` passed the limits of `/pay`.)
 #[must_use]
 pub fn without_parameters(path: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(path.len());
-    for (at, segment) in path.split(|b| *b == b'/').enumerate() {
-        if at > 0 {
-            plain.push(b'/');
+    let mut plain: Vec<&[u8]> = Vec::new();
+    let mut rest = path.split(|b| *b == b'/').peekable();
+    let mut first = true;
+    while let Some(segment) = rest.next() {
+        let last = rest.peek().is_none();
+        let name = split(segment, b';').0;
+        match name {
+            // What stands before the first slash is no segment, and a path that ends with a slash
+            // keeps it.
+            _ if first => plain.push(name),
+            b"" | b"." if !last => {}
+            b"." => plain.push(b""),
+            b".." => {
+                if plain.len() > 1 {
+                    plain.pop();
+                }
+                if last {
+                    plain.push(b"");
+                }
+            }
+            name => plain.push(name),
         }
-        plain.extend_from_slice(split(segment, b';').0);
+        first = false;
     }
-    plain
+    plain.join(&b'/')
 }
 
 /// The bytes before and after the first `at`; nothing after if there is none.
@@ -215,7 +234,16 @@ mod tests {
     fn parameters_of_segments_are_cut_off() {
         for (path, plain) in [
             ("/api/pay;x", "/api/pay"),
-            ("/a;x=1;y=/b;/;z/c", "/a/b//c"),
+            ("/a;x=1;y=/b;/;z/c", "/a/b/c"),
+            ("/;/api/pay", "/api/pay"),
+            ("/api/pay/;x", "/api/pay/"),
+            ("/x/..;/api/.;y/pay", "/api/pay"),
+            ("/..;/..;x/pay;", "/pay"),
+            ("/a/b;/..;", "/a/"),
+            ("/a/.;", "/a/"),
+            ("/..;", "/"),
+            ("/;", "/"),
+            ("..;/a", "../a"),
             ("/a", "/a"),
             (";", ""),
             ("", ""),

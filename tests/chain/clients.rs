@@ -198,12 +198,14 @@ fn parameters_in_a_path_lead_past_no_limit_unless_they_are_kept() {
             "/api/pay",
             "/api/pay;x",
             "/api;y=1/pay;x=2?z",
+            "/;/api/pay",
+            "/x/..;/api/.;y/pay",
             "/api/pay/;x",
         ]
         .map(|path| proxy.status(path, &[]))
     };
-    assert_eq!(statuses("strip"), [200, 429, 429, 200]);
-    assert_eq!(statuses("keep"), [200; 4]);
+    assert_eq!(statuses("strip"), [200, 429, 429, 429, 429, 200]);
+    assert_eq!(statuses("keep"), [200; 6]);
 }
 
 #[test]
