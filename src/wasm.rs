@@ -17,6 +17,7 @@ mod waiting;
 use crate::base::time::Moment;
 use crate::document;
 use crate::engine::chain::{Action, Exchange};
+use crate::engine::waiting::Line;
 use crate::engine::{Engine, TICK};
 use crate::host::scoped::Scoped;
 use crate::host::{CallAnswer, CallId, Clock};
@@ -203,7 +204,9 @@ impl Http {
     /// Lets the request wait, if it is to.
     fn hold(self: &Rc<Self>, action: Action) -> Action {
         match action {
-            Action::Wait { until, client } if waiting::hold(until, client, self) => Action::Stop,
+            Action::Wait { until, client } if waiting::hold(Line::Limit, until, client, self) => {
+                Action::Stop
+            }
             Action::Wait { .. } => self.with(|exchange| exchange.on_no_room(&*self.host, &Proxy)),
             Action::Read => {
                 waiting::hold_reading(self);
@@ -223,12 +226,8 @@ impl Http {
         self.hold(action)
     }
 
-    /// It waited, and another client has its place now.
+    /// It waited, and another client has its place now. No health check: all are one client's.
     fn on_displaced(self: &Rc<Self>) -> Action {
-        let waits = self.exchange.try_borrow().is_ok_and(|it| it.is_waiting());
-        if !waits {
-            return self.on_resume();
-        }
         self.with(|exchange| exchange.on_no_room(&*self.host, &Proxy))
     }
 
@@ -244,13 +243,16 @@ impl Http {
     }
 
     fn on_request_body(self: &Rc<Self>, end: bool) -> Action {
-        let action =
-            self.with(
-                |exchange| match exchange.on_request_body(&*self.host, &Proxy, end) {
-                    Action::Continue => Self::while_waiting(exchange),
-                    action => action,
-                },
-            );
+        let mut reads = false;
+        let action = self.with(|exchange| {
+            reads = exchange.is_reading();
+            match exchange.on_request_body(&*self.host, &Proxy, end) {
+                Action::Continue => Self::while_waiting(exchange),
+                action => action,
+            }
+        });
+        // A check whose message has come may wait at a limit now, and not for its message any more.
+        let action = if reads { self.let_go(action) } else { action };
         match action {
             Action::Wait { .. } => self.hold(action),
             action => action,
@@ -263,7 +265,7 @@ impl Http {
 
     fn on_response_headers(self: &Rc<Self>, end: bool) -> Action {
         match self.with(|exchange| exchange.on_response_headers(&*self.host, &Proxy, end)) {
-            Action::Wait { until, client } if waiting::hold_message(until, client, self) => {
+            Action::Wait { until, client } if waiting::hold(Line::Answer, until, client, self) => {
                 Action::Stop
             }
             Action::Wait { .. } => self.with(|exchange| exchange.on_no_room(&*self.host, &Proxy)),
@@ -281,7 +283,7 @@ impl Http {
         self.let_go(self.with(|exchange| exchange.on_response_trailers(&*self.host, &Proxy)))
     }
 
-    /// An answer that was held goes on: it needs no tick any more.
+    /// A message that was held goes on: it needs no tick any more.
     fn let_go(&self, action: Action) -> Action {
         if action != Action::Read && self.held.take() {
             waiting::forget(self.id);

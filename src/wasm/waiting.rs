@@ -4,7 +4,7 @@ use super::Http;
 use super::bindings::{self, Proxy};
 use crate::base::time::{Moment, Nanos};
 use crate::engine::chain::{Action, UNKNOWN_CLIENT};
-use crate::engine::waiting::{MESSAGE_WAIT, MOST_MESSAGES, Turn, Waiting};
+use crate::engine::waiting::{Line, MESSAGE_WAIT, Turn, Waiting};
 use crate::host::Clock;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -51,10 +51,10 @@ impl Ticks {
     }
 }
 
-/// Lets the request of the current stream, which is of this client, wait. `false`: there is no room.
-pub fn hold(until: Moment, client: u32, stream: &Rc<Http>) -> bool {
+/// Lets the current stream, which is of this client, wait in a line. `false`: there is no room.
+pub fn hold(line: Line, until: Moment, client: u32, stream: &Rc<Http>) -> bool {
     let added = queue(|waiting| {
-        let added = waiting.add(until, stream.id, client, Rc::clone(stream));
+        let added = waiting.add(line, until, stream.id, client, Rc::clone(stream));
         added.ok().map(|()| waiting.has_displaced())
     });
     let added = added.flatten();
@@ -69,12 +69,8 @@ pub fn hold(until: Moment, client: u32, stream: &Rc<Http>) -> bool {
 
 /// Has the current stream looked at again, should its message not come. Without room it is not.
 pub fn hold_reading(stream: &Rc<Http>) {
-    hold_message(Proxy.monotonic().plus(MESSAGE_WAIT), UNKNOWN_CLIENT, stream);
-}
-
-/// Lets the current stream wait for a message, unless too many do. `false`: there is no room.
-pub fn hold_message(until: Moment, client: u32, stream: &Rc<Http>) -> bool {
-    queue(|waiting| waiting.len() < MOST_MESSAGES).unwrap_or(false) && hold(until, client, stream)
+    let until = Proxy.monotonic().plus(MESSAGE_WAIT);
+    hold(Line::Check, until, UNKNOWN_CLIENT, stream);
 }
 
 /// Removes the stream from the queue: it has ended.

@@ -1049,3 +1049,44 @@ fn grpc_health_checks_pass_no_limit_where_no_bridge_answers_them() {
         }
     });
 }
+
+/// Nor does a check go on before its moment, because it has waited for its message before.
+#[test]
+fn grpc_health_checks_wait_at_limits_like_others() {
+    run(async {
+        const CHECK: &str = "/grpc.health.v1.Health/Check";
+        let upstream = Upstream::start("a").await;
+        let filter = json!({
+            "rate_limits": {"pace": {"algorithm": "leaky_bucket", "limit": 1, "period": "10m", "burst": 6,
+                "max_wait": "1h"}},
+            "routes": [{"name": "all", "rate_limits": ["pace"]}]});
+        let config = EnvoyConfig::proxy([upstream.addr()]).concurrency(1);
+        let mut envoy = Envoy::start(config.haven(&filter)).await;
+        let mut checks = tokio::task::JoinSet::new();
+        for _ in 0..4 {
+            let client = envoy.h2();
+            let check = grpc_request(envoy.addr(), CHECK);
+            checks.spawn(async move { client.send(check).await });
+        }
+        let active = async || envoy.stat("http.ingress.downstream_rq_active").await;
+        wait_for("one goes, the others wait", async || {
+            upstream.counters().requests == 1 && active().await == 3
+        })
+        .await;
+        // One more that never sends its message: when it is given up, so would be the others.
+        let head = format!(
+            "POST {CHECK} HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\n\
+            te: trailers\r\ncontent-length: 5\r\n\r\n"
+        );
+        let late = bodies::send(envoy.addr(), &head).await;
+        wait_for("its message is given up", async || {
+            envoy.logs().contains("the message of a call did not come")
+        })
+        .await;
+        assert_eq!(upstream.counters().requests, 1, "the pace is kept");
+        drop(late);
+        checks.shutdown().await;
+        nothing_in_flight(&envoy).await;
+        assert_sound(&mut envoy).await;
+    });
+}

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::filter::{Scripted, assert_sound, grpc_request};
-use crate::support::{Cluster, Envoy, EnvoyConfig, Reply, Upstream, dead_addr, run};
+use crate::support::{Cluster, Envoy, EnvoyConfig, Reply, Upstream, dead_addr, run, wait_for};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -180,6 +180,50 @@ fn whatever_failed_the_fallback_passes_the_filters_before_haven() {
             }
             assert_sound(&mut envoy).await;
         }
+    });
+}
+
+/// Many requests wait at a limit: no failed answer goes round the other filters for it.
+#[test]
+fn requests_that_wait_take_no_places_from_answers() {
+    run(async {
+        let upstream = Upstream::start("a").await;
+        upstream
+            .set(|faults| {
+                faults.status = Some(500);
+                faults.body = Some("failed".repeat(500));
+            })
+            .await;
+        let mut paced = filter(None);
+        paced["rate_limits"] = json!({"pace": {"algorithm": "leaky_bucket", "limit": 6, "period": "1m",
+            "burst": 2_000, "max_wait": "1h"}});
+        let waits =
+            json!({"name": "waits", "match": {"prefix": "/waits"}, "rate_limits": ["pace"]});
+        paced["routes"].as_array_mut().unwrap().insert(0, waits);
+        let config = before(upstream.addr(), false, &paced).concurrency(1);
+        let mut envoy = Envoy::start(config).await;
+        let client = envoy.h2();
+        // Envoy hands over bodies: that is known from now on.
+        assert_passed(&client.get_with("/", BROWSER).await.unwrap(), "alone");
+        let mut evil = tokio::task::JoinSet::new();
+        for _ in 0..4 {
+            let client = envoy.h2();
+            for _ in 0..80 {
+                let client = client.clone();
+                evil.spawn(async move { client.get("/waits").await });
+            }
+        }
+        wait_for("they wait", async || {
+            envoy.stat("http.ingress.downstream_rq_active").await >= 310
+        })
+        .await;
+        for _ in 0..20 {
+            let reply = client.get_with("/", BROWSER).await.unwrap();
+            assert_passed(&reply, "beside those that wait");
+        }
+        evil.shutdown().await;
+        drop(client);
+        assert_sound(&mut envoy).await;
     });
 }
 

@@ -8,7 +8,7 @@ use haven::base::time::{Moment, Nanos};
 use haven::document::{Algorithm, ClientIp, Config, Quota, RateLimit as Limit};
 use haven::engine::Engine;
 use haven::engine::chain::{Action, Exchange};
-use haven::engine::waiting::{CAPACITY, Waiting};
+use haven::engine::waiting::{CAPACITY, Line, Waiting};
 use haven::host::Clock;
 use haven::host::sim::{CasRules, Machine, SimStream, Worker};
 use haven::policy::rate_limit::{LimitDecision, RateLimit};
@@ -337,7 +337,7 @@ fn requests_are_paced_over_all_workers_whatever_happens() {
                     let mut left = 1 + rng.below(6);
                     // Ends only when all have gone: none waits for ever, or the scheduler finds a
                     // livelock.
-                    while left > 0 || !vm.queue.is_empty() {
+                    while left > 0 || vm.queue.len(Line::Limit) > 0 {
                         if left > 0 && rng.below(2) == 0 {
                             left -= 1;
                             let stream = SimStream::request("GET", "/", &[]);
@@ -362,8 +362,10 @@ fn requests_are_paced_over_all_workers_whatever_happens() {
                                     let waiting =
                                         Rc::new((RefCell::new(exchange), stream, until.0));
                                     assert!(
-                                        vm.queue.add(until, vm.next, 0, waiting).is_ok()
-                                            && vm.queue.len() <= CAPACITY
+                                        vm.queue
+                                            .add(Line::Limit, until, vm.next, 0, waiting)
+                                            .is_ok()
+                                            && vm.queue.len(Line::Limit) <= CAPACITY
                                     );
                                 }
                             }
@@ -389,7 +391,7 @@ fn requests_are_paced_over_all_workers_whatever_happens() {
                             waiting.0.borrow_mut().on_end(&worker);
                         }
                         // The machine's time goes on while all sleep, by what the queue asks for.
-                        if !vm.queue.is_empty() && rng.below(4) == 0 {
+                        if vm.queue.len(Line::Limit) > 0 && rng.below(4) == 0 {
                             machine.advance(vm.queue.tick_period(now, Moment::MAX));
                         }
                     }

@@ -48,6 +48,12 @@ impl Exchange {
         })
     }
 
+    /// Whether the message of a health check is waited for.
+    #[must_use]
+    pub const fn is_reading(&self) -> bool {
+        self.probe.is_some()
+    }
+
     /// A piece of the request's body is there. `end`: it was the last.
     pub fn on_request_body<H: Host, S: Stream>(
         &mut self,
