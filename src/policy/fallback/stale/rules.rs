@@ -80,8 +80,16 @@ const DROPPED: &[&str] = &[
     "x-request-id",
 ];
 
-/// Fields like `Cache-Control` that speak to caches in front of haven (RFC 9213).
-const TARGETED: &[&str] = &["cdn-cache-control", "surrogate-control"];
+/// Fields like `Cache-Control` that speak to caches in front of haven (RFC 9213), and those that
+/// vendors have made of them.
+const TARGETED: &[&str] = &[
+    "cdn-cache-control",
+    "cloudflare-cdn-cache-control",
+    "edge-control",
+    "netlify-cdn-cache-control",
+    "surrogate-control",
+    "vercel-cdn-cache-control",
+];
 
 /// Families of such headers.
 const DROPPED_FAMILIES: &[&str] = &[":", "x-envoy-", "x-haven-", "x-ratelimit-"];
@@ -249,12 +257,15 @@ pub fn terms(
     }
 }
 
-/// `Pragma: no-cache`, which many servers send where they mean `Cache-Control` (RFC 9111, 5.4).
+/// `Pragma: no-cache`, which many servers send where they mean `Cache-Control` (RFC 9111, 5.4), and
+/// nginx's `X-Accel-Expires: 0`.
 fn says_no_cache(response: &HeaderMap) -> bool {
-    response.all("pragma").any(|value| {
-        let mut words = value.split(|b| matches!(b, b',' | b';'));
-        words.any(|word| word.trim_ascii().eq_ignore_ascii_case(b"no-cache"))
-    })
+    let mut accel = response.all("x-accel-expires");
+    accel.any(|value| value.trim_ascii() == b"0")
+        || response.all("pragma").any(|value| {
+            let mut words = value.split(|b| matches!(b, b',' | b';'));
+            words.any(|word| word.trim_ascii().eq_ignore_ascii_case(b"no-cache"))
+        })
 }
 
 /// For how long the answer is fresh by its `Expires`, in seconds, counted from its own `Date`: both
