@@ -75,3 +75,26 @@ impl CallTotals {
 fn saturated(number: u128) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mean_of_calls_that_take_the_same_is_that_however_few_there_are() {
+        for each in [1, 8, 9, 23] {
+            let mut totals = CallTotals::ZERO;
+            for _ in 0..100 {
+                totals = totals.aged();
+                (0..each).for_each(|_| totals.add(5, Nanos::from_millis(100)));
+                let (mean, among) = (totals.mean(), totals.among());
+                assert!(
+                    (99_000_000..101_000_000).contains(&mean),
+                    "{each} calls: {mean}"
+                );
+                // By the parts of a call that are cut off.
+                assert!(matches!(among, Some(4 | 5)), "{each} calls: {among:?}");
+            }
+        }
+    }
+}
