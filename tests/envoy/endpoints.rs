@@ -437,10 +437,11 @@ fn what_is_in_flight_comes_back_to_nothing_however_it_ends() {
             .matching("haven_endpoint_in_flight", &[])
             .map(|series| series.value)
             .collect();
-        assert_eq!(
-            per_endpoint,
-            [10.0, 10.0],
-            "counted over all workers, so spread evenly"
+        // Counted over all workers, so spread evenly, but for a request that each of the four tells
+        // late.
+        assert!(
+            per_endpoint.iter().all(|it| (8.0..=12.0).contains(it)),
+            "{per_endpoint:?}"
         );
         drop(clients);
         nothing_in_flight(&envoy).await;
