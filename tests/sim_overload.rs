@@ -11,8 +11,8 @@
 use haven::base::rng::Rng;
 use haven::base::time::{Moment, Nanos};
 use haven::document::Criticality;
-use haven::policy::concurrency::adaptive::{AdaptiveSettings, Answer, Observations};
-use haven::policy::concurrency::has_room;
+use haven::policy::concurrency::adaptive::{AdaptiveSettings, Observations};
+use haven::policy::concurrency::{Answer, has_room};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 

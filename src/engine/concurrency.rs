@@ -12,10 +12,10 @@ use crate::base::hash::Seed;
 use crate::base::time::{Moment, Nanos};
 use crate::document::{self, ConcurrencyAlgorithm, Criticality, KeyPart};
 use crate::host::{Host, MetricId, SharedCounter};
-use crate::policy::concurrency::adaptive::{AdaptiveSettings, Answer, Observations};
+use crate::policy::concurrency::adaptive::{AdaptiveSettings, Observations};
 use crate::policy::concurrency::fair::{self, FairShares, Standing};
 use crate::policy::concurrency::streams::{self, Streams};
-use crate::policy::concurrency::{Room, SHEDDING, has_room, has_room_of, share};
+use crate::policy::concurrency::{Answer, Room, SHEDDING, has_room, share};
 use crate::policy::shares::SharesRecord;
 use crate::request::Request;
 use std::cell::Cell;
@@ -203,24 +203,16 @@ impl Concurrency {
         let others = among.saturating_sub(1);
         // Asked even where there is no room: it is then that workers have to know of each other.
         let standing = self.standing(host, asks, others, limit);
-        let answer = if !has_room(others, limit, criticality) {
-            Answer::Full
-        } else if !has_room_of(standing, others, limit, criticality) {
-            Answer::OverShare
+        // A limit that only looks on decides once, when the request is whole.
+        let answer = if whole || asks.enforce {
+            Answer::of(standing, others, limit, criticality)
         } else {
             Answer::Room
         };
-        // A limit that only looks on decides once, when the request is whole.
-        let room = answer == Answer::Room || !(whole || asks.enforce);
+        let room = answer == Answer::Room;
         if whole || !room {
             self.learn(host, now, limit, |seen, settings| {
-                seen.arrived(
-                    settings,
-                    now,
-                    among,
-                    limit,
-                    if room { Answer::Room } else { answer },
-                )
+                seen.arrived(settings, now, among, limit, answer)
             });
         }
         if !room {
@@ -246,7 +238,7 @@ impl Concurrency {
         if whole {
             self.confirm(&mut permit);
         }
-        (Some(permit), if room { Answer::Room } else { answer })
+        (Some(permit), answer)
     }
 
     /// The request that was counted in stays.

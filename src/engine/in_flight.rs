@@ -26,8 +26,9 @@ const STAYS: u8 = 10;
 ///
 /// A VM does not write each request into the gauge that all share. What it has counted there may
 /// be more than its own requests at a limit ([`Gauge::enter`]), and one more or less at an endpoint
-/// ([`Gauge::shift`]). Its own it knows exactly. With each tick it counts exactly what it has, and so it reports what of the gauge is
-/// its own. What it has counted is never below zero, nor is, then, the sum of all VMs.
+/// ([`Gauge::shift`]). Its own it knows exactly. With each tick it counts exactly what it has, and
+/// so it reports what of the gauge is its own. What it has counted is never below zero, nor is,
+/// then, the sum of all VMs.
 #[derive(Debug)]
 pub(super) struct Gauge {
     id: u64,

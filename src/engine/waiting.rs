@@ -18,11 +18,11 @@
 //! | its place goes to another client | it is refused from the next tick |
 //!
 //! **Whose places they are.** Each [`Line`] has a number of its own, so that many of one kind keep
-//! none of another from waiting. While there is room, a line's places are anybody's. When all places are taken, a client
-//! with fewer of them than another gets one of that one's: of the client with most, the request that
-//! would wait longest loses its place. So a client keeps others from waiting only as far as it has
-//! no more places than they ask for, and what others leave it may fill. Who a client is:
-//! see `chain::client`.
+//! none of another from waiting. While there is room, a line's places are anybody's. When all are
+//! taken, a client with fewer of them than another gets one of that one's: of the client with most,
+//! the request that would wait longest loses its place. So a client keeps others from waiting only
+//! as far as it has no more places than they ask for, and what others leave it may fill. Who a
+//! client is: see `chain::client`.
 
 use super::TICK;
 use crate::base::key_map::KeyMap;

@@ -9,7 +9,7 @@
 mod log_lines;
 mod stream;
 
-pub use stream::SimStream;
+pub use stream::{SimStream, decision_of};
 
 use super::{
     Call, CallId, Calls, Cas, CasMismatch, Clock, MetricId, MetricKind, Metrics, NoCall, Random,

@@ -42,6 +42,32 @@ pub fn has_room_of(standing: Standing, others: u64, limit: u64, of: Criticality)
     }
 }
 
+/// What a limit answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// There is room.
+    Room,
+    /// There is none.
+    Full,
+    /// There is room, but not for one who has more than a fair share of it: a higher limit would be
+    /// of no use to those who ask for little.
+    OverShare,
+}
+
+impl Answer {
+    /// To a request of this criticality and standing, beside `others` in flight.
+    #[must_use]
+    pub fn of(standing: Standing, others: u64, limit: u64, criticality: Criticality) -> Self {
+        if !has_room(others, limit, criticality) {
+            Self::Full
+        } else if !has_room_of(standing, others, limit, criticality) {
+            Self::OverShare
+        } else {
+            Self::Room
+        }
+    }
+}
+
 /// The share of the limit, in percent, from which on a request is refused.
 pub const fn share(criticality: Criticality) -> u64 {
     match criticality {

@@ -78,7 +78,8 @@ pub fn forget(stream: u32) {
     queue(|waiting| waiting.remove(stream));
 }
 
-/// Continues all requests whose moment has come, and refuses those that have lost their place. Call it in a tick of the context `root`.
+/// Continues all requests whose moment has come, and refuses those that have lost their place. Call
+/// it in a tick of the context `root`.
 pub fn resume(root: u32, now: Moment) {
     let mut away = false;
     while let Some((id, stream, turn)) = queue(|waiting| waiting.due(now)).flatten() {

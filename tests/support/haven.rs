@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use haven::host::sim::decision_of;
 use http_body_util::Full;
 use hyper::Request;
 use serde_json::{Value, json};
@@ -38,16 +39,7 @@ pub fn decision(line: &Value) -> String {
         return noted.to_owned();
     }
     let details = line["details"].as_str().unwrap_or_default();
-    let told = details.strip_prefix("haven{");
-    let Some(told) = told.and_then(|it| it.strip_suffix('}')) else {
-        return "-".to_owned();
-    };
-    let words = |one: &str| {
-        let (reason, rest) = one.split_once(':').expect("a reason");
-        let (policy, mode) = rest.rsplit_once(':').expect("a mode");
-        format!("{reason} {policy} {mode}")
-    };
-    told.split(',').map(words).collect::<Vec<_>>().join(",")
+    decision_of(details).unwrap_or_else(|| "-".to_owned())
 }
 
 /// Refusals that were counted with these labels.

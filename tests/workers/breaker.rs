@@ -24,6 +24,16 @@ const SHORT: &str = r#"{"type": "time", "size": "1s"}"#;
 const BUCKET: Nanos = Nanos::from_millis(100);
 const COUNT: (&str, usize) = (r#"{"type": "count", "size": 6}"#, 6);
 
+/// A call that took no time and ended so.
+const fn quick(outcome: Outcome) -> CallResult {
+    CallResult {
+        outcome,
+        duration: Nanos::ZERO,
+        retry_after: None,
+        begun: false,
+    }
+}
+
 fn settings_with(window: &str) -> BreakerSettings {
     let json = format!(
         r#"{{"circuit_breakers": {{"b": {{"minimum_calls": {MINIMUM}, "failure_rate_threshold": 50, "window": {window},
@@ -196,12 +206,7 @@ fn all_workers_together_are_one_breaker() {
                         _ => Outcome::Ignore,
                     };
                     let at = worker.monotonic();
-                    let call = CallResult {
-                        outcome,
-                        duration: Nanos::ZERO,
-                        retry_after: None,
-                        begun: false,
-                    };
+                    let call = quick(outcome);
                     if breaker
                         .end(&worker, &settings, at, epoch, call, &rng)
                         .is_ok()
@@ -273,12 +278,7 @@ fn clocks_that_step_do_not_stick_it() {
                     if let Ok((Admission::Admitted { epoch, .. }, _)) =
                         breaker.acquire(&worker, &settings, worker.monotonic())
                     {
-                        let call = CallResult {
-                            outcome: Outcome::Failure,
-                            duration: Nanos::ZERO,
-                            retry_after: None,
-                            begun: false,
-                        };
+                        let call = quick(Outcome::Failure);
                         let _ =
                             breaker.end(&worker, &settings, worker.monotonic(), epoch, call, &rng);
                     }
@@ -640,12 +640,7 @@ fn tallied_outcomes_make_the_same_breaker() {
                         epoch,
                         outcome,
                     }));
-                    let call = CallResult {
-                        outcome,
-                        duration: Nanos::ZERO,
-                        retry_after: None,
-                        begun: false,
-                    };
+                    let call = quick(outcome);
                     if cell.end(&spy, &settings, now, epoch, call, &rng).is_ok() {
                         reference.borrow_mut().reported(at);
                     }
@@ -699,12 +694,7 @@ fn a_tally_that_is_set_back_opens_nothing_and_is_used_again() {
             else {
                 panic!("refused")
             };
-            let call = CallResult {
-                outcome,
-                duration: Nanos::ZERO,
-                retry_after: None,
-                begun: false,
-            };
+            let call = quick(outcome);
             cell.end(&worker, &settings, worker.monotonic(), epoch, call, &rng)
                 .unwrap()
         };
@@ -737,16 +727,11 @@ fn a_bucket_of_millions_of_calls_is_counted_right() {
     );
     let half = 1 << 19;
     let rounds = |failed: bool| {
-        let call = CallResult {
-            outcome: if failed {
-                Outcome::Failure
-            } else {
-                Outcome::Success
-            },
-            duration: Nanos::ZERO,
-            retry_after: None,
-            begun: false,
-        };
+        let call = quick(if failed {
+            Outcome::Failure
+        } else {
+            Outcome::Success
+        });
         // Each round half a million calls by other workers, and one of ours.
         (1..=20).find(|_| {
             machine.advance(Nanos::from_millis(10));
@@ -762,12 +747,7 @@ fn a_bucket_of_millions_of_calls_is_counted_right() {
         })
     };
     // The ring begins with the first call, and what was tallied before that is not its own.
-    let first = CallResult {
-        outcome: Outcome::Success,
-        duration: Nanos::ZERO,
-        retry_after: None,
-        begun: false,
-    };
+    let first = quick(Outcome::Success);
     assert_eq!(
         cell.end(&worker, &settings, worker.monotonic(), 0, first, &rng),
         Ok(None)
@@ -811,16 +791,11 @@ fn good_outcomes_that_wait_hide_no_failure() {
                 cell.flush(&worker, &settings, now);
             }
             let failed = n > 600 && rng.below(100) < failing;
-            let call = CallResult {
-                outcome: if failed {
-                    Outcome::Failure
-                } else {
-                    Outcome::Success
-                },
-                duration: Nanos::ZERO,
-                retry_after: None,
-                begun: false,
-            };
+            let call = quick(if failed {
+                Outcome::Failure
+            } else {
+                Outcome::Success
+            });
             outcomes.push((bucket(now), failed));
             let change = cell.end(&worker, &settings, now, 0, call, &rng).unwrap();
             // Those in the window, but for the oldest bucket, of which late ones may be left.

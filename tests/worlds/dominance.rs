@@ -3,15 +3,13 @@
 //! printed.
 
 use crate::config::Policy;
+use crate::cores::on_all_cores;
 use crate::invariants::seeds;
 use crate::record::is_critical;
 use crate::sim::run;
 use crate::verdict::{MARGIN, MOST_TRIES, Verdict};
 use crate::world::{Size, World};
 use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
 
 /// Worlds of a run of the tests: of each kind of fault a dozen.
 const WORLDS: u64 = 200;
@@ -45,25 +43,9 @@ fn replay(seed: u64) -> String {
     format!("make worlds SIZE=small SEED={seed}")
 }
 
-/// All worlds, under all configurations; each core takes the next one.
+/// All worlds, under all configurations.
 fn verdicts() -> Vec<Verdict> {
-    let seeds = seeds(WORLDS);
-    let (next, all) = (AtomicU64::new(seeds.start), Mutex::new(Vec::new()));
-    thread::scope(|scope| {
-        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end {
-                        return;
-                    }
-                    let verdict = Verdict::of(seed, Size::Small);
-                    all.lock().unwrap().push(verdict);
-                }
-            });
-        }
-    });
-    let mut all = all.into_inner().unwrap();
+    let mut all = on_all_cores(seeds(WORLDS), |seed| Verdict::of(seed, Size::Small));
     all.sort_by_key(|it| it.seed);
     all
 }

@@ -14,6 +14,7 @@ mod abuser;
 mod best;
 mod bound;
 mod config;
+mod cores;
 mod dominance;
 mod draw;
 mod envoy;

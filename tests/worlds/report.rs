@@ -4,6 +4,7 @@
 //! was. The file's name follows from the program: another build starts afresh.
 
 use crate::config::Policy;
+use crate::cores::on_all_cores;
 use crate::timeline;
 use crate::verdict::{MARGIN, Outcome, Verdict};
 use crate::world::Size;
@@ -14,7 +15,6 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
 
 #[test]
 #[ignore = "make worlds"]
@@ -50,29 +50,18 @@ fn asked() -> (u64, u64) {
     (number(from), number(to))
 }
 
-/// What is made of each seed that is asked for, in no order; each core takes the next one.
+/// What is made of each seed that is asked for, in no order; says how far it is.
 pub fn each_seed<R: Send>(make: impl Fn(u64) -> R + Sync) -> Vec<R> {
     let (from, to) = asked();
-    let (next, all) = (AtomicU64::new(from), Mutex::new(Vec::new()));
-    thread::scope(|scope| {
-        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= to {
-                        return;
-                    }
-                    let made = make(seed);
-                    let mut all = all.lock().unwrap();
-                    all.push(made);
-                    if all.len().is_multiple_of(50) {
-                        println!("{} of {}", all.len(), to - from);
-                    }
-                }
-            });
+    let done = AtomicU64::new(0);
+    on_all_cores(from..to, |seed| {
+        let made = make(seed);
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        if done.is_multiple_of(50) {
+            println!("{done} of {}", to - from);
         }
-    });
-    all.into_inner().unwrap()
+        made
+    })
 }
 
 /// The file of results of this very program.

@@ -4,8 +4,7 @@ use super::{Context, Exchange, Refusal};
 use crate::engine::concurrency::PlaceRequest;
 use crate::engine::route::Route;
 use crate::host::Host;
-use crate::policy::concurrency;
-use crate::policy::concurrency::adaptive::Answer;
+use crate::policy::concurrency::{self, Answer};
 use crate::request::{Reason, Request};
 
 impl Exchange {

@@ -128,9 +128,7 @@ impl Exchange {
             return;
         };
         let (context, now) = (&handles.context(host, stream), host.monotonic());
-        if self.grants.are_pending() {
-            self.grants.enter_late(host, now, engine.vm);
-        }
+        self.grants.enter_late(host, now, engine.vm);
         // An endpoint on trial is asked who answered, in the log callback.
         let first = self.grants.picked().first();
         self.grants.settle_retries(0, Some(true));
@@ -165,10 +163,7 @@ impl Exchange {
             return;
         }
         let now = context.host.monotonic();
-        if self.grants.are_pending() {
-            let vm = context.engine.vm;
-            self.grants.enter_late(context.host, now, vm);
-        }
+        self.grants.enter_late(context.host, now, context.engine.vm);
         let well = class == Class::Answered && answer.is_good();
         let attempts = self.attempts(context, &source, Some(well));
         let settlement = Settlement {

@@ -148,8 +148,8 @@ impl Grants {
         }
     }
 
-    /// The request is being answered before it is whole: what it only takes when it is whole, it
-    /// takes now, and nothing refuses it.
+    /// The request is being answered: if it is not whole, it takes now what it only takes when it is,
+    /// and nothing refuses it.
     pub(super) fn enter_late<H: Host>(&mut self, host: &H, now: Moment, vm: u64) {
         for (limit, permit) in self.concurrency.iter_mut().flatten() {
             limit.enter_late(host, now, vm, permit);

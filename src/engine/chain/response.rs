@@ -181,9 +181,7 @@ impl Exchange {
             return Some(self.replace(context, reply, &answer.headers, end, true));
         }
         let now = context.host.monotonic();
-        if self.grants.are_pending() {
-            self.grants.enter_late(context.host, now, context.engine.vm);
-        }
+        self.grants.enter_late(context.host, now, context.engine.vm);
         self.hasty = self.is_own_haste(class, answer.status, answer.grpc_status, now);
         // Another cluster's answer shows nothing of this upstream.
         let strayed = self.has_strayed(context);
@@ -430,9 +428,9 @@ impl Exchange {
         if self.timing == Timing::Answered {
             self.time_end(now);
         }
-        // What comes too late while a limit refuses is the overload's: to open a breaker for it would
-        // take away capacity. Of an endpoint it may still be a fault of its own, which makes the
-        // overload.
+        // What comes too late while a limit refuses is the overload's: to open a breaker for it
+        // would take away capacity. Of an endpoint it may still be a fault of its own, which makes
+        // the overload.
         let overloaded = settlement.class == Class::Timeout && self.grants.is_shedding(now);
         let of_route = |failure_on: &FailureOn| {
             if overloaded {

@@ -149,21 +149,8 @@ impl SimStream {
     #[must_use]
     pub fn decision(&self) -> Option<String> {
         let reply = self.reply.borrow();
-        let details = reply.as_ref().map_or("", |reply| &reply.details);
-        let told = details
-            .strip_prefix("haven{")
-            .and_then(|it| it.strip_suffix('}'));
+        let told = reply.as_ref().and_then(|reply| decision_of(&reply.details));
         let noted = self.state("haven.decision");
-        let told = told.map(|told| {
-            told.split(',')
-                .map(|one| {
-                    let (reason, rest) = one.split_once(':').unwrap_or((one, ""));
-                    let (policy, mode) = rest.rsplit_once(':').unwrap_or((rest, ""));
-                    [reason, policy, mode].join(" ")
-                })
-                .collect::<Vec<_>>()
-                .join(",")
-        });
         assert!(
             noted.is_none() || told.is_none() || noted == told,
             "{noted:?} {told:?}"
@@ -274,4 +261,16 @@ impl Stream for SimStream {
         }
         *self.reply.borrow_mut() = Some(whole);
     }
+}
+
+/// What a refusal's details say that was decided, in the form of the note.
+#[must_use]
+pub fn decision_of(details: &str) -> Option<String> {
+    let told = details.strip_prefix("haven{")?.strip_suffix('}')?;
+    let one = |one: &str| {
+        let (reason, rest) = one.split_once(':').unwrap_or((one, ""));
+        let (policy, mode) = rest.rsplit_once(':').unwrap_or((rest, ""));
+        [reason, policy, mode].join(" ")
+    };
+    Some(told.split(',').map(one).collect::<Vec<_>>().join(","))
 }

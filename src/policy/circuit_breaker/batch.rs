@@ -1,7 +1,8 @@
 //! Good outcomes of a closed breaker, which its worker tallies in batches.
 //!
 //! A good outcome may wait in its worker for others, at most 16 of them, and for at most 10 ms as
-//! long as outcomes come (an idle worker writes them with its next tick). What waits goes out before the worker judges a failure, and before a new bucket begins.
+//! long as outcomes come (an idle worker writes them with its next tick). What waits goes out before
+//! the worker judges a failure, and before a new bucket begins.
 //! It opens no breaker later: good outcomes wait only while the buckets alone hold `minimum_calls`,
 //! and what is missing then makes a share of failures look higher, never lower. By how much is
 //! bounded: each worker keeps at most 1 in 128 of the calls in the window. Slow calls do not wait,

@@ -60,6 +60,7 @@
 mod spell;
 mod totals;
 
+use super::Answer;
 use crate::base::time::{Moment, Nanos};
 use spell::Spell;
 use totals::CallTotals;
@@ -151,18 +152,6 @@ impl AdaptiveSettings {
     pub const fn is_late(&self, elapsed: Nanos) -> bool {
         elapsed.0 >= self.target()
     }
-}
-
-/// What a limit answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// There is room.
-    Room,
-    /// There is none.
-    Full,
-    /// There is room, but not for one who has more than a fair share of it: a higher limit would be
-    /// of no use to those who ask for little.
-    OverShare,
 }
 
 /// A worker's recent observations of a limit.

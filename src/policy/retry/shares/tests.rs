@@ -30,16 +30,21 @@ struct World {
 
 const HOSTILE: u32 = 1_000;
 
+/// One retry each, of a fifth of the requests and so many a second.
+fn a_fifth(min_per_second: u32) -> Retry {
+    Retry {
+        attempts: 1,
+        on: "5xx".into(),
+        grpc_on: String::new(),
+        methods: vec!["GET".into()],
+        budget: RetryBudget::Share(Percent(2_000)),
+        min_per_second,
+    }
+}
+
 impl World {
     fn new(workers: usize, floor: u32, told_apart: bool) -> Self {
-        let config = Retry {
-            attempts: 1,
-            on: "5xx".into(),
-            grpc_on: String::new(),
-            methods: vec!["GET".into()],
-            budget: RetryBudget::Share(Percent(2_000)),
-            min_per_second: floor,
-        };
+        let config = a_fifth(floor);
         Self {
             budgets: vec![Budget::new(&config); workers],
             totals: Totals::default(),
@@ -209,14 +214,7 @@ fn what_is_over_is_forgotten_whichever_way_the_clock_goes() {
 #[test]
 fn cancels_make_no_grant_look_unlikely_to_be_used() {
     let open = |cancels: bool| {
-        let config = Retry {
-            attempts: 1,
-            on: "5xx".into(),
-            grpc_on: String::new(),
-            methods: vec!["GET".into()],
-            budget: RetryBudget::Share(Percent(2_000)),
-            min_per_second: 0,
-        };
+        let config = a_fifth(0);
         let (mut budget, mut totals) = (Budget::new(&config), Totals::default());
         let mut granted_at_once = 0;
         for n in 0..6_000u64 {
