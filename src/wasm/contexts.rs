@@ -26,13 +26,14 @@ pub fn create(id: u32, parent: u32) {
 
 /// The context `id` is logged: a stream that has ended, or a root, whose proxy reports the stream
 /// that was logged last. Between the two nothing comes, and a report that follows no stream of ours
-/// is of a stream that haven has not seen.
+/// is of a stream that haven has not seen. An Envoy before 1.39 makes the access log a root of its
+/// own of the same configuration; so any of the same state will do.
 pub fn log(id: u32) {
     if let Some(stream) = stream(id) {
         LOGGED.set(Some(id));
         stream.on_log();
     } else if let Some(stream) = LOGGED.take().and_then(self::stream)
-        && root(id).is_some_and(|root| Rc::ptr_eq(&root, &stream.root))
+        && root(id).is_some_and(|root| root.host().is_same_state(&stream.root.host()))
     {
         stream.on_report();
     }

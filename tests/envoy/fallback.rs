@@ -65,7 +65,7 @@ fn an_answer_cut_by_its_upstream_is_a_failure() {
                 .cluster(cluster)
                 .route(Route::to("/", "users"));
             let mut envoy = Envoy::start(config.haven(&breakers(upstream.addr()))).await;
-            for client in [envoy.h1(), envoy.h2(), envoy.h1()] {
+            for client in [envoy.h1(), envoy.h2_told_of_cuts(), envoy.h1()] {
                 let reply = client.get("/").await.unwrap();
                 assert!(reply.status == 200 && reply.cut.is_some(), "{reply:?}");
             }
@@ -74,7 +74,7 @@ fn an_answer_cut_by_its_upstream_is_a_failure() {
             })
             .await;
             assert_eq!(transitions(&envoy, "route", "open").await, 0);
-            let reply = envoy.h2().get("/").await.unwrap();
+            let reply = envoy.h2_told_of_cuts().get("/").await.unwrap();
             assert!(reply.cut.is_some(), "in a panic it is asked all the same");
             wait_for("the route's breaker opens", async || {
                 transitions(&envoy, "route", "open").await == 1
@@ -96,7 +96,8 @@ fn an_answer_that_takes_too_long_in_its_middle_is_nobodys_failure() {
             .route(route);
         let mut envoy = Envoy::start(config.haven(&breakers(upstream.addr))).await;
         for _ in 0..8 {
-            assert!(envoy.h2().get("/").await.unwrap().cut.is_some());
+            let reply = envoy.h2_told_of_cuts().get("/").await.unwrap();
+            assert!(reply.cut.is_some());
         }
         nothing_in_flight(&envoy).await;
         for kind in ["endpoint", "route"] {

@@ -441,7 +441,7 @@ fn no_odd_answer_of_an_upstream_harms_anyone() {
             .haven(&filter);
         let (envoy, steady) = with_others(config).await;
         let before = active(&envoy).await;
-        let clients = [envoy.h1(), envoy.h2()];
+        let clients = [envoy.h1(), envoy.h2_told_of_cuts()];
         for number in 0.. {
             let Some(answer) = odd_answer(number) else {
                 break;
@@ -464,6 +464,9 @@ fn no_odd_answer_of_an_upstream_harms_anyone() {
                     && let Ok(bare) = &bare
                     && bare.status >= 500
                     && (bare.cut.is_none() || announced)
+                    // One request may meet a connection that the upstream is about to close, and the
+                    // other not: that one has nothing to be calm about.
+                    && !(bare.text().contains("connection termination") && calm.text() == "ok")
                 {
                     assert_eq!(
                         (calm.status, calm.text().as_str()),

@@ -15,6 +15,7 @@ mod canary;
 mod checks;
 mod concurrency;
 mod deadline;
+mod deploy;
 mod endpoints;
 mod exceptions;
 mod fallback;

@@ -308,10 +308,8 @@ fn a_grpc_call_that_is_cut_in_the_middle_of_its_messages_is_a_failure() {
         for _ in 0..3 {
             assert_eq!(transitions(&envoy, "b", "open").await, 0);
             let (status, reply) = grpc(&client, envoy.addr(), "/a.B/C").await;
-            assert!(
-                reply.cut.is_some() || status.is_some_and(|status| status != "0"),
-                "{reply:?}"
-            );
+            // gRPC takes an answer without a status for a failure too.
+            assert_ne!(status.as_deref(), Some("0"), "{reply:?}");
         }
         wait_for("it is open", async || {
             transitions(&envoy, "b", "open").await == 1

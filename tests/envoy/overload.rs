@@ -300,8 +300,9 @@ fn envoy_with(filter: &Value, own: &Lane) -> EnvoyConfig {
     };
     let always = json!({"default_value": {"numerator": 100, "denominator": "HUNDRED"}});
     let own_limit = local_ratelimit(&json!({
-        // Envoy refills continuously, whatever the interval.
-        "token_bucket": {"max_tokens": own.burst, "tokens_per_fill": own.rate, "fill_interval": "1s"},
+        // Envoy refills continuously, whatever the interval. Whole numbers, written as such: an Envoy
+        // before 1.37 takes no other.
+        "token_bucket": {"max_tokens": own.burst as u32, "tokens_per_fill": own.rate as u32, "fill_interval": "1s"},
         "filter_enabled": always,
         "filter_enforced": always,
     }));

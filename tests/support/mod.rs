@@ -23,9 +23,12 @@
     reason = "each test crate, and the demo, uses a part of it"
 )]
 
+use std::collections::BTreeSet;
 use std::future::Future;
+use std::io::Write;
 use std::path::PathBuf;
-use std::sync::{PoisonError, RwLock};
+use std::process::Command;
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 pub mod client;
@@ -113,6 +116,52 @@ pub fn haven_wasm() -> Result<PathBuf, String> {
 /// The folder with gRPC's Python packages, or what to do to have it.
 pub fn grpcio() -> Result<PathBuf, String> {
     from_env("HAVEN_GRPCIO", ".tools/grpcio", "scripts/grpcio.sh")
+}
+
+/// Whether the Envoy under test is at least of this version. If not, a line on stderr says once what
+/// is left out.
+pub fn since(version: [u32; 2], left_out: &str) -> bool {
+    static VERSION: OnceLock<[u32; 2]> = OnceLock::new();
+    let is = VERSION.get_or_init(|| {
+        let binary = envoy_binary().unwrap_or_else(|error| panic!("{error}"));
+        let output = Command::new(&binary).arg("--version").output().unwrap();
+        version_of(&String::from_utf8_lossy(&output.stdout))
+            .unwrap_or_else(|| panic!("{} --version: {output:?}", binary.display()))
+    });
+    if *is >= version {
+        return true;
+    }
+    static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let [major, minor] = version;
+    let line = format!("skipped before Envoy {major}.{minor}: {left_out}\n");
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    if told.insert(line.clone()) {
+        // Not by a macro: what those print is shown of failed tests only.
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    }
+    false
+}
+
+/// Major and minor version in `/bin/envoy  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL`.
+fn version_of(line: &str) -> Option<[u32; 2]> {
+    let (_, build) = line.split_once("version: ")?;
+    let mut numbers = build.split('/').nth(1)?.split('.').map(str::parse);
+    Some([numbers.next()?.ok()?, numbers.next()?.ok()?])
+}
+
+#[test]
+fn the_version_of_an_envoy_is_read() {
+    let line = "\n/a/b/envoy  version: 9e55809337/1.40.0/Clean/RELEASE/BoringSSL\n";
+    assert_eq!(version_of(line), Some([1, 40]));
+    for odd in [
+        "",
+        "envoy",
+        "version: a/b/c",
+        "version: a/1/c",
+        "version: a/1.x/c",
+    ] {
+        assert_eq!(version_of(odd), None, "{odd}");
+    }
 }
 
 fn from_env(variable: &str, default: &str, command: &str) -> Result<PathBuf, String> {
