@@ -44,7 +44,7 @@ check() {
   ln -s "$home"/* "$work/cargo/"
   ln -s "$TOOLS" "$work/a/longer/path/.tools"
   say "the same in another folder"
-  (cd "$work/a/longer/path" && CARGO_HOME=$work/cargo CARGO_TARGET_DIR= scripts/dist.sh >&2) ||
+  (cd "$work/a/longer/path" && env -u CARGO_TARGET_DIR CARGO_HOME="$work/cargo" scripts/dist.sh >&2) ||
     die "the build in another folder failed" "what went wrong stands above"
   diff dist/SHA256SUMS "$work/a/longer/path/dist/SHA256SUMS" ||
     die "two builds of the same sources differ" "the lines above say in what"
