@@ -49,7 +49,7 @@ pub use crate::policy::rate_limit::config::{
 };
 pub use crate::policy::retry::config::{Retry, RetryBudget};
 pub use crate::policy::route::config::{HostMatch, Match, PathMatch, PathParameters};
-pub use crate::policy::upstream::config::{BalancePolicy, Endpoint, LoadReport};
+pub use crate::policy::upstream::config::{BalancePolicy, Endpoint, LoadReport, Steer};
 pub use crate::request::client_ip::{ClientIp, IpSource};
 pub use crate::request::key::{KeyPart, MissingKey};
 pub use crate::schema::{Cidr, ConfigError, ConfigErrors};

@@ -45,6 +45,8 @@ mod recipes;
 mod replaced;
 #[path = "chain/state.rs"]
 mod state;
+#[path = "chain/steering.rs"]
+mod steering;
 #[path = "chain/switches.rs"]
 mod switches;
 

@@ -13,7 +13,8 @@ use crate::policy::health_check::config::{HealthCheck, HealthCheckSection};
 use crate::policy::mode::Mode;
 use crate::policy::sections::{CircuitBreakers, ConcurrencyLimits};
 use crate::policy::upstream::config::{
-    BalancePolicy, Endpoint, LoadBalancer, LoadReport, Outlier, Override, check_endpoints,
+    BalancePolicy, Endpoint, LoadBalancer, LoadReport, Outlier, Override, Steer, check_endpoints,
+    own_choice_lacks,
 };
 use crate::schema::{Errors, Label, List, Path, Pct, Reference, section};
 
@@ -47,6 +48,8 @@ pub struct Upstream {
     pub min_healthy: Option<Percent>,
     /// Whether the proxy is ready only while it is UP.
     pub critical: bool,
+    /// For which requests haven picks the endpoint.
+    pub steer: Steer,
     /// The request header (lower case) that carries the picked endpoints to the proxy.
     pub override_header: String,
     /// Whether `x-envoy-attempt-count` in answers is the proxy's own.
@@ -72,6 +75,12 @@ section! {
         endpoints: List<Endpoint, 0, 1000> = Default("[]");
         /// How an endpoint is picked.
         load_balancer: LoadBalancer = Default("{}");
+        /// For which requests haven picks the endpoint. `by_exception`: only while an endpoint is
+        /// out, on trial, drained or in its slow start, and for a while after a failure or a retry.
+        /// All others Envoy sends by its own `least_request`, which the cluster has to have. Only
+        /// with `policy` `least_request`, one weight for all endpoints but 0, and neither `zone`
+        /// nor `load_report`.
+        steer: Steer = Default("\"always\"");
         /// How the pick reaches the proxy.
         r#override: Override = Default("{}");
         /// A circuit breaker, with a state per endpoint.
@@ -136,6 +145,12 @@ impl UpstreamSection {
             errors.refuse_text(&at.key("load_metric"), metric, want);
         }
         balancer.check(&at.key("load_balancer"), errors);
+        if self.steer == Steer::ByException
+            && let Some(lacks) = own_choice_lacks(balancer, self.load_report, &self.endpoints)
+        {
+            let want = "\"always\", for Envoy's own choice among endpoints needs ";
+            errors.refuse_text(&at.key("steer"), "by_exception", &[want, lacks].concat());
+        }
     }
 
     /// The upstream of this name.
@@ -164,6 +179,7 @@ impl UpstreamSection {
             load_metric: self.load_metric,
             min_healthy: self.min_healthy,
             critical: self.critical,
+            steer: self.steer,
             override_header: self.r#override.header,
             attempt_count: self.r#override.attempt_count,
             circuit_breaker: breakers.get(self.circuit_breaker.as_ref()),

@@ -9,6 +9,8 @@ mod endpoint;
 mod layout;
 mod outcome;
 mod pick;
+mod steering;
+mod tries;
 
 use super::breaker::TransitionCounters;
 use super::in_flight::{Gauge, InFlight};
@@ -27,11 +29,13 @@ use crate::policy::upstream::roster::{EndpointCounts, Member, Roster, Rules, UNI
 use crate::policy::upstream::slow_start;
 use endpoint::{CheckResult, Endpoint, Place, id};
 use layout::layout;
-pub(super) use outcome::{Attempts, Ended, Tried};
+pub(super) use outcome::Ended;
 use pick::Balancer;
 pub(super) use pick::Pick;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use steering::Steering;
+pub(super) use tries::{Attempts, Tried};
 
 /// Up to this number of endpoints a change is seen within [`VERSION_HOLDS`]; beyond, reading all of
 /// them again and again while many change at once would take the worker.
@@ -86,6 +90,7 @@ pub(super) struct Upstream {
     panic: MetricId,
     /// Counts good answers of a first try, for a look at some of them.
     looks: Cell<u8>,
+    steering: Steering,
 }
 
 /// What an upstream takes from the rest of the configuration.
@@ -169,6 +174,7 @@ impl Upstream {
             due: Cell::new(Moment::ZERO),
             panic: metrics.upstream_panic(name),
             looks: Cell::new(0),
+            steering: Steering::new(config.steer),
             only_canary: around.only_canary,
             config: Rc::clone(config),
         }
@@ -371,12 +377,19 @@ impl Upstream {
             due = now.plus(orca::PERIOD);
         }
         let mut members = Vec::with_capacity(self.endpoints.len());
+        let mut steers = false;
         for (at, endpoint) in self.endpoints.iter().enumerate() {
             let load = mean.zip(loads.get(at).copied());
             let (member, changes_at) = self.member(endpoint, load, now);
             due = due.min(changes_at);
+            // The first level is enough while it is whole.
+            steers |= endpoint.level == 0
+                && (member.availability != Availability::Available
+                    || endpoint.weight == 0
+                    || member.weight < endpoint.weight.saturating_mul(UNIT));
             members.push(member);
         }
+        self.steering.need(steers);
         let Ok(mut current) = self.roster.try_borrow_mut() else {
             return;
         };

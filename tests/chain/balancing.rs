@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// An upstream of `count` endpoints, 10.0.0.1 and so on, that has all requests.
-fn config(count: usize, extra: &Value) -> Value {
+pub(super) fn config(count: usize, extra: &Value) -> Value {
     let endpoints: Vec<Value> = (0..count)
         .map(|number| json!({"address": address(number)}))
         .collect();
@@ -21,12 +21,12 @@ fn config(count: usize, extra: &Value) -> Value {
     config
 }
 
-fn address(number: usize) -> String {
+pub(super) fn address(number: usize) -> String {
     format!("10.0.{}.{}:80", number / 250, number % 250 + 1)
 }
 
 /// A worker more of the same proxy.
-fn another(proxy: &Proxy, config: &Value) -> Proxy {
+pub(super) fn another(proxy: &Proxy, config: &Value) -> Proxy {
     let worker = Worker(Rc::clone(&proxy.machine));
     let engine = Proxy::engine(&worker, config);
     Proxy {

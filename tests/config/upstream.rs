@@ -230,3 +230,52 @@ fn what_a_balancing_policy_does_not_use_is_refused() {
         ],
     );
 }
+
+#[test]
+fn steering_by_exception_needs_what_the_proxys_own_choice_does() {
+    let refused = |lacks: &str| {
+        format!(
+            "upstreams.u.steer: \"by_exception\" is not allowed, want \"always\", for Envoy's own \
+             choice among endpoints needs {lacks}"
+        )
+    };
+    let two = |weights: [u32; 2]| {
+        let [a, b] = weights;
+        format!(
+            r#""endpoints": [{{"address": "10.0.0.1:80", "weight": {a}}},
+                {{"address": "10.0.0.2:80", "weight": {b}}}]"#
+        )
+    };
+    let equal = two([2, 2]);
+    for (with, lacks) in [
+        (String::new(), "endpoints of which haven could pick one"),
+        (two([0, 0]), "endpoints of which haven could pick one"),
+        (two([1, 2]), "one weight for all endpoints, but 0"),
+        (
+            format!(r#"{equal}, "load_balancer": {{"policy": "round_robin"}}"#),
+            "\"policy\": \"least_request\"",
+        ),
+        (
+            format!(r#"{equal}, "load_balancer": {{"policy": "peak_ewma"}}"#),
+            "\"policy\": \"least_request\"",
+        ),
+        (
+            format!(r#"{equal}, "load_balancer": {{"zone": "a"}}"#),
+            "no zone",
+        ),
+        (
+            format!(r#"{equal}, "load_report": "orca""#),
+            "no load_report",
+        ),
+    ] {
+        let comma = if with.is_empty() { "" } else { ", " };
+        let with = format!(r#"{with}{comma}"steer": "by_exception""#);
+        refuses(r#"{"upstreams": {"u": {@}}}"#, &[(&with, &refused(lacks))]);
+    }
+    for weights in [[2, 2], [0, 2], [1, 0]] {
+        let endpoints = two(weights);
+        good(&format!(
+            r#"{{"upstreams": {{"u": {{{endpoints}, "steer": "by_exception"}}}}}}"#
+        ));
+    }
+}

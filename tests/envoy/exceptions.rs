@@ -195,13 +195,19 @@ fn exceptions_open_the_same_where_the_access_log_is_missing() {
 fn the_example_starts_and_is_wired() {
     run(async {
         let upstream = Upstream::start("a").await;
-        let addr = upstream.addr();
+        let other = Upstream::start("b").await;
+        let [addr, second] = [upstream.addr(), other.addr()];
         let mut text = std::fs::read_to_string(checkout("examples/by_exception.yaml")).unwrap();
         for (from, to) in [
             ("10.77.0.11:8080", addr.to_string()),
             (
                 "address: 10.77.0.11, port_value: 8080",
                 format!("address: {}, port_value: {}", addr.ip(), addr.port()),
+            ),
+            ("10.77.0.12:8080", second.to_string()),
+            (
+                "address: 10.77.0.12, port_value: 8080",
+                format!("address: {}, port_value: {}", second.ip(), second.port()),
             ),
             ("port_value: 9901", "port_value: 0".to_owned()),
             ("port_value: 10000", "port_value: 0".to_owned()),
@@ -215,10 +221,18 @@ fn the_example_starts_and_is_wired() {
         }
         let mut envoy = Envoy::start(EnvoyConfig::text(text).concurrency(1)).await;
         assert_eq!(envoy.h1().get("/echo").await.unwrap().status, 200);
+        // Envoy picks the endpoint.
+        assert_eq!(envoy.stat("cluster.users-own.upstream_rq_total").await, 1);
         // Reported: an answer that is cut, one that nobody was asked for.
-        upstream.set(|faults| faults.cut = true).await;
+        for it in [&upstream, &other] {
+            it.set(|faults| faults.cut = true).await;
+        }
         let _ = envoy.h1().get("/echo").await;
         upstream.heal().await;
+        other.heal().await;
+        // haven does, for a while after a failure.
+        assert_eq!(envoy.h1().get("/echo").await.unwrap().status, 200);
+        assert_eq!(envoy.stat("cluster.users.upstream_rq_total").await, 1);
         assert_eq!(envoy.h1().get("/livez").await.unwrap().status, 200);
         nothing_in_flight(&envoy).await;
         assert!(!envoy.logs().contains("by_exception"), "{}", envoy.logs());

@@ -41,4 +41,5 @@ mod replaced;
 mod retry;
 mod settings;
 mod state;
+mod steering;
 mod symptoms;

@@ -382,6 +382,7 @@ impl EnvoyConfig {
 #[derive(Clone, Debug)]
 pub struct Route {
     prefix: String,
+    header: Option<String>,
     action: Value,
     cluster: bool,
 }
@@ -392,6 +393,7 @@ impl Route {
         let action = json!({"status": status, "body": {"inline_string": body}});
         Self {
             prefix: prefix.to_owned(),
+            header: None,
             action,
             cluster: false,
         }
@@ -401,6 +403,7 @@ impl Route {
     pub fn to(prefix: &str, cluster: &str) -> Self {
         Self {
             prefix: prefix.to_owned(),
+            header: None,
             action: json!({"cluster": cluster}),
             cluster: true,
         }
@@ -410,9 +413,16 @@ impl Route {
     pub fn to_named_by(prefix: &str, header: &str) -> Self {
         Self {
             prefix: prefix.to_owned(),
+            header: None,
             action: json!({"cluster_header": header}),
             cluster: true,
         }
+    }
+
+    /// Only for requests that have this header.
+    pub fn having(mut self, header: &str) -> Self {
+        self.header = Some(header.to_owned());
+        self
     }
 
     /// The whole request's timeout; Envoy's default is 15 s.
@@ -442,7 +452,11 @@ impl Route {
         } else {
             "direct_response"
         };
-        json!({"match": {"prefix": self.prefix}, action: self.action})
+        let mut matched = json!({"prefix": self.prefix});
+        if let Some(header) = &self.header {
+            matched["headers"] = json!([{"name": header, "present_match": true}]);
+        }
+        json!({"match": matched, action: self.action})
     }
 }
 
@@ -487,7 +501,7 @@ impl Retry {
         if self.previous_hosts {
             let kind = "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate";
             policy["retry_host_predicate"] = json!([{"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": {"@type": kind}}]);
-            policy["host_selection_retry_max_attempts"] = json!(5);
+            policy["host_selection_retry_max_attempts"] = json!(32);
         }
         policy
     }
@@ -500,6 +514,7 @@ pub struct Cluster {
     endpoints: Vec<SocketAddr>,
     http2: bool,
     override_header: Option<String>,
+    own_choice: &'static str,
     header_reaches_upstream: bool,
     connect_timeout: Duration,
     extra: Value,
@@ -513,6 +528,7 @@ impl Cluster {
             endpoints: endpoints.into_iter().collect(),
             http2: false,
             override_header: Some(OVERRIDE_HEADER.to_owned()),
+            own_choice: "RoundRobin",
             header_reaches_upstream: false,
             connect_timeout: Duration::from_secs(1),
             extra: json!({}),
@@ -531,7 +547,13 @@ impl Cluster {
         self
     }
 
-    /// Obeying no header: plain round robin.
+    /// With Envoy's own least_request where no header says what to pick.
+    pub fn least_request(mut self) -> Self {
+        self.own_choice = "LeastRequest";
+        self
+    }
+
+    /// Obeying no header: Envoy's own choice alone.
     pub fn plain(mut self) -> Self {
         self.override_header = None;
         self
@@ -581,11 +603,14 @@ impl Cluster {
             "circuit_breakers": {"thresholds": [bounds]},
             "load_assignment": {"cluster_name": self.name, "endpoints": [{"lb_endpoints": endpoints}]},
         });
+        let own = own_choice(self.own_choice);
         if let Some(header) = &self.override_header {
-            cluster["load_balancing_policy"] = override_host(header);
+            cluster["load_balancing_policy"] = override_host(header, &own);
             if !self.header_reaches_upstream {
                 options["http_filters"] = upstream_filters(header);
             }
+        } else {
+            cluster["load_balancing_policy"] = own;
         }
         cluster["typed_extension_protocol_options"] =
             json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options});
@@ -683,18 +708,27 @@ fn exceptions_log(filter: &Value) -> Value {
     })
 }
 
-fn override_host(header: &str) -> Value {
-    let round_robin =
-        "type.googleapis.com/envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin";
+/// One of Envoy's own policies, by the name of its message.
+fn own_choice(message: &str) -> Value {
+    let name = match message {
+        "LeastRequest" => "least_request",
+        _ => "round_robin",
+    };
+    let kind =
+        format!("type.googleapis.com/envoy.extensions.load_balancing_policies.{name}.v3.{message}");
+    json!({"policies": [{"typed_extension_config": {
+        "name": format!("envoy.load_balancing_policies.{name}"),
+        "typed_config": {"@type": kind},
+    }}]})
+}
+
+fn override_host(header: &str, own: &Value) -> Value {
     json!({"policies": [{"typed_extension_config": {
         "name": "envoy.load_balancing_policies.override_host",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.load_balancing_policies.override_host.v3.OverrideHost",
             "override_host_sources": [{"header": header}],
-            "fallback_policy": {"policies": [{"typed_extension_config": {
-                "name": "envoy.load_balancing_policies.round_robin",
-                "typed_config": {"@type": round_robin},
-            }}]},
+            "fallback_policy": own,
         },
     }}]})
 }

@@ -34,6 +34,9 @@ impl Exchange {
             return None;
         }
         let (host, rng) = (context.host, &context.engine.rng);
+        if !upstream.steers(host, self.start) {
+            return None;
+        }
         upstream.announce(host, self.start, context.engine.vm);
         match upstream.pick(host, self.start, rng, self.facts.key, self.whole.is_some()) {
             Some(pick) => {

@@ -5,10 +5,11 @@
 //! what is not reported by the time of its deletion was good.
 
 use super::classify::{Class, Cut, cut_by, retry_after};
-use super::response::{Answer, SERVICE_TIME, Settlement};
+use super::response::{Answer, SERVICE_TIME, Settlement, Source};
 use super::{Context, Exchange};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::engine::exceptions::{FLAGS, GRPC, Look, TRIES};
+use crate::engine::upstream::Attempts;
 use crate::host::{Host, Message, Property, Stream};
 use std::rc::Rc;
 
@@ -23,6 +24,13 @@ pub(super) struct Ending {
     expected: u8,
     /// The access log has reported it.
     reported: bool,
+}
+
+impl Ending {
+    /// Whether the access log has reported it.
+    pub(super) const fn is_reported(&self) -> bool {
+        self.reported
+    }
 }
 
 /// A stream's answer, read at its end.
@@ -131,8 +139,26 @@ impl Exchange {
         self.grants.enter_late(host, now, engine.vm);
         // An endpoint on trial is asked who answered, in the log callback.
         let first = self.grants.picked().first();
+        let attempts = first.or_else(|| self.sample_good(context));
         self.grants.settle_retries(0, Some(true));
-        self.settle(context, Settlement::good(first), None, now);
+        self.settle(context, Settlement::good(attempts), None, now);
+    }
+
+    /// Asks for the endpoint of a good answer at the first try, of some of those that were left to
+    /// the proxy.
+    fn sample_good<H: Host, S: Stream>(&mut self, context: &Context<'_, H, S>) -> Option<Attempts> {
+        let upstream = &*context.route.upstream.as_ref()?.policy;
+        let calls = upstream.sample(&self.grants.picked(), &context.engine.rng)?;
+        let source = Source {
+            class: Class::Answered,
+            upstream: Some(upstream),
+            matters: true,
+            first: None,
+            said: Some(1),
+            address: context.stream.property(Property::UpstreamAddress),
+            calls,
+        };
+        self.attempts(context, &source, Some(true))
     }
 
     /// Whether the end has yet to show how the request went: it is on its way to its upstream, and

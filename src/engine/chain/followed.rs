@@ -14,6 +14,8 @@ pub(super) enum NotFollowed {
     Endpoint = 1,
     /// A cluster, by [`CLUSTER_HEADER`](super::CLUSTER_HEADER).
     Cluster = 2,
+    /// None in particular, but one that is in use.
+    Choice = 4,
 }
 
 impl Exchange {
@@ -69,6 +71,10 @@ impl Exchange {
             }
             NotFollowed::Cluster => {
                 "Envoy's route lacks cluster_header: x-haven-cluster, or another filter sets the route"
+            }
+            NotFollowed::Choice => {
+                "where Envoy chooses, its cluster has an endpoint that the upstream lacks, or lacks its \
+                 priorities; haven picks for every request now"
             }
         };
         context
@@ -128,7 +134,12 @@ impl Exchange {
         };
         if let (true, Some(upstream)) = (tried.strayed, source.upstream) {
             upstream.note_stray(context.host, &pick);
-            Self::note_not_followed(context, NotFollowed::Endpoint, || {
+            let what = if upstream.is_left(&pick) {
+                NotFollowed::Choice
+            } else {
+                NotFollowed::Endpoint
+            };
+            Self::note_not_followed(context, what, || {
                 [
                     String::from_utf8_lossy(address.unwrap_or_default()).into_owned(),
                     upstream.first_address(&pick).to_owned(),
@@ -138,8 +149,13 @@ impl Exchange {
         if tried.retries > 0 {
             let retries = i64::try_from(tried.retries).unwrap_or(0);
             context.host.add(context.route.retries, retries);
+            // Who has failed before is only known of those that are steered.
+            if let Some(upstream) = source.upstream {
+                upstream.watch();
+            }
         }
         self.grants.settle_retries(tried.retries, well);
-        tried.attempts
+        let calls = source.calls;
+        tried.attempts.map(|it| Attempts { calls, ..it })
     }
 }

@@ -72,6 +72,8 @@ pub(super) struct Source<'a> {
     /// The number of tries, as the answer says it, if that is to be believed.
     pub(super) said: Option<u64>,
     pub(super) address: Option<Vec<u8>>,
+    /// For how many good answers it counts.
+    pub(super) calls: u32,
 }
 
 /// What is known of an answer when its headers are there.
@@ -217,11 +219,18 @@ impl Exchange {
             .and_then(|upstream| upstream.first_try(&pick, &answer.headers, retries));
         // A trial, and some other answers, are asked for what others need not tell.
         let is_asked = first.is_none() && pick.listed() > 0;
-        let matters = upstream.is_some_and(|upstream| {
-            retries > 0 || upstream.needs_endpoint() || suspect || is_asked
+        let sampled = upstream
+            .filter(|_| !suspect)
+            .and_then(|upstream| upstream.sample(&pick, &context.engine.rng));
+        let wants_address = upstream.is_some_and(|upstream| {
+            if upstream.is_left(&pick) {
+                suspect || sampled.is_some()
+            } else {
+                retries > 0 || upstream.needs_endpoint() || suspect || is_asked
+            }
         });
         let service_time = answer.headers.get(SERVICE_TIME);
-        let reached = (first.is_some() || !matters) && service_time.is_some();
+        let reached = (first.is_some() || !wants_address) && service_time.is_some();
         let address = if reached {
             None
         } else {
@@ -238,10 +247,11 @@ impl Exchange {
         Source {
             class,
             upstream,
-            matters,
+            matters: wants_address || (upstream.is_some() && self.ending.is_reported()),
             first: first.filter(|_| reached),
             said: upstream.and_then(|upstream| upstream.said_count(&answer.headers)),
             address,
+            calls: sampled.unwrap_or(1),
         }
     }
 
@@ -405,7 +415,7 @@ impl Exchange {
     }
 
     /// Records at the breaker and the endpoints how the call went.
-    pub(super) fn settle<H: Host, S>(
+    pub(super) fn settle<H: Host, S: Stream>(
         &mut self,
         context: &Context<'_, H, S>,
         settlement: Settlement,
@@ -451,20 +461,35 @@ impl Exchange {
             return;
         };
         let pick = self.grants.picked();
-        if let Some(attempts) = settlement.attempts {
-            let per_try = context.route.config.timeout.per_try;
-            let tries = settlement.tries(per_try, grpc_status);
+        let tries = settlement.tries(context.route.config.timeout.per_try, grpc_status);
+        let call = used.policy.failure_on();
+        let call = call.map(|failure_on| settlement.result(failure_on, grpc_status));
+        let mut attempts = settlement.attempts;
+        if !matches!(tries, [(Try::Good, _), _])
+            || call.is_some_and(|call| call.outcome == Outcome::Failure)
+        {
+            used.policy.watch();
+            if attempts.is_none() && used.policy.is_left(&pick) {
+                let address = context.stream.property(Property::UpstreamAddress);
+                attempts = address.and_then(|address| used.policy.named(&address));
+            }
+            // Every failure counts for itself.
+            attempts = attempts.map(|it| Attempts { calls: 1, ..it });
+        }
+        if let Some(attempts) = attempts {
             if attempts.before > 0 && matches!(tries, [_, (Try::Cut, _)]) {
                 // The endpoint that was tried first may still be at it.
                 self.give_up(now, settlement.duration);
             }
             used.policy.compare(now, &pick, attempts, tries);
         }
-        if let Some(failure_on) = used.policy.failure_on() {
-            let call = settlement.result(failure_on, grpc_status);
-            let ended = Ended { call, overloaded };
-            used.policy
-                .record(host, now, &pick, settlement.attempts, ended, rng);
+        if let Some(call) = call {
+            let ended = Ended {
+                call,
+                overloaded,
+                began: self.start,
+            };
+            used.policy.record(host, now, &pick, attempts, ended, rng);
         }
     }
 }

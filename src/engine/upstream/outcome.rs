@@ -1,9 +1,10 @@
-//! What an answer shows of the endpoints that the proxy tried.
+//! What an answer shows of the endpoints that the proxy tried, and where it is recorded.
 
 use super::Upstream;
 use super::endpoint::{Endpoint, admitted};
 use super::pick::{Balancer, Pick};
-use crate::base::headers::{HeaderMap, parse_number};
+use super::tries::Attempts;
+use crate::base::headers::HeaderMap;
 use crate::base::rng::Rng;
 use crate::base::sort;
 use crate::base::time::{Moment, Nanos};
@@ -16,27 +17,6 @@ use crate::policy::upstream::orca::{self, Load};
 use crate::policy::upstream::peak_ewma::Latency;
 use crate::policy::upstream::peers::Try;
 
-/// The endpoints that the proxy tried of a [`Pick`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attempts {
-    /// Index of the endpoint that it tried last.
-    pub last: usize,
-    /// How many tries there were before. They failed, or there would have been no next one.
-    pub before: u64,
-}
-
-/// What an answer shows of the proxy's tries.
-#[derive(Clone, Copy, Debug)]
-pub struct Tried {
-    /// The endpoints; `None`: none of ours.
-    pub attempts: Option<Attempts>,
-    /// How many tries there were beyond the first.
-    pub retries: u64,
-    /// Whether another endpoint answered than this number of tries leads to: the proxy does not
-    /// follow the list.
-    pub strayed: bool,
-}
-
 /// How a call ended, as breakers of endpoints see it.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended {
@@ -44,120 +24,11 @@ pub struct Ended {
     pub call: CallResult,
     /// It came too late while a limit refused.
     pub overloaded: bool,
+    /// When the proxy got it.
+    pub began: Moment,
 }
 
-/// One in so many good answers is asked who gave it although the attempt count says that there was
-/// one try: otherwise nothing would show that the proxy does not follow the list.
-const LOOK: u8 = 64;
-
 impl Upstream {
-    /// Whether it matters which endpoint answered.
-    pub(in crate::engine) const fn needs_endpoint(&self) -> bool {
-        (self.has_breakers && !self.is_passive)
-            || self.load_report
-            || matches!(self.balancer, Balancer::PeakEwma)
-    }
-
-    /// The endpoint tried, if the answer's attempt count shows that there was but one try, or if
-    /// there may be no other: then it is asked for only where endpoints have a breaker of the
-    /// user's, to spare a host call for each answer. On a bad answer neither is enough: the address
-    /// shows which endpoint is to blame. Nor on a trial, which another endpoint's answer must not
-    /// decide, and on some others: [`LOOK`].
-    pub(in crate::engine) fn first_try(
-        &self,
-        pick: &Pick,
-        headers: &HeaderMap,
-        retries: u32,
-    ) -> Option<Attempts> {
-        let last = pick.list.first().filter(|_| !pick.trial)?;
-        let single = retries == 0 && !self.needs_endpoint();
-        if !single && self.said_count(headers) != Some(1) {
-            return None;
-        }
-        let turn = self.looks.get();
-        self.looks.set(turn.wrapping_add(1) % LOOK);
-        (turn < LOOK - 1).then_some(Attempts { last, before: 0 })
-    }
-
-    /// The number of tries as an answer says it, if that is to be believed.
-    pub(in crate::engine) fn said_count(&self, headers: &HeaderMap) -> Option<u64> {
-        let count = headers.get("x-envoy-attempt-count");
-        count
-            .filter(|_| self.config.attempt_count)
-            .and_then(parse_number)
-    }
-
-    /// The tries, by the address of the last one and by their number. `said` is the number that an
-    /// answer's header shows; `count` asks for it, which costs a host call: it is made only where
-    /// the address is not the first's, or the tries may have run `beyond` the list.
-    pub(in crate::engine) fn tried(
-        &self,
-        pick: &Pick,
-        address: Option<&[u8]>,
-        beyond: bool,
-        said: Option<u64>,
-        count: impl FnOnce() -> Option<u64>,
-    ) -> Tried {
-        let is = |at: &usize| {
-            self.endpoint(*at)
-                .is_some_and(|e| Some(e.address.as_bytes()) == address)
-        };
-        let beyond_first = |count: u64| count.saturating_sub(1);
-        let listed = pick.list.iter().enumerate().find(|(_, at)| is(at));
-        if let Some((place, last)) = listed {
-            let place = place as u64;
-            let count = if place > 0 || beyond { count() } else { said };
-            // A host that does not count (nginx) follows the list.
-            let retries = count.map_or(place, beyond_first);
-            let strayed = retries < place;
-            // With a hedged try the first may have answered last. What was not tried has not
-            // failed.
-            let before = if strayed { 0 } else { place };
-            return Tried {
-                attempts: Some(Attempts { last, before }),
-                retries,
-                strayed,
-            };
-        }
-        let count = count();
-        let retries = count.map_or(0, beyond_first);
-        // Behind the list's end the proxy picks by itself, and where there is none (a shadow).
-        let strayed =
-            address.is_some() && count.is_some() && retries < pick.list.iter().count() as u64;
-        let attempts = if let Some(last) = (0..self.endpoints.len()).find(is) {
-            let before = if strayed { 0 } else { retries };
-            Some(Attempts { last, before })
-        } else if strayed {
-            None
-        } else {
-            // None answered: the last try was the last of the list that there was.
-            let tries = count.map(|count| usize::try_from(count).unwrap_or(usize::MAX));
-            let last = tries.and_then(|tries| pick.list.iter().take(tries).last());
-            last.map(|last| Attempts {
-                last,
-                before: retries,
-            })
-        };
-        Tried {
-            attempts,
-            retries,
-            strayed,
-        }
-    }
-
-    /// The proxy has not asked the endpoint that it was to ask first: the checks get to know.
-    pub(in crate::engine) fn note_stray<H: Host>(&self, host: &H, pick: &Pick) {
-        if let Some(first) = pick.list.first().and_then(|at| self.endpoint(at)) {
-            host.increment(first.strays, 1);
-        }
-    }
-
-    /// The address of the endpoint that the proxy was to ask first.
-    pub(in crate::engine) fn first_address(&self, pick: &Pick) -> &str {
-        let first = pick.list.first().and_then(|at| self.endpoint(at));
-        first.map_or("", |first| &first.address)
-    }
-
     /// Counts how the tries ended, for the comparison of the endpoints: the last one, and those
     /// before it, and how long they took.
     pub(in crate::engine) fn compare(
@@ -173,7 +44,10 @@ impl Upstream {
             for at in earlier_ones.filter(|at| *at != attempts.last) {
                 peers.record(at, now, earlier.0, earlier.1);
             }
-            peers.record(attempts.last, now, last.0, last.1);
+            // One that stands for many shows how often they are good, and of one how long it takes.
+            for took in std::iter::once(last.1).chain(std::iter::repeat_n(None, attempts.more())) {
+                peers.record(attempts.last, now, last.0, took);
+            }
         });
     }
 
@@ -275,12 +149,17 @@ impl Upstream {
         now: Moment,
         pick: &Pick,
         tries: Option<Attempts>,
-        Ended { call, overloaded }: Ended,
+        Ended {
+            call,
+            overloaded,
+            began,
+        }: Ended,
         rng: &Rng,
     ) {
-        let Some(Attempts { last, before }) = tries else {
+        let Some(tries) = tries else {
             return self.release(host, now, pick, rng);
         };
+        let Attempts { last, before, .. } = tries;
         let failed = CallResult {
             outcome: Outcome::Failure,
             retry_after: None,
@@ -302,11 +181,16 @@ impl Upstream {
         if !reported && pick.list.first() != Some(last) {
             self.release(host, now, pick, rng);
         }
-        if let Some(epoch) = own_epoch.or_else(|| self.unlisted(host, last, now)) {
+        if let Some(epoch) = own_epoch.or_else(|| self.unlisted(host, last, [began, now])) {
             let trial = pick.trial && pick.list.first() == Some(last);
             let begun = if trial { pick.begun } else { call.begun };
             let call = self.own_outcome(last, now, CallResult { begun, ..call }, trial, overloaded);
             self.end(host, now, last, epoch, call, rng);
+            if call.outcome == Outcome::Success {
+                (0..tries.more()).for_each(|_| self.end(host, now, last, epoch, call, rng));
+            } else {
+                self.watch();
+            }
         }
     }
 
@@ -422,16 +306,17 @@ impl Upstream {
         }
     }
 
-    /// The epoch in which a call counts that the proxy has made of its own accord (a shadow's).
-    /// Where permits are needed it takes one for the moment, or its outcome would count as a
-    /// trial's without a permit.
-    fn unlisted<H: Host>(&self, host: &H, at: usize, now: Moment) -> Option<u32> {
+    /// The epoch in which a call counts that the proxy has made of its own accord: a shadow's, or
+    /// one that was left to it. Where permits are needed it takes one for the moment, or its outcome
+    /// would count as a trial's without a permit. What `began` before the endpoint was taken out, or
+    /// came back, shows nothing of it as it is now.
+    fn unlisted<H: Host>(&self, host: &H, at: usize, [began, now]: [Moment; 2]) -> Option<u32> {
         let endpoint = self.endpoint(at)?;
         let view = endpoint.view.get();
         match view.availability(now) {
-            Availability::Available => Some(view.epoch),
-            Availability::Trial => self.acquire(host, endpoint, now),
-            Availability::Out => None,
+            Availability::Available if began >= view.well_since => Some(view.epoch),
+            Availability::Trial if began >= view.out_since => self.acquire(host, endpoint, now),
+            _ => None,
         }
     }
 

@@ -93,7 +93,7 @@ impl Pick {
     /// One try, at the endpoint that is asked first.
     pub(in crate::engine) fn first(&self) -> Option<Attempts> {
         let last = self.list.first()?;
-        Some(Attempts { last, before: 0 })
+        Some(Attempts::one(last))
     }
 
     /// How many endpoints are listed.

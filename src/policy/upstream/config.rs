@@ -60,6 +60,16 @@ choice! {
 }
 
 choice! {
+    /// For which requests haven picks the endpoint.
+    enum Steer {
+        /// For all.
+        Always = "always",
+        /// Where the proxy's own choice will not do.
+        ByException = "by_exception",
+    }
+}
+
+choice! {
     /// Which reports of endpoints count.
     enum LoadReport {
         /// None.
@@ -184,6 +194,29 @@ impl Override {
             ];
             errors.refuse_text(&at.key("header"), header, &want.concat());
         }
+    }
+}
+
+/// Why the proxy's own least_request cannot stand in for haven's pick; `None`: it can.
+pub(crate) fn own_choice_lacks(
+    balancer: &LoadBalancer,
+    report: LoadReport,
+    endpoints: &[Endpoint],
+) -> Option<&'static str> {
+    let mut weights = endpoints.iter().map(|it| it.weight).filter(|it| *it > 0);
+    let first = weights.next();
+    if first.is_none() {
+        Some("endpoints of which haven could pick one")
+    } else if balancer.policy != PolicyName::LeastRequest {
+        Some("\"policy\": \"least_request\"")
+    } else if balancer.zone.is_some() {
+        Some("no zone")
+    } else if report != LoadReport::None {
+        Some("no load_report")
+    } else if weights.any(|it| Some(it) != first) {
+        Some("one weight for all endpoints, but 0")
+    } else {
+        None
     }
 }
 
