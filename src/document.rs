@@ -255,6 +255,7 @@ impl Document {
     }
 }
 
+#[inline(never)]
 fn named<T, U>(
     entries: Vec<(String, T)>,
     section: &str,

@@ -154,6 +154,7 @@ impl Engine {
     ///
     /// # Errors
     /// A message, if shared data could not be used.
+    #[inline(never)]
     pub fn new<H: Host>(config: Config, host: &H) -> Result<Self, String> {
         let seed = seed::shared_seed(host).map_err(|Contended| {
             "shared data could not be written: all attempts were contended".to_owned()

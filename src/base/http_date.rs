@@ -1,5 +1,6 @@
 //! Moments as HTTP writes them (RFC 9110, 5.6.7): `Sun, 06 Nov 1994 08:49:37 GMT`.
 
+use super::text::split_once;
 use super::time::UnixTime;
 
 const MONTHS: &[u8; 36] = b"JanFebMarAprMayJunJulAugSepOctNovDec";
@@ -9,7 +10,7 @@ const MONTHS: &[u8; 36] = b"JanFebMarAprMayJunJulAugSepOctNovDec";
 #[must_use]
 pub fn parse(text: &[u8]) -> Option<UnixTime> {
     let text = std::str::from_utf8(text.trim_ascii()).ok()?;
-    let (_, rest) = text.split_once(", ")?;
+    let (_, rest) = split_once(text, ", ")?;
     let number = |from: usize, to: usize| {
         let digits = rest.get(from..to)?;
         let all = digits.bytes().all(|byte| byte.is_ascii_digit());

@@ -9,29 +9,47 @@ pub fn by_key<T, K: Ord>(items: &mut [T], key: impl Fn(&T) -> K) {
 /// Not stable.
 pub fn by<T>(items: &mut [T], is_less: impl Fn(&T, &T) -> bool) {
     let len = items.len();
+    let mut at = |step| match step {
+        Step::IsLess(one, other) => match (items.get(one), items.get(other)) {
+            (Some(one), Some(other)) => is_less(one, other),
+            _ => false,
+        },
+        Step::Swap(one, other) => {
+            items.swap(one, other);
+            true
+        }
+    };
+    places(len, &mut at);
+}
+
+/// What a sort does to the items at two places; the answer matters for the first alone.
+enum Step {
+    IsLess(usize, usize),
+    Swap(usize, usize),
+}
+
+/// Sorts `len` items by their places, and so without their type.
+fn places(len: usize, at: &mut dyn FnMut(Step) -> bool) {
     for root in (0..len / 2).rev() {
-        sink(items, root, len, &is_less);
+        sink(root, len, at);
     }
     for end in (1..len).rev() {
-        items.swap(0, end);
-        sink(items, 0, end, &is_less);
+        at(Step::Swap(0, end));
+        sink(0, end, at);
     }
 }
 
 /// Lets the item at `root` sink to its place in the heap of the first `len`.
-fn sink<T>(items: &mut [T], mut root: usize, len: usize, is_less: &impl Fn(&T, &T) -> bool) {
+fn sink(mut root: usize, len: usize, at: &mut dyn FnMut(Step) -> bool) {
     loop {
         let left = root.saturating_mul(2).saturating_add(1);
-        let is_below = |one: usize, other: usize| {
-            let (one, other) = (items.get(one), items.get(other).filter(|_| other < len));
-            matches!((one, other), (Some(one), Some(other)) if is_less(one, other))
-        };
         let right = left.saturating_add(1);
+        let mut is_below = |one, other| other < len && at(Step::IsLess(one, other));
         let child = if is_below(left, right) { right } else { left };
         if !is_below(root, child) {
             return;
         }
-        items.swap(root, child);
+        at(Step::Swap(root, child));
         root = child;
     }
 }

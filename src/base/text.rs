@@ -34,9 +34,27 @@ pub fn push_all(text: &mut String, pieces: &[&str]) {
     pieces.iter().for_each(|piece| text.push_str(piece));
 }
 
+/// What stands before and after the first `mark`; the standard search for text in text is 5 KB of
+/// wasm, to be fast where it does not matter here.
+#[must_use]
+pub fn split_once<'t>(text: &'t str, mark: &str) -> Option<(&'t str, &'t str)> {
+    text.char_indices().find_map(|(at, _)| {
+        let (before, rest) = text.split_at_checked(at)?;
+        Some((before, rest.strip_prefix(mark)?))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn text_is_split_as_the_standard_library_does(text in "[ab{é}]{0,12}", mark in "[ab{é}]{1,2}") {
+            prop_assert_eq!(split_once(&text, &mark), text.split_once(&*mark));
+        }
+    }
 
     #[test]
     fn numbers_are_those_of_the_standard_formatter() {

@@ -25,6 +25,7 @@ const NEVER: Nanos = Nanos::from_secs(60);
 const WHY: &str = ", for \"outcomes\": \"by_exception\" does not read every answer";
 
 /// Reports what needs every answer, where only exceptions are read.
+#[inline(never)]
 pub(super) fn check(config: &Config, errors: &mut Errors) {
     if config.outcomes == Outcomes::Every {
         return;

@@ -1,6 +1,5 @@
 //! Routes: what is done with which requests.
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use crate::document::names::Entries;
@@ -18,6 +17,7 @@ use crate::policy::route::config::{Match, MatchSection};
 use crate::policy::sections::{
     CircuitBreakers, Components, ConcurrencyLimits, Fallbacks, RateLimits, Switches, Upstreams,
 };
+use crate::schema::names::Distinct;
 use crate::schema::{DeclaredNames, Errors, Name, NamedSection, Path, Reference, Set, section};
 
 /// What is done with requests that match.
@@ -121,12 +121,12 @@ pub(crate) fn compile(
     resolver: &Resolver<'_>,
     errors: &mut Errors,
 ) -> Vec<Rc<Route>> {
-    let mut seen = BTreeSet::new();
+    let mut seen = Distinct::default();
     let mut routes = Vec::new();
     for (i, section) in sections.into_iter().enumerate() {
         let at = at.index(i);
         let name = &section.name;
-        if !name.is_empty() && !seen.insert(name.clone()) {
+        if !name.is_empty() && !seen.add(name) {
             errors.refuse_text(&at.key("name"), name, "each route's name only once");
         }
         routes.push(Rc::new(section.compile(&at, resolver, errors)));
@@ -135,6 +135,7 @@ pub(crate) fn compile(
 }
 
 impl RouteSection {
+    #[inline(never)]
     fn compile(self, at: &Path<'_>, resolver: &Resolver<'_>, errors: &mut Errors) -> Route {
         let upstream = resolver.upstreams.get(self.upstream.as_ref());
         let names = self.rate_limits.iter();
@@ -205,6 +206,7 @@ impl RouteSection {
 }
 
 /// The canary of a route to the upstream `stable` with the breaker `own`.
+#[inline(never)]
 fn canary(
     section: CanarySection,
     at: &Path<'_>,

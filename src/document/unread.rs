@@ -21,6 +21,7 @@ const LIST: &str = "[…]";
 const OBJECT: &str = "{…}";
 
 /// Reports all that looks at requests in a configuration that says that nothing does.
+#[inline(never)]
 pub(super) fn check(config: &Config, errors: &mut Errors) {
     if config.request_headers == RequestHeaders::Read {
         return;

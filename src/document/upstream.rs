@@ -124,6 +124,7 @@ pub(crate) type BreakerSections<'a> = Entries<'a, CircuitBreakers, (String, Brea
 
 impl UpstreamSection {
     /// Reports the errors that span fields.
+    #[inline(never)]
     pub(crate) fn check(&self, at: &Path<'_>, breakers: &BreakerSections<'_>, errors: &mut Errors) {
         check_endpoints(&at.key("endpoints"), &self.endpoints, errors);
         if let Some(name) = &self.circuit_breaker
@@ -154,6 +155,7 @@ impl UpstreamSection {
     }
 
     /// The upstream of this name.
+    #[inline(never)]
     pub(crate) fn compile(
         self,
         name: String,

@@ -65,6 +65,7 @@ impl<'c> Variant<'c> {
 
 impl<'c, H: Host> Compiler<'c, H> {
     /// Makes the upstreams and fallbacks of a configuration ready.
+    #[inline(never)]
     pub(super) fn new(config: &'c Config, seed: Seed, host: &'c H) -> Self {
         let mut compiler = Self {
             config,
@@ -93,6 +94,7 @@ impl<'c, H: Host> Compiler<'c, H> {
     }
 
     /// The routes of the configuration, in its order.
+    #[inline(never)]
     pub(super) fn routes(&mut self) -> Vec<Rc<Route>> {
         let routes = self.config.routes.iter();
         routes
@@ -104,6 +106,7 @@ impl<'c, H: Host> Compiler<'c, H> {
             .collect()
     }
 
+    #[inline(never)]
     fn new_upstream(&mut self, upstream: &Rc<document::Upstream>) -> Upstream {
         let routes = &self.config.routes;
         let is_it = |it: &Rc<document::Upstream>| Rc::ptr_eq(it, upstream);
@@ -127,6 +130,7 @@ impl<'c, H: Host> Compiler<'c, H> {
     }
 
     /// Compiles a route, or what its canary has in its place.
+    #[inline(never)]
     fn route(&mut self, variant: &Variant<'_>) -> Route {
         let metrics = MetricTable(self.host);
         let route = variant.route;
@@ -196,6 +200,7 @@ impl<'c, H: Host> Compiler<'c, H> {
     }
 
     /// Gives a route its canary, if it has one.
+    #[inline(never)]
     fn add_canary(&mut self, stable: &mut Route, route: &Rc<document::Route>) {
         let (Some(own), Some(canary)) = (&route.upstream, &route.canary) else {
             return;

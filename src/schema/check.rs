@@ -2,11 +2,9 @@
 //!
 //! It reports all errors of a document at once: it lists what it rejects, and goes on.
 
-use std::collections::BTreeSet;
-
 use crate::schema::error::{Errors, Path};
 use crate::schema::json::Json;
-use crate::schema::names::DeclaredNames;
+use crate::schema::names::{DeclaredNames, Distinct};
 use crate::schema::shape::{Object, Presence, Schema, Text, field_names};
 use crate::schema::template;
 
@@ -63,14 +61,14 @@ impl Validator<'_> {
                 if items.len() < size(*min) || items.len() > size(*max) {
                     self.errors.refuse(at, json, &schema.want());
                 }
-                let mut seen = BTreeSet::new();
+                let mut seen = Distinct::default();
                 for (i, value) in items.iter().take(size(*max)).enumerate() {
                     let at = at.index(i);
                     let before = self.errors.count();
                     self.check(item, &at, value);
                     if *unique
                         && self.errors.count() == before
-                        && item.canon(value).is_some_and(|it| !seen.insert(it))
+                        && item.canon(value).is_some_and(|it| !seen.add(&it))
                     {
                         self.errors.refuse(&at, value, "each item only once");
                     }
@@ -104,13 +102,13 @@ impl Validator<'_> {
     fn entries(&mut self, key: &Text, item: &Schema, at: &Path<'_>, entries: &[(String, Json)]) {
         // The very same key twice is reported for the whole document: here come those that only
         // mean the same.
-        let (mut seen, mut written) = (BTreeSet::new(), BTreeSet::new());
+        let (mut seen, mut written) = (Distinct::default(), Distinct::default());
         for (name, value) in entries {
             self.check(item, &at.key(name), value);
             match (key.canon)(name) {
                 None => self.errors.refuse_text(at, name, key.want),
                 Some(canon) => {
-                    if written.insert(name.clone()) && !seen.insert(canon) {
+                    if written.add(name) && !seen.add(&canon) {
                         let want = "this name only once, whatever its case";
                         self.errors.refuse(&at.key(name), value, want);
                     }
@@ -154,10 +152,10 @@ impl Validator<'_> {
                 }
             }
             Json::Object(entries) => {
-                let mut seen = BTreeSet::new();
+                let mut seen = Distinct::default();
                 for (key, value) in entries {
                     let at = at.key(key);
-                    if !seen.insert(key.clone()) {
+                    if !seen.add(key) {
                         self.errors.refuse(&at, value, "this key only once");
                     }
                     self.check_duplicates(&at, value);

@@ -1,6 +1,5 @@
 //! How a section of a document is declared: its fields, or the words of an enum.
 
-use std::borrow::Cow;
 use std::marker::PhantomData;
 
 use crate::schema::decode::Decode;
@@ -217,6 +216,8 @@ impl Decode for Unbuilt {
 pub struct Fields<'a> {
     object: &'a Json,
     fields: std::slice::Iter<'static, Field>,
+    /// The last default that was read. It stands here, and not in the code of each field.
+    default: Json,
 }
 
 impl<'a> Fields<'a> {
@@ -226,20 +227,23 @@ impl<'a> Fields<'a> {
         Self {
             object,
             fields: fields.iter(),
+            default: Json::Null,
         }
     }
 
     /// Decodes the next field, or its default.
     pub fn decode_next<T: Decode<Value: Default>>(&mut self) -> T::Value {
-        self.value()
-            .map_or_else(T::Value::default, |json| T::decode(&json))
+        self.value().map_or_else(T::Value::default, T::decode)
     }
 
-    fn value(&mut self) -> Option<Cow<'a, Json>> {
+    fn value(&mut self) -> Option<&Json> {
         let field = self.fields.next()?;
         match (self.object.get(field.name), field.presence) {
-            (Some(value), _) => Some(Cow::Borrowed(value)),
-            (None, Presence::Default(text)) => json::parse(text.as_bytes()).ok().map(Cow::Owned),
+            (Some(value), _) => Some(value),
+            (None, Presence::Default(text)) => {
+                self.default = json::parse(text.as_bytes()).ok()?;
+                Some(&self.default)
+            }
             (None, _) => None,
         }
     }

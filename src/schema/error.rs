@@ -209,9 +209,8 @@ impl Errors {
     /// `document` is not JSON.
     pub(crate) fn malformed(&mut self, document: &[u8], error: &serde_json::Error) {
         let text = error.to_string();
-        let what = text
-            .rsplit_once(" at line ")
-            .map_or(&*text, |(what, _)| what);
+        let place = format!(" at line {} column {}", error.line(), error.column());
+        let what = text.strip_suffix(&place).unwrap_or(&text);
         // The reader counts bytes; editors count characters.
         let line = document
             .split(|byte| *byte == b'\n')

@@ -5,6 +5,17 @@ use std::collections::BTreeMap;
 use crate::schema::json::{Json, show_text};
 use crate::schema::shape::Schema;
 
+/// The names that came so far. One map for all of them: each other type of a map is 3 KB of wasm.
+#[derive(Debug, Default)]
+pub struct Distinct(BTreeMap<String, usize>);
+
+impl Distinct {
+    /// Whether `name` is a new one.
+    pub fn add(&mut self, name: &str) -> bool {
+        self.0.insert(name.to_owned(), 0).is_none()
+    }
+}
+
 /// The most names that a message lists.
 const LISTED: usize = 16;
 

@@ -1,5 +1,6 @@
 //! Texts with placeholders: `{{name}}`, with spaces around the name if one likes.
 
+use crate::base::text::split_once;
 use crate::schema::error::{Errors, Path};
 
 /// The longest text.
@@ -23,10 +24,9 @@ pub enum Piece<'a> {
 #[must_use]
 pub fn pieces(mut text: &str) -> Vec<Piece<'_>> {
     let mut found = Vec::new();
-    while let Some((literal, tail)) = text.split_once("{{") {
-        let (name, tail) = tail
-            .split_once("}}")
-            .map_or((None, ""), |(name, tail)| (Some(name.trim()), tail));
+    while let Some((literal, tail)) = split_once(text, "{{") {
+        let (name, tail) =
+            split_once(tail, "}}").map_or((None, ""), |(name, tail)| (Some(name.trim()), tail));
         found.push(Piece::Literal(literal));
         let end = text.len().saturating_sub(tail.len());
         let written = text.get(literal.len()..end).unwrap_or_default();

@@ -94,6 +94,7 @@ section! {
 impl CanarySection {
     /// The canary, with the errors that span its fields. `stable` is the route's own upstream,
     /// `is_override` says whether a header is an upstream's override header.
+    #[inline(never)]
     pub(crate) fn compile(
         self,
         at: &Path<'_>,

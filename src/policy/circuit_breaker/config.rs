@@ -257,6 +257,7 @@ impl WindowSection {
 
 impl BreakerSection {
     /// The circuit breaker of this name, with the errors that span its fields.
+    #[inline(never)]
     pub(crate) fn compile(
         self,
         at: &Path<'_>,

@@ -96,6 +96,7 @@ fn check(at: &Path<'_>, json: &Json, errors: &mut Errors) {
 
 impl ConcurrencySection {
     /// The concurrency limit of this name.
+    #[inline(never)]
     pub(crate) fn compile(self, name: String) -> ConcurrencyLimit {
         let (min, max, initial) = self.bounds();
         let algorithm = match self.algorithm {

@@ -125,6 +125,7 @@ impl Decode for RejectBelow {
 
 impl Timeout {
     /// Itself, with the errors that span fields and a header that means something else.
+    #[inline(never)]
     pub(crate) fn checked(self, at: &Path<'_>, errors: &mut Errors) -> Self {
         if let Some(RequestTimeout::Dynamic(DynamicTimeout { min, max, .. })) = self.request {
             let request_at = at.key("request");

@@ -153,6 +153,7 @@ impl Fallback {
 
 impl FallbackSection {
     /// The fallback of this name, with the errors that span its fields.
+    #[inline(never)]
     pub(crate) fn compile(self, at: &Path<'_>, name: String, errors: &mut Errors) -> Fallback {
         let steps_at = at.key("steps");
         let last = self.steps.len().saturating_sub(1);

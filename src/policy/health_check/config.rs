@@ -134,6 +134,7 @@ section! {
 
 impl HealthCheckSection {
     /// The health check.
+    #[inline(never)]
     pub(crate) fn compile(self) -> HealthCheck {
         let component = |(name, it): (String, ComponentSection)| ReportComponent {
             name,
@@ -167,6 +168,7 @@ impl HealthCheckSection {
     }
 
     /// Reports the errors that span fields.
+    #[inline(never)]
     pub(crate) fn check(&self, at: &Path<'_>, errors: &mut Errors) {
         let http = self.protocol == CheckProtocol::Http;
         if self.protocol == CheckProtocol::Tcp {

@@ -29,20 +29,17 @@ pub fn fingerprint<'a>(
         }
         Ask::Grpc { service } => parts.extend(["grpc".to_owned(), service.clone()]),
     }
-    let times = [
-        check.interval,
-        check.interval_changing,
-        check.initial_delay,
-        check.timeout,
-    ];
-    parts.extend(times.iter().map(|time| number(time.0)));
-    let counts = [
-        check.jitter.0,
-        check.healthy_threshold,
-        check.unhealthy_threshold,
+    let numbers: [u64; 8] = [
+        check.interval.0,
+        check.interval_changing.0,
+        check.initial_delay.0,
+        check.timeout.0,
+        check.jitter.0.into(),
+        check.healthy_threshold.into(),
+        check.unhealthy_threshold.into(),
         check.report.into(),
     ];
-    parts.extend(counts.iter().map(|count| number((*count).into())));
+    parts.extend(numbers.iter().map(|it| number(*it)));
     for it in &check.components {
         let rate = it.max_error_rate.map_or(u64::MAX, |rate| rate.0.into());
         parts.extend([

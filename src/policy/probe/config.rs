@@ -22,6 +22,7 @@ section! {
 
 impl Probes {
     /// Reports two endpoints of one path.
+    #[inline(never)]
     pub(crate) fn checked(self, at: &Path<'_>, errors: &mut Errors) -> Self {
         let mut seen: Vec<&str> = Vec::new();
         for (name, path) in [

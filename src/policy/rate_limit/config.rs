@@ -271,6 +271,7 @@ choice! {
 
 impl RateLimitSection {
     /// The rate limit of this name, with the errors that span its fields.
+    #[inline(never)]
     pub(crate) fn compile(
         self,
         at: &Path<'_>,

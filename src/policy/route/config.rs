@@ -125,6 +125,7 @@ impl MatchSection {
     }
 
     /// The conditions, with the errors that span the fields.
+    #[inline(never)]
     pub(crate) fn compile(self, at: &Path<'_>, errors: &mut Errors) -> Match {
         self.check(at, errors);
         let path = match (self.path, self.prefix, self.pattern) {

@@ -51,26 +51,23 @@ impl RouteIndex {
     fn add(&mut self, number: u32, matcher: &Match) {
         let path = spelled_out(&matcher.path);
         let hash = path.bytes().fold(Hash::PATH, Hash::then);
-        let mut add = |host: u64| {
+        self.by_host |= !matcher.hosts.is_empty();
+        let any = matcher.hosts.is_empty().then_some(None);
+        for host in matcher.hosts.iter().map(Some).chain(any) {
+            let host = match host {
+                None => ANY,
+                // Any host at all, but one.
+                Some(HostMatch::Suffix(domain)) if domain.is_empty() => ANY,
+                Some(HostMatch::Suffix(domain)) => {
+                    self.domains.add(domain.len());
+                    host_key(domain.as_bytes())
+                }
+                Some(HostMatch::Exact(name)) => host_key(name.as_bytes()),
+            };
             let [under_none, under_one] = &mut self.paths;
             let lengths = if host == ANY { under_none } else { under_one };
             lengths.add(path.len());
             self.entries.push((hash.under(host), number));
-        };
-        if matcher.hosts.is_empty() {
-            add(ANY);
-        }
-        self.by_host |= !matcher.hosts.is_empty();
-        for host in &matcher.hosts {
-            match host {
-                // Any host at all, but one.
-                HostMatch::Suffix(domain) if domain.is_empty() => add(ANY),
-                HostMatch::Suffix(domain) => {
-                    self.domains.add(domain.len());
-                    add(host_key(domain.as_bytes()));
-                }
-                HostMatch::Exact(name) => add(host_key(name.as_bytes())),
-            }
         }
     }
 
@@ -111,17 +108,14 @@ impl RouteIndex {
         };
         let [under_none, under_one] = &self.paths;
         let longest = under_none.longest.max(under_one.longest);
+        // The beginnings that end at a slash, at the path's own end, or before its first byte.
         let mut hash = Hash::PATH;
-        look(hash, 0);
-        for (at, byte) in path.iter().enumerate().take(longest) {
-            if *byte == b'/' && at > 0 {
+        for at in 0..=longest.min(path.len()) {
+            let byte = path.get(at);
+            if at == 0 || byte.is_none_or(|byte| *byte == b'/') {
                 look(hash, at);
             }
-            hash = Hash::then(hash, *byte);
-        }
-        let ends_here = path.get(longest).is_none_or(|byte| *byte == b'/');
-        if longest > 0 && !path.is_empty() && ends_here {
-            look(hash, path.len().min(longest));
+            hash = byte.map_or(hash, |byte| hash.then(*byte));
         }
         best
     }

@@ -1,10 +1,9 @@
 //! The endpoints of an upstream and how one is picked, as it is configured.
 
-use std::collections::BTreeSet;
-
 use crate::base::percent::Percent;
 use crate::request::key::{KeyPart, SomeKeyParts};
 use crate::request::reserved::{RESERVED, is_taken};
+use crate::schema::names::Distinct;
 use crate::schema::units::{HOUR, MS, hundredths, show_span};
 use crate::schema::{
     Address, Centi, Errors, HeaderName, Int, Label, Path, Pct, Span, choice, section,
@@ -222,9 +221,9 @@ pub(crate) fn own_choice_lacks(
 
 /// Reports addresses that stand twice; `at` is the list.
 pub(crate) fn check_endpoints(at: &Path<'_>, endpoints: &[Endpoint], errors: &mut Errors) {
-    let mut seen = BTreeSet::new();
+    let mut seen = Distinct::default();
     for (i, Endpoint { address, .. }) in endpoints.iter().enumerate() {
-        if !address.is_empty() && !seen.insert(address) {
+        if !address.is_empty() && !seen.add(address) {
             let at = at.index(i);
             errors.refuse_text(&at.key("address"), address, "each address only once");
         }
