@@ -26,6 +26,8 @@ enum Fate {
     Fails,
     /// The first try fails somewhere, the second answers.
     Retried,
+    /// Its client goes while it is answered.
+    Left,
 }
 
 /// A proxy whose Envoy draws the endpoint where haven does not say it.
@@ -37,11 +39,26 @@ struct Draws {
 
 impl Draws {
     fn new(config: &Value, outcomes: &'static str) -> Self {
-        Self {
-            proxy: Proxy::new(config),
+        Self::of(Proxy::new(config), config, outcomes)
+    }
+
+    /// One whose access log is known to report what fails, so that nothing else is read.
+    fn of(proxy: Proxy, config: &Value, outcomes: &'static str) -> Self {
+        let it = Self {
+            proxy,
             rng: Rng::new(7),
             outcomes,
+        };
+        let count = config["upstreams"]["u"]["endpoints"]
+            .as_array()
+            .unwrap()
+            .len();
+        if outcomes == "by_exception" {
+            it.send(count, &|_| Fate::Left);
+            it.send(count, &|_| Fate::Retried);
+            while it.send(count, &|_| Fate::Good).1 {}
         }
+        it
     }
 
     /// Sends a request, whose endpoint decides how it ends. Who answered, and whether haven has
@@ -61,15 +78,16 @@ impl Draws {
         let host = &self.proxy.worker;
         let status = if fate == Fate::Fails { 503 } else { 200 };
         let tries = if fate == Fate::Retried { 2u64 } else { 1 };
+        let flags = if fate == Fate::Left { 1u64 << 14 } else { 0 };
         let took: &[(&str, &[u8])] = &[("x-envoy-upstream-service-time", b"1")];
         stream.answer(status, Some(&address(at)), took);
         stream.set_property(Property::AttemptCount, &tries.to_le_bytes());
-        stream.set_property(Property::ResponseFlags, &0u64.to_le_bytes());
+        stream.set_property(Property::ResponseFlags, &flags.to_le_bytes());
         if self.outcomes == "every" || status >= 500 {
             exchange.on_response(host, stream);
         }
         exchange.on_log(host, stream);
-        if status >= 500 || tries != 1 {
+        if status >= 500 || tries != 1 || flags != 0 {
             exchange.on_report(host, stream);
         }
         exchange.on_delete(host, stream);
@@ -210,6 +228,38 @@ fn after_a_retry_the_next_requests_show_who_fails() {
     }
 }
 
+/// Of the first failure only a good answer at the second try is seen.
+#[test]
+fn an_endpoint_whose_failures_are_all_retried_is_found_one_failure_later() {
+    for outcomes in OUTCOMES {
+        let mut config = steered(3, outcomes, &json!({}));
+        config["routes"][0]["retry"] =
+            json!({"attempts": 1, "budget": 100, "min_per_second": 1_000});
+        let it = Draws::new(&config, outcomes);
+        let is_out = || it.proxy.machine.metrics_of("haven_circuit_breaker_state")[1].1 != 0;
+        let mut failed = 0;
+        while !is_out() {
+            let stream = SimStream::request("GET", "/", &[]);
+            let exchange = it.proxy.begin(&stream);
+            let list = listed(&stream);
+            let drawn = usize::try_from(it.rng.below(3)).unwrap();
+            if *list.first().unwrap_or(&drawn) == 1 {
+                failed += 1;
+                let next = *list.get(1).unwrap_or(&0);
+                it.end(exchange, &stream, next, Fate::Retried);
+            } else {
+                it.end(
+                    exchange,
+                    &stream,
+                    *list.first().unwrap_or(&drawn),
+                    Fate::Good,
+                );
+            }
+        }
+        assert_eq!(failed, 1 + 3, "{outcomes}");
+    }
+}
+
 /// Breakers that count each call, and never open.
 fn counting(count: usize, outcomes: &str) -> Value {
     let counts = json!({"window": {"type": "count", "size": 1000}, "minimum_calls": 1000});
@@ -287,11 +337,7 @@ fn all_workers_steer_a_millisecond_later() {
     for outcomes in OUTCOMES {
         let config = steered(3, outcomes, &json!({"circuit_breaker": "ep"}));
         let one = Draws::new(&config, outcomes);
-        let other = Draws {
-            proxy: another(&one.proxy, &config),
-            rng: Rng::new(8),
-            outcomes,
-        };
+        let other = Draws::of(another(&one.proxy, &config), &config, outcomes);
         assert_eq!(other.steered(100, 3), 0);
         while one.send(3, &|_| Fate::Fails).0 != 1 {}
         one.proxy.machine.advance(VERSION_HOLDS);

@@ -26,6 +26,7 @@ fn config(rng: &Rng) -> Value {
         "upstream_error",
         "timeout"
     ]);
+    let any_steer = |rng: &Rng| ["always", "by_exception"][rng.below(2) as usize];
     let route = |name: &str, rng: &Rng| {
         json!({"name": name, "match": {"prefix": format!("/{name}")}, "mode": any_mode(rng), "upstream": "u", "rate_limits": ["pace", "all"],
             "concurrency_limit": "own", "circuit_breaker": "r", "fallback": name, "timeout": {"request": "1s", "per_try": "400ms"},
@@ -45,9 +46,9 @@ fn config(rng: &Rng) -> Value {
             "ep": {"consecutive_failures": 2, "open_duration": "300ms", "half_open_calls": 1, "half_open_max_wait": "1h", "mode": any_mode(rng)},
             "r": {"minimum_calls": 3, "open_duration": "300ms", "half_open_calls": 2, "half_open_max_wait": "1h", "mode": any_mode(rng)}},
         "upstreams": {"v2": {"cluster": "next", "circuit_breaker": "ep", "concurrency_limit": "up", "load_balancer": {"panic_threshold": 0},
-            "endpoints": [{"address": "10.0.1.1:80"}]},
+            "steer": any_steer(rng), "endpoints": [{"address": "10.0.1.1:80"}]},
             "u": {"cluster": "main", "circuit_breaker": "ep", "concurrency_limit": "up", "load_balancer": {"panic_threshold": 0},
-            "mode": any_mode(rng),
+            "mode": any_mode(rng), "steer": any_steer(rng),
             "endpoints": [{"address": "10.0.0.1:80"}, {"address": "10.0.0.2:80"}]}},
         "fallbacks": {
             "a": {"on": every, "mode": any_mode(rng), "steps": [{"stale": {}}, {"cluster": "spare"}, {"respond": {"status": 203, "body": "x"}}]},
