@@ -28,7 +28,8 @@ enum Step {
     Swap(usize, usize),
 }
 
-/// Sorts `len` items by their places, and so without their type.
+/// Sorts `len` items by their places, and so without their type. Once, not in each of its callers.
+#[inline(never)]
 fn places(len: usize, at: &mut dyn FnMut(Step) -> bool) {
     for root in (0..len / 2).rev() {
         sink(root, len, at);

@@ -1,12 +1,12 @@
 //! A rate limit as it is configured.
 
-use std::collections::BTreeSet;
-
+use crate::base::text::push_all;
 use crate::base::time::Nanos;
 use crate::policy::mode::Mode;
 use crate::request::client_ip::ClientIp;
 use crate::request::key::{KeyPart, KeyParts, MissingKey};
 use crate::schema::json::show_text;
+use crate::schema::names::Distinct;
 use crate::schema::units::{DAY, HOUR, MS, SEC, show_span};
 use crate::schema::{
     Cidr, Decode, Either, Errors, HeaderName, Int, Json, Label, List, Path, Schema, Set, Span,
@@ -405,7 +405,7 @@ fn overrides(
     let list_at = at.key("overrides");
     let key_sound = !errors.touches(&at.key("key"));
     let period_sound = !errors.touches(&at.key("period"));
-    let mut seen = BTreeSet::new();
+    let mut seen = Distinct::default();
     let mut found = Vec::new();
     for (i, it) in list.into_iter().enumerate() {
         let at = list_at.index(i);
@@ -428,14 +428,18 @@ fn overrides(
                 errors.refuse_shown(&key_at, &shown, &want.concat());
                 continue;
             }
-            let mut meant = Vec::new();
+            // All parts in one text, each after its length: they never run together.
+            let (mut meant, mut is_valid) = (String::new(), true);
             for (j, (part, value)) in key.iter().zip(&values).enumerate() {
                 match part.canon(value, client_ip) {
-                    Ok(value) => meant.push(value),
-                    Err(want) => errors.refuse_text(&key_at.index(j), value, want),
+                    Ok(value) => push_all(&mut meant, &[&value.len().to_string(), ":", &value]),
+                    Err(want) => {
+                        is_valid = false;
+                        errors.refuse_text(&key_at.index(j), value, want);
+                    }
                 }
             }
-            if meant.len() == values.len() && !seen.insert(meant) {
+            if is_valid && !seen.add(&meant) {
                 errors.refuse_text(&key_at, &values.join(","), "each key only once");
             }
         }
