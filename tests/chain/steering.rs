@@ -194,16 +194,19 @@ fn a_dead_endpoint_is_steered_round_tried_and_comes_back_slowly() {
 fn what_began_before_an_endpoint_was_out_is_no_trial() {
     for outcomes in OUTCOMES {
         let it = Draws::new(&steered(3, outcomes, &json!({})), outcomes);
-        let old: Vec<_> = (0..20)
+        let old: Vec<_> = (0..200)
             .map(|_| {
                 let stream = SimStream::request("GET", "/", &[]);
                 (it.proxy.begin(&stream), stream)
             })
             .collect();
+        it.proxy.machine.advance(Nanos::from_millis(1));
         while it.proxy.machine.metrics_of("haven_circuit_breaker_state")[1].1 == 0 {
             it.send(3, &|at| if at == 1 { Fate::Fails } else { Fate::Good });
         }
-        it.proxy.machine.advance(Nanos::from_millis(1_200));
+        // The worker learns of it.
+        assert_ne!(it.send(3, &|_| Fate::Good).0, 1);
+        it.proxy.machine.advance(Nanos::from_millis(1_500));
         for (exchange, stream) in old {
             it.end(exchange, &stream, 1, Fate::Good);
         }
