@@ -4,14 +4,14 @@
 .PHONY: help wasm dist dist-check envoy demo test test-native test-sim test-wasm test-envoy \
   test-envoy-versions compose-test avail bench worlds fuzz check-config lint clean
 
-export BEST ENVOY ENVOY_VERSION IN_FLIGHT KEEP LONGER ONLY REAL SCENARIOS SCHEDULES STAND_INS SEED SEEDS SIZE \
-  VERSIONS WITHOUT
+export BEST ENVOY ENVOY_VERSION HOST IN_FLIGHT KEEP LONGER ONLY REAL SCENARIOS SCHEDULES STAND_INS \
+  SEED SEEDS SIZE VERSIONS WITHOUT
 
 help: ## show this list
 	@echo "make COMMAND [ENVOY=/path/to/envoy] or [ENVOY_VERSION=1.39.3]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-19s %s\n", $$1, $$2 }' Makefile
 
-wasm: ## build dist/haven.wasm and its sha256
+wasm: ## build dist/haven.wasm, haven-portable.wasm and their sha256
 	@scripts/wasm.sh
 
 dist: ## a release in dist/: module, schema, images to pull, bill of materials, SHA256SUMS
@@ -59,7 +59,7 @@ worlds: ## simulated worlds: SEEDS=0..1000 for tables, SEED=n shows one, REAL=10
 fuzz: ## fuzz one target of fuzz/ with nightly Rust: TARGET=cost SECONDS=300
 	@scripts/fuzz.sh "$(TARGET)" "$(or $(SECONDS),60)"
 
-check-config: ## validate a filter config offline: FILE=config.json BOOTSTRAP=envoy.yaml
+check-config: ## validate a filter config offline: FILE=config.json BOOTSTRAP=envoy.yaml, or HOST=nginx
 	@scripts/check_config.sh "$(FILE)" $(BOOTSTRAP)
 
 lint: ## formatting, clippy on both targets, cargo deny

@@ -12,7 +12,7 @@ use haven::base::time::{Moment, Nanos, UnixTime};
 use haven::document::{self, ClientIp, Config, KeyPart, MissingKey};
 use haven::engine::Engine;
 use haven::engine::chain::{Action, Exchange};
-use haven::host::sim::{CasRules, Machine, SimStream, Worker};
+use haven::host::sim::{HostKind, Machine, SimStream, Worker};
 use haven::host::{CallAnswer, MetricKind, Metrics, Property, SharedData};
 use haven::policy::circuit_breaker::CircuitBreaker;
 use haven::policy::circuit_breaker::Phase;
@@ -42,7 +42,7 @@ struct Proxy {
 }
 
 impl Proxy {
-    fn new(config: &Config, rules: CasRules) -> Self {
+    fn new(config: &Config, rules: HostKind) -> Self {
         let machine = Machine::new(rules, 7);
         let worker = Worker(Rc::clone(&machine));
         let engine = Rc::new(
@@ -127,7 +127,7 @@ pub fn check_config(data: &[u8]) {
         Some(&config),
         "the same bytes mean the same"
     );
-    let mut proxy = Proxy::new(&config, CasRules::Envoy);
+    let mut proxy = Proxy::new(&config, HostKind::Envoy);
     for _ in 0..2 {
         for (method, target) in [
             ("GET", "/"),
@@ -517,7 +517,7 @@ pub fn check_client_ip(data: &[u8]) {
         "x-forwarded-for"
     };
     let values: Vec<&[u8]> = rest.split(|b| *b == b'\n').collect();
-    let proxy = Proxy::new(config, CasRules::Envoy);
+    let proxy = Proxy::new(config, HostKind::Envoy);
     let ask = |values: &[&[u8]]| {
         let headers: Vec<(&str, &[u8])> = values.iter().map(|value| (name, *value)).collect();
         proxy.status(&headers)
@@ -649,7 +649,7 @@ pub fn check_cost(data: &[u8]) {
             .max(1)
     };
     assert!(cost <= max);
-    let proxy = Proxy::new(&configs[case], CasRules::Envoy);
+    let proxy = Proxy::new(&configs[case], HostKind::Envoy);
     let (stream, status) = proxy.ask(&[("x-cost", value)], 200);
     let left = stream.response_header("ratelimit").and_then(|state| {
         let (_, rest) = state.split_once(";r=")?;
@@ -808,11 +808,11 @@ fn corrupted(
     proxy
 }
 
-fn rules_of(how: u8) -> CasRules {
+fn rules_of(how: u8) -> HostKind {
     if how & 1 == 0 {
-        CasRules::Envoy
+        HostKind::Envoy
     } else {
-        CasRules::Nginx
+        HostKind::Nginx
     }
 }
 
@@ -1361,7 +1361,7 @@ pub fn check_exchange(data: &[u8]) {
         [parsed(EVERYTHING), parsed(&second)]
     });
     let mut script = Script {
-        proxy: Proxy::new(&configs[0], CasRules::Envoy),
+        proxy: Proxy::new(&configs[0], HostKind::Envoy),
         open: Vec::new(),
         peer: b"192.0.2.1:40000".to_vec(),
         attempts: 1,
@@ -1729,7 +1729,7 @@ pub fn check_report(input: &[u8]) {
             }
         }
     }
-    let proxy = Proxy::new(config, CasRules::Envoy);
+    let proxy = Proxy::new(config, HostKind::Envoy);
     proxy.engine.check(&proxy.worker, proxy.machine.now());
     let calls = proxy.machine.take_outgoing();
     assert_eq!(calls.len(), 1);
@@ -1816,7 +1816,7 @@ pub fn check_hostile(data: &[u8]) {
 /// What the honest clients get in turn.
 fn honest_world(config: &Config, hostile: &[u8]) -> Vec<Got> {
     const STEPS: u64 = 60;
-    let proxy = Proxy::new(config, CasRules::Envoy);
+    let proxy = Proxy::new(config, HostKind::Envoy);
     let begin = proxy.machine.now();
     let (mut acts, mut open, mut passed) = (hostile.iter(), Vec::new(), [0; 16]);
     let mut got = Vec::new();
@@ -1958,7 +1958,7 @@ pub fn check_stale_key(data: &[u8]) {
         parts.next().unwrap_or_default(),
     );
     let (one, other) = (AskedFor::read(one), AskedFor::read(other));
-    let proxy = Proxy::new(config, CasRules::Envoy);
+    let proxy = Proxy::new(config, HostKind::Envoy);
     let send = |asked: &AskedFor, status: u16| {
         let headers: Vec<_> = asked
             .headers

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # test.sh STAGE...: runs the stages native, sim, wasm, envoy and sums them up in one line.
 # The names of tests/ say where they belong: workers*, worlds* and sim* to the simulated host,
-# envoy* to the real Envoy, wasm* to wasm32, all else is native.
+# envoy* to the real Envoy, wasm* to wasm32 and hosts* to it, as the shipped module in a strict proxy;
+# all else is native.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 need_rust
@@ -20,7 +21,7 @@ for target in next(package for package in packages if package["name"] == "haven"
 
 native() {
   local flags
-  mapfile -t flags < <(targets -v '^(workers|worlds|sim|wasm|envoy)')
+  mapfile -t flags < <(targets -v '^(workers|worlds|sim|wasm|envoy|hosts)')
   cargo test --no-fail-fast --lib --examples "${flags[@]}" && cargo test --doc &&
     cargo test --package haven-upstream
 }
@@ -43,7 +44,9 @@ wasm() {
   runner=$(crate_binary wasm-bindgen-cli "$(locked_version wasm-bindgen)" \
     wasm-bindgen-test-runner --no-default-features) || return
   PATH="${runner%/*}:${node%/*}:$PATH" NODE_PATH=$PWD/scripts/wasm_imports \
-    cargo test "${flags[@]}" --target wasm32-unknown-unknown
+    cargo test "${flags[@]}" --target wasm32-unknown-unknown || return
+  mapfile -t flags < <(targets '^hosts')
+  HAVEN_PORTABLE=$PWD/dist/haven-portable.wasm cargo test "${flags[@]}"
 }
 
 envoy() {
@@ -60,7 +63,7 @@ envoy() {
 declare -A words=([native]="native" [sim]="on simulated workers" [wasm]="in wasm"
   [envoy]="in a real Envoy")
 summary="" failed="" total=0 skipped=""
-[[ " $* " != *" envoy "* ]] || scripts/wasm.sh
+[[ " $* " != *" envoy "* && " $* " != *" wasm "* ]] || scripts/wasm.sh
 for stage; do
   began=$SECONDS
   say "tests, ${words[$stage]}"

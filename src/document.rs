@@ -6,6 +6,7 @@
 //! errors of a document at once.
 
 mod admin;
+mod host;
 mod names;
 mod outcomes;
 mod route;

@@ -69,7 +69,7 @@ use crate::base::headers::{NameFilter, NameSet};
 use crate::base::rng::Rng;
 use crate::base::time::{Moment, Nanos};
 use crate::document::{ClientIp, Config, PathParameters, Probes, RequestHeaders};
-use crate::host::{CallAnswer, CallId, Calls, Host};
+use crate::host::{CallAnswer, CallId, Calls, Host, HostKind};
 use crate::policy::route::index::RouteIndex;
 use crate::store::Contended;
 use breaker::Breaker;
@@ -128,9 +128,8 @@ pub struct Engine {
     /// Whether it was said that clients can write what tells them apart.
     said_forgeable: Cell<bool>,
     rng: Rng,
-    /// Whether the host tells where a request without a body ends. The one that does not (nginx)
-    /// has no gauges either, and reads bodies before it sends a request on.
-    tells_ends: bool,
+    /// Which proxy this is.
+    kind: HostKind,
     /// The number of this VM and configuration, and of no other.
     vm: u64,
     /// Where the next tick goes on: upstreams first, then breakers.
@@ -153,13 +152,18 @@ impl Engine {
     /// another worker left.
     ///
     /// # Errors
-    /// A message, if shared data could not be used.
+    /// Messages, a line each: what the configuration asks for and this proxy lacks; or that shared
+    /// data could not be used.
     #[inline(never)]
     pub fn new<H: Host>(config: Config, host: &H) -> Result<Self, String> {
+        let kind = host.kind();
+        config
+            .check_host(kind)
+            .map_err(|errors| errors.to_string())?;
         let seed = seed::shared_seed(host).map_err(|Contended| {
             "shared data could not be written: all attempts were contended".to_owned()
         })?;
-        for line in config.warnings() {
+        for line in kind.limits().into_iter().chain(config.warnings()) {
             once::warn(host, &line);
         }
         let (rng, vm) = (Rng::new(host.entropy()), host.entropy());
@@ -208,7 +212,7 @@ impl Engine {
             breakers,
             concurrency,
             rng,
-            tells_ends: metrics.has_gauges(),
+            kind,
             vm,
             tick_at: Cell::new(0),
             logs,

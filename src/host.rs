@@ -4,6 +4,7 @@
 //! The log needs no port: haven writes it with the macros of the `log` crate. On wasm32 the logger
 //! behind them writes to the proxy's log; a simulated proxy keeps its lines.
 
+mod kind;
 pub mod scoped;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod sim;
@@ -12,10 +13,12 @@ use crate::base::headers::HeaderMap;
 use crate::base::time::{Moment, Nanos, UnixTime};
 use std::rc::Rc;
 
-/// All that the engine needs outside of a request.
-pub trait Host: Clock + SharedData + SharedCounters + Metrics + Random {}
+pub use kind::{Feature, HostKind, Platform};
 
-impl<T: Clock + SharedData + SharedCounters + Metrics + Random> Host for T {}
+/// All that the engine needs outside of a request.
+pub trait Host: Clock + SharedData + SharedCounters + Metrics + Random + Platform {}
+
+impl<T: Clock + SharedData + SharedCounters + Metrics + Random + Platform> Host for T {}
 
 /// The clocks. A callback reads one once and hands the reading down as an argument.
 pub trait Clock {
@@ -55,9 +58,11 @@ pub struct CasMismatch;
 /// than [`SharedData`], which suits what a single number can hold: requests in flight, a version, a
 /// few packed fields.
 ///
-/// A proxy-wasm host keeps them as gauges, so that they stand among its metrics. Those that only
-/// workers read have names that start with [`INTERNAL`]; a few are also what dashboards show, such
-/// as requests in flight.
+/// A proxy-wasm host keeps them among its metrics: Envoy as gauges, of which it adds and sets one
+/// number; nginx adds to counters, of which each worker has its own and all are summed, and sets
+/// gauges, of which the last worker's counts. So a number is either counted or stored. Those that
+/// only workers read have names that start with [`INTERNAL`]; a few are also what dashboards show,
+/// such as requests in flight.
 ///
 /// **What if one is set back to 0?** The admin endpoint of Envoy that resets counters leaves gauges
 /// alone, and a restart starts the workers anew too; so this takes another filter that defines the
@@ -72,13 +77,21 @@ pub struct CasMismatch;
 /// through, beside what is in flight under the old name, as much again. Nothing may therefore
 /// depend on a number without a safe meaning for 0.
 pub trait SharedCounters {
-    /// The number of this name; 0 if it is new.
+    /// The number of this name, which is counted; 0 if it is new.
     fn define_shared(&self, name: &str) -> SharedCounter;
 
-    /// Adds `offset` in one atomic step. The number wraps; below 0 it reads as a huge number.
+    /// The number of this name, which is only stored; 0 if it is new.
+    fn define_stored(&self, name: &str) -> SharedCounter;
+
+    /// Adds `offset` to a number that is counted, in one atomic step. It wraps; below 0 it reads as
+    /// a huge number.
     fn increment(&self, counter: SharedCounter, offset: i64);
 
-    /// Replaces the number. Of two workers that store at once one loses.
+    /// Sets a number that is counted back to 0. Where two workers do that at once on nginx, it may
+    /// end as far below 0 as it was above: whoever clears one takes what is huge for 0.
+    fn clear(&self, counter: SharedCounter);
+
+    /// Replaces a number that is stored. Of two workers that store at once one loses.
     fn store(&self, counter: SharedCounter, number: u64);
 
     /// The number; 0 if the host has none.
@@ -104,7 +117,7 @@ pub trait Metrics {
     /// The metric of this name, made if missing.
     fn define(&self, kind: MetricKind, name: &str) -> MetricId;
 
-    /// Adds to a counter or gauge.
+    /// Adds to a counter, of either kind.
     fn add(&self, id: MetricId, offset: i64);
 
     /// Sets a gauge, or adds a sample to a histogram.
@@ -119,7 +132,9 @@ pub trait Metrics {
 pub enum MetricKind {
     /// Only grows.
     Counter,
-    /// Goes up and down.
+    /// Goes up and down by what is added.
+    UpDownCounter,
+    /// Is set.
     Gauge,
     /// Collects samples.
     Histogram,
@@ -223,10 +238,11 @@ pub trait Stream {
     /// Sets a header to exactly one value.
     fn set_header(&self, of: Message, name: &str, value: &[u8]);
 
-    /// Adds a value to a header.
+    /// Adds a value to a header; to a request's that was removed, or is not there.
     fn add_header(&self, of: Message, name: &str, value: &[u8]);
 
-    /// Removes all values of a header.
+    /// Removes all values of a header. Of a request on nginx an empty one stays, since what is
+    /// removed there is sent on, unseen; what is added to it takes its place.
     fn remove_header(&self, of: Message, name: &str);
 
     /// The piece of the response's body that the running callback brought, at most `size` bytes.

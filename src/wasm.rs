@@ -1,6 +1,6 @@
 //! Floor 5: the glue to a proxy-wasm host. It translates and decides nothing.
 //!
-//! [`exports`] are the entry points that a host calls, [`bindings`] the calls that haven makes,
+//! [`exports`] are the entry points that a host calls, [`bindings`] and `calls` what haven calls,
 //! [`contexts`] what stands between two entries. All three are haven's own and small. An SDK's
 //! calls may panic on what they did not expect, which ends the worker's VM; these return what is
 //! unexpected as absent. And an SDK exports every callback of the ABI, each of which a host then
@@ -8,6 +8,7 @@
 
 mod abi;
 mod bindings;
+mod calls;
 mod contexts;
 mod exports;
 mod imports;
@@ -20,7 +21,7 @@ use crate::engine::chain::{Action, Exchange};
 use crate::engine::waiting::Line;
 use crate::engine::{Engine, TICK};
 use crate::host::scoped::Scoped;
-use crate::host::{CallAnswer, CallId, Clock};
+use crate::host::{CallAnswer, CallId, Clock, Platform};
 use crate::policy::health_check::report;
 use bindings::Proxy;
 use std::cell::{Cell, RefCell};
@@ -55,6 +56,7 @@ impl Root {
     /// The host has a configuration of `size` bytes. `false`: at start the proxy exits, on an
     /// update it keeps the one that it has.
     fn on_configure(&self, size: usize) -> bool {
+        bindings::detect_host();
         let json = bindings::plugin_configuration(size);
         let engine = document::parse(&json)
             .map_err(|errors| errors.to_string())
@@ -132,6 +134,9 @@ impl Root {
         let Some(engine) = self.engine() else { return };
         let now = Proxy.monotonic();
         engine.answered(&*self.host(), call, answer, now);
+        if !Proxy.kind().changes_ticks() {
+            return;
+        }
         // What follows from it may be due sooner than what was known before.
         if let Some(next) = engine.check(&*self.host(), now) {
             self.ticks.want(next);

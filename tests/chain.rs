@@ -3,7 +3,7 @@
 use haven::base::time::Nanos;
 use haven::engine::Engine;
 use haven::engine::chain::{Action, Exchange};
-use haven::host::sim::{CasRules, Machine, SimStream, Worker};
+use haven::host::sim::{HostKind, Machine, SimStream, Worker};
 use haven::host::{Message, Property, Stream};
 use haven::policy::circuit_breaker::VERSION_HOLDS;
 use serde_json::{Value, json};
@@ -65,7 +65,7 @@ impl Proxy {
     }
 
     fn new(config: &Value) -> Self {
-        let machine = Machine::new(CasRules::Envoy, 7);
+        let machine = Machine::new(HostKind::Envoy, 7);
         let worker = Worker(Rc::clone(&machine));
         let engine = Self::engine(&worker, config);
         Self {
@@ -637,7 +637,7 @@ fn a_key_is_told_apart_in_the_headers_and_not_told() {
     );
     assert_ne!(partition(&proxy, b"b", "ratelimit"), of_a);
     let mut other = Proxy::new(&limited(&limit));
-    other.machine = Machine::new(CasRules::Envoy, 8);
+    other.machine = Machine::new(HostKind::Envoy, 8);
     other.worker = Worker(Rc::clone(&other.machine));
     other.reload(&limited(&limit));
     assert_ne!(

@@ -2,7 +2,7 @@
 //! warns of what is valid and still likely to be a mistake: with the proxy's bootstrap, of routes
 //! there that go round the filter.
 //!
-//! `check_config FILE [--envoy BOOTSTRAP]` exits with 0 if the file is valid, 1 if it is not, 2 if
+//! `check_config FILE [--envoy BOOTSTRAP | --nginx]` exits with 0 if the file is valid, 1 if it is not, 2 if
 //! one could not be read.
 
 #[cfg(not(target_arch = "wasm32"))]
@@ -10,16 +10,19 @@ mod envoy;
 
 #[cfg(not(target_arch = "wasm32"))]
 fn main() -> std::process::ExitCode {
+    use haven::host::HostKind;
     use std::path::Path;
 
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    let (file, bootstrap) = match &arguments[..] {
-        [file] => (Path::new(file), None),
+    let (file, bootstrap, kind) = match &arguments[..] {
+        [file] => (Path::new(file), None, HostKind::Envoy),
+        [file, flag] if flag == "--nginx" => (Path::new(file), None, HostKind::Nginx),
         [file, flag, bootstrap] if flag == "--envoy" => {
-            (Path::new(file), Some(Path::new(bootstrap)))
+            let bootstrap = Some(Path::new(bootstrap));
+            (Path::new(file), bootstrap, HostKind::Envoy)
         }
         _ => {
-            eprintln!("usage: check_config FILE [--envoy BOOTSTRAP]");
+            eprintln!("usage: check_config FILE [--envoy BOOTSTRAP | --nginx]");
             return 2.into();
         }
     };
@@ -29,7 +32,19 @@ fn main() -> std::process::ExitCode {
         return 2.into();
     };
     let shown = file.display();
-    let config = match haven::document::parse(&document) {
+    let read_config = || {
+        let config = haven::document::parse(&document)?;
+        config.check_host(kind)?;
+        // A parameter of nginx ends there.
+        if kind == HostKind::Nginx && document.len() >= 4096 {
+            println!(
+                "warning: {shown}: {} bytes, and nginx takes less than 4096",
+                document.len()
+            );
+        }
+        Ok::<_, haven::document::ConfigErrors>(config)
+    };
+    let config = match read_config() {
         Ok(config) => config,
         Err(errors) => {
             println!("{errors}");

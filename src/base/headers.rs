@@ -56,6 +56,13 @@ impl HeaderMap {
         &self.0
     }
 
+    /// How many headers the host says that there are, whether or not all are here.
+    #[must_use]
+    pub fn said(&self) -> usize {
+        let bytes = self.0.first_chunk().copied().unwrap_or_default();
+        usize::try_from(u32::from_le_bytes(bytes)).unwrap_or(usize::MAX)
+    }
+
     /// The first value of `name`, which must be in lower case; the map's names match in any case.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&[u8]> {
@@ -155,7 +162,14 @@ impl NameSet {
     /// The name that this one is, in any case.
     #[must_use]
     pub fn find(&self, name: &[u8]) -> Option<&str> {
-        self.names.get(self.position(name)?).map(String::as_str)
+        self.entry(name).map(|(_, known)| known)
+    }
+
+    /// The name that this one is, in any case, and its number.
+    #[must_use]
+    pub fn entry(&self, name: &[u8]) -> Option<(usize, &str)> {
+        let at = self.position(name)?;
+        Some((at, self.names.get(at)?))
     }
 
     /// The number of the name that this one is, in any case.

@@ -27,7 +27,6 @@ mod stale;
 mod whole;
 
 use super::route::{Limit, Route};
-use super::single::Seen;
 use super::{Engine, once, reserved};
 use crate::base::headers::{HeaderMap, Kept, parse_number};
 use crate::base::time::{Moment, Nanos};
@@ -202,15 +201,11 @@ impl Exchange {
         // all.
         let headers = engine.request_headers(stream);
         let kept = Kept::new(&headers, engine.watched);
-        // Found in the copy: only a request that has one pays for the call that removes it.
-        let mut seen = Seen::default();
-        for (name, value) in kept.headers().watched() {
-            if let Some(reserved) = engine.reserved_headers.find(name) {
-                stream.remove_header(Message::Request, reserved);
-            }
-            engine.single.note(name, value, &mut seen);
+        let seen = engine.read(kept.headers(), stream);
+        if let Some(reply) = engine.unreadable(&headers, seen) {
+            return self.reply(stream, &reply);
         }
-        let request = Request::new(kept.headers());
+        let request = engine.request(kept.headers());
         if let Some(action) = self.on_probe(&request, end, host, stream) {
             return action;
         }
@@ -266,7 +261,11 @@ impl Exchange {
         request.route = &route.config.name;
         self.facts.asked = route
             .stale_store()
-            .and_then(|store| store.policy.ask(request, end))
+            .and_then(|store| {
+                store
+                    .policy
+                    .ask(request, end || !context.engine.kind.tells_ends())
+            })
             .map(Box::new);
         if route.needs_client {
             let config = &context.engine.client_ip;

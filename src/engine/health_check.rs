@@ -33,6 +33,8 @@ const MAX_CALLS: usize = 512;
 pub(super) struct Checks {
     checkers: Vec<Rc<Checker>>,
     pending: RefCell<Vec<Pending>>,
+    /// How many may be in flight at once.
+    most: usize,
     logs: Rc<LogLimiter>,
     rng: Rng,
 }
@@ -63,6 +65,7 @@ impl Checks {
         Self {
             checkers: checkers.collect(),
             pending: RefCell::default(),
+            most: MAX_CALLS.min(host.kind().most_calls()),
             logs: Rc::clone(logs),
             rng: Rng::new(host.entropy()),
         }
@@ -117,7 +120,7 @@ impl Checks {
     fn has_room(&self) -> bool {
         self.pending
             .try_borrow()
-            .is_ok_and(|all| all.len() < MAX_CALLS)
+            .is_ok_and(|all| all.len() < self.most)
     }
 
     fn add(&self, call: Pending) {

@@ -17,11 +17,6 @@ use crate::request::Reason;
 pub(super) struct MetricTable<'h, H>(pub &'h H);
 
 impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
-    /// Whether the host has gauges.
-    pub(super) fn has_gauges(&self) -> bool {
-        self.share("haven_internal_gauges", &[]) != SharedCounter::NONE
-    }
-
     pub(super) fn decisions(
         &self,
         route: &str,
@@ -124,7 +119,7 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
 
     /// What `peak_ewma` knows of an endpoint's latency, packed.
     pub(super) fn endpoint_latency(&self, upstream: &str, endpoint: &str) -> SharedCounter {
-        self.share(
+        self.keep(
             "haven_internal_endpoint_latency",
             &[("upstream", upstream), ("endpoint", endpoint)],
         )
@@ -132,7 +127,7 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
 
     /// What an endpoint has reported of its load, packed.
     pub(super) fn endpoint_load(&self, upstream: &str, endpoint: &str) -> SharedCounter {
-        self.share(
+        self.keep(
             "haven_internal_endpoint_load",
             &[("upstream", upstream), ("endpoint", endpoint)],
         )
@@ -187,7 +182,7 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
 
     /// What the last check took that was answered.
     pub(super) fn health_check_duration(&self, upstream: &str) -> SharedCounter {
-        self.share("haven_health_check_duration_ms", &[("upstream", upstream)])
+        self.keep("haven_health_check_duration_ms", &[("upstream", upstream)])
     }
 
     pub(super) fn health_check_takeovers(&self, upstream: &str) -> MetricId {
@@ -200,7 +195,7 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
 
     pub(super) fn rate_limit_keys(&self, policy: &str) -> MetricId {
         self.define(
-            MetricKind::Gauge,
+            MetricKind::UpDownCounter,
             "haven_rate_limit_keys",
             &[("policy", policy)],
         )
@@ -215,7 +210,7 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
     }
 
     pub(super) fn concurrency_limit(&self, policy: &str, key: &str) -> SharedCounter {
-        self.share(
+        self.keep(
             "haven_concurrency_limit",
             &[("policy", policy), ("key", key)],
         )
@@ -298,7 +293,7 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
 
     pub(super) fn stale_entries(&self, policy: &str) -> MetricId {
         self.define(
-            MetricKind::Gauge,
+            MetricKind::UpDownCounter,
             "haven_stale_entries",
             &[("policy", policy)],
         )
@@ -306,7 +301,7 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
 
     pub(super) fn stale_bytes(&self, policy: &str) -> MetricId {
         self.define(
-            MetricKind::Gauge,
+            MetricKind::UpDownCounter,
             "haven_stale_bytes",
             &[("policy", policy)],
         )
@@ -339,6 +334,10 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
 
     fn share(&self, base: &str, labels: &[(&str, &str)]) -> SharedCounter {
         self.0.define_shared(&labelled(base, labels))
+    }
+
+    fn keep(&self, base: &str, labels: &[(&str, &str)]) -> SharedCounter {
+        self.0.define_stored(&labelled(base, labels))
     }
 }
 

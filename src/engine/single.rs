@@ -25,6 +25,18 @@ pub(super) struct Seen {
     lines: u64,
     /// Something stands twice.
     pub(super) twice: bool,
+    reserved: u64,
+    /// A header stands twice, and not only a cookie in it.
+    pub(super) repeated: bool,
+}
+
+impl Seen {
+    /// Notes a reserved header, by its place among these.
+    pub(super) fn note_reserved(&mut self, at: usize) {
+        let bit = 1u64 << at.min(63);
+        self.repeated |= self.reserved & bit != 0;
+        self.reserved |= bit;
+    }
 }
 
 impl SingleValues {
@@ -100,7 +112,9 @@ impl SingleValues {
             return;
         };
         let bit = 1u64 << at.min(63);
-        seen.twice |= seen.lines & bit != 0
+        let repeated = seen.lines & bit != 0;
+        seen.repeated |= repeated;
+        seen.twice |= repeated
             || (name.eq_ignore_ascii_case(COOKIE.as_bytes()) && self.repeats_cookie(value));
         seen.lines |= bit;
     }

@@ -6,10 +6,11 @@
 //! its buckets, breakers, kept answers and counts in flight by accident.
 
 use super::{
-    Call, CallId, Calls, Cas, CasMismatch, Clock, MetricId, MetricKind, Metrics, NoCall, Random,
-    SharedCounter, SharedCounters, SharedData,
+    Call, CallId, Calls, Cas, CasMismatch, Clock, HostKind, MetricId, MetricKind, Metrics, NoCall,
+    Platform, Random, SharedCounter, SharedCounters, SharedData,
 };
 use crate::base::hash::of_names;
+use crate::base::text::push_all;
 use crate::base::time::{Moment, UnixTime};
 
 /// The name that metrics do not show: that of the reference configuration.
@@ -52,9 +53,31 @@ impl<H> Scoped<H> {
     pub fn is_same_state(&self, other: &Self) -> bool {
         self.scope == other.scope
     }
+}
 
+impl<H: Platform> Scoped<H> {
+    /// The metric's name in this state. What the proxy would not take is cut, and told apart by
+    /// its hash.
+    #[inline(never)]
     fn name(&self, name: &str) -> String {
-        [name, &self.label].concat()
+        let mut name = [name, &self.label].concat();
+        let most = self.host.kind().longest_metric();
+        if name.len() > most {
+            let hash = of_names(&[&name]).to_string();
+            let mut end = most.saturating_sub(hash.len()).saturating_sub(1);
+            while !name.is_char_boundary(end) {
+                end = end.saturating_sub(1);
+            }
+            name.truncate(end);
+            push_all(&mut name, &["#", &hash]);
+        }
+        name
+    }
+}
+
+impl<H: Platform> Platform for Scoped<H> {
+    fn kind(&self) -> HostKind {
+        self.host.kind()
     }
 }
 
@@ -82,9 +105,17 @@ impl<H: SharedData> SharedData for Scoped<H> {
     }
 }
 
-impl<H: SharedCounters> SharedCounters for Scoped<H> {
+impl<H: SharedCounters + Platform> SharedCounters for Scoped<H> {
     fn define_shared(&self, name: &str) -> SharedCounter {
         self.host.define_shared(&self.name(name))
+    }
+
+    fn define_stored(&self, name: &str) -> SharedCounter {
+        self.host.define_stored(&self.name(name))
+    }
+
+    fn clear(&self, counter: SharedCounter) {
+        self.host.clear(counter);
     }
 
     fn increment(&self, counter: SharedCounter, offset: i64) {
@@ -100,7 +131,7 @@ impl<H: SharedCounters> SharedCounters for Scoped<H> {
     }
 }
 
-impl<H: Metrics> Metrics for Scoped<H> {
+impl<H: Metrics + Platform> Metrics for Scoped<H> {
     fn define(&self, kind: MetricKind, name: &str) -> MetricId {
         self.host.define(kind, &self.name(name))
     }

@@ -5,15 +5,18 @@
 //! is called before it, and a scheduler may switch to another worker there. Faults are set on the
 //! [`Machine`]: failed compare-and-swaps, a lost shared-data service, clocks that step. The
 //! scheduler loses a VM: it drops the worker's state in the middle.
+//!
+//! It is Envoy, or nginx: what that would not survive is a failed test here.
 
 mod log_lines;
 mod stream;
 
 pub use stream::{SimStream, decision_of};
 
+pub use super::HostKind;
 use super::{
-    Call, CallId, Calls, Cas, CasMismatch, Clock, MetricId, MetricKind, Metrics, NoCall, Random,
-    SharedCounter, SharedCounters, SharedData,
+    Call, CallId, Calls, Cas, CasMismatch, Clock, MetricId, MetricKind, Metrics, NoCall, Platform,
+    Random, SharedCounter, SharedCounters, SharedData,
 };
 use crate::base::rng::Rng;
 use crate::base::time::{Moment, Nanos, UnixTime};
@@ -22,22 +25,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-/// How a host treats versions in `set`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CasRules {
-    /// Setting a missing key succeeds with any version; version 0 overwrites blindly.
-    Envoy,
-    /// Version 0 means "must not exist"; setting a missing key with any other version fails.
-    Nginx,
-}
-
 /// A value and its version.
 type Record = (Vec<u8>, u32);
 
 /// The proxy: what its workers share.
 pub struct Machine {
-    /// How versions are treated.
-    pub rules: CasRules,
+    kind: HostKind,
     data: RefCell<BTreeMap<Vec<u8>, Record>>,
     next_cas: Cell<u32>,
     metrics: RefCell<Vec<(MetricKind, String, u64)>>,
@@ -99,9 +92,9 @@ impl std::fmt::Debug for Machine {
 impl Machine {
     /// A proxy that has just started, one hour after its machine did.
     #[must_use]
-    pub fn new(rules: CasRules, seed: u64) -> Rc<Self> {
+    pub fn new(kind: HostKind, seed: u64) -> Rc<Self> {
         Rc::new(Self {
-            rules,
+            kind,
             data: RefCell::default(),
             next_cas: Cell::new(1),
             metrics: RefCell::default(),
@@ -117,6 +110,12 @@ impl Machine {
             outgoing: RefCell::default(),
             next_call: Cell::new(1),
         })
+    }
+
+    /// Which proxy it is.
+    #[must_use]
+    pub fn kind(&self) -> HostKind {
+        self.kind
     }
 
     /// Calls `hook` before every host call that touches shared things.
@@ -259,11 +258,11 @@ impl SharedData for Worker {
         if data.contains_key(key) && self.0.rng.below(100) < self.0.cas_failures.get() {
             return Err(CasMismatch);
         }
-        let allowed = match (data.get(key), self.0.rules) {
-            (Some((_, cas)), CasRules::Envoy) => expected.0 == 0 || expected.0 == *cas,
-            (Some((_, cas)), CasRules::Nginx) => expected.0 == *cas,
-            (None, CasRules::Envoy) => true,
-            (None, CasRules::Nginx) => expected.0 == 0,
+        let allowed = match (data.get(key), self.0.kind) {
+            (Some((_, cas)), HostKind::Envoy) => expected.0 == 0 || expected.0 == *cas,
+            (Some((_, cas)), HostKind::Nginx) => expected.0 == *cas,
+            (None, HostKind::Envoy) => true,
+            (None, HostKind::Nginx) => expected.0 == 0,
         };
         if !allowed {
             return Err(CasMismatch);
@@ -273,10 +272,38 @@ impl SharedData for Worker {
     }
 }
 
-/// Gauges, as on a real host: they stand among the metrics of the [`Machine`].
+impl Platform for Worker {
+    fn kind(&self) -> HostKind {
+        self.0.kind
+    }
+}
+
+impl Machine {
+    /// What nginx ends a worker over, and Envoy lets pass.
+    fn survives(&self, does: bool, what: &str) {
+        assert!(does || self.kind == HostKind::Envoy, "nginx: {what}");
+    }
+}
+
+/// As on a real host they stand among the metrics of the [`Machine`].
 impl SharedCounters for Worker {
     fn define_shared(&self, name: &str) -> SharedCounter {
+        SharedCounter(self.define(MetricKind::UpDownCounter, name).0)
+    }
+
+    fn define_stored(&self, name: &str) -> SharedCounter {
         SharedCounter(self.define(MetricKind::Gauge, name).0)
+    }
+
+    /// By an addition on nginx: another worker may get in between.
+    fn clear(&self, counter: SharedCounter) {
+        match self.0.kind {
+            HostKind::Envoy => self.store(counter, 0),
+            HostKind::Nginx => {
+                let number = self.load(counter).cast_signed();
+                self.increment(counter, number.wrapping_neg());
+            }
+        }
     }
 
     fn increment(&self, counter: SharedCounter, offset: i64) {
@@ -297,7 +324,18 @@ impl Metrics for Worker {
         if self.0.no_metrics.get() {
             return MetricId::NONE;
         }
+        self.0
+            .survives(name.len() <= 230, "the name of a metric is too long");
+        let nginx = self.0.kind == HostKind::Nginx;
+        let kind = match kind {
+            MetricKind::UpDownCounter if nginx => MetricKind::Counter,
+            MetricKind::UpDownCounter => MetricKind::Gauge,
+            kind => kind,
+        };
         let mut metrics = self.0.metrics.borrow_mut();
+        // One name is one metric on nginx.
+        let other = metrics.iter().any(|(k, n, _)| n == name && *k != kind);
+        self.0.survives(!other, "a metric of two kinds");
         let at = metrics
             .iter()
             .position(|(k, n, _)| *k == kind && n == name)
@@ -310,7 +348,9 @@ impl Metrics for Worker {
 
     fn add(&self, id: MetricId, offset: i64) {
         self.0.called();
-        if let Some((_, _, value)) = self.0.metrics.borrow_mut().get_mut(id.0 as usize) {
+        if let Some((kind, _, value)) = self.0.metrics.borrow_mut().get_mut(id.0 as usize) {
+            let counts = *kind == MetricKind::Counter;
+            self.0.survives(counts, "increment_metric of no counter");
             *value = value.wrapping_add_signed(offset);
         }
     }
@@ -318,6 +358,8 @@ impl Metrics for Worker {
     fn record(&self, id: MetricId, new: u64) {
         self.0.called();
         if let Some((kind, _, value)) = self.0.metrics.borrow_mut().get_mut(id.0 as usize) {
+            let sets = matches!(kind, MetricKind::Gauge | MetricKind::Histogram);
+            self.0.survives(sets, "record_metric of a counter");
             // A histogram's value is the number of its samples.
             *value = if *kind == MetricKind::Histogram {
                 value.saturating_add(1)
@@ -333,7 +375,11 @@ impl Metrics for Worker {
             .metrics
             .borrow()
             .get(id.0 as usize)
-            .map_or(0, |(_, _, value)| *value)
+            .map_or(0, |(kind, _, value)| {
+                let has_one = *kind != MetricKind::Histogram;
+                self.0.survives(has_one, "get_metric of a histogram");
+                *value
+            })
     }
 }
 
@@ -358,6 +404,8 @@ impl Calls for Worker {
                 .collect()
         };
         let at = self.0.monotonic.get();
+        let is_http = matches!(call, Call::Http { .. });
+        self.0.survives(is_http, "proxy_grpc_call");
         let outgoing = match *call {
             Call::Http {
                 cluster,

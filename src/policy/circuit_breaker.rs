@@ -269,7 +269,7 @@ impl CircuitBreaker {
             if self.meters.consecutive != SharedCounter::NONE {
                 // A breaker that closes begins without failures in a row: no worker counts in this
                 // gauge before it is closed.
-                host.store(self.meters.consecutive, 0);
+                host.clear(self.meters.consecutive);
             }
         }
         let (_, change) = self.step(host, settings, version, |state| {
@@ -427,7 +427,7 @@ impl CircuitBreaker {
             return u32::try_from(host.load(self.meters.consecutive)).unwrap_or(0);
         }
         if host.load(self.meters.consecutive) != 0 {
-            host.store(self.meters.consecutive, 0);
+            host.clear(self.meters.consecutive);
         }
         0
     }

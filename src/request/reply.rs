@@ -103,6 +103,20 @@ pub fn refusal(
     reply
 }
 
+/// The answer to a request that haven can't read as its upstream would.
+#[must_use]
+pub fn unreadable(status: u16, detail: &str) -> Reply {
+    let mut body = String::from("{\"type\":\"about:blank\",\"status\":");
+    push_number(&mut body, status.into());
+    push_all(&mut body, &[",\"detail\":\"", detail, "\"}"]);
+    Reply {
+        status,
+        headers: vec![("content-type", b"application/problem+json".to_vec())],
+        body: body.into_bytes(),
+        ..Reply::default()
+    }
+}
+
 /// The problem document of a refusal, with all headers that do not change.
 #[must_use]
 pub fn document(cause: &ReplyDetails<'_>) -> ReadyReply {

@@ -11,24 +11,34 @@ use super::abi::{
 use super::imports::{
     clock_time_get, proxy_add_header_map_value, proxy_continue_stream, proxy_define_metric,
     proxy_get_buffer_bytes, proxy_get_current_time_nanoseconds, proxy_get_header_map_pairs,
-    proxy_get_metric, proxy_get_property, proxy_get_shared_data, proxy_grpc_call, proxy_http_call,
-    proxy_increment_metric, proxy_log, proxy_record_metric, proxy_remove_header_map_value,
-    proxy_replace_header_map_value, proxy_send_local_response, proxy_set_buffer_bytes,
-    proxy_set_effective_context, proxy_set_header_map_pairs, proxy_set_property,
-    proxy_set_shared_data, proxy_set_tick_period_milliseconds, random_get,
+    proxy_get_metric, proxy_get_property, proxy_get_shared_data, proxy_increment_metric, proxy_log,
+    proxy_record_metric, proxy_remove_header_map_value, proxy_replace_header_map_value,
+    proxy_send_local_response, proxy_set_buffer_bytes, proxy_set_effective_context,
+    proxy_set_header_map_pairs, proxy_set_property, proxy_set_shared_data,
+    proxy_set_tick_period_milliseconds, random_get,
 };
-use crate::base::grpc_health::first_field;
 use crate::base::headers::HeaderMap;
+use crate::base::text;
 use crate::base::time::{Moment, Nanos, UnixTime};
 use crate::host::{
-    Call, CallId, Calls, Cas, CasMismatch, Clock, Message, MetricId, MetricKind, Metrics, NoCall,
-    Property, Random, Reply, SharedCounter, SharedCounters, SharedData, Stream,
+    Cas, CasMismatch, Clock, HostKind, Message, MetricId, MetricKind, Metrics, Platform, Property,
+    Random, Reply, SharedCounter, SharedCounters, SharedData, Stream,
 };
+use std::cell::Cell;
 use std::ptr::{null, null_mut};
 
 /// The host, and the stream whose callback is running.
 #[derive(Debug)]
 pub struct Proxy;
+
+/// How much more `malloc` allocates than it is asked for. nginx writes a map of more than 100
+/// headers into what it has taken for another one: up to a request's method is too much, which fits
+/// a buffer of 8 KiB.
+pub const SLACK: usize = if cfg!(feature = "portable") {
+    9 * 1024
+} else {
+    0
+};
 
 const WASI_MONOTONIC: u32 = 1;
 const WASI_OK: u16 = 0;
@@ -48,15 +58,39 @@ pub fn plugin_configuration(size: usize) -> Vec<u8> {
     .unwrap_or_default()
 }
 
-/// The plugin's root id, or its name if that is empty; nothing on a host without gauges: nginx,
-/// whose worker does not survive the question.
+/// The plugin's root id, or its name if that is empty; nothing on nginx, whose worker does not
+/// survive the question.
 pub fn plugin_identity() -> String {
-    if Proxy.define_shared("haven_internal_gauges") == SharedCounter::NONE {
+    if Proxy.kind() == HostKind::Nginx {
         return String::new();
     }
     let named = |path: &str| property(path).filter(|value| !value.is_empty());
     let name = named("plugin_root_id").or_else(|| named("plugin_name"));
     String::from_utf8_lossy(&name.unwrap_or_default()).into_owned()
+}
+
+thread_local! {
+    static KIND: Cell<HostKind> = const { Cell::new(HostKind::Envoy) };
+}
+
+/// Finds out which proxy this is, by what it does: nginx adds any offset to a counter, and Envoy
+/// refuses one that is not above 0. Both survive it, and it changes nothing. (A property would not
+/// do: nginx does not survive some in a root context, and logs an error for the others.)
+pub fn detect_host() {
+    let probe = define_metric(COUNTER, "haven_internal_host");
+    // SAFETY: takes numbers.
+    let adds = probe.is_some_and(|probe| unsafe { proxy_increment_metric(probe, 0) == OK });
+    KIND.set(if adds {
+        HostKind::Nginx
+    } else {
+        HostKind::Envoy
+    });
+}
+
+impl Platform for Proxy {
+    fn kind(&self) -> HostKind {
+        KIND.get()
+    }
 }
 
 fn property(path: &str) -> Option<Vec<u8>> {
@@ -106,86 +140,6 @@ pub fn grpc_message(size: usize) -> Vec<u8> {
     // SAFETY: the out pointers live through the call.
     owned(|data, length| unsafe { proxy_get_buffer_bytes(GRPC_MESSAGE, 0, size, data, length) })
         .unwrap_or_default()
-}
-
-impl Calls for Proxy {
-    fn call(&self, call: &Call<'_>) -> Result<CallId, NoCall> {
-        // 0 would be "no timeout", and a callback that may never come.
-        let millis = |timeout: Nanos| {
-            u32::try_from(timeout.as_millis())
-                .unwrap_or(u32::MAX)
-                .max(1)
-        };
-        let mut token = 0;
-        match *call {
-            Call::Http {
-                cluster,
-                headers,
-                timeout,
-            } => {
-                let headers = HeaderMap::from_pairs(headers);
-                let headers = headers.as_bytes();
-                // No trailers: none is a map of none.
-                let trailers = 0u32.to_le_bytes();
-                // SAFETY: all of them live through the call.
-                let status = unsafe {
-                    proxy_http_call(
-                        cluster.as_ptr(),
-                        cluster.len(),
-                        headers.as_ptr(),
-                        headers.len(),
-                        null(),
-                        0,
-                        trailers.as_ptr(),
-                        trailers.len(),
-                        millis(timeout),
-                        &raw mut token,
-                    )
-                };
-                if status == OK {
-                    Ok(CallId::Http(token))
-                } else {
-                    Err(NoCall)
-                }
-            }
-            Call::Grpc {
-                cluster,
-                service,
-                method,
-                metadata,
-                message,
-                timeout,
-            } => {
-                // Envoy takes a GrpcService of its API. It takes a cluster's name too, but some
-                // names can be read as a message.
-                let upstream = first_field(&first_field(cluster.as_bytes()));
-                let metadata = HeaderMap::from_pairs(metadata);
-                let metadata = metadata.as_bytes();
-                // SAFETY: all of them live through the call.
-                let status = unsafe {
-                    proxy_grpc_call(
-                        upstream.as_ptr(),
-                        upstream.len(),
-                        service.as_ptr(),
-                        service.len(),
-                        method.as_ptr(),
-                        method.len(),
-                        metadata.as_ptr(),
-                        metadata.len(),
-                        message.as_ptr(),
-                        message.len(),
-                        millis(timeout),
-                        &raw mut token,
-                    )
-                };
-                if status == OK {
-                    Ok(CallId::Grpc(token))
-                } else {
-                    Err(NoCall)
-                }
-            }
-        }
-    }
 }
 
 impl Clock for Proxy {
@@ -239,7 +193,21 @@ impl SharedData for Proxy {
 
 impl SharedCounters for Proxy {
     fn define_shared(&self, name: &str) -> SharedCounter {
-        SharedCounter(define_metric(GAUGE, name).unwrap_or(SharedCounter::NONE.0))
+        SharedCounter(self.define(MetricKind::UpDownCounter, name).0)
+    }
+
+    fn define_stored(&self, name: &str) -> SharedCounter {
+        SharedCounter(self.define(MetricKind::Gauge, name).0)
+    }
+
+    fn clear(&self, counter: SharedCounter) {
+        match self.kind() {
+            HostKind::Envoy => self.store(counter, 0),
+            HostKind::Nginx => {
+                let number = self.load(counter).cast_signed();
+                self.increment(counter, number.wrapping_neg());
+            }
+        }
     }
 
     fn increment(&self, counter: SharedCounter, offset: i64) {
@@ -259,7 +227,8 @@ impl Metrics for Proxy {
     fn define(&self, kind: MetricKind, name: &str) -> MetricId {
         let kind = match kind {
             MetricKind::Counter => COUNTER,
-            MetricKind::Gauge => GAUGE,
+            MetricKind::UpDownCounter if self.kind() == HostKind::Nginx => COUNTER,
+            MetricKind::UpDownCounter | MetricKind::Gauge => GAUGE,
             MetricKind::Histogram => HISTOGRAM,
         };
         define_metric(kind, name).map_or(MetricId::NONE, MetricId)
@@ -343,6 +312,10 @@ impl Stream for Proxy {
     }
 
     fn add_header(&self, of: Message, name: &str, value: &[u8]) {
+        // The one that was emptied has this name.
+        if of == Message::Request && self.kind() == HostKind::Nginx {
+            return self.set_header(of, name, value);
+        }
         // SAFETY: name and value live through the call.
         unsafe {
             proxy_add_header_map_value(
@@ -355,7 +328,11 @@ impl Stream for Proxy {
         };
     }
 
+    /// nginx hides a request's header from the filter and sends it on. Nothing takes its place.
     fn remove_header(&self, of: Message, name: &str) {
+        if of == Message::Request && self.kind() == HostKind::Nginx {
+            return self.set_header(of, name, b"");
+        }
         // SAFETY: the name lives through the call.
         unsafe { proxy_remove_header_map_value(map(of), name.as_ptr(), name.len()) };
     }
@@ -380,15 +357,31 @@ impl Stream for Proxy {
     }
 
     fn property(&self, property: Property) -> Option<Vec<u8>> {
-        self::property(property.path())
+        if self.kind().tells(property) {
+            self::property(property.path())
+        } else {
+            None
+        }
     }
 
+    /// In nginx's variable of this name, if the configuration has one.
     fn set_state(&self, name: &str, value: &[u8]) {
+        let variable;
+        let name = match self.kind() {
+            HostKind::Envoy => name,
+            HostKind::Nginx => {
+                variable = ["ngx.", &name.replace('.', "_")].concat();
+                &variable
+            }
+        };
         // SAFETY: path and value live through the call.
         unsafe { proxy_set_property(name.as_ptr(), name.len(), value.as_ptr(), value.len()) };
     }
 
     fn reply(&self, reply: &Reply) {
+        if self.kind() == HostKind::Nginx {
+            return reply_on_nginx(reply);
+        }
         let mut pairs = Vec::with_capacity(8);
         pairs.extend(reply.pairs());
         let headers = HeaderMap::from_pairs(&pairs);
@@ -406,6 +399,37 @@ impl Stream for Proxy {
                 reply.grpc_status.map_or(-1, i32::from),
             );
         }
+    }
+}
+
+/// Answers without what nginx does not know: details, which it would show to the client, and a gRPC
+/// status, for which it has no reply.
+#[cold]
+#[inline(never)]
+fn reply_on_nginx(reply: &Reply) {
+    let grpc = reply.grpc_status.map(|status| text::number(status.into()));
+    let mut pairs: Vec<_> = reply.pairs().collect();
+    let (mut status, mut body) = (reply.status, reply.body());
+    if let Some(grpc) = &grpc {
+        pairs.push((b"content-type", b"application/grpc"));
+        pairs.push((b"grpc-status", grpc.as_bytes()));
+        pairs.push((b"grpc-message", body));
+        (status, body) = (200, &[]);
+    }
+    let headers = HeaderMap::from_pairs(&pairs);
+    let headers = headers.as_bytes();
+    // SAFETY: body and headers live through the call.
+    unsafe {
+        proxy_send_local_response(
+            status.into(),
+            null(),
+            0,
+            body.as_ptr(),
+            body.len(),
+            headers.as_ptr(),
+            headers.len(),
+            -1,
+        );
     }
 }
 
@@ -435,7 +459,10 @@ fn owned(call: impl FnOnce(*mut *mut u8, *mut usize) -> u32) -> Option<Vec<u8>> 
     if data.is_null() {
         return Some(Vec::new());
     }
-    // SAFETY: our `malloc` export allocated exactly `size` bytes as a boxed slice, and the host
+    let whole = size.saturating_add(SLACK);
+    // SAFETY: our `malloc` export allocated exactly `whole` bytes as a boxed slice, and the host
     // gave it up to us.
-    Some(unsafe { Vec::from_raw_parts(data, size, size) })
+    let mut bytes = unsafe { Vec::from_raw_parts(data, whole, whole) };
+    bytes.truncate(size);
+    Some(bytes)
 }

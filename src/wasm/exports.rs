@@ -3,7 +3,8 @@
 //!
 //! A host calls each callback that a module exports, for each request, at 2,000 to 3,000
 //! instructions a call. One that is not exported costs nothing, and the host goes on as if it had
-//! returned at once. That is why `proxy_on_done` is missing.
+//! returned at once. That is why `proxy_on_done` is only there for nginx, by the feature `portable`: it
+//! calls every one of its own without looking whether it is there.
 //!
 //! To add one: a function here with the ABI's parameters, which hands over to a method of
 //! [`super::Root`] or [`super::Http`]; and its name in `tests/envoy/module.rs`.
@@ -30,10 +31,12 @@ extern "C" fn _initialize() {
     }));
 }
 
-/// Memory for what a host hands to us. [`bindings`] take it over as a `Vec` of the same size.
+/// Memory for what a host hands to us, and [`bindings::SLACK`]. [`bindings`] take it over as a `Vec`
+/// of that capacity.
 #[unsafe(no_mangle)]
 extern "C" fn malloc(size: usize) -> *mut u8 {
-    Box::into_raw(Box::<[u8]>::new_uninit_slice(size)).cast()
+    let whole = size.saturating_add(bindings::SLACK);
+    Box::into_raw(Box::<[u8]>::new_uninit_slice(whole)).cast()
 }
 
 #[unsafe(no_mangle)]
@@ -89,6 +92,13 @@ extern "C" fn proxy_on_response_headers(stream: u32, _count: usize, end: u32) ->
 #[unsafe(no_mangle)]
 extern "C" fn proxy_on_log(context: u32) {
     contexts::log(context);
+}
+
+/// The stream may be done.
+#[cfg(feature = "portable")]
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_done(_context: u32) -> u32 {
+    1
 }
 
 /// For each piece of a body. Here the filter sees whether an answer is whole or was cut, and copies

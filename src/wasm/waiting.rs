@@ -5,13 +5,16 @@ use super::bindings::{self, Proxy};
 use crate::base::time::{Moment, Nanos};
 use crate::engine::chain::{Action, UNKNOWN_CLIENT};
 use crate::engine::waiting::{Line, MESSAGE_WAIT, Turn, Waiting};
-use crate::host::Clock;
+use crate::host::{Clock, Platform};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 thread_local! {
     static WAITING: RefCell<Waiting<Rc<Http>>> = const { RefCell::new(Waiting::new()) };
 }
+
+/// The period of ticks where it can't be changed: the least time between two checks of an endpoint.
+const SHORTEST_CHECK: Nanos = Nanos::from_millis(100);
 
 /// Runs `with` on the queue; `None` if it is in use, which it never is between two callbacks.
 fn queue<R>(with: impl FnOnce(&mut Waiting<Rc<Http>>) -> R) -> Option<R> {
@@ -41,6 +44,14 @@ impl Ticks {
     /// Sets the period to what the queue needs, or to what is needed sooner. Only in a callback of the
     /// root context, or of one of its streams.
     pub fn set(&self, now: Moment) {
+        if !Proxy.kind().changes_ticks() {
+            // Once, and often enough for all: each tick looks first what is due.
+            if self.period.replace(SHORTEST_CHECK) == Nanos::ZERO {
+                bindings::set_tick_period(SHORTEST_CHECK);
+            }
+            self.next.set(now.plus(SHORTEST_CHECK));
+            return;
+        }
         let until = self.wanted.get().map_or(Moment::MAX, |wanted| wanted);
         let period =
             queue(|waiting| waiting.tick_period(now, until)).unwrap_or(crate::engine::TICK);

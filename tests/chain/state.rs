@@ -3,7 +3,7 @@
 use haven::engine::Engine;
 use haven::engine::chain::Exchange;
 use haven::host::scoped::Scoped;
-use haven::host::sim::{CasRules, Machine, SimStream, Worker};
+use haven::host::sim::{HostKind, Machine, SimStream, Worker};
 use serde_json::{Value, json};
 use std::rc::Rc;
 
@@ -42,7 +42,7 @@ impl Filter {
 
 /// Filters of these names in one proxy.
 fn filters<const N: usize>(names: [&str; N], config: &Value) -> (Rc<Machine>, [Filter; N]) {
-    let machine = Machine::new(CasRules::Envoy, 7);
+    let machine = Machine::new(HostKind::Envoy, 7);
     let filters = names.map(|name| Filter::new(&machine, name, config));
     (machine, filters)
 }

@@ -10,6 +10,7 @@ mod document;
 mod envoy_routes;
 mod fallback;
 mod health_check;
+mod hosts;
 mod json;
 mod nonsense;
 mod rate_limit;

@@ -3,7 +3,7 @@
 use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::rng::Rng;
 use haven::base::time::{Moment, Nanos};
-use haven::host::sim::{CasRules, Machine, Worker};
+use haven::host::sim::{HostKind, Machine, Worker};
 use haven::host::{Cas, CasMismatch, Clock, SharedCounter, SharedCounters, SharedData};
 use haven::policy::Outcome;
 use haven::policy::circuit_breaker::window::{Window, weight};
@@ -171,9 +171,9 @@ fn all_workers_together_are_one_breaker() {
         let rng = Rc::new(Rng::new(seed));
         let machine = Machine::new(
             if seed % 2 == 0 {
-                CasRules::Envoy
+                HostKind::Envoy
             } else {
-                CasRules::Nginx
+                HostKind::Nginx
             },
             seed,
         );
@@ -268,7 +268,7 @@ fn is_not_stuck(machine: &Rc<Machine>, breaker: &CircuitBreaker) {
 fn clocks_that_step_do_not_stick_it() {
     for_each_seed("clocks_that_step_do_not_stick_it", 5_000, |seed| {
         let rng = Rc::new(Rng::new(seed));
-        let machine = Machine::new(CasRules::Envoy, seed);
+        let machine = Machine::new(HostKind::Envoy, seed);
         let tasks = (0..2 + rng.below(4)).map(|_| {
             let (worker, rng) = (Worker(Rc::clone(&machine)), Rc::clone(&rng));
             Box::new(move || {
@@ -531,6 +531,14 @@ impl SharedCounters for Spy {
         self.worker.define_shared(name)
     }
 
+    fn define_stored(&self, name: &str) -> SharedCounter {
+        self.worker.define_stored(name)
+    }
+
+    fn clear(&self, id: SharedCounter) {
+        self.worker.clear(id);
+    }
+
     fn increment(&self, id: SharedCounter, offset: i64) {
         self.worker.increment(id, offset);
         let mut reference = self.reference.borrow_mut();
@@ -563,9 +571,9 @@ fn tallied_outcomes_make_the_same_breaker() {
         let rng = Rc::new(Rng::new(seed));
         let machine = Machine::new(
             if seed % 2 == 0 {
-                CasRules::Envoy
+                HostKind::Envoy
             } else {
-                CasRules::Nginx
+                HostKind::Nginx
             },
             seed,
         );
@@ -681,7 +689,7 @@ fn tallied_outcomes_make_the_same_breaker() {
 #[test]
 fn a_tally_that_is_set_back_opens_nothing_and_is_used_again() {
     for reset in [0, 1, 1 << 40, u64::MAX] {
-        let machine = Machine::new(CasRules::Envoy, 1);
+        let machine = Machine::new(HostKind::Envoy, 1);
         let (worker, settings, rng) = (Worker(Rc::clone(&machine)), settings(), Rng::new(1));
         let (cell, meters) = (
             breaker().metered(meters(&worker), &settings),
@@ -719,7 +727,7 @@ fn a_tally_that_is_set_back_opens_nothing_and_is_used_again() {
 /// A window of an hour may see more calls in one bucket than a tally's field holds.
 #[test]
 fn a_bucket_of_millions_of_calls_is_counted_right() {
-    let machine = Machine::new(CasRules::Envoy, 1);
+    let machine = Machine::new(HostKind::Envoy, 1);
     let (worker, settings, rng) = (Worker(Rc::clone(&machine)), settings(), Rng::new(1));
     let (cell, meters) = (
         breaker().metered(meters(&worker), &settings),
@@ -769,7 +777,7 @@ fn good_outcomes_that_wait_hide_no_failure() {
     const WINDOW: &str = r#"{"type": "time", "size": "10s"}"#;
     for_each_seed("good_outcomes_that_wait_hide_no_failure", 400, |seed| {
         let rng = Rng::new(seed);
-        let machine = Machine::new(CasRules::Envoy, seed);
+        let machine = Machine::new(HostKind::Envoy, seed);
         let worker = Worker(Rc::clone(&machine));
         let (settings, meters) = (settings_with(WINDOW), meters(&worker));
         let workers = 1 + rng.below(6);

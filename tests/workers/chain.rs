@@ -1,13 +1,15 @@
 //! Whole requests through whole engines, over several workers: what was granted is given back,
 //! whatever happens.
 
+use super::hosts;
 use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::rng::Rng;
 use haven::base::time::{Moment, Nanos};
 use haven::document::Config;
 use haven::engine::Engine;
 use haven::engine::chain::{Action, Exchange};
-use haven::host::sim::{CasRules, Machine, SimStream, Worker};
+use haven::host::Platform;
+use haven::host::sim::{HostKind, Machine, SimStream, Worker};
 use haven::host::{Clock, Property};
 use haven::policy::circuit_breaker::CircuitBreaker;
 use haven::policy::circuit_breaker::Phase;
@@ -49,11 +51,7 @@ const ENDPOINTS: [&str; 3] = ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"];
 const OPEN: usize = 6;
 
 fn full(worker: &Worker) -> Rc<Engine> {
-    thread_local! {
-        static CONFIG: Config = haven::document::parse(FULL.as_bytes()).unwrap();
-    }
-    let config = CONFIG.with(Clone::clone);
-    Rc::new(Engine::new(config, worker).unwrap())
+    hosts::engine(worker, FULL)
 }
 
 /// A request on its way.
@@ -98,7 +96,8 @@ fn begin(engine: &Rc<Engine>, worker: &Worker, rng: &Rng) -> Option<Begun> {
         },
         path,
         &headers,
-    );
+    )
+    .on(worker.kind());
     let mut exchange = Exchange::new(Rc::clone(engine));
     match exchange.on_request(worker, &stream) {
         Action::Continue => Some(Begun {
@@ -287,14 +286,7 @@ fn work(worker: &Worker, rng: &Rng) -> Vec<Rc<Engine>> {
 fn nothing_that_was_granted_is_kept() {
     for_each_seed("nothing_that_was_granted_is_kept", 12_000, |seed| {
         let rng = Rc::new(Rng::new(seed));
-        let machine = Machine::new(
-            if seed % 2 == 0 {
-                CasRules::Envoy
-            } else {
-                CasRules::Nginx
-            },
-            seed,
-        );
+        let machine = Machine::new(hosts::kind_of(seed), seed);
         machine.cas_failures.set([0, 0, 5][rng.below(3) as usize]);
         let losses = [0, 2][rng.below(2) as usize];
         let engines: Rc<RefCell<Vec<Rc<Engine>>>> = Rc::default();
@@ -399,7 +391,8 @@ fn nothing_that_was_granted_is_kept() {
 /// over. (One retry in a second is all that there is of it, for one request.)
 fn recovers(machine: &Rc<Machine>, engine: &Rc<Engine>, all: &[Rc<Engine>], endpoints: usize) {
     let worker = Worker(Rc::clone(machine));
-    let (mut seen, mut retried) = (BTreeSet::new(), false);
+    // On nginx haven asks for no retries.
+    let (mut seen, mut retried) = (BTreeSet::new(), machine.kind() == HostKind::Nginx);
     for number in 0..400 {
         for _ in 0..2 {
             machine.advance(Nanos::from_millis(1_100));
@@ -446,17 +439,17 @@ const CONFIG: &str = r#"{
 }"#;
 
 fn engine(worker: &Worker) -> Rc<Engine> {
-    Rc::new(Engine::new(haven::document::parse(CONFIG.as_bytes()).unwrap(), worker).unwrap())
+    hosts::engine(worker, CONFIG)
 }
 
 #[test]
 fn a_request_costs_few_host_calls() {
-    let machine = Machine::new(CasRules::Envoy, 1);
+    let machine = Machine::new(HostKind::Envoy, 1);
     let worker = Worker(Rc::clone(&machine));
     let engine = engine(&worker);
     let request = |key: &[u8]| {
         let before = machine.calls();
-        let stream = SimStream::request("GET", "/api/users", &[("x-key", key)]);
+        let stream = SimStream::request("GET", "/api/users", &[("x-key", key)]).on(worker.kind());
         let mut exchange = Exchange::new(Rc::clone(&engine));
         assert_eq!(exchange.on_request(&worker, &stream), Action::Continue);
         let first = stream

@@ -1,13 +1,14 @@
 //! Active checks over simulated workers: there is one checker, there is always one, and all workers
 //! act on what it finds.
 
+use super::hosts;
 use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::headers::HeaderMap;
 use haven::base::rng::Rng;
 use haven::base::time::{Moment, Nanos};
 use haven::engine::Engine;
 use haven::engine::chain::Exchange;
-use haven::host::sim::{CasRules, Machine, Outgoing, SimStream, Worker};
+use haven::host::sim::{HostKind, Machine, Outgoing, SimStream, Worker};
 use haven::host::{CallAnswer, Clock};
 use haven::policy::health_check::lease::{Candidate, LEASE, Lease, Role};
 use haven::store::{self, RecordKey, RecordKind, Step};
@@ -30,9 +31,9 @@ fn of_one_configuration_no_two_hold_the_lease_at_once() {
             let rng = Rng::new(seed);
             let machine = Machine::new(
                 if seed.is_multiple_of(2) {
-                    CasRules::Envoy
+                    HostKind::Envoy
                 } else {
-                    CasRules::Nginx
+                    HostKind::Nginx
                 },
                 seed,
             );
@@ -137,9 +138,9 @@ impl World {
         let rng = Rng::new(seed);
         let machine = Machine::new(
             if seed.is_multiple_of(2) {
-                CasRules::Envoy
+                HostKind::Envoy
             } else {
-                CasRules::Nginx
+                HostKind::Nginx
             },
             seed,
         );
@@ -161,8 +162,7 @@ impl World {
 
     fn add(&mut self, vm: usize, path: &str) {
         let worker = Worker(Rc::clone(&self.machine));
-        let config = haven::document::parse(config(path).to_string().as_bytes()).unwrap();
-        let engine = Rc::new(Engine::new(config, &worker).unwrap());
+        let engine = hosts::engine(&worker, &config(path).to_string());
         let next = self.machine.now().plus(Nanos(self.rng.below(50_000_000)));
         self.contexts.push(Context {
             vm,

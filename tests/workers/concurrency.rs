@@ -1,11 +1,13 @@
 //! Requests in flight over all workers: never more than the limit, and none left behind.
 
+use super::hosts;
 use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::rng::Rng;
 use haven::base::time::{Moment, Nanos};
 use haven::engine::Engine;
 use haven::engine::chain::{Action, Exchange};
-use haven::host::sim::{CasRules, Machine, SimStream, Worker};
+use haven::host::Platform;
+use haven::host::sim::{HostKind, Machine, SimStream, Worker};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -21,7 +23,7 @@ const CONFIG: &str = r#"{
 }"#;
 
 fn engine(worker: &Worker) -> Rc<Engine> {
-    Rc::new(Engine::new(haven::document::parse(CONFIG.as_bytes()).unwrap(), worker).unwrap())
+    hosts::engine(worker, CONFIG)
 }
 
 fn in_flight(machine: &Machine) -> u64 {
@@ -38,7 +40,8 @@ fn work(worker: &Worker, rng: &Rng, admitted: &Cell<u64>) {
     for _ in 0..2 + rng.below(12) {
         if open.is_empty() || rng.below(2) == 0 {
             let plus = rng.below(2) == 0;
-            let stream = SimStream::request("GET", if plus { "/plus" } else { "/" }, &[]);
+            let stream =
+                SimStream::request("GET", if plus { "/plus" } else { "/" }, &[]).on(worker.kind());
             let mut exchange = Exchange::new(Rc::clone(&engine));
             if exchange.on_request(worker, &stream) == Action::Continue {
                 if plus {
@@ -88,9 +91,9 @@ fn never_more_than_the_limit_and_none_left_behind() {
             let rng = Rc::new(Rng::new(seed));
             let machine = Machine::new(
                 if seed % 2 == 0 {
-                    CasRules::Envoy
+                    HostKind::Envoy
                 } else {
-                    CasRules::Nginx
+                    HostKind::Nginx
                 },
                 seed,
             );
@@ -127,9 +130,9 @@ fn what_lost_workers_held_comes_back() {
         let rng = Rc::new(Rng::new(seed));
         let machine = Machine::new(
             if seed % 2 == 0 {
-                CasRules::Envoy
+                HostKind::Envoy
             } else {
-                CasRules::Nginx
+                HostKind::Nginx
             },
             seed,
         );
@@ -170,7 +173,7 @@ fn what_lost_workers_held_comes_back() {
         held.iter_mut()
             .for_each(|exchange| exchange.on_end(&worker));
         assert_eq!(in_flight(&machine), 0);
-        let stream = SimStream::request("GET", "/plus", &[]);
+        let stream = SimStream::request("GET", "/plus", &[]).on(worker.kind());
         assert_eq!(
             Exchange::new(Rc::clone(&engines[1])).on_request(&worker, &stream),
             Action::Continue
@@ -201,13 +204,9 @@ impl Traffic {
     /// ahead at a limit that is far, and for one request of each at an endpoint.
     fn run(self, seed: u64) {
         let rng = Rng::new(seed);
-        let machine = Machine::new(CasRules::Envoy, seed);
+        let machine = Machine::new(HostKind::Envoy, seed);
         let worker = Worker(Rc::clone(&machine));
-        let engine = || {
-            Rc::new(
-                Engine::new(haven::document::parse(STEADY.as_bytes()).unwrap(), &worker).unwrap(),
-            )
-        };
+        let engine = || hosts::engine(&worker, STEADY);
         let start = machine.now();
         // One more: the main thread's, which ticks and sees no request.
         let mut vms: Vec<_> = (0..=self.workers).map(|_| engine()).collect();
@@ -250,7 +249,8 @@ impl Traffic {
                 reload = reload.plus(Nanos::from_secs(7));
             } else {
                 let three = rng.below(2) == 0;
-                let stream = SimStream::request("GET", if three { "/three" } else { "/" }, &[]);
+                let stream = SimStream::request("GET", if three { "/three" } else { "/" }, &[])
+                    .on(worker.kind());
                 let mut exchange = Exchange::new(Rc::clone(&vms[rng.below(self.workers) as usize]));
                 if exchange.on_request(&worker, &stream) == Action::Continue {
                     open.push((next.plus(Nanos(1 + rng.below(30_000_000))), three, exchange));
@@ -342,7 +342,7 @@ impl Tally {
 fn pile(worker: &Worker, rng: &Rng, config: &str, limit: u64, tally: &Tally) {
     let new = || {
         tally.engines.set(tally.engines.get() + 1);
-        Rc::new(Engine::new(haven::document::parse(config.as_bytes()).unwrap(), worker).unwrap())
+        hosts::engine(worker, config)
     };
     let own = tally.most.borrow().len();
     tally.most.borrow_mut().push(0);
@@ -352,7 +352,8 @@ fn pile(worker: &Worker, rng: &Rng, config: &str, limit: u64, tally: &Tally) {
         let target = rng.below(limit);
         while (open.len() as u64) < target {
             let plus = rng.below(2) == 0;
-            let stream = SimStream::request("GET", if plus { "/plus" } else { "/" }, &[]);
+            let stream =
+                SimStream::request("GET", if plus { "/plus" } else { "/" }, &[]).on(worker.kind());
             let mut exchange = Exchange::new(Rc::clone(all.last().unwrap()));
             tally.most.borrow_mut()[own] = tally.in_flight.get();
             if exchange.on_request(worker, &stream) == Action::Continue {
@@ -394,7 +395,7 @@ fn pile(worker: &Worker, rng: &Rng, config: &str, limit: u64, tally: &Tally) {
 fn places_taken_ahead_are_never_one_too_many() {
     for_each_seed("places_taken_ahead_are_never_one_too_many", 300, |seed| {
         let rng = Rc::new(Rng::new(seed));
-        let machine = Machine::new(CasRules::Envoy, seed);
+        let machine = Machine::new(HostKind::Envoy, seed);
         let limit = [100, 128, 200, 256, 300, 520][rng.below(6) as usize];
         let config = Rc::new(format!(
             r#"{{"concurrency_limits": {{"c": {{"algorithm": "fixed", "limit": {limit}}}}},

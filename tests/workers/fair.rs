@@ -1,11 +1,13 @@
 //! Fair shares over all workers: never more than the limit, and nothing left behind.
 
+use super::hosts;
 use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
 use haven::engine::Engine;
 use haven::engine::chain::{Action, Exchange};
-use haven::host::sim::{CasRules, Machine, SimStream, Worker};
+use haven::host::Platform;
+use haven::host::sim::{HostKind, Machine, SimStream, Worker};
 use haven::policy::concurrency::fair::{ACTIVE, FairRecord, KeyCounts, LOST, SYNC, Standing};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -32,8 +34,7 @@ struct Common {
 
 impl Common {
     fn engine(&self, worker: &Worker) -> Rc<Engine> {
-        let config = haven::document::parse(CONFIG.as_bytes()).unwrap();
-        let engine = Rc::new(Engine::new(config, worker).unwrap());
+        let engine = hosts::engine(worker, CONFIG);
         let mut engines = self.engines.borrow_mut();
         engines.push((worker.clone(), Rc::clone(&engine)));
         engine
@@ -46,7 +47,7 @@ fn begin(worker: &Worker, engine: &Rc<Engine>, tenant: &[u8]) -> Option<Exchange
         b"" => &[],
         tenant => &[("x-tenant", tenant)],
     };
-    let stream = SimStream::request("GET", "/", headers);
+    let stream = SimStream::request("GET", "/", headers).on(worker.kind());
     let passes = exchange.on_request(worker, &stream) == Action::Continue;
     if !passes {
         exchange.on_response(worker, &stream);
@@ -56,7 +57,7 @@ fn begin(worker: &Worker, engine: &Rc<Engine>, tenant: &[u8]) -> Option<Exchange
 }
 
 fn end(worker: &Worker, exchange: &mut Exchange, how: u64) {
-    let stream = SimStream::request("GET", "/", &[]);
+    let stream = SimStream::request("GET", "/", &[]).on(worker.kind());
     match how {
         0 => {}
         1 => stream.fail(504, "response_timeout", None, 1),
@@ -126,9 +127,9 @@ fn is_known(machine: &Machine) -> bool {
 fn schedule(seed: u64, lost_vm: u64) -> (Rc<Machine>, Rc<Common>, u64) {
     let rng = Rc::new(Rng::new(seed));
     let rules = if seed.is_multiple_of(2) {
-        CasRules::Envoy
+        HostKind::Envoy
     } else {
-        CasRules::Nginx
+        HostKind::Nginx
     };
     let machine = Machine::new(rules, seed);
     machine.cas_failures.set([0, 10][rng.below(2) as usize]);

@@ -7,7 +7,7 @@ use haven::base::rng::Rng;
 use haven::base::time::{Moment, Nanos};
 use haven::document::{Algorithm, ClientIp, Config, Quota, RateLimit as Limit};
 use haven::host::Clock;
-use haven::host::sim::{CasRules, Machine, Worker};
+use haven::host::sim::{HostKind, Machine, Worker};
 use haven::policy::rate_limit::{LimitDecision, RateLimit};
 use haven::request::Request;
 use std::cell::{Cell, RefCell};
@@ -45,11 +45,11 @@ fn quota_of(rng: &Rng) -> Quota {
     }
 }
 
-fn rules_of(seed: u64) -> CasRules {
+fn rules_of(seed: u64) -> HostKind {
     if seed.is_multiple_of(2) {
-        CasRules::Envoy
+        HostKind::Envoy
     } else {
-        CasRules::Nginx
+        HostKind::Nginx
     }
 }
 
@@ -312,7 +312,7 @@ fn a_refund_restores_the_bucket() {
 
 #[test]
 fn contention_without_end_is_an_answer() {
-    let machine = Machine::new(CasRules::Envoy, 1);
+    let machine = Machine::new(HostKind::Envoy, 1);
     machine.cas_failures.set(100);
     let worker = Worker(Rc::clone(&machine));
     let quota = Quota {
@@ -338,7 +338,7 @@ fn contention_without_end_is_an_answer() {
 #[test]
 fn memory_is_bounded_by_max_keys_and_follows_use() {
     for (max_keys, keys) in [(1u32, 1_000u64), (10, 1_000), (1_000, 200_000)] {
-        let machine = Machine::new(CasRules::Envoy, 1);
+        let machine = Machine::new(HostKind::Envoy, 1);
         let worker = Worker(Rc::clone(&machine));
         let quota = Quota {
             limit: 1,
@@ -375,7 +375,7 @@ fn memory_is_bounded_by_max_keys_and_follows_use() {
 
 #[test]
 fn below_max_keys_hardly_a_debtor_is_forgotten() {
-    let machine = Machine::new(CasRules::Envoy, 1);
+    let machine = Machine::new(HostKind::Envoy, 1);
     let worker = Worker(Rc::clone(&machine));
     let quota = Quota {
         limit: 1,
@@ -410,7 +410,7 @@ fn below_max_keys_hardly_a_debtor_is_forgotten() {
 
 #[test]
 fn a_key_that_owes_nothing_makes_room_before_one_that_owes() {
-    let machine = Machine::new(CasRules::Envoy, 1);
+    let machine = Machine::new(HostKind::Envoy, 1);
     let worker = Worker(Rc::clone(&machine));
     let quota = Quota {
         limit: 1,
@@ -448,7 +448,7 @@ fn a_broken_record_is_an_empty_one() {
         &[1; 9],
         &[1, 0, 0, 0, 0, 0, 0, 0],
     ] {
-        let machine = Machine::new(CasRules::Envoy, 1);
+        let machine = Machine::new(HostKind::Envoy, 1);
         let worker = Worker(Rc::clone(&machine));
         let quota = Quota {
             limit: 1,

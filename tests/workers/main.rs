@@ -7,6 +7,7 @@ mod chain;
 mod checks;
 mod concurrency;
 mod fair;
+mod hosts;
 mod limits;
 mod scheduler;
 mod stale;

@@ -8,7 +8,7 @@ use haven::base::rng::Rng;
 use haven::base::time::Nanos;
 use haven::document;
 use haven::host::Clock;
-use haven::host::sim::{CasRules, Machine, Worker};
+use haven::host::sim::{HostKind, Machine, Worker};
 use haven::policy::fallback::stale::table::SLOT_HEAD;
 use haven::policy::fallback::stale::{Stale, StaleRequest};
 use haven::request::Request;
@@ -48,9 +48,9 @@ fn never_more_than_allowed_and_nothing_of_another() {
             let rng = Rc::new(Rng::new(seed));
             let machine = Machine::new(
                 if seed.is_multiple_of(2) {
-                    CasRules::Envoy
+                    HostKind::Envoy
                 } else {
-                    CasRules::Nginx
+                    HostKind::Nginx
                 },
                 seed,
             );

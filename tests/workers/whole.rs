@@ -1,13 +1,15 @@
 //! All stages at once: whatever a request was granted by any of them comes back exactly once,
 //! whoever ends it, and where.
 
+use super::hosts;
 use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::rng::Rng;
 use haven::base::time::Nanos;
 use haven::engine::Engine;
 use haven::engine::chain::{Action, Exchange};
+use haven::host::Platform;
 use haven::host::Property;
-use haven::host::sim::{CasRules, Machine, SimStream, Worker};
+use haven::host::sim::{HostKind, Machine, SimStream, Worker};
 use serde_json::{Value, json};
 use std::rc::Rc;
 
@@ -57,9 +59,7 @@ fn config(rng: &Rng) -> Value {
 }
 
 fn engine(worker: &Worker, config: &Value) -> Rc<Engine> {
-    let config = haven::document::parse(config.to_string().as_bytes())
-        .unwrap_or_else(|errors| panic!("{errors}"));
-    Rc::new(Engine::new(config, worker).unwrap())
+    hosts::engine(worker, &config.to_string())
 }
 
 /// A request that is on its way to an upstream.
@@ -82,7 +82,7 @@ fn begin(engine: &Rc<Engine>, worker: &Worker, rng: &Rng) -> Option<Sent> {
             [&b"0m"[..], b"30m", b"200m", b"9S"][rng.below(4) as usize],
         ));
     }
-    let stream = SimStream::request(method, path, &headers);
+    let stream = SimStream::request(method, path, &headers).on(worker.kind());
     let mut exchange = Exchange::new(Rc::clone(engine));
     let mut action = exchange.on_request(worker, &stream);
     if let Action::Wait { until, .. } = action {
@@ -239,9 +239,9 @@ fn what_any_stage_has_granted_comes_back_once() {
             let rng = Rc::new(Rng::new(seed));
             let machine = Machine::new(
                 if seed % 2 == 0 {
-                    CasRules::Envoy
+                    HostKind::Envoy
                 } else {
-                    CasRules::Nginx
+                    HostKind::Nginx
                 },
                 seed,
             );

@@ -6,7 +6,7 @@ use haven::base::headers::HeaderMap;
 use haven::base::time::{Moment, Nanos};
 use haven::engine::chain::{Action, Exchange};
 use haven::engine::{Engine, TICK};
-use haven::host::sim::{CasRules, Machine, Outgoing, SimStream, Worker};
+use haven::host::sim::{HostKind, Machine, Outgoing, SimStream, Worker};
 use haven::host::{CallAnswer, Message, Property, Stream};
 use serde_json::Value;
 use std::rc::Rc;
@@ -80,7 +80,7 @@ pub const VIA_UPSTREAM: &str = "via_upstream";
 impl Haven {
     /// A proxy with this configuration.
     pub fn new(config: &Value, workers: usize, endpoints: usize, seed: u64) -> Self {
-        let machine = Machine::new(CasRules::Envoy, seed);
+        let machine = Machine::new(HostKind::Envoy, seed);
         let vms = (0..=workers).map(|_| {
             let worker = Worker(Rc::clone(&machine));
             let config = haven::document::parse(config.to_string().as_bytes())

@@ -62,6 +62,10 @@ impl Exchange {
         end: bool,
     ) -> Action {
         let Some(probe) = self.probe else {
+            if !self.engine.kind.tells_ends() {
+                // It was taken for a request without a body.
+                self.facts.asked = None;
+            }
             return if end {
                 self.on_whole(host, stream)
             } else {

@@ -124,7 +124,7 @@ impl Exchange {
             comes && is_whole && (own || patience > Nanos::ZERO)
         };
         // A host that does not tell where messages end (nginx) is left as it is.
-        if !fits || !engine.tells_ends {
+        if !fits || !engine.kind.tells_ends() {
             return self.reply(stream, &reply);
         }
         self.replied = true;

@@ -214,6 +214,16 @@ impl Exchange {
             .map(|used| &*used.policy);
         let retries = self.grants.retries();
         let pick = self.grants.picked();
+        if !context.engine.kind.tells_sources() {
+            return Source {
+                class: Class::Answered,
+                upstream,
+                matters: upstream.is_some(),
+                first: pick.first(),
+                said: None,
+                address: None,
+            };
+        }
         let first = upstream
             .filter(|_| !suspect)
             .and_then(|upstream| upstream.first_try(&pick, &answer.headers, retries));

@@ -1,11 +1,12 @@
 //! Which route a request takes, by one spelling of what means the same.
 
 use super::{Action, CLUSTER_HEADER, Context, Exchange};
-use crate::base::headers::{HeaderMap, Kept};
+use crate::base::headers::{HeaderMap, Headers, Kept};
 use crate::document::PathParameters;
 use crate::engine::Engine;
-use crate::host::{Host, Message, Stream};
-use crate::request::{Request, without_parameters};
+use crate::engine::single::Seen;
+use crate::host::{Host, Message, Reply, Stream};
+use crate::request::{Request, reply, without_parameters};
 use std::rc::Rc;
 
 impl Engine {
@@ -16,6 +17,42 @@ impl Engine {
         } else {
             stream.headers(Message::Request)
         }
+    }
+
+    /// The request that has these headers.
+    pub(super) fn request<'a>(&self, headers: Headers<'a>) -> Request<'a> {
+        let request = Request::new(headers);
+        if self.kind.shows_authority() {
+            return request;
+        }
+        Request {
+            authority: headers.get("host"),
+            ..request
+        }
+    }
+
+    /// Removes the headers that only haven and the proxy may set, and notes what stands twice.
+    pub(super) fn read<S: Stream>(&self, headers: Headers<'_>, stream: &S) -> Seen {
+        let mut seen = Seen::default();
+        for (name, value) in headers.watched() {
+            // Found in the copy: only a request that has one pays for the call that removes it.
+            if let Some((at, reserved)) = self.reserved_headers.entry(name) {
+                seen.note_reserved(at);
+                stream.remove_header(Message::Request, reserved);
+            }
+            self.single.note(name, value, &mut seen);
+        }
+        seen
+    }
+
+    /// The answer to a request that this proxy can't show as the upstream gets it; `None`: it can.
+    pub(super) fn unreadable(&self, headers: &HeaderMap, seen: Seen) -> Option<Reply> {
+        if seen.repeated && !self.kind.sets_repeated() {
+            let why = "a header that may stand once stands twice";
+            return Some(reply::unreadable(400, why));
+        }
+        let hidden = headers.said() >= self.kind.most_headers();
+        hidden.then(|| reply::unreadable(431, "there are too many headers"))
     }
 }
 
@@ -35,7 +72,7 @@ impl Exchange {
         let kept = unified.as_ref().map(|map| Kept::new(map, engine.watched));
         let mut request = kept
             .as_ref()
-            .map_or(request, |kept| Request::new(kept.headers()));
+            .map_or(request, |kept| engine.request(kept.headers()));
         let plain;
         if engine.path_parameters == PathParameters::Strip && request.path.contains(&b';') {
             plain = without_parameters(request.path);
@@ -57,7 +94,7 @@ impl Exchange {
             return Action::Continue;
         }
         self.start = host.monotonic();
-        self.whole = (end || !engine.tells_ends).then_some(self.start);
+        self.whole = (end || !engine.kind.tells_ends()).then_some(self.start);
         self.route = Some(Rc::clone(route));
         let context = Context::new(&engine, route, host, stream);
         self.run(&context, request, end)

@@ -4,13 +4,13 @@ use super::checker::{Checker, Target};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
 use crate::document::Ask;
-use crate::host::{Call, CallAnswer, CallId, Calls, Host};
+use crate::host::{Call, CallAnswer, CallId, Calls, Host, Platform};
 use crate::policy::health_check::{CheckReason, EndpointHealth, Sample};
 use crate::policy::health_check::{grpc, report};
 
 impl Checker {
     /// Sends a check to an endpoint.
-    pub(super) fn ask<H: Calls>(&self, target: &Target, host: &H) -> Option<CallId> {
+    pub(super) fn ask<H: Calls + Platform>(&self, target: &Target, host: &H) -> Option<CallId> {
         let timeout = self.check.timeout;
         let chosen = (
             self.upstream.config.override_header.as_str(),
@@ -32,8 +32,13 @@ impl Checker {
                     ("user-agent", "haven-health-check"),
                     chosen,
                 ];
+                let by_name = host.kind().has_clusters();
                 host.call(&Call::Http {
-                    cluster: &self.upstream.config.cluster,
+                    cluster: if by_name {
+                        &self.upstream.config.cluster
+                    } else {
+                        &target.address
+                    },
                     headers: &headers,
                     timeout,
                 })
@@ -69,7 +74,7 @@ impl Checker {
                 else {
                     return failed(late);
                 };
-                if is_local_reply(headers, status) {
+                if host.kind().tells_sources() && is_local_reply(headers, status) {
                     return failed(late || status == 504);
                 }
                 let good = expected

@@ -1,12 +1,13 @@
 //! A simulated HTTP exchange, with a client and an upstream that the test plays.
 
 use crate::base::headers::HeaderMap;
-use crate::host::{Message, Property, Reply, Stream};
+use crate::host::{HostKind, Message, Property, Reply, Stream};
 use std::cell::RefCell;
 
 /// A simulated HTTP exchange.
 #[derive(Debug, Default)]
 pub struct SimStream {
+    kind: HostKind,
     request: RefCell<Vec<(String, Vec<u8>)>>,
     response: RefCell<Vec<(String, Vec<u8>)>>,
     trailers: RefCell<Vec<(String, Vec<u8>)>>,
@@ -41,6 +42,17 @@ impl SimStream {
         request.extend(headers.iter().map(|(n, v)| ((*n).to_owned(), v.to_vec())));
         drop(request);
         stream
+    }
+
+    /// The same on this proxy.
+    #[must_use]
+    pub fn on(self, kind: HostKind) -> Self {
+        Self { kind, ..self }
+    }
+
+    /// What nginx ends a worker over, or does otherwise than it is told.
+    fn survives(&self, does: bool, what: &str) {
+        assert!(does || self.kind == HostKind::Envoy, "nginx: {what}");
     }
 
     /// Lets the upstream at `address` answer, after as many tries as a proxy makes that follows the
@@ -192,6 +204,7 @@ impl Stream for SimStream {
     }
 
     fn set_headers(&self, of: Message, headers: &HeaderMap) {
+        self.survives(false, "all headers are set");
         let pairs = headers.iter();
         *self.pairs(of).borrow_mut() = pairs
             .map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), value.to_vec()))
@@ -199,17 +212,32 @@ impl Stream for SimStream {
     }
 
     fn set_header(&self, of: Message, name: &str, value: &[u8]) {
-        self.remove_header(of, name);
-        self.add_header(of, name, value);
+        let mut pairs = self.pairs(of).borrow_mut();
+        let lines = pairs.iter();
+        let lines = lines.filter(|(n, _)| n.eq_ignore_ascii_case(name)).count();
+        let once = of != Message::Request || lines < 2;
+        // Of one that is refused for it nothing is sent on.
+        if !once && self.kind == HostKind::Nginx {
+            return;
+        }
+        pairs.retain(|(n, _)| !n.eq_ignore_ascii_case(name));
+        pairs.push((name.to_owned(), value.to_vec()));
     }
 
     fn add_header(&self, of: Message, name: &str, value: &[u8]) {
+        if self.kind == HostKind::Nginx && of == Message::Request {
+            return self.set_header(of, name, value);
+        }
         self.pairs(of)
             .borrow_mut()
             .push((name.to_owned(), value.to_vec()));
     }
 
+    /// On nginx a request's header is emptied: who removes it there hides it from the filter alone.
     fn remove_header(&self, of: Message, name: &str) {
+        if self.kind == HostKind::Nginx && of == Message::Request {
+            return self.set_header(of, name, b"");
+        }
         self.pairs(of)
             .borrow_mut()
             .retain(|(n, _)| !n.eq_ignore_ascii_case(name));
@@ -238,6 +266,9 @@ impl Stream for SimStream {
     }
 
     fn property(&self, property: Property) -> Option<Vec<u8>> {
+        if !self.kind.tells(property) {
+            return None;
+        }
         self.asked.borrow_mut().push(property);
         self.properties
             .borrow()
@@ -253,6 +284,10 @@ impl Stream for SimStream {
     }
 
     fn reply(&self, reply: &Reply) {
+        let first = self.reply.borrow().is_none();
+        self.survives(first, "a second reply");
+        let answered = !self.response.borrow().is_empty();
+        self.survives(!answered, "a reply in place of an answer keeps its headers");
         // Whole: who plays the client does not care which part was ready.
         let mut whole = reply.clone();
         if let Some(ready) = whole.ready.take() {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::host::Clock;
-use crate::host::sim::{CasRules, Machine, Worker};
+use crate::host::sim::{HostKind, Machine, Worker};
 
 mod ages;
 mod apart;
@@ -35,7 +35,7 @@ struct Proxy {
 
 impl Proxy {
     fn new(config: config::Stale) -> Self {
-        let machine = Machine::new(CasRules::Envoy, 1);
+        let machine = Machine::new(HostKind::Envoy, 1);
         Self {
             machine,
             stale: Stale::new("f", config, Seed(1, 2)),
