@@ -165,3 +165,34 @@ fn the_table_of_hosts_is_that_of_the_code() {
     );
     assert_eq!(HostKind::Envoy.limits(), None);
 }
+
+/// The configuration within nginx's, as nginx reads a parameter in single quotes.
+#[test]
+fn the_example_for_nginx_is_one_that_nginx_can_have() {
+    let conf = include_str!("../../examples/nginx/nginx.conf");
+    let (_, rest) = conf.split_once("proxy_wasm haven '").unwrap();
+    let (document, _) = rest.split_once("';").unwrap();
+    assert!(
+        document.len() < 4096 && !document.contains(['\'', '\\']),
+        "escapes"
+    );
+    let config = parse(document.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
+    config.check_host(HostKind::Nginx).unwrap();
+    assert_eq!(config.warnings(), Vec::<String>::new());
+    // Each endpoint that haven can pick is an entry of the map, and each cluster.
+    for upstream in &config.upstreams {
+        let mut endpoints = upstream.endpoints.iter();
+        assert!(endpoints.all(|it| {
+            let pattern = it.address.replace('.', "\\.");
+            conf.contains(&format!("\"~^{pattern}\" {};", it.address))
+        }));
+        assert!(conf.contains(&format!("upstream {} {{", upstream.name)));
+    }
+    for needed in [
+        "shm_kv * ",
+        "large_client_header_buffers 4 8k;",
+        "proxy_read_timeout ",
+    ] {
+        assert!(conf.contains(needed), "{needed}");
+    }
+}

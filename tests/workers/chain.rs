@@ -5,7 +5,6 @@ use super::hosts;
 use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::rng::Rng;
 use haven::base::time::{Moment, Nanos};
-use haven::document::Config;
 use haven::engine::Engine;
 use haven::engine::chain::{Action, Exchange};
 use haven::host::Platform;
