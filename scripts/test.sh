@@ -46,7 +46,8 @@ wasm() {
   PATH="${runner%/*}:${node%/*}:$PATH" NODE_PATH=$PWD/scripts/wasm_imports \
     cargo test "${flags[@]}" --target wasm32-unknown-unknown || return
   mapfile -t flags < <(targets '^hosts')
-  HAVEN_PORTABLE=$PWD/dist/haven-portable.wasm cargo test "${flags[@]}"
+  HAVEN_WASM=$PWD/dist/haven.wasm HAVEN_PORTABLE=$PWD/dist/haven-portable.wasm \
+    cargo test "${flags[@]}"
 }
 
 envoy() {

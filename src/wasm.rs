@@ -21,7 +21,7 @@ use crate::engine::chain::{Action, Exchange};
 use crate::engine::waiting::Line;
 use crate::engine::{Engine, TICK};
 use crate::host::scoped::Scoped;
-use crate::host::{CallAnswer, CallId, Clock, Platform};
+use crate::host::{CallAnswer, CallId, Clock, HostKind, Platform};
 use crate::policy::health_check::report;
 use bindings::Proxy;
 use std::cell::{Cell, RefCell};
@@ -56,7 +56,10 @@ impl Root {
     /// The host has a configuration of `size` bytes. `false`: at start the proxy exits, on an
     /// update it keeps the one that it has.
     fn on_configure(&self, size: usize) -> bool {
-        bindings::detect_host();
+        if bindings::detect_host() == HostKind::Nginx && !cfg!(feature = "portable") {
+            log::error!("configuration refused: nginx needs haven-portable.wasm (docs/hosts.md)");
+            return false;
+        }
         let json = bindings::plugin_configuration(size);
         let engine = document::parse(&json)
             .map_err(|errors| errors.to_string())

@@ -2,6 +2,7 @@
 
 use super::{Algorithm, Ask, Config, ConfigErrors, Outcomes, RequestHeaders, RequestTimeout};
 use crate::host::{Feature, HostKind};
+use crate::policy::upstream::config::Steer;
 use crate::request::Reason;
 use crate::schema::json::show_text;
 use crate::schema::units::show_span;
@@ -17,7 +18,7 @@ impl Config {
             kind,
             errors: Errors::default(),
         };
-        if kind != HostKind::Envoy {
+        if kind.is_nginx() {
             self.refuse_all(&mut refusals);
         }
         refusals.errors.end(Some(()))
@@ -68,6 +69,10 @@ impl Config {
             if upstream.attempt_count {
                 let at = at.key("override");
                 refuse(&at.key("attempt_count"), "true", Feature::AttemptCount);
+            }
+            if upstream.steer == Steer::ByException {
+                let at = at.key("steer");
+                refuse(&at, "\"by_exception\"", Feature::SteerByException);
             }
             let ask = upstream.health_check.as_ref().map(|check| &check.ask);
             if let Some(Ask::Grpc { .. }) = ask {

@@ -34,6 +34,8 @@ pub enum Feature {
     Timeout,
     /// `"outcomes": "by_exception"`.
     ByException,
+    /// `"steer": "by_exception"`.
+    SteerByException,
     /// Retry and timeout headers of clients.
     ClientRetryHeaders,
     /// The proxy's own count of tries in answers.
@@ -46,7 +48,7 @@ pub enum Feature {
 
 impl Feature {
     /// All of them, in the order in which people read of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::LeakyBucket,
         Self::GrpcHealth,
         Self::GrpcChecks,
@@ -54,6 +56,7 @@ impl Feature {
         Self::Retry,
         Self::Timeout,
         Self::ByException,
+        Self::SteerByException,
         Self::ClientRetryHeaders,
         Self::AttemptCount,
         Self::HostHeader,
@@ -71,6 +74,7 @@ impl Feature {
             Self::Retry => "retry",
             Self::Timeout => "timeout.request and timeout.per_try",
             Self::ByException => "outcomes by_exception",
+            Self::SteerByException => "steer by_exception",
             Self::ClientRetryHeaders => "trust_client_retry_headers",
             Self::AttemptCount => "override.attempt_count",
             Self::HostHeader => "match.headers of host",
@@ -95,6 +99,7 @@ impl Feature {
             Self::Retry => "none: on nginx proxy_next_upstream tries again",
             Self::Timeout => "none: on nginx proxy_read_timeout ends a request",
             Self::ByException => "\"every\": only Envoy's access log reports exceptions",
+            Self::SteerByException => "\"always\": only Envoy picks while haven does not",
             Self::ClientRetryHeaders => "false: these headers mean nothing to nginx",
             Self::AttemptCount => "false: nginx does not count tries in answers",
             Self::HostHeader => "none of host, but hosts: nginx shows its own server_name instead",
@@ -104,25 +109,33 @@ impl Feature {
 }
 
 impl HostKind {
+    /// Whether it is nginx. The module for Envoy has none of what follows from that: it is not to
+    /// pay for it.
+    #[must_use]
+    pub const fn is_nginx(self) -> bool {
+        cfg!(any(feature = "portable", not(target_arch = "wasm32"))) && matches!(self, Self::Nginx)
+    }
+
     /// What is to stand in the place of a feature that this proxy lacks, and why; `None`: it has
     /// it.
     #[must_use]
     pub const fn lacks(self, feature: Feature) -> Option<&'static str> {
-        match self {
-            Self::Envoy => None,
-            Self::Nginx => Some(feature.on_nginx()),
+        if self.is_nginx() {
+            Some(feature.on_nginx())
+        } else {
+            None
         }
     }
 
     /// One line on all that does not work here; `None`: all works.
     #[must_use]
     pub fn limits(self) -> Option<String> {
+        if !self.is_nginx() {
+            return None;
+        }
         let lacks = |it: &Feature| self.lacks(*it).is_some();
         let names: Vec<_> = Feature::ALL.into_iter().filter(lacks).collect();
         let names: Vec<_> = names.into_iter().map(Feature::name).collect();
-        if names.is_empty() {
-            return None;
-        }
         let parts = [
             "the proxy is nginx; not here, and refused in a configuration: ",
             &names.join(", "),
@@ -135,81 +148,69 @@ impl HostKind {
     /// body before it sends the request on.
     #[must_use]
     pub const fn tells_ends(self) -> bool {
-        matches!(self, Self::Envoy)
+        !self.is_nginx()
     }
 
     /// Whether it says who answered, and in whose place it answered itself. Where it does not, the
     /// endpoint did that the request was sent to, and the proxy's own 502 and 504 are its.
     #[must_use]
     pub const fn tells_sources(self) -> bool {
-        matches!(self, Self::Envoy)
+        !self.is_nginx()
     }
 
     /// Whether a property can be read. nginx has no more than the client's address: of the others
     /// it logs an error for each answer, and its worker may not survive `upstream.address`.
     #[must_use]
     pub const fn tells(self, property: Property) -> bool {
-        matches!(
-            (self, property),
-            (Self::Envoy, _) | (_, Property::SourceAddress)
-        )
+        !self.is_nginx() || matches!(property, Property::SourceAddress)
     }
 
     /// Whether calls go to clusters, by name, with endpoints by header. On nginx they go to an
     /// address.
     #[must_use]
     pub const fn has_clusters(self) -> bool {
-        matches!(self, Self::Envoy)
+        !self.is_nginx()
     }
 
     /// How many calls out a VM may have open at once. nginx ends the worker when two overlap.
     #[must_use]
     pub const fn most_calls(self) -> usize {
-        match self {
-            Self::Envoy => usize::MAX,
-            Self::Nginx => 1,
-        }
+        if self.is_nginx() { 1 } else { usize::MAX }
     }
 
     /// Whether `:authority` is what the client has asked for. On nginx it is its own `server_name`,
     /// and `host` is the client's.
     #[must_use]
     pub const fn shows_authority(self) -> bool {
-        matches!(self, Self::Envoy)
+        !self.is_nginx()
     }
 
     /// How many headers of a request it shows at most, its own included; what is beyond goes to the
     /// upstream unseen.
     #[must_use]
     pub const fn most_headers(self) -> usize {
-        match self {
-            Self::Envoy => usize::MAX,
-            Self::Nginx => 100,
-        }
+        if self.is_nginx() { 100 } else { usize::MAX }
     }
 
     /// Whether a header that stands twice can be set, or removed. nginx sends the second line on,
     /// whatever it was told.
     #[must_use]
     pub const fn sets_repeated(self) -> bool {
-        matches!(self, Self::Envoy)
+        !self.is_nginx()
     }
 
     /// The longest name of a metric. nginx puts the module's before it, and lets no more than 256
     /// bytes pass together; a longer one ends the worker.
     #[must_use]
     pub const fn longest_metric(self) -> usize {
-        match self {
-            Self::Envoy => usize::MAX,
-            Self::Nginx => 200,
-        }
+        if self.is_nginx() { 200 } else { usize::MAX }
     }
 
     /// Whether the period of ticks can be changed. nginx takes one, and ends the VM over the second:
     /// there ticks come often, and what is due is done in them alone, calls included.
     #[must_use]
     pub const fn changes_ticks(self) -> bool {
-        matches!(self, Self::Envoy)
+        !self.is_nginx()
     }
 }
 

@@ -61,7 +61,7 @@ pub fn plugin_configuration(size: usize) -> Vec<u8> {
 /// The plugin's root id, or its name if that is empty; nothing on nginx, whose worker does not
 /// survive the question.
 pub fn plugin_identity() -> String {
-    if Proxy.kind() == HostKind::Nginx {
+    if Proxy.kind().is_nginx() {
         return String::new();
     }
     let named = |path: &str| property(path).filter(|value| !value.is_empty());
@@ -76,15 +76,17 @@ thread_local! {
 /// Finds out which proxy this is, by what it does: nginx adds any offset to a counter, and Envoy
 /// refuses one that is not above 0. Both survive it, and it changes nothing. (A property would not
 /// do: nginx does not survive some in a root context, and logs an error for the others.)
-pub fn detect_host() {
+pub fn detect_host() -> HostKind {
     let probe = define_metric(COUNTER, "haven_internal_host");
     // SAFETY: takes numbers.
     let adds = probe.is_some_and(|probe| unsafe { proxy_increment_metric(probe, 0) == OK });
-    KIND.set(if adds {
+    let kind = if adds {
         HostKind::Nginx
     } else {
         HostKind::Envoy
-    });
+    };
+    KIND.set(kind);
+    kind
 }
 
 impl Platform for Proxy {
@@ -201,13 +203,11 @@ impl SharedCounters for Proxy {
     }
 
     fn clear(&self, counter: SharedCounter) {
-        match self.kind() {
-            HostKind::Envoy => self.store(counter, 0),
-            HostKind::Nginx => {
-                let number = self.load(counter).cast_signed();
-                self.increment(counter, number.wrapping_neg());
-            }
+        if !self.kind().is_nginx() {
+            return self.store(counter, 0);
         }
+        let number = self.load(counter).cast_signed();
+        self.increment(counter, number.wrapping_neg());
     }
 
     fn increment(&self, counter: SharedCounter, offset: i64) {
@@ -227,7 +227,7 @@ impl Metrics for Proxy {
     fn define(&self, kind: MetricKind, name: &str) -> MetricId {
         let kind = match kind {
             MetricKind::Counter => COUNTER,
-            MetricKind::UpDownCounter if self.kind() == HostKind::Nginx => COUNTER,
+            MetricKind::UpDownCounter if self.kind().is_nginx() => COUNTER,
             MetricKind::UpDownCounter | MetricKind::Gauge => GAUGE,
             MetricKind::Histogram => HISTOGRAM,
         };
@@ -313,7 +313,7 @@ impl Stream for Proxy {
 
     fn add_header(&self, of: Message, name: &str, value: &[u8]) {
         // The one that was emptied has this name.
-        if of == Message::Request && self.kind() == HostKind::Nginx {
+        if of == Message::Request && self.kind().is_nginx() {
             return self.set_header(of, name, value);
         }
         // SAFETY: name and value live through the call.
@@ -330,7 +330,7 @@ impl Stream for Proxy {
 
     /// nginx hides a request's header from the filter and sends it on. Nothing takes its place.
     fn remove_header(&self, of: Message, name: &str) {
-        if of == Message::Request && self.kind() == HostKind::Nginx {
+        if of == Message::Request && self.kind().is_nginx() {
             return self.set_header(of, name, b"");
         }
         // SAFETY: the name lives through the call.
@@ -367,19 +367,18 @@ impl Stream for Proxy {
     /// In nginx's variable of this name, if the configuration has one.
     fn set_state(&self, name: &str, value: &[u8]) {
         let variable;
-        let name = match self.kind() {
-            HostKind::Envoy => name,
-            HostKind::Nginx => {
-                variable = ["ngx.", &name.replace('.', "_")].concat();
-                &variable
-            }
+        let name = if self.kind().is_nginx() {
+            variable = ["ngx.", &name.replace('.', "_")].concat();
+            &variable
+        } else {
+            name
         };
         // SAFETY: path and value live through the call.
         unsafe { proxy_set_property(name.as_ptr(), name.len(), value.as_ptr(), value.len()) };
     }
 
     fn reply(&self, reply: &Reply) {
-        if self.kind() == HostKind::Nginx {
+        if self.kind().is_nginx() {
             return reply_on_nginx(reply);
         }
         let mut pairs = Vec::with_capacity(8);

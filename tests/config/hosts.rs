@@ -5,7 +5,7 @@ use haven::host::{Feature, HostKind};
 use serde_json::{Value, json};
 
 /// For each feature a configuration that asks for it, and where.
-fn asks() -> [(Feature, Value, &'static str); 13] {
+fn asks() -> [(Feature, Value, &'static str); 14] {
     let upstream = |it: Value| json!({"upstreams": {"u": it}});
     let route = |it: Value| {
         let mut route = json!({"name": "r"});
@@ -71,6 +71,11 @@ fn asks() -> [(Feature, Value, &'static str); 13] {
             Feature::AttemptCount,
             upstream(json!({"override": {"attempt_count": true}})),
             "upstreams.u.override.attempt_count",
+        ),
+        (
+            Feature::SteerByException,
+            upstream(json!({"steer": "by_exception", "endpoints": [{"address": "192.0.2.7:80"}]})),
+            "upstreams.u.steer",
         ),
         (
             Feature::HostHeader,

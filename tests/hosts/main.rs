@@ -11,8 +11,11 @@ use strict::{Exchange, Guest, Open, Proxy};
 
 /// The portable module: that of `HAVEN_PORTABLE`, else `dist/haven-portable.wasm`.
 fn portable() -> Vec<u8> {
-    let path = std::env::var("HAVEN_PORTABLE");
-    let path = path.unwrap_or_else(|_| "dist/haven-portable.wasm".to_owned());
+    module("HAVEN_PORTABLE", "dist/haven-portable.wasm")
+}
+
+fn module(variable: &str, usual: &str) -> Vec<u8> {
+    let path = std::env::var(variable).unwrap_or_else(|_| usual.to_owned());
     std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}; make wasm builds it"))
 }
 
@@ -123,6 +126,14 @@ fn nginx_is_known_by_what_it_does_and_said_once() {
     assert!(said(&envoy).is_empty());
     let (nginx, _workers) = proxy(HostKind::Nginx, &config());
     assert_eq!(said(&nginx), [3], "one warning for two workers");
+}
+
+#[test]
+fn the_module_for_envoy_says_on_nginx_which_one_to_load() {
+    let module = module("HAVEN_WASM", "dist/haven.wasm");
+    let refused = Proxy::new(HostKind::Nginx, &module).worker("{}").err();
+    assert!(refused.is_some_and(|it| it.contains("nginx needs haven-portable.wasm")));
+    Proxy::new(HostKind::Envoy, &module).worker("{}").unwrap();
 }
 
 #[test]

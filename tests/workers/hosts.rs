@@ -28,7 +28,7 @@ pub fn kind_of(seed: u64) -> HostKind {
 
 /// Leaves out what nginx lacks.
 fn fit(config: &mut Value) {
-    assert_eq!(Feature::ALL.len(), 11, "another one: leave it out here");
+    assert_eq!(Feature::ALL.len(), 12, "another one: leave it out here");
     config["health"]["grpc"] = json!(false);
     config["trust_client_retry_headers"] = json!(false);
     for (_, limit) in entries(config, "rate_limits") {
@@ -49,6 +49,9 @@ fn fit(config: &mut Value) {
         fallback["on"] = json!(on);
     }
     for (_, upstream) in entries(config, "upstreams") {
+        if let Some(upstream) = upstream.as_object_mut() {
+            upstream.remove("steer");
+        }
         if upstream["override"].is_object() {
             upstream["override"]["attempt_count"] = json!(false);
         }

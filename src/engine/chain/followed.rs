@@ -1,10 +1,11 @@
 //! What the proxy did, read and not inferred: which endpoints it tried, and whether it did what haven
 //! asked it for. Where it did not, that is counted, logged, and blamed on nobody.
 
+use super::classify::Class;
 use super::response::Source;
 use super::{Context, Exchange};
 use crate::document::FallbackStep;
-use crate::engine::upstream::{Attempts, Tried};
+use crate::engine::upstream::{Attempts, Pick, Tried, Upstream};
 use crate::host::{Host, Property, Stream};
 
 /// What the proxy was asked for.
@@ -16,6 +17,21 @@ pub(super) enum NotFollowed {
     Cluster = 2,
     /// None in particular, but one that is in use.
     Choice = 4,
+}
+
+impl<'a> Source<'a> {
+    /// Of a proxy that does not tell: the endpoint was asked that haven picked first, and answered.
+    pub(super) fn assumed(upstream: Option<&'a Upstream>, pick: &Pick) -> Self {
+        Self {
+            class: Class::Answered,
+            upstream,
+            matters: upstream.is_some(),
+            first: pick.first(),
+            said: None,
+            address: None,
+            calls: 1,
+        }
+    }
 }
 
 impl Exchange {

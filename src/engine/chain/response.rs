@@ -215,14 +215,7 @@ impl Exchange {
         let retries = self.grants.retries();
         let pick = self.grants.picked();
         if !context.engine.kind.tells_sources() {
-            return Source {
-                class: Class::Answered,
-                upstream,
-                matters: upstream.is_some(),
-                first: pick.first(),
-                said: None,
-                address: None,
-            };
+            return Source::assumed(upstream, &pick);
         }
         let first = upstream
             .filter(|_| !suspect)
