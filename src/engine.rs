@@ -59,6 +59,7 @@ mod reserved;
 mod route;
 mod seed;
 mod shared;
+mod shedding;
 mod single;
 mod stale;
 mod upstream;

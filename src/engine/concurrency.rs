@@ -8,6 +8,7 @@
 use super::in_flight::{Gauge, InFlight};
 use super::metrics::MetricTable;
 use super::shared::Shared;
+use super::shedding::Shedding;
 use crate::base::hash::Seed;
 use crate::base::time::{Moment, Nanos};
 use crate::document::{self, ConcurrencyAlgorithm, Criticality, KeyPart};
@@ -21,6 +22,9 @@ use crate::request::Request;
 use std::cell::Cell;
 use std::rc::Rc;
 
+/// What others have refused within this time is going on.
+const REFUSING: Nanos = Nanos::from_millis(100);
+
 /// A limit of one subject.
 #[derive(Debug)]
 pub(super) struct Concurrency {
@@ -30,8 +34,7 @@ pub(super) struct Concurrency {
     in_flight: InFlight,
     limit: SharedCounter,
     seen: Cell<Observations>,
-    /// When it last refused a request of this worker.
-    refused_at: Cell<Option<Moment>>,
+    shedding: Shedding,
     fair: Option<Fair>,
     /// Answers of this worker that go on.
     streams: Shared<Streams>,
@@ -128,7 +131,7 @@ impl Concurrency {
             gauge,
             limit: names.concurrency_limit(&config.name, key),
             seen: Cell::new(Observations::default()),
-            refused_at: Cell::default(),
+            shedding: Shedding::new(names.concurrency_refused_at(&config.name, key)),
             streams: Shared::default(),
             fair: (!config.fair.is_empty()).then(|| Fair {
                 shares: FairShares::new(
@@ -200,6 +203,7 @@ impl Concurrency {
             self.gauge.value(host).saturating_add(1)
         };
         let limit = self.limit(host);
+        self.shedding.look(host, now);
         let others = among.saturating_sub(1);
         // Asked even where there is no room: it is then that workers have to know of each other.
         let standing = self.standing(host, asks, others, limit);
@@ -211,12 +215,16 @@ impl Concurrency {
         };
         let room = answer == Answer::Room;
         if whole || !room {
+            let others_refuse = self.shedding.is_within(REFUSING, now);
             self.learn(host, now, limit, |seen, settings| {
-                seen.arrived(settings, now, among, limit, answer)
+                seen.arrived(settings, now, among, limit, answer);
+                if others_refuse {
+                    seen.refused_elsewhere(settings, now);
+                }
             });
         }
         if !room {
-            self.refused_at.set(Some(now));
+            self.shedding.refused(host, now);
             if let Some(fair) = &self.fair {
                 fair.shares.with(|shares| shares.refused(now, standing));
             }
@@ -275,7 +283,11 @@ impl Concurrency {
             return Standing::Within;
         };
         let nearly_full = !has_room(others, limit, Criticality::Sheddable);
-        let due = |shares: &mut fair::KeyCounts| shares.is_due(asks.now, nearly_full);
+        let refused_at = self.shedding.last();
+        let due = |shares: &mut fair::KeyCounts| {
+            shares.others_refused(refused_at);
+            shares.is_due(asks.now, nearly_full)
+        };
         if fair.shares.with(due) && fair.shares.exchange(host, asks.now, asks.vm).is_err() {
             host.add(fair.contention, 1);
         }
@@ -298,10 +310,9 @@ impl Concurrency {
         self.seen.get().expected(permit.among)
     }
 
-    /// Whether it has refused a request of this worker lately.
+    /// Whether it has refused something lately, as far as this worker knows.
     pub(super) fn is_shedding(&self, now: Moment) -> bool {
-        let at = self.refused_at.get();
-        at.is_some_and(|at| at.is_within(SHEDDING, now))
+        self.shedding.is_within(SHEDDING, now)
     }
 
     /// The upstream has begun to answer well, after this time; `None`: how long it took is not

@@ -216,6 +216,14 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
         )
     }
 
+    /// When it last refused, by the host's clock.
+    pub(super) fn concurrency_refused_at(&self, policy: &str, key: &str) -> SharedCounter {
+        self.share(
+            "haven_internal_concurrency_refused_at",
+            &[("policy", policy), ("key", key)],
+        )
+    }
+
     /// Requests that lack a part of the key of a limit's fair shares.
     pub(super) fn fair_unkeyed(&self, policy: &str) -> MetricId {
         self.define(

@@ -49,8 +49,9 @@ pub enum Answer {
     Room,
     /// There is none.
     Full,
-    /// There is room, but not for one who has more than a fair share of it: a higher limit would be
-    /// of no use to those who ask for little.
+    /// Not for one who has more than a fair share of what is in flight: a higher limit would be of
+    /// no use to those who ask for little. Who is far above a share is refused for that even where
+    /// the limit is full: it is full of what such keys have.
     OverShare,
 }
 
@@ -58,12 +59,11 @@ impl Answer {
     /// To a request of this criticality and standing, beside `others` in flight.
     #[must_use]
     pub fn of(standing: Standing, others: u64, limit: u64, criticality: Criticality) -> Self {
-        if !has_room(others, limit, criticality) {
-            Self::Full
-        } else if !has_room_of(standing, others, limit, criticality) {
-            Self::OverShare
-        } else {
-            Self::Room
+        let full = !has_room(others, limit, criticality);
+        match standing {
+            Standing::Within | Standing::Over if full => Self::Full,
+            _ if full || !has_room_of(standing, others, limit, criticality) => Self::OverShare,
+            _ => Self::Room,
         }
     }
 }

@@ -37,6 +37,7 @@ fn calm(slots: usize, load: f64, requests: usize) -> World {
             patience: 1.0,
             says: false,
             hangs_up: false,
+            one_connection: false,
         }],
         load,
         faults: Vec::new(),

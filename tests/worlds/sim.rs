@@ -232,7 +232,12 @@ impl Sim<'_> {
             &self.world.clients[arrival.client],
         );
         let deadline = self.world.deadline(&arrival);
-        let worker = Draw::of(&[self.world.seed, self.chance, id as u64, 1])
+        let by = if client.one_connection {
+            [arrival.client as u64, 4]
+        } else {
+            [id as u64, 1]
+        };
+        let worker = Draw::of(&[self.world.seed, self.chance, by[0], by[1]])
             .count(0, self.world.workers - 1);
         let (post, timeout) = (route.post, route.timeout);
         if client.hangs_up {

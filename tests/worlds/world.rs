@@ -94,6 +94,8 @@ pub struct Client {
     pub says: bool,
     /// Whether it hangs up when its deadline is over.
     pub hangs_up: bool,
+    /// It has one connection, so that one worker has all of its requests.
+    pub one_connection: bool,
 }
 
 /// A request that comes.
@@ -172,6 +174,8 @@ impl World {
             timeout,
         });
         let routes: Vec<_> = routes.collect();
+        // Of its own: what else is drawn of a seed stays as it was.
+        let connections = Draw::of(&[seed, 0xc0]);
         let clients = (0..draw.count(1, 5)).map(|_| Client {
             share: draw.log_between(0.1, 1.0),
             patience: if draw.percent(70) {
@@ -181,6 +185,7 @@ impl World {
             },
             says: draw.percent(40),
             hangs_up: draw.percent(50),
+            one_connection: connections.percent(50),
         });
         let clients: Vec<_> = clients.collect();
         let (before, fault, after) = match size {

@@ -93,15 +93,10 @@ impl Upstream {
     ) -> CallResult {
         match (call.outcome, call.duration) {
             (Outcome::Failure, _) => {
-                let is_own = |presumed| {
-                    self.peers
-                        .with(|peers| peers.is_own_fault(at, now, presumed))
-                };
-                let shared = if overloaded {
-                    !is_own(false)
-                } else {
-                    !trial && !is_own(true) && !self.has_untried_level(at, now)
-                };
+                let late = overloaded.then_some(call.duration);
+                let is_own = || self.peers.with(|peers| peers.is_own_fault(at, now, late));
+                let excused = overloaded || !trial && !self.has_untried_level(at, now);
+                let shared = excused && !is_own();
                 if shared { CallResult::IGNORED } else { call }
             }
             (Outcome::Success, took)

@@ -15,7 +15,7 @@
 //! | | calm | pressed |
 //! |---|---|---|
 //! | when | otherwise | any of the three signs below |
-//! | it rises to | twice the present load | what is answered within 75 % of the deadline; a little more at a time while answers take less than that |
+//! | it rises to | twice the present load, while less than half of it is in flight | what is answered within 75 % of the deadline; a little more at a time while answers take less than that |
 //! | it falls | slowly, not below `initial_limit` | to the same, see below |
 //!
 //! A limit is pressed if half of it is in flight for ¼ of the deadline, if a request was refused in
@@ -212,6 +212,11 @@ impl Observations {
         }
     }
 
+    /// Another worker refuses requests.
+    pub fn refused_elsewhere(&mut self, settings: &AdaptiveSettings, now: Moment) {
+        self.refusing.goes_on(settings.deadline, now);
+    }
+
     /// A call ended that came when `admitted_at` were in flight; `in_flight` are now. It was
     /// answered, or is late.
     pub fn ended(
@@ -265,7 +270,10 @@ impl Observations {
                 calls.mean(),
             );
             let probe = self.probe(settings, now, limit, mean);
-            if found > limit {
+            if found > limit && self.grows() {
+                // The first answers to a burst are the quick ones.
+                probe
+            } else if found > limit {
                 let found = if mean > settings.near_target() {
                     limit.saturating_add(found.saturating_sub(limit).div_ceil(2))
                 } else {
@@ -281,6 +289,9 @@ impl Observations {
             } else {
                 probe
             }
+        } else if self.calm_at < now {
+            // Half of it is in flight just now, and the answers that there are tell of less.
+            limit
         } else {
             let done = self.all.within(settings.target()).saturating_mul(2);
             let usual = done
@@ -318,6 +329,12 @@ impl Observations {
             || now.since(self.calm_at) >= settings.pressed_after()
     }
 
+    /// Whether newer calls take longer: a queue grows, and what it comes to is still to be seen.
+    fn grows(&self) -> bool {
+        let older = self.all.mean();
+        self.new.mean() > older.saturating_add(older / 4)
+    }
+
     /// A higher limit, while requests are refused and answers come in time: at most once in the
     /// time that an answer takes, so that each step shows what it does before the next one.
     ///
@@ -335,10 +352,7 @@ impl Observations {
     fn probe(&mut self, settings: &AdaptiveSettings, now: Moment, limit: u64, mean: u64) -> u64 {
         let refusing_for = self.refusing.lasts(settings.deadline, now);
         let full_for = self.full.lasts(settings.deadline, now);
-        let older = self.all.mean();
-        // Newer ones take longer: a queue grows, and what it comes to is still to be seen.
-        let grows = self.new.mean() > older.saturating_add(older / 4);
-        if refusing_for.is_none() || grows || now.since(self.probed_at) < Nanos(mean) {
+        if refusing_for.is_none() || self.grows() || now.since(self.probed_at) < Nanos(mean) {
             return limit;
         }
         let least = limit.saturating_add((limit / 4).max(1));

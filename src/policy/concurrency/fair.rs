@@ -265,6 +265,11 @@ impl KeyCounts {
         }
     }
 
+    /// Another worker has refused something, at that time.
+    pub fn others_refused(&mut self, at: Option<Moment>) {
+        self.refused_at = self.refused_at.max(at);
+    }
+
     /// What is asked for in the window of this moment.
     fn demand(&mut self, now: Moment) -> &mut Demand {
         if !self.window.is_within(WINDOW, now) {

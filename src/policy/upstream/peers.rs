@@ -8,7 +8,9 @@
 //! **Clearly better** is a peer that fails less than half as often. One in four of the peers that
 //! have evidence must be, and at least one: a single lucky peer among many proves nothing, and two
 //! dead endpoints beside a good one must both go. Without evidence (no peer, or none with enough
-//! calls) a failure counts as ever.
+//! calls) a failure counts as ever. What comes too late while a limit refuses is the overload's,
+//! unless such a peer answers in half of the time: in a queue that all share chance decides whose
+//! requests are cut off first.
 //!
 //! | what happens | what the peers say | the failure |
 //! |---|---|---|
@@ -182,14 +184,22 @@ impl Peers {
     }
 
     /// Whether a failure of this endpoint, counted before, is its own and not one that its peers
-    /// share. `presumed`: what holds where nothing is known of its peers.
+    /// share. `overload`: for so long it gave no answer while a limit refused. Then it is its own
+    /// only if peers prove it, that fail less and answer in half of that time; otherwise it is
+    /// where nothing is known of them.
     #[must_use]
-    pub fn is_own_fault(&self, at: usize, now: Moment, presumed: bool) -> bool {
+    pub fn is_own_fault(&self, at: usize, now: Moment, overload: Option<Nanos>) -> bool {
+        let presumed = overload.is_none();
         let Some(own) = self.counts.get(at).map(|counts| counts.faded(now)) else {
             return presumed;
         };
         let known = self.others(at, now).filter(|peer| peer.is_evidence());
-        are_enough(known.map(|peer| peer.is_clearly_better(own))).unwrap_or(presumed)
+        let in_time = |peer: TryCounts| match (overload, peer.mean(CALL)) {
+            (Some(late), Some(mean)) => mean < Nanos(late.0 / 2),
+            _ => true,
+        };
+        let better = |peer: TryCounts| peer.is_clearly_better(own) && in_time(peer);
+        are_enough(known.map(better)).unwrap_or(presumed)
     }
 
     /// Whether too little is known of this endpoint to say that it is no better than others.
@@ -291,7 +301,7 @@ mod tests {
                 let ended = if failed { Try::Failed } else { Try::Good };
                 peers.record(at, now, ended, None);
                 if failed {
-                    seen[at].0 += u32::from(peers.is_own_fault(at, now, true));
+                    seen[at].0 += u32::from(peers.is_own_fault(at, now, None));
                     seen[at].1 += 1;
                 }
             }
@@ -321,13 +331,37 @@ mod tests {
     }
 
     #[test]
+    fn what_is_late_in_an_overload_is_its_own_only_beside_peers_that_are_quick() {
+        let own = |answers: u64| {
+            let mut peers = Peers::new(2);
+            for n in 0..9 {
+                peers.record(1, ms(n), Try::Good, Some(Nanos::from_millis(answers)));
+            }
+            let late = Some(Nanos::from_millis(1_000));
+            (0..3)
+                .map(|n| {
+                    peers.record(0, ms(10 + n), Try::Cut, late);
+                    peers.is_own_fault(0, ms(10 + n), late)
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(own(499), [true; 3]);
+        assert_eq!(own(501), [false; 3]);
+        // Of a peer of which nothing is known, and without an overload.
+        let mut peers = Peers::new(2);
+        peers.record(0, ms(0), Try::Cut, None);
+        assert!(!peers.is_own_fault(0, ms(0), Some(Nanos::from_millis(1_000))));
+        assert!(peers.is_own_fault(0, ms(0), None));
+    }
+
+    #[test]
     fn an_endpoint_that_dies_after_a_long_good_time_is_seen_at_once() {
         let mut peers = Peers::new(3);
         for n in 0..10_000 {
             (0..3).for_each(|at| peers.record(at, ms(n), Try::Good, None));
         }
         peers.record(1, ms(10_000), Try::Failed, None);
-        assert!(peers.is_own_fault(1, ms(10_000), true));
+        assert!(peers.is_own_fault(1, ms(10_000), None));
     }
 
     #[test]
@@ -431,7 +465,7 @@ mod tests {
                 let ended = [Try::Good, Try::Good, Try::Cut, Try::Failed][usize::from(what)];
                 let (now, took) = (Moment(now), Nanos(now));
                 peers.record(at, now, ended, (what > 0).then_some(took));
-                let _ = (peers.is_own_fault(at, now, true), peers.is_slow(at, now, took, took));
+                let _ = (peers.is_own_fault(at, now, None), peers.is_slow(at, now, took, took));
                 let _ = (peers.is_outlier(at, now, took, what > 1), peers.failed(at, now));
             }
         }

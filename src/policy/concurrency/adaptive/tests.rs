@@ -48,6 +48,35 @@ impl World {
 }
 
 #[test]
+fn a_sudden_load_does_not_raise_it_by_its_first_answers() {
+    let mut world = World::new();
+    world.calls(1_000, 5, 40);
+    let before = world.limit;
+    assert_eq!(before, 92);
+    // More than half of it is in flight, and the first answers are those that found a free place.
+    world.calls(100, 60, 45);
+    assert_eq!(world.limit, before);
+}
+
+#[test]
+fn beside_a_worker_that_refuses_it_is_not_taken_for_idle() {
+    let limits = [false, true].map(|others_refuse| {
+        let mut world = World::new();
+        world.calls(300, 5, 60);
+        for _ in 0..2_000 {
+            if others_refuse {
+                world.seen.refused_elsewhere(&SETTINGS, world.now);
+            }
+            // They queue, though less than half of the limit is in flight.
+            world.calls(1, 20, 160);
+        }
+        world.limit
+    });
+    // 5 in 60 ms are 31 in 375 ms, 20 in 160 ms are 47: the double is for one that is idle.
+    assert_eq!(limits, [92, 62]);
+}
+
+#[test]
 fn below_capacity_it_is_well_above_what_is_done() {
     let mut world = World::new();
     world.calls(1_000, 10, 40);
