@@ -50,7 +50,7 @@ compose-test: ## docker-compose.yml on a real engine; STAND_INS=1 where no image
 avail: wasm ## availability under faults, plain, native and haven: SEED=7 SCENARIOS=regex
 	@scripts/avail.sh
 
-bench: wasm ## Envoy instructions per request: no filter, the native stack, haven
+bench: wasm ## what a request costs, with and without haven: the tables of docs/cost.md
 	@HAVEN_ENVOY="$$(scripts/envoy.sh)" python3 scripts/bench.py $(ARGS)
 
 worlds: ## simulated worlds: SEEDS=0..1000 for tables, SEED=n shows one, REAL=10 beside a real Envoy; LONGER=n, BEST=1

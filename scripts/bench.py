@@ -1,18 +1,22 @@
 #!/usr/bin/env python3
 """User-space instructions of Envoy per request: no filter, Envoy's own filters, haven.
 
-`make bench` runs it. Each case is an Envoy of its own under callgrind. It is warmed until V8 has
-compiled the hot functions; then several batches of requests on one keep-alive connection are
-counted and the median batch is taken. The count hardly moves on a busy machine, where times do. It
-leaves out the kernel, cache misses and waits. The column "allocator" is the part of tcmalloc, which
-is slower here than in life: valgrind lacks rseq, which its per-CPU caches need. Proxied cases go to
-an nginx that this script starts; direct ones end in Envoy with a direct_response.
+`make bench` runs it, and writes the tables of docs/cost.md, each between its two marks there. Each
+case is an Envoy of its own under callgrind. It is warmed until V8 has compiled the hot functions;
+then several batches of requests on one keep-alive connection are counted and the median batch is
+taken. The count hardly moves on a busy machine, where times do. It leaves out the kernel, cache
+misses and waits. The column "allocator" is the part of tcmalloc, which is slower here than in life:
+valgrind lacks rseq, which its per-CPU caches need. Proxied cases go to an nginx that this script
+starts; direct ones end in Envoy with a direct_response.
 
 --balance adds each balancing policy over 3 and over 1,000 endpoints.
 
---floors adds what the host alone charges for the calls that haven makes: rows of benches/floor, a
+The floors are what the host alone charges for the calls that haven makes: rows of benches/floor, a
 module that makes them and does nothing else. No filter of this ABI can go below, whatever it is
 written in.
+
+Last, without callgrind, some of the proxied cases stand side by side under load: requests per
+second, and times at half of what the proxy does without a filter, in rounds in turn.
 """
 
 import argparse
@@ -34,7 +38,9 @@ import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "benches/envoy"
+DOCS = ROOT / "docs/cost.md"
 REQUEST = "/api/v1/items?id=1"
+SLOW = "/slow"  # of its answer's body the upstream sends a byte a second
 HEADERS = [
     "x-client: c1",
     "authorization: Bearer abcdefghijklmnopqrstuvwxyz0123456789",
@@ -42,6 +48,9 @@ HEADERS = [
 ]
 UPSTREAMS = 3
 MANY = 1000
+# How many headers a request has on its way, Envoy's own included, in the cases with many.
+MANY_HEADERS = 60
+ROUNDS = 3
 STACK = ["health_check", "fault", "local_ratelimit", "admission_control", "adaptive_concurrency"]
 TOOLS = {
     "valgrind": "valgrind",
@@ -60,42 +69,187 @@ class Case:
     route: str
     filters: tuple = ()
     haven: str | None = None
+    edits: str = "{}"  # what replaces fields of haven's configuration, as JSON
     cluster: str | None = None
+    manager: str = "{}"  # fields of the connection manager, as JSON
+    base: str = "no filter"  # the row that it is held against
+    exceptions: str = ""  # what of the wiring is there: the "matcher", or "all" with the access log
+    more_headers: int = 0  # of the request
     count_attempts: bool = False  # whether the proxy's answers have the number of its tries
     floor: str | None = None  # the calls that benches/floor is to make
     body: bool = True  # whether it has the callback for the response's body, too
     answer: int = 2  # class of the status: 2 for 2xx
     policy: str | None = None  # how haven picks an endpoint, where that is what is measured
-    endpoints: int = 3
+    endpoints: int = UPSTREAMS
 
     @property
     def table(self):
         if self.policy is not None:
             return "balanced"
-        return self.route if self.floor is None else "floor"
+        return self.route if self.floor is None else f"{self.route} floor"
 
 
+# What the columns of a table are headed by.
+TABLES = {
+    "proxied": "proxied",
+    "direct": "answered by Envoy itself",
+    "direct floor": "the host alone",
+    "proxied floor": "proxied, the host alone",
+    "balanced": "balanced",
+}
+BY_EXCEPTION = '{"outcomes": "by_exception"}'
+FORWARDED = '{"use_remote_address": true}'
+BY_ADDRESS = json.dumps(
+    {
+        "client_ip": {"source": "x-forwarded-for", "trusted_hops": 1},
+        "rate_limits": {"per-client": {"limit": 10**9, "key": ["client_ip"], "headers": "none"}},
+    }
+)
+IGNORED = {
+    "request_headers": "ignore",
+    "health": {"livez": None, "readyz": None, "startupz": None, "health": None, "grpc": False},
+}
+IGNORE = json.dumps(IGNORED)
+SPENT = {"limit": 1, "period": "1h", "headers": "none"}
+
+
+def ten_limits():
+    limit = {"limit": 10**9, "key": [{"header": "x-client"}], "headers": "none"}
+    limits = {f"per-client-{number}": limit for number in range(10)}
+    routes = [{"name": "all", "rate_limits": list(limits)}]
+    return json.dumps({"rate_limits": limits, "routes": routes})
+
+
+def many_routes(match):
+    """Routes of which the last is taken."""
+    routes = [{"name": f"r{number}", "match": match(number)} for number in range(499)]
+    return json.dumps({"routes": [*routes, {"name": "all", "rate_limits": ["per-client"]}]})
+
+
+def chain(name, more_headers=0, **options):
+    """Haven's chain: a limit for each client, a breaker, a limit of what is in flight, balancing."""
+    return Case(
+        name,
+        "proxied",
+        haven="haven-chain.json",
+        cluster="haven",
+        more_headers=more_headers,
+        base=f"no filter, {MANY_HEADERS} headers" if more_headers else "no filter",
+        **options,
+    )
+
+
+def direct(name, haven, edits="{}", **options):
+    return Case(name, "direct", haven=haven, edits=edits, **options)
+
+
+WIRED = {"edits": BY_EXCEPTION, "exceptions": "all"}
+# A request of h2load's has seven headers more than those of HEADERS.
+MORE = MANY_HEADERS - len(HEADERS) - 7
 CASES = [
     Case("no filter", "proxied"),
     Case("native stack", "proxied", tuple(STACK), cluster="native"),
-    Case("haven", "proxied", haven="haven-slice.json", cluster="haven"),
+    chain("haven, one endpoint", endpoints=1),
+    chain("haven, three endpoints"),
+    chain("haven by exception, one endpoint", endpoints=1, **WIRED),
+    chain("haven by exception, three endpoints", **WIRED),
     Case(
-        "haven, all of the chain",
+        "haven, and an adaptive limit, breakers of endpoints, a timeout, a retry",
         "proxied",
         haven="haven-full.json",
         cluster="haven",
         count_attempts=True,
     ),
+    Case(f"no filter, {MANY_HEADERS} headers", "proxied", more_headers=MORE),
+    Case(
+        f"native stack, {MANY_HEADERS} headers",
+        "proxied",
+        tuple(STACK),
+        cluster="native",
+        more_headers=MORE,
+        base=f"no filter, {MANY_HEADERS} headers",
+    ),
+    chain(f"haven, one endpoint, {MANY_HEADERS} headers", MORE, endpoints=1),
+    chain(f"haven by exception, one endpoint, {MANY_HEADERS} headers", MORE, endpoints=1, **WIRED),
     Case("no filter", "direct"),
     Case("native rate limit, shared", "direct", ("local_ratelimit_shared",)),
     Case("native rate limit per client", "direct", ("local_ratelimit",)),
-    Case("haven, empty configuration", "direct", haven="haven-empty.json"),
-    Case("haven rate limit, shared", "direct", haven="haven-shared.json"),
-    Case("haven rate limit per client", "direct", haven="haven-limit.json"),
-    Case("native 429", "direct", ("local_ratelimit_refusing",), answer=4),
-    Case("haven 429, no quota headers", "direct", haven="haven-refusing-plain.json", answer=4),
-    Case("haven 429", "direct", haven="haven-refusing.json", answer=4),
+    direct("haven, empty configuration", "haven-empty.json"),
+    direct("haven rate limit, shared", "haven-shared.json"),
+    direct(
+        "haven rate limit, shared, behind the matcher", "haven-shared.json", exceptions="matcher"
+    ),
+    direct("haven rate limit, shared, no header read", "haven-shared.json", IGNORE),
+    direct(
+        "haven rate limit, shared, no header read, behind the matcher",
+        "haven-shared.json",
+        IGNORE,
+        exceptions="matcher",
+    ),
+    direct("haven rate limit per client", "haven-limit.json"),
+    direct(
+        "haven rate limit per client, behind the matcher", "haven-limit.json", exceptions="matcher"
+    ),
+    direct("haven, ten limits per client", "haven-limit.json", ten_limits()),
+    direct(
+        "haven rate limit per client, the last of 500 routes by path",
+        "haven-limit.json",
+        many_routes(lambda number: {"prefix": f"/other/{number}"}),
+    ),
+    direct(
+        "haven rate limit per client, the last of 500 routes by host",
+        "haven-limit.json",
+        many_routes(lambda number: {"hosts": [f"host-{number}.example.com"]}),
+    ),
+    Case("no filter, addresses forwarded", "direct", manager=FORWARDED),
+    direct(
+        "haven rate limit per client address",
+        "haven-limit.json",
+        BY_ADDRESS,
+        manager=FORWARDED,
+        base="no filter, addresses forwarded",
+    ),
+    direct(
+        "haven rate limit per client address, behind the matcher",
+        "haven-limit.json",
+        BY_ADDRESS,
+        manager=FORWARDED,
+        exceptions="matcher",
+        base="no filter, addresses forwarded",
+    ),
+    Case(
+        "native 429, without a header or a reason",
+        "direct",
+        ("local_ratelimit_refusing",),
+        answer=4,
+    ),
+    direct(
+        "haven 429, shared",
+        "haven-shared.json",
+        json.dumps({"rate_limits": {"all": SPENT}}),
+        answer=4,
+    ),
+    direct(
+        "haven 429, shared, no header read",
+        "haven-shared.json",
+        json.dumps({**IGNORED, "rate_limits": {"all": SPENT}}),
+        answer=4,
+    ),
+    direct(
+        "haven 429, per client",
+        "haven-limit.json",
+        json.dumps({"rate_limits": {"per-client": {**SPENT, "key": [{"header": "x-client"}]}}}),
+        answer=4,
+    ),
+    direct("haven 429, per client, with quota headers", "haven-refusing.json", answer=4),
 ]
+# What stands side by side under load.
+SIDES = (
+    "no filter",
+    "native stack",
+    "haven, one endpoint",
+    "haven by exception, one endpoint",
+)
 # Few endpoints and many. A route to as many with Envoy's own round robin shows which part of the
 # difference is Envoy's.
 BALANCED = [
@@ -216,7 +370,7 @@ def http_filter(name, typed_config):
 def addresses(case, upstreams):
     """The endpoints of a case, by address and port; many are addresses of the loopback."""
     if case.policy is None:
-        return [("127.0.0.1", port) for port in upstreams]
+        return [("127.0.0.1", port) for port in upstreams[: case.endpoints]]
     return [
         (f"127.0.{1 + number // 250}.{1 + number % 250}", upstreams[0])
         for number in range(case.endpoints)
@@ -224,7 +378,7 @@ def addresses(case, upstreams):
 
 
 def haven_config(case, endpoints):
-    plugin = config(case.haven)
+    plugin = {**config(case.haven), **json.loads(case.edits)}
     for upstream in plugin.get("upstreams", {}).values():
         upstream["endpoints"] = [{"address": f"{address}:{port}"} for address, port in endpoints]
         if case.policy:
@@ -232,26 +386,39 @@ def haven_config(case, endpoints):
     return json.dumps(plugin)
 
 
-def wasm_filter(wasm, plugin):
-    return http_filter(
-        "haven",
-        {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm",
-            "config": {
-                "name": "haven",
-                "failure_policy": "FAIL_RELOAD",
-                "vm_config": {
-                    "vm_id": "haven",
-                    "runtime": "envoy.wasm.runtime.v8",
-                    "code": {"local": {"filename": str(wasm)}},
-                },
-                "configuration": {
-                    "@type": "type.googleapis.com/google.protobuf.StringValue",
-                    "value": plugin,
-                },
-            },
+def wasm(code, plugin):
+    return {
+        "name": "haven",
+        "root_id": "haven",
+        "failure_policy": "FAIL_RELOAD",
+        "vm_config": {
+            "vm_id": "haven",
+            "runtime": "envoy.wasm.runtime.v8",
+            "code": {"local": {"filename": str(code)}},
         },
-    )
+        "configuration": {
+            "@type": "type.googleapis.com/google.protobuf.StringValue",
+            "value": plugin,
+        },
+    }
+
+
+def wire(manager, plugin, exceptions):
+    """Puts the filter into the chain, with so much of the wiring of docs/cost.md."""
+    filters = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm"
+    haven = http_filter("haven", {"@type": filters, "config": plugin})
+    if exceptions:
+        haven["typed_config"] = {
+            "@type": "type.googleapis.com/envoy.extensions.common.matching.v3.ExtensionWithMatcher",
+            "extension_config": dict(haven),
+            "xds_matcher": config("exceptions.json")["matcher"],
+        }
+    if exceptions == "all":
+        loggers = "type.googleapis.com/envoy.extensions.access_loggers.wasm.v3.WasmAccessLog"
+        log = http_filter("haven", {"@type": loggers, "config": plugin})
+        manager["access_log"] = [{**log, "filter": config("exceptions.json")["reported"]}]
+        manager["route_config"]["virtual_hosts"][0]["include_request_attempt_count"] = True
+    return haven
 
 
 def bootstrap(case, modules, port, admin, upstreams):
@@ -265,13 +432,15 @@ def bootstrap(case, modules, port, admin, upstreams):
     manager["route_config"]["virtual_hosts"][0][
         "include_attempt_count_in_response"
     ] = case.count_attempts
+    manager.update(json.loads(case.manager))
     native = config("filters.json")
-    chain = [http_filter(name, native[name]) for name in case.filters]
+    filters = [http_filter(name, native[name]) for name in case.filters]
     if case.haven:
-        chain.append(wasm_filter(modules["haven"], haven_config(case, addresses(case, upstreams))))
+        plugin = wasm(modules["haven"], haven_config(case, addresses(case, upstreams)))
+        filters.append(wire(manager, plugin, case.exceptions))
     if case.floor is not None:
-        chain.append(wasm_filter(modules["floor", case.body], case.floor))
-    manager["http_filters"] = chain + manager["http_filters"]
+        filters.append(wire(manager, wasm(modules["floor", case.body], case.floor), ""))
+    manager["http_filters"] = filters + manager["http_filters"]
     cluster = envoy["static_resources"]["clusters"][0]
     cluster["load_assignment"]["endpoints"][0]["lb_endpoints"] = [
         {"endpoint": {"address": socket_address(port, address)}}
@@ -301,6 +470,7 @@ class Nginx:
             f"error_log {folder}/nginx.log; events {{ worker_connections 8192; }}\n"
             "http { access_log off; keepalive_requests 1000000000; keepalive_timeout 1h;\n"
             f"{temporary} server {{ {listens}\n"
+            f'location {SLOW} {{ limit_rate_after 512; limit_rate 1; return 200 "{"." * 999}"; }}\n'
             'location / { default_type text/plain; return 200 "ok\\n"; } } }\n'
         )
         self.process = subprocess.Popen(
@@ -370,25 +540,28 @@ class Bench:
         )
         self.allocator = Allocator(tools["readelf"], options.envoy)
 
-    def load(self, port, requests, answer):
-        """Sends requests one after another; how many were not answered as expected."""
-        headers = [word for header in HEADERS for word in ("-H", header)]
-        command = [
-            self.tools["h2load"],
-            "--h1",
-            "-c",
-            "1",
-            "-t",
-            "1",
-            "-n",
-            str(requests),
-            *headers,
-            f"http://127.0.0.1:{port}{REQUEST}",
-        ]
-        output = subprocess.run(
+    def h2load(self, port, case, *options):
+        """Runs h2load, and returns what it prints."""
+        more = [f"x-more-{number:02}: {'v' * 12}" for number in range(case.more_headers)]
+        headers = [word for header in HEADERS + more for word in ("-H", header)]
+        options = [str(option) for option in options]
+        command = [self.tools["h2load"], "--h1", "-t", "1", *options, *headers]
+        command.append(f"http://127.0.0.1:{port}{REQUEST}")
+        return subprocess.run(
             command, capture_output=True, text=True, timeout=600, check=True
         ).stdout
-        return requests - int(re.search(rf"status codes:.*?(\d+) {answer}xx", output)[1])
+
+    def load(self, port, requests, case):
+        """Sends requests one after another; how many were not answered as expected."""
+        output = self.h2load(port, case, "-c", 1, "-n", requests)
+        return requests - int(re.search(rf"status codes:.*?(\d+) {case.answer}xx", output)[1])
+
+    def prove(self, port):
+        """Shows haven that the access log reports: a reply of haven's own, a client that leaves."""
+        for path in ("/livez", SLOW):
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+                client.sendall(f"GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n".encode())
+                client.recv(1)
 
     def control(self, process, *command):
         subprocess.run(
@@ -398,15 +571,19 @@ class Bench:
             check=True,
         )
 
-    def start(self, case, folder, port, admin):
-        path = folder / "envoy.json"
+    def start(self, case, folder, port, counted=True):
+        """An Envoy that is ready, under callgrind if it is `counted`."""
+        (admin,), path = free_ports(1), folder / "envoy.json"
         path.write_text(json.dumps(bootstrap(case, self.modules, port, admin, self.upstreams)))
-        command = [
+        callgrind = [
             self.tools["valgrind"],
             "--tool=callgrind",
             "--instr-atstart=no",
             "--smc-check=all-non-file",
             f"--callgrind-out-file={folder}/dump",
+        ]
+        command = [
+            *callgrind * counted,
             self.options.envoy,
             "--config-path",
             path,
@@ -423,6 +600,8 @@ class Bench:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{admin}/ready", timeout=5) as reply:
                     if b"LIVE" in reply.read():
+                        if case.exceptions == "all":
+                            self.prove(port)
                         return process
             except OSError:
                 pass
@@ -443,17 +622,17 @@ class Bench:
 
     def measure(self, case):
         folder = pathlib.Path(tempfile.mkdtemp(dir=self.folder))
-        port, admin = free_ports(2)
-        process = self.start(case, folder, port, admin)
+        (port,) = free_ports(1)
+        process = self.start(case, folder, port)
         try:
-            self.load(port, self.options.warm, case.answer)
+            self.load(port, self.options.warm, case)
             self.control(process, "--instr=on")
-            self.load(port, 200, case.answer)
+            self.load(port, 200, case)
             batches, allocated, bad = [], [], 0
             for number in range(1, self.options.batches + 1):
                 self.control(process, "--zero")
                 begun = time.monotonic()
-                bad += self.load(port, self.options.requests, case.answer)
+                bad += self.load(port, self.options.requests, case)
                 took = time.monotonic() - begun
                 dump = self.dumped(process, folder, 2 * number - 1)
                 total = int(re.search(r"^totals: (\d+)", dump, re.M)[1])
@@ -480,8 +659,55 @@ class Bench:
             count = self.measure(case)
         except (Failure, OSError, subprocess.SubprocessError) as error:
             return case, error
-        print(f"    {case.table}, {case.name}: {count.median:,.0f}", file=sys.stderr, flush=True)
+        spread = (max(count.batches) - min(count.batches)) / count.median * 100
+        line = f"    {case.table}, {case.name}: {count.median:,.0f}, spread {spread:.1f} %"
+        print(line, file=sys.stderr, flush=True)
         return count
+
+    def side_by_side(self):
+        """A table of cases under load: requests per second, and times at half of the first's."""
+        cases = [next(case for case in CASES if case.name == name) for name in SIDES]
+        found = {case: [] for case in cases}
+        processes = []
+        try:
+            ports = dict(zip(cases, free_ports(len(cases))))
+            for case in cases:
+                folder = pathlib.Path(tempfile.mkdtemp(dir=self.folder))
+                processes.append(self.start(case, folder, ports[case], counted=False))
+                self.load(ports[case], self.options.warm, case)
+            half = None
+            for _ in range(ROUNDS):
+                for case in cases:
+                    output = self.h2load(ports[case], case, "-c", 32, "-n", 50_000)
+                    rate = float(re.search(r"([0-9.]+) req/s", output)[1])
+                    half = half or rate / 2
+                    found[case].append((rate, *self.times(ports[case], case, half)))
+        finally:
+            for process in processes:
+                stop(process)
+        medians = {
+            case: [statistics.median(column) for column in zip(*rounds)]
+            for case, rounds in found.items()
+        }
+        base = medians[cases[0]]
+        lines = [
+            f"| side by side | requests/s, 32 connections | ratio | median, µs, at {half:,.0f}/s | p99, µs | ratio |",
+            "|---|---|---|---|---|---|",
+        ]
+        for case, (rate, median, p99) in medians.items():
+            lines.append(
+                f"| {case.name} | {rate:,.0f} | {rate / base[0]:.2f} | {median:,.0f} | {p99:,.0f} | {p99 / base[2]:.2f} |"
+            )
+        return "\n".join(lines)
+
+    def times(self, port, case, rate):
+        """Median and 99th percentile of a request's time in microseconds, at so many a second."""
+        log, clients = self.folder / f"times-{port}", 16
+        log.unlink(missing_ok=True)
+        wanted = ["--rps", rate / clients, "-n", int(rate * 10), "--log-file", log]
+        self.h2load(port, case, "-c", clients, *wanted)
+        times = sorted(int(line.split()[2]) for line in log.read_text().splitlines())
+        return [times[len(times) * part // 100] for part in (50, 99)]
 
 
 def build_floor(body):
@@ -505,31 +731,39 @@ def build_floor(body):
 
 
 def table(counts, name):
-    """The rows of a table in markdown, each held against the row of its route without a filter."""
+    """The rows of a table in markdown, each held against its base."""
     rows = [count for count in counts if count.case.table == name]
-    bases = {
-        count.case.route: count.median
-        for count in counts
-        if count.case == Case("no filter", count.case.route)
-    }
-    if name == "balanced":
-        bases = {
-            count.case.route: count.median
-            for count in rows
-            if count.case.haven is None and count.case.endpoints == 3
-        }
+
+    def median(base, route):
+        found = (c.median for c in counts if (c.case.name, c.case.route) == (base, route))
+        return next(found, None)
+
     lines = [
-        f"| {name} | instructions per request | over no filter | ratio | allocator | spread | bad responses |",
-        "|---|---|---|---|---|---|---|",
+        f"| {TABLES[name]} | instructions | over its base | ratio | allocator |",
+        "|---|---|---|---|---|",
     ]
     for count in rows:
-        median, base = count.median, bases.get(count.case.route)
-        over, ratio = (f"{median - base:,.0f}", f"{median / base:.3f}") if base else ("", "")
-        spread = (max(count.batches) - min(count.batches)) / median * 100
+        case = count.case
+        base = f"no filter, {UPSTREAMS}" if name == "balanced" else case.base
+        base = None if case.name == base else median(base, case.route)
+        over, ratio = (
+            (f"{count.median - base:,.0f}", f"{count.median / base:.2f}") if base else ("", "")
+        )
         lines.append(
-            f"| {count.case.name} | {median:,.0f} | {over} | {ratio} | {count.allocator:,.0f} | {spread:.1f} % | {count.bad} |"
+            f"| {case.name} | {count.median:,.0f} | {over} | {ratio} | {count.allocator:,.0f} |"
         )
     return "\n".join(lines)
+
+
+def write_docs(tables, version):
+    """Puts the tables between their marks in docs/cost.md."""
+    page = DOCS.read_text()
+    for name, text in {**tables, "version": f"Envoy {version}, one worker."}.items():
+        begin, end = f"<!-- bench: {name} -->\n", "<!-- end -->"
+        before, found, rest = page.partition(begin)
+        if found:
+            page = "".join((before, begin, text, "\n", end, rest.partition(end)[2]))
+    DOCS.write_text(page)
 
 
 def parse():
@@ -553,9 +787,6 @@ def parse():
         default="",
         metavar="REGEX",
         help="the cases whose `route name` matches, e.g. 'proxied|429'",
-    )
-    parser.add_argument(
-        "--floors", action="store_true", help="count what the host alone charges, too"
     )
     parser.add_argument(
         "--balance",
@@ -590,12 +821,12 @@ def main():
     tools = find_tools()
     cases = [
         case
-        for case in CASES + BALANCED * options.balance + FLOORS * options.floors
+        for case in CASES + BALANCED * options.balance + FLOORS
         if re.search(options.only, f"{case.table} {case.name}")
     ]
     modules = {"haven": options.wasm}
-    if options.floors:
-        modules.update((("floor", body), build_floor(body)) for body in (True, False))
+    for body in {case.body for case in cases if case.floor is not None}:
+        modules["floor", body] = build_floor(body)
     print(
         f"==> counting {len(cases)} cases, about {len(cases) * 20 // options.jobs} s",
         file=sys.stderr,
@@ -606,30 +837,26 @@ def main():
         with Nginx(tools["nginx"], folder, upstreams), concurrent.futures.ThreadPoolExecutor(
             options.jobs
         ) as pool:
-            results = list(
-                pool.map(Bench(options, tools, modules, folder, upstreams).attempt, cases)
-            )
+            bench = Bench(options, tools, modules, folder, upstreams)
+            results = list(pool.map(bench.attempt, cases))
+            sides = bench.side_by_side() if re.search(options.only, "side by side") else None
     counts = [result for result in results if isinstance(result, Count)]
     failures = [result for result in results if not isinstance(result, Count)]
-    version = (
-        subprocess.run([options.envoy, "--version"], capture_output=True, text=True, check=True)
-        .stdout.strip()
-        .split("/")
+    version = subprocess.run(
+        [options.envoy, "--version"], capture_output=True, text=True, check=True
     )
-    tables = [table(counts, name) for name in dict.fromkeys(count.case.table for count in counts)]
-    text = (
-        "\n\n".join(
-            [
-                f"Envoy {next((part for part in version if re.match(r'[0-9.]+$', part)), '?')}, one worker, "
-                f"median of {options.batches} x {options.requests} requests",
-                *tables,
-            ]
-        )
-        + "\n"
-    )
+    version = next((part for part in version.stdout.split("/") if re.match(r"[0-9.]+$", part)), "?")
+    tables = {
+        name: table(counts, name) for name in dict.fromkeys(count.case.table for count in counts)
+    }
+    if sides:
+        tables["side by side"] = sides
+    text = "\n\n".join([f"Envoy {version}, one worker", *tables.values()]) + "\n"
     print(text)
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(text)
+    if not options.only and not failures:
+        write_docs(tables, version)
     for case, error in failures:
         print(f"error: {case.route}, {case.name}: {error}", file=sys.stderr)
     for count in counts:
