@@ -146,6 +146,8 @@ pub struct Engine {
     /// Until when the client of the request that ended last waits, for a redirect that the proxy
     /// follows itself: it has a second stream.
     ended: Cell<Option<Option<Moment>>>,
+    /// The newest reading of the clock.
+    newest: Cell<Moment>,
 }
 
 impl Engine {
@@ -220,13 +222,14 @@ impl Engine {
             checks: (!checks.is_empty()).then_some(checks),
             lingering: Lingering::default(),
             ended: Cell::new(None),
+            newest: Cell::new(now),
         })
     }
 
     /// Does what no request does: corrects views and gauges that a lost VM may have left wrong.
     /// What is too much for one tick is left to the next.
     pub fn tick<H: Host>(&self, host: &H) {
-        let now = host.monotonic();
+        let now = self.now(host);
         self.lingering.release_due(host, now);
         // All of them in each tick: a VM without a report is taken for lost.
         for limit in &self.concurrency {
@@ -245,6 +248,13 @@ impl Engine {
         }
         self.logs.report_withheld();
         self.refresh_some(host, now);
+    }
+
+    /// Reads the clock.
+    fn now<H: Host>(&self, host: &H) -> Moment {
+        let now = host.monotonic();
+        self.newest.set(now);
+        now
     }
 
     /// Gives back what is held without a request. The configuration is in use no more.

@@ -342,7 +342,7 @@ pub struct Reply {
 
 impl Reply {
     /// All its headers, in the order in which they are sent.
-    pub fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+    pub fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
         let ready = self.ready.iter().flat_map(|ready| &ready.headers);
         let own = ready.chain(&self.headers);
         let own = own.map(|(name, value)| (name.as_bytes(), value.as_slice()));

@@ -10,7 +10,7 @@ pub(crate) mod reserved;
 
 pub use reason::Reason;
 
-use crate::base::headers::Headers;
+use crate::base::headers::{Headers, is_name};
 use crate::base::ip::Ip;
 use names::{decoded, plain, unquoted, without_dot};
 use std::borrow::Cow;
@@ -53,11 +53,11 @@ impl<'a> Request<'a> {
             match name.len() {
                 5 if name == b":path" && target.is_empty() => target = value,
                 7 if name == b":method" && method.is_empty() => method = value,
-                10 if authority.is_none() && name.eq_ignore_ascii_case(b":authority") => {
+                10 if authority.is_none() && is_name(name, b":authority") => {
                     authority = Some(value);
                 }
-                4 if host.is_none() && name.eq_ignore_ascii_case(b"host") => host = Some(value),
-                12 if content_type.is_none() && name.eq_ignore_ascii_case(b"content-type") => {
+                4 if host.is_none() && is_name(name, b"host") => host = Some(value),
+                12 if content_type.is_none() && is_name(name, b"content-type") => {
                     content_type = Some(value);
                 }
                 _ => {}

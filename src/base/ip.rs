@@ -1,7 +1,7 @@
 //! Addresses of clients and networks, in one form: IPv4 as IPv4-mapped IPv6 (RFC 4291, 2.5.5.2), so
 //! that case, brackets, ports, zero compression and mapping never split a client in two.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// An address as an IPv6 number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,10 +24,8 @@ impl Ip {
                 (!port.is_empty() && port.bytes().all(|b| b.is_ascii_digit())).then_some(())?;
                 address.parse().ok().map(Self::from_v4)
             }
-            _ => text.parse().ok().map(|address| match address {
-                IpAddr::V4(v4) => Self::from_v4(v4),
-                IpAddr::V6(v6) => Self::from_v6(v6),
-            }),
+            Some(_) => text.parse().ok().map(Self::from_v6),
+            None => text.parse().ok().map(Self::from_v4),
         }
     }
 

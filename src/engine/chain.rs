@@ -199,13 +199,13 @@ impl Exchange {
         let engine = Rc::clone(&self.engine);
         // One call for all headers: most policies want some, and one header costs nearly as much as
         // all.
-        let headers = engine.request_headers(stream);
-        let kept = Kept::new(&headers, engine.watched);
-        let seen = engine.read(kept.headers(), stream);
+        let (headers, mut kept) = (engine.request_headers(stream), Kept::default());
+        let noted = kept.walk(&headers, &engine.watched);
+        let seen = engine.read(noted, stream);
         if let Some(reply) = engine.unreadable(&headers, seen) {
             return self.reply(stream, &reply);
         }
-        let request = engine.request(kept.headers());
+        let request = engine.request(noted);
         if let Some(action) = self.on_probe(&request, end, host, stream) {
             return action;
         }
@@ -425,7 +425,7 @@ impl Exchange {
         if end {
             self.keep_response(context);
             if let Some(settlement) = self.unsettled.take() {
-                self.settle(context, settlement, None, host.monotonic());
+                self.settle(context, settlement, None, self.end_time(&handles, host));
             }
         }
         Action::Continue

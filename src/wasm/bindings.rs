@@ -381,9 +381,7 @@ impl Stream for Proxy {
         if self.kind().is_nginx() {
             return reply_on_nginx(reply);
         }
-        let mut pairs = Vec::with_capacity(8);
-        pairs.extend(reply.pairs());
-        let headers = HeaderMap::from_pairs(&pairs);
+        let headers = HeaderMap::of(reply.pairs());
         let (headers, body) = (headers.as_bytes(), reply.body());
         // SAFETY: details, body and headers live through the call.
         unsafe {

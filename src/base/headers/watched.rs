@@ -5,7 +5,7 @@
 //! look-up then goes over the notes ([`Headers`]). A name that was not asked for beforehand is still
 //! found, by a walk of its own.
 
-use super::{HeaderMap, Pairs};
+use super::{HeaderMap, Pairs, is_name};
 use std::slice;
 
 /// Names that are looked for in every request: by the length and two letters of a name it is known,
@@ -39,51 +39,37 @@ fn place(name: &[u8]) -> (usize, u64) {
 }
 
 /// Pairs that are noted. A request with more of them is walked for each look-up.
-const MOST: usize = 24;
+const MOST: usize = 16;
 
 /// A pair of name and value.
 type Pair<'a> = (&'a [u8], &'a [u8]);
 
-/// What a walk over a header map has noted.
-#[derive(Debug)]
+/// Room for what a walk over a header map notes. It is made where it stays, and then filled: to be
+/// handed over it would have to be copied.
+#[derive(Debug, Default)]
 pub struct Kept<'a> {
-    map: &'a HeaderMap,
-    names: NameFilter,
     pairs: [Pair<'a>; MOST],
     count: usize,
-    /// Whether there were no more.
-    fits: bool,
 }
 
 impl<'a> Kept<'a> {
     /// Walks the map, and notes the pairs whose names may be among `names`.
-    #[must_use]
-    pub fn new(map: &'a HeaderMap, names: NameFilter) -> Self {
-        let mut it = Self {
-            map,
-            names,
-            pairs: [(&[], &[]); MOST],
-            count: 0,
-            fits: true,
-        };
+    pub fn walk(&mut self, map: &'a HeaderMap, names: &'a NameFilter) -> Headers<'_> {
+        let mut rooms = self.pairs.iter_mut();
+        self.count = 0;
+        let mut fits = true;
         for pair in map.iter().filter(|(name, _)| names.may_hold(name)) {
-            let Some(room) = it.pairs.get_mut(it.count) else {
-                it.fits = false;
+            let Some(room) = rooms.next() else {
+                fits = false;
                 break;
             };
             *room = pair;
-            it.count = it.count.saturating_add(1);
+            self.count = self.count.saturating_add(1);
         }
-        it
-    }
-
-    /// The map, read by these notes.
-    #[must_use]
-    pub fn headers(&self) -> Headers<'_> {
-        let notes = self.pairs.get(..self.count).filter(|_| self.fits);
+        let notes = self.pairs.get(..self.count).filter(|_| fits);
         Headers {
-            map: self.map,
-            notes: notes.map(|pairs| (&self.names, pairs)),
+            map,
+            notes: notes.map(|pairs| (names, pairs)),
         }
     }
 }
@@ -124,8 +110,7 @@ impl<'a> Headers<'a> {
             |(_, pairs)| Walk::Noted(pairs.iter()),
         );
         pairs
-            // Length first: most names differ in it, and it costs one comparison.
-            .filter(move |(n, _)| n.len() == name.len() && n.eq_ignore_ascii_case(name.as_bytes()))
+            .filter(move |(n, _)| is_name(n, name.as_bytes()))
             .map(|(_, value)| value)
     }
 
@@ -193,8 +178,8 @@ mod tests {
             let map = HeaderMap::from_pairs(&pairs);
             let mut names = NameFilter::default();
             asked.iter().for_each(|name| names.add(name));
-            let kept = Kept::new(&map, names);
-            let (noted, whole) = (kept.headers(), Headers::from(&map));
+            let mut kept = Kept::default();
+            let (noted, whole) = (kept.walk(&map, &names), Headers::from(&map));
             for name in asked.iter().chain(&looked) {
                 let name = name.to_ascii_lowercase();
                 let all = |headers: Headers<'_>| {

@@ -168,23 +168,19 @@ pub(super) const fn grpc_failure(status: u16) -> Option<u64> {
 /// date. A date counts from the answer's own `Date`, which is of the same clock; without one it is
 /// left alone, for it would need a clock that agrees with the upstream's.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Nanos> {
-    let number = |name: &str| {
-        headers
-            .get(name)
-            .map(<[u8]>::trim_ascii)
-            .and_then(parse_number)
+    let number = |value: &[u8]| parse_number(value.trim_ascii());
+    let pushed_back = headers.get("grpc-retry-pushback-ms").and_then(number);
+    if let Some(millis) = pushed_back {
+        return Some(Nanos::from_millis(millis));
+    }
+    let after = headers.get("retry-after")?;
+    let until = || {
+        let (until, now) = (http_date::parse(after)?, headers.get("date")?);
+        // What lies in the past asks for no wait.
+        let now = http_date::parse(now)?;
+        until.as_secs().checked_sub(now.as_secs())
     };
-    number("grpc-retry-pushback-ms")
-        .map(Nanos::from_millis)
-        .or_else(|| number("retry-after").map(Nanos::from_secs))
-        .or_else(|| {
-            let date = |name: &str| headers.get(name).and_then(http_date::parse);
-            // What lies in the past asks for no wait.
-            let wait = date("retry-after")?
-                .as_secs()
-                .checked_sub(date("date")?.as_secs())?;
-            Some(Nanos::from_secs(wait))
-        })
+    number(after).or_else(until).map(Nanos::from_secs)
 }
 
 /// Whether a gRPC server says by this status that it failed.

@@ -5,7 +5,7 @@
 //! what is not reported by the time of its deletion was good.
 
 use super::classify::{Class, Cut, cut_by, retry_after};
-use super::response::{Answer, SERVICE_TIME, Settlement, Source};
+use super::response::{Answer, Settlement, Source};
 use super::{Context, Exchange};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::engine::exceptions::{FLAGS, GRPC, Look, TRIES};
@@ -95,7 +95,7 @@ impl Exchange {
             return;
         };
         let context = &handles.context(host, stream);
-        let took = end.answer.headers.get(SERVICE_TIME).and_then(parse_number);
+        let took = end.answer.service_time.flatten();
         if let Some(millis) = took.filter(|_| look == Look::Sample) {
             host.record(context.route.duration, millis);
         }
@@ -135,7 +135,10 @@ impl Exchange {
         let Some(handles) = self.handles() else {
             return;
         };
-        let (context, now) = (&handles.context(host, stream), host.monotonic());
+        let (context, now) = (
+            &handles.context(host, stream),
+            self.end_time(&handles, host),
+        );
         self.grants.enter_late(host, now, engine.vm);
         // An endpoint on trial is asked who answered, in the log callback.
         let first = self.grants.picked().first();
@@ -175,7 +178,7 @@ impl Exchange {
         }
         self.ending.judged = true;
         let source = self.source(context, answer);
-        let began = answer.headers.get(SERVICE_TIME).is_some() || (1..400).contains(&answer.status);
+        let began = answer.service_time.is_some() || (1..400).contains(&answer.status);
         let class = match cut_by(context.stream) {
             // There was no answer, and what has kept the proxy from one is no upstream's fault.
             _ if answer.status == 0 => return,

@@ -278,9 +278,10 @@ impl Exchange {
         let mut details = String::new();
         if !self.decisions.is_empty() {
             details.reserve_exact(self.decisions.len().saturating_add(7));
-            details.push_str("haven{");
-            let letters = self.decisions.chars();
-            details.extend(letters.map(|it| if it == ' ' { ':' } else { it }));
+            for (at, word) in self.decisions.split(' ').enumerate() {
+                details.push_str(if at == 0 { "haven{" } else { ":" });
+                details.push_str(word);
+            }
             details.push('}');
         }
         details

@@ -3,10 +3,11 @@
 use super::classify::{
     Class, Cut, classify, cut_by, fails, grpc_failure, is_grpc_failure, remove_claims, retry_after,
 };
+use super::context::Handles;
 use super::deadline::Timing;
 use super::reply::{FallbackAction, Phase};
 use super::{Action, Context, Exchange};
-use crate::base::headers::{HeaderMap, parse_number};
+use crate::base::headers::{HeaderMap, is_name, parse_number};
 use crate::base::time::{Moment, Nanos};
 use crate::document::FailureOn;
 use crate::engine::upstream::{Attempts, Ended, Upstream};
@@ -17,14 +18,17 @@ use crate::policy::upstream::peers::Try;
 use crate::request::Reason;
 use crate::request::reply::ReplyDetails;
 
-/// How long the upstream took, by Envoy's router; it is not there on the proxy's own answers.
-pub(super) const SERVICE_TIME: &str = "x-envoy-upstream-service-time";
+/// How long the upstream took, by Envoy's router.
+const SERVICE_TIME: &[u8] = b"x-envoy-upstream-service-time";
 
 /// An answer's headers.
 pub(super) struct Answer {
     pub(super) headers: HeaderMap,
     pub(super) status: u16,
     pub(super) grpc_status: Option<u64>,
+    /// How many milliseconds the upstream took, by Envoy's router; of the proxy's own answers there
+    /// is none, and what is no number tells nothing.
+    pub(super) service_time: Option<Option<u64>>,
     /// No body follows.
     end: bool,
 }
@@ -32,11 +36,17 @@ pub(super) struct Answer {
 impl Answer {
     pub(super) fn read<S: Stream>(stream: &S, grpc: bool, end: bool) -> Self {
         let headers = stream.headers(Message::Response);
-        let status = headers
-            .get(":status")
-            .and_then(parse_number)
-            .and_then(|s| u16::try_from(s).ok())
-            .unwrap_or(0);
+        let (mut status, mut service_time) = (None, None);
+        // One walk for what every answer is asked for.
+        for (name, value) in headers.iter() {
+            if status.is_none() && is_name(name, b":status") {
+                status = Some(parse_number(value));
+            } else if service_time.is_none() && is_name(name, SERVICE_TIME) {
+                service_time = Some(parse_number(value));
+            }
+        }
+        let status = status.flatten().and_then(|s| u16::try_from(s).ok());
+        let status = status.unwrap_or(0);
         let grpc_status = if grpc {
             headers.get("grpc-status").and_then(parse_number)
         } else {
@@ -46,6 +56,7 @@ impl Answer {
             headers,
             status,
             grpc_status,
+            service_time,
             end,
         }
     }
@@ -182,7 +193,7 @@ impl Exchange {
             let reply = self.answer_unsent(context, reason)?;
             return Some(self.replace(context, reply, &answer.headers, end, true));
         }
-        let now = context.host.monotonic();
+        let now = context.engine.now(context.host);
         self.grants.enter_late(context.host, now, context.engine.vm);
         self.hasty = self.is_own_haste(class, answer.status, answer.grpc_status, now);
         // Another cluster's answer shows nothing of this upstream.
@@ -232,8 +243,8 @@ impl Exchange {
                 retries > 0 || upstream.needs_endpoint() || suspect || is_asked
             }
         });
-        let service_time = answer.headers.get(SERVICE_TIME);
-        let reached = (first.is_some() || !wants_address) && service_time.is_some();
+        let timed = answer.service_time.is_some();
+        let reached = (first.is_some() || !wants_address) && timed;
         let address = if reached {
             None
         } else {
@@ -241,7 +252,7 @@ impl Exchange {
         };
         // An answer that says how long the upstream took is the upstream's.
         let class = classify(
-            !suspect && service_time.is_some(),
+            !suspect && timed,
             suspect,
             reached || address.is_some(),
             answer.status,
@@ -332,7 +343,7 @@ impl Exchange {
     /// filter between them holds it (an authorisation, a buffer). It tells whole milliseconds,
     /// rounded down.
     fn upstream_time(&self, answer: &Answer, now: Moment) -> Option<Nanos> {
-        let told = answer.headers.get(SERVICE_TIME).and_then(parse_number);
+        let told = answer.service_time.flatten();
         let told = told.map(|millis| Nanos::from_millis(millis.saturating_add(1)));
         Some(self.elapsed(now)?.min(told.unwrap_or(Nanos(u64::MAX))))
     }
@@ -415,6 +426,23 @@ impl Exchange {
             ..settlement
         };
         self.settle(context, settlement, None, now);
+    }
+
+    /// When a call ended that ended well.
+    ///
+    /// A breaker's window and a batch of good outcomes need not know it exactly: the newest reading of
+    /// this worker's clock does, made since the request came by it, by another, or by a tick. So most
+    /// requests go without another call. A trial goes by the clock, as does a timing that is observed up
+    /// to the end.
+    pub(super) fn end_time<H: Host>(&self, handles: &Handles, host: &H) -> Moment {
+        let exact = self.timing == Timing::Answered
+            || self.grants.is_any_trial()
+            || self.grants.are_pending();
+        if exact {
+            handles.engine.now(host)
+        } else {
+            handles.engine.newest.get()
+        }
     }
 
     /// Records at the breaker and the endpoints how the call went.

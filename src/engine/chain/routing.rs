@@ -69,10 +69,14 @@ impl Exchange {
     ) -> Action {
         let engine = Rc::clone(&self.engine);
         let unified = twice.then(|| engine.single.unify(request.headers.map(), stream));
-        let kept = unified.as_ref().map(|map| Kept::new(map, engine.watched));
-        let mut request = kept
-            .as_ref()
-            .map_or(request, |kept| engine.request(kept.headers()));
+        let mut kept;
+        let mut request = match &unified {
+            Some(map) => {
+                kept = Kept::default();
+                engine.request(kept.walk(map, &engine.watched))
+            }
+            None => request,
+        };
         let plain;
         if engine.path_parameters == PathParameters::Strip && request.path.contains(&b';') {
             plain = without_parameters(request.path);
@@ -93,7 +97,7 @@ impl Exchange {
         if route.off {
             return Action::Continue;
         }
-        self.start = host.monotonic();
+        self.start = engine.now(host);
         self.whole = (end || !engine.kind.tells_ends()).then_some(self.start);
         self.route = Some(Rc::clone(route));
         let context = Context::new(&engine, route, host, stream);

@@ -51,6 +51,10 @@ pub fn cheapest(
     cost: &dyn Fn(usize) -> Cost,
     rng: &Rng,
 ) -> EndpointList {
+    // The only one costs what it costs.
+    if let [_] = entries {
+        return first(entries, open);
+    }
     let mut sample = [None; SAMPLE];
     let count = entries.len() as u64;
     // A walk from a random start in a random stride meets distinct entries.
@@ -63,15 +67,7 @@ pub fn cheapest(
         let entry = usize::try_from(at).ok().and_then(|at| entries.get(at));
         *place = entry
             .filter(|entry| !entry.trial || open(entry.at))
-            // The only one costs what it costs.
-            .map(|entry| {
-                let cost = if count == 1 {
-                    Cost::of(0)
-                } else {
-                    cost(entry.at)
-                };
-                (entry, cost)
-            });
+            .map(|entry| (entry, cost(entry.at)));
         at = at.saturating_add(stride).checked_rem(count).unwrap_or(0);
     }
     let each = sample.iter().flatten().map(|(_, cost)| cost.each);
