@@ -595,7 +595,7 @@ class Bench:
         ]
         with open(folder / "log", "w", encoding="utf-8") as log:
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
-        end = time.monotonic() + 180
+        end = time.monotonic() + 600
         while process.poll() is None and time.monotonic() < end:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{admin}/ready", timeout=5) as reply:

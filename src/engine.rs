@@ -71,6 +71,7 @@ use crate::base::rng::Rng;
 use crate::base::time::{Moment, Nanos};
 use crate::document::{ClientIp, Config, PathParameters, Probes, RequestHeaders};
 use crate::host::{CallAnswer, CallId, Calls, Host, HostKind};
+use crate::policy::circuit_breaker::BreakerSettings;
 use crate::policy::route::index::RouteIndex;
 use crate::store::Contended;
 use breaker::Breaker;
@@ -146,8 +147,10 @@ pub struct Engine {
     /// Until when the client of the request that ended last waits, for a redirect that the proxy
     /// follows itself: it has a second stream.
     ended: Cell<Option<Option<Moment>>>,
-    /// The newest reading of the clock.
+    /// The newest reading of the clock, at most a tick ago.
     newest: Cell<Moment>,
+    /// Whether a breaker's window is so short that a tick matters to it.
+    dates_exactly: bool,
 }
 
 impl Engine {
@@ -223,6 +226,10 @@ impl Engine {
             lingering: Lingering::default(),
             ended: Cell::new(None),
             newest: Cell::new(now),
+            dates_exactly: config
+                .circuit_breakers
+                .iter()
+                .any(|it| BreakerSettings::new((**it).clone()).is_finer_than(TICK)),
         })
     }
 

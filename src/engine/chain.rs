@@ -491,9 +491,9 @@ impl Exchange {
         if self.timing != Timing::No {
             self.time_end(*now);
         }
-        let grants = std::mem::take(&mut self.grants);
+        let Some(it) = self.grants.take() else { return };
         let rest = std::mem::take(&mut self.rest);
         let rests = [rest, std::mem::take(&mut self.held).max(rest)];
-        grants.release(host, self.began(), || *now, &self.engine, rests);
+        it.release(host, self.began(), || *now, &self.engine, rests);
     }
 }

@@ -49,6 +49,8 @@ pub struct RateLimit {
     /// Its configuration.
     pub config: config::RateLimit,
     seed: Seed,
+    /// The hash of a key without parts.
+    of_all: u64,
     table: BucketTable,
     leases: Leases,
     algorithm: Algorithm,
@@ -164,6 +166,7 @@ impl RateLimit {
         let shows_partition = ietf && !config.key.is_empty();
         Self {
             seed,
+            of_all: KeyHasher::new(seed).finish(),
             table,
             leases,
             algorithm,
@@ -307,18 +310,17 @@ impl RateLimit {
 
     /// The key's hash, its algorithm and the request's cost; `None`: the limit does not apply.
     fn applies(&self, request: &Request<'_>) -> Option<(u64, &Algorithm, u64)> {
-        let mut hasher = KeyHasher::new(self.seed);
-        if self.is_exempt(request.address)
-            || !key::hash(
-                &self.config.key,
-                self.config.missing_key,
-                request,
-                &mut hasher,
-            )
-        {
+        if self.is_exempt(request.address) {
             return None;
         }
-        let hash = hasher.finish();
+        let parts = &self.config.key;
+        let hash = if parts.is_empty() {
+            self.of_all
+        } else {
+            let mut hasher = KeyHasher::new(self.seed);
+            key::hash(parts, self.config.missing_key, request, &mut hasher).then_some(())?;
+            hasher.finish()
+        };
         Some((hash, self.algorithm_of(hash), self.cost(request)))
     }
 

@@ -243,3 +243,48 @@ fn clients_do_not_hide_tries() {
         assert_eq!(seen.is_some(), kept, "{outcomes}");
     }
 }
+
+/// A worker that has had nothing else to do, nor a tick, dates a good answer by its own clock where
+/// the window is short. (Bug avoided: the call is forgotten too soon, and the breaker opens later.)
+#[test]
+fn a_good_answer_that_took_long_is_in_the_window() {
+    for (window, took) in [("1s", 3_000), ("10s", 900)] {
+        for (outcomes, wiring) in [("every", Wiring::All), ("by_exception", Wiring::Exceptions)] {
+            let mut config = config(outcomes);
+            config["circuit_breakers"]["r"] =
+                json!({"window": {"type": "time", "size": window}, "minimum_calls": 2});
+            let proxy = Proxy::new(&config);
+            for known in [End { flags: DC, ..GOOD }, End { tries: 2, ..GOOD }] {
+                proxy.end(known, wiring);
+            }
+            proxy.machine.advance(Nanos::from_secs(3_600));
+            let stream = SimStream::request("GET", "/", &[]);
+            let (mut exchange, host) = (proxy.begin(&stream), &proxy.worker);
+            stream.answer(
+                200,
+                Some(TWO[0]),
+                &[("x-envoy-upstream-service-time", b"1")],
+            );
+            if wiring == Wiring::All {
+                exchange.on_response_headers(host, &stream, false);
+            }
+            proxy.machine.advance(Nanos::from_millis(took));
+            if wiring == Wiring::All {
+                exchange.on_response_body(host, &stream, 3, true);
+            }
+            exchange.on_log(host, &stream);
+            assert_eq!(stream.asked(Property::ResponseFlags), 0, "it was not read");
+            exchange.on_delete(host, &stream);
+            exchange.on_end(host);
+            proxy.end(
+                End {
+                    status: 500,
+                    ..GOOD
+                },
+                wiring,
+            );
+            let opened = "haven_circuit_breaker_transitions_total;circuit_breaker=r;to=open";
+            assert_eq!(proxy.machine.metric(opened), 1, "{window} {outcomes}");
+        }
+    }
+}

@@ -75,6 +75,16 @@ impl Grants {
         }
     }
 
+    /// All that is to be given back, if there is anything: most requests that only limits are asked
+    /// for hold nothing.
+    pub(super) fn take(&mut self) -> Option<Self> {
+        let empty = self.concurrency.iter().all(Option::is_none)
+            && self.breaker.is_none()
+            && self.endpoint.is_none()
+            && self.retries.is_none();
+        (!empty).then(|| std::mem::take(self))
+    }
+
     /// How much room its limits have for more than this request, the least of them; `None`: it has
     /// none.
     pub(super) fn room(&self, now: Moment) -> Option<Room> {

@@ -275,16 +275,16 @@ impl Exchange {
 
     /// What was decided, in the form of Envoy's details, which have no spaces.
     fn details(&self) -> String {
-        let mut details = String::new();
+        let mut details = Vec::new();
         if !self.decisions.is_empty() {
             details.reserve_exact(self.decisions.len().saturating_add(7));
-            for (at, word) in self.decisions.split(' ').enumerate() {
-                details.push_str(if at == 0 { "haven{" } else { ":" });
-                details.push_str(word);
-            }
-            details.push('}');
+            details.extend_from_slice(b"haven{");
+            // As bytes: letter by letter costs three times as much.
+            let joined = |byte| if byte == b' ' { b':' } else { byte };
+            details.extend(self.decisions.bytes().map(joined));
+            details.push(b'}');
         }
-        details
+        String::from_utf8(details).unwrap_or_default()
     }
 
     pub(super) fn reply<S: Stream>(&mut self, stream: &S, reply: &Reply) -> Action {

@@ -430,12 +430,13 @@ impl Exchange {
 
     /// When a call ended that ended well.
     ///
-    /// A breaker's window and a batch of good outcomes need not know it exactly: the newest reading of
-    /// this worker's clock does, made since the request came by it, by another, or by a tick. So most
-    /// requests go without another call. A trial goes by the clock, as does a timing that is observed up
-    /// to the end.
+    /// A window whose buckets are no shorter than a tick need not know it exactly: the newest reading
+    /// of this worker's clock does, made since the request came by it, by another, or by a tick. So
+    /// most requests go without another call. Shorter windows go by the clock, as do trials, and a
+    /// timing that is observed up to the end.
     pub(super) fn end_time<H: Host>(&self, handles: &Handles, host: &H) -> Moment {
-        let exact = self.timing == Timing::Answered
+        let exact = handles.engine.dates_exactly
+            || self.timing == Timing::Answered
             || self.grants.is_any_trial()
             || self.grants.are_pending();
         if exact {

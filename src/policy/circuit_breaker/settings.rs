@@ -48,6 +48,12 @@ impl BreakerSettings {
         self.config.half_open_calls.unwrap_or(HALF_OPEN_CALLS)
     }
 
+    /// Whether the window tells moments apart that are less than this apart.
+    #[must_use]
+    pub fn is_finer_than(&self, time: Nanos) -> bool {
+        self.bucket < time
+    }
+
     /// Whether the window is one of time.
     pub(super) const fn is_timed(&self) -> bool {
         matches!(self.config.window, config::WindowConfig::Time(_))
