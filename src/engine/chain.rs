@@ -4,6 +4,7 @@
 //! is taken out when it ends, so that a second end (our own reply, and then the end of the stream)
 //! finds nothing.
 
+mod answer;
 mod breaker;
 mod canary;
 mod classify;
@@ -424,9 +425,7 @@ impl Exchange {
         self.copy_piece(context, size);
         if end {
             self.keep_response(context);
-            if let Some(settlement) = self.unsettled.take() {
-                self.settle(context, settlement, None, self.end_time(&handles, host));
-            }
+            self.settle_whole(context);
         }
         Action::Continue
     }

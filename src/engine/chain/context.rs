@@ -37,7 +37,7 @@ impl<'a, H, S> Context<'a, H, S> {
 /// Keeps the engine and the route of a request alive while a callback changes the exchange.
 #[derive(Debug)]
 pub(super) struct Handles {
-    pub(super) engine: Rc<Engine>,
+    engine: Rc<Engine>,
     route: Rc<Route>,
 }
 

@@ -4,8 +4,9 @@
 //! the configuration if the proxy's access log reports the stream, the deletion of the stream. So
 //! what is not reported by the time of its deletion was good.
 
+use super::answer::Answer;
 use super::classify::{Class, Cut, cut_by, retry_after};
-use super::response::{Answer, Settlement, Source};
+use super::response::{Settlement, Source};
 use super::{Context, Exchange};
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::engine::exceptions::{FLAGS, GRPC, Look, TRIES};
@@ -135,16 +136,14 @@ impl Exchange {
         let Some(handles) = self.handles() else {
             return;
         };
-        let (context, now) = (
-            &handles.context(host, stream),
-            self.end_time(&handles, host),
-        );
-        self.grants.enter_late(host, now, engine.vm);
+        let context = &handles.context(host, stream);
         // An endpoint on trial is asked who answered, in the log callback.
         let first = self.grants.picked().first();
-        let attempts = first.or_else(|| self.sample_good(context));
+        let settlement = Settlement::good(first.or_else(|| self.sample_good(context)));
+        let now = self.end_time(context, &settlement);
+        self.grants.enter_late(host, now, engine.vm);
         self.grants.settle_retries(0, Some(true));
-        self.settle(context, Settlement::good(attempts), None, now);
+        self.settle(context, settlement, None, now);
     }
 
     /// Asks for the endpoint of a good answer at the first try, of some of those that were left to

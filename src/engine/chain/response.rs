@@ -1,13 +1,13 @@
 //! What an answer shows of the upstream, and which policies it is recorded at.
 
+use super::answer::Answer;
 use super::classify::{
     Class, Cut, classify, cut_by, fails, grpc_failure, is_grpc_failure, remove_claims, retry_after,
 };
-use super::context::Handles;
 use super::deadline::Timing;
 use super::reply::{FallbackAction, Phase};
 use super::{Action, Context, Exchange};
-use crate::base::headers::{HeaderMap, is_name, parse_number};
+use crate::base::headers::HeaderMap;
 use crate::base::time::{Moment, Nanos};
 use crate::document::FailureOn;
 use crate::engine::upstream::{Attempts, Ended, Upstream};
@@ -17,60 +17,6 @@ use crate::policy::circuit_breaker::CallResult;
 use crate::policy::upstream::peers::Try;
 use crate::request::Reason;
 use crate::request::reply::ReplyDetails;
-
-/// How long the upstream took, by Envoy's router.
-const SERVICE_TIME: &[u8] = b"x-envoy-upstream-service-time";
-
-/// An answer's headers.
-pub(super) struct Answer {
-    pub(super) headers: HeaderMap,
-    pub(super) status: u16,
-    pub(super) grpc_status: Option<u64>,
-    /// How many milliseconds the upstream took, by Envoy's router; of the proxy's own answers there
-    /// is none, and what is no number tells nothing.
-    pub(super) service_time: Option<Option<u64>>,
-    /// No body follows.
-    end: bool,
-}
-
-impl Answer {
-    pub(super) fn read<S: Stream>(stream: &S, grpc: bool, end: bool) -> Self {
-        let headers = stream.headers(Message::Response);
-        let (mut status, mut service_time) = (None, None);
-        // One walk for what every answer is asked for.
-        for (name, value) in headers.iter() {
-            if status.is_none() && is_name(name, b":status") {
-                status = Some(parse_number(value));
-            } else if service_time.is_none() && is_name(name, SERVICE_TIME) {
-                service_time = Some(parse_number(value));
-            }
-        }
-        let status = status.flatten().and_then(|s| u16::try_from(s).ok());
-        let status = status.unwrap_or(0);
-        let grpc_status = if grpc {
-            headers.get("grpc-status").and_then(parse_number)
-        } else {
-            None
-        };
-        Self {
-            headers,
-            status,
-            grpc_status,
-            service_time,
-            end,
-        }
-    }
-
-    /// Whether it may be a failure, or the proxy's own: on gRPC its errors have status 200 too.
-    fn is_suspect(&self) -> bool {
-        self.status >= 500 || self.grpc_status.is_some_and(|s| s != 0)
-    }
-
-    /// Whether it shows how long the upstream takes: a refusal is soon made.
-    pub(super) fn is_good(&self) -> bool {
-        !self.is_suspect() && self.status != 429
-    }
-}
 
 /// Which endpoint answered, as far as it has to be known.
 pub(super) struct Source<'a> {
@@ -428,21 +374,40 @@ impl Exchange {
         self.settle(context, settlement, None, now);
     }
 
-    /// When a call ended that ended well.
+    /// The body has come whole, and no trailers follow: records how the call went.
+    pub(super) fn settle_whole<H: Host, S: Stream>(&mut self, context: &Context<'_, H, S>) {
+        if let Some(settlement) = self.unsettled.take() {
+            let now = self.end_time(context, &settlement);
+            self.settle(context, settlement, None, now);
+        }
+    }
+
+    /// When a call ended.
     ///
-    /// A window whose buckets are no shorter than a tick need not know it exactly: the newest reading
+    /// Of one that ended well a window whose buckets are no shorter than a tick need not know it exactly: the newest reading
     /// of this worker's clock does, made since the request came by it, by another, or by a tick. So
-    /// most requests go without another call. Shorter windows go by the clock, as do trials, and a
-    /// timing that is observed up to the end.
-    pub(super) fn end_time<H: Host>(&self, handles: &Handles, host: &H) -> Moment {
-        let exact = handles.engine.dates_exactly
+    /// most requests go without another call. By the clock go what may be a failure, shorter windows,
+    /// trials, what may yet be made one, and a timing that is observed up to the end.
+    pub(super) fn end_time<H: Host, S>(
+        &self,
+        context: &Context<'_, H, S>,
+        settlement: &Settlement,
+    ) -> Moment {
+        let engine = context.engine;
+        let well = settlement.class == Class::Answered
+            && (200..300).contains(&settlement.status)
+            && !self.facts.grpc;
+        let unlisted = settlement.attempts.is_some() && self.grants.picked().listed() == 0;
+        let exact = !well
+            || unlisted
+            || engine.dates_exactly
             || self.timing == Timing::Answered
             || self.grants.is_any_trial()
             || self.grants.are_pending();
         if exact {
-            handles.engine.now(host)
+            engine.now(context.host)
         } else {
-            handles.engine.newest.get()
+            engine.newest.get()
         }
     }
 

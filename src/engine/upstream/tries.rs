@@ -80,10 +80,10 @@ impl Upstream {
 
     /// The number of tries as an answer says it, if that is to be believed.
     pub(in crate::engine) fn said_count(&self, headers: &HeaderMap) -> Option<u64> {
-        let count = headers.get("x-envoy-attempt-count");
-        count
-            .filter(|_| self.config.attempt_count)
-            .and_then(parse_number)
+        if !self.config.attempt_count {
+            return None;
+        }
+        headers.get("x-envoy-attempt-count").and_then(parse_number)
     }
 
     /// The tries, by the address of the last one and by their number. `said` is the number that an
