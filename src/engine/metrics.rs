@@ -218,7 +218,7 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
 
     /// When it last refused, by the host's clock.
     pub(super) fn concurrency_refused_at(&self, policy: &str, key: &str) -> SharedCounter {
-        self.share(
+        self.keep(
             "haven_internal_concurrency_refused_at",
             &[("policy", policy), ("key", key)],
         )

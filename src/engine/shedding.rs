@@ -84,7 +84,7 @@ mod tests {
     fn workers_know_of_each_other_what_they_refuse_and_a_clock_may_step_back() {
         let machine = Machine::new(HostKind::Envoy, 1);
         let worker = Worker(Rc::clone(&machine));
-        let shared = worker.define_shared("refused_at");
+        let shared = worker.define_stored("refused_at");
         let [one, other] = [(); 2].map(|()| Shedding::new(shared));
         machine.advance(Nanos::from_secs(10));
         let second = Nanos::from_secs(1);

@@ -15,7 +15,7 @@
 //! | | calm | pressed |
 //! |---|---|---|
 //! | when | otherwise | any of the three signs below |
-//! | it rises to | twice the present load, while less than half of it is in flight | what is answered within 75 % of the deadline; a little more at a time while answers take less than that |
+//! | it rises to | twice the present load; to that load, while half of the limit is in flight | what is answered within 75 % of the deadline; a little more at a time while answers take less than that |
 //! | it falls | slowly, not below `initial_limit` | to the same, see below |
 //!
 //! A limit is pressed if half of it is in flight for ¼ of the deadline, if a request was refused in
@@ -270,10 +270,7 @@ impl Observations {
                 calls.mean(),
             );
             let probe = self.probe(settings, now, limit, mean);
-            if found > limit && self.grows() {
-                // The first answers to a burst are the quick ones.
-                probe
-            } else if found > limit {
+            if found > limit {
                 let found = if mean > settings.near_target() {
                     limit.saturating_add(found.saturating_sub(limit).div_ceil(2))
                 } else {
@@ -289,11 +286,11 @@ impl Observations {
             } else {
                 probe
             }
-        } else if self.calm_at < now {
-            // Half of it is in flight just now, and the answers that there are tell of less.
-            limit
         } else {
-            let done = self.all.within(settings.target()).saturating_mul(2);
+            // Where half of it is in flight just now, the answers that there are tell of less: the
+            // law is enough until this is pressed.
+            let times = if self.calm_at < now { 1 } else { 2 };
+            let done = self.all.within(settings.target()).saturating_mul(times);
             let usual = done
                 .max(settings.initial)
                 .min(self.doubled(settings, now, limit));
@@ -329,12 +326,6 @@ impl Observations {
             || now.since(self.calm_at) >= settings.pressed_after()
     }
 
-    /// Whether newer calls take longer: a queue grows, and what it comes to is still to be seen.
-    fn grows(&self) -> bool {
-        let older = self.all.mean();
-        self.new.mean() > older.saturating_add(older / 4)
-    }
-
     /// A higher limit, while requests are refused and answers come in time: at most once in the
     /// time that an answer takes, so that each step shows what it does before the next one.
     ///
@@ -352,7 +343,10 @@ impl Observations {
     fn probe(&mut self, settings: &AdaptiveSettings, now: Moment, limit: u64, mean: u64) -> u64 {
         let refusing_for = self.refusing.lasts(settings.deadline, now);
         let full_for = self.full.lasts(settings.deadline, now);
-        if refusing_for.is_none() || self.grows() || now.since(self.probed_at) < Nanos(mean) {
+        let older = self.all.mean();
+        // Newer ones take longer: a queue grows, and what it comes to is still to be seen.
+        let grows = self.new.mean() > older.saturating_add(older / 4);
+        if refusing_for.is_none() || grows || now.since(self.probed_at) < Nanos(mean) {
             return limit;
         }
         let least = limit.saturating_add((limit / 4).max(1));

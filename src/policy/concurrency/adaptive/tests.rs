@@ -53,9 +53,10 @@ fn a_sudden_load_does_not_raise_it_by_its_first_answers() {
     world.calls(1_000, 5, 40);
     let before = world.limit;
     assert_eq!(before, 92);
-    // More than half of it is in flight, and the first answers are those that found a free place.
-    world.calls(100, 60, 45);
-    assert_eq!(world.limit, before);
+    // More than half of it is in flight, and the first answers, to what found a free place, are
+    // quick: 60 in 220 ms are 102 in 375 ms.
+    world.calls(100, 60, 220);
+    assert!((before..=110).contains(&world.limit), "{}", world.limit);
 }
 
 #[test]
