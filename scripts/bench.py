@@ -609,9 +609,9 @@ class Bench:
         stop(process)
         raise Failure(f"Envoy did not start: {(folder / 'log').read_text()[-600:].strip()}")
 
-    def dumped(self, process, folder, number):
+    def dumped(self, process, folder):
         """Asks for the next dump and reads it once it is whole."""
-        path = folder / f"dump.{number}"
+        path = folder / f"dump.{len(list(folder.glob('dump.*'))) + 1}"
         self.control(process, "--dump")
         end = time.monotonic() + 60
         while time.monotonic() < end:
@@ -629,19 +629,19 @@ class Bench:
             self.control(process, "--instr=on")
             self.load(port, 200, case)
             batches, allocated, bad = [], [], 0
-            for number in range(1, self.options.batches + 1):
+            for _ in range(self.options.batches):
                 self.control(process, "--zero")
                 begun = time.monotonic()
                 bad += self.load(port, self.options.requests, case)
                 took = time.monotonic() - begun
-                dump = self.dumped(process, folder, 2 * number - 1)
+                dump = self.dumped(process, folder)
                 total = int(re.search(r"^totals: (\d+)", dump, re.M)[1])
                 if case.policy is not None:
                     # What Envoy and haven do by the clock, whether or not requests come: in an
                     # Envoy that is slowed down fifty times fewer requests would share it.
                     self.control(process, "--zero")
                     time.sleep(took)
-                    idle = self.dumped(process, folder, 2 * number)
+                    idle = self.dumped(process, folder)
                     total -= int(re.search(r"^totals: (\d+)", idle, re.M)[1])
                 batches.append(total / self.options.requests)
                 allocated.append(self.allocator.instructions(dump) / self.options.requests)
@@ -658,6 +658,7 @@ class Bench:
         try:
             count = self.measure(case)
         except (Failure, OSError, subprocess.SubprocessError) as error:
+            print(f"    {case.table}, {case.name}: {error}", file=sys.stderr, flush=True)
             return case, error
         spread = (max(count.batches) - min(count.batches)) / count.median * 100
         line = f"    {case.table}, {case.name}: {count.median:,.0f}, spread {spread:.1f} %"
