@@ -102,7 +102,7 @@ impl Proxy {
     }
 
     fn ask(&self, headers: &[(&str, &[u8])], answer: u16) -> (SimStream, u16) {
-        let stream = SimStream::request("GET", "/", headers);
+        let stream = SimStream::request("GET", "/", headers).on(self.machine.kind());
         let mut exchange = self.begin(&stream);
         if stream.replied().is_none() {
             stream.answer(answer, Some(ENDPOINT), &[]);
@@ -823,9 +823,12 @@ fn corrupted(
     proxy
 }
 
-fn rules_of(_how: u8) -> HostKind {
-    // Under nginx's rules: tests/workers and tests/hosts.
-    HostKind::Envoy
+fn rules_of(how: u8) -> HostKind {
+    if how & 1 == 0 {
+        HostKind::Envoy
+    } else {
+        HostKind::Nginx
+    }
 }
 
 fn corrupt(proxy: &Proxy, how: u8, place: u8, bytes: &[u8], kind: u8) {
@@ -839,7 +842,7 @@ fn corrupt(proxy: &Proxy, how: u8, place: u8, bytes: &[u8], kind: u8) {
         b"",
     );
     let keys = keys.into_inner();
-    assert!(!keys.is_empty(), "the records were found");
+    assert!(!keys.is_empty(), "the records of kind {:?} were found", char::from(kind));
     for key in keys {
         let mut record = proxy
             .worker

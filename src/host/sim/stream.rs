@@ -44,9 +44,16 @@ impl SimStream {
         stream
     }
 
-    /// The same on this proxy.
+    /// The same on this proxy. nginx shows what the client has asked for as `host`.
     #[must_use]
     pub fn on(self, kind: HostKind) -> Self {
+        if !kind.shows_authority() {
+            let mut request = self.request.borrow_mut();
+            let host = |name: &String| name == "host";
+            if !request.iter().any(|(name, _)| host(name)) {
+                request.push(("host".to_owned(), b"api.example".to_vec()));
+            }
+        }
         Self { kind, ..self }
     }
 
