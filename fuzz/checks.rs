@@ -842,7 +842,11 @@ fn corrupt(proxy: &Proxy, how: u8, place: u8, bytes: &[u8], kind: u8) {
         b"",
     );
     let keys = keys.into_inner();
-    assert!(!keys.is_empty(), "the records of kind {:?} were found", char::from(kind));
+    assert!(
+        !keys.is_empty(),
+        "the records of kind {:?} were found",
+        char::from(kind)
+    );
     for key in keys {
         let mut record = proxy
             .worker

@@ -31,9 +31,8 @@ use std::ptr::{null, null_mut};
 #[derive(Debug)]
 pub struct Proxy;
 
-/// How much more `malloc` allocates than it is asked for. nginx writes a map of more than 100
-/// headers into what it has taken for another one: up to a request's method is too much, which fits
-/// a buffer of 8 KiB.
+/// How much more `malloc` allocates than it is asked for. What nginx writes there may be longer than
+/// it has announced, by less than a buffer of a request's line: 8 KiB.
 pub const SLACK: usize = if cfg!(feature = "portable") {
     9 * 1024
 } else {
