@@ -190,6 +190,103 @@ fn exceptions_open_the_same_where_the_access_log_is_missing() {
     run(opens_what_it_should(Wiring::Half));
 }
 
+/// A third of many requests at once fail, and the fallback's answer is written in place of theirs:
+/// nobody gets another's answer, or a part of the failed one, and no place is kept.
+#[test]
+fn answers_are_replaced_in_place_for_many_at_once() {
+    const ROUND: u64 = 200;
+    const AT_ONCE: u64 = 32;
+    run(async {
+        for exceptions in [Exceptions::Wired, Exceptions::Half] {
+            let upstream = Upstream::start("a").await;
+            let filter = json!({
+                "outcomes": "by_exception",
+                "upstreams": {"users": {"endpoints": endpoints(&[upstream.addr()]), "concurrency_limit": "many"}},
+                "concurrency_limits": {"many": {"algorithm": "fixed", "limit": 1_000}},
+                "fallbacks": {"f": {"steps": [{"respond": {"status": 203, "body": "instead of {{request_id}}"}}]}},
+                "routes": [{"name": "all", "upstream": "users", "fallback": "f"}],
+            });
+            let config = EnvoyConfig::proxy([upstream.addr()])
+                .internal_clients()
+                .exceptions(exceptions)
+                .concurrency(2)
+                .haven(&filter);
+            let mut envoy = Envoy::start(config).await;
+            // At first the wiring is not known; the clients that leave make it known.
+            for round in 0..2 {
+                upstream.reset().await;
+                upstream
+                    .set(|faults| {
+                        faults.status = Some(500);
+                        faults.every = 3;
+                        faults.service_time_ms = 10;
+                        faults.headers.insert("x-upstream".into(), "1".into());
+                    })
+                    .await;
+                let mut tasks = tokio::task::JoinSet::new();
+                for first in 0..AT_ONCE {
+                    let client = if first % 2 == 0 {
+                        envoy.h1()
+                    } else {
+                        envoy.h2()
+                    };
+                    tasks.spawn(async move {
+                        let mut replaced = 0;
+                        for number in (first..ROUND).step_by(AT_ONCE as usize) {
+                            // Bodies of many sizes, up to several of Envoy's pieces.
+                            let path =
+                                format!("/echo/{number}/{}", "x".repeat(number as usize * 40));
+                            let id = format!("{number:08}-0000-4000-8000-{round:012}");
+                            let headers = [("x-request-id", id.as_str())];
+                            let reply = client.get_with(&path, &headers).await.unwrap();
+                            assert_eq!(reply.cut, None, "{reply:?}");
+                            let length = reply.header("content-length");
+                            assert_eq!(length, Some(reply.body.len().to_string()), "{reply:?}");
+                            if reply.status == 203 {
+                                replaced += 1;
+                                assert_eq!(reply.text(), format!("instead of {id}"));
+                                assert_eq!(reply.header("x-upstream"), None, "{reply:?}");
+                            } else {
+                                assert_eq!(reply.status, 200, "{reply:?}");
+                                assert_eq!(reply.json()["path"], path, "{reply:?}");
+                            }
+                        }
+                        replaced
+                    });
+                }
+                let replaced: u64 = tasks.join_all().await.iter().sum();
+                wait_for("the upstream is done", async || {
+                    upstream.counters().in_flight == 0
+                })
+                .await;
+                let answered = upstream.counters().answered;
+                let of = |status: u16| answered.get(&status).copied().unwrap_or(0);
+                println!("{exceptions:?} {round}: {replaced} of {ROUND} replaced");
+                assert_eq!((replaced, of(500) + of(200)), (of(500), ROUND));
+                assert!(replaced * 4 > ROUND, "{replaced}");
+                for name in ["haven_endpoint_in_flight", "haven_concurrency_in_flight"] {
+                    wait_for("nothing is in flight", async || {
+                        envoy.metrics().await.total(name, &[]) == 0.0
+                    })
+                    .await;
+                }
+                upstream.reset().await;
+                upstream.set(|faults| faults.hang = true).await;
+                for _ in 0..4 {
+                    envoy.h1().get("/livez").await.unwrap();
+                    let client = envoy.h2();
+                    let left = hanging(async move { client.get("/echo").await });
+                    wait_for("it hangs", async || upstream.counters().in_flight > 0).await;
+                    drop(left);
+                    wait_for("it has left", async || upstream.counters().in_flight == 0).await;
+                }
+                nothing_in_flight(&envoy).await;
+            }
+            assert_sound(&mut envoy).await;
+        }
+    });
+}
+
 /// The example that docs/cost.md explains, with an upstream, a filter and ports of the test's own.
 #[test]
 fn the_example_starts_and_is_wired() {
