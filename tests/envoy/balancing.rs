@@ -285,8 +285,9 @@ fn a_key_keeps_its_endpoint_until_that_dies() {
 /// peaks, which docs/balancing.md tells of; 40 ms more are rare.
 #[test]
 fn equal_endpoints_share_alike_with_little_in_flight() {
-    const REQUESTS: u32 = 400;
-    run(async {
+    const REQUESTS: u32 = 300;
+    // What other tests keep the machine busy with would make peaks of its own.
+    run_alone(async {
         let upstreams = Upstream::start_many(3).await;
         for (upstream, time) in upstreams.iter().zip([40, 40, 800]) {
             upstream.set(|faults| faults.delay_ms = time).await;
