@@ -76,7 +76,7 @@ pub struct CasMismatch;
 /// A request keeps the number under which it was counted, and ends there; so a limit may let
 /// through, beside what is in flight under the old name, as much again. Nothing may therefore
 /// depend on a number without a safe meaning for 0.
-pub trait SharedCounters {
+pub trait SharedCounters: Platform {
     /// The number of this name, which is counted; 0 if it is new.
     fn define_shared(&self, name: &str) -> SharedCounter;
 
@@ -89,7 +89,13 @@ pub trait SharedCounters {
 
     /// Sets a number that is counted back to 0. Where two workers do that at once on nginx, it may
     /// end as far below 0 as it was above: whoever clears one takes what is huge for 0.
-    fn clear(&self, counter: SharedCounter);
+    fn clear(&self, counter: SharedCounter) {
+        if self.kind().counts_in_gauges() {
+            return self.store(counter, 0);
+        }
+        let number = self.load(counter).cast_signed();
+        self.increment(counter, number.wrapping_neg());
+    }
 
     /// Replaces a number that is stored. Of two workers that store at once one loses.
     fn store(&self, counter: SharedCounter, number: u64);

@@ -5,7 +5,7 @@
 //! words that refuse it; the rest is what haven does in another way. docs/hosts.md is the same for
 //! people, and a test compares the two.
 
-use super::Property;
+use super::{MetricKind, Property};
 
 /// A proxy that loads haven.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,6 +163,23 @@ impl HostKind {
     #[must_use]
     pub const fn tells(self, property: Property) -> bool {
         !self.is_nginx() || matches!(property, Property::SourceAddress)
+    }
+
+    /// Whether a number that goes up and down by what is added is a gauge, which can be set as well.
+    /// nginx adds to counters alone, and sets none.
+    #[must_use]
+    pub const fn counts_in_gauges(self) -> bool {
+        !self.is_nginx()
+    }
+
+    /// As which of its own kinds it takes a metric: a counter, a gauge or a histogram.
+    #[must_use]
+    pub const fn metric(self, kind: MetricKind) -> MetricKind {
+        match kind {
+            MetricKind::UpDownCounter if self.counts_in_gauges() => MetricKind::Gauge,
+            MetricKind::UpDownCounter => MetricKind::Counter,
+            kind => kind,
+        }
     }
 
     /// Whether calls go to clusters, by name, with endpoints by header. On nginx they go to an

@@ -114,10 +114,6 @@ impl<H: SharedCounters + Platform> SharedCounters for Scoped<H> {
         self.host.define_stored(&self.name(name))
     }
 
-    fn clear(&self, counter: SharedCounter) {
-        self.host.clear(counter);
-    }
-
     fn increment(&self, counter: SharedCounter, offset: i64) {
         self.host.increment(counter, offset);
     }

@@ -295,17 +295,6 @@ impl SharedCounters for Worker {
         SharedCounter(self.define(MetricKind::Gauge, name).0)
     }
 
-    /// By an addition on nginx: another worker may get in between.
-    fn clear(&self, counter: SharedCounter) {
-        match self.0.kind {
-            HostKind::Envoy => self.store(counter, 0),
-            HostKind::Nginx => {
-                let number = self.load(counter).cast_signed();
-                self.increment(counter, number.wrapping_neg());
-            }
-        }
-    }
-
     fn increment(&self, counter: SharedCounter, offset: i64) {
         self.add(MetricId(counter.0), offset);
     }
@@ -326,12 +315,7 @@ impl Metrics for Worker {
         }
         self.0
             .survives(name.len() <= 230, "the name of a metric is too long");
-        let nginx = self.0.kind == HostKind::Nginx;
-        let kind = match kind {
-            MetricKind::UpDownCounter if nginx => MetricKind::Counter,
-            MetricKind::UpDownCounter => MetricKind::Gauge,
-            kind => kind,
-        };
+        let kind = self.0.kind.metric(kind);
         let mut metrics = self.0.metrics.borrow_mut();
         // One name is one metric on nginx.
         let other = metrics.iter().any(|(k, n, _)| n == name && *k != kind);

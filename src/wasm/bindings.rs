@@ -201,14 +201,6 @@ impl SharedCounters for Proxy {
         SharedCounter(self.define(MetricKind::Gauge, name).0)
     }
 
-    fn clear(&self, counter: SharedCounter) {
-        if !self.kind().is_nginx() {
-            return self.store(counter, 0);
-        }
-        let number = self.load(counter).cast_signed();
-        self.increment(counter, number.wrapping_neg());
-    }
-
     fn increment(&self, counter: SharedCounter, offset: i64) {
         self.add(MetricId(counter.0), offset);
     }
@@ -224,9 +216,8 @@ impl SharedCounters for Proxy {
 
 impl Metrics for Proxy {
     fn define(&self, kind: MetricKind, name: &str) -> MetricId {
-        let kind = match kind {
+        let kind = match self.kind().metric(kind) {
             MetricKind::Counter => COUNTER,
-            MetricKind::UpDownCounter if self.kind().is_nginx() => COUNTER,
             MetricKind::UpDownCounter | MetricKind::Gauge => GAUGE,
             MetricKind::Histogram => HISTOGRAM,
         };

@@ -3,8 +3,8 @@
 //!
 //! A host calls each callback that a module exports, for each request, at 2,000 to 3,000
 //! instructions a call. One that is not exported costs nothing, and the host goes on as if it had
-//! returned at once. That is why `proxy_on_done` is only there for nginx, by the feature `portable`: it
-//! calls every one of its own without looking whether it is there.
+//! returned at once. That is why `proxy_on_done` is only there for nginx, by the feature `portable`:
+//! it calls every one of its own without looking whether it is there.
 //!
 //! To add one: a function here with the ABI's parameters, which hands over to a method of
 //! [`super::Root`] or [`super::Http`]; and its name in `tests/envoy/module.rs`.

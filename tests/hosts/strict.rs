@@ -119,6 +119,14 @@ impl State {
         Ok(())
     }
 
+    /// Whose number of a metric is its own: on nginx each worker has one, on Envoy there is one.
+    fn numbers(&self) -> usize {
+        match self.kind {
+            HostKind::Nginx => self.worker,
+            HostKind::Envoy => 0,
+        }
+    }
+
     fn in_root(&self) -> bool {
         matches!(self.step, Step::Start | Step::Tick | Step::CallResponse)
     }
@@ -505,12 +513,7 @@ fn imports(linker: &mut Linker<State>) -> Result<(), wasmi::errors::LinkerError>
             if state.kind == HostKind::Envoy && *kind == COUNTER && offset <= 0 {
                 return Ok(BAD_ARGUMENT);
             }
-            // Envoy has one number for all.
-            let worker = if state.kind == HostKind::Nginx {
-                state.worker
-            } else {
-                0
-            };
+            let worker = state.numbers();
             let value = &mut values[worker].0;
             *value = value.wrapping_add_signed(offset);
             Ok(OK)
@@ -526,11 +529,7 @@ fn imports(linker: &mut Linker<State>) -> Result<(), wasmi::errors::LinkerError>
             let turn = shared.turn;
             let (kind, name, values) = &mut shared.metrics[id as usize];
             state.dies(*kind == COUNTER, &format!("{name} is a counter"))?;
-            let worker = if state.kind == HostKind::Nginx {
-                state.worker
-            } else {
-                0
-            };
+            let worker = state.numbers();
             values[worker] = match *kind {
                 HISTOGRAM => (values[worker].0 + 1, 0),
                 _ => (value, turn),

@@ -4,7 +4,7 @@ use crate::scheduler::{Faults, for_each_seed, run};
 use haven::base::rng::Rng;
 use haven::base::time::{Moment, Nanos};
 use haven::host::sim::{HostKind, Machine, Worker};
-use haven::host::{Cas, CasMismatch, Clock, SharedCounter, SharedCounters, SharedData};
+use haven::host::{Cas, CasMismatch, Clock, Platform, SharedCounter, SharedCounters, SharedData};
 use haven::policy::Outcome;
 use haven::policy::circuit_breaker::window::{Window, weight};
 use haven::policy::circuit_breaker::{Admission, BreakerSettings, BreakerState, CallResult, Phase};
@@ -526,6 +526,12 @@ impl SharedData for Spy {
     }
 }
 
+impl Platform for Spy {
+    fn kind(&self) -> HostKind {
+        self.worker.kind()
+    }
+}
+
 impl SharedCounters for Spy {
     fn define_shared(&self, name: &str) -> SharedCounter {
         self.worker.define_shared(name)
@@ -533,10 +539,6 @@ impl SharedCounters for Spy {
 
     fn define_stored(&self, name: &str) -> SharedCounter {
         self.worker.define_stored(name)
-    }
-
-    fn clear(&self, id: SharedCounter) {
-        self.worker.clear(id);
     }
 
     fn increment(&self, id: SharedCounter, offset: i64) {
