@@ -4,11 +4,11 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 CYCLONEDX=0.5.9
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
 build() {
-  local version cyclonedx bom=haven-bill # no name of any file that is there
+  local cyclonedx bom=haven-bill # no name of any file that is there
   scripts/wasm.sh
-  version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
   cp config.schema.json dist/haven.schema.json
 
   say "writing the images"
@@ -26,9 +26,8 @@ build() {
 
   (
     cd dist
-    # haven-portable.wasm is there once wasm.sh builds it.
-    sha256sum haven.wasm $(ls haven-portable.wasm 2>/dev/null) haven.schema.json haven.cdx.json \
-      haven-image.tar haven-artifact.tar >SHA256SUMS
+    sha256sum haven.wasm haven-portable.wasm haven.schema.json haven.cdx.json haven-image.tar \
+      haven-artifact.tar >SHA256SUMS
     cat SHA256SUMS
   )
 }
@@ -53,7 +52,7 @@ check() {
   docker info >/dev/null 2>&1 || { say "no Docker engine: the image is not loaded" && return; }
   say "loading the image into Docker's engine"
   docker load --quiet --input dist/haven-image.tar >&2
-  id=$(docker create "haven:$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)" none)
+  id=$(docker create "haven:$version" none)
   docker cp --quiet "$id:/plugin.wasm" "$work/plugin.wasm"
   docker rm "$id" >/dev/null
   cmp "$work/plugin.wasm" dist/haven.wasm || die "the image holds another module" "see above"
