@@ -71,7 +71,7 @@ use crate::base::rng::Rng;
 use crate::base::time::{Moment, Nanos};
 use crate::document::{ClientIp, Config, PathParameters, Probes, RequestHeaders};
 use crate::host::{CallAnswer, CallId, Calls, Host, HostKind};
-use crate::policy::circuit_breaker::BreakerSettings;
+use crate::policy::circuit_breaker;
 use crate::policy::route::index::RouteIndex;
 use crate::store::Contended;
 use breaker::Breaker;
@@ -229,7 +229,7 @@ impl Engine {
             dates_exactly: config
                 .circuit_breakers
                 .iter()
-                .any(|it| BreakerSettings::new((**it).clone()).is_finer_than(TICK)),
+                .any(|it| circuit_breaker::bucket(it.window) < TICK),
         })
     }
 

@@ -44,7 +44,7 @@ use crate::host::{SharedCounter, SharedCounters, SharedData};
 use crate::policy::Outcome;
 use crate::store::{self, Contended, RecordKey, RecordKind, Step};
 use batch::Batch;
-pub use settings::BreakerSettings;
+pub use settings::{BreakerSettings, bucket};
 pub use state::BreakerState;
 use std::cell::Cell;
 pub use transition::{Admission, CallResult, Phase, Transition, TripReason};

@@ -59,11 +59,13 @@ impl Answer {
     /// To a request of this criticality and standing, beside `others` in flight.
     #[must_use]
     pub fn of(standing: Standing, others: u64, limit: u64, criticality: Criticality) -> Self {
-        let full = !has_room(others, limit, criticality);
-        match standing {
-            Standing::Within | Standing::Over if full => Self::Full,
-            _ if full || !has_room_of(standing, others, limit, criticality) => Self::OverShare,
-            _ => Self::Room,
+        let is_far = matches!(standing, Standing::FarOver { .. });
+        if has_room_of(standing, others, limit, criticality) {
+            Self::Room
+        } else if is_far || has_room(others, limit, criticality) {
+            Self::OverShare
+        } else {
+            Self::Full
         }
     }
 }

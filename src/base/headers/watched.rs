@@ -47,26 +47,22 @@ type Pair<'a> = (&'a [u8], &'a [u8]);
 /// Room for what a walk over a header map notes. It is made where it stays, and then filled: to be
 /// handed over it would have to be copied.
 #[derive(Debug, Default)]
-pub struct Kept<'a> {
-    pairs: [Pair<'a>; MOST],
-    count: usize,
-}
+pub struct Kept<'a>([Pair<'a>; MOST]);
 
 impl<'a> Kept<'a> {
     /// Walks the map, and notes the pairs whose names may be among `names`.
     pub fn walk(&mut self, map: &'a HeaderMap, names: &'a NameFilter) -> Headers<'_> {
-        let mut rooms = self.pairs.iter_mut();
-        self.count = 0;
-        let mut fits = true;
+        let mut rooms = self.0.iter_mut();
+        let (mut count, mut fits) = (0usize, true);
         for pair in map.iter().filter(|(name, _)| names.may_hold(name)) {
             let Some(room) = rooms.next() else {
                 fits = false;
                 break;
             };
             *room = pair;
-            self.count = self.count.saturating_add(1);
+            count = count.saturating_add(1);
         }
-        let notes = self.pairs.get(..self.count).filter(|_| fits);
+        let notes = self.0.get(..count).filter(|_| fits);
         Headers {
             map,
             notes: notes.map(|pairs| (names, pairs)),

@@ -384,10 +384,11 @@ impl Exchange {
 
     /// When a call ended.
     ///
-    /// Of one that ended well a window whose buckets are no shorter than a tick need not know it exactly: the newest reading
-    /// of this worker's clock does, made since the request came by it, by another, or by a tick. So
-    /// most requests go without another call. By the clock go what may be a failure, shorter windows,
-    /// trials, what may yet be made one, and a timing that is observed up to the end.
+    /// Of one that ended well a window whose buckets are no shorter than a tick need not know it
+    /// exactly: the newest reading of this worker's clock does, made since the request came by it,
+    /// by another, or by a tick. So most requests go without another call. By the clock go what may
+    /// be a failure, shorter windows, trials, what may yet be made one, and a timing that is
+    /// observed up to the end.
     pub(super) fn end_time<H: Host, S>(
         &self,
         context: &Context<'_, H, S>,

@@ -19,20 +19,26 @@ pub struct BreakerSettings {
     bucket: Nanos,
 }
 
+/// How long a bucket of a window is: moments in one are not told apart.
+#[must_use]
+pub fn bucket(window: config::WindowConfig) -> Nanos {
+    match window {
+        config::WindowConfig::Time(length) => Nanos(
+            length
+                .0
+                .checked_div(window::BUCKETS as u64)
+                .unwrap_or(0)
+                .max(1),
+        ),
+        config::WindowConfig::Count(_) => Nanos::MAX,
+    }
+}
+
 impl BreakerSettings {
     /// Prepares a breaker's configuration.
     #[must_use]
     pub fn new(config: config::CircuitBreaker) -> Self {
-        let bucket = match config.window {
-            config::WindowConfig::Time(length) => Nanos(
-                length
-                    .0
-                    .checked_div(window::BUCKETS as u64)
-                    .unwrap_or(0)
-                    .max(1),
-            ),
-            config::WindowConfig::Count(_) => Nanos::MAX,
-        };
+        let bucket = bucket(config.window);
         Self { config, bucket }
     }
 
@@ -46,12 +52,6 @@ impl BreakerSettings {
     #[must_use]
     pub fn half_open_calls(&self) -> u32 {
         self.config.half_open_calls.unwrap_or(HALF_OPEN_CALLS)
-    }
-
-    /// Whether the window tells moments apart that are less than this apart.
-    #[must_use]
-    pub fn is_finer_than(&self, time: Nanos) -> bool {
-        self.bucket < time
     }
 
     /// Whether the window is one of time.
