@@ -102,6 +102,10 @@ pub enum RecordKind {
     Said = b'w',
     /// Whether a bridge answers gRPC health checks.
     Bridge = b'b',
+    /// The endpoints of an upstream as its source named them, and how that does.
+    Source = b'd',
+    /// Who asks an upstream's source.
+    SourceLease = b'a',
 }
 
 /// Runs `step` on the record's bytes (empty if there is none) until its write sticks.

@@ -1,7 +1,7 @@
 //! Addresses of clients and networks, in one form: IPv4 as IPv4-mapped IPv6 (RFC 4291, 2.5.5.2), so
 //! that case, brackets, ports, zero compression and mapping never split a client in two.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// An address as an IPv6 number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +62,15 @@ impl Ip {
     const fn from_v6(v6: Ipv6Addr) -> Self {
         Self(v6.to_bits())
     }
+}
+
+/// The canonical spelling of `ip:port`: the one that Envoy has of it too. `None`: it is none, a
+/// host's name for one, or has port 0, or a scope (`fe80::1%eth0`).
+#[must_use]
+pub fn canonical_endpoint(text: &str) -> Option<String> {
+    let address = text.parse::<SocketAddr>().ok()?;
+    let scoped = matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
+    (address.port() != 0 && !scoped).then(|| address.to_string())
 }
 
 fn is_port_or_nothing(text: &str) -> bool {

@@ -1,7 +1,7 @@
 //! Active checks at run time: which VM checks, what it sends, and what becomes of the answers.
 //!
 //! A VM that ticks reads for each upstream whether it holds the lease
-//! ([`crate::policy::health_check::lease`]): one reading of shared data in each tick that it acts
+//! ([`crate::policy::lease`]): one reading of shared data in each tick that it acts
 //! in. The holder starts what is due and ticks as often as that needs; the others come back when
 //! the lease runs out. An answer costs a reading of the endpoint's record, and a write only when
 //! the record changes.

@@ -2,20 +2,15 @@
 //!
 //! | part | |
 //! |---|---|
-//! | [`lease`] | which worker checks: one root context of all, for each upstream |
 //! | [`schedule`] | when each endpoint is checked |
 //! | [`report`], [`grpc`] | how answers are parsed |
 //! | [`Sample`] | the result of one check |
 //! | [`Streaks`] | the results in a row that flip an endpoint |
 //! | [`HealthRecord`], [`EndpointRecord`] | the state of an endpoint, which all workers read |
 //!
-//! **The checker.** Every VM ticks, that of the main thread too, and after a reload the old
-//! configuration's root contexts go on ticking beside the new ones. So there is a lease for each
-//! upstream: its holder checks, the others read it again when it runs out. It lasts
-//! [`lease::LEASE`] and is renewed long before; a holder that dies, or is held up for longer, is
-//! replaced within that time. A newer configuration takes it over at once; the states of endpoints
-//! stay. Contexts whose upstream and check are the same share one lease, whatever else their
-//! configurations say.
+//! **The checker.** There is a lease for each upstream ([`super::lease`]): its holder checks, the
+//! others read it again when it runs out. A newer configuration takes it over at once; the states
+//! of endpoints stay.
 //!
 //! **The state of an endpoint.** At first it is unchecked, and used: a proxy that starts must not
 //! refuse all requests until the first results are in. The first good result makes it healthy;
@@ -37,7 +32,6 @@ pub mod config;
 mod endpoint_record;
 mod fingerprint;
 pub mod grpc;
-pub mod lease;
 mod record;
 pub mod report;
 pub mod schedule;

@@ -1,7 +1,8 @@
 //! Networks and the addresses of endpoints.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
+use crate::base::ip::canonical_endpoint;
 use crate::schema::decode::Decode;
 use crate::schema::json::Json;
 use crate::schema::shape::{Schema, Text};
@@ -9,11 +10,8 @@ use crate::schema::text::text_type;
 
 text_type! {
     /// `ip:port`, in canonical form.
-    Address(ADDRESS, "an address like \"192.168.1.10:8080\" or \"[::1]:8080\"", |text| {
-        let address = text.parse::<SocketAddr>().ok()?;
-        let scoped = matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
-        (address.port() != 0 && !scoped).then(|| address.to_string())
-    }, r#"{"type": "string"}"#);
+    Address(ADDRESS, "an address like \"192.168.1.10:8080\" or \"[::1]:8080\"",
+        canonical_endpoint, r#"{"type": "string"}"#);
 }
 
 /// A network: an address and the number of leading bits that count; an address alone is a network

@@ -10,7 +10,7 @@ use haven::engine::Engine;
 use haven::engine::chain::Exchange;
 use haven::host::sim::{HostKind, Machine, Outgoing, SimStream, Worker};
 use haven::host::{CallAnswer, Clock};
-use haven::policy::health_check::lease::{Candidate, LEASE, Lease, Role};
+use haven::policy::lease::{Candidate, LEASE, Lease, Role};
 use haven::store::{self, RecordKey, RecordKind, Step};
 use serde_json::{Value, json};
 use std::cell::RefCell;

@@ -8,12 +8,13 @@ use crate::engine::metrics::MetricTable;
 use crate::engine::upstream::Upstream;
 use crate::host::{CallId, Calls, Host, MetricId, SharedCounter};
 use crate::policy::health_check::fingerprint;
-use crate::policy::health_check::lease::{Candidate, LeaseRecord, RENEW, Role};
 use crate::policy::health_check::schedule::Schedule;
 use crate::policy::health_check::{
     CheckReason, EndpointHealth, HealthChange, HealthRecord, Sample, Streaks, staleness,
 };
 use crate::policy::health_check::{EndpointRecord, Written};
+use crate::policy::lease::{Candidate, LeaseRecord, RENEW, Role};
+use crate::store::RecordKind;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -108,7 +109,7 @@ impl Checker {
         };
         Some(Self {
             targets: config.endpoints.iter().enumerate().map(target).collect(),
-            lease: LeaseRecord::new(name),
+            lease: LeaseRecord::new(RecordKind::HealthLease, name),
             owner: vm,
             fingerprint: fingerprint(
                 &config.cluster,

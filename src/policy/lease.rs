@@ -1,5 +1,12 @@
-//! The lease that decides which worker checks an upstream's endpoints: a record in shared data. The
-//! step is pure; [`LeaseRecord`] runs it in a compare-and-swap.
+//! The lease that decides which worker does what one has to do for all: who checks an upstream's
+//! endpoints, who asks where its endpoints are. A record in shared data; the step is pure, and
+//! [`LeaseRecord`] runs it in a compare-and-swap.
+//!
+//! Every VM ticks, that of the main thread too, and after a reload the old configuration's root
+//! contexts go on ticking beside the new ones. The holder renews its lease long before its end; one
+//! that dies, or is held up for longer, is replaced within [`LEASE`]. A newer configuration takes
+//! it over at once. Contexts that would do the same (their fingerprints are equal) share one lease,
+//! whatever else their configurations say.
 
 use crate::base::hash::of_names;
 use crate::base::time::{Moment, Nanos};
@@ -15,7 +22,7 @@ pub const LEASE: Nanos = Nanos::from_secs(2);
 pub const RENEW: Nanos = Nanos::from_millis(500);
 
 /// How long an older configuration waits, beyond the lease, for a holder with the newer one. Then
-/// it checks again: if an update was withdrawn before it came into force, no other worker would.
+/// it goes on again: if an update was withdrawn before it came into force, no other worker would.
 pub const GRACE: Nanos = Nanos::from_secs(5);
 
 /// How much later than a lease written now a lease may end. Beyond this the clock must have stepped
@@ -33,7 +40,7 @@ pub struct Lease {
     pub newest: u32,
     /// The holder's generation.
     pub generation: u32,
-    /// A hash of the upstream and its check in the holder's configuration.
+    /// A hash of what is done, in the holder's configuration.
     pub fingerprint: u64,
     /// The holder.
     pub owner: u64,
@@ -46,7 +53,7 @@ pub struct Lease {
 pub struct Candidate {
     /// Identifies it among all others.
     pub owner: u64,
-    /// A hash of the upstream and its check in its configuration.
+    /// A hash of what is done, in its configuration.
     pub fingerprint: u64,
     /// Its generation, once it has one: configurations are numbered in the order in which their
     /// contexts first tick. Not in the order of `on_configure`: the host may discard a
@@ -54,12 +61,12 @@ pub struct Candidate {
     pub generation: Option<u32>,
 }
 
-/// Whether a candidate checks.
+/// Whether it is a candidate's turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// It checks, until this time.
+    /// It is, until this time.
     Holder(Moment),
-    /// Another one checks; it has to read the lease again at this time.
+    /// It is another one's; it has to read the lease again at this time.
     Standby(Moment),
 }
 
@@ -135,19 +142,15 @@ impl Lease {
     }
 }
 
-/// The record of an upstream's lease.
+/// The record of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseRecord(RecordKey);
 
 impl LeaseRecord {
-    /// The record of this upstream.
+    /// The record of this kind of lease of this upstream.
     #[must_use]
-    pub fn new(upstream: &str) -> Self {
-        Self(RecordKey::new(
-            RecordKind::HealthLease,
-            of_names(&[upstream]),
-            0,
-        ))
+    pub fn new(kind: RecordKind, upstream: &str) -> Self {
+        Self(RecordKey::new(kind, of_names(&[upstream]), 0))
     }
 
     /// What `me` is at this moment, and its generation; takes or renews the lease if it may.
