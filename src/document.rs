@@ -10,6 +10,7 @@ mod host;
 mod names;
 mod outcomes;
 mod route;
+mod serve;
 mod switch;
 mod unread;
 mod upstream;
@@ -104,6 +105,8 @@ pub struct Config {
     pub service: String,
     /// Whose state it has; `None`: that of the plugin's root id, or name.
     pub state: Option<String>,
+    /// Whether it is Envoy's endpoint discovery, and nothing else.
+    pub serve_endpoints: bool,
     /// Mode of everything that does not set its own.
     pub mode: Mode,
     /// Where a client's address is taken from.
@@ -143,6 +146,11 @@ section! {
         /// buckets, breakers, requests in flight, kept answers, what checks have found. Those of
         /// another name share nothing. Metrics have it as the label `state`, unless it is `haven`.
         state: Option<Label> = Absent("the plugin's `root_id`, or its `name` if that is empty");
+        /// haven is Envoy's endpoint discovery on this listener, and nothing else: it answers
+        /// `POST /v3/discovery:endpoints` of loopback peers with what the sources of the upstreams of
+        /// the same `state` have named. Only with `state`, that of the haven that has these upstreams;
+        /// docs/discovery.md has Envoy's part.
+        serve_endpoints: bool = Default("false");
         /// What policies do with their decisions; each policy and route may set its own, and the
         /// inner one wins. `enforce` acts, `shadow` decides, counts and logs what it would have
         /// done, `off` does not look.
@@ -235,6 +243,7 @@ impl Document {
         let config = Config {
             service: self.service,
             state: self.state,
+            serve_endpoints: self.serve_endpoints,
             mode: self.mode,
             client_ip,
             path_parameters: self.path_parameters,
@@ -251,6 +260,7 @@ impl Document {
             switches,
         };
         outcomes::check(&config, errors);
+        serve::check(&config, errors);
         unread::check(&config, errors);
         config
     }

@@ -16,6 +16,7 @@
 //! | `single` | one reading of what a client may send twice |
 //! | `in_flight` | counts of requests in flight over all workers |
 //! | `lingering` | what was given up, and still counts |
+//! | `serving` | haven as Envoy's endpoint discovery |
 //! | `readiness`, `bridge` | what haven reports of the service, and by which way |
 //! | `metrics`, `logs`, `once` | names of metrics; bounded logging; warnings |
 //!
@@ -58,6 +59,7 @@ mod ready;
 mod reserved;
 mod route;
 mod seed;
+mod serving;
 mod shared;
 mod shedding;
 mod single;
@@ -86,6 +88,7 @@ use logs::LogLimiter;
 use metrics::MetricTable;
 use ready::ReadyReplies;
 use route::Route;
+use serving::Serving;
 use single::SingleValues;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -142,6 +145,8 @@ pub struct Engine {
     checks: Option<Checks>,
     /// Work that was given up.
     lingering: Lingering,
+    /// Where haven is Envoy's endpoint discovery.
+    serving: Option<Serving>,
     /// Replies kept ready.
     ready: ReadyReplies,
     /// Until when the client of the request that ended last waits, for a redirect that the proxy
@@ -224,6 +229,7 @@ impl Engine {
             logs,
             checks: (!checks.is_empty()).then_some(checks),
             lingering: Lingering::default(),
+            serving: config.serve_endpoints.then(|| Serving::new(host)),
             ended: Cell::new(None),
             newest: Cell::new(now),
             dates_exactly: config

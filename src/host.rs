@@ -289,6 +289,8 @@ pub enum Message {
 pub enum Property {
     /// The connection's peer, `ip:port`.
     SourceAddress,
+    /// Where the connection came in, `ip:port`.
+    DestinationAddress,
     /// The endpoint that was tried last, `ip:port`. Response phase.
     UpstreamAddress,
     /// How often the proxy tried, a little-endian u64. Response phase.
@@ -307,6 +309,7 @@ impl Property {
     pub const fn path(self) -> &'static str {
         match self {
             Self::SourceAddress => "source\0address",
+            Self::DestinationAddress => "destination\0address",
             Self::UpstreamAddress => "upstream\0address",
             Self::AttemptCount => "upstream\0request_attempt_count",
             Self::ResponseCodeDetails => "response\0code_details",

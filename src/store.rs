@@ -104,6 +104,8 @@ pub enum RecordKind {
     Bridge = b'b',
     /// The endpoints of an upstream as its source named them, and how that does.
     Source = b'd',
+    /// Which version of an upstream's endpoints Envoy has, of those that haven serves.
+    Held = b'v',
     /// Who asks an upstream's source.
     SourceLease = b'a',
 }

@@ -43,6 +43,8 @@ mod overload;
 mod recipes;
 #[path = "chain/replaced.rs"]
 mod replaced;
+#[path = "chain/serving.rs"]
+mod serving;
 #[path = "chain/state.rs"]
 mod state;
 #[path = "chain/steering.rs"]

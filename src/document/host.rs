@@ -35,6 +35,10 @@ impl Config {
             let at = at("request_headers");
             refuse(&at, "\"ignore\"", Feature::UnreadRequests);
         }
+        if self.serve_endpoints {
+            let at = at("serve_endpoints");
+            refuse(&at, "true", Feature::ServeEndpoints);
+        }
         if self.trust_client_retry_headers {
             let at = at("trust_client_retry_headers");
             refuse(&at, "true", Feature::ClientRetryHeaders);

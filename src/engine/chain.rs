@@ -24,6 +24,7 @@ mod report;
 mod response;
 mod retries;
 mod routing;
+mod serving;
 mod stale;
 mod whole;
 
@@ -35,7 +36,7 @@ use crate::host::{Host, Message, Stream};
 use crate::policy::fallback::stale::{Draft, StaleRequest};
 use crate::policy::probe::grpc::ProbeRequest;
 use crate::policy::rate_limit::KeyQuota;
-use crate::request::{Reason, Request};
+use crate::request::Request;
 pub use client::UNKNOWN as UNKNOWN_CLIENT;
 use context::{Context, Handles};
 pub(super) use deadline::POLICY as DEADLINE;
@@ -47,6 +48,7 @@ use replace::Replacement;
 use reply::Refusal;
 use reserved::CLUSTER_HEADER;
 use response::Settlement;
+use serving::Asked;
 use std::cell::LazyCell;
 use std::rc::Rc;
 
@@ -86,6 +88,8 @@ pub struct Exchange {
     waited: Nanos,
     /// The probe that it is, while its message is being read.
     probe: Option<ProbeRequest>,
+    /// The endpoints that it asks for, while the version is read that it shows.
+    asked: Option<Asked>,
     /// It is a health check that goes on: a bridge is to answer it.
     bridged: bool,
     /// What it waits for, while it does.
@@ -158,6 +162,7 @@ impl Exchange {
             whole: None,
             waited: Nanos::ZERO,
             probe: None,
+            asked: None,
             bridged: false,
             pause: None,
             facts: Facts::default(),
@@ -198,6 +203,9 @@ impl Exchange {
         end: bool,
     ) -> Action {
         let engine = Rc::clone(&self.engine);
+        if let Some(serving) = &engine.serving {
+            return self.serve(serving, host, stream, end);
+        }
         // One call for all headers: most policies want some, and one header costs nearly as much as
         // all.
         let (headers, mut kept) = (engine.request_headers(stream), Kept::default());
@@ -281,20 +289,6 @@ impl Exchange {
         }
     }
 
-    /// The part of the chain that may end in a wait: the switch and the rate limits.
-    fn check_limits<'a, H: Host, S: Stream>(
-        &mut self,
-        context: &Context<'a, H, S>,
-        request: &Request<'_>,
-    ) -> Option<Refusal<'a>> {
-        if let Some(refusal) = self.check_switch(context) {
-            return Some(refusal);
-        }
-        self.facts.retriable = self.is_retriable(context.route, request.method);
-        self.read_deadline(context, request.headers);
-        self.check_rate_limits(context, request)
-    }
-
     /// Whether [`Exchange::on_resume`] is still to come.
     #[must_use]
     pub const fn is_waiting(&self) -> bool {
@@ -311,15 +305,6 @@ impl Exchange {
     #[must_use]
     pub const fn waited(&self) -> Nanos {
         self.waited
-    }
-
-    /// Refuses if the route's switch is off.
-    fn check_switch<'a, H: Host, S>(&mut self, context: &Context<'a, H, S>) -> Option<Refusal<'a>> {
-        let used = context.route.switched_off.as_ref()?;
-        let policy = &used.policy.name;
-        self.decide(context.host, used.effect, Reason::SwitchedOff, policy);
-        used.is_enforced()
-            .then(|| Refusal::new(Reason::SwitchedOff, policy, None))
     }
 
     /// The part of the chain that follows the limits.
@@ -474,6 +459,9 @@ impl Exchange {
 
     /// The exchange is over, however it ended. May be called again.
     pub fn on_end<H: Host>(&mut self, host: &H) {
+        if let Some(asked) = self.asked.take() {
+            self.miss_body(&asked, host);
+        }
         self.drop_response(host);
         if !std::mem::replace(&mut self.over, true) {
             self.engine.ended.set(self.deadline.until);

@@ -44,11 +44,13 @@ pub enum Feature {
     HostHeader,
     /// `"request_headers": "ignore"`.
     UnreadRequests,
+    /// haven as Envoy's endpoint discovery.
+    ServeEndpoints,
 }
 
 impl Feature {
     /// All of them, in the order in which people read of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::LeakyBucket,
         Self::GrpcHealth,
         Self::GrpcChecks,
@@ -61,6 +63,7 @@ impl Feature {
         Self::AttemptCount,
         Self::HostHeader,
         Self::UnreadRequests,
+        Self::ServeEndpoints,
     ];
 
     /// Its name: where it stands in a configuration.
@@ -79,6 +82,7 @@ impl Feature {
             Self::AttemptCount => "override.attempt_count",
             Self::HostHeader => "match.headers of host",
             Self::UnreadRequests => "request_headers ignore",
+            Self::ServeEndpoints => "serve_endpoints",
         }
     }
 
@@ -104,6 +108,7 @@ impl Feature {
             Self::AttemptCount => "false: nginx does not count tries in answers",
             Self::HostHeader => "none of host, but hosts: nginx shows its own server_name instead",
             Self::UnreadRequests => "\"read\": nginx sends on what haven would remove",
+            Self::ServeEndpoints => "false: nginx asks nobody for endpoints",
         }
     }
 }

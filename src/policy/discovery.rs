@@ -7,6 +7,7 @@
 //! | [`rules`] | when an answer counts: it never takes away what works |
 //! | [`report`] | what becomes of an answer |
 //! | [`record`] | what all workers know: the endpoints, and how their source does |
+//! | [`serve`] | how Envoy is told of them |
 //!
 //! One worker asks ([`super::lease`]), and writes into the record what becomes of each answer. All
 //! workers read the endpoints there when they have changed; so does one that starts, and one whose
@@ -15,6 +16,7 @@
 pub mod record;
 pub mod report;
 pub mod rules;
+pub mod serve;
 
 use crate::base::ip::canonical_endpoint;
 use crate::base::sort;

@@ -61,7 +61,7 @@ fn all_errors_come_at_once() {
             ]
         }"#,
         &[
-            "colour: unknown field, value \"red\" is not allowed, want one of service, state, mode, client_ip, path_parameters, outcomes, upstreams, rate_limits, \
+            "colour: unknown field, value \"red\" is not allowed, want one of service, state, serve_endpoints, mode, client_ip, path_parameters, outcomes, upstreams, rate_limits, \
              circuit_breakers, concurrency_limits, fallbacks, switches, routes, health, admin, trust_client_retry_headers, \
              request_headers",
             "service: 1 is not allowed, want a text of 1 to 255 bytes without control characters",
@@ -281,5 +281,42 @@ fn where_no_header_is_read_nothing_may_read_one() {
             &QUIET.replace(from, to),
             &[&format!("{path}: {value} {WHY}")],
         );
+    }
+}
+
+/// What serves endpoints does nothing else, and says whose it serves.
+#[test]
+fn a_configuration_that_serves_endpoints_has_a_state_and_nothing_else() {
+    let config = good(r#"{"serve_endpoints": true, "state": "haven", "service": "eds"}"#);
+    assert!(config.serve_endpoints && config.state.as_deref() == Some("haven"));
+    assert!(!good("{}").serve_endpoints);
+    refused(
+        r#"{"serve_endpoints": true}"#,
+        &[
+            "state: nothing is not allowed, want the state of the haven whose endpoints are served, \
+           with \"serve_endpoints\" (required)",
+        ],
+    );
+    let template = r#"{"serve_endpoints": true, "state": "haven", @}"#;
+    let refusal = |section: &str| {
+        format!(
+            "{section}: {{…}} is not allowed, want none with \"serve_endpoints\": it answers nothing \
+             else"
+        )
+    };
+    for (field, section) in [
+        (r#""upstreams": {"u": {}}"#, "upstreams"),
+        (r#""rate_limits": {"l": {"limit": 1}}"#, "rate_limits"),
+        (r#""circuit_breakers": {"b": {}}"#, "circuit_breakers"),
+        (r#""concurrency_limits": {"c": {}}"#, "concurrency_limits"),
+        (
+            r#""fallbacks": {"f": {"steps": [{"respond": {}}]}}"#,
+            "fallbacks",
+        ),
+        (r#""switches": {"s": "on"}"#, "switches"),
+        (r#""routes": [{"name": "r"}]"#, "routes"),
+        (r#""health": {"livez": null}"#, "health"),
+    ] {
+        refuses(template, &[(field, &refusal(section))]);
     }
 }

@@ -5,7 +5,7 @@ use haven::host::{Feature, HostKind};
 use serde_json::{Value, json};
 
 /// For each feature a configuration that asks for it, and where.
-fn asks() -> [(Feature, Value, &'static str); 14] {
+fn asks() -> [(Feature, Value, &'static str); 15] {
     let upstream = |it: Value| json!({"upstreams": {"u": it}});
     let route = |it: Value| {
         let mut route = json!({"name": "r"});
@@ -87,6 +87,11 @@ fn asks() -> [(Feature, Value, &'static str); 14] {
             json!({"request_headers": "ignore", "health": {"livez": null, "readyz": null,
                    "startupz": null, "health": null}}),
             "request_headers",
+        ),
+        (
+            Feature::ServeEndpoints,
+            json!({"serve_endpoints": true, "state": "haven"}),
+            "serve_endpoints",
         ),
     ]
 }

@@ -48,10 +48,10 @@ impl Exchange {
         })
     }
 
-    /// Whether the message of a health check is waited for.
+    /// Whether a piece of the request's body is waited for.
     #[must_use]
     pub const fn is_reading(&self) -> bool {
-        self.probe.is_some()
+        self.probe.is_some() || self.asked.is_some()
     }
 
     /// A piece of the request's body is there. `end`: it was the last.
@@ -61,6 +61,9 @@ impl Exchange {
         stream: &S,
         end: bool,
     ) -> Action {
+        if let Some(asked) = self.asked.take() {
+            return self.read_version(asked, host, stream, end);
+        }
         let Some(probe) = self.probe else {
             if !self.engine.kind.tells_ends() {
                 // It was taken for a request without a body.

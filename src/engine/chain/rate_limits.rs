@@ -43,10 +43,36 @@ struct Refused {
 }
 
 impl Exchange {
+    /// The part of the chain that may end in a wait: the switch and the rate limits.
+    pub(super) fn check_limits<'a, H: Host, S: Stream>(
+        &mut self,
+        context: &Context<'a, H, S>,
+        request: &Request<'_>,
+    ) -> Option<Refusal<'a>> {
+        if let Some(refusal) = self.check_switch(context) {
+            return Some(refusal);
+        }
+        self.facts.retriable = self.is_retriable(context.route, request.method);
+        self.read_deadline(context, request.headers);
+        self.check_rate_limits(context, request)
+    }
+
+    /// Refuses if the route's switch is off.
+    fn check_switch<'a, H: Host, S>(&mut self, context: &Context<'a, H, S>) -> Option<Refusal<'a>> {
+        let used = context.route.switched_off.as_ref()?;
+        let policy = &used.policy.name;
+        self.decide(context.host, used.effect, Reason::SwitchedOff, policy);
+        used.is_enforced()
+            .then(|| Refusal::new(Reason::SwitchedOff, policy, None))
+    }
+
     /// The moment that [`Action::Wait`] named has come: the chain goes on.
     pub fn on_resume<H: Host, S: Stream>(&mut self, host: &H, stream: &S) -> Action {
         if self.probe.take().is_some() {
             return self.give_up_reading(host, stream);
+        }
+        if let Some(asked) = self.asked.take() {
+            return self.give_up_version(&asked, host, stream);
         }
         if self.replacement.is_some() {
             return self.give_up_replacing(host, stream, true);
