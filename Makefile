@@ -4,7 +4,7 @@
 .PHONY: help wasm dist dist-check envoy demo test test-native test-sim test-wasm test-envoy \
   test-envoy-versions compose-test avail bench worlds fuzz check-config lint clean
 
-export BEST ENVOY ENVOY_VERSION HOST IN_FLIGHT KEEP LONGER ONLY REAL SCENARIOS SCHEDULES STAND_INS \
+export BEST ENVOY ENVOY_VERSION HOST IN_FLIGHT KEEP LONGER ONLY REAL SCALING SCENARIOS SCHEDULES STAND_INS \
   SEED SEEDS SIZE VERSIONS WITHOUT
 
 help: ## show this list
@@ -38,7 +38,7 @@ test-sim: ## workers on the simulated host; SCHEDULES=n tries n times as many or
 test-wasm: ## the library's tests compiled to wasm32, under node
 	@scripts/test.sh wasm
 
-test-envoy: ## the filter in a real Envoy; ONLY=name; IN_FLIGHT=300 ONLY=in_flight for a long watch
+test-envoy: ## the filter in a real Envoy; ONLY=name; IN_FLIGHT=300 ONLY=in_flight, SCALING=120 ONLY=scaling for a long watch
 	@scripts/test.sh envoy
 
 test-envoy-versions: ## the same in each Envoy that haven is tested with, an hour; VERSIONS="1.36.2 1.37.0"

@@ -56,9 +56,12 @@ envoy() {
   ((${#flags[@]})) || die "tests/ has no envoy*"
   HAVEN_ENVOY=$(scripts/envoy.sh) || return
   HAVEN_GRPCIO=$(scripts/grpcio.sh) || return
+  scripts/servers.sh || return
   export HAVEN_GRPCIO HAVEN_ENVOY HAVEN_WASM=$PWD/dist/haven.wasm
+  [[ -z ${SCALING:-} ]] || export HAVEN_SCALING_SECONDS=$SCALING
   [[ -z ${IN_FLIGHT:-} ]] || export HAVEN_IN_FLIGHT_SECONDS=$IN_FLIGHT
-  cargo test --no-fail-fast "${flags[@]}" ${ONLY:+"$ONLY"} ${IN_FLIGHT:+-- --show-output}
+  cargo test --no-fail-fast "${flags[@]}" ${ONLY:+"$ONLY"} ${IN_FLIGHT:+-- --show-output} \
+    ${SCALING:+-- --show-output}
 }
 
 declare -A words=([native]="native" [sim]="on simulated workers" [wasm]="in wasm"

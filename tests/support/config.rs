@@ -1,12 +1,13 @@
 //! Envoy's bootstrap, written for a test.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{checkout, haven_wasm};
+use super::{Reserved, checkout, haven_wasm};
 
 /// The labels that metrics of haven carry: `haven_x;route=users;mode=enforce`. The same list stands
 /// in `envoy.yaml`.
@@ -31,6 +32,9 @@ pub const OVERRIDE_HEADER: &str = "x-haven-upstream";
 
 /// Endpoints of the three demo upstreams in `envoy.yaml`.
 const REFERENCE_ENDPOINTS: [&str; 3] = ["10.77.0.11", "10.77.0.12", "10.77.0.13"];
+
+/// Any free port.
+const FREE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// How Envoy shows haven exceptions only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +65,8 @@ pub struct EnvoyConfig {
     attempt_counts: bool,
     exceptions: Option<Exceptions>,
     balanced: bool,
+    at: Option<Arc<Reserved>>,
+    admin: Option<Arc<Reserved>>,
     text: Option<String>,
     pub(super) concurrency: u32,
     pub(super) drain_seconds: u32,
@@ -87,6 +93,8 @@ impl Default for EnvoyConfig {
             attempt_counts: false,
             exceptions: None,
             balanced: false,
+            at: None,
+            admin: None,
             text: None,
             concurrency: 4,
             drain_seconds: 600,
@@ -194,6 +202,33 @@ impl EnvoyConfig {
         self
     }
 
+    /// With the listener at this address.
+    pub fn at(mut self, address: &Arc<Reserved>) -> Self {
+        self.at = Some(Arc::clone(address));
+        self
+    }
+
+    /// With a cluster `haven-admin`, which leads to the admin page.
+    pub fn admin_cluster(mut self) -> Self {
+        let admin = Arc::new(Reserved::new(Ipv4Addr::LOCALHOST.into()));
+        let cluster = Cluster::new("haven-admin", [admin.addr]).plain();
+        self.admin = Some(admin);
+        self.cluster(cluster)
+    }
+
+    /// With haven as the endpoint discovery of these upstreams of the state `haven`, at a listener of
+    /// its own.
+    pub fn serves_endpoints(self, upstreams: &[&str]) -> Self {
+        let at = Arc::new(Reserved::new(Ipv4Addr::LOCALHOST.into()));
+        let listener = Self::empty()
+            .haven(&json!({"serve_endpoints": true, "state": "haven"}))
+            .at(&at);
+        upstreams.iter().fold(self.listener(&listener), |it, name| {
+            let name = format!("{name}.haven-eds");
+            it.cluster(Cluster::new(&name, [at.addr]).plain().http2())
+        })
+    }
+
     /// With the listener read from a file that Envoy watches: see
     /// [`super::Envoy::update_filter_config`].
     pub fn lds(mut self) -> Self {
@@ -293,7 +328,7 @@ impl EnvoyConfig {
             .collect();
         let mut bootstrap = json!({
             "node": {"id": "haven-test", "cluster": "haven-test"},
-            "admin": {"address": socket_address(SocketAddr::from(([127, 0, 0, 1], 0)))},
+            "admin": {"address": socket_address(self.admin.as_ref().map_or(FREE, |it| it.addr))},
             "stats_config": {"stats_tags": tags},
             "static_resources": {"listeners": listeners, "clusters": clusters},
             "layered_runtime": {"layers": [{"name": "test", "static_layer": self.runtime}]},
@@ -368,7 +403,7 @@ impl EnvoyConfig {
         }
         let mut listener = json!({
             "name": "haven",
-            "address": socket_address(SocketAddr::from(([127, 0, 0, 1], 0))),
+            "address": socket_address(self.at.as_ref().map_or(FREE, |it| it.addr)),
             "filter_chains": [{"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}],
         });
         if self.balanced {
@@ -533,6 +568,24 @@ impl Cluster {
             connect_timeout: Duration::from_secs(1),
             extra: json!({}),
         }
+    }
+
+    /// With the endpoints that haven serves: see [`EnvoyConfig::serves_endpoints`].
+    pub fn served(name: &str, refresh: Duration) -> Self {
+        Self::new(name, []).with(&json!({
+            "type": "EDS",
+            "load_assignment": null,
+            "eds_cluster_config": {"eds_config": {
+                "resource_api_version": "V3",
+                "initial_fetch_timeout": "0.05s",
+                "api_config_source": {
+                    "api_type": "REST",
+                    "transport_api_version": "V3",
+                    "cluster_names": [format!("{name}.haven-eds")],
+                    "refresh_delay": seconds(refresh),
+                },
+            }},
+        }))
     }
 
     /// Spoken to in HTTP/2.

@@ -445,10 +445,11 @@ impl Drop for Process {
 
 /// A directory of its own, removed when dropped unless it is to be kept.
 #[derive(Debug)]
-struct Dir(PathBuf, bool);
+pub struct Dir(PathBuf, bool);
 
 impl Dir {
-    fn new() -> io::Result<Self> {
+    /// Makes one.
+    pub fn new() -> io::Result<Self> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("haven-envoy-{}-{count}", std::process::id()));
@@ -456,6 +457,11 @@ impl Dir {
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir(&path)?;
         Ok(Self(path, false))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 }
 

@@ -33,8 +33,10 @@ use std::time::Duration;
 
 pub mod client;
 pub mod config;
+pub mod dns;
 pub mod endpoint;
 pub mod envoy;
+pub mod etcd;
 pub mod open_loop;
 pub mod prometheus;
 pub mod raw;
@@ -43,10 +45,11 @@ pub mod upstream;
 
 pub use client::{Client, Reply, Tally, load};
 pub use config::{Cluster, EnvoyConfig, Exceptions, Retry, Route};
-pub use envoy::{Envoy, Update};
+pub use envoy::{Dir, Envoy, Update};
+pub use haven_upstream;
 pub use haven_upstream::faults::{Component, Faults, HealthReport};
 pub use prometheus::Metrics;
-pub use upstream::{Upstream, dead_addr};
+pub use upstream::{Reserved, Upstream, dead_addr};
 
 /// How long anything may take that is bound to happen.
 pub const PATIENCE: Duration = Duration::from_secs(15);
@@ -116,6 +119,21 @@ pub fn haven_wasm() -> Result<PathBuf, String> {
 /// The folder with gRPC's Python packages, or what to do to have it.
 pub fn grpcio() -> Result<PathBuf, String> {
     from_env("HAVEN_GRPCIO", ".tools/grpcio", "scripts/grpcio.sh")
+}
+
+/// A server's program from the distribution, or what to do to have it.
+pub fn server_program(name: &str) -> Result<PathBuf, String> {
+    let variable = format!("HAVEN_{}", name.to_uppercase());
+    if let Some(given) = std::env::var_os(&variable) {
+        return Ok(PathBuf::from(given));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // A Debian user's PATH lacks the places of servers.
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/bin".into()]);
+    let mut programs = folders.map(|folder| folder.join(name));
+    programs
+        .find(|program| program.is_file())
+        .ok_or_else(|| format!("{name} is missing: `scripts/servers.sh` says how to get it"))
 }
 
 /// Whether the Envoy under test is at least of this version. If not, a line on stderr says once what

@@ -1,6 +1,6 @@
 //! The demo upstream in this process: faults are switched by a call.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Deref;
 
 use haven_upstream as server;
@@ -27,6 +27,11 @@ impl Upstream {
                 .await
                 .expect("the demo upstream starts"),
         )
+    }
+
+    /// Starts one with these options, if its ports are free.
+    pub async fn try_start_with(options: server::Options) -> std::io::Result<Self> {
+        server::Upstream::start(options).await.map(Self)
     }
 
     /// Starts `count` of them, named `a`, `b`, `c`, …
@@ -64,15 +69,32 @@ impl Deref for Upstream {
 
 /// An address that refuses connections and stays free of others for as long as the socket is kept.
 pub fn dead_addr() -> (SocketAddr, socket2::Socket) {
-    let socket =
-        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
-    socket
-        .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
-        .expect("a free port");
-    let addr = socket
-        .local_addr()
-        .ok()
-        .and_then(|addr| addr.as_socket())
-        .expect("its address");
+    let Reserved { addr, socket } = Reserved::new(Ipv4Addr::LOCALHOST.into());
     (addr, socket)
+}
+
+/// A free port that is kept for one server: whoever binds it with `SO_REUSEADDR`, as Envoy does, gets
+/// it, and nobody is given it by chance.
+#[derive(Debug)]
+pub struct Reserved {
+    /// The address.
+    pub addr: SocketAddr,
+    socket: socket2::Socket,
+}
+
+impl Reserved {
+    /// One at this IP.
+    pub fn new(ip: IpAddr) -> Self {
+        let domain = socket2::Domain::for_address(SocketAddr::new(ip, 0));
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).expect("a socket");
+        socket.set_reuse_address(true).expect("an option of Linux");
+        socket
+            .bind(&SocketAddr::new(ip, 0).into())
+            .expect("a free port");
+        let addr = socket.local_addr().ok().and_then(|addr| addr.as_socket());
+        Self {
+            addr: addr.expect("its address"),
+            socket,
+        }
+    }
 }
