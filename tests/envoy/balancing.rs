@@ -281,22 +281,22 @@ fn a_key_keeps_its_endpoint_until_that_dies() {
 }
 
 /// Equal endpoints share what the slow one is spared, with two requests in flight: the one that is
-/// faster by a hair does not get all. Of answers that take a few milliseconds a busy machine makes
-/// peaks, which docs/balancing.md tells of; 40 ms more are rare.
+/// faster by a hair does not get all, nor does a slow answer now and then, of which a busy machine
+/// makes some, take all from its endpoint.
 #[test]
 fn equal_endpoints_share_alike_with_little_in_flight() {
-    const REQUESTS: u32 = 300;
+    const REQUESTS: u32 = 500;
     // What other tests keep the machine busy with would make peaks of its own.
     run_alone(async {
         let upstreams = Upstream::start_many(3).await;
-        for (upstream, time) in upstreams.iter().zip([40, 40, 800]) {
+        for (upstream, time) in upstreams.iter().zip([5, 5, 200]) {
             upstream.set(|faults| faults.delay_ms = time).await;
         }
         let filter = filter(&upstreams, &json!({"policy": "peak_ewma"}));
         let mut envoy = Envoy::start(EnvoyConfig::proxy(addrs(&upstreams)).haven(&filter)).await;
         let clients: Vec<_> = (0..8).map(|_| envoy.h2()).collect();
         let request = |number: u32| open_loop::Request {
-            at: Duration::from_millis(20) * number,
+            at: Duration::from_millis(10) * number,
             client: number as usize % clients.len(),
             method: "GET",
             path: "/".to_owned(),
@@ -306,7 +306,7 @@ fn equal_endpoints_share_alike_with_little_in_flight() {
         let outcomes = open_loop::send(&clients, (0..REQUESTS).map(request), Instant::now()).await;
         assert!(outcomes.iter().all(|outcome| outcome.status == 200));
         let seen = requests(&upstreams);
-        println!("{seen:?} at 40, 40 and 800 ms");
+        println!("{seen:?} at 5, 5 and 200 ms");
         let [one, other, slow] = seen[..] else {
             unreachable!("three were started")
         };

@@ -1,14 +1,26 @@
-//! Recent latency that follows peaks at once: the "peak EWMA" of Finagle and linkerd.
+//! Recent latency that follows peaks: the "peak EWMA" of Finagle and linkerd, of peaks that a
+//! second request confirms.
 //!
-//! An answer slower than the average replaces it at once. Faster ones lower it slowly, and so does
-//! time alone, so that an endpoint which was slow is tried again. A request goes to the endpoint
-//! with the least product of latency and requests in flight; latencies up to twice the least one
-//! are the same.
+//! An answer slower than the average replaces it. Faster ones lower it slowly, and so does time
+//! alone, so that an endpoint which was slow is tried again. A request goes to the endpoint with
+//! the least product of latency and requests in flight; latencies up to twice the least one are the
+//! same.
 //!
-//! The average is a gauge that all workers read and write: microseconds, and the time of the last
-//! change. When two workers write at the same moment, one sample is lost; the next corrects it. The
-//! average decays by half-lives, between them along a parabola, so that no floats are needed:
-//! linkerd's time constant of 10 s is a half-life of 6.9 s.
+//! A slower answer is only suspected to be a peak: it counts once a request that began after it was
+//! slow as well, or if the endpoint was as slow before. (Bug avoided: every endpoint has a slow
+//! answer now and then, a pause of its own or of the machine. One such answer took nearly all
+//! requests from its endpoint for half-lives, and of equal endpoints the last to have one got them
+//! all.) A failure that slow counts at once. Likewise what is known by one answer is known by
+//! halves, which may have had a connection to wait for: the endpoint gets one request more, and an
+//! answer to that which is faster takes the first's place. So is what has had no answer for sixteen
+//! times as long as it is; each time that an answer then shows it to be right, it holds for four
+//! times as long, up to a thousand times itself. An endpoint that is slow is so asked seldom, and
+//! one that was slow by chance is soon back.
+//!
+//! The average is a gauge that all workers read and write: microseconds, what they are known by,
+//! and the time of the last change. When two workers write at the same moment, one sample is lost;
+//! the next corrects it. The average decays by half-lives, between them along a parabola, so that
+//! no floats are needed: linkerd's time constant of 10 s is a half-life of 6.9 s.
 
 use super::choice::Cost;
 use crate::base::time::{Moment, Nanos};
@@ -31,17 +43,57 @@ const PARTS: u64 = 64;
 /// small to be kept.
 const SPACING: u64 = 8;
 
-/// An average, packed: 1/64 microseconds above, the moment below.
+/// An average holds without an answer for so many times itself, by how often it was confirmed.
+const HOLDS: [u64; 4] = [16, 64, 256, 1_024];
+
+/// The bit that tells of a suspected peak.
+const SUSPECTED: u64 = 1 << STAMP;
+
+/// The bit of what is known by one answer only.
+const FIRST: u64 = 1 << (STAMP + 1);
+
+/// Where it begins how often it was asked for again and shown to be right, from 0 to 3.
+const CONFIRMED: u32 = STAMP + 2;
+
+/// Where the average begins.
+const AVERAGE: u32 = CONFIRMED + 2;
+
+/// An average, packed: 1/64 microseconds above (67 s fit), then [`CONFIRMED`], [`FIRST`] and
+/// [`SUSPECTED`], and the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Latency(pub u64);
 
 impl Latency {
     fn new(parts: u64, now: Moment) -> Self {
-        Self(parts.min(u64::MAX >> STAMP) << STAMP | stamp(now))
+        Self(parts.clamp(1, u64::MAX >> AVERAGE) << AVERAGE | stamp(now))
     }
 
     const fn parts(self) -> u64 {
-        self.0 >> STAMP
+        self.0 >> AVERAGE
+    }
+
+    const fn is(self, bit: u64) -> bool {
+        self.0 & bit != 0
+    }
+
+    const fn confirmed(self) -> u64 {
+        self.0 >> CONFIRMED & 3
+    }
+
+    /// Whether it has been long without an answer, for what it is.
+    const fn is_old(self, now: Moment) -> bool {
+        let [once, twice, often, always] = HOLDS;
+        let holds = match self.confirmed() {
+            0 => once,
+            1 => twice,
+            2 => often,
+            _ => always,
+        };
+        age(self.0, now).saturating_mul(1_000 * PARTS) >= self.parts().saturating_mul(holds)
+    }
+
+    const fn and(self, bit: u64) -> Self {
+        Self(self.0 | bit)
     }
 
     /// Its value at `now`, in microseconds.
@@ -54,14 +106,37 @@ impl Latency {
     /// it.
     #[must_use]
     pub fn with(self, now: Moment, took: Nanos, failed: bool) -> Self {
-        let took = (took.0 / 1_000).saturating_mul(PARTS).max(1);
+        let parts = (took.0 / 1_000).saturating_mul(PARTS).max(1);
         let age = age(self.0, now);
         let before = decayed(self.parts(), age);
-        if took >= before {
-            let first = self.0 == 0 && failed;
-            return if first { self } else { Self::new(took, now) };
+        let new = Self::new(parts, now);
+        // Whether it began after the answer that the stamp tells of.
+        let later = age >= took.as_millis();
+        let old = self.is_old(now);
+        if self.0 == 0 {
+            return if failed { self } else { new.and(FIRST) };
         }
-        if failed || age < SPACING {
+        if parts >= before {
+            // As it was, not as it has worn off: what was about that slow is no surprise.
+            let known = self.parts().saturating_add(self.parts() / 4) >= parts;
+            return if failed || (later && (known || self.is(SUSPECTED))) {
+                let times = self.confirmed().saturating_add(old.into()).min(3);
+                new.and(times << CONFIRMED)
+            } else if known || self.is(SUSPECTED) {
+                // It was on its way at the same time, which shows nothing new.
+                self
+            } else {
+                let times = self.confirmed() << CONFIRMED;
+                Self::new(before, now).and(SUSPECTED | times)
+            };
+        }
+        if failed {
+            return self;
+        }
+        if old || self.is(FIRST) {
+            return if later && !old { new } else { new.and(FIRST) };
+        }
+        if age < SPACING && !self.is(SUSPECTED) {
             return self;
         }
         // The new sample has the weight that the old average has lost.
@@ -69,7 +144,7 @@ impl Latency {
         let fresh = WHOLE.saturating_sub(decayed(WHOLE, age));
         Self::new(
             before
-                .saturating_add(took.saturating_mul(fresh) / WHOLE)
+                .saturating_add(parts.saturating_mul(fresh) / WHOLE)
                 .max(1),
             now,
         )
@@ -80,7 +155,9 @@ impl Latency {
     pub fn cost(self, now: Moment, in_flight: u64) -> Cost {
         let count = in_flight.saturating_add(1);
         let each = match (self.0, in_flight) {
+            // It gets a request to know it by.
             (0, 0) => 0,
+            (_, 0) if self.is(FIRST) || self.is_old(now) => 0,
             (0, _) => UNKNOWN,
             _ => self.at(now).max(1),
         };
@@ -125,12 +202,24 @@ mod tests {
     const MS: fn(u64) -> Nanos = Nanos::from_millis;
 
     #[test]
-    fn a_peak_counts_at_once_and_wears_off_slowly() {
+    fn a_peak_counts_when_a_second_request_confirms_it_and_wears_off_slowly() {
         let start = Moment::from_secs(1_000);
+        let at = |ms: u64| start.plus(MS(ms));
         let calm = Latency::default().with(start, MS(10), false);
         assert_eq!(calm.at(start), 10_000);
-        let peak = calm.with(start.plus(MS(20)), MS(500), false);
-        assert_eq!(peak.at(start.plus(MS(20))), 500_000);
+        let once = calm.with(at(600), MS(500), false);
+        assert!(once.at(at(600)) <= 10_000);
+        // One that was on its way at the same time shows nothing new, nor do several.
+        let same = once
+            .with(at(620), MS(500), false)
+            .with(at(1_000), MS(500), false);
+        assert_eq!(same, once);
+        // A good one in between ends the suspicion, however soon it comes.
+        let good = same.with(at(1_002), MS(9), false);
+        assert!(good.with(at(1_600), MS(500), false).at(at(1_600)) <= 10_000);
+        let peak = same.with(at(1_100), MS(500), false);
+        assert_eq!(peak.at(at(1_100)), 500_000);
+        let start = at(1_080);
         // Good answers, 100 a second, pull it down by half in a half-life.
         let (mut now, mut latency) = (start.plus(MS(20)), peak);
         for _ in 0..693 {
@@ -154,13 +243,41 @@ mod tests {
     }
 
     #[test]
+    fn what_was_slow_and_is_so_still_counts_at_once() {
+        let start = Moment::from_secs(1_000);
+        let slow = Latency::default().with(start, MS(200), false);
+        let later = start.plus(HALF_LIFE.times(5));
+        assert!(slow.at(later) < 7_000);
+        assert_eq!(slow.with(later, MS(240), false).at(later), 240_000);
+        assert!(slow.with(later, MS(260), false).at(later) < 7_000);
+    }
+
+    #[test]
     fn time_alone_wears_it_off_so_that_it_is_tried_again() {
         let start = Moment::from_secs(1_000);
-        let slow = Latency::default().with(start, Nanos::from_secs(1), false);
+        let second = Nanos::from_secs(1);
+        let slow = Latency::default().with(start.minus(second), second, false);
+        let slow = slow.with(start, second, false);
         assert_eq!(slow.at(start.plus(HALF_LIFE)), 500_000);
         assert_eq!(slow.at(start.plus(HALF_LIFE.times(2))), 250_000);
-        assert!(slow.cost(start.plus(HALF_LIFE.times(9)), 0).each < 2_000);
-        assert_eq!(slow.cost(start.plus(Nanos::from_secs(3_600)), 0).each, 1);
+        assert!(slow.cost(start.plus(HALF_LIFE.times(9)), 1).each < 2_000);
+        assert_eq!(slow.cost(start.plus(Nanos::from_secs(3_600)), 1).each, 1);
+    }
+
+    #[test]
+    fn an_endpoint_that_is_slow_is_asked_ever_more_seldom() {
+        let mut now = Moment::from_secs(1_000);
+        let mut slow = Latency::default().with(now, MS(200), false);
+        let mut asked = Vec::new();
+        for _ in 0..200_000 {
+            now = now.plus(MS(10));
+            if slow.cost(now, 0).each < 1_000 {
+                asked.push(now.since(Moment::from_secs(1_000)).as_millis() / 1_000);
+                now = now.plus(MS(200));
+                slow = slow.with(now, MS(200), false);
+            }
+        }
+        assert_eq!(asked.get(..5), Some(&[0, 3, 16, 67, 120][..]), "{asked:?}");
     }
 
     #[test]
@@ -181,9 +298,20 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_endpoint_gets_one_request_to_know_it_by() {
+    fn an_unknown_endpoint_gets_two_requests_to_know_it_by() {
         let now = Moment::from_secs(1_000);
-        let known = Latency::default().with(now, MS(5), false);
+        let first = Latency::default().with(now, MS(80), false);
+        assert_eq!(
+            (first.cost(now, 0).each, first.cost(now, 1).each),
+            (0, 80_000)
+        );
+        let soon = now.plus(MS(3));
+        assert_eq!(first.with(soon, MS(7), false).cost(soon, 0).each, 0);
+        let later = now.plus(MS(7));
+        let known = first.with(later, MS(7), false);
+        assert_eq!(known.cost(later, 0).each, 7_000, "the faster one counts");
+        let slow = first.with(now.plus(MS(90)), MS(90), false);
+        assert_eq!(slow.cost(now.plus(MS(90)), 0).each, 90_000);
         assert_eq!(Latency::default().cost(now, 0).each, 0);
         assert!(
             Latency::default().cost(now, 1).each
@@ -194,8 +322,8 @@ mod tests {
     proptest! {
         #[test]
         fn it_stays_between_what_it_was_and_what_came(
-            first in 1u64..100_000_000,
-            second in 1u64..100_000_000,
+            first in 1u64..60_000_000,
+            second in 1u64..60_000_000,
             pause in 0u64..100_000,
         ) {
             let start = Moment::from_secs(5_000);
@@ -210,9 +338,10 @@ mod tests {
                 second,
                 next
             );
+            let slower = second >= latency.at(now) && second <= first;
             prop_assert!(
-                second < latency.at(now) || next == second,
-                "a peak counts at once"
+                !slower || second / 1_000 > pause || next == second,
+                "slower, and no slower than it was: it counts at once"
             );
         }
 
