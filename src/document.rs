@@ -20,6 +20,7 @@ use std::rc::Rc;
 
 use crate::policy::circuit_breaker::config::WithPreset;
 use crate::policy::concurrency::config::ConcurrencySection;
+use crate::policy::discovery::config::Discovery;
 use crate::policy::fallback::config::FallbackSection;
 use crate::policy::rate_limit::config::RateLimitSection;
 use crate::policy::sections::{
@@ -41,6 +42,7 @@ pub use crate::policy::circuit_breaker::config::{
 };
 pub use crate::policy::concurrency::config::{ConcurrencyAlgorithm, ConcurrencyLimit, Criticality};
 pub use crate::policy::deadline::config::{DynamicTimeout, RejectBelow, RequestTimeout, Timeout};
+pub use crate::policy::discovery::config::{Consul, Credential, Etcd, Registry, Source};
 pub use crate::policy::fallback::config::{Fallback, FallbackStep, Respond, TemplatePart};
 pub use crate::policy::fallback::stale::config::Stale;
 pub use crate::policy::health_check::config::{Ask, HealthCheck, ReportComponent};
@@ -168,6 +170,8 @@ section! {
         /// `load_report`, `peak_ewma`, an `adaptive` limit, slow calls, timeouts that are found, a
         /// canary.
         outcomes: Outcomes = Default("\"every\"");
+        /// Where upstreams have their endpoints from whose `endpoints` are no list.
+        discovery: Discovery = Default("{}");
         /// Sets of interchangeable endpoints.
         upstreams: Named<Upstreams, UpstreamSection, MAX_NAMED> = Default("{}");
         /// Quotas.
@@ -208,7 +212,8 @@ impl Document {
         let at = |key| Path::Root.key(key);
         let breakers = Entries::new(names, &self.circuit_breakers);
         for (name, upstream) in &self.upstreams {
-            upstream.check(&at("upstreams").key(name), &breakers, errors);
+            let admin = self.discovery.envoy_admin.as_deref();
+            upstream.check(&at("upstreams").key(name), &breakers, admin, errors);
         }
         let rate_limits = named(self.rate_limits, "rate_limits", |at, name, it| {
             it.compile(at, name, &client_ip, errors)
@@ -228,7 +233,7 @@ impl Document {
         let breakers = Entries::new(names, &circuit_breakers);
         let limits = Entries::new(names, &concurrency_limits);
         let upstreams = named(self.upstreams, "upstreams", |_, name, it| {
-            it.compile(name, &breakers, &limits)
+            it.compile(name, &self.discovery, &breakers, &limits)
         });
         let resolver = Resolver {
             names,

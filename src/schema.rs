@@ -82,7 +82,7 @@ pub use names::DeclaredNames;
 pub use net::{Address, Cidr};
 pub use number::{Centi, Int, Int8, Int16, Pct, Size, SomePct, Span};
 pub use shape::Schema;
-pub use text::{Label, Name, Value};
+pub use text::{Label, Name, Secret, SecretText, Value, VariableName};
 
 /// The largest document: a configuration is written by hand, and what is larger is a mistake.
 const MAX_BYTES: usize = 1 << 20;

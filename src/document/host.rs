@@ -78,6 +78,10 @@ impl Config {
                 let at = at.key("steer");
                 refuse(&at, "\"by_exception\"", Feature::SteerByException);
             }
+            if let Some(source) = &upstream.source {
+                let at = at.key("endpoints");
+                refuse(&at.key(source.kind()), "{…}", Feature::Discovery);
+            }
             let ask = upstream.health_check.as_ref().map(|check| &check.ask);
             if let Some(Ask::Grpc { .. }) = ask {
                 let at = at.key("health_check");

@@ -9,6 +9,7 @@ use crate::policy::circuit_breaker::config::{
     BreakerScope, BreakerSection, CircuitBreaker, outlier,
 };
 use crate::policy::concurrency::config::ConcurrencyLimit;
+use crate::policy::discovery::config::{AnySource, Discovery, Source};
 use crate::policy::health_check::config::{HealthCheck, HealthCheckSection};
 use crate::policy::mode::Mode;
 use crate::policy::sections::{CircuitBreakers, ConcurrencyLimits};
@@ -16,7 +17,7 @@ use crate::policy::upstream::config::{
     BalancePolicy, Endpoint, LoadBalancer, LoadReport, Outlier, Override, Steer, check_endpoints,
     own_choice_lacks,
 };
-use crate::schema::{Errors, Label, List, Path, Pct, Reference, section};
+use crate::schema::{Either, Errors, Label, List, Path, Pct, Reference, section};
 
 /// A set of interchangeable endpoints.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,8 +28,10 @@ pub struct Upstream {
     pub mode: Option<Mode>,
     /// Envoy's cluster; the upstream's name if not given.
     pub cluster: String,
-    /// Its endpoints, distinct.
+    /// Its endpoints, distinct; none where a source names them.
     pub endpoints: Vec<Endpoint>,
+    /// Who names its endpoints, where they do not stand in the configuration.
+    pub source: Option<Source>,
     /// How one is picked.
     pub policy: BalancePolicy,
     /// Below this share of available endpoints all are used again; 0 = never.
@@ -71,8 +74,9 @@ section! {
         mode: Option<Mode> = Absent("the top level's");
         /// Envoy's cluster.
         cluster: Option<Label> = Absent("the upstream's name");
-        /// Its endpoints, each address once.
-        endpoints: List<Endpoint, 0, 1000> = Default("[]");
+        /// Its endpoints, each address once; or who names them: Envoy itself, Consul or etcd.
+        endpoints: Option<Either<List<Endpoint, 0, 1000>, AnySource>> =
+            Absent("`{\"envoy\": {}}` with `discovery.envoy_admin`, else `[]`");
         /// How an endpoint is picked.
         load_balancer: LoadBalancer = Default("{}");
         /// For which requests haven picks the endpoint. `by_exception`: only while an endpoint is
@@ -125,8 +129,23 @@ pub(crate) type BreakerSections<'a> = Entries<'a, CircuitBreakers, (String, Brea
 impl UpstreamSection {
     /// Reports the errors that span fields.
     #[inline(never)]
-    pub(crate) fn check(&self, at: &Path<'_>, breakers: &BreakerSections<'_>, errors: &mut Errors) {
-        check_endpoints(&at.key("endpoints"), &self.endpoints, errors);
+    pub(crate) fn check(
+        &self,
+        at: &Path<'_>,
+        breakers: &BreakerSections<'_>,
+        admin: Option<&str>,
+        errors: &mut Errors,
+    ) {
+        let is_named = match &self.endpoints {
+            Some(Either::First(_)) => false,
+            Some(Either::Second(_)) => true,
+            None => admin.is_some(),
+        };
+        match &self.endpoints {
+            Some(Either::First(list)) => check_endpoints(&at.key("endpoints"), list, errors),
+            Some(Either::Second(source)) => source.check(&at.key("endpoints"), admin, errors),
+            None => {}
+        }
         if let Some(name) = &self.circuit_breaker
             && let Some((_, breaker)) = breakers.named(name)
             && breaker.scope == BreakerScope::Upstream
@@ -146,8 +165,18 @@ impl UpstreamSection {
             errors.refuse_text(&at.key("load_metric"), metric, want);
         }
         balancer.check(&at.key("load_balancer"), errors);
+        let list = match &self.endpoints {
+            Some(Either::First(list)) => list.as_slice(),
+            _ => &[],
+        };
+        let lacks = own_choice_lacks(balancer, self.load_report, list);
+        let lacks = if is_named {
+            Some("a list of endpoints: a source may change their weights")
+        } else {
+            lacks
+        };
         if self.steer == Steer::ByException
-            && let Some(lacks) = own_choice_lacks(balancer, self.load_report, &self.endpoints)
+            && let Some(lacks) = lacks
         {
             let want = "\"always\", for Envoy's own choice among endpoints needs ";
             errors.refuse_text(&at.key("steer"), "by_exception", &[want, lacks].concat());
@@ -159,6 +188,7 @@ impl UpstreamSection {
     pub(crate) fn compile(
         self,
         name: String,
+        discovery: &Discovery,
         breakers: &Entries<'_, CircuitBreakers, Rc<CircuitBreaker>>,
         limits: &Entries<'_, ConcurrencyLimits, Rc<ConcurrencyLimit>>,
     ) -> Upstream {
@@ -168,10 +198,17 @@ impl UpstreamSection {
         let max_ejection = self
             .max_ejection_percent
             .unwrap_or_else(|| Percent(10_000u32.saturating_sub(panic_threshold.0)));
+        let cluster = self.cluster.unwrap_or_else(|| name.clone());
+        let (endpoints, source) = match self.endpoints {
+            Some(Either::First(list)) => (list, None),
+            Some(Either::Second(given)) => (Vec::new(), discovery.source(Some(given), &cluster)),
+            None => (Vec::new(), discovery.source(None, &cluster)),
+        };
         Upstream {
             mode: self.mode,
-            cluster: self.cluster.unwrap_or_else(|| name.clone()),
-            endpoints: self.endpoints,
+            cluster,
+            endpoints,
+            source,
             panic_threshold,
             max_ejection,
             slow_start: balancer.slow_start,
@@ -197,7 +234,8 @@ impl Upstream {
     /// The breaker that its endpoints have if the configuration names none.
     pub(crate) fn default_breaker(&self) -> Option<CircuitBreaker> {
         let used = self.endpoints.iter().filter(|it| it.weight > 0).count();
-        let wanted = self.circuit_breaker.is_none() && self.outlier == Outlier::Default && used > 1;
+        let some = used > 1 || self.source.is_some();
+        let wanted = self.circuit_breaker.is_none() && self.outlier == Outlier::Default && some;
         wanted.then(|| outlier([&self.name, "/outlier"].concat()))
     }
 

@@ -46,11 +46,13 @@ pub enum Feature {
     UnreadRequests,
     /// haven as Envoy's endpoint discovery.
     ServeEndpoints,
+    /// Endpoints that somebody else names.
+    Discovery,
 }
 
 impl Feature {
     /// All of them, in the order in which people read of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::LeakyBucket,
         Self::GrpcHealth,
         Self::GrpcChecks,
@@ -64,6 +66,7 @@ impl Feature {
         Self::HostHeader,
         Self::UnreadRequests,
         Self::ServeEndpoints,
+        Self::Discovery,
     ];
 
     /// Its name: where it stands in a configuration.
@@ -83,6 +86,7 @@ impl Feature {
             Self::HostHeader => "match.headers of host",
             Self::UnreadRequests => "request_headers ignore",
             Self::ServeEndpoints => "serve_endpoints",
+            Self::Discovery => "endpoints from envoy, consul and etcd",
         }
     }
 
@@ -109,6 +113,9 @@ impl Feature {
             Self::HostHeader => "none of host, but hosts: nginx shows its own server_name instead",
             Self::UnreadRequests => "\"read\": nginx sends on what haven would remove",
             Self::ServeEndpoints => "false: nginx asks nobody for endpoints",
+            Self::Discovery => {
+                "a list: nginx sends requests to the addresses of its own configuration"
+            }
         }
     }
 }

@@ -13,6 +13,7 @@
 //! workers read the endpoints there when they have changed; so does one that starts, and one whose
 //! VM was lost.
 
+pub mod config;
 pub mod record;
 pub mod report;
 pub mod rules;

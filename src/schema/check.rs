@@ -29,6 +29,9 @@ impl Validator<'_> {
             }
             (Schema::Nullable(inner), _) => self.scalar(inner, schema, at, json),
             (Schema::Either(_, object), Json::Object(_)) => self.check(object, at, json),
+            (Schema::Either(list @ Schema::List { .. }, _), Json::Array(_)) => {
+                self.check(list, at, json)
+            }
             (Schema::Template(known), Json::String(text)) if text.len() <= template::MAX_BYTES => {
                 template::check(known, at, text, self.errors)
             }

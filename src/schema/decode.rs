@@ -128,7 +128,7 @@ pub(crate) fn entries<V>(json: &Json, key: &Text, decode: fn(&Json) -> V) -> Vec
     }
 }
 
-/// Something short, or an object; and of two scalars, the first or the second.
+/// Something short or a list, or an object; and of two scalars, the first or the second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Either<A, B> {
     /// The first.
@@ -149,7 +149,8 @@ impl<A: Decode, B: Decode> Decode for Either<A, B> {
     type Value = Either<A::Value, B::Value>;
 
     fn decode(json: &Json) -> Self::Value {
-        if A::SCHEMA.canon(json).is_some() {
+        let is_list = matches!((A::SCHEMA, json), (Schema::List { .. }, Json::Array(_)));
+        if is_list || A::SCHEMA.canon(json).is_some() {
             Either::First(A::decode(json))
         } else {
             Either::Second(B::decode(json))

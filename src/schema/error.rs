@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::schema::json::{HIDDEN, Json, SECRET, show_text};
+use crate::schema::json::{HIDDEN, Json, is_secret, show_text};
 
 /// The most errors that are listed; a document that is wrong throughout is not repeated into the
 /// log.
@@ -271,7 +271,7 @@ impl Errors {
 
 /// The value at `at`, unless it is a secret: errors end up in logs.
 fn shown(at: &Path<'_>, value: &Json) -> String {
-    if matches!(at, Path::Key(_, key) if *key == SECRET) {
+    if matches!(at, Path::Key(_, key) if is_secret(key)) {
         HIDDEN.into()
     } else {
         value.show()

@@ -9,9 +9,17 @@ use serde_json::Number;
 /// The most characters of a value that a message shows.
 const SHOWN: usize = 64;
 
-/// The key of secrets, and what is shown in their place.
-pub(crate) const SECRET: &str = "token";
+/// The keys of secrets. A variable's name is none; but who writes the secret itself there is not to
+/// find it in a log.
+const SECRETS: [&str; 4] = ["token", "password", "token_env", "password_env"];
+
+/// What is shown in the place of secrets.
 pub(crate) const HIDDEN: &str = "\"***\"";
+
+/// Whether a key's value may be a secret.
+pub(crate) fn is_secret(key: &str) -> bool {
+    SECRETS.contains(&key)
+}
 
 /// A JSON value.
 #[derive(Clone, Debug, PartialEq)]
@@ -179,7 +187,7 @@ impl Shown {
                     self.plain(if i == 0 { "" } else { "," });
                     self.string(key);
                     self.plain(":");
-                    if key == SECRET {
+                    if is_secret(key) {
                         self.plain(HIDDEN);
                     } else {
                         self.value(value);
@@ -339,6 +347,7 @@ mod tests {
         assert_eq!(long.chars().count(), 64);
         assert!(long.ends_with("é..."));
         assert_eq!(show(r#"{"token": "geheim"}"#), r#"{"token":"***"}"#);
+        assert_eq!(show(r#"[{"password": ["x"]}]"#), r#"[{"password":"***"}]"#);
         let exact = show(&format!("\"{}\"", "x".repeat(62)));
         assert_eq!(exact.len(), 64);
         assert!(exact.ends_with("x\""));

@@ -58,7 +58,10 @@ fn section(out: &mut String, path: &str, object: &Object) {
 fn inside(out: &mut String, at: &str, schema: &Schema) {
     match schema {
         Schema::Object(object) | Schema::One(object) => section(out, at, object),
-        Schema::Either(_, object) => inside(out, at, object),
+        Schema::Either(first, second) => {
+            inside(out, at, first);
+            inside(out, at, second);
+        }
         Schema::List { item, .. } => inside(out, &format!("{at}[]"), item),
         Schema::Map {
             item, placeholder, ..

@@ -58,7 +58,7 @@ pub enum Schema {
     },
     /// That, or `null`.
     Nullable(&'static Schema),
-    /// A scalar of the first schema, or a value of the second.
+    /// A scalar or a list of the first schema, or a value of the second.
     Either(&'static Schema, &'static Schema),
     /// Items.
     List {

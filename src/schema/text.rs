@@ -1,8 +1,10 @@
 //! Strings with a grammar.
 
-use crate::schema::decode::MapKey;
-use crate::schema::json::Json;
-use crate::schema::shape::Text;
+use std::fmt;
+
+use crate::schema::decode::{Decode, MapKey};
+use crate::schema::json::{HIDDEN, Json};
+use crate::schema::shape::{Schema, Text};
 
 /// Declares types of strings that are kept in their canonical form: what is allowed, the form, and
 /// the JSON schema. The constant is the same as data.
@@ -62,10 +64,59 @@ text_type! {
         keep(text, (1..=255).contains(&text.len()) && !text.chars().any(char::is_control))
     }, r#"{"type": "string", "minLength": 1, "maxLength": 255}"#);
 
+    /// What keys in a store start with: any text but none.
+    KeyPrefix(KEY_PREFIX, "a text of 1 to 1024 bytes", |text| {
+        keep(text, (1..=1024).contains(&text.len()))
+    }, r#"{"type": "string", "minLength": 1, "maxLength": 1024}"#);
+
+    /// The name of an environment variable.
+    VariableName(VARIABLE_NAME, "the name of a variable: A-Z a-z 0-9 _, no digit first", |text| {
+        let ok = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        let first = text.bytes().next().is_some_and(|byte| !byte.is_ascii_digit());
+        keep(text, first && text.len() <= 128 && text.bytes().all(ok))
+    }, r#"{"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]{0,127}$"}"#);
+
     /// A piece of a request to compare with: any text.
     Value(VALUE, "a text of at most 1024 bytes", |text| {
         keep(text, text.len() <= 1024)
     }, r#"{"type": "string", "maxLength": 1024}"#);
+}
+
+/// A secret, as a header carries it.
+#[derive(Debug)]
+pub struct Secret;
+
+const SECRET: &Text = &Text {
+    want: "a secret of 1 to 4096 visible ASCII characters",
+    canon: |text| keep(text, is_secret(text)),
+    #[cfg(not(target_arch = "wasm32"))]
+    json_schema: r#"{"type": "string", "pattern": "^[!-~]{1,4096}$"}"#,
+};
+
+/// Whether this may be a secret that a header carries.
+#[must_use]
+pub fn is_secret(text: &str) -> bool {
+    (1..=4096).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+impl Decode for Secret {
+    const SCHEMA: &'static Schema = &Schema::Text(SECRET);
+
+    type Value = SecretText;
+
+    fn decode(json: &Json) -> SecretText {
+        SecretText(canon(SECRET, json))
+    }
+}
+
+/// A secret that no message shows.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct SecretText(pub String);
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(HIDDEN)
+    }
 }
 
 impl MapKey for Name {

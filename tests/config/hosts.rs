@@ -89,9 +89,15 @@ fn asks() -> [(Feature, Value, &'static str); 15] {
             "request_headers",
         ),
         (
+<<<<<<< HEAD
             Feature::ServeEndpoints,
             json!({"serve_endpoints": true, "state": "haven"}),
             "serve_endpoints",
+=======
+            Feature::Discovery,
+            upstream(json!({"endpoints": {"etcd": {"cluster": "etcd", "prefix": "/u/"}}})),
+            "upstreams.u.endpoints.etcd",
+>>>>>>> f15ba4e (Discovery: upstreams say who names their endpoints: a list, Envoy, Consul or etcd)
         ),
     ]
 }

@@ -6,6 +6,7 @@ mod canary;
 mod circuit_breaker;
 mod concurrency;
 mod deadline;
+mod discovery;
 mod document;
 mod envoy_routes;
 mod fallback;

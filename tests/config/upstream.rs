@@ -118,8 +118,7 @@ fn upstreams_are_checked() {
             ),
             (
                 r#"{"endpoints": {}}"#,
-                "upstreams.u.endpoints: {} is not allowed, want a list of at most 1000 items, \
-                 each an object",
+                "upstreams.u.endpoints: {} is not allowed, want an object with one of envoy, consul, etcd",
             ),
             (
                 r#"{"cluster": ""}"#,
