@@ -1,5 +1,6 @@
 //! Floor 0: small pure parts without a dependency on the rest of the crate.
 
+pub mod base64;
 pub mod grpc_health;
 pub mod hash;
 pub mod headers;

@@ -42,6 +42,7 @@
 //! of each breaker, or of all in an upstream) has moved, and once per tick in case a VM died
 //! between changing a record and counting it.
 
+mod asking;
 mod breaker;
 mod bridge;
 pub mod chain;
@@ -74,8 +75,13 @@ use crate::base::time::{Moment, Nanos};
 use crate::document::{ClientIp, Config, PathParameters, Probes, RequestHeaders};
 use crate::host::{CallAnswer, CallId, Calls, Host, HostKind};
 use crate::policy::circuit_breaker;
+use crate::policy::discovery::answer;
+use crate::policy::discovery::record::SourceRecord;
+use crate::policy::discovery::report::{Around, Report, Reported};
+use crate::policy::health_check::report;
 use crate::policy::route::index::RouteIndex;
 use crate::store::Contended;
+use asking::Asking;
 use breaker::Breaker;
 use bridge::Bridge;
 use chain::replace::Bodies;
@@ -143,6 +149,8 @@ pub struct Engine {
     logs: Rc<LogLimiter>,
     /// Active checks of endpoints.
     checks: Option<Checks>,
+    /// Who asks for endpoints.
+    asking: Option<Asking>,
     /// Work that was given up.
     lingering: Lingering,
     /// Where haven is Envoy's endpoint discovery.
@@ -188,6 +196,7 @@ impl Engine {
             ..
         } = compiler;
         let checks = Checks::new(&upstreams, vm, &logs, host);
+        let asking = Asking::new(&config.upstreams, vm, &logs, host)?;
         let metrics = MetricTable(host);
         for switch in &config.switches {
             host.record(metrics.switch_on(&switch.name), switch.on.into());
@@ -228,6 +237,7 @@ impl Engine {
             tick_at: Cell::new(0),
             logs,
             checks: (!checks.is_empty()).then_some(checks),
+            asking: (!asking.is_empty()).then_some(asking),
             lingering: Lingering::default(),
             serving: config.serve_endpoints.then(|| Serving::new(host)),
             ended: Cell::new(None),
@@ -309,13 +319,25 @@ impl Engine {
     /// Whether [`Engine::check`] has anything to do.
     #[must_use]
     pub const fn has_checks(&self) -> bool {
-        self.checks.is_some()
+        self.checks.is_some() || self.asking.is_some()
     }
 
-    /// Checks the endpoints that are due, if this is the VM that checks. Returns when it has to
-    /// be called again; `None`: never.
+    /// Checks the endpoints that are due, and asks for them, if this is the VM that does. Returns
+    /// when it has to be called again; `None`: never.
     pub fn check<H: Host + Calls>(&self, host: &H, now: Moment) -> Option<Moment> {
-        Some(self.checks.as_ref()?.run(host, now))
+        let checks = self.checks.as_ref().map(|checks| checks.run(host, now));
+        let sink = |at, report| self.report(host, at, report);
+        let asking = self.asking.as_ref().map(|it| it.run(host, now, &sink));
+        checks.into_iter().chain(asking).min()
+    }
+
+    /// How much of an answer to a call of [`Engine::check`] is wanted at most, in bytes.
+    #[must_use]
+    pub fn longest_answer(&self, id: CallId) -> usize {
+        match &self.asking {
+            Some(asking) if asking.has_asked(id) => answer::MAX_BYTES,
+            _ => report::MAX_BYTES,
+        }
     }
 
     /// A call that [`Engine::check`] has made was answered.
@@ -323,6 +345,30 @@ impl Engine {
         if let Some(checks) = &self.checks {
             checks.answered(host, id, answer, now);
         }
+        if let Some(asking) = &self.asking {
+            let sink = |at, report| self.report(host, at, report);
+            asking.answered(host, id, answer, now, &sink);
+        }
+    }
+
+    fn report<H: Host>(&self, host: &H, at: usize, report: Report) -> Reported {
+        let Some(upstream) = self.upstreams.get(at) else {
+            return Reported::Late;
+        };
+        let config = &upstream.config;
+        let Some(source) = &config.source else {
+            return Reported::Late;
+        };
+        let around = Around {
+            rules: source.rules,
+            now: self.newest.get().max(report.asked),
+            unix: host.wall().as_secs(),
+            others: 0,
+        };
+        let record = SourceRecord::new(&config.name);
+        record
+            .update(host, |known| report.step(known, around))
+            .unwrap_or(Reported::Late)
     }
 }
 

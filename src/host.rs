@@ -16,9 +16,15 @@ use std::rc::Rc;
 pub use kind::{Feature, HostKind, Platform};
 
 /// All that the engine needs outside of a request.
-pub trait Host: Clock + SharedData + SharedCounters + Metrics + Random + Platform {}
+pub trait Host:
+    Clock + SharedData + SharedCounters + Metrics + Random + Platform + Environment
+{
+}
 
-impl<T: Clock + SharedData + SharedCounters + Metrics + Random + Platform> Host for T {}
+impl<T: Clock + SharedData + SharedCounters + Metrics + Random + Platform + Environment> Host
+    for T
+{
+}
 
 /// The clocks. A callback reads one once and hands the reading down as an argument.
 pub trait Clock {
@@ -162,6 +168,13 @@ pub trait Random {
     fn entropy(&self) -> u64;
 }
 
+/// The variables that the proxy hands to the plugin: where secrets stand that are not to be in the
+/// configuration.
+pub trait Environment {
+    /// The value of the variable of this name.
+    fn variable(&self, name: &str) -> Option<String>;
+}
+
 /// Calls that haven makes outside of any request. The answer comes in a callback of the context
 /// that called, or, if its VM is lost, never.
 pub trait Calls {
@@ -175,12 +188,14 @@ pub trait Calls {
 /// A call to start.
 #[derive(Clone, Copy, Debug)]
 pub enum Call<'a> {
-    /// A request without a body.
+    /// A request.
     Http {
         /// The proxy's cluster.
         cluster: &'a str,
         /// Pseudo-headers and headers.
         headers: &'a [(&'a str, &'a str)],
+        /// Its body; empty: it has none.
+        body: &'a [u8],
         /// Time that it may take.
         timeout: Nanos,
     },

@@ -10,6 +10,7 @@ mod abi;
 mod bindings;
 mod calls;
 mod contexts;
+mod environment;
 mod exports;
 mod imports;
 mod logger;
@@ -109,19 +110,19 @@ impl Root {
     }
 
     fn on_http_call_response(&self, call: u32, size: usize) {
+        let id = CallId::Http(call);
+        let most = self.engine().map_or(0, |engine| engine.longest_answer(id));
         // Whether it is of use is the engine's to say; it cannot ask for more than is there.
         let (headers, body) = (
             bindings::call_headers(),
-            bindings::call_body(size.min(report::MAX_BYTES)),
+            bindings::call_body(size.min(most)),
         );
-        self.on_call(
-            CallId::Http(call),
-            &CallAnswer::Http {
-                headers,
-                body,
-                size,
-            },
-        );
+        let answer = CallAnswer::Http {
+            headers,
+            body,
+            size,
+        };
+        self.on_call(id, &answer);
     }
 
     fn on_grpc_receive(&self, call: u32, size: usize) {

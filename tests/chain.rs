@@ -11,6 +11,8 @@ use std::rc::Rc;
 
 #[path = "chain/algorithms.rs"]
 mod algorithms;
+#[path = "chain/asking.rs"]
+mod asking;
 #[path = "chain/balancing.rs"]
 mod balancing;
 #[path = "chain/bodies.rs"]

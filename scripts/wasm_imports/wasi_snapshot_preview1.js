@@ -1,4 +1,4 @@
-// The two WASI calls that both hosts give to the filter, over the memory of the module under test.
+// The WASI calls that hosts give to the filter, over the memory of the module under test.
 const crypto = require("node:crypto");
 
 function memory() {
@@ -10,6 +10,14 @@ function memory() {
 module.exports = {
   random_get(at, length) {
     crypto.randomFillSync(new Uint8Array(memory(), at, length));
+    return 0;
+  },
+  environ_sizes_get(count, size) {
+    new DataView(memory()).setUint32(count, 0, true);
+    new DataView(memory()).setUint32(size, 0, true);
+    return 0;
+  },
+  environ_get() {
     return 0;
   },
   clock_time_get(_clock, _precision, at) {

@@ -44,6 +44,40 @@ pub fn split_once<'t>(text: &'t str, mark: &str) -> Option<(&'t str, &'t str)> {
     })
 }
 
+/// Adds bytes as a URL's query or a piece of its path has them (RFC 3986): all but the unreserved
+/// ones percent-encoded.
+pub fn push_encoded(text: &mut String, bytes: &[u8]) {
+    let digit = |half: u8| char::from_digit(half.into(), 16).unwrap_or('0');
+    for byte in bytes {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(byte) {
+            text.push(char::from(*byte));
+        } else {
+            text.push('%');
+            text.push(digit(byte >> 4).to_ascii_uppercase());
+            text.push(digit(byte & 15).to_ascii_uppercase());
+        }
+    }
+}
+
+/// Adds a text as JSON has it, in quotes.
+pub fn push_json(text: &mut String, value: &str) {
+    text.push('"');
+    for char in value.chars() {
+        match char {
+            '"' => text.push_str("\\\""),
+            '\\' => text.push_str("\\\\"),
+            char if char < ' ' => {
+                let code = u32::from(char);
+                text.push_str("\\u00");
+                text.push(char::from_digit(code >> 4, 16).unwrap_or('0'));
+                text.push(char::from_digit(code & 15, 16).unwrap_or('0'));
+            }
+            char => text.push(char),
+        }
+    }
+    text.push('"');
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,6 +88,23 @@ mod tests {
         fn text_is_split_as_the_standard_library_does(text in "[ab{é}]{0,12}", mark in "[ab{é}]{1,2}") {
             prop_assert_eq!(split_once(&text, &mark), text.split_once(&*mark));
         }
+    }
+
+    proptest! {
+        #[test]
+        fn json_is_read_back(text in "\\PC{0,20}|[\\x00-\\x7f]{0,20}") {
+            let mut json = String::new();
+            push_json(&mut json, &text);
+            let read: String = serde_json::from_str(&json).unwrap();
+            prop_assert_eq!(read, text);
+        }
+    }
+
+    #[test]
+    fn what_a_url_would_misread_is_encoded() {
+        let mut text = String::new();
+        push_encoded(&mut text, "a-Z_0.~^$\\|/?&=é ".as_bytes());
+        assert_eq!(text, "a-Z_0.~%5E%24%5C%7C%2F%3F%26%3D%C3%A9%20");
     }
 
     #[test]

@@ -6,8 +6,8 @@
 //! its buckets, breakers, kept answers and counts in flight by accident.
 
 use super::{
-    Call, CallId, Calls, Cas, CasMismatch, Clock, HostKind, MetricId, MetricKind, Metrics, NoCall,
-    Platform, Random, SharedCounter, SharedCounters, SharedData,
+    Call, CallId, Calls, Cas, CasMismatch, Clock, Environment, HostKind, MetricId, MetricKind,
+    Metrics, NoCall, Platform, Random, SharedCounter, SharedCounters, SharedData,
 };
 use crate::base::hash::of_names;
 use crate::base::text::push_all;
@@ -148,6 +148,12 @@ impl<H: Metrics + Platform> Metrics for Scoped<H> {
 impl<H: Random> Random for Scoped<H> {
     fn entropy(&self) -> u64 {
         self.host.entropy()
+    }
+}
+
+impl<H: Environment> Environment for Scoped<H> {
+    fn variable(&self, name: &str) -> Option<String> {
+        self.host.variable(name)
     }
 }
 

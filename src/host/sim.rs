@@ -15,8 +15,8 @@ pub use stream::{SimStream, decision_of};
 
 pub use super::HostKind;
 use super::{
-    Call, CallId, Calls, Cas, CasMismatch, Clock, MetricId, MetricKind, Metrics, NoCall, Platform,
-    Random, SharedCounter, SharedCounters, SharedData,
+    Call, CallId, Calls, Cas, CasMismatch, Clock, Environment, MetricId, MetricKind, Metrics,
+    NoCall, Platform, Random, SharedCounter, SharedCounters, SharedData,
 };
 use crate::base::rng::Rng;
 use crate::base::time::{Moment, Nanos, UnixTime};
@@ -46,6 +46,8 @@ pub struct Machine {
     calls: Cell<u64>,
     /// A proxy that knows no cluster: no call of ours can be started.
     pub no_clusters: Cell<bool>,
+    /// The variables that its plugin has.
+    pub variables: RefCell<BTreeMap<String, String>>,
     outgoing: RefCell<Vec<Outgoing>>,
     next_call: Cell<u32>,
 }
@@ -60,7 +62,7 @@ pub struct Outgoing {
     pub cluster: String,
     /// Headers, or a gRPC call's metadata.
     pub headers: Vec<(String, String)>,
-    /// The message of a gRPC call.
+    /// The body, or the message of a gRPC call.
     pub message: Vec<u8>,
     /// Time that it may take.
     pub timeout: Nanos,
@@ -107,6 +109,7 @@ impl Machine {
             hook: RefCell::new(None),
             calls: Cell::new(0),
             no_clusters: Cell::new(false),
+            variables: RefCell::default(),
             outgoing: RefCell::default(),
             next_call: Cell::new(1),
         })
@@ -373,6 +376,12 @@ impl Random for Worker {
     }
 }
 
+impl Environment for Worker {
+    fn variable(&self, name: &str) -> Option<String> {
+        self.0.variables.borrow().get(name).cloned()
+    }
+}
+
 impl Calls for Worker {
     fn call(&self, call: &Call<'_>) -> Result<CallId, NoCall> {
         self.0.called();
@@ -394,12 +403,13 @@ impl Calls for Worker {
             Call::Http {
                 cluster,
                 headers,
+                body,
                 timeout,
             } => Outgoing {
                 id: CallId::Http(number),
                 cluster: cluster.to_owned(),
                 headers: owned(headers),
-                message: Vec::new(),
+                message: body.to_vec(),
                 timeout,
                 at,
             },

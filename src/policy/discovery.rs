@@ -13,7 +13,11 @@
 //! workers read the endpoints there when they have changed; so does one that starts, and one whose
 //! VM was lost.
 
+pub mod answer;
 pub mod config;
+pub mod consul;
+pub mod envoy;
+pub mod etcd;
 pub mod record;
 pub mod report;
 pub mod rules;

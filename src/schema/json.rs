@@ -1,9 +1,13 @@
 //! JSON as a tree that keeps duplicate keys: a general one drops them, and then no message can
 //! name them.
 
+use std::cell::Cell;
 use std::fmt::{self, Write as _};
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess,
+    Visitor,
+};
 use serde_json::Number;
 
 /// The most characters of a value that a message shows.
@@ -82,15 +86,53 @@ pub fn parse(document: &[u8]) -> serde_json::Result<Json> {
     serde_json::from_slice(document)
 }
 
+/// Reads of a JSON document only the entries of objects whose keys are among `keys`, wherever they
+/// stand: what others write may be long, and little of it matters. At most `most` values.
+///
+/// # Errors
+/// What is not JSON, and where; or that there is too much of it.
+pub fn parse_part(document: &[u8], keys: &[&str], most: usize) -> serde_json::Result<Json> {
+    let part = Tree {
+        keys: Some(keys),
+        left: &Cell::new(most),
+    };
+    let mut reader = serde_json::Deserializer::from_slice(document);
+    let json = part.deserialize(&mut reader)?;
+    reader.end()?;
+    Ok(json)
+}
+
 impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Tree)
+        let whole = Tree {
+            keys: None,
+            left: &Cell::new(usize::MAX),
+        };
+        whole.deserialize(deserializer)
     }
 }
 
-struct Tree;
+/// What is read of a document.
+#[derive(Clone, Copy)]
+struct Tree<'k> {
+    /// The keys whose values are; `None`: of all.
+    keys: Option<&'k [&'k str]>,
+    /// How many values still may be.
+    left: &'k Cell<usize>,
+}
 
-impl<'de> Visitor<'de> for Tree {
+impl<'de> DeserializeSeed<'de> for Tree<'_> {
+    type Value = Json;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Json, D::Error> {
+        let left = self.left.get().checked_sub(1);
+        self.left
+            .set(left.ok_or_else(|| D::Error::custom("too many values"))?);
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Tree<'_> {
     type Value = Json;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -124,7 +166,7 @@ impl<'de> Visitor<'de> for Tree {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Json, A::Error> {
         let mut items = Vec::new();
-        while let Some(item) = from.next_element()? {
+        while let Some(item) = from.next_element_seed(self)? {
             items.push(item);
         }
         Ok(Json::Array(items))
@@ -132,10 +174,37 @@ impl<'de> Visitor<'de> for Tree {
 
     fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Json, A::Error> {
         let mut entries = Vec::new();
-        while let Some(entry) = from.next_entry()? {
-            entries.push(entry);
+        while let Some(key) = from.next_key_seed(Key(self.keys))? {
+            match key {
+                Some(key) => entries.push((key, from.next_value_seed(self)?)),
+                None => _ = from.next_value::<IgnoredAny>()?,
+            }
         }
         Ok(Json::Object(entries))
+    }
+}
+
+/// A key, if its value is read.
+struct Key<'k>(Option<&'k [&'k str]>);
+
+impl<'de> DeserializeSeed<'de> for Key<'_> {
+    type Value = Option<String>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Key<'_> {
+    type Value = Option<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        let wanted = self.0.is_none_or(|keys| keys.contains(&key));
+        Ok(wanted.then(|| key.to_owned()))
     }
 }
 
@@ -299,6 +368,20 @@ mod tests {
         assert!(parse(nested(127).as_bytes()).is_ok());
         assert!(parse(nested(128).as_bytes()).is_err());
         assert!(parse("[{\"a\":".repeat(100_000).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_part_is_what_the_whole_has_under_the_keys() {
+        let text =
+            br#"{"a": [{"b": 1, "junk": {"a": [1, 2, {"x": []}]}}, 2], "junk": "a", "a": null}"#;
+        let part = parse_part(text, &["a", "b"], 6).unwrap();
+        assert_eq!(part.show(), r#"{"a":[{"b":1},2],"a":null}"#);
+        assert!(parse_part(text, &["a", "b"], 5).is_err());
+        assert!(parse_part(b"{} {}", &[], 9).is_err());
+        let deep = "[".repeat(100_000);
+        assert!(parse_part(deep.as_bytes(), &[], 1_000_000).is_err());
+        let aside = format!("{{\"junk\": {}{}}}", deep, "]".repeat(100_000));
+        assert_eq!(parse_part(aside.as_bytes(), &[], 9).unwrap().show(), "{}");
     }
 
     #[test]

@@ -7,7 +7,6 @@ use crate::base::grpc_health::first_field;
 use crate::base::headers::HeaderMap;
 use crate::base::time::Nanos;
 use crate::host::{Call, CallId, Calls, NoCall};
-use std::ptr::null;
 
 impl Calls for Proxy {
     fn call(&self, call: &Call<'_>) -> Result<CallId, NoCall> {
@@ -22,6 +21,7 @@ impl Calls for Proxy {
             Call::Http {
                 cluster,
                 headers,
+                body,
                 timeout,
             } => {
                 let headers = HeaderMap::from_pairs(headers);
@@ -35,8 +35,8 @@ impl Calls for Proxy {
                         cluster.len(),
                         headers.as_ptr(),
                         headers.len(),
-                        null(),
-                        0,
+                        body.as_ptr(),
+                        body.len(),
                         trailers.as_ptr(),
                         trailers.len(),
                         millis(timeout),

@@ -117,3 +117,10 @@ unsafe extern "C" {
     pub fn clock_time_get(clock: u32, precision: u64, time: *mut u64) -> u16;
     pub fn random_get(buffer: *mut u8, length: usize) -> u16;
 }
+
+#[cfg(not(feature = "portable"))]
+#[link(wasm_import_module = "wasi_snapshot_preview1")]
+unsafe extern "C" {
+    pub fn environ_sizes_get(count: *mut usize, size: *mut usize) -> u16;
+    pub fn environ_get(variables: *mut *mut u8, buffer: *mut u8) -> u16;
+}

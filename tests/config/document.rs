@@ -61,11 +61,7 @@ fn all_errors_come_at_once() {
             ]
         }"#,
         &[
-<<<<<<< HEAD
-            "colour: unknown field, value \"red\" is not allowed, want one of service, state, serve_endpoints, mode, client_ip, path_parameters, outcomes, upstreams, rate_limits, \
-=======
-            "colour: unknown field, value \"red\" is not allowed, want one of service, state, mode, client_ip, path_parameters, outcomes, discovery, upstreams, rate_limits, \
->>>>>>> f15ba4e (Discovery: upstreams say who names their endpoints: a list, Envoy, Consul or etcd)
+            "colour: unknown field, value \"red\" is not allowed, want one of service, state, serve_endpoints, mode, client_ip, path_parameters, outcomes, discovery, upstreams, rate_limits, \
              circuit_breakers, concurrency_limits, fallbacks, switches, routes, health, admin, trust_client_retry_headers, \
              request_headers",
             "service: 1 is not allowed, want a text of 1 to 255 bytes without control characters",

@@ -5,7 +5,7 @@ use haven::host::{Feature, HostKind};
 use serde_json::{Value, json};
 
 /// For each feature a configuration that asks for it, and where.
-fn asks() -> [(Feature, Value, &'static str); 15] {
+fn asks() -> [(Feature, Value, &'static str); 16] {
     let upstream = |it: Value| json!({"upstreams": {"u": it}});
     let route = |it: Value| {
         let mut route = json!({"name": "r"});
@@ -89,15 +89,14 @@ fn asks() -> [(Feature, Value, &'static str); 15] {
             "request_headers",
         ),
         (
-<<<<<<< HEAD
             Feature::ServeEndpoints,
             json!({"serve_endpoints": true, "state": "haven"}),
             "serve_endpoints",
-=======
+        ),
+        (
             Feature::Discovery,
             upstream(json!({"endpoints": {"etcd": {"cluster": "etcd", "prefix": "/u/"}}})),
             "upstreams.u.endpoints.etcd",
->>>>>>> f15ba4e (Discovery: upstreams say who names their endpoints: a list, Envoy, Consul or etcd)
         ),
     ]
 }

@@ -6,12 +6,14 @@ use wasmparser::{ExternalKind, Parser, Payload};
 
 /// What haven calls.
 const IMPORTS: &[&str] = &[
-    // Configuration, log, clock, chance.
+    // Configuration, environment, log, clock, chance.
     "env.proxy_get_buffer_bytes",
     "env.proxy_get_current_time_nanoseconds",
     "env.proxy_log",
     "env.proxy_set_tick_period_milliseconds",
     "wasi_snapshot_preview1.clock_time_get",
+    "wasi_snapshot_preview1.environ_get",
+    "wasi_snapshot_preview1.environ_sizes_get",
     "wasi_snapshot_preview1.random_get",
     // Shared state and metrics.
     "env.proxy_define_metric",

@@ -40,6 +40,7 @@ impl Checker {
                         &target.address
                     },
                     headers: &headers,
+                    body: &[],
                     timeout,
                 })
             }

@@ -2,6 +2,7 @@
 
 use super::rules::Rules;
 use crate::base::percent::Percent;
+use crate::base::text::number;
 use crate::base::time::Nanos;
 use crate::schema::text::KeyPrefix;
 use crate::schema::units::{MIN, MS, SEC};
@@ -284,6 +285,48 @@ impl Source {
             Registry::Envoy { .. } => "envoy",
             Registry::Consul(_) => "consul",
             Registry::Etcd(_) => "etcd",
+        }
+    }
+
+    /// The proxy's cluster of whoever is asked.
+    #[must_use]
+    pub fn asked_cluster(&self) -> &str {
+        match &self.registry {
+            Registry::Envoy { admin, .. } => admin,
+            Registry::Consul(consul) => &consul.cluster,
+            Registry::Etcd(etcd) => &etcd.cluster,
+        }
+    }
+
+    /// The longest time between two questions that is no mistake of the clock's.
+    #[must_use]
+    pub fn longest(&self) -> Nanos {
+        self.interval.times(2).max(Nanos::from_secs(20))
+    }
+
+    /// All else that tells what is asked of it, in order: what is not given is empty.
+    #[must_use]
+    pub fn identity(&self) -> Vec<String> {
+        let text = |it: &Option<String>| it.clone().unwrap_or_default();
+        match &self.registry {
+            Registry::Envoy { cluster, .. } => vec![cluster.clone()],
+            Registry::Consul(it) => vec![
+                it.service.clone(),
+                text(&it.tag),
+                text(&it.datacenter),
+                text(&it.near),
+                number(it.passing.into()),
+                number(it.wait.0),
+                match &it.token {
+                    None => String::new(),
+                    Some(Credential::Given(SecretText(token))) => token.clone(),
+                    Some(Credential::Variable(name)) => name.clone(),
+                },
+            ],
+            Registry::Etcd(it) => {
+                let (name, variable) = it.user.clone().unwrap_or_default();
+                vec![it.prefix.clone(), name, variable]
+            }
         }
     }
 }

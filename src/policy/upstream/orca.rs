@@ -14,6 +14,7 @@
 //! after 30 s. All workers share it, in a gauge with the utilisation and its time. Of two reports
 //! at the same moment one is lost.
 
+use crate::base::base64;
 use crate::base::protobuf::{Value, fields};
 use crate::base::time::{Moment, Nanos};
 use crate::schema::json::{self, Json};
@@ -199,7 +200,8 @@ impl<'m> Report<'m> {
 
     /// `xds.data.orca.v3.OrcaLoadReport` in base64. What is malformed counts up to there.
     fn read_binary(&mut self, text: &[u8]) {
-        let Some(message) = base64(text.get(..LONGEST.min(text.len())).unwrap_or_default()) else {
+        let Some(message) = base64::decode(text.get(..LONGEST.min(text.len())).unwrap_or_default())
+        else {
             return;
         };
         let _ = fields(&message, |number, value| match (number, value) {
@@ -219,32 +221,6 @@ impl<'m> Report<'m> {
             _ => {}
         });
     }
-}
-
-/// The bytes that base64 (RFC 4648, 4) stands for, with or without padding; `None`: it is none.
-fn base64(text: &[u8]) -> Option<Vec<u8>> {
-    let text = text.trim_ascii();
-    let text = text.strip_suffix(b"=").unwrap_or(text);
-    let text = text.strip_suffix(b"=").unwrap_or(text);
-    let mut bytes = Vec::with_capacity(text.len());
-    let (mut bits, mut count) = (0u32, 0u32);
-    for digit in text {
-        let six = match digit {
-            b'A'..=b'Z' => digit.wrapping_sub(b'A'),
-            b'a'..=b'z' => digit.wrapping_sub(b'a').wrapping_add(26),
-            b'0'..=b'9' => digit.wrapping_sub(b'0').wrapping_add(52),
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = bits.wrapping_shl(6) | u32::from(six);
-        count = count.wrapping_add(6);
-        if count >= 8 {
-            count = count.wrapping_sub(8);
-            bytes.push(bits.wrapping_shr(count).to_le_bytes()[0]);
-        }
-    }
-    Some(bytes)
 }
 
 /// A utilisation in thousandths, rounded down, at most [`FULL`]; `None` if it is no number, or
@@ -357,20 +333,9 @@ mod tests {
     }
 
     fn in_base64(bytes: &[u8], padded: bool) -> Vec<u8> {
-        const DIGITS: &[u8; 64] =
-            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-        let mut text = Vec::new();
-        for three in bytes.chunks(3) {
-            let bits = (0..3).fold(0u32, |bits, at| {
-                bits << 8 | u32::from(three.get(at).copied().unwrap_or(0))
-            });
-            let digits = (0..=three.len()).map(|at| DIGITS[(bits >> (18 - 6 * at) & 63) as usize]);
-            text.extend(digits);
-            if padded {
-                text.resize(text.len().next_multiple_of(4), b'=');
-            }
-        }
-        text
+        let text = base64::encode(bytes);
+        let bare = text.trim_end_matches('=');
+        if padded { &text } else { bare }.into()
     }
 
     #[test]
