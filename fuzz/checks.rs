@@ -17,6 +17,8 @@ use haven::host::{CallAnswer, MetricKind, Metrics, Property, SharedData};
 use haven::policy::circuit_breaker::CircuitBreaker;
 use haven::policy::circuit_breaker::Phase;
 use haven::policy::concurrency::fair::{self, FairRecord};
+use haven::policy::discovery::record::{SourceRecord, SourceState};
+use haven::policy::discovery::{Builder, Membership, Named, consul, envoy};
 use haven::policy::health_check::EndpointHealth;
 use haven::policy::health_check::{grpc, report};
 use haven::request::Request;
@@ -2055,5 +2057,109 @@ impl AskedFor {
             "x-user-id",
         ];
         (path, telling.map(|name| self.of(name)).into())
+    }
+}
+
+/// What Envoy's admin interface may answer: see [`check_source`].
+pub fn check_envoy_hosts(data: &[u8]) {
+    let good = br#"{"cluster_statuses": [{"name": "u", "host_statuses": [
+        {"address": {"socket_address": {"address": "10.0.0.1", "port_value": 80}}, "weight": 1}]}]}"#;
+    check_source(r#"{"envoy": {}}"#, data, good);
+    if let Ok(hosts) = envoy::parse(data, "u") {
+        assert_sound_members(&hosts.members);
+    }
+}
+
+/// What Consul may answer: see [`check_source`].
+pub fn check_consul(data: &[u8]) {
+    let good = br#"[{"Service": {"Address": "10.0.0.1", "Port": 80}}]"#;
+    check_source(
+        r#"{"consul": {"cluster": "c", "service": "s"}}"#,
+        data,
+        good,
+    );
+    if let Ok(members) = consul::parse(data) {
+        assert_sound_members(&members);
+    }
+}
+
+/// What etcd may answer: see [`check_source`]. Bytes of zero are between pages.
+pub fn check_etcd(data: &[u8]) {
+    // "10.0.0.1:80" at the key "u".
+    let good = br#"{"kvs": [{"key": "dQ==", "value": "MTAuMC4wLjE6ODA="}]}"#;
+    let etcd = r#"{"etcd": {"cluster": "c", "prefix": "/u/"}}"#;
+    check_source(etcd, data, good);
+    let user =
+        r#"{"etcd": {"cluster": "c", "prefix": "/u/", "username": "n", "password_env": "P"}}"#;
+    check_source(user, data, good);
+}
+
+fn assert_sound_members(members: &Membership) {
+    let mut builder = Builder::default();
+    for it in members.members() {
+        let named = Named {
+            address: &it.address,
+            weight: it.weight.into(),
+            priority: it.priority.into(),
+            zone: it.zone.as_deref().unwrap_or_default(),
+            verdict: it.verdict,
+        };
+        assert_eq!(builder.add(named), Ok(()));
+    }
+    assert_eq!(builder.finish().as_ref(), Ok(members), "sound as it is");
+}
+
+/// Any bytes in answers, piece by piece, for as long as there are some, and then good answers: none
+/// takes away what is known without a second one that says so, each failure has one short line with
+/// a reason and no secret, and the good answers count again.
+fn check_source(source: &str, data: &[u8], good: &[u8]) {
+    let config = format!(
+        r#"{{"discovery": {{"envoy_admin": "a"}}, "upstreams": {{"u": {{"endpoints": {source}}}}}}}"#
+    );
+    let machine = Machine::new(HostKind::Envoy, 7);
+    let secret = ("P".to_owned(), "s3cret".to_owned());
+    machine.variables.borrow_mut().insert(secret.0, secret.1);
+    let worker = Worker(Rc::clone(&machine));
+    let engine = Engine::new(parsed(&config), &worker).expect("a valid configuration");
+    let round = |pieces: &mut dyn Iterator<Item = &[u8]>, status: &str| {
+        machine.advance(Nanos::from_secs(10));
+        engine.check(&worker, machine.now());
+        let mut calls = 0;
+        while let Some(call) = machine.take_outgoing().into_iter().next() {
+            calls += 1;
+            assert!(calls < 40, "a question ends");
+            let path = call.header(":path").unwrap_or_default();
+            let token = br#"{"token": "t"}"#;
+            let body = match pieces.next() {
+                Some(piece) => piece,
+                None if path.ends_with("authenticate") => token,
+                None => good,
+            };
+            let answer = CallAnswer::Http {
+                headers: HeaderMap::from_pairs(&[(":status", status), ("x-consul-index", "7")]),
+                body: body.to_vec(),
+                size: body.len(),
+            };
+            engine.answered(&worker, call.id, &answer, machine.now());
+            engine.check(&worker, machine.now());
+        }
+        SourceRecord::new("u").read(&worker)
+    };
+    let known = round(&mut std::iter::empty(), "200");
+    assert_eq!(known.members.len(), 1, "{:?}", known.status);
+    for status in ["200", "401", "500"] {
+        let mut pieces = data.split(|byte| *byte == 0);
+        let after = round(&mut pieces, status);
+        let reason = &after.status.reason;
+        let is_line = reason.len() <= 240 && !reason.chars().any(char::is_control);
+        assert!(is_line && !reason.contains("s3cret"), "{reason:?}");
+        let stays = after.members.find("10.0.0.1:80").is_some();
+        assert!(stays, "one answer takes nothing away: {:?}", after.members);
+        let mut last = round(&mut std::iter::empty(), "200");
+        for _ in 0..2 {
+            last = round(&mut std::iter::empty(), "200");
+        }
+        assert_eq!(last.status.state, SourceState::Ok, "{:?}", last.status);
+        assert_eq!(last.members, known.members);
     }
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # check_config.sh FILE [BOOTSTRAP]: validates a filter config with the filter's own code, and warns of
-# routes in an Envoy's bootstrap that go round the filter. HOST=nginx: refuses what nginx lacks.
+# routes in an Envoy's bootstrap that go round the filter, and of clusters there whose endpoints are
+# not those of the filter. HOST=nginx: refuses what nginx lacks.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 usage="make check-config FILE=path/to/config.json [BOOTSTRAP=path/to/envoy.yaml | HOST=nginx]"

@@ -12,10 +12,13 @@ use std::path::{Path, PathBuf};
 /// Each target, its check, and how many mutations are tried.
 type Target = (&'static str, fn(&[u8]), u32);
 
-const TARGETS: [Target; 10] = [
+const TARGETS: [Target; 13] = [
     ("client_ip", checks::check_client_ip, 10_000),
     ("config", checks::check_config, 50_000),
+    ("consul", checks::check_consul, 5_000),
     ("cost", checks::check_cost, 20_000),
+    ("envoy_hosts", checks::check_envoy_hosts, 5_000),
+    ("etcd", checks::check_etcd, 5_000),
     ("exchange", checks::check_exchange, 5_000),
     ("grpc_health", checks::check_grpc_health, 20_000),
     ("hostile", checks::check_hostile, 300),
@@ -141,6 +144,21 @@ fn configurations() {
 #[test]
 fn costs() {
     replay("cost");
+}
+
+#[test]
+fn endpoints_as_consul_names_them() {
+    replay("consul");
+}
+
+#[test]
+fn endpoints_as_envoy_names_them() {
+    replay("envoy_hosts");
+}
+
+#[test]
+fn endpoints_as_etcd_names_them() {
+    replay("etcd");
 }
 
 #[test]

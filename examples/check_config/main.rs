@@ -1,10 +1,12 @@
 //! Validates a filter configuration offline, with the code and the messages of the filter, and
 //! warns of what is valid and still likely to be a mistake: with the proxy's bootstrap, of routes
-//! there that go round the filter.
+//! there that go round the filter, and of clusters whose endpoints are not those of the filter.
 //!
 //! `check_config FILE [--envoy BOOTSTRAP | --nginx]` exits with 0 if the file is valid, 1 if it is not, 2 if
 //! one could not be read.
 
+#[cfg(not(target_arch = "wasm32"))]
+mod endpoints;
 #[cfg(not(target_arch = "wasm32"))]
 mod envoy;
 
@@ -73,7 +75,8 @@ fn main() -> std::process::ExitCode {
     // JSON is YAML too.
     match serde_yaml_ng::from_slice(&text) {
         Ok(value) => {
-            for line in envoy::warnings(&value, &overrides) {
+            let own = endpoints::warnings(&value, &config);
+            for line in envoy::warnings(&value, &overrides).into_iter().chain(own) {
                 println!("warning: {}: {line}", bootstrap.display());
             }
             0.into()

@@ -134,7 +134,7 @@ impl Asking {
         Ok(Self {
             askers,
             logs: Rc::clone(logs),
-            rng: Rng::new(host.entropy()),
+            rng: Rng::new(vm),
         })
     }
 

@@ -3,6 +3,9 @@
 #[path = "../../examples/check_config/envoy.rs"]
 mod envoy;
 
+#[path = "../../examples/check_config/endpoints.rs"]
+mod endpoints;
+
 use serde_json::{Value, json};
 
 const OFF: &str = r#"
@@ -146,5 +149,67 @@ fn no_document_is_too_odd() {
         "{\"@type\": a.HttpConnectionManager, http_filters: [1, {name: 2}]}",
     ] {
         assert!(envoy::warnings(&parsed(odd), &[]).is_empty(), "{odd}");
+    }
+}
+
+#[test]
+fn a_list_and_a_cluster_that_disagree_are_named() {
+    let config = |endpoints: &str| {
+        let json =
+            format!(r#"{{"upstreams": {{"u": {{"cluster": "c", "endpoints": {endpoints}}}}}}}"#);
+        haven::document::parse(json.as_bytes()).unwrap()
+    };
+    let cluster = |kind: &str, hosts: &[&str]| {
+        let endpoint = |host: &&str| {
+            json!({"endpoint": {"address":
+            {"socket_address": {"address": host, "port_value": 80}}}})
+        };
+        let hosts: Vec<_> = hosts.iter().map(endpoint).collect();
+        json!({"static_resources": {"clusters": [{"name": "other"}, {"name": "c", "type": kind,
+            "load_assignment": {"endpoints": [{"lb_endpoints": hosts}]}}]}})
+    };
+    let listed = r#"[{"address": "10.0.0.1:80"}, {"address": "[::1]:80"}]"#;
+    let of = |bootstrap: &Value, endpoints| endpoints::warnings(bootstrap, &config(endpoints));
+    assert_eq!(
+        of(&cluster("STATIC", &["10.0.0.2", "0:0::1"]), listed),
+        [
+            "upstreams.u.endpoints: 10.0.0.1:80 is not in Envoy's cluster c",
+            "upstreams.u.endpoints: 10.0.0.2:80 is missing: it is in Envoy's cluster c",
+        ]
+    );
+    for (bootstrap, endpoints) in [
+        (cluster("STATIC", &["10.0.0.1", "::1"]), listed),
+        (cluster("STRICT_DNS", &["users.local"]), listed),
+        (cluster("STATIC", &["users.local"]), listed),
+        (cluster("STATIC", &["10.0.0.9"]), "[]"),
+        (json!({}), listed),
+        (json!([1]), listed),
+    ] {
+        assert!(of(&bootstrap, endpoints).is_empty(), "{bootstrap}");
+    }
+    // The reference agrees with itself.
+    let text = reference();
+    let json = envoy_json(&parsed(&text));
+    let config = haven::document::parse(json.as_bytes()).unwrap();
+    assert!(endpoints::warnings(&parsed(&text), &config).is_empty());
+}
+
+/// The filter's JSON in a bootstrap.
+fn envoy_json(value: &Value) -> String {
+    match value {
+        Value::Object(fields) => {
+            let own = &value["configuration"]["value"];
+            let inside = || fields.values().map(envoy_json).find(|it| !it.is_empty());
+            own.as_str()
+                .map(str::to_owned)
+                .or_else(inside)
+                .unwrap_or_default()
+        }
+        Value::Array(items) => items
+            .iter()
+            .map(envoy_json)
+            .find(|it| !it.is_empty())
+            .unwrap_or_default(),
+        _ => String::new(),
     }
 }
