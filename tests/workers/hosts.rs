@@ -28,10 +28,11 @@ pub fn kind_of(seed: u64) -> HostKind {
 
 /// Leaves out what nginx lacks.
 fn fit(config: &mut Value) {
-    assert_eq!(Feature::ALL.len(), 13, "another one: leave it out here");
+    assert_eq!(Feature::ALL.len(), 14, "another one: leave it out here");
     config["health"]["grpc"] = json!(false);
     config["trust_client_retry_headers"] = json!(false);
     config["serve_endpoints"] = json!(false);
+    config["discovery"] = json!({});
     for (_, limit) in entries(config, "rate_limits") {
         if limit["algorithm"] == "leaky_bucket" {
             let limit = limit.as_object_mut().unwrap();
@@ -52,6 +53,9 @@ fn fit(config: &mut Value) {
     for (_, upstream) in entries(config, "upstreams") {
         if let Some(upstream) = upstream.as_object_mut() {
             upstream.remove("steer");
+            if upstream.get("endpoints").is_some_and(Value::is_object) {
+                upstream.remove("endpoints");
+            }
         }
         if upstream["override"].is_object() {
             upstream["override"]["attempt_count"] = json!(false);
