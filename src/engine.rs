@@ -12,6 +12,7 @@
 //! | `route` | what a route holds: policies, with mode and metric |
 //! | [`chain`] | a request: `chain/` has a file for each stage, `grants` what must be given back |
 //! | `upstream`, `health_check` | endpoints: picking, outcomes, active checks |
+//! | `discovery` | endpoints that a source names: what becomes of its answers |
 //! | `breaker`, `concurrency`, `stale` | policies with their metrics and log lines |
 //! | `single` | one reading of what a client may send twice |
 //! | `in_flight` | counts of requests in flight over all workers |
@@ -25,6 +26,7 @@
 //! | buckets, breakers | shared data | compare-and-swap | kept by name | kept |
 //! | outcomes since a breaker's record was written | gauges | atomic add | kept | kept |
 //! | what checks found of endpoints | shared data | the one VM that checks | kept by name | kept |
+//! | endpoints that a source has named | shared data | the one VM that asks | kept by name | kept |
 //! | kept responses | shared data | compare-and-swap | kept by name | kept |
 //! | requests in flight | gauges | atomic add | kept | corrected after some 20 s |
 //! | latency and load of endpoints | gauges | each worker, the last wins | kept by name | kept |
@@ -48,6 +50,7 @@ mod bridge;
 pub mod chain;
 mod compile;
 mod concurrency;
+mod discovery;
 mod exceptions;
 mod health_check;
 mod in_flight;
@@ -76,8 +79,7 @@ use crate::document::{ClientIp, Config, PathParameters, Probes, RequestHeaders};
 use crate::host::{CallAnswer, CallId, Calls, Host, HostKind};
 use crate::policy::circuit_breaker;
 use crate::policy::discovery::answer;
-use crate::policy::discovery::record::SourceRecord;
-use crate::policy::discovery::report::{Around, Report, Reported};
+use crate::policy::discovery::report::{Report, Reported};
 use crate::policy::health_check::report;
 use crate::policy::route::index::RouteIndex;
 use crate::store::Contended;
@@ -262,6 +264,7 @@ impl Engine {
         for upstream in &self.upstreams {
             upstream.flush(host, now);
             upstream.report_in_flight(host, now, self.vm, false);
+            upstream.follow_source(host, now);
         }
         for route in &self.routes {
             if let Some(retry) = &route.retry {
@@ -316,6 +319,23 @@ impl Engine {
         }
     }
 
+    /// Takes what the source of an upstream's endpoints has said, or has not. `None`: no upstream
+    /// of this name has a source.
+    pub fn report<H: Host>(&self, host: &H, upstream: &str, report: &Report) -> Option<Reported> {
+        let mut upstreams = self.upstreams.iter();
+        self.hear(
+            host,
+            upstreams.position(|it| it.config.name == upstream)?,
+            report,
+        )
+    }
+
+    /// The same for the upstream of this place.
+    fn hear<H: Host>(&self, host: &H, at: usize, report: &Report) -> Option<Reported> {
+        let discovery = self.upstreams.get(at)?.discovery()?;
+        Some(discovery.report(host, self.now(host), report))
+    }
+
     /// Whether [`Engine::check`] has anything to do.
     #[must_use]
     pub const fn has_checks(&self) -> bool {
@@ -326,7 +346,10 @@ impl Engine {
     /// when it has to be called again; `None`: never.
     pub fn check<H: Host + Calls>(&self, host: &H, now: Moment) -> Option<Moment> {
         let checks = self.checks.as_ref().map(|checks| checks.run(host, now));
-        let sink = |at, report| self.report(host, at, report);
+        let sink = |at, report: Report| {
+            let heard = self.hear(host, at, &report);
+            heard.unwrap_or(Reported::Late)
+        };
         let asking = self.asking.as_ref().map(|it| it.run(host, now, &sink));
         checks.into_iter().chain(asking).min()
     }
@@ -346,29 +369,12 @@ impl Engine {
             checks.answered(host, id, answer, now);
         }
         if let Some(asking) = &self.asking {
-            let sink = |at, report| self.report(host, at, report);
+            let sink = |at, report: Report| {
+                let heard = self.hear(host, at, &report);
+                heard.unwrap_or(Reported::Late)
+            };
             asking.answered(host, id, answer, now, &sink);
         }
-    }
-
-    fn report<H: Host>(&self, host: &H, at: usize, report: Report) -> Reported {
-        let Some(upstream) = self.upstreams.get(at) else {
-            return Reported::Late;
-        };
-        let config = &upstream.config;
-        let Some(source) = &config.source else {
-            return Reported::Late;
-        };
-        let around = Around {
-            rules: source.rules,
-            now: self.newest.get().max(report.asked),
-            unix: host.wall().as_secs(),
-            others: 0,
-        };
-        let record = SourceRecord::new(&config.name);
-        record
-            .update(host, |known| report.step(known, around))
-            .unwrap_or(Reported::Late)
     }
 }
 

@@ -16,7 +16,7 @@ use std::rc::Rc;
 
 /// The counters of all breakers of one configuration.
 #[derive(Clone, Copy, Debug)]
-struct Counters {
+pub(super) struct Counters {
     to: [MetricId; 3],
     causes: [MetricId; TripReason::ALL.len()],
     contention: MetricId,
@@ -28,7 +28,9 @@ struct Counters {
 pub(super) struct TransitionCounters(Vec<(String, Counters)>);
 
 impl TransitionCounters {
-    fn of<H: Host>(&mut self, name: &str, metrics: &MetricTable<'_, H>) -> Counters {
+    /// Those of a breaker's configuration.
+    pub(super) fn of<H: Host>(&mut self, name: &str, host: &H) -> Counters {
+        let metrics = MetricTable(host);
         if let Some((_, known)) = self.0.iter().find(|(known, _)| known == name) {
             return *known;
         }
@@ -115,7 +117,7 @@ impl Breaker {
         subject: BreakerSubject<'_>,
         mode: Mode,
         logs: &Rc<LogLimiter>,
-        counters: &mut TransitionCounters,
+        counters: Counters,
         host: &H,
     ) -> Self {
         let metrics = MetricTable(host);
@@ -133,7 +135,7 @@ impl Breaker {
             shadow: mode == Mode::Shadow,
             state: metrics.breaker_state(&config.name, &key),
             changed: metrics.breaker_changed(&config.name, &key),
-            counters: counters.of(&config.name, &metrics),
+            counters,
             logs: Rc::clone(logs),
             key,
             settings,

@@ -9,6 +9,7 @@ mod bounds;
 use super::breaker::{Breaker, TransitionCounters};
 use super::chain;
 use super::concurrency::Concurrency;
+use super::discovery::Discovery;
 use super::health_check;
 use super::logs::LogLimiter;
 use super::metrics::MetricTable;
@@ -36,6 +37,8 @@ pub(super) struct Compiler<'c, H> {
     seed: Seed,
     pub(super) logs: Rc<LogLimiter>,
     counters: TransitionCounters,
+    /// How many endpoints there are that sources have named.
+    all_discovered: Rc<Cell<usize>>,
     pub(super) upstreams: Vec<Rc<Upstream>>,
     fallbacks: Vec<Rc<Fallback>>,
     /// By name and mode.
@@ -73,6 +76,7 @@ impl<'c, H: Host> Compiler<'c, H> {
             seed,
             logs: Rc::default(),
             counters: TransitionCounters::default(),
+            all_discovered: Rc::default(),
             upstreams: Vec::new(),
             fallbacks: Vec::new(),
             limits: Vec::new(),
@@ -117,16 +121,25 @@ impl<'c, H: Host> Compiler<'c, H> {
             .iter()
             .filter_map(|route| route.canary.as_ref())
             .any(|canary| is_it(&canary.upstream));
-        let passive = upstream.default_breaker();
+        let passive = upstream.default_breaker().map(Rc::new);
+        let discovery = self.new_discovery(upstream);
         let around = Around {
-            breaker: upstream.circuit_breaker.as_deref().or(passive.as_ref()),
+            breaker: upstream.circuit_breaker.as_ref().or(passive.as_ref()),
             is_passive: passive.is_some(),
             mode: self.config.mode,
             is_checked: health_check::is_checked(self.config, upstream),
             only_canary: is_of_canary && !is_of_route,
             logs: &self.logs,
+            discovery: discovery.as_ref(),
         };
         Upstream::new(upstream, around, &mut self.counters, self.host)
+    }
+
+    fn new_discovery(&self, upstream: &document::Upstream) -> Option<Rc<Discovery>> {
+        let source = upstream.source.as_ref()?;
+        let (name, all) = (&upstream.name, &self.all_discovered);
+        let discovery = Discovery::new(name, source.rules, all, &self.logs, self.host);
+        Some(Rc::new(discovery))
     }
 
     /// Compiles a route, or what its canary has in its place.
@@ -161,7 +174,9 @@ impl<'c, H: Host> Compiler<'c, H> {
         let all = self.config.outcomes == Outcomes::Every;
         let observes = breaker.is_some()
             || concurrency.iter().any(Option::is_some)
-            || upstream.as_ref().is_some_and(|used| used.policy.len() > 1)
+            || upstream
+                .as_ref()
+                .is_some_and(|used| used.policy.may_have_several())
             || retry.is_some()
             || matches!(route.timeout.request, Some(RequestTimeout::Dynamic(_)))
             || matches!(route.timeout.reject_below, Some(RejectBelow::Quantile(_)));

@@ -8,6 +8,7 @@
 
 mod call;
 mod checker;
+mod target;
 
 use super::logs::LogLimiter;
 use super::upstream::Upstream;
@@ -17,9 +18,10 @@ use crate::document;
 use crate::host::{CallAnswer, CallId, Calls, Host};
 use crate::policy::health_check::{CheckReason, EndpointHealth, Sample};
 use call::was_refused;
-use checker::{Checker, Target};
+use checker::Checker;
 use std::cell::RefCell;
 use std::rc::Rc;
+use target::Target;
 
 /// How long a call is waited for beyond its time: a host that has lost it must not keep its place
 /// for ever.

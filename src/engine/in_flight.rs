@@ -4,7 +4,7 @@ use crate::base::sort;
 use crate::base::time::{Moment, Nanos};
 use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::shares::{SharesRecord, in_flight};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 /// Gauges whose shares are in one record.
@@ -12,8 +12,8 @@ use std::rc::Rc;
 pub(super) struct InFlight {
     shares: SharesRecord,
     contention: MetricId,
-    /// In the order of their ids.
-    gauges: Vec<Rc<Gauge>>,
+    /// In the order of their ids; replaced as a whole.
+    gauges: RefCell<Rc<[Rc<Gauge>]>>,
     /// For how many more ticks without a request this VM stays in the record.
     stays: Cell<u8>,
 }
@@ -76,6 +76,11 @@ impl Gauge {
         })
     }
 
+    /// Its number.
+    pub(super) const fn id(&self) -> u64 {
+        self.id
+    }
+
     /// Requests in flight over all workers, and places that they keep ready.
     pub(super) fn value<H: Host>(&self, host: &H) -> u64 {
         in_flight(host.load(self.counter))
@@ -92,6 +97,17 @@ impl Gauge {
     /// Counts exactly what there is.
     fn settle<H: Host>(&self, host: &H) {
         self.count(host, self.own.get());
+    }
+
+    /// Whether this VM has nothing there, nor, by the gauge, any other.
+    pub(super) fn is_settled<H: Host>(&self, host: &H) -> bool {
+        self.own.get().max(self.counted.get()) == 0 && self.value(host) == 0
+    }
+
+    /// Counts out all that this VM has there.
+    pub(super) fn abandon<H: Host>(&self, host: &H) {
+        self.own.set(0);
+        self.settle(host);
     }
 
     /// Takes a place at a limit, and says how many are in flight with it, at the most; not yet as
@@ -209,14 +225,24 @@ impl InFlight {
         contention: MetricId,
         gauges: impl Iterator<Item = Rc<Gauge>>,
     ) -> Self {
-        let mut gauges: Vec<_> = gauges.collect();
-        sort::by_key(&mut gauges, |gauge| gauge.id);
         Self {
             shares,
             contention,
-            gauges,
+            gauges: RefCell::new(sorted(gauges)),
             stays: Cell::new(0),
         }
+    }
+
+    /// Replaces the gauges. One that is left out must be settled.
+    pub(super) fn watch(&self, gauges: impl Iterator<Item = Rc<Gauge>>) {
+        if let Ok(mut all) = self.gauges.try_borrow_mut() {
+            *all = sorted(gauges);
+        }
+    }
+
+    fn gauges(&self) -> Rc<[Rc<Gauge>]> {
+        let all = self.gauges.try_borrow();
+        all.map_or_else(|_| Rc::new([]) as _, |all| Rc::clone(&all))
     }
 
     /// Where the shares are reported.
@@ -226,12 +252,12 @@ impl InFlight {
 
     /// Counts exactly what there is of this VM.
     pub(super) fn settle<H: Host>(&self, host: &H) {
-        self.gauges.iter().for_each(|gauge| gauge.settle(host));
+        self.gauges().iter().for_each(|gauge| gauge.settle(host));
     }
 
     /// Whether any request of this VM is in flight.
     fn has_any(&self) -> bool {
-        self.gauges
+        self.gauges()
             .iter()
             .any(|gauge| gauge.own.get().max(gauge.counted.get()) > 0)
     }
@@ -259,8 +285,9 @@ impl InFlight {
             self.stays.get().saturating_sub(1)
         };
         self.stays.set(stays);
+        let gauges = self.gauges();
         let shares = || {
-            self.gauges
+            gauges
                 .iter()
                 .map(|gauge| {
                     (
@@ -273,11 +300,17 @@ impl InFlight {
         };
         match self.shares.report(host, now, vm, stays > 0, shares) {
             Ok(corrections) => corrections.into_iter().for_each(|(place, by)| {
-                if let Some(gauge) = self.gauges.get(place) {
+                if let Some(gauge) = gauges.get(place) {
                     host.increment(gauge.counter, by);
                 }
             }),
             Err(_) => host.add(self.contention, 1),
         }
     }
+}
+
+fn sorted(gauges: impl Iterator<Item = Rc<Gauge>>) -> Rc<[Rc<Gauge>]> {
+    let mut gauges: Vec<_> = gauges.collect();
+    sort::by_key(&mut gauges, |gauge| gauge.id);
+    gauges.into()
 }

@@ -193,6 +193,21 @@ impl<H: Metrics + SharedCounters> MetricTable<'_, H> {
         )
     }
 
+    /// How old what is known of an upstream's endpoints is, in seconds.
+    pub(super) fn discovery_age(&self, upstream: &str) -> MetricId {
+        let labels = [("upstream", upstream)];
+        self.define(MetricKind::Gauge, "haven_discovery_age_seconds", &labels)
+    }
+
+    pub(super) fn discovery_updates(&self, upstream: &str, result: &str) -> MetricId {
+        let labels = [("upstream", upstream), ("result", result)];
+        self.define(
+            MetricKind::Counter,
+            "haven_discovery_updates_total",
+            &labels,
+        )
+    }
+
     pub(super) fn rate_limit_keys(&self, policy: &str) -> MetricId {
         self.define(
             MetricKind::UpDownCounter,

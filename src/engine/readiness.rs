@@ -42,7 +42,14 @@ fn component<'u, H: Host>(upstream: &'u Upstream, host: &H, now: Moment) -> Comp
     // An endpoint that may be tried counts: were it not, a proxy taken out of traffic would never
     // try it, and stay out.
     let usable = counts.available.saturating_add(counts.trial);
-    let (status, why) = status(upstream, is_up(&upstream.config, usable, counts.members));
+    let source = upstream.source(now);
+    let is_known = source.is_none_or(|source| source.is_known);
+    let up = is_up(&upstream.config, usable, counts.members);
+    let (status, why) = if is_known || up {
+        status(upstream, up)
+    } else {
+        (HealthStatus::Unknown, "none is known yet".into())
+    };
     let error = (status != HealthStatus::Up).then(|| {
         let (usable, members) = (number(usable.into()), number(counts.members.into()));
         let parts = [
@@ -60,6 +67,8 @@ fn component<'u, H: Host>(upstream: &'u Upstream, host: &H, now: Moment) -> Comp
         status,
         rt: upstream.response_time(host),
         error,
+        source: source.map(|source| source.state.word()),
+        source_age: source.map(|source| source.age.as_secs()),
         // Without a canary its requests go where the others go.
         critical: upstream.config.critical && !upstream.only_canary,
     }
@@ -73,12 +82,18 @@ fn is_up(upstream: &document::Upstream, usable: u32, members: u32) -> bool {
     };
     let least = upstream.min_healthy;
     let wants_none = least.is_some_and(|least| least.0 == 0);
-    upstream.endpoints.is_empty() || wants_none || (usable > 0 && least.is_none_or(enough))
+    let has_none = upstream.endpoints.is_empty() && upstream.source.is_none();
+    has_none || wants_none || (usable > 0 && least.is_none_or(enough))
 }
 
-/// What an upstream is in the health document, and the reason of the first endpoint that checks
-/// have taken out. Its endpoints' states are those of the last reading: this makes no host call.
+/// What an upstream is in the health document, and the reason of the first endpoint that its source
+/// or checks have taken out. Its endpoints' states are those of the last reading: this makes no host
+/// call.
 fn status(upstream: &Upstream, up: bool) -> (HealthStatus, String) {
+    let verdict = upstream.verdicts().find(|verdict| !verdict.is_usable());
+    let mut why = verdict.map_or_else(String::new, |verdict| {
+        [verdict.word(), ", by its source"].concat()
+    });
     let Some(check) = &upstream.config.health_check else {
         return (
             if up {
@@ -86,11 +101,10 @@ fn status(upstream: &Upstream, up: bool) -> (HealthStatus, String) {
             } else {
                 HealthStatus::Down
             },
-            String::new(),
+            why,
         );
     };
     let mut worst: Option<HealthStatus> = None;
-    let mut why = String::new();
     for check_result in upstream.check_results() {
         if check_result.status.is_usable() {
             continue;

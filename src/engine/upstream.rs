@@ -7,12 +7,15 @@
 
 mod endpoint;
 mod layout;
+mod membership;
 mod outcome;
 mod pick;
+mod slots;
 mod steering;
 mod tries;
 
 use super::breaker::TransitionCounters;
+use super::discovery::{Discovery, with_members_of};
 use super::in_flight::{Gauge, InFlight};
 use super::logs::LogLimiter;
 use super::metrics::MetricTable;
@@ -27,11 +30,12 @@ use crate::policy::upstream::orca::{self, Load};
 use crate::policy::upstream::peers::Peers;
 use crate::policy::upstream::roster::{EndpointCounts, Member, Roster, Rules, UNIT};
 use crate::policy::upstream::slow_start;
-use endpoint::{CheckResult, Endpoint, Place, id};
-use layout::layout;
+use endpoint::{CheckResult, Endpoint, Model};
+use membership::Following;
 pub(super) use outcome::Ended;
 use pick::Balancer;
 pub(super) use pick::Pick;
+use slots::Slots;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use steering::Steering;
@@ -54,12 +58,18 @@ pub(super) struct Upstream {
     pub(super) config: Rc<document::Upstream>,
     /// Whether only canaries use it.
     pub(super) only_canary: bool,
-    endpoints: Vec<Endpoint>,
+    slots: RefCell<Rc<Slots>>,
+    /// What makes a new endpoint.
+    model: Model,
+    /// Where its endpoints come from, if they do not stand in the configuration.
+    following: Option<Following>,
+    /// Whether it has a single endpoint.
+    alone: Cell<bool>,
     in_flight: InFlight,
     /// The requests in flight at all endpoints, where a bounded load needs them.
     all_in_flight: Option<Rc<Gauge>>,
     balancer: Balancer,
-    rules: Rules,
+    rules: RefCell<Rules>,
     load_report: bool,
     /// How the endpoints do against each other.
     peers: Shared<Peers>,
@@ -97,7 +107,7 @@ pub(super) struct Upstream {
 #[derive(Clone, Copy)]
 pub(super) struct Around<'c> {
     /// The breaker of its endpoints.
-    pub(super) breaker: Option<&'c document::CircuitBreaker>,
+    pub(super) breaker: Option<&'c Rc<document::CircuitBreaker>>,
     /// Whether that is the default one.
     pub(super) is_passive: bool,
     /// The mode of what does not set its own.
@@ -106,6 +116,8 @@ pub(super) struct Around<'c> {
     /// Whether only canaries use it.
     pub(super) only_canary: bool,
     pub(super) logs: &'c Rc<LogLimiter>,
+    /// What names its endpoints, if they do not stand in the configuration.
+    pub(super) discovery: Option<&'c Rc<Discovery>>,
 }
 
 /// A component of the reports that an upstream's endpoints make.
@@ -129,8 +141,8 @@ impl Upstream {
         let metrics = MetricTable(host);
         let name = &config.name;
         let changes = metrics.endpoint_changes(name);
-        let (rules, endpoints) = endpoints(config, &around, changes, counters, host);
-        let balancer = Balancer::new(&config.policy, &endpoints, rules.zones.len());
+        let model = Model::new(config, &around, changes, counters, host);
+        let balancer = Balancer::new(&config.policy);
         let all_in_flight = matches!(
             balancer,
             Balancer::ConsistentHash {
@@ -139,22 +151,25 @@ impl Upstream {
             }
         )
         .then(|| Gauge::new(TOTAL, metrics.upstream_in_flight(name)));
-        let gauges = endpoints.iter().map(|endpoint| &endpoint.in_flight);
         let check = config.health_check.as_ref().filter(|_| around.is_checked);
         let components = check.map_or(&[][..], |check| &check.components);
-        Self {
+        let upstream = Self {
             in_flight: InFlight::new(
                 SharesRecord::new(&["endpoints", name]),
                 metrics.contention(name),
-                gauges.chain(&all_in_flight).map(Rc::clone),
+                std::iter::empty(),
             ),
             all_in_flight,
             balancer,
-            rules,
+            rules: RefCell::default(),
             load_report: config.load_report == LoadReport::Orca,
-            peers: Shared::new(Peers::new(endpoints.len())),
-            has_breakers: endpoints.iter().any(|endpoint| endpoint.breaker.is_some()),
-            endpoints,
+            peers: Shared::new(Peers::default()),
+            has_breakers: model.has_breaker()
+                && (around.discovery.is_some() || !config.endpoints.is_empty()),
+            slots: RefCell::default(),
+            model,
+            following: around.discovery.map(Following::new),
+            alone: Cell::new(false),
             is_passive: around.is_passive,
             failure_on: around.breaker.map(|breaker| breaker.failure_on.clone()),
             is_checked: around.is_checked,
@@ -177,11 +192,27 @@ impl Upstream {
             steering: Steering::new(config.steer),
             only_canary: around.only_canary,
             config: Rc::clone(config),
+        };
+        if upstream.following.is_none() {
+            upstream.take_list(host);
         }
+        upstream
     }
 
-    fn endpoint(&self, at: usize) -> Option<&Endpoint> {
-        self.endpoints.get(at)
+    /// The places of its endpoints, as they are now.
+    fn slots(&self) -> Rc<Slots> {
+        let slots = self.slots.try_borrow();
+        slots.map(|slots| Rc::clone(&slots)).unwrap_or_default()
+    }
+
+    /// The endpoint of this number, if it still has its place.
+    fn endpoint(&self, number: usize) -> Option<Rc<Endpoint>> {
+        self.slots().named(number).map(Rc::clone)
+    }
+
+    /// Whether what breakers have by default leaves its endpoint alone: it has no other.
+    fn is_alone(&self) -> bool {
+        self.is_passive && self.alone.get()
     }
 
     /// What counts as a failure of an endpoint, if endpoints have a breaker.
@@ -200,21 +231,23 @@ impl Upstream {
         components.find(|it| it.name == name).map(Rc::clone)
     }
 
-    /// Number of endpoints.
-    pub(super) const fn len(&self) -> usize {
-        self.endpoints.len()
+    /// How many places for endpoints there are.
+    fn len(&self) -> usize {
+        self.slots().len()
     }
 
     /// Reads all endpoints' breakers and what checks have found anew, and sets their gauges right.
     pub(super) fn refresh<H: Host>(&self, host: &H, now: Moment) {
         // Before the records: a change that comes between is then read again, never missed.
         let changes = host.load(self.changes);
-        self.seen_changes.set(changes);
         self.refreshed.set(now);
+        self.follow_changes(host, now, changes);
+        self.see_breakers(changes);
         // By component: how many report it down, and how many report it at all.
         let mut reports = vec![(0u32, 0u32); self.components.len()];
-        for endpoint in &self.endpoints {
-            endpoint.refresh(host, now, changes, &mut reports);
+        let alone = self.is_alone();
+        for endpoint in self.slots().all() {
+            endpoint.refresh(host, now, changes, alone, &mut reports);
         }
         for (component, (down, known)) in self.components.iter().zip(reports) {
             component.down.set(known > 0 && down == known);
@@ -225,17 +258,18 @@ impl Upstream {
     /// Reads some of them anew, in turn, with every tick: a VM may have died between a change and
     /// the note of it. How many.
     pub(super) fn refresh_some<H: Host>(&self, host: &H, now: Moment) -> usize {
-        if self.is_checked || self.endpoints.len() <= REFRESHED_PER_TICK {
+        if self.is_checked || self.len() <= REFRESHED_PER_TICK {
             self.refresh(host, now);
-            return self.endpoints.len();
+            return self.len();
         }
         let changes = host.load(self.changes);
-        let from = self.refresh_at.get();
-        let some = self.endpoints.iter().skip(from).take(REFRESHED_PER_TICK);
-        some.for_each(|endpoint| endpoint.refresh(host, now, changes, &mut []));
+        let slots = self.slots();
+        let (from, alone) = (self.refresh_at.get(), self.is_alone());
+        let some = slots.all().skip(from).take(REFRESHED_PER_TICK);
+        some.for_each(|endpoint| endpoint.refresh(host, now, changes, alone, &mut []));
         let next = from.saturating_add(REFRESHED_PER_TICK);
         self.refresh_at
-            .set(if next < self.endpoints.len() { next } else { 0 });
+            .set(if next < slots.len() { next } else { 0 });
         self.build(host, now);
         REFRESHED_PER_TICK
     }
@@ -249,7 +283,8 @@ impl Upstream {
     pub(super) fn flush<H: Host>(&self, host: &H, now: Moment) {
         // The breakers that there are by default are told of failures only.
         if self.has_breakers && !self.is_passive {
-            let breakers = self.endpoints.iter().filter_map(|it| it.breaker.as_ref());
+            let slots = self.slots();
+            let breakers = slots.all().filter_map(|it| it.breaker.as_ref());
             breakers.for_each(|breaker| breaker.flush(host, now));
         }
     }
@@ -292,10 +327,10 @@ impl Upstream {
 
     /// What checks have found of all endpoints.
     pub(super) fn check_results(&self) -> impl Iterator<Item = CheckResult> {
-        self.endpoints
-            .iter()
-            .filter(|e| e.weight > 0 && e.check.is_some())
-            .map(|e| e.check_result.get())
+        let slots = self.slots();
+        let checked = slots.all().filter(|e| e.weight() > 0 && e.check.is_some());
+        let results: Vec<_> = checked.map(|e| e.check_result.get()).collect();
+        results.into_iter()
     }
 
     /// The endpoints in rotation at this moment.
@@ -311,9 +346,14 @@ impl Upstream {
         if looks {
             self.looked.set(now);
         }
-        if looks && host.load(self.changes) != self.seen_changes.get() && may(self.refreshed.get())
-        {
-            self.refresh(host, now);
+        let seen = self.seen_changes.get();
+        let changes = if looks { host.load(self.changes) } else { seen };
+        if changes != seen && may(self.refreshed.get()) {
+            if self.following.is_some() && with_members_of(changes, seen) == seen {
+                self.follow_changes(host, now, changes);
+            } else {
+                self.refresh(host, now);
+            }
         } else if (now >= self.due.get() || now < self.built.get()) && may(self.built.get()) {
             self.build(host, now);
         }
@@ -333,12 +373,13 @@ impl Upstream {
     ) -> (Member, Moment) {
         let view = endpoint.view.get();
         let mut changes_at = Moment::MAX;
-        let mut weight = endpoint.weight.saturating_mul(UNIT);
+        let standing = endpoint.standing.get();
+        let mut weight = standing.weight.saturating_mul(UNIT);
         if let Some(window) = self.config.slow_start {
             let since = endpoint
                 .well_since()
                 .max(view.well_since)
-                .max(endpoint.first_seen);
+                .max(standing.first_seen);
             weight = slow_start::ramped(weight, since, window, now);
             if slow_start::ramps(since, window, now) {
                 changes_at = now.plus(Nanos(window.0 / slow_start::STEPS));
@@ -352,11 +393,11 @@ impl Upstream {
         }
         let member = Member {
             availability: endpoint.availability(now),
-            unwell: !endpoint.check_result.get().status.is_usable(),
+            unwell: !endpoint.is_well(),
             out_since: view.out_since,
             weight,
-            level: endpoint.level,
-            zone: endpoint.zone,
+            level: standing.level,
+            zone: standing.zone,
         };
         (member, changes_at)
     }
@@ -364,29 +405,29 @@ impl Upstream {
     /// Makes the roster anew, of the views as they are.
     fn build<H: Host>(&self, host: &H, now: Moment) {
         let mut due = Moment::MAX;
+        let slots = self.slots();
         let loads: Vec<Load> = if self.load_report {
-            self.endpoints
-                .iter()
-                .map(|e| Load(host.load(e.load)))
-                .collect()
+            slots.all().map(|e| Load(host.load(e.load))).collect()
         } else {
             Vec::new()
         };
-        let mean = orca::mean(loads.iter().copied(), now);
+        let present = slots.present().filter_map(|(at, _)| loads.get(at));
+        let mean = orca::mean(present.copied(), now);
         if self.load_report {
             due = now.plus(orca::PERIOD);
         }
-        let mut members = Vec::with_capacity(self.endpoints.len());
+        let mut members = Vec::with_capacity(slots.len());
         let mut steers = false;
-        for (at, endpoint) in self.endpoints.iter().enumerate() {
+        for (at, endpoint) in slots.all().enumerate() {
             let load = mean.zip(loads.get(at).copied());
             let (member, changes_at) = self.member(endpoint, load, now);
             due = due.min(changes_at);
             // The first level is enough while it is whole.
-            steers |= endpoint.level == 0
+            let full = endpoint.weight();
+            steers |= member.level == 0
                 && (member.availability != Availability::Available
-                    || endpoint.weight == 0
-                    || member.weight < endpoint.weight.saturating_mul(UNIT));
+                    || full == 0
+                    || member.weight < full.saturating_mul(UNIT));
             members.push(member);
         }
         self.steering.need(steers);
@@ -394,7 +435,9 @@ impl Upstream {
             return;
         };
         let mut roster = Rc::try_unwrap(std::mem::take(&mut *current)).unwrap_or_default();
-        roster.build(&self.rules, members.into_iter());
+        if let Ok(rules) = self.rules.try_borrow() {
+            roster.build(&rules, members.into_iter());
+        }
         let panic = roster.panic;
         *current = Rc::new(roster);
         drop(current);
@@ -411,36 +454,4 @@ impl ComponentState {
             down: Cell::new(false),
         })
     }
-}
-
-/// The endpoints of an upstream, and how they lie.
-fn endpoints<H: Host>(
-    config: &document::Upstream,
-    around: &Around<'_>,
-    changes: SharedCounter,
-    counters: &mut TransitionCounters,
-    host: &H,
-) -> (Rules, Vec<Endpoint>) {
-    let (rules, places) = layout(config);
-    let ids = || config.endpoints.iter().map(|it| id(&it.address));
-    let seen = config
-        .slow_start
-        .and_then(|_| slow_start::first_seen(host, &config.name, ids, host.monotonic()));
-    let endpoints = config
-        .endpoints
-        .iter()
-        .zip(places)
-        .map(|(endpoint, (level, zone))| {
-            let seen = seen
-                .as_ref()
-                .and_then(|seen| seen.of(id(&endpoint.address)));
-            let place = Place {
-                level,
-                zone,
-                first_seen: seen.unwrap_or(Moment::ZERO),
-            };
-            Endpoint::new(config, endpoint, place, around, changes, counters, host)
-        })
-        .collect();
-    (rules, endpoints)
 }

@@ -200,8 +200,14 @@ impl Membership {
     /// The endpoint of this address.
     #[must_use]
     pub fn find(&self, address: &str) -> Option<&Member> {
+        self.0.get(self.place(address)?)
+    }
+
+    /// Its place in their order.
+    #[must_use]
+    pub fn place(&self, address: &str) -> Option<usize> {
         let by_address = |it: &Member| it.address.as_str().cmp(address);
-        self.0.get(self.0.binary_search_by(by_address).ok()?)
+        self.0.binary_search_by(by_address).ok()
     }
 
     /// How many there are.

@@ -53,6 +53,13 @@ pub struct Component<'a> {
     /// What is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// How the last answer was of who names its endpoints, if they do not stand in the
+    /// configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<&'static str>,
+    /// How old what that says is, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_age: Option<u64>,
     /// Whether the whole is out of service without it.
     pub critical: bool,
 }
@@ -199,6 +206,8 @@ mod tests {
             status,
             rt: None,
             error: (status != HealthStatus::Up).then(|| "0 of 2 endpoints".into()),
+            source: None,
+            source_age: None,
             critical,
         }
     }

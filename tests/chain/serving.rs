@@ -37,7 +37,15 @@ fn name(proxy: &Proxy, upstream: &str, members: &Membership) {
             ..known.status
         };
         let members = members.clone();
-        ((), Some(Known { status, members }))
+        let first_seen = Vec::new();
+        (
+            (),
+            Some(Known {
+                status,
+                members,
+                first_seen,
+            }),
+        )
     });
     named.unwrap();
 }

@@ -11,7 +11,7 @@ use super::{Reserved, checkout, haven_wasm};
 
 /// The labels that metrics of haven carry: `haven_x;route=users;mode=enforce`. The same list stands
 /// in `envoy.yaml`.
-pub const LABELS: [&str; 13] = [
+pub const LABELS: [&str; 14] = [
     "route",
     "policy",
     "reason",
@@ -24,6 +24,7 @@ pub const LABELS: [&str; 13] = [
     "endpoint",
     "step",
     "switch",
+    "result",
     "state",
 ];
 

@@ -6,6 +6,7 @@ mod breaker;
 mod chain;
 mod checks;
 mod concurrency;
+mod discovery;
 mod fair;
 mod hosts;
 mod limits;

@@ -23,7 +23,7 @@ impl Exchange {
     ) -> Option<Refusal<'a>> {
         let used = context.route.upstream.as_ref()?;
         let upstream = &used.policy;
-        if upstream.config.endpoints.is_empty() {
+        if upstream.is_unknown(context.host, self.start) {
             return None;
         }
         if let Some(refusal) = self.check_components(context, upstream) {

@@ -148,7 +148,10 @@ impl Exchange {
                 strayed: false,
             },
         };
-        if let (true, Some(upstream)) = (tried.strayed, source.upstream) {
+        let now = context.engine.newest.get();
+        if let (true, Some(upstream)) = (tried.strayed, source.upstream)
+            && upstream.strays_for_good(&pick, now)
+        {
             upstream.note_stray(context.host, &pick);
             let what = if upstream.is_left(&pick) {
                 NotFollowed::Choice
@@ -158,7 +161,7 @@ impl Exchange {
             Self::note_not_followed(context, what, || {
                 [
                     String::from_utf8_lossy(address.unwrap_or_default()).into_owned(),
-                    upstream.first_address(&pick).to_owned(),
+                    upstream.first_address(&pick),
                 ]
             });
         }

@@ -166,7 +166,7 @@ impl<H: Host> Compiler<'_, H> {
             subject,
             mode,
             &self.logs,
-            &mut self.counters,
+            self.counters.of(&config.name, self.host),
             self.host,
         );
         if let Some(known) = self.breakers.iter().find(|known| known.is_same(&new)) {

@@ -1,6 +1,7 @@
 //! What a check sends to an endpoint, and how its answer is judged.
 
-use super::checker::{Checker, Target};
+use super::checker::Checker;
+use super::target::Target;
 use crate::base::headers::{HeaderMap, parse_number};
 use crate::base::time::Nanos;
 use crate::document::Ask;

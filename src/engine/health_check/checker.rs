@@ -1,18 +1,20 @@
 //! The checks of one upstream: which VM makes them, when, and what becomes of the answers.
 
+use super::target::{GONE, Target};
 use super::{Checks, LOST, Pending};
+use crate::base::sort;
 use crate::base::time::{Moment, Nanos};
-use crate::document::{self, HealthCheck};
+use crate::document::HealthCheck;
 use crate::engine::TICK;
 use crate::engine::metrics::MetricTable;
 use crate::engine::upstream::Upstream;
 use crate::host::{CallId, Calls, Host, MetricId, SharedCounter};
+use crate::policy::health_check::Written;
 use crate::policy::health_check::fingerprint;
 use crate::policy::health_check::schedule::Schedule;
 use crate::policy::health_check::{
-    CheckReason, EndpointHealth, HealthChange, HealthRecord, Sample, Streaks, staleness,
+    CheckReason, EndpointHealth, HealthChange, HealthRecord, Sample, staleness,
 };
-use crate::policy::health_check::{EndpointRecord, Written};
 use crate::policy::lease::{Candidate, LeaseRecord, RENEW, Role};
 use crate::store::RecordKind;
 use std::cell::{Cell, RefCell};
@@ -32,31 +34,15 @@ pub(super) struct Checker {
     lease: LeaseRecord,
     owner: u64,
     fingerprint: u64,
-    targets: Vec<Rc<Target>>,
+    targets: RefCell<Vec<Rc<Target>>>,
+    /// Of which version of the upstream's endpoints they are.
+    version: Cell<u64>,
     run: RefCell<Run>,
     changes: SharedCounter,
     duration: SharedCounter,
     takeovers: MetricId,
     contention: MetricId,
     counters: Vec<(CheckReason, MetricId)>,
-}
-
-/// An endpoint that is checked.
-#[derive(Debug)]
-pub(super) struct Target {
-    /// Its number in the schedule.
-    at: usize,
-    pub(super) address: String,
-    record: EndpointRecord,
-    reason: MetricId,
-    changed: MetricId,
-    streaks: RefCell<Streaks>,
-    /// When its last answer came, or its checker began.
-    answered: Cell<Moment>,
-    /// Counts how often the proxy did not ask it when it should.
-    strays: SharedCounter,
-    /// Its value when it was last read, and until when answers are nobody's.
-    doubt: Cell<(u64, Moment)>,
 }
 
 /// What a checker remembers.
@@ -72,43 +58,16 @@ struct Run {
     is_stuck: bool,
 }
 
-/// For how long the answers to an endpoint's checks are taken for others', after the proxy has not
-/// asked the endpoint for a request that it was to have.
-const DOUBT: Nanos = Nanos::from_secs(60);
-
-impl Target {
-    /// Whether its checks are likely to reach others: requests for it do.
-    fn is_doubtful<H: Host>(&self, host: &H, now: Moment) -> bool {
-        let strays = host.load(self.strays);
-        let (seen, mut until) = self.doubt.get();
-        if strays != seen {
-            until = now.plus(DOUBT);
-            self.doubt.set((strays, until));
-        }
-        now < until
-    }
-}
-
 impl Checker {
     pub(super) fn new<H: Host>(upstream: &Rc<Upstream>, vm: u64, host: &H) -> Option<Self> {
         let config = &upstream.config;
         let (name, check) = (&config.name, config.health_check.clone()?);
         let metrics = MetricTable(host);
-        let target = |(at, it): (usize, &document::Endpoint)| {
-            Rc::new(Target {
-                at,
-                address: it.address.clone(),
-                record: EndpointRecord::new(name, &it.address, &check),
-                reason: metrics.endpoint_reason(name, &it.address),
-                changed: metrics.endpoint_changed(name, &it.address),
-                streaks: RefCell::default(),
-                answered: Cell::default(),
-                strays: metrics.endpoint_strays(name, &it.address),
-                doubt: Cell::default(),
-            })
-        };
+        let target = |(at, address): (usize, String)| Target::new(at, &address, name, &check, host);
+        let present = upstream.present().into_iter().enumerate();
         Some(Self {
-            targets: config.endpoints.iter().enumerate().map(target).collect(),
+            targets: RefCell::new(present.map(target).collect()),
+            version: Cell::new(upstream.version()),
             lease: LeaseRecord::new(RecordKind::HealthLease, name),
             owner: vm,
             fingerprint: fingerprint(
@@ -145,6 +104,7 @@ impl Checker {
         if now < run.next && run.next.since(now) <= TICK {
             return run.next;
         }
+        self.follow(&mut run, checks, host, now);
         let former = run.held;
         match self.role(&mut run, host, now) {
             Some(Role::Standby(until)) => {
@@ -176,6 +136,48 @@ impl Checker {
         run.next
     }
 
+    fn targets(&self) -> Vec<Rc<Target>> {
+        let targets = self.targets.try_borrow();
+        targets.map(|targets| targets.clone()).unwrap_or_default()
+    }
+
+    /// Follows the upstream's endpoints where those may change.
+    fn follow<H: Host>(&self, run: &mut Run, checks: &Checks, host: &H, now: Moment) {
+        let version = self.upstream.version();
+        if self.version.replace(version) == version {
+            return;
+        }
+        let mut before = self.targets();
+        sort::by(&mut before, |one, other| one.address < other.address);
+        // With the place that each had.
+        let left = |target: Rc<Target>| (target.at.replace(GONE), target);
+        let before: Vec<_> = before.into_iter().map(left).collect();
+        let (mut from, mut targets) = (Vec::new(), Vec::new());
+        for (at, address) in self.upstream.present().into_iter().enumerate() {
+            let known = before.binary_search_by(|(_, target)| target.address.cmp(&address));
+            let known = known.ok().and_then(|known| before.get(known));
+            from.push(known.map(|(was, _)| *was));
+            targets.push(if let Some((_, known)) = known {
+                known.at.set(at);
+                Rc::clone(known)
+            } else {
+                let name = &self.upstream.config.name;
+                let target = Target::new(at, &address, name, &self.check, host);
+                target.begin(host, now);
+                if run.held.is_some() {
+                    // What is known is of who had the address before.
+                    self.forget(checks, host, &target, now);
+                }
+                target
+            });
+        }
+        let schedule = run.schedule.as_ref();
+        run.schedule = schedule.map(|schedule| schedule.rearranged(&from, now));
+        if let Ok(mut current) = self.targets.try_borrow_mut() {
+            *current = targets;
+        }
+    }
+
     /// Whether this VM holds the lease; `None` if that is not known.
     fn role<H: Host>(&self, run: &mut Run, host: &H, now: Moment) -> Option<Role> {
         let me = Candidate {
@@ -193,21 +195,16 @@ impl Checker {
         let unchecked =
             |target: &Rc<Target>| target.record.read(host).status == EndpointHealth::Unchecked;
         // Only at the proxy's start: a VM that takes over goes on where another has ended.
-        let fresh = run.schedule.is_none() && self.targets.iter().all(unchecked);
+        let targets = self.targets();
+        let fresh = run.schedule.is_none() && targets.iter().all(unchecked);
         let delay = if fresh {
             self.check.initial_delay
         } else {
             Nanos::ZERO
         };
         let start = now.plus(delay);
-        run.schedule = Some(Schedule::new(self.targets.len(), start));
-        for target in &self.targets {
-            if let Ok(mut streaks) = target.streaks.try_borrow_mut() {
-                *streaks = Streaks::default();
-            }
-            target.answered.set(start);
-            target.doubt.set((host.load(target.strays), Moment::ZERO));
-        }
+        run.schedule = Some(Schedule::new(targets.len(), start));
+        targets.iter().for_each(|target| target.begin(host, start));
         host.add(self.takeovers, 1);
     }
 
@@ -226,8 +223,9 @@ impl Checker {
         else {
             return;
         };
+        let targets = self.targets();
         for at in schedule.take_due(&self.check, now) {
-            let Some(target) = self.targets.get(at) else {
+            let Some(target) = targets.get(at) else {
                 continue;
             };
             let room = checks.has_room();
@@ -275,7 +273,8 @@ impl Checker {
         };
         let run = &mut *run;
         let target = &call.target;
-        let held = run.held.is_some_and(|until| now < until);
+        let is_there = target.at.get() != GONE;
+        let held = is_there && run.held.is_some_and(|until| now < until);
         let doubtful = held && target.is_doubtful(host, now);
         let unsettled = if let Some(sample) = sample.filter(|_| !doubtful) {
             target.answered.set(now);
@@ -289,7 +288,7 @@ impl Checker {
         };
         if let Some(schedule) = &mut run.schedule {
             schedule.answered(
-                target.at,
+                target.at.get(),
                 &self.check,
                 unsettled,
                 call.asked,

@@ -4,11 +4,13 @@ use super::Around;
 use crate::base::hash::of_names;
 use crate::base::time::{Moment, Nanos};
 use crate::document::{self, BalancePolicy, LoadReport, Mode};
-use crate::engine::breaker::{Breaker, BreakerSubject, TransitionCounters};
+use crate::engine::breaker::{Breaker, BreakerSubject, Counters, TransitionCounters};
 use crate::engine::in_flight::Gauge;
+use crate::engine::logs::LogLimiter;
 use crate::engine::metrics::MetricTable;
 use crate::host::{Host, MetricId, SharedCounter};
 use crate::policy::circuit_breaker::{Admission, BreakerState, Phase};
+use crate::policy::discovery::Verdict;
 use crate::policy::health_check::EndpointRecord;
 use crate::policy::health_check::{CheckReason, EndpointHealth, HealthRecord};
 use crate::policy::upstream::Availability;
@@ -23,11 +25,7 @@ pub(super) const PERMIT_RECHECK: Nanos = Nanos::from_millis(100);
 #[derive(Debug)]
 pub(super) struct Endpoint {
     pub(super) address: String,
-    pub(super) weight: u32,
-    pub(super) level: u16,
-    pub(super) zone: u16,
-    /// When it was first seen, if it came after the proxy's start.
-    pub(super) first_seen: Moment,
+    pub(super) standing: Cell<Standing>,
     pub(super) healthy: MetricId,
     pub(super) in_flight: Rc<Gauge>,
     pub(super) latency: SharedCounter,
@@ -41,15 +39,85 @@ pub(super) struct Endpoint {
     pub(super) check_result: Cell<CheckResult>,
     /// Until when it has asked for a pause, as this worker has heard.
     pub(super) paused: Cell<Moment>,
+    /// Since when the proxy asks others in its place.
+    pub(super) astray: Cell<Moment>,
 }
 
-/// Where an endpoint stands in its upstream.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+/// What a list of endpoints says of one; a new list may say something else.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Standing {
+    /// 0: it is drained, or gone.
+    pub(super) weight: u32,
     pub(super) level: u16,
     pub(super) zone: u16,
     /// When it was first seen, if it came after the proxy's start.
     pub(super) first_seen: Moment,
+    /// What its source says of its health.
+    pub(super) verdict: Verdict,
+    /// It is in no list any more.
+    pub(super) is_gone: bool,
+}
+
+impl Standing {
+    /// That of an endpoint that no list has any more.
+    pub(super) const GONE: Self = Self {
+        weight: 0,
+        level: 0,
+        zone: 0,
+        first_seen: Moment::ZERO,
+        verdict: Verdict::Healthy,
+        is_gone: true,
+    };
+}
+
+impl Standing {
+    /// Whether the endpoint's state may be another one by it.
+    pub(super) fn differs(self, before: Self) -> bool {
+        (self.weight, self.verdict, self.is_gone) != (before.weight, before.verdict, before.is_gone)
+    }
+}
+
+/// What the gauge of an endpoint's health says of one that is gone: its series stays in the proxy.
+const GONE: u64 = 2;
+
+/// What all endpoints of an upstream have in common.
+#[derive(Debug)]
+pub(super) struct Model {
+    config: Rc<document::Upstream>,
+    /// With its mode and its counters.
+    breaker: Option<(Rc<document::CircuitBreaker>, Mode, Counters)>,
+    is_checked: bool,
+    /// Counts the changes of all their breakers.
+    changes: SharedCounter,
+    logs: Rc<LogLimiter>,
+}
+
+impl Model {
+    pub(super) fn new<H: Host>(
+        config: &Rc<document::Upstream>,
+        around: &Around<'_>,
+        changes: SharedCounter,
+        counters: &mut TransitionCounters,
+        host: &H,
+    ) -> Self {
+        let breaker = around.breaker.and_then(|breaker| {
+            let mode = breaker.mode.or(config.mode).unwrap_or(around.mode);
+            (mode != Mode::Off)
+                .then(|| (Rc::clone(breaker), mode, counters.of(&breaker.name, host)))
+        });
+        Self {
+            breaker,
+            is_checked: around.is_checked,
+            changes,
+            logs: Rc::clone(around.logs),
+            config: Rc::clone(config),
+        }
+    }
+
+    /// Whether endpoints have a breaker.
+    pub(super) const fn has_breaker(&self) -> bool {
+        self.breaker.is_some()
+    }
 }
 
 /// A number for an endpoint, the same in all configurations.
@@ -58,33 +126,21 @@ pub(super) fn id(address: &str) -> u64 {
 }
 
 impl Endpoint {
-    /// An endpoint of `upstream`. `changes` counts the changes of all its endpoints' breakers.
-    pub(super) fn new<H: Host>(
-        upstream: &document::Upstream,
-        endpoint: &document::Endpoint,
-        place: Place,
-        around: &Around<'_>,
-        changes: SharedCounter,
-        counters: &mut TransitionCounters,
-        host: &H,
-    ) -> Self {
+    /// An endpoint of the upstream that `model` is of.
+    pub(super) fn new<H: Host>(model: &Model, address: &str, standing: Standing, host: &H) -> Self {
         let metrics = MetricTable(host);
-        let (name, address) = (&upstream.name, &endpoint.address);
-        let breaker = around.breaker.and_then(|breaker| {
-            let mode = breaker.mode.or(upstream.mode).unwrap_or(around.mode);
-            let subject = BreakerSubject::Endpoint(name, address, changes);
-            (mode != Mode::Off)
-                .then(|| Breaker::new(breaker, subject, mode, around.logs, counters, host))
+        let upstream = &*model.config;
+        let name = &upstream.name;
+        let breaker = model.breaker.as_ref().map(|(breaker, mode, counters)| {
+            let subject = BreakerSubject::Endpoint(name, address, model.changes);
+            Breaker::new(breaker, subject, *mode, &model.logs, *counters, host)
         });
         let shared = |wanted: bool, share: &dyn Fn() -> SharedCounter| {
             if wanted { share() } else { SharedCounter::NONE }
         };
-        let check = upstream.health_check.as_ref().filter(|_| around.is_checked);
+        let check = upstream.health_check.as_ref().filter(|_| model.is_checked);
         Self {
-            weight: endpoint.weight,
-            level: place.level,
-            zone: place.zone,
-            first_seen: place.first_seen,
+            standing: Cell::new(standing),
             healthy: metrics.endpoint_healthy(name, address),
             in_flight: Gauge::new(id(address), metrics.endpoint_in_flight(name, address)),
             latency: shared(upstream.policy == BalancePolicy::PeakEwma, &|| {
@@ -99,14 +155,37 @@ impl Endpoint {
             check: check.map(|check| EndpointRecord::new(name, address, check)),
             check_result: Cell::default(),
             paused: Cell::new(Moment::ZERO),
-            address: address.clone(),
+            astray: Cell::new(Moment::ZERO),
+            address: address.to_owned(),
         }
     }
 
+    /// Its weight by the list; 0: it is drained, or gone.
+    pub(super) fn weight(&self) -> u32 {
+        self.standing.get().weight
+    }
+
+    /// Whether no list has it any more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.standing.get().is_gone
+    }
+
+    /// Shows in its gauge that it is gone, if it is.
+    pub(super) fn note_gone<H: Host>(&self, host: &H) {
+        if self.is_gone() {
+            host.record(self.healthy, GONE);
+        }
+    }
+
+    /// Whether neither checks nor its source have taken it out.
+    pub(super) fn is_well(&self) -> bool {
+        self.check_result.get().status.is_usable() && self.standing.get().verdict.is_usable()
+    }
+
     /// The one state of an endpoint: it is out if its breaker, which goes by its answers to
-    /// requests, or an active check has taken it out.
+    /// requests, an active check, or who has named it has taken it out.
     pub(super) fn availability(&self, now: Moment) -> Availability {
-        if self.check_result.get().status.is_usable() {
+        if self.is_well() {
             self.view.get().availability(now)
         } else {
             Availability::Out
@@ -124,16 +203,24 @@ impl Endpoint {
     }
 
     /// Reads its breaker anew, with the version of the upstream's changes that was read before, and
-    /// sets its gauge right.
+    /// sets its gauge right. `alone`: there is no other, and what breakers have by default leaves it
+    /// alone.
     pub(super) fn refresh<H: Host>(
         &self,
         host: &H,
         now: Moment,
         changes: u64,
+        alone: bool,
         reports: &mut [(u32, u32)],
     ) {
-        let mut well = self.weight > 0;
-        if let Some(breaker) = &self.breaker {
+        let standing = self.standing.get();
+        if standing.is_gone {
+            return;
+        }
+        let mut well = standing.weight > 0 && standing.verdict.is_usable();
+        if alone {
+            self.view.set(View::default());
+        } else if let Some(breaker) = &self.breaker {
             let state = breaker.refresh(host, now, Some(changes));
             let view = view_of(&state, breaker, now);
             well &= view.availability(now) == Availability::Available;

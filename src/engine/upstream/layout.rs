@@ -4,20 +4,23 @@ use crate::base::sort;
 use crate::document;
 use crate::policy::upstream::roster::Rules;
 
+/// An endpoint in a list: what decides where it lies.
+#[derive(Clone, Copy)]
+pub(super) struct Listed<'e> {
+    pub(super) weight: u32,
+    pub(super) priority: u32,
+    pub(super) zone: Option<&'e String>,
+}
+
 /// How levels and zones lie: the rules, and level and zone of each endpoint.
-pub(super) fn layout(config: &document::Upstream) -> (Rules, Vec<(u16, u16)>) {
-    let mut priorities: Vec<u32> = config
-        .endpoints
-        .iter()
-        .map(|endpoint| endpoint.priority)
-        .collect();
+pub(super) fn layout(
+    config: &document::Upstream,
+    endpoints: &[Listed<'_>],
+) -> (Rules, Vec<(u16, u16)>) {
+    let mut priorities: Vec<u32> = endpoints.iter().map(|endpoint| endpoint.priority).collect();
     sort::by_key(&mut priorities, |priority| *priority);
     priorities.dedup();
-    let mut zones: Vec<Option<&String>> = config
-        .endpoints
-        .iter()
-        .map(|endpoint| endpoint.zone.as_ref())
-        .collect();
+    let mut zones: Vec<Option<&String>> = endpoints.iter().map(|endpoint| endpoint.zone).collect();
     zones.push(config.zone.as_ref());
     sort::by_key(&mut zones, |zone| *zone);
     zones.dedup();
@@ -28,18 +31,16 @@ pub(super) fn layout(config: &document::Upstream) -> (Rules, Vec<(u16, u16)>) {
             .unwrap_or(u16::MAX)
     };
     let zone_of = |zone: Option<&String>| place(zones.binary_search(&zone));
-    let places: Vec<(u16, u16)> = config
-        .endpoints
+    let places: Vec<(u16, u16)> = endpoints
         .iter()
         .map(|it| {
             (
                 place(priorities.binary_search(&it.priority)),
-                zone_of(it.zone.as_ref()),
+                zone_of(it.zone),
             )
         })
         .collect();
-    let mut present: Vec<_> = config
-        .endpoints
+    let mut present: Vec<_> = endpoints
         .iter()
         .zip(&places)
         .filter(|(it, _)| it.weight > 0)

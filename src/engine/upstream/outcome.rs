@@ -8,7 +8,6 @@ use crate::base::headers::HeaderMap;
 use crate::base::rng::Rng;
 use crate::base::sort;
 use crate::base::time::{Moment, Nanos};
-use crate::engine::breaker::Breaker;
 use crate::host::Host;
 use crate::policy::Outcome;
 use crate::policy::circuit_breaker::CallResult;
@@ -39,14 +38,20 @@ impl Upstream {
         [last, earlier]: [(Try, Option<Nanos>); 2],
     ) {
         let before = usize::try_from(attempts.before).unwrap_or(usize::MAX);
+        let slots = self.slots();
         self.peers.with(|peers| {
             let earlier_ones = pick.list.iter().take(before);
             for at in earlier_ones.filter(|at| *at != attempts.last) {
-                peers.record(at, now, earlier.0, earlier.1);
+                if let Some(place) = slots.place(at) {
+                    peers.record(place, now, earlier.0, earlier.1);
+                }
             }
+            let Some(place) = slots.place(attempts.last) else {
+                return;
+            };
             // One that stands for many shows how often they are good, and of one how long it takes.
             for took in std::iter::once(last.1).chain(std::iter::repeat_n(None, attempts.more())) {
-                peers.record(attempts.last, now, last.0, took);
+                peers.record(place, now, last.0, took);
             }
         });
     }
@@ -62,21 +67,25 @@ impl Upstream {
         expected: Nanos,
     ) -> bool {
         let retries = usize::try_from(retries).unwrap_or(usize::MAX);
+        let slots = self.slots();
         self.peers.with(|peers| {
-            let mut next = pick.list.iter().skip(1).take(retries);
-            next.any(|at| !peers.is_slow(at, now, per_try, expected))
+            let next = pick.list.iter().skip(1).take(retries);
+            let mut places = next.filter_map(|at| slots.place(at));
+            places.any(|at| !peers.is_slow(at, now, per_try, expected))
         })
     }
 
     /// Whether a level behind the endpoint's own has an endpoint of which nothing is known: then
     /// that all of its own level fail is no sign that there is no better place to go.
     fn has_untried_level(&self, at: usize, now: Moment) -> bool {
-        let Some(level) = self.endpoint(at).map(|endpoint| endpoint.level) else {
+        let slots = self.slots();
+        let level = |endpoint: &Endpoint| endpoint.standing.get().level;
+        let Some(own) = slots.named(at).map(|endpoint| level(endpoint)) else {
             return false;
         };
         self.peers.with(|peers| {
-            let mut all = self.endpoints.iter().enumerate();
-            all.any(|(at, other)| other.level > level && peers.is_unknown(at, now))
+            let mut all = slots.present();
+            all.any(|(at, other)| level(other) > own && peers.is_unknown(at, now))
         })
     }
 
@@ -91,10 +100,14 @@ impl Upstream {
         trial: bool,
         overloaded: bool,
     ) -> CallResult {
+        let place = self.slots().place(at).unwrap_or(usize::MAX);
         match (call.outcome, call.duration) {
             (Outcome::Failure, _) => {
                 let late = overloaded.then_some(call.duration);
-                let is_own = || self.peers.with(|peers| peers.is_own_fault(at, now, late));
+                let is_own = || {
+                    self.peers
+                        .with(|peers| peers.is_own_fault(place, now, late))
+                };
                 let excused = overloaded || !trial && !self.has_untried_level(at, now);
                 let shared = excused && !is_own();
                 if shared { CallResult::IGNORED } else { call }
@@ -102,7 +115,7 @@ impl Upstream {
             (Outcome::Success, took)
                 if self
                     .peers
-                    .with(|peers| peers.is_outlier(at, now, took, trial)) =>
+                    .with(|peers| peers.is_outlier(place, now, took, trial)) =>
             {
                 CallResult {
                     outcome: Outcome::Failure,
@@ -122,7 +135,8 @@ impl Upstream {
         at: Option<usize>,
         wait: Option<Nanos>,
     ) -> Option<Nanos> {
-        if self.endpoints.is_empty() {
+        let slots = self.slots();
+        if slots.len() == 0 {
             // Who there is behind the proxy's cluster is not known.
             return wait;
         }
@@ -131,7 +145,7 @@ impl Upstream {
         }
         wait?;
         let left = |endpoint: &Endpoint| endpoint.paused.get().since(now);
-        let mut pauses: Vec<Nanos> = self.endpoints.iter().map(left).collect();
+        let mut pauses: Vec<Nanos> = slots.present().map(|(_, it)| left(it)).collect();
         sort::by(&mut pauses, |one, other| one > other);
         let most = pauses.get(pauses.len() / 2).copied();
         most.filter(|wait| *wait > Nanos::ZERO)
@@ -267,7 +281,9 @@ impl Upstream {
         let first = pick.list.first();
         if pick.trial
             && first == last
-            && let (Some(epoch), Some(breaker)) = (pick.epochs.first(), self.breaker(first))
+            && let (Some(epoch), Some(endpoint)) =
+                (pick.epochs.first(), first.and_then(|at| self.endpoint(at)))
+            && let Some(breaker) = &endpoint.breaker
         {
             pick.begun = breaker.begin(host, now, *epoch);
             self.look_again();
@@ -277,10 +293,6 @@ impl Upstream {
     /// This VM has changed something itself: its next request sees it.
     pub(super) fn look_again(&self) {
         self.looked.set(Moment::ZERO);
-    }
-
-    fn breaker(&self, at: Option<usize>) -> Option<&Breaker> {
-        self.endpoint(at?)?.breaker.as_ref()
     }
 
     /// Gives back the permit of a pick whose call ended without an outcome.
@@ -310,7 +322,7 @@ impl Upstream {
         let view = endpoint.view.get();
         match view.availability(now) {
             Availability::Available if began >= view.well_since => Some(view.epoch),
-            Availability::Trial if began >= view.out_since => self.acquire(host, endpoint, now),
+            Availability::Trial if began >= view.out_since => self.acquire(host, &endpoint, now),
             _ => None,
         }
     }
@@ -324,16 +336,18 @@ impl Upstream {
         call: CallResult,
         rng: &Rng,
     ) {
-        let Some(breaker) = self.breaker(Some(at)) else {
+        let slots = self.slots();
+        let Some((place, endpoint)) = slots.place(at).zip(slots.named(at)) else {
+            return;
+        };
+        let Some(breaker) = endpoint.breaker.as_ref().filter(|_| !self.is_alone()) else {
             return;
         };
         // What is well costs nothing: without failures there is nothing to end.
         let is_calm = self.is_passive
             && call.outcome == Outcome::Success
-            && self.peers.with(|peers| peers.failed(at, now)) == 0
-            && self
-                .endpoint(at)
-                .is_some_and(|e| e.view.get().availability(now) == Availability::Available);
+            && self.peers.with(|peers| peers.failed(place, now)) == 0
+            && endpoint.view.get().availability(now) == Availability::Available;
         if is_calm {
             return;
         }

@@ -1,9 +1,11 @@
 //! Picking the endpoints of a request.
 
 use super::endpoint::{Endpoint, PERMIT_RECHECK, View, admitted};
+use super::slots::Slots;
 use super::{Attempts, Upstream};
 use crate::base::hash::place as place_of;
 use crate::base::rng::Rng;
+use crate::base::sort;
 use crate::base::time::Moment;
 use crate::document::{BalancePolicy, Percent};
 use crate::host::Host;
@@ -14,6 +16,7 @@ use crate::policy::upstream::roster::{Pool, Roster, RosterEntry, UNIT};
 use crate::policy::upstream::rotation::Rotation;
 use crate::policy::upstream::{self, Availability, EndpointList, LIST, choice, peers};
 use std::cell::RefCell;
+use std::rc::Rc;
 
 /// How endpoints are picked, ready for use.
 #[derive(Debug)]
@@ -23,39 +26,65 @@ pub(super) enum Balancer {
     PeakEwma,
     /// A table for each level.
     ConsistentHash {
-        tables: Vec<MaglevTable>,
+        tables: RefCell<Rc<[MaglevTable]>>,
         bounded_load: Option<Percent>,
     },
     Random,
-    First,
+    /// The places in the order of the list.
+    First(RefCell<Rc<[usize]>>),
 }
 
 impl Balancer {
-    pub(super) fn new(config: &BalancePolicy, endpoints: &[Endpoint], levels: usize) -> Self {
+    /// That of an upstream without endpoints: [`Balancer::fit`] follows.
+    pub(super) fn new(config: &BalancePolicy) -> Self {
         match config {
-            BalancePolicy::RoundRobin => {
-                Self::RoundRobin(RefCell::new(Rotation::new(endpoints.len())))
-            }
+            BalancePolicy::RoundRobin => Self::RoundRobin(RefCell::default()),
             BalancePolicy::LeastRequest => Self::LeastRequest,
             BalancePolicy::PeakEwma => Self::PeakEwma,
             BalancePolicy::Random => Self::Random,
-            BalancePolicy::First => Self::First,
-            BalancePolicy::ConsistentHash { bounded_load, .. } => {
+            BalancePolicy::First => Self::First(RefCell::new(Rc::new([]))),
+            BalancePolicy::ConsistentHash { bounded_load, .. } => Self::ConsistentHash {
+                tables: RefCell::new(Rc::new([])),
+                bounded_load: *bounded_load,
+            },
+        }
+    }
+
+    /// Makes ready what depends on the endpoints, which lie in so many levels. `named`: a source
+    /// has named them, in no order but that of their addresses.
+    pub(super) fn fit(&self, slots: &Slots, levels: usize, named: bool) {
+        match self {
+            // From a random start again: what each was short of, or beyond, it would not make up
+            // for with others.
+            Self::RoundRobin(rotation) => {
+                if let Ok(mut rotation) = rotation.try_borrow_mut() {
+                    *rotation = Rotation::new(slots.len());
+                }
+            }
+            Self::ConsistentHash { tables, .. } => {
                 let table = |level| {
-                    let endpoints = endpoints
-                        .iter()
-                        .enumerate()
-                        .filter(|(_, e)| usize::from(e.level) == level);
+                    let endpoints = slots.present();
                     let named = endpoints.filter_map(|(at, e)| {
-                        Some((e.address.as_str(), u16::try_from(at).ok()?, e.weight))
+                        let standing = e.standing.get();
+                        (usize::from(standing.level) == level).then_some(())?;
+                        Some((e.address.as_str(), u16::try_from(at).ok()?, standing.weight))
                     });
                     MaglevTable::new(named, maglev::SIZE)
                 };
-                Self::ConsistentHash {
-                    tables: (0..levels).map(table).collect(),
-                    bounded_load: *bounded_load,
+                if let Ok(mut tables) = tables.try_borrow_mut() {
+                    *tables = (0..levels).map(table).collect();
                 }
             }
+            Self::First(order) => {
+                let mut places: Vec<_> = slots.present().collect();
+                if named {
+                    sort::by_key(&mut places, |(_, endpoint)| endpoint.address.clone());
+                }
+                if let Ok(mut order) = order.try_borrow_mut() {
+                    *order = places.into_iter().map(|(place, _)| place).collect();
+                }
+            }
+            Self::LeastRequest | Self::PeakEwma | Self::Random => {}
         }
     }
 }
@@ -115,19 +144,17 @@ impl Upstream {
         whole: bool,
     ) -> Option<Pick> {
         let roster = self.roster(host, now);
+        let slots = self.slots();
         // Each round without success marks one endpoint as out, so there are at most as many rounds
         // as trials in the sample.
         for _ in 0..=upstream::SAMPLE {
-            let list = self.list(host, now, &roster, rng, hash)?;
-            let at = list.first()?;
-            let first = self.endpoint(at)?;
-            let mut pick = Pick {
-                list,
-                ..Pick::default()
-            };
+            let list = self.list(host, now, &slots, &roster, rng, hash)?;
+            let first = slots.at(list.first()?)?;
+            let mut pick = Pick::default();
             for (epoch, at) in pick.epochs.iter_mut().zip(list.iter()) {
-                let view = self.endpoint(at).map(|endpoint| endpoint.view.get());
+                let view = slots.at(at).map(|endpoint| endpoint.view.get());
                 *epoch = view.unwrap_or_default().epoch_at(now);
+                pick.list.push(slots.number(at));
             }
             pick.pending = !whole && first.availability(now) == Availability::Trial;
             if whole && first.availability(now) == Availability::Trial {
@@ -155,7 +182,7 @@ impl Upstream {
     pub(in crate::engine) fn try_pending<H: Host>(&self, host: &H, now: Moment, pick: &mut Pick) {
         if std::mem::take(&mut pick.pending)
             && let Some(first) = pick.list.first().and_then(|at| self.endpoint(at))
-            && let Some(epoch) = self.acquire(host, first, now)
+            && let Some(epoch) = self.acquire(host, &first, now)
         {
             pick.trial = true;
             if let Some(first) = pick.epochs.first_mut() {
@@ -164,11 +191,12 @@ impl Upstream {
         }
     }
 
-    /// Endpoints in the policy's order.
+    /// Endpoints in the policy's order, by their places.
     fn list<H: Host>(
         &self,
         host: &H,
         now: Moment,
+        slots: &Slots,
         roster: &Roster,
         rng: &Rng,
         hash: Option<u64>,
@@ -181,7 +209,7 @@ impl Upstream {
         };
         let pool = roster.pool(u16::try_from(draw).unwrap_or(0))?;
         let entries = roster.entries(pool);
-        let endpoint = |at: usize| self.endpoint(at);
+        let endpoint = |at: usize| slots.at(at);
         let in_flight = |at| endpoint(at).map_or(0, |e| e.in_flight.load(host, now));
         // With breakers these take out what fails, and what fails soon counts as in flight for as
         // long as others take; see `give_up` of the chain.
@@ -222,14 +250,22 @@ impl Upstream {
                 },
                 Some(hash),
             ) => {
+                let tables = Rc::clone(&*tables.try_borrow().ok()?);
                 let table = tables.get(usize::from(pool.level))?;
                 let room = |entry: &RosterEntry| {
                     let failed = failed(entry.at).div_ceil(peers::CALL.into());
-                    self.has_room(host, pool, entry, (hash, failed), *bounded_load)
+                    let endpoint = slots.at(entry.at);
+                    endpoint.is_some_and(|endpoint| {
+                        self.has_room(host, pool, entry, endpoint, (hash, failed), *bounded_load)
+                    })
                 };
                 table.pick(hash, roster, pool, &open, &room)
             }
-            (Balancer::First, _) => choice::first(entries, &open),
+            (Balancer::First(order), _) => {
+                let order = Rc::clone(&*order.try_borrow().ok()?);
+                let entries = order.iter().filter_map(|at| roster.entry(pool, *at));
+                choice::first(entries, &open)
+            }
             (Balancer::Random | Balancer::ConsistentHash { .. }, _) => {
                 choice::random(entries, &open, rng)
             }
@@ -250,16 +286,15 @@ impl Upstream {
         host: &H,
         pool: &Pool,
         entry: &RosterEntry,
+        endpoint: &Endpoint,
         (hash, failed): (u64, u64),
         bound: Option<Percent>,
     ) -> bool {
-        let Some(endpoint) = self.endpoint(entry.at) else {
-            return false;
-        };
-        let full = endpoint.weight.saturating_mul(UNIT);
-        // Other bits for each endpoint, so that keys which pass it over are not those that pass
+        let full = endpoint.weight().saturating_mul(UNIT);
+        // Other bits for each endpoint, the same in all workers, so that keys which pass it over are not those that pass
         // over the next.
-        let place = hash.rotate_left(20) ^ (entry.at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let place =
+            hash.rotate_left(20) ^ endpoint.in_flight.id().wrapping_mul(0x9e37_79b9_7f4a_7c15);
         if entry.weight < full && place_of(place, full) >= entry.weight {
             return false;
         }
@@ -286,7 +321,8 @@ impl Upstream {
     /// The override header's value.
     pub(in crate::engine) fn addresses(&self, pick: &Pick) -> Vec<u8> {
         let mut value = Vec::with_capacity(64);
-        for endpoint in pick.list.iter().filter_map(|at| self.endpoint(at)) {
+        let slots = self.slots();
+        for endpoint in pick.list.iter().filter_map(|at| slots.named(at)) {
             if !value.is_empty() {
                 value.push(b',');
             }
@@ -322,7 +358,7 @@ impl Upstream {
     /// Takes a request out of flight at this endpoint.
     pub(in crate::engine) fn leave<H: Host>(&self, host: &H, at: usize) {
         if let Some(endpoint) = self.endpoint(at) {
-            self.shift(host, endpoint, false);
+            self.shift(host, &endpoint, false);
         }
     }
 }

@@ -98,13 +98,14 @@ impl Upstream {
 
     /// The endpoint of this address.
     pub(in crate::engine) fn named(&self, address: &[u8]) -> Option<Attempts> {
-        let mut all = self.endpoints.iter();
-        let last = all.position(|it| it.address.as_bytes() == address)?;
-        Some(Attempts::one(last))
+        let slots = self.slots();
+        let mut all = slots.present();
+        let (last, _) = all.find(|(_, it)| it.address.as_bytes() == address)?;
+        Some(Attempts::one(slots.number(last)))
     }
 
     /// Something has failed: where haven steers by exception it does so now for a while.
     pub(in crate::engine) fn watch(&self) {
-        self.steering.watch(self.endpoints.len());
+        self.steering.watch(self.len());
     }
 }

@@ -3,12 +3,13 @@
 use super::Upstream;
 use super::pick::{Balancer, Pick};
 use crate::base::headers::{HeaderMap, parse_number};
+use crate::base::time::{Moment, Nanos};
 use crate::host::Host;
 
 /// The endpoints that the proxy tried of a [`Pick`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempts {
-    /// Index of the endpoint that it tried last.
+    /// The number of the endpoint that it tried last.
     pub last: usize,
     /// How many tries there were before. They failed, or there would have been no next one.
     pub before: u64,
@@ -49,7 +50,32 @@ pub struct Tried {
 /// one try: otherwise nothing would show that the proxy does not follow the list.
 const LOOK: u8 = 64;
 
+/// How long the proxy may know other endpoints than haven where a source names them: one of the two
+/// hears first of a change.
+const SETTLING: Nanos = Nanos::from_secs(5);
+
+/// A stray so much later is not the same one that goes on.
+const ANOTHER: Nanos = Nanos::from_secs(60);
+
 impl Upstream {
+    /// Whether it shows a fault in the proxy's wiring that it has not asked the endpoint that it
+    /// was to ask first: where a source names endpoints it does if it goes on.
+    pub(in crate::engine) fn strays_for_good(&self, pick: &Pick, now: Moment) -> bool {
+        if self.discovery().is_none() {
+            return true;
+        }
+        let first = pick.list.first().and_then(|at| self.endpoint(at));
+        let Some(first) = first.filter(|first| !first.is_gone()) else {
+            return false;
+        };
+        let since = first.astray.get();
+        if !since.is_within(ANOTHER, now) {
+            first.astray.set(now);
+            return false;
+        }
+        now.since(since) >= SETTLING
+    }
+
     /// Whether it matters which endpoint answered.
     pub(in crate::engine) const fn needs_endpoint(&self) -> bool {
         (self.has_breakers && !self.is_passive)
@@ -97,9 +123,10 @@ impl Upstream {
         said: Option<u64>,
         count: impl FnOnce() -> Option<u64>,
     ) -> Tried {
+        let slots = self.slots();
         let is = |at: &usize| {
-            self.endpoint(*at)
-                .is_some_and(|e| Some(e.address.as_bytes()) == address)
+            let endpoint = slots.named(*at);
+            endpoint.is_some_and(|e| Some(e.address.as_bytes()) == address)
         };
         let beyond_first = |count: u64| count.saturating_sub(1);
         let tries = |last, before| Attempts {
@@ -124,13 +151,13 @@ impl Upstream {
         }
         let count = said.or_else(count);
         let retries = count.map_or(0, beyond_first);
-        let found = (0..self.endpoints.len()).find(is);
+        let found = (0..slots.len()).map(|at| slots.number(at)).find(is);
         // Behind the list's end the proxy picks by itself, and where there is none (a shadow).
         let strayed = address.is_some()
             && if self.is_left(pick) {
                 // It was free to, but for levels that are in reserve.
-                let endpoint = found.and_then(|at| self.endpoint(at));
-                endpoint.is_none_or(|endpoint| endpoint.level > 0)
+                let endpoint = found.and_then(|at| slots.named(at));
+                endpoint.is_none_or(|endpoint| endpoint.standing.get().level > 0)
             } else {
                 count.is_some() && retries < pick.list.iter().count() as u64
             };
@@ -163,8 +190,11 @@ impl Upstream {
     }
 
     /// The address of the endpoint that the proxy was to ask first.
-    pub(in crate::engine) fn first_address(&self, pick: &Pick) -> &str {
+    pub(in crate::engine) fn first_address(&self, pick: &Pick) -> String {
         let first = pick.list.first().and_then(|at| self.endpoint(at));
-        first.map_or("an endpoint in use", |first| &first.address)
+        first.map_or_else(
+            || "an endpoint in use".into(),
+            |first| first.address.clone(),
+        )
     }
 }

@@ -58,7 +58,8 @@ impl SourceState {
 /// How the source of an upstream's endpoints does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SourceStatus {
-    /// Counts the changes of the endpoints; 0: none are known yet.
+    /// Moves up with each change of the endpoints; 0: none are known yet. A record that was lost and
+    /// written anew has no version that was there before.
     pub version: u64,
     /// How its last answer was.
     pub state: SourceState,
@@ -83,18 +84,42 @@ pub struct Known {
     pub status: SourceStatus,
     /// The endpoints.
     pub members: Membership,
+    /// When each was first seen, in their order; zero: the first list had it.
+    pub first_seen: Vec<Moment>,
 }
 
 impl Known {
+    /// With these endpoints from `now` on: those that are known keep their time.
+    #[must_use]
+    pub fn with(self, members: &Membership, now: Moment) -> Self {
+        let is_first = self.status.version == 0;
+        let first_seen = members.members().iter().map(|it| {
+            let seen = self.first_seen.get(self.members.place(&it.address)?);
+            seen.copied()
+        });
+        let new = if is_first { Moment::ZERO } else { now };
+        Self {
+            first_seen: first_seen.map(|seen| seen.unwrap_or(new)).collect(),
+            status: SourceStatus {
+                version: self.status.version.saturating_add(1).max(now.0),
+                ..self.status
+            },
+            members: members.clone(),
+        }
+    }
+
     /// Its bytes.
     pub fn encode(&self, bytes: &mut Vec<u8>) {
         bytes.clear();
         self.status.encode(bytes);
-        for member in self.members.members() {
+        let never = std::iter::repeat(&Moment::ZERO);
+        let first_seen = self.first_seen.iter().chain(never);
+        for (member, seen) in self.members.members().iter().zip(first_seen) {
             let weight = u16::try_from(member.weight).unwrap_or(u16::MAX);
             let priority = u8::try_from(member.priority).unwrap_or(u8::MAX);
             bytes.extend_from_slice(&[member.verdict.code(), priority]);
             bytes.extend_from_slice(&weight.to_le_bytes());
+            bytes.extend_from_slice(&seen.0.to_le_bytes());
             put_text(bytes, &member.address);
             put_text(bytes, member.zone.as_deref().unwrap_or_default());
         }
@@ -108,9 +133,10 @@ impl Known {
 
     fn read(bytes: &[u8]) -> Option<Self> {
         let (status, mut rest) = SourceStatus::read(bytes)?;
-        let mut members: Vec<Member> = Vec::new();
+        let (mut members, mut first_seen): (Vec<Member>, _) = (Vec::new(), Vec::new());
         while !rest.0.is_empty() {
             let [code, priority, low, high] = rest.take::<4>()?;
+            first_seen.push(Moment(rest.number()?));
             let member = Member {
                 verdict: Verdict::of(code)?,
                 priority: priority.into(),
@@ -130,6 +156,7 @@ impl Known {
         Some(Self {
             status,
             members: Membership(members),
+            first_seen,
         })
     }
 }
@@ -320,7 +347,8 @@ mod tests {
             status in any_status(),
             cut in 0usize..2_000,
         ) {
-            let known = Known { status, members };
+            let first_seen = (0..members.len()).map(|n| Moment(n as u64)).collect();
+            let known = Known { status, members, first_seen };
             let mut bytes = vec![9];
             known.encode(&mut bytes);
             prop_assert_eq!(SourceStatus::decode(&bytes), known.status.clone());
@@ -374,8 +402,13 @@ mod tests {
         };
         let members = membership(0..1_000);
         let mut bytes = Vec::new();
-        Known { status, members }.encode(&mut bytes);
-        assert!(bytes.len() < 32 << 10, "{}", bytes.len());
+        Known {
+            status,
+            members,
+            ..Known::default()
+        }
+        .encode(&mut bytes);
+        assert!(bytes.len() < 40 << 10, "{}", bytes.len());
         let read = Known::decode(&bytes);
         assert_eq!(read.status.reason, "é".repeat(120));
         assert_eq!(read.members.len(), 1_000);

@@ -34,7 +34,7 @@ pub enum Reported {
     Refused,
     /// There was no answer, or an error.
     Failed,
-    /// An answer to a later question has come before.
+    /// An answer to a later question has come before, or others kept writing: it changes nothing.
     Late,
 }
 
@@ -74,7 +74,7 @@ impl Report {
             return (Reported::Late, None);
         }
         let (reported, state, reason, held) = self.judged(&before, around);
-        let Known { status, members } = before;
+        let Known { status, .. } = &before;
         let is_news = state != status.state;
         let mut known = Known {
             status: SourceStatus {
@@ -84,7 +84,7 @@ impl Report {
                 // An error says nothing of the endpoints: what the last answer said is still to be
                 // confirmed.
                 held: if reported == Reported::Failed {
-                    status.held
+                    status.held.clone()
                 } else {
                     held.map(|missing| (now, missing))
                 },
@@ -94,16 +94,16 @@ impl Report {
                 } else {
                     Moment::ZERO
                 },
-                ..status
+                version: status.version,
+                cursor: status.cursor,
             },
-            members,
+            ..before
         };
         if let (Reported::Counted { changed }, Ok(answer)) = (reported, &self.result) {
             known.status.confirmed = self.asked;
             known.status.cursor = answer.cursor;
             if changed {
-                known.status.version = known.status.version.saturating_add(1);
-                known.members = answer.members.clone();
+                known = known.with(&answer.members, now);
             }
         }
         (reported, Some(known))
@@ -224,20 +224,20 @@ mod tests {
         );
         let at = |known: &Known| {
             (
-                known.status.version,
+                known.status.version / 1_000_000_000,
                 known.status.confirmed.as_millis() / 1_000,
             )
         };
         assert_eq!(
             (at(&known), known.status.since_unix),
-            ((1, T + 1), 1_700_001_000)
+            ((T, T + 1), 1_700_001_000)
         );
         for (failure, state) in [
             (Failure::Error("status 500".into()), SourceState::Error),
             (Failure::Refused("endpoint 3".into()), SourceState::Refused),
         ] {
             play(&mut known, &failed(T + 2, failure), T + 2);
-            assert_eq!((at(&known), known.members.len()), ((1, T + 1), 3));
+            assert_eq!((at(&known), known.members.len()), ((T, T + 1), 3));
             assert_eq!((known.status.state, known.status.cursor), (state, T + 1));
         }
         let empty = said(T + 3, Membership::default());
@@ -253,7 +253,13 @@ mod tests {
             play(&mut known, &said(T + 4, members), T + 4),
             counted(true)
         );
-        assert_eq!((at(&known), &*known.status.reason), ((2, T + 4), ""));
+        assert_eq!((at(&known), &*known.status.reason), ((T + 4, T + 4), ""));
+        // What comes later is new from then on, and what comes back as well.
+        play(&mut known, &said(T + 5, membership(1..5)), T + 5);
+        play(&mut known, &said(T + 6, membership(0..5)), T + 6);
+        let seen = known.first_seen.iter();
+        let seen: Vec<_> = seen.map(|it| it.as_millis() / 1_000).collect();
+        assert_eq!(seen, [T + 6, 0, 0, T + 5, T + 5]);
     }
 
     #[test]
@@ -363,7 +369,8 @@ mod tests {
                 let same = known.members == before.members;
                 prop_assert!(same || known.members == members);
                 let step = u64::from(matches!(reported, Reported::Counted { changed: true }));
-                prop_assert_eq!(known.status.version, before.status.version + step);
+                prop_assert_eq!(known.status.version > before.status.version, step == 1);
+                prop_assert!(step == 1 || known.status.version == before.status.version);
                 prop_assert!(same || step == 1);
                 prop_assert!(!known.members.is_empty() || before.members.is_empty());
                 let is_held = known.status.held.is_some();

@@ -36,6 +36,24 @@ impl Schedule {
         }
     }
 
+    /// The schedule of endpoints of which each was at a place of this one, or is new.
+    #[must_use]
+    pub fn rearranged(&self, from: &[Option<usize>], now: Moment) -> Self {
+        let mut new = 0u64;
+        let due = from.iter().map(|at| {
+            at.and_then(|at| self.due.get(at))
+                .copied()
+                .unwrap_or_else(|| {
+                    new = new.saturating_add(1);
+                    now.plus(SPREAD.times(new))
+                })
+        });
+        Self {
+            due: due.collect(),
+            in_flight: self.in_flight,
+        }
+    }
+
     /// How late a check may be: the checks that are due within this time start in one tick.
     #[must_use]
     pub fn quantum(check: &HealthCheck) -> Nanos {
@@ -169,6 +187,23 @@ mod tests {
             now = now.plus(Schedule::quantum(check));
         }
         started
+    }
+
+    #[test]
+    fn who_stays_keeps_its_time_and_who_is_new_is_asked_at_once() {
+        let check = check(r#""interval": "10s""#);
+        let now = Moment::from_secs(100);
+        let mut before = Schedule::new(3, now);
+        let asked = before.take_due(&check, now.plus(Nanos::from_secs(1)));
+        assert_eq!(asked, [0]);
+        let later = now.plus(Nanos::from_secs(2));
+        let mut after = before.rearranged(&[Some(1), None, Some(2), None], later);
+        let (kept, new) = (before.due[1], later.plus(SPREAD));
+        assert_eq!(after.due, [kept, new, before.due[2], new.plus(SPREAD)]);
+        // The one that was being asked has gone; its answer makes room all the same.
+        assert_eq!(after.in_flight, 1);
+        after.answered(usize::MAX, &check, false, later, later, 0);
+        assert_eq!(after.in_flight, 0);
     }
 
     #[test]

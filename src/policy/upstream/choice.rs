@@ -53,7 +53,7 @@ pub fn cheapest(
 ) -> EndpointList {
     // The only one costs what it costs.
     if let [_] = entries {
-        return first(entries, open);
+        return first(entries.iter(), open);
     }
     let mut sample = [None; SAMPLE];
     let count = entries.len() as u64;
@@ -139,10 +139,13 @@ pub fn random(entries: &[RosterEntry], open: &dyn Fn(usize) -> bool, rng: &Rng) 
     in_order(list, from.iter().chain(before), open)
 }
 
-/// The first in the configuration's order.
+/// The first ones in the order in which they come.
 #[must_use]
-pub fn first(entries: &[RosterEntry], open: &dyn Fn(usize) -> bool) -> EndpointList {
-    in_order(EndpointList::default(), entries.iter(), open)
+pub fn first<'a>(
+    entries: impl Iterator<Item = &'a RosterEntry>,
+    open: &dyn Fn(usize) -> bool,
+) -> EndpointList {
+    in_order(EndpointList::default(), entries, open)
 }
 
 fn in_order<'a>(

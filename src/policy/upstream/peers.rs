@@ -156,6 +156,18 @@ impl Peers {
         }
     }
 
+    /// There are so many endpoints from now on.
+    pub fn resize(&mut self, endpoints: usize) {
+        self.counts.resize(endpoints, TryCounts::default());
+    }
+
+    /// Another endpoint has this place, of which nothing is known.
+    pub fn forget(&mut self, at: usize) {
+        if let Some(counts) = self.counts.get_mut(at) {
+            *counts = TryCounts::default();
+        }
+    }
+
     /// Counts a try at the endpoint of this place. `took`: how long, if that is known; what failed
     /// shows nothing of that.
     pub fn record(&mut self, at: usize, now: Moment, ended: Try, took: Option<Nanos>) {

@@ -54,9 +54,9 @@ fn a_trial_comes_first_or_not_at_all() {
         );
         assert_eq!(order(random(&entries, NO_TRIAL, &rng)).len(), 2);
     }
-    assert_eq!(order(first(&entries, ANY_TRIAL)), [0, 2]);
-    assert_eq!(order(first(&entries[1..], ANY_TRIAL)), [1, 2]);
-    assert_eq!(order(first(&entries[1..], NO_TRIAL)), [2]);
+    assert_eq!(order(first(entries.iter(), ANY_TRIAL)), [0, 2]);
+    assert_eq!(order(first(entries[1..].iter(), ANY_TRIAL)), [1, 2]);
+    assert_eq!(order(first(entries[1..].iter(), NO_TRIAL)), [2]);
 }
 
 #[test]
