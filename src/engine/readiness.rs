@@ -1,6 +1,7 @@
 //! What haven reports of the service: health documents, and gRPC health checks.
 
 use super::Engine;
+use super::serving::awaits_envoy;
 use super::upstream::Upstream;
 use crate::base::grpc_health::Serving;
 use crate::base::text::number;
@@ -45,10 +46,12 @@ fn component<'u, H: Host>(upstream: &'u Upstream, host: &H, now: Moment) -> Comp
     let source = upstream.source(now);
     let is_known = source.is_none_or(|source| source.is_known);
     let up = is_up(&upstream.config, usable, counts.members);
-    let (status, why) = if is_known || up {
-        status(upstream, up)
-    } else {
+    let (status, why) = if !is_known && !up {
         (HealthStatus::Unknown, "none is known yet".into())
+    } else if up && usable > 0 && awaits_envoy(&upstream.config, host) {
+        (HealthStatus::Unknown, "Envoy has none of them yet".into())
+    } else {
+        status(upstream, up)
     };
     let error = (status != HealthStatus::Up).then(|| {
         let (usable, members) = (number(usable.into()), number(counts.members.into()));

@@ -1,8 +1,9 @@
 //! haven as Envoy's endpoint discovery: what the requests of an engine have in common, and what
 //! health documents have to know of it.
 
-use crate::host::Host;
-use crate::policy::discovery::serve;
+use crate::document::{Percent, Registry, Upstream};
+use crate::host::{Host, SharedData};
+use crate::policy::discovery::serve::{self, HeldRecord};
 use std::cell::Cell;
 
 /// Of an engine that serves endpoints.
@@ -20,4 +21,14 @@ impl Serving {
         let _ = serve::announce(host);
         Self::default()
     }
+}
+
+/// Whether Envoy is to have an upstream's endpoints from haven, and has not shown yet that it has
+/// any: until then it answers each request with 503.
+pub(super) fn awaits_envoy<H: SharedData>(upstream: &Upstream, host: &H) -> bool {
+    let source = upstream.source.as_ref();
+    source.is_some_and(|it| !matches!(it.registry, Registry::Envoy { .. }))
+        && upstream.min_healthy != Some(Percent(0))
+        && serve::is_announced(host)
+        && HeldRecord::new(&upstream.name).read(host).is_none()
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use haven::policy::discovery::record::{Known, SourceRecord, SourceStatus};
-use haven::policy::discovery::serve::HeldRecord;
+use haven::policy::discovery::serve::{self, HeldRecord};
 use haven::policy::discovery::{Builder, Membership, Named, Verdict};
 
 const PATH: &str = "/v3/discovery:endpoints";
@@ -337,4 +337,40 @@ fn a_thousand_endpoints_are_answered_at_once() {
     let calls = proxy.machine.calls() - before;
     assert!(calls < 10, "{calls} host calls");
     assert_eq!(ask(&proxy, "users", Some(version(&body))).0, 304);
+}
+
+/// haven knows the endpoints a moment before Envoy does, which answers 503 until then.
+#[test]
+fn a_proxy_is_not_ready_before_its_envoy_has_endpoints() {
+    let config = |least: u8| {
+        let source = json!({"etcd": {"cluster": "etcd", "prefix": "/services/users/"}});
+        json!({"upstreams": {"users": {"endpoints": source, "min_healthy": least}}})
+    };
+    let mut proxy = Proxy::new(&config(1));
+    let held = HeldRecord::new("users");
+    assert_eq!(proxy.status("/readyz", &[]), 503, "none is known");
+    name(&proxy, "users", &members(&["10.0.0.1:80"]));
+    proxy.reload(&config(1));
+    assert_eq!(
+        proxy.status("/readyz", &[]),
+        200,
+        "something else feeds Envoy"
+    );
+    serve::announce(&proxy.worker).unwrap();
+    let reply = proxy.request("/readyz", &[], 200).replied().unwrap();
+    let body = String::from_utf8_lossy(reply.body()).into_owned();
+    assert!(
+        reply.status == 503 && body.contains("Envoy has none of them yet"),
+        "{body}"
+    );
+    held.write(&proxy.worker, Some(7)).unwrap();
+    assert_eq!(proxy.status("/readyz", &[]), 200);
+    held.write(&proxy.worker, None).unwrap();
+    assert_eq!(
+        proxy.status("/readyz", &[]),
+        503,
+        "its cluster was made anew"
+    );
+    proxy.reload(&config(0));
+    assert_eq!(proxy.status("/readyz", &[]), 200, "that needs no endpoint");
 }
