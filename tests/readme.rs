@@ -310,6 +310,8 @@ fn log_lines_are_explained() {
         "client_ip: a request came without X-Real-IP",
         "gRPC health checks are not answered by haven: ",
         "gRPC health checks: the message of a call did not come",
+        "serve_endpoints: a request ended before its body came",
+        "serve_endpoints: a request that did not come in on the loopback was refused",
         "outcomes by_exception: the access log of Envoy does not report what fails",
     ] {
         assert!(TROUBLESHOOTING.contains(line), "{line:?}");

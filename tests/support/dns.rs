@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use super::{Dir, wait_for};
@@ -22,14 +21,14 @@ impl Dns {
         let program = super::server_program("dnsmasq").unwrap_or_else(|error| panic!("{error}"));
         let dir = Dir::new().expect("a directory for dnsmasq");
         let addr = free_udp_addr();
+        // There before it starts: a signal that came too soon would end it.
+        write(&dir, name, addresses);
         let it = Self {
-            server: serve(&program, addr, &dir.path().join("hosts")),
+            server: serve(&program, addr, &dir.path().join(HOSTS)),
             addr,
             name: name.to_owned(),
             dir,
         };
-        it.write(addresses);
-        it.reload();
         wait_for("dnsmasq answers", async || it.answers(addresses.len())).await;
         it
     }
@@ -41,23 +40,9 @@ impl Dns {
 
     /// Gives the name these addresses, and waits until they are answered.
     pub async fn set(&mut self, addresses: &[IpAddr]) {
-        self.write(addresses);
+        write(&self.dir, &self.name, addresses);
         self.reload();
         wait_for("dnsmasq answers", async || self.answers(addresses.len())).await;
-    }
-
-    fn hosts(&self) -> PathBuf {
-        self.dir.path().join("hosts")
-    }
-
-    fn write(&self, addresses: &[IpAddr]) {
-        let mut text = String::new();
-        for address in addresses {
-            let _ = writeln!(text, "{address} {}", self.name);
-        }
-        let next = self.dir.path().join("hosts.next");
-        std::fs::write(&next, text).expect("the addresses are written");
-        std::fs::rename(next, self.hosts()).expect("the addresses are replaced");
     }
 
     fn reload(&self) {
@@ -90,8 +75,20 @@ impl Drop for Dns {
     }
 }
 
+/// The file of addresses.
+const HOSTS: &str = "hosts";
+
+fn write(dir: &Dir, name: &str, addresses: &[IpAddr]) {
+    let mut text = String::new();
+    for address in addresses {
+        let _ = writeln!(text, "{address} {name}");
+    }
+    let next = dir.path().join("hosts.next");
+    std::fs::write(&next, text).expect("the addresses are written");
+    std::fs::rename(next, dir.path().join(HOSTS)).expect("the addresses are replaced");
+}
+
 fn serve(program: &std::path::Path, addr: SocketAddr, hosts: &std::path::Path) -> Child {
-    std::fs::write(hosts, "").expect("the file of addresses");
     Command::new(program)
         .args([
             "--keep-in-foreground",

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::net::{TcpListener, UnixStream};
+use tokio::task::JoinHandle;
 
 use super::client::Client;
 use super::config::EnvoyConfig;
@@ -65,7 +67,7 @@ impl Envoy {
             if exited.is_some() {
                 return true;
             }
-            let Some(at) = process.admin_addr() else {
+            let Some(at) = process.admin_addr().await else {
                 return false;
             };
             admin_addr = Some(at);
@@ -349,6 +351,8 @@ struct Process {
     /// with us. (`PR_SET_PDEATHSIG` needs unsafe code, and strikes when the thread that started
     /// Envoy ends.)
     watchdog: Child,
+    /// To an admin page on a unix socket.
+    passage: Option<Passage>,
     dir: Dir,
 }
 
@@ -388,6 +392,7 @@ impl Process {
             Ok(watchdog) => Ok(Self {
                 envoy,
                 watchdog,
+                passage: None,
                 dir,
             }),
             Err(error) => {
@@ -398,8 +403,17 @@ impl Process {
         }
     }
 
-    fn admin_addr(&self) -> Option<SocketAddr> {
-        self.read("admin.txt").trim().parse().ok()
+    /// Where the admin page is; one on a unix socket is given a port.
+    async fn admin_addr(&mut self) -> Option<SocketAddr> {
+        let at = self.read("admin.txt");
+        let at = at.trim();
+        if !at.starts_with('/') {
+            return at.parse().ok();
+        }
+        if self.passage.is_none() {
+            self.passage = Some(Passage::open(at).await);
+        }
+        self.passage.as_ref().map(|it| it.addr)
     }
 
     fn read(&self, name: &str) -> String {
@@ -412,6 +426,39 @@ impl Process {
         let lines: Vec<String> = log.lines().map(shortened).collect();
         let tail = lines[lines.len().saturating_sub(40)..].join("\n");
         format!("--- the end of Envoy's log\n{tail}\n---")
+    }
+}
+
+/// A port that leads to a unix socket.
+#[derive(Debug)]
+struct Passage {
+    addr: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Passage {
+    async fn open(path: &str) -> Self {
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener = TcpListener::bind(loopback).await.expect("a free port");
+        let addr = listener.local_addr().expect("its address");
+        let path = path.to_owned();
+        let task = tokio::spawn(async move {
+            while let Ok((mut from, _)) = listener.accept().await {
+                if let Ok(mut to) = UnixStream::connect(&path).await {
+                    tokio::spawn(async move {
+                        // Whoever hangs up has what it wanted.
+                        let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+                    });
+                }
+            }
+        });
+        Self { addr, task }
+    }
+}
+
+impl Drop for Passage {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 

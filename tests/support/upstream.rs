@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Deref;
+use std::sync::{Mutex, PoisonError};
 
 use haven_upstream as server;
 use haven_upstream::faults::Faults;
@@ -82,7 +83,19 @@ pub struct Reserved {
     socket: socket2::Socket,
 }
 
+/// Those of [`Reserved::for_good`].
+static KEPT: Mutex<Vec<Reserved>> = Mutex::new(Vec::new());
+
 impl Reserved {
+    /// One that is kept for as long as this process lives.
+    pub fn for_good() -> SocketAddr {
+        let one = Self::new(Ipv4Addr::LOCALHOST.into());
+        let addr = one.addr;
+        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push(one);
+        addr
+    }
+
     /// One at this IP.
     pub fn new(ip: IpAddr) -> Self {
         let domain = socket2::Domain::for_address(SocketAddr::new(ip, 0));
