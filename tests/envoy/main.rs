@@ -16,6 +16,7 @@ mod checks;
 mod concurrency;
 mod deadline;
 mod deploy;
+mod discovery_sources;
 mod endpoints;
 mod examples;
 mod exceptions;

@@ -1,5 +1,6 @@
 //! Envoy's bootstrap, written for a test.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -62,6 +63,7 @@ pub struct EnvoyConfig {
     manager: Value,
     runtime: Value,
     wasm: Option<String>,
+    variables: BTreeMap<String, String>,
     stop_all: bool,
     attempt_counts: bool,
     exceptions: Option<Exceptions>,
@@ -90,6 +92,7 @@ impl Default for EnvoyConfig {
             manager: json!({}),
             runtime: json!({}),
             wasm: None,
+            variables: BTreeMap::new(),
             stop_all: false,
             attempt_counts: false,
             exceptions: None,
@@ -157,6 +160,12 @@ impl EnvoyConfig {
     /// With another wasm file than haven's.
     pub fn wasm(mut self, path: &Path) -> Self {
         self.wasm = Some(path.display().to_string());
+        self
+    }
+
+    /// With a variable for haven, of the plugin's `vm_config.environment_variables`.
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.insert(name.to_owned(), value.to_owned());
         self
     }
 
@@ -365,7 +374,11 @@ impl EnvoyConfig {
                 Some(wasm) => wasm.clone(),
                 None => haven_wasm()?.display().to_string(),
             };
-            let filter = haven_filter(&wasm, filter, self.stop_all);
+            let mut filter = haven_filter(&wasm, filter, self.stop_all);
+            if !self.variables.is_empty() {
+                filter["typed_config"]["config"]["vm_config"]["environment_variables"] =
+                    json!({"key_values": self.variables});
+            }
             if self.exceptions == Some(Exceptions::Wired) {
                 logs.push(exceptions_log(&filter));
             }

@@ -131,23 +131,7 @@ fn url(at: &Reserved) -> String {
     format!("http://{}", at.addr)
 }
 
-/// RFC 4648, 4.
+/// In base64, as the gateway has it.
 pub fn base64(text: &str) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::new();
-    for three in text.as_bytes().chunks(3) {
-        let bits = three
-            .iter()
-            .fold(0u32, |bits, byte| bits << 8 | u32::from(*byte))
-            << (8 * (3 - three.len()));
-        for place in 0..4 {
-            let letter = LETTERS[(bits >> (18 - 6 * place) & 63) as usize];
-            out.push(if place <= three.len() {
-                letter.into()
-            } else {
-                '='
-            });
-        }
-    }
-    out
+    haven::base::base64::encode(text.as_bytes())
 }

@@ -33,6 +33,7 @@ use std::time::Duration;
 
 pub mod client;
 pub mod config;
+pub mod consul;
 pub mod dns;
 pub mod endpoint;
 pub mod envoy;
