@@ -72,6 +72,15 @@ pub(super) fn check(config: &Config, errors: &mut Errors) {
             let shown = show_span(it.slow_call_duration);
             refuse(&at.key("slow_call_duration"), &shown, "at least \"60s\"");
         }
+        // Answers below 500 are what Envoy does not show.
+        if let Some((from, _)) = it.failure_on.status.iter().find(|(from, _)| *from < 500) {
+            let at = at.key("failure_on");
+            refuse(
+                &at.key("status"),
+                &from.to_string(),
+                "only statuses from 500 on",
+            );
+        }
     }
     let routes = Path::Root.key("routes");
     for (i, it) in config.routes.iter().enumerate() {

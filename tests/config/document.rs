@@ -162,7 +162,7 @@ fn what_needs_every_answer_is_refused_where_only_exceptions_are_read() {
         "upstreams": {"u": {"load_balancer": {"policy": "peak_ewma"}, "load_report": "orca"}, "v": {}},
         "rate_limits": {"a": {"limit": 1}, "b": {"limit": 1, "headers": "none"}},
         "concurrency_limits": {"found": {}, "set": {"algorithm": "fixed", "limit": 1}},
-        "circuit_breakers": {"plain": {}, "slow": {"slow_call_duration": "1s", "slow_call_rate_threshold": 50}},
+        "circuit_breakers": {"plain": {}, "slow": {"slow_call_duration": "1s", "slow_call_rate_threshold": 50}, "shy": {"failure_on": {"status": ["500-503", "408-511"]}}},
         "fallbacks": {"kept": {"steps": [{"stale": {}}]}},
         "routes": [
             {"name": "good", "upstream": "u", "rate_limits": ["b"], "circuit_breaker": "plain", "timeout": {"request": "1s"}},
@@ -177,6 +177,7 @@ fn what_needs_every_answer_is_refused_where_only_exceptions_are_read() {
         "concurrency_limits.found.algorithm",
         "circuit_breakers.slow.slow_call_rate_threshold",
         "circuit_breakers.slow.slow_call_duration",
+        "circuit_breakers.shy.failure_on.status",
         "routes[1].canary.upstream",
         "routes[1].fallback",
         "routes[1].timeout.request",
