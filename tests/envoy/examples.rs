@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::filter::assert_sound;
+use crate::support::consul::{Consul, instance};
 use crate::support::dns::Dns;
 use crate::support::etcd::Etcd;
 use crate::support::{
@@ -82,6 +83,29 @@ fn etcd_yaml_serves() {
                 ("address: 10.77.0.21, port_value: 2379", &members[0]),
                 ("address: 10.77.0.22, port_value: 2379", &members[1]),
                 ("address: 10.77.0.23, port_value: 2379", &members[2]),
+            ],
+        );
+        serves(&mut Envoy::start(config).await, &upstreams).await;
+    });
+}
+
+#[test]
+fn consul_yaml_serves() {
+    run(async {
+        let (consul, upstreams) = (Consul::start().await, Upstream::start_many(2).await);
+        for (id, upstream) in ["a", "b"].iter().zip(&upstreams) {
+            consul.register(id, &instance("user-service", upstream.addr()));
+        }
+        let [admin, eds] = ports();
+        let config = example(
+            "consul",
+            &[
+                (admin.0, &admin.1),
+                (eds.0, &eds.1),
+                (
+                    "address: 127.0.0.1, port_value: 8500",
+                    &socket(consul.addr()),
+                ),
             ],
         );
         serves(&mut Envoy::start(config).await, &upstreams).await;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::filter::{assert_sound, nothing_in_flight};
 use crate::support::config::socket_address;
+use crate::support::consul::{Consul, instance};
 use crate::support::dns::Dns;
 use crate::support::etcd::Etcd;
 use crate::support::open_loop::{self, Outcome};
@@ -86,6 +87,7 @@ enum Registry {
     Dns(Dns),
     File(File),
     Etcd(Box<Etcd>, Vec<SocketAddr>),
+    Consul(Consul, Vec<SocketAddr>),
 }
 
 impl Registry {
@@ -102,6 +104,15 @@ impl Registry {
                 }
                 *known = endpoints.to_vec();
             }
+            Self::Consul(consul, known) => {
+                for gone in known.iter().filter(|it| !endpoints.contains(it)) {
+                    consul.deregister(&gone.to_string());
+                }
+                for new in endpoints.iter().filter(|it| !known.contains(it)) {
+                    consul.register(&new.to_string(), &instance("users", *new));
+                }
+                *known = endpoints.to_vec();
+            }
         }
     }
 
@@ -109,7 +120,7 @@ impl Registry {
     const fn promised(&self) -> Duration {
         match self {
             // Envoy asks DNS each second.
-            Self::Dns(_) | Self::Etcd(..) => Duration::from_secs(3),
+            Self::Dns(_) | Self::Etcd(..) | Self::Consul(..) => Duration::from_secs(3),
             Self::File(_) => Duration::from_secs(2),
         }
     }
@@ -395,6 +406,25 @@ fn endpoints_from_etcd_come_and_go() {
         let fleet = Fleet::start().await;
         let (mut registry, mut envoy) = with_etcd(&fleet).await;
         scale("etcd", &mut registry, &fleet, &envoy).await;
+        nothing_in_flight(&envoy).await;
+        assert_sound(&mut envoy).await;
+    });
+}
+
+#[test]
+fn endpoints_from_consul_come_and_go() {
+    run_alone(async {
+        let fleet = Fleet::start().await;
+        let consul = Consul::start().await;
+        let cluster = Cluster::served("users", Duration::from_millis(500));
+        let source = json!({"consul": {"cluster": "consul", "service": "users"}});
+        let config = envoy(cluster, &source)
+            .cluster(Cluster::new("consul", [consul.addr()]).plain())
+            .serves_endpoints(&["users"]);
+        let mut registry = Registry::Consul(consul, Vec::new());
+        registry.set(&fleet.addrs(FEWEST)).await;
+        let mut envoy = Envoy::start(config).await;
+        scale("Consul's stand-in", &mut registry, &fleet, &envoy).await;
         nothing_in_flight(&envoy).await;
         assert_sound(&mut envoy).await;
     });

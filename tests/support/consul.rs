@@ -53,6 +53,11 @@ struct Instance {
     status: String,
 }
 
+/// An instance's definition that says where it is, and nothing else.
+pub fn instance(service: &str, addr: SocketAddr) -> Value {
+    json!({"Name": service, "Address": addr.ip().to_string(), "Port": addr.port()})
+}
+
 impl State {
     fn with<T>(&self, change: impl FnOnce(&mut Catalog) -> T) -> T {
         change(&mut self.catalog.lock().unwrap_or_else(PoisonError::into_inner))
